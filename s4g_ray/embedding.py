@@ -1,0 +1,241 @@
+"""The Ray Data job that turns a collection and a checkpoint into an embedding table.
+
+The job streams *parts* of a collection: tasks read and decode a part's images, a pool of actors encodes them
+and writes the part as Parquet; the driver publishes the table when all parts are there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from s4g_ray import storage
+from s4g_ray.config import RunConfig
+from s4g_ray.dataset import VIEWS, GeoDataset, ImageTable, View
+from s4g_ray.encoder import Numerics, load_encoder
+from s4g_ray.errors import BadImageError, RunError
+from s4g_ray.images import load_image
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """ids[N], place_ids[N], vectors[N, D] float32, in the order of the parts."""
+
+    ids: NDArray[np.int64]
+    place_ids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, ids: NDArray[np.int64]) -> EmbeddingTable:
+        """The rows whose id is among `ids`."""
+        rows = np.isin(self.ids, ids)
+        return EmbeddingTable(self.ids[rows], self.place_ids[rows], self.vectors[rows])
+
+
+@dataclass(frozen=True)
+class EmbeddingReport:
+    """What an embedding job did. warm_images_per_s counts from the first finished part on (0: one part only)."""
+
+    images: int
+    seconds: float
+    warm_images_per_s: float
+    bad_images: tuple[str, ...]
+
+
+def embed(
+    config: RunConfig,
+    dataset: GeoDataset,
+    checkpoint: str,
+    target: str,
+    *,
+    splits: Sequence[str],
+    numerics: Numerics,
+    stamp: storage.Stamp,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EmbeddingReport:
+    """Embed both views of some splits (references of `gallery` go with any) into a published table at `target`.
+
+    Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, RunError for non-finite
+    embeddings; both name the image.
+    """
+    storage.remove(target)
+    tables = {
+        "references": dataset.table("references", [*splits, *(["gallery"] if "test" in splits else [])]),
+        "queries": dataset.table("queries", splits),
+    }
+    parts = _plan_parts(tables, config.embedding.part_rows)
+    total = sum(len(table) for table in tables.values())
+    started, first = time.perf_counter(), None
+    done, results = 0, []
+    for row in _stream(config, tables, parts, checkpoint, target, numerics):
+        _raise_fault(row)
+        done += row["images"]
+        first = first or (time.perf_counter(), done)
+        results.append(row)
+        on_progress(done, total)
+    _publish(target, results, stamp, splits)
+    ended = time.perf_counter()
+    warm = (total - first[1]) / max(ended - first[0], 1e-9) if first else 0.0
+    bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
+    return EmbeddingReport(total, ended - started, warm, bad)
+
+
+def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = None) -> EmbeddingTable:
+    """Read one view of a published table. Raises RunError when unpublished, altered, or not made from `stamp`."""
+    manifest = storage.open_published(folder, "embeddings")
+    if stamp is not None and manifest.stamp is not None:
+        stamp.require(manifest.stamp, folder)
+    parts = [part for part in manifest.parts if part.name.startswith(f"{view}/")]
+    tables = [pq.read_table(io.BytesIO(storage.read_part(folder, part))) for part in parts]
+    if not tables:
+        raise RunError(f"{folder} holds no {view}")
+    table = pa.concat_tables(tables).combine_chunks()
+    column = table["embedding"].combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(table), -1).astype(np.float32)
+    return EmbeddingTable(table["id"].to_numpy(), table["place_id"].to_numpy(), vectors)
+
+
+def _plan_parts(tables: dict[str, ImageTable], part_rows: int) -> list[Row]:
+    parts = []
+    for view in VIEWS:
+        for number, start in enumerate(range(0, len(tables[view]), part_rows)):
+            stop = min(start + part_rows, len(tables[view]))
+            parts.append({"view": view, "part": number, "start": start, "stop": stop})
+    return parts
+
+
+def _stream(
+    config: RunConfig,
+    tables: dict[str, ImageTable],
+    parts: list[Row],
+    checkpoint: str,
+    target: str,
+    numerics: Numerics,
+) -> Any:
+    """Run the job; yields a row for each finished part, in any order."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cfg = config.embedding
+    tables_ref = ray.put(tables)
+    loaded = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
+        load_part, fn_args=(tables_ref, config.data), num_cpus=min(0.25, cfg.cpus_per_actor)
+    )
+    encoded = loaded.map(
+        PartEncoder,
+        fn_constructor_args=(config, checkpoint, target, numerics),
+        compute=ray.data.ActorPoolStrategy(size=cfg.num_actors),
+        num_cpus=cfg.cpus_per_actor,
+        num_gpus=cfg.gpus_per_actor,
+    )
+    return encoded.iter_rows(prefetch_batches=0)
+
+
+def load_part(row: Row, tables: Any, data: Any) -> Row:
+    """Read and decode the images of a part: adds ids, place_ids and pixels (uint8 bytes of [n, 3, H, W])."""
+    table: ImageTable = (ray.get(tables) if isinstance(tables, ray.ObjectRef) else tables)[row["view"]]
+    size = data.reference_size if row["view"] == "references" else data.query_size
+    images, rows, bad = [], [], []
+    for number in range(row["start"], row["stop"]):
+        try:
+            images.append(load_image(table, number, size).numpy())
+            rows.append(number)
+        except BadImageError as error:
+            if data.on_bad_image == "fail":
+                return {**row, "fault": "image", "message": str(error), "pixels": b"", "ids": [], "places": []}
+            bad.append(str(error))
+    return {
+        **row,
+        "fault": "",
+        "message": json.dumps(bad),
+        "pixels": np.stack(images).tobytes() if images else b"",
+        "ids": table.ids[rows].tolist(),
+        "places": table.place_ids[rows].tolist(),
+    }
+
+
+class PartEncoder:
+    """An actor that encodes the images of a part, L2-normalises them, and writes the part."""
+
+    def __init__(self, config: RunConfig, checkpoint: str, target: str, numerics: Numerics) -> None:
+        torch.set_num_threads(config.embedding.threads_per_actor)
+        self.config, self.target, self.numerics = config, target, numerics
+        self.device = torch.device("cuda" if config.embedding.gpus_per_actor else "cpu")
+        self.encoder = load_encoder(config.model, checkpoint).to(self.device).eval()
+        numerics.prepare(self.encoder)
+
+    def __call__(self, row: Row) -> Row:
+        """Encode a loaded part and write it; returns what its manifest needs."""
+        result = {key: row[key] for key in ("view", "part", "fault", "message")}
+        result.update(images=row["stop"] - row["start"], rows=0, num_bytes=0, sha256="", bad="[]")
+        if row["fault"]:
+            return result
+        ids = np.asarray(row["ids"], dtype=np.int64)
+        vectors = self._encode(row, len(ids))
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            message = f"the embedding of {row['view']} id {ids[bad[0]]} is not finite ({len(bad)} in this part)"
+            return {**result, "fault": "embedding", "message": message}
+        data = _encode_part(ids, np.asarray(row["places"], np.int64), vectors, self.config.embedding.dtype)
+        part = storage.write_part(self.target, f"{row['view']}/part-{row['part']:05d}.parquet", data, len(ids))
+        return {**result, "rows": part.rows, "num_bytes": part.num_bytes, "sha256": part.sha256, "bad": row["message"]}
+
+    def _encode(self, row: Row, count: int) -> NDArray[np.float32]:
+        sizes = {"references": self.config.data.reference_size, "queries": self.config.data.query_size}
+        pixels = torch.frombuffer(bytearray(row["pixels"]) or bytearray(1), dtype=torch.uint8)
+        if not count:
+            return np.zeros((0, self.encoder.dim), dtype=np.float32)
+        images = pixels.view(count, 3, *sizes[row["view"]])
+        with torch.inference_mode():
+            vectors = [
+                self.numerics.embed(self.encoder, batch.to(self.device))
+                for batch in images.split(self.config.embedding.batch_size)
+            ]
+        return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
+
+
+def _encode_part(ids: NDArray[np.int64], places: NDArray[np.int64], vectors: NDArray[Any], dtype: str) -> bytes:
+    values = pa.array(vectors.astype(dtype).ravel())
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.int64()),
+            "place_id": pa.array(places, pa.int64()),
+            "embedding": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="none")
+    return buffer.getvalue()
+
+
+def _raise_fault(row: Row) -> None:
+    if row["fault"] == "image":
+        raise BadImageError(f"{row['message']}; mend the image, or set data.on_bad_image=skip")
+    if row["fault"]:
+        raise RunError(row["message"])
+
+
+def _publish(target: str, results: list[Row], stamp: storage.Stamp, splits: Sequence[str]) -> None:
+    ordered = sorted(results, key=lambda row: (row["view"], row["part"]))
+    parts = [
+        storage.Part(f"{r['view']}/part-{r['part']:05d}.parquet", r["rows"], r["num_bytes"], r["sha256"])
+        for r in ordered
+    ]
+    storage.publish(target, "embeddings", parts, stamp, {"splits": list(splits)})

@@ -1,0 +1,242 @@
+"""The shared encoder: a timm backbone for both views and a learnable logit scale; strict weights."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from s4g_ray import storage
+from s4g_ray.config import DataConfig, ModelConfig, TrainConfig
+from s4g_ray.errors import InputError
+
+StateDict = Mapping[str, Tensor]
+WEIGHTS = "model.safetensors"  # in a checkpoint
+
+
+class Encoder(nn.Module):
+    """queries[b, 3, H, W], references[b, 3, h, w] uint8 -> (queries[b, D], references[b, D], scale).
+
+    Global average pooling and no further head; embeddings are not normalised (the loss and the embedding job
+    do that, in float32). scale = exp(logit_scale). Source: arXiv 2303.11851, section 3.1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, temperature: float, freeze_batch_norm: bool) -> None:
+        super().__init__()
+        self.model = backbone
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.freeze_batch_norm = freeze_batch_norm
+        data = timm.data.resolve_data_config({}, model=backbone)
+        self.register_buffer("mean", 255 * torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def build(cls, cfg: ModelConfig, *, seed: int = 0, weights: bool = True) -> Self:
+        """Build from configuration, seeded; `weights=False` leaves the pretrained ones out.
+
+        Raises InputError for an unknown architecture, and for weights that are missing or do not fit.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                hub = weights and cfg.pretrained is True
+                backbone = timm.create_model(cfg.name, pretrained=hub, num_classes=0)
+            except RuntimeError as error:
+                close = ", ".join(timm.list_models(f"*{cfg.name.split('.')[0][:8]}*")[:5])
+                raise InputError(f"model.name={cfg.name!r}: {error}; similar: {close or 'none'}") from error
+            except OSError as error:
+                raise InputError(
+                    f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
+                    f" ({type(error).__name__}: {str(error).splitlines()[0]}); give a path, or false"
+                ) from error
+        if weights and isinstance(cfg.pretrained, str):
+            load_backbone(backbone, cfg.pretrained)
+        return cls(backbone, cfg.temperature, cfg.freeze_batch_norm)
+
+    @property
+    def dim(self) -> int:
+        """D, the width of an embedding."""
+        return int(self.model.num_features)  # type: ignore[arg-type]
+
+    def preprocessing(self, data: DataConfig) -> str:
+        """A hash of all that turns an image file into the encoder's input."""
+        parts = [data.query_size, data.reference_size, self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        return storage.fingerprint(repr(parts).encode())[:16]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; frozen batch norms keep their running statistics."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 images[b, 3, H, W] -> embeddings[b, D], not normalised."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.model(x)  # type: ignore[no-any-return]
+
+    def forward(self, queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed both views in one call (DDP needs a single forward)."""
+        if queries.shape == references.shape:
+            both = self.embed(torch.cat([queries, references]))
+            embedded_q, embedded_r = both[: len(queries)], both[len(queries) :]
+        else:
+            embedded_q, embedded_r = self.embed(queries), self.embed(references)
+        return embedded_q, embedded_r, self.logit_scale.exp()
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How the encoder computes: the loss is in float32 in any case."""
+
+    bf16: bool = False  # autocast
+    channels_last: bool = False
+
+    def prepare(self, encoder: Encoder) -> None:
+        """Lay the weights out in memory as the inputs will be."""
+        if self.channels_last:
+            encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def layout(self, images: Tensor) -> Tensor:
+        """The images in the chosen memory format."""
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which forward passes run."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+
+    def embed(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """encoder.embed, computed this way."""
+        with self.autocast(images.device):
+            return encoder.embed(self.layout(images))
+
+
+def numerics_choices(train: TrainConfig) -> list[Numerics]:
+    """What the configuration leaves open, the plainest first."""
+    bf16 = {"fp32": [False], "bf16": [True], "auto": [False, True]}[train.precision]
+    channels_last = [False, True] if train.channels_last == "auto" else [train.channels_last]
+    return [Numerics(b, c) for b in bf16 for c in channels_last]
+
+
+def measure_numerics(
+    model: ModelConfig, train: TrainConfig, size: tuple[int, int], device: str, *, seconds: float = 1.0
+) -> list[tuple[Numerics, float]]:
+    """Images per second of a training step, for each choice that the configuration leaves open, best first.
+
+    A processor without fast bf16, or an encoder of depthwise convolutions, is slower with it: so measure.
+    """
+    torch.set_num_threads(train.threads_per_worker)
+    count = min(train.batch_size // train.num_workers, 32)
+    images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8).to(device)
+    speeds = []
+    for numerics in numerics_choices(train):
+        encoder = Encoder.build(model, weights=False).to(device).train()
+        numerics.prepare(encoder)
+        steps, started = -1, time.perf_counter()
+        while steps < 1 or time.perf_counter() - started < seconds:
+            numerics.embed(encoder, images).float().square().mean().backward()  # type: ignore[no-untyped-call]
+            if device != "cpu":
+                torch.cuda.synchronize()
+            steps += 1
+            if steps == 0:  # the first step chooses kernels
+                started = time.perf_counter()
+        speeds.append((numerics, steps * count / (time.perf_counter() - started)))
+    return sorted(speeds, key=lambda pair: -pair[1])
+
+
+def encode_weights(encoder: Encoder) -> bytes:
+    """The encoder's weights as safetensors: `model.*` and `logit_scale`."""
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def load_weights(encoder: Encoder, data: bytes, source: str) -> None:
+    """Load what encode_weights gave. Raises InputError that lists keys and shapes that do not fit."""
+    _load_strictly(encoder, safetensors.torch.load(data), source)
+
+
+def load_encoder(cfg: ModelConfig, checkpoint: str) -> Encoder:
+    """The encoder of a published checkpoint. Raises RunError when it is unpublished or altered."""
+    manifest = storage.open_published(checkpoint, "checkpoint")
+    part = next(part for part in manifest.parts if part.name == WEIGHTS)
+    encoder = Encoder.build(cfg, weights=False)
+    load_weights(encoder, storage.read_part(checkpoint, part), storage.join(checkpoint, WEIGHTS))
+    return encoder
+
+
+def load_backbone(backbone: nn.Module, uri: str) -> None:
+    """Load a state dict (.pth with weights_only=True, or .safetensors) into a bare timm backbone.
+
+    Classifier weights are left out; keys of the EfficientNet-PyTorch family are renamed to timm's.
+    Raises InputError when the file is missing or does not fit.
+    """
+    path = storage.resolve_package(uri)
+    try:
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise InputError(f"model.pretrained={uri!r}: {error}") from error
+    try:
+        if path.endswith(".safetensors"):
+            state = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:  # both libraries raise errors of many kinds for a damaged file
+        raise InputError(f"model.pretrained={uri!r}: not a readable state dict: {error}") from error
+    if any(key.startswith("_blocks.") for key in state):
+        state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[arg-type, union-attr]
+    heads = ("classifier.", "head.fc.", "fc.")
+    _load_strictly(backbone, {k: v for k, v in state.items() if not k.startswith(heads)}, uri)
+
+
+def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:
+    """Keys of EfficientNet-PyTorch (`_blocks.7._bn0.weight`) -> timm's (`blocks.3.1.bn1.weight`).
+
+    `depths` is the number of blocks of each timm stage.
+    """
+    blocks = [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
+    separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inverted = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    }  # fmt: skip
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    renamed = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            number, layer, leaf = int(match[1]), match[2], match[3]
+            names = inverted if f"_blocks.{number}._expand_conv.weight" in state else separable
+            stage, i = blocks[number] if number < len(blocks) else (len(depths), number)
+            renamed[f"blocks.{stage}.{i}.{names.get(layer, layer)}.{leaf}"] = value
+        else:
+            layer, _, leaf = key.partition(".")
+            renamed[f"{outer.get(layer, layer)}.{leaf}"] = value
+    return renamed
+
+
+def _load_strictly(module: nn.Module, state: StateDict, source: str) -> None:
+    wanted = module.state_dict()
+    faults = [f"missing {key}" for key in wanted if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in wanted]
+    faults += [
+        f"{key} has shape {list(state[key].shape)}, {list(value.shape)} is wanted"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
+        raise InputError(f"{source} does not fit {type(module).__name__}: {shown}")
+    module.load_state_dict(dict(state))

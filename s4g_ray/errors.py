@@ -1,0 +1,13 @@
+"""The errors that a user can act on; the command line maps them to exit codes."""
+
+
+class InputError(ValueError):
+    """Bad input or configuration: the message gives value, limit and remedy. Exit code 2."""
+
+
+class BadImageError(InputError):
+    """An image that cannot be read or decoded while `data.on_bad_image` is `fail`. Exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (non-finite loss or embeddings, a dead worker). Exit code 1."""

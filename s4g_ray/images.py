@@ -1,0 +1,203 @@
+"""Images: read, decode, size, augment (consistently across the two views of a pair), and load batches of pairs.
+
+Images travel as uint8 [3, H, W]; the encoder normalises. Augmentation uses torchvision's v2 functional
+operations with our own random draws, keyed by (seed, epoch, query id), so that a pair looks the same
+whatever loads it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from s4g_ray import storage
+from s4g_ray.config import AugmentConfig, DataConfig, Size
+from s4g_ray.dataset import ImageTable
+from s4g_ray.errors import BadImageError
+
+_AUGMENT_STREAM = 0x617567  # keeps augmentation's random stream apart from others of the same (seed, epoch)
+
+
+def decode(data: bytes) -> Tensor:
+    """The bytes of a JPEG, PNG, WebP or GIF -> RGB uint8 [3, H, W]. Raises ValueError for a corrupt image."""
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        # a bytearray, because torch warns about read-only memory
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise ValueError(str(error).rsplit(", ", 1)[-1].splitlines()[0]) from error
+
+
+def resize(image: Tensor, size: Size) -> Tensor:
+    """uint8 [3, h, w] -> [3, H, W], antialiased bilinear, to exactly that size."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.resize(image, list(size), antialias=True)  # type: ignore[no-any-return]
+
+
+def load_image(table: ImageTable, row: int, size: Size) -> Tensor:
+    """Image of a row, sized: uint8 [3, H, W]. Raises BadImageError with the reason."""
+    try:
+        data = storage.read_bytes(table.uris[row], table.offsets[row], table.lengths[row])
+        return resize(decode(data), size)
+    except (OSError, ValueError, EOFError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        raise BadImageError(f"id {table.ids[row]}, {table.uris[row]}: {reason}") from error
+
+
+def augment_pair(query: Tensor, reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Augment the two views of a pair, uint8 [3, H, W] each; geometry is drawn once for both."""
+    query, reference = _augment_view(query, cfg, rng), _augment_view(reference, cfg, rng)
+    if rng.random() < cfg.flip_probability:
+        query, reference = F.horizontal_flip(query), F.horizontal_flip(reference)
+    turns = int(rng.integers(1, 4))
+    if cfg.rotate != "none" and rng.random() < cfg.rotate_probability:
+        query, reference = rotate_pair(query, reference, turns, cfg.rotate)
+    return query, reference
+
+
+def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple[Tensor, Tensor]:
+    """Turn the reference counter-clockwise by `turns` * 90 degrees, and the query so that the pair still matches.
+
+    A panorama's columns are azimuths, growing to the right: what lay east of a north-up tile lies on top
+    once it is turned, so the columns move left by turns * W / 4 (rounded, for widths that 4 does not divide).
+    Raises ValueError for a tile that is not square.
+    """
+    if reference.shape[-1] != reference.shape[-2] or (how == "planar" and query.shape[-1] != query.shape[-2]):
+        raise ValueError("rotation by 90 degrees needs square images; set augment.rotate=none")
+    reference = torch.rot90(reference, turns, (-2, -1))
+    if how == "panorama":
+        query = torch.roll(query, -round(turns * query.shape[-1] / 4), -1)
+    elif how == "planar":
+        query = torch.rot90(query, turns, (-2, -1))
+    return query, reference
+
+
+def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    if rng.random() < cfg.jpeg_probability:
+        image = F.jpeg(image, int(rng.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1)))
+    if rng.random() < cfg.color_probability:
+        brightness, contrast, saturation = 1 + rng.uniform(-cfg.color_strength, cfg.color_strength, 3)
+        image = F.adjust_brightness(image, brightness)
+        image = F.adjust_contrast(image, contrast)
+        image = F.adjust_saturation(image, saturation)
+        image = F.adjust_hue(image, rng.uniform(-cfg.color_strength, cfg.color_strength))
+    if rng.random() < cfg.blur_probability:
+        if rng.random() < 0.5:
+            image = F.gaussian_blur(image, [5, 5], [rng.uniform(0.3, 1.2)] * 2)
+        else:
+            image = F.adjust_sharpness(image, 1 + rng.uniform(0.2, 1.0))
+    if rng.random() < cfg.dropout_probability:
+        image = grid_dropout(image, rng) if rng.random() < 0.5 else coarse_dropout(image, rng)
+    return image
+
+
+def coarse_dropout(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Black out 10..25 squares of 10..20 % of the image's height."""
+    image = image.clone()
+    height, width = image.shape[-2:]
+    for _ in range(int(rng.integers(10, 26))):
+        side = max(1, round(rng.uniform(0.1, 0.2) * height))
+        top, left = rng.integers(0, max(height - side, 0) + 1), rng.integers(0, max(width - side, 0) + 1)
+        image[:, top : top + side, left : left + side] = 0
+    return image
+
+
+def grid_dropout(image: Tensor, rng: np.random.Generator, ratio: float = 0.4) -> Tensor:
+    """Black out a square in each cell of a regular grid at a random offset, `ratio` of the cell's side."""
+    image = image.clone()
+    height, width = image.shape[-2:]
+    cell = max(2, round(rng.uniform(0.125, 0.25) * height))
+    hole = max(1, round(ratio * cell))
+    rows = (np.arange(height) + int(rng.integers(cell))) % cell < hole
+    columns = (np.arange(width) + int(rng.integers(cell))) % cell < hole
+    image[:, torch.from_numpy(rows)[:, None] & torch.from_numpy(columns)[None, :]] = 0
+    return image
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A rank's share of a global batch: uint8 [b, 3, H, W] for each view, valid[b] bool."""
+
+    number: int  # of the batch in its plan
+    query_ids: NDArray[np.int64]
+    queries: Tensor
+    references: Tensor
+    valid: Tensor  # false: an image of the pair could not be decoded (data.on_bad_image=skip)
+    bad_images: tuple[str, ...]  # reasons
+
+
+class PairLoader:
+    """Loads a rank's slots of a plan, batch after batch, `num_threads` ahead of the training step."""
+
+    def __init__(
+        self,
+        queries: ImageTable,
+        references: ImageTable,
+        data: DataConfig,
+        augment: AugmentConfig,
+        *,
+        seed: int,
+        num_threads: int = 2,
+    ) -> None:
+        self.queries, self.references = queries, references
+        self.data, self.augment, self.seed = data, augment, seed
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pair-loader")
+        self._ahead = num_threads
+
+    def load(
+        self, query_ids: NDArray[np.int64], reference_ids: NDArray[np.int64], *, epoch: int
+    ) -> Iterator[PairBatch]:
+        """query_ids[B, b], reference_ids[B, b] -> PairBatches in order. Raises BadImageError when so configured."""
+        waiting: deque[Future[PairBatch]] = deque()
+        numbers = iter(range(len(query_ids)))
+        try:
+            while True:
+                while len(waiting) <= self._ahead and (number := next(numbers, None)) is not None:
+                    ids = query_ids[number], reference_ids[number]
+                    waiting.append(self._pool.submit(self._batch, number, *ids, epoch))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _batch(
+        self, number: int, query_ids: NDArray[np.int64], reference_ids: NDArray[np.int64], epoch: int
+    ) -> PairBatch:
+        rows = zip(self.queries.rows(query_ids), self.references.rows(reference_ids), strict=True)
+        pairs, bad = [], []
+        for query, reference in rows:
+            try:
+                pairs.append(self._pair(int(query), int(reference), epoch))
+            except BadImageError as error:
+                if self.data.on_bad_image == "fail":
+                    raise
+                bad.append(str(error))
+                pairs.append(None)
+        valid = torch.tensor([pair is not None for pair in pairs])
+        blank = tuple(
+            torch.zeros(3, *size, dtype=torch.uint8) for size in (self.data.query_size, self.data.reference_size)
+        )
+        queries, references = zip(*(pair or blank for pair in pairs), strict=True)
+        return PairBatch(number, query_ids, torch.stack(queries), torch.stack(references), valid, tuple(bad))
+
+    def _pair(self, query: int, reference: int, epoch: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, epoch, int(self.queries.ids[query]), _AUGMENT_STREAM))
+        return augment_pair(
+            load_image(self.queries, query, self.data.query_size),
+            load_image(self.references, reference, self.data.reference_size),
+            self.augment,
+            rng,
+        )

@@ -1,0 +1,134 @@
+"""Nearest places: NeighborGraph (Parquet in, Parquet out) and exact geographic neighbors on the sphere."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+
+from s4g_ray import storage
+
+EARTH_RADIUS_M = 6_371_008.8  # mean radius, IUGG
+ROWS_PER_PART = 500_000
+
+
+@dataclass(frozen=True)
+class NeighborGraph:
+    """The nearest places of each place.
+
+    place_ids[P] int64, unique; neighbors[P, K] int64 place_ids, nearest first, -1 pads at the end;
+    scores[P, K] float32 (inner product, or minus metres) or None. Raises ValueError for other shapes,
+    repeated places, or a place among its own neighbors.
+    """
+
+    place_ids: NDArray[np.int64]
+    neighbors: NDArray[np.int64]
+    scores: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.neighbors.ndim != 2 or len(self.neighbors) != len(self.place_ids):
+            raise ValueError(f"neighbors has shape {self.neighbors.shape}; [{len(self.place_ids)}, K] is wanted")
+        if self.scores is not None and self.scores.shape != self.neighbors.shape:
+            raise ValueError(f"scores has shape {self.scores.shape}, neighbors {self.neighbors.shape}")
+        if len(np.unique(self.place_ids)) != len(self.place_ids):
+            raise ValueError("place_ids repeats a place")
+        if (self.neighbors == self.place_ids[:, None]).any():
+            raise ValueError("a place is among its own neighbors")
+
+    def save(
+        self, uri: str, *, stamp: storage.Stamp | None = None, info: dict[str, Any] | None = None
+    ) -> storage.Manifest:
+        """Publish as partitioned Parquet; pads are not written."""
+        parts = []
+        for number, start in enumerate(range(0, max(len(self.place_ids), 1), ROWS_PER_PART)):
+            rows = slice(start, start + ROWS_PER_PART)
+            data = self._encode(rows)
+            name = f"part-{number:05d}.parquet"
+            parts.append(storage.write_part(uri, name, data, len(self.place_ids[rows])))
+        return storage.publish(uri, "neighbors", parts, stamp, {**(info or {}), "k": self.neighbors.shape[1]})
+
+    def _encode(self, rows: slice) -> bytes:
+        present = self.neighbors[rows] >= 0
+        offsets = pa.array(np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32))
+        table = {
+            "place_id": pa.array(self.place_ids[rows]),
+            "neighbors": pa.ListArray.from_arrays(offsets, pa.array(self.neighbors[rows][present])),
+        }
+        if self.scores is not None:
+            table["scores"] = pa.ListArray.from_arrays(offsets, pa.array(self.scores[rows][present]))
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(table), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, uri: str, *, stamp: storage.Stamp | None = None) -> NeighborGraph:
+        """Read a published graph. Raises RunError when it is unpublished, altered, or not made from `stamp`."""
+        manifest = storage.open_published(uri, "neighbors")
+        if stamp is not None and manifest.stamp is not None:
+            stamp.require(manifest.stamp, uri)
+        data = [storage.read_part(uri, part) for part in manifest.parts]
+        table = pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]).combine_chunks()
+        lists = table["neighbors"].combine_chunks()
+        counts = np.diff(lists.offsets.to_numpy())
+        shape = (len(table), int(manifest.info["k"]))
+        filled = np.arange(shape[1]) < counts[:, None]
+        neighbors = np.full(shape, -1, dtype=np.int64)
+        neighbors[filled] = lists.flatten().to_numpy()
+        scores = None
+        if "scores" in table.column_names:
+            scores = np.full(shape, -np.inf, dtype=np.float32)
+            scores[filled] = table["scores"].combine_chunks().flatten().to_numpy()
+        return cls(table["place_id"].to_numpy(), neighbors, scores)
+
+
+def unit_sphere(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
+    """lat[N], lon[N] in degrees -> xyz[N, 3] on the unit sphere."""
+    phi, lam = np.radians(np.asarray(lat, np.float64)), np.radians(np.asarray(lon, np.float64))
+    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
+
+
+def metres_between(lat_a: ArrayLike, lon_a: ArrayLike, lat_b: ArrayLike, lon_b: ArrayLike) -> NDArray[np.float64]:
+    """Great-circle metres between points in degrees, elementwise (haversine, mean Earth radius)."""
+    phi_a, lam_a, phi_b, lam_b = (np.radians(np.asarray(x, np.float64)) for x in (lat_a, lon_a, lat_b, lon_b))
+    half = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin((lam_b - lam_a) / 2) ** 2
+    return np.asarray(2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.minimum(half, 1.0))))
+
+
+def geographic_neighbors(
+    lat: NDArray[np.float64], lon: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The k nearest other points of each point: lat[N], lon[N] in degrees -> indices[N, k], metres[N, k].
+
+    Exact, nearest first, by a k-d tree on unit-sphere xyz: poles and the antimeridian need no care, memory
+    is O(N k). A point is never its own neighbor; another point at the same position is. Raises ValueError
+    when k is not within 1..N-1 or a coordinate is not finite.
+    """
+    num_points = len(lat)
+    if not 1 <= k <= num_points - 1:
+        raise ValueError(f"k={k} is not within 1..{num_points - 1}: there are {num_points} points")
+    if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+        raise ValueError("a coordinate is not finite")
+    xyz = unit_sphere(lat, lon)
+    _, found = cKDTree(xyz).query(xyz, k=k + 1, workers=-1)
+    own = found == np.arange(num_points)[:, None]
+    own[~own.any(axis=1), -1] = True  # more than k points at one position: the last goes instead
+    indices = found[~own].reshape(num_points, k).astype(np.int64)
+    metres = metres_between(lat[:, None], lon[:, None], lat[indices], lon[indices])
+    return indices, metres
+
+
+def geographic_graph(
+    place_ids: NDArray[np.int64], lat: NDArray[np.float64], lon: NDArray[np.float64], k: int
+) -> NeighborGraph:
+    """The graph of the k nearest places, from place_ids[P] and the coordinates of each place in degrees.
+
+    Scores are minus metres. Raises ValueError as geographic_neighbors does.
+    """
+    indices, metres = geographic_neighbors(lat, lon, k)
+    return NeighborGraph(place_ids, place_ids[indices], (-metres).astype(np.float32))

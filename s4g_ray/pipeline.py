@@ -1,0 +1,465 @@
+"""The run: epochs and mining rounds, from a configuration to a folder of published artefacts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+
+import s4g_ray
+from s4g_ray import storage
+from s4g_ray.config import RunConfig, dump_config, load_config
+from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
+from s4g_ray.embedding import EmbeddingReport, embed, read_embeddings
+from s4g_ray.encoder import Encoder, Numerics, measure_numerics, numerics_choices
+from s4g_ray.errors import InputError
+from s4g_ray.evaluation import retrieval_metrics
+from s4g_ray.index import IndexService
+from s4g_ray.mining import mine_neighbors
+from s4g_ray.neighbors import NeighborGraph, geographic_graph
+from s4g_ray.progress import Reporter
+from s4g_ray.report import write_report
+from s4g_ray.sampler import PairTable, plan_batches
+from s4g_ray.trainer import Message, Training, save_checkpoint, stamp_of
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with: test metrics of the trained encoder, and of the untrained one when it was evaluated."""
+
+    run_dir: str
+    metrics: dict[str, float]
+    untrained: dict[str, float] | None
+    records: list[Record] = field(repr=False)
+
+
+def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> RunResult:
+    """Train, mine and evaluate as configured; everything is published in `config.run_dir`.
+
+    A run folder that exists is gone on with only when `resume` is given. Raises InputError for bad input
+    (before anything is written), RunError when the run cannot go on.
+    """
+    dataset = open_dataset(config.data.uri)
+    check_against_dataset(config, dataset)
+    folder = RunFolder.open(config, dataset, resume=resume)
+    with ray_session(config):
+        return _Run(config, dataset, folder, reporter or Reporter()).go()
+
+
+def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
+    """Raises InputError for what a configuration asks and a data set cannot give."""
+    pairs = dataset.pairs(config.data.train_split)
+    if len(pairs) < config.train.batch_size:
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} exceeds the {len(pairs)} pairs of split"
+            f" {config.data.train_split!r} in {dataset.uri}; lower it"
+        )
+    if not len(dataset.table("queries", [config.data.test_split])):
+        raise InputError(f"data.test_split={config.data.test_split!r} holds no query in {dataset.uri}")
+    places = train_places(config, dataset)
+    if config.sampling.mode == "random":
+        return
+    if config.sampling.neighbor_pool_size > len(places.ids) - 1:
+        raise InputError(
+            f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} exceeds the other places of a place:"
+            f" the train split has {len(places.ids)}; at most {len(places.ids) - 1} is possible"
+        )
+    unknown = int(np.isnan(places.lat).sum())
+    if unknown:
+        raise InputError(
+            f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown} train places"
+            " have no lat and lon; add them, or use sampling.mode=random"
+        )
+
+
+@dataclass(frozen=True)
+class Places:
+    """ids[P] and coordinates of places: those of the first reference."""
+
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    lat: np.ndarray[Any, np.dtype[np.float64]]
+    lon: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def train_places(config: RunConfig, dataset: GeoDataset) -> Places:
+    """The places of the train split's references."""
+    table = dataset.table("references", [config.data.train_split])
+    ids, first = np.unique(table.place_ids, return_index=True)
+    return Places(ids, table.lat[first], table.lon[first])
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """A Ray session for a run: the caller's, that of the configured address, or one on this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    # Ray Train: a dead worker is seen within a second, and nothing but our own lines is printed
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    warnings.filterwarnings("ignore", module="ray")
+    cfg = config.ray
+    remote = cfg.address or os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=remote,
+        num_cpus=None if remote else cfg.num_cpus,
+        include_dashboard=None if remote else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RunFolder:
+    """A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and the URIs of its artefacts."""
+
+    def __init__(self, uri: str, info: Record, records: list[Record], bad_images: list[Record]) -> None:
+        self.uri, self.info, self.records, self.bad_images = uri, info, records, bad_images
+
+    @classmethod
+    def open(cls, config: RunConfig, dataset: GeoDataset, *, resume: bool) -> RunFolder:
+        """Make a new folder, or open an existing one to resume. Raises InputError when that must not be."""
+        uri = storage.absolute(config.run_dir)
+        if storage.exists(storage.join(uri, "run.json")):
+            if not resume:
+                raise InputError(f"{uri} holds a run already; go on with --resume, or choose another run_dir")
+            return cls._reopen(uri, config, dataset)
+        if storage.list_names(uri):
+            raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
+        info = {
+            "format": "s4g-run", "version": 1, "s4g_ray": s4g_ray.__version__, "status": "running",
+            "dataset": {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint},
+        }  # fmt: skip
+        storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(config).encode())
+        folder = cls(uri, info, [], [])
+        folder.update()
+        return folder
+
+    @classmethod
+    def _reopen(cls, uri: str, config: RunConfig, dataset: GeoDataset) -> RunFolder:
+        info = storage.read_json(storage.join(uri, "run.json"))
+        before = load_config(storage.join(uri, "config.yaml")) if storage.is_local(uri) else config
+        ours, theirs = (c.model_dump(exclude={"ray", "run_dir"}) for c in (config, before))
+        changed = [f"{s}: {theirs[s]!r} -> {ours[s]!r}" for s in ours if ours[s] != theirs[s]]
+        if changed:
+            raise InputError(f"{uri} was started with another configuration: {'; '.join(changed)}")
+        if info["dataset"]["fingerprint"] != dataset.fingerprint:
+            raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
+        return cls(uri, info, _read_lines(uri, "metrics.jsonl"), _read_lines(uri, "bad_images.jsonl"))
+
+    def path(self, *parts: str) -> str:
+        """A URI below the folder."""
+        return storage.join(self.uri, *parts)
+
+    def checkpoint(self, epoch: int) -> str:
+        """The URI of an epoch's checkpoint."""
+        return self.path(f"checkpoints/epoch={epoch:04d}")
+
+    def update(self, **values: Any) -> None:
+        """Change run.json."""
+        self.info.update(values)
+        storage.write_json(self.path("run.json"), self.info)
+
+    def log(self, kind: str, **values: Any) -> Record:
+        """Add a line to metrics.jsonl."""
+        record = {"kind": kind, "time": round(time.time(), 3), **values}
+        self.records.append(record)
+        self._write_lines("metrics.jsonl", self.records)
+        return record
+
+    def log_bad_images(self, reasons: tuple[str, ...] | list[str]) -> None:
+        """List images that were left out, each once."""
+        known = {record["reason"] for record in self.bad_images}
+        new = [reason for reason in dict.fromkeys(reasons) if reason not in known]
+        if new:
+            self.bad_images += [{"reason": reason} for reason in new]
+            self._write_lines("bad_images.jsonl", self.bad_images)
+
+    def rewind(self, epoch: int) -> None:
+        """Forget what was logged after an epoch: it is done again."""
+        self.records = [record for record in self.records if record.get("epoch", 0) <= epoch]
+
+    def _write_lines(self, name: str, records: list[Record]) -> None:
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        storage.write_bytes(self.path(name), text.encode())
+
+
+def _read_lines(uri: str, name: str) -> list[Record]:
+    path = storage.join(uri, name)
+    return [json.loads(line) for line in storage.read_bytes(path).splitlines()] if storage.exists(path) else []
+
+
+class _Run:
+    """A run in progress, on the driver."""
+
+    def __init__(self, config: RunConfig, dataset: GeoDataset, folder: RunFolder, reporter: Reporter) -> None:
+        data = config.data.model_copy(update={"uri": dataset.uri})
+        self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
+        self.dataset, self.folder, self.reporter = dataset, folder, reporter
+        self.pairs: PairTable = dataset.pairs(config.data.train_split)
+        self.encoder = Encoder.build(config.model, weights=False)
+        self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
+
+    def go(self) -> RunResult:
+        """All epochs from the last published one on, then the report."""
+        start = storage.latest_version(self.folder.path("checkpoints"), "epoch")
+        if self.folder.info["status"] == "done":
+            self.reporter.line(f"{self.folder.uri} is finished already")
+            return self._result()
+        self.folder.rewind(start or 0)
+        self._describe(start)
+        if start is None:
+            initial = Encoder.build(self.config.model, seed=self.config.seed)
+            save_checkpoint(self.folder.checkpoint(0), initial, None, epoch=0, step=0)
+        self.numerics = self._choose_numerics()
+        self._train(start or 0)
+        self.folder.update(status="done")
+        with self._timed("report"):
+            report = write_report(self.folder.uri)
+        self.reporter.line(f"report: {report}")
+        return self._result()
+
+    def _train(self, start: int) -> None:
+        """Plans out, epochs in, rounds between them."""
+        with IndexService(self.config.mining) as self.index:
+            training = Training(self.config, self.folder.checkpoint(start), self.numerics)
+            try:
+                self._round(start)
+                for epoch in range(start + 1, self.config.train.epochs + 1):
+                    training.post_plan(epoch, self._plan(epoch))
+                    self._follow_epoch(training, epoch)
+                    self._round(epoch)
+            finally:
+                training.close()
+
+    def _follow_epoch(self, training: Training, epoch: int) -> None:
+        """Show and log an epoch until rank 0 says that its checkpoint is published."""
+        with self.reporter.stage(f"epoch {epoch} of {self.config.train.epochs}") as update:
+            for message in training.messages():
+                if message["kind"] == "bad_images":
+                    self.folder.log_bad_images(message["reasons"])
+                elif message["kind"] == "step":
+                    update(message.pop("done"), message.pop("total"))
+                    self.folder.log(**message)
+                elif message["kind"] == "epoch":
+                    self._log_epoch(message)
+                    return
+
+    def _log_epoch(self, message: Message) -> None:
+        record = self.folder.log(**message, **self._plan_stats)
+        self.reporter.line(
+            f"epoch {record['epoch']:>3}  loss {record['loss']:.3f}  temperature {record['temperature']:.4f}"
+            f"  hardness {record['hardness']:.1f}  left out {record['pairs_left_out']}"
+            f"  {record['pairs_per_s']:.0f} pairs/s"
+        )
+
+    def _round(self, epoch: int) -> None:
+        """After an epoch: embeddings, neighbors and metrics where they are due and not there yet."""
+        mining, evaluating = self._mines_after(epoch), self._evaluates_after(epoch)
+        evaluating = evaluating and not self._records("evaluation", epoch)
+        mining = mining and not storage.is_published(self._graph_uri(epoch))
+        self.seconds = {}
+        if mining or evaluating:
+            cfg = self.config.data
+            self._embed(epoch, [s for s, due in ((cfg.train_split, mining), (cfg.test_split, evaluating)) if due])
+        if mining:
+            self._mine(epoch)
+        if evaluating:
+            self._evaluate(epoch)
+        if self.seconds:
+            self.folder.log("round", epoch=epoch, **{f"{name}_s": s for name, s in self.seconds.items()})
+        self._prune(epoch)
+
+    def _mines_after(self, epoch: int) -> bool:
+        due = epoch > 0 and epoch % self.config.mining.every_epochs == 0
+        return due and self.config.sampling.mode == "similarity" and epoch < self.config.train.epochs
+
+    def _evaluates_after(self, epoch: int) -> bool:
+        cfg = self.config.evaluation
+        if epoch == 0:
+            return cfg.before_training
+        return epoch % cfg.every_epochs == 0 or epoch == self.config.train.epochs
+
+    def _plan(self, epoch: int) -> str:
+        """Build and save the plan of an epoch."""
+        cfg, uri = self.config.sampling, self.folder.path(f"plans/epoch={epoch:04d}.parquet")
+        with self._timed("plan"):
+            graph, version = self._graph_for(epoch)
+            plan = plan_batches(
+                self.pairs, graph, batch_size=self.config.train.batch_size,
+                num_hard_negatives=cfg.num_hard_negatives, neighbor_pool_size=cfg.neighbor_pool_size,
+                seed=self.config.seed, epoch=epoch, protocol=self.config.protocol,
+            )  # fmt: skip
+            plan.save(uri, self.pairs, **asdict(plan.stats), graph=version)
+        self._plan_stats = {
+            "hardness": plan.stats.hardness,
+            "pairs_left_out": plan.stats.num_left_out,
+            "graph": version,
+            "plan_s": self.seconds["plan"],
+        }
+        return uri
+
+    def _graph_for(self, epoch: int) -> tuple[NeighborGraph | None, str]:
+        """The newest graph that an epoch may use: one mined after an earlier epoch, else the geographic one."""
+        if self.config.sampling.mode == "random":
+            return None, "none"
+        mined = [e for e in range(1, epoch) if self._mines_after(e)]
+        if mined:
+            return NeighborGraph.load(self._graph_uri(mined[-1])), f"similarity v={mined[-1]:04d}"
+        uri = self._graph_uri(0)
+        if not storage.is_published(uri):
+            places = train_places(self.config, self.dataset)
+            graph = geographic_graph(places.ids, places.lat, places.lon, self.config.sampling.neighbor_pool_size)
+            graph.save(uri, info={"source": "geographic", "dataset": self.dataset.fingerprint})
+        return NeighborGraph.load(uri), "geographic"
+
+    def _graph_uri(self, epoch: int) -> str:
+        return self.folder.path(f"neighbors/v={epoch:04d}")
+
+    def _embeddings_uri(self, epoch: int) -> str:
+        return self.folder.path(f"embeddings/v={epoch:04d}")
+
+    def _stamp(self, epoch: int) -> storage.Stamp:
+        return stamp_of(self.config, self.encoder, self.folder.checkpoint(epoch), self.dataset.fingerprint)
+
+    def _embed(self, epoch: int, splits: list[str]) -> EmbeddingReport:
+        with self._timed("embed"), self.reporter.stage(f"embedding {' and '.join(splits)}") as update:
+            report = embed(
+                self.config, self.dataset, self.folder.checkpoint(epoch), self._embeddings_uri(epoch),
+                splits=splits, numerics=self.numerics, stamp=self._stamp(epoch), on_progress=update,
+            )  # fmt: skip
+        self.folder.log_bad_images(report.bad_images)
+        self.folder.log(
+            "embedding", epoch=epoch, splits=splits, images=report.images, seconds=report.seconds,
+            warm_images_per_s=report.warm_images_per_s, bad_images=len(report.bad_images),
+        )  # fmt: skip
+        self.reporter.line(f"           embedded {report.images} images in {report.seconds:.0f} s")
+        return report
+
+    def _mine(self, epoch: int) -> None:
+        uri, cfg = self._embeddings_uri(epoch), self.config.mining
+        references = self.dataset.table("references", [self.config.data.train_split])
+        train_queries = self.dataset.table("queries", [self.config.data.train_split])
+        with self._timed("mine"), self.reporter.stage("mining neighbors") as update:
+            queries = read_embeddings(uri, "queries", stamp=self._stamp(epoch)).take(train_queries.ids)
+            indexed = read_embeddings(uri, "references").take(references.ids).ids
+            size = self.index.build(epoch, uri, indexed)
+            graph = mine_neighbors(
+                self.index, epoch, queries, references.ids, references.place_ids,
+                k=self.config.sampling.neighbor_pool_size, block=cfg.query_block, on_progress=update,
+            )  # fmt: skip
+            graph.save(self._graph_uri(epoch), stamp=self._stamp(epoch), info={"source": "similarity"})
+        overlap = self._overlap_with_geographic(graph)
+        self.folder.log("mining", epoch=epoch, references=size, places=len(graph.place_ids), overlap=overlap)
+        self.reporter.line(
+            f"           mined {graph.neighbors.shape[1]} neighbors of {len(graph.place_ids)} places,"
+            f" {overlap:.0%} of them geographic"
+        )
+
+    def _overlap_with_geographic(self, graph: NeighborGraph) -> float:
+        """The share of a graph's neighbors that are geographic ones too."""
+        near = NeighborGraph.load(self._graph_uri(0))
+        rows = np.searchsorted(near.place_ids, graph.place_ids)
+        shared = [np.isin(a, b).sum() for a, b in zip(graph.neighbors, near.neighbors[rows], strict=True)]
+        return float(np.sum(shared) / max((graph.neighbors >= 0).sum(), 1))
+
+    def _evaluate(self, epoch: int) -> None:
+        uri, split = self._embeddings_uri(epoch), self.config.data.test_split
+        with self._timed("evaluate"), self.reporter.stage("evaluating"):
+            queries = self.dataset.table("queries", [split])
+            gallery = self.dataset.table("references", [split, "gallery"])
+            embedded_q = read_embeddings(uri, "queries", stamp=self._stamp(epoch)).take(queries.ids)
+            embedded_r = read_embeddings(uri, "references").take(gallery.ids)
+            metrics = retrieval_metrics(
+                embedded_q.vectors, embedded_r.vectors, embedded_q.place_ids, embedded_r.place_ids,
+                query_latlon=_latlon(queries, embedded_q.ids), reference_latlon=_latlon(gallery, embedded_r.ids),
+            )  # fmt: skip
+        self.folder.log("evaluation", epoch=epoch, **metrics)
+        distance = f"  median error {metrics['median_error_m'] / 1000:.0f} km" if "median_error_m" in metrics else ""
+        self.reporter.line(
+            f"           test R@1 {metrics['recall@1']:.1%}  R@5 {metrics['recall@5']:.1%}"
+            f"  R@10 {metrics['recall@10']:.1%}{distance}"
+        )
+
+    def _prune(self, epoch: int) -> None:
+        """Keep the newest checkpoints, and the first: it is what the run started from."""
+        oldest = epoch - self.config.train.keep_checkpoints
+        for name in storage.list_names(self.folder.path("checkpoints")):
+            number = int(name.partition("=")[2])
+            if 0 < number <= oldest:
+                storage.remove(self.folder.checkpoint(number))
+
+    def _choose_numerics(self) -> Numerics:
+        """What the configuration says; where it says auto, what is fastest here, measured once a run."""
+        if "numerics" in self.folder.info:
+            return Numerics(**self.folder.info["numerics"])
+        cfg, choices = self.config.train, numerics_choices(self.config.train)
+        chosen, speeds = choices[0], {}
+        if len(choices) > 1:
+            measure = ray.remote(measure_numerics).options(
+                num_cpus=cfg.cpus_per_worker, num_gpus=int(cfg.use_gpu), max_calls=1
+            )
+            device = "cuda" if cfg.use_gpu else "cpu"
+            with self.reporter.stage("measuring precisions"):
+                measured = ray.get(measure.remote(self.config.model, cfg, self.config.data.reference_size, device))
+            chosen = measured[0][0]
+            speeds = {_numerics_name(numerics): round(speed, 1) for numerics, speed in measured}
+            shown = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+            self.reporter.line(f"precision: {_numerics_name(chosen)} (training images/s a worker: {shown})")
+        self.folder.update(numerics=asdict(chosen), numerics_measured=speeds)
+        return chosen
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+    def _describe(self, start: int | None) -> None:
+        cfg = self.config
+        places = len(np.unique(self.pairs.place_ids))
+        self.reporter.line(f"data set {self.dataset.name}: {len(self.pairs)} train pairs, {places} places")
+        self.reporter.line(
+            f"run {self.folder.uri}: {cfg.model.name}, {cfg.train.epochs} epochs of batches of {cfg.train.batch_size}"
+            f" pairs on {cfg.train.num_workers} workers, {cfg.sampling.mode} sampling"
+        )
+        if start is not None:
+            self.reporter.line(f"going on after epoch {start}")
+
+    def _records(self, kind: str, epoch: int) -> list[Record]:
+        return [r for r in self.folder.records if r["kind"] == kind and r["epoch"] == epoch]
+
+    def _result(self) -> RunResult:
+        evaluations = [r for r in self.folder.records if r["kind"] == "evaluation"]
+        metrics = [{k: v for k, v in r.items() if k not in ("kind", "time", "epoch")} for r in evaluations]
+        untrained = metrics[0] if evaluations and evaluations[0]["epoch"] == 0 else None
+        return RunResult(self.folder.uri, metrics[-1], untrained, self.folder.records)
+
+
+def _numerics_name(numerics: Numerics) -> str:
+    return ("bf16" if numerics.bf16 else "fp32") + (" channels_last" if numerics.channels_last else "")
+
+
+def _latlon(table: ImageTable, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rows = table.rows(ids)
+    return np.stack([table.lat[rows], table.lon[rows]], axis=1)

@@ -1,0 +1,233 @@
+"""Local paths and s3:// URIs through fsspec: whole-object writes, byte-range reads, atomically published folders.
+
+A published folder is its files plus `_MANIFEST.json`, written last; a reader ignores a folder without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from s4g_ray.errors import InputError, RunError
+
+MANIFEST = "_MANIFEST.json"
+PACKAGE_SCHEME = "package://"
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is a path of this machine."""
+    return "://" not in uri
+
+
+def join(uri: str, *parts: str) -> str:
+    """Join below a folder; an absolute or s3:// last part wins."""
+    for part in parts:
+        uri = part if part.startswith("/") or "://" in part else f"{uri.rstrip('/')}/{part}"
+    return uri
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute (workers run in other folders); s3:// URIs as they are."""
+    return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
+
+
+def resolve_package(uri: str) -> str:
+    """`package://PACKAGE/FILE` -> the path of a file that an installed Python package ships.
+
+    Raises InputError when the package or the file is not there.
+    """
+    if not uri.startswith(PACKAGE_SCHEME):
+        return uri
+    package, _, name = uri.removeprefix(PACKAGE_SCHEME).partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ModuleNotFoundError, ValueError):  # a parent package is missing; not a module's name
+        spec = None
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if (Path(folder) / name).is_file():
+            return str(Path(folder) / name)
+    raise InputError(f"{uri}: no installed Python package {package!r} ships {name!r}")
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, path = fsspec.url_to_fs(uri)
+    return bool(filesystem.exists(path))
+
+
+def list_names(uri: str) -> list[str]:
+    """Sorted names of what lies directly in a folder; empty when there is no such folder."""
+    filesystem, path = fsspec.url_to_fs(uri)
+    try:
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def remove(uri: str) -> None:
+    """Remove a file or a folder and all that is in it; nothing when it is not there."""
+    filesystem, path = fsspec.url_to_fs(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -> bytes:
+    """A whole object, or `length` bytes from `offset`.
+
+    Raises OSError (FileNotFoundError among them), and EOFError when the range ends past the object.
+    """
+    if is_local(uri):
+        with Path(uri).open("rb") as file:
+            file.seek(offset or 0)
+            data = file.read(-1 if length is None else length)
+    else:
+        filesystem, path = fsspec.url_to_fs(uri)
+        start = offset or 0
+        data = filesystem.cat_file(path, start=start, end=None if length is None else start + length)
+    if length is not None and len(data) != length:
+        raise EOFError(f"{uri}: {length} bytes wanted from offset {offset or 0}, {len(data)} there")
+    return bytes(data)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole object, so that a reader sees the old one or the new one and never a part."""
+    if is_local(uri):
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem.pipe_file(path, data)
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a JSON document as a whole object. Raises ValueError for NaN and infinities."""
+    write_bytes(uri, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(uri: str) -> Any:
+    """Read a JSON document. Raises FileNotFoundError, and RunError when it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise RunError(f"{uri} is not valid JSON ({error}); it was cut short or altered") from error
+
+
+def fingerprint(*chunks: bytes) -> str:
+    """The sha256 of byte strings, in hex."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What an artefact was made from: consumers refuse one that does not fit."""
+
+    step: int  # optimiser steps of the model
+    weights_sha256: str
+    preprocessing: str  # hash of sizes and normalisation
+    dataset: str  # fingerprint of the data set
+    dim: int  # D of the embeddings
+    dtype: str
+
+    def require(self, other: Stamp, what: str) -> None:
+        """Raises RunError that names both values when `other` was made from something else."""
+        for name, value in asdict(self).items():
+            found = getattr(other, name)
+            if value != found:
+                raise RunError(f"{what}: made with {name} {found!r}, but {value!r} is wanted; remove it and resume")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a published folder."""
+
+    name: str
+    rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published folder holds."""
+
+    kind: str
+    parts: tuple[Part, ...]
+    stamp: Stamp | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_part(folder: str, name: str, data: bytes, rows: int) -> Part:
+    """Write a file of a folder that is to be published."""
+    write_bytes(join(folder, name), data)
+    return Part(name, rows, len(data), fingerprint(data))
+
+
+def publish(
+    folder: str,
+    kind: str,
+    parts: Sequence[Part],
+    stamp: Stamp | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Make a folder visible to readers: its manifest is written, last."""
+    manifest = Manifest(kind, tuple(parts), stamp, dict(info or {}))
+    write_json(join(folder, MANIFEST), {"format": "s4g-manifest", "version": 1, **asdict(manifest)})
+    return manifest
+
+
+def is_published(folder: str) -> bool:
+    """Whether a folder has its manifest."""
+    return exists(join(folder, MANIFEST))
+
+
+def open_published(folder: str, kind: str) -> Manifest:
+    """Read the manifest of a folder. Raises RunError when there is none or it is of another kind."""
+    try:
+        value = read_json(join(folder, MANIFEST))
+    except FileNotFoundError as error:
+        raise RunError(f"{folder} holds no published {kind}: {MANIFEST} is missing") from error
+    if value.get("kind") != kind:
+        raise RunError(f"{folder} holds {value.get('kind')!r}, not {kind!r}")
+    stamp = Stamp(**value["stamp"]) if value["stamp"] else None
+    return Manifest(kind, tuple(Part(**part) for part in value["parts"]), stamp, value["info"])
+
+
+def read_part(folder: str, part: Part) -> bytes:
+    """Read a file of a published folder. Raises RunError when it is missing or not what was published."""
+    uri = join(folder, part.name)
+    try:
+        data = read_bytes(uri)
+    except FileNotFoundError as error:
+        raise RunError(f"{uri} is in the manifest but missing; remove {folder} and resume") from error
+    if len(data) != part.num_bytes or fingerprint(data) != part.sha256:
+        raise RunError(f"{uri} is not what was published: cut short or altered; remove {folder} and resume")
+    return data
+
+
+def latest_version(folder: str, key: str, at_most: int | None = None) -> int | None:
+    """The highest N among the published sub-folders `key=N` of a folder."""
+    pattern = re.compile(re.escape(key) + r"=(\d+)$")
+    found = [int(match[1]) for name in list_names(folder) if (match := pattern.match(name))]
+    for version in sorted(found, reverse=True):
+        if (at_most is None or version <= at_most) and is_published(join(folder, f"{key}={version:04d}")):
+            return version
+    return None
