@@ -151,6 +151,7 @@ class EvaluationConfig(Section):
 
     every_epochs: int = Field(4, ge=1)
     before_training: bool = True  # the untrained encoder, as the first point of the curve
+    correlation_baseline: bool = False  # gradient correlation, a hand-made method, beside it
 
 
 class RayConfig(Section):

@@ -274,7 +274,8 @@ class _Columns:
         self._check_coordinates()
         offset, length = self.table["offset"], self.table["length"]
         self._refuse(
-            pc.not_equal(pc.is_null(offset), pc.is_null(length)), "offset and length are given both or not at all"
+            pc.not_equal(pc.is_null(offset), pc.is_null(length)),
+            "offset and length are given both or not at all",
         )
         self._refuse(pc.or_(pc.less(offset, 0), pc.less(length, 1)), "offset is below 0 or length below 1")
 

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from s4g_ray.dataset import VIEWS, GeoDataset, ImageTable, View
 from s4g_ray.encoder import Numerics, load_encoder
 from s4g_ray.errors import BadImageError, RunError
 from s4g_ray.images import load_image
+from s4g_ray.progress import Update, ignore
 
 Row = dict[str, Any]
 
@@ -68,16 +69,17 @@ def embed(
     splits: Sequence[str],
     numerics: Numerics,
     stamp: storage.Stamp,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Update = ignore,
 ) -> EmbeddingReport:
-    """Embed both views of some splits (references of `gallery` go with any) into a published table at `target`.
+    """Embed both views of some splits (the gallery's references go with the test split) into a published table at `target`.
 
     Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, RunError for non-finite
     embeddings; both name the image.
     """
     storage.remove(target)
+    gallery = ["gallery"] if config.data.test_split in splits else []
     tables = {
-        "references": dataset.table("references", [*splits, *(["gallery"] if "test" in splits else [])]),
+        "references": dataset.table("references", [*splits, *gallery]),
         "queries": dataset.table("queries", splits),
     }
     parts = _plan_parts(tables, config.embedding.part_rows)
@@ -145,7 +147,7 @@ def _stream(
         num_cpus=cfg.cpus_per_actor,
         num_gpus=cfg.gpus_per_actor,
     )
-    return encoded.iter_rows(prefetch_batches=0)
+    return encoded.iter_rows()
 
 
 def load_part(row: Row, tables: Any, data: Any) -> Row:
@@ -159,7 +161,14 @@ def load_part(row: Row, tables: Any, data: Any) -> Row:
             rows.append(number)
         except BadImageError as error:
             if data.on_bad_image == "fail":
-                return {**row, "fault": "image", "message": str(error), "pixels": b"", "ids": [], "places": []}
+                return {
+                    **row,
+                    "fault": "image",
+                    "message": str(error),
+                    "pixels": b"",
+                    "ids": [],
+                    "places": [],
+                }
             bad.append(str(error))
     return {
         **row,
@@ -195,7 +204,13 @@ class PartEncoder:
             return {**result, "fault": "embedding", "message": message}
         data = _encode_part(ids, np.asarray(row["places"], np.int64), vectors, self.config.embedding.dtype)
         part = storage.write_part(self.target, f"{row['view']}/part-{row['part']:05d}.parquet", data, len(ids))
-        return {**result, "rows": part.rows, "num_bytes": part.num_bytes, "sha256": part.sha256, "bad": row["message"]}
+        return {
+            **result,
+            "rows": part.rows,
+            "num_bytes": part.num_bytes,
+            "sha256": part.sha256,
+            "bad": row["message"],
+        }
 
     def _encode(self, row: Row, count: int) -> NDArray[np.float32]:
         sizes = {"references": self.config.data.reference_size, "queries": self.config.data.query_size}

@@ -55,7 +55,9 @@ def load_image(table: ImageTable, row: int, size: Size) -> Tensor:
         raise BadImageError(f"id {table.ids[row]}, {table.uris[row]}: {reason}") from error
 
 
-def augment_pair(query: Tensor, reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def augment_pair(
+    query: Tensor, reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Augment the two views of a pair, uint8 [3, H, W] each; geometry is drawn once for both."""
     query, reference = _augment_view(query, cfg, rng), _augment_view(reference, cfg, rng)
     if rng.random() < cfg.flip_probability:

@@ -72,7 +72,9 @@ class VectorIndex:
         Raises ValueError for shapes, ids and non-finite vectors that cannot be indexed.
         """
         if vectors.ndim != 2 or len(vectors) != len(ids) or not len(ids):
-            raise ValueError(f"vectors{list(vectors.shape)} and ids{list(ids.shape)} are not [N, D] and [N], N >= 1")
+            raise ValueError(
+                f"vectors{list(vectors.shape)} and ids{list(ids.shape)} are not [N, D] and [N], N >= 1"
+            )
         if len(np.unique(ids)) != len(ids) or ids.min() < 0:
             raise ValueError("ids must be unique and not negative")
         dim = vectors.shape[1]
@@ -168,7 +170,9 @@ class IndexService:
         """Index the references `ids` of an embedding table under a version; returns how many there were."""
         cfg = self._cfg
         return int(
-            ray.get(self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb))
+            ray.get(
+                self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb)
+            )
         )
 
     def search(

@@ -58,7 +58,9 @@ def symmetric_info_nce(
     gives 0. Raises ValueError when shapes differ. Source: arXiv 2303.11851, section 3.2.
     """
     if queries.shape != references.shape or queries.ndim != 2:
-        raise ValueError(f"queries{list(queries.shape)} and references{list(references.shape)} are not both [b, D]")
+        raise ValueError(
+            f"queries{list(queries.shape)} and references{list(references.shape)} are not both [b, D]"
+        )
     dtype = torch.promote_types(queries.dtype, torch.float32)
     with torch.autocast(queries.device.type, enabled=False):
         local_q = F.normalize(queries.to(dtype), dim=1)

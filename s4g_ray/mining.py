@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.embedding import EmbeddingTable
 from s4g_ray.index import IndexService
 from s4g_ray.neighbors import NeighborGraph
+from s4g_ray.progress import Update, ignore
 
 Ints = NDArray[np.int64]
 
@@ -23,7 +22,7 @@ def mine_neighbors(
     *,
     k: int,
     block: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Update = ignore,
 ) -> NeighborGraph:
     """Each query place's k visually nearest other places, from an indexed version of the references.
 

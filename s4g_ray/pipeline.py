@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -14,29 +13,30 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
-import s4g_ray
 from s4g_ray import storage
-from s4g_ray.config import RunConfig, dump_config, load_config
+from s4g_ray.baseline import gradient_correlation_embeddings
+from s4g_ray.config import RunConfig, Size
 from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
 from s4g_ray.embedding import EmbeddingReport, embed, read_embeddings
 from s4g_ray.encoder import Encoder, Numerics, measure_numerics, numerics_choices
-from s4g_ray.errors import InputError
-from s4g_ray.evaluation import retrieval_metrics
+from s4g_ray.errors import BadImageError, InputError
+from s4g_ray.evaluation import Floats, retrieval_metrics
+from s4g_ray.images import load_image
 from s4g_ray.index import IndexService
 from s4g_ray.mining import mine_neighbors
 from s4g_ray.neighbors import NeighborGraph, geographic_graph
 from s4g_ray.progress import Reporter
 from s4g_ray.report import write_report
+from s4g_ray.run_folder import Record, RunFolder
 from s4g_ray.sampler import PairTable, plan_batches
 from s4g_ray.trainer import Message, Training, save_checkpoint, stamp_of
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ended with: test metrics of the trained encoder, and of the untrained one when it was evaluated."""
+    """What a run ended with: test metrics of the trained encoder, and of the untrained one where evaluated."""
 
     run_dir: str
     metrics: dict[str, float]
@@ -72,8 +72,8 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
         return
     if config.sampling.neighbor_pool_size > len(places.ids) - 1:
         raise InputError(
-            f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} exceeds the other places of a place:"
-            f" the train split has {len(places.ids)}; at most {len(places.ids) - 1} is possible"
+            f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} is too large for the"
+            f" {len(places.ids)} places of the train split; at most {len(places.ids) - 1} is possible"
         )
     unknown = int(np.isnan(places.lat).sum())
     if unknown:
@@ -111,7 +111,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", module="ray")
     cfg = config.ray
     remote = cfg.address or os.environ.get("RAY_ADDRESS")
@@ -128,85 +128,6 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-class RunFolder:
-    """A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and the URIs of its artefacts."""
-
-    def __init__(self, uri: str, info: Record, records: list[Record], bad_images: list[Record]) -> None:
-        self.uri, self.info, self.records, self.bad_images = uri, info, records, bad_images
-
-    @classmethod
-    def open(cls, config: RunConfig, dataset: GeoDataset, *, resume: bool) -> RunFolder:
-        """Make a new folder, or open an existing one to resume. Raises InputError when that must not be."""
-        uri = storage.absolute(config.run_dir)
-        if storage.exists(storage.join(uri, "run.json")):
-            if not resume:
-                raise InputError(f"{uri} holds a run already; go on with --resume, or choose another run_dir")
-            return cls._reopen(uri, config, dataset)
-        if storage.list_names(uri):
-            raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
-        info = {
-            "format": "s4g-run", "version": 1, "s4g_ray": s4g_ray.__version__, "status": "running",
-            "dataset": {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint},
-        }  # fmt: skip
-        storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(config).encode())
-        folder = cls(uri, info, [], [])
-        folder.update()
-        return folder
-
-    @classmethod
-    def _reopen(cls, uri: str, config: RunConfig, dataset: GeoDataset) -> RunFolder:
-        info = storage.read_json(storage.join(uri, "run.json"))
-        before = load_config(storage.join(uri, "config.yaml")) if storage.is_local(uri) else config
-        ours, theirs = (c.model_dump(exclude={"ray", "run_dir"}) for c in (config, before))
-        changed = [f"{s}: {theirs[s]!r} -> {ours[s]!r}" for s in ours if ours[s] != theirs[s]]
-        if changed:
-            raise InputError(f"{uri} was started with another configuration: {'; '.join(changed)}")
-        if info["dataset"]["fingerprint"] != dataset.fingerprint:
-            raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
-        return cls(uri, info, _read_lines(uri, "metrics.jsonl"), _read_lines(uri, "bad_images.jsonl"))
-
-    def path(self, *parts: str) -> str:
-        """A URI below the folder."""
-        return storage.join(self.uri, *parts)
-
-    def checkpoint(self, epoch: int) -> str:
-        """The URI of an epoch's checkpoint."""
-        return self.path(f"checkpoints/epoch={epoch:04d}")
-
-    def update(self, **values: Any) -> None:
-        """Change run.json."""
-        self.info.update(values)
-        storage.write_json(self.path("run.json"), self.info)
-
-    def log(self, kind: str, **values: Any) -> Record:
-        """Add a line to metrics.jsonl."""
-        record = {"kind": kind, "time": round(time.time(), 3), **values}
-        self.records.append(record)
-        self._write_lines("metrics.jsonl", self.records)
-        return record
-
-    def log_bad_images(self, reasons: tuple[str, ...] | list[str]) -> None:
-        """List images that were left out, each once."""
-        known = {record["reason"] for record in self.bad_images}
-        new = [reason for reason in dict.fromkeys(reasons) if reason not in known]
-        if new:
-            self.bad_images += [{"reason": reason} for reason in new]
-            self._write_lines("bad_images.jsonl", self.bad_images)
-
-    def rewind(self, epoch: int) -> None:
-        """Forget what was logged after an epoch: it is done again."""
-        self.records = [record for record in self.records if record.get("epoch", 0) <= epoch]
-
-    def _write_lines(self, name: str, records: list[Record]) -> None:
-        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        storage.write_bytes(self.path(name), text.encode())
-
-
-def _read_lines(uri: str, name: str) -> list[Record]:
-    path = storage.join(uri, name)
-    return [json.loads(line) for line in storage.read_bytes(path).splitlines()] if storage.exists(path) else []
 
 
 class _Run:
@@ -390,16 +311,35 @@ class _Run:
             gallery = self.dataset.table("references", [split, "gallery"])
             embedded_q = read_embeddings(uri, "queries", stamp=self._stamp(epoch)).take(queries.ids)
             embedded_r = read_embeddings(uri, "references").take(gallery.ids)
-            metrics = retrieval_metrics(
-                embedded_q.vectors, embedded_r.vectors, embedded_q.place_ids, embedded_r.place_ids,
-                query_latlon=_latlon(queries, embedded_q.ids), reference_latlon=_latlon(gallery, embedded_r.ids),
+            metrics = _metrics(
+                embedded_q.vectors, embedded_r.vectors,
+                queries.take(queries.rows(embedded_q.ids)), gallery.take(gallery.rows(embedded_r.ids)),
             )  # fmt: skip
+            if epoch == 0 and self.config.evaluation.correlation_baseline:
+                self._evaluate_baseline()
         self.folder.log("evaluation", epoch=epoch, **metrics)
-        distance = f"  median error {metrics['median_error_m'] / 1000:.0f} km" if "median_error_m" in metrics else ""
+        distance = (
+            f"  median error {metrics['median_error_m'] / 1000:.0f} km" if "median_error_m" in metrics else ""
+        )
         self.reporter.line(
             f"           test R@1 {metrics['recall@1']:.1%}  R@5 {metrics['recall@5']:.1%}"
             f"  R@10 {metrics['recall@10']:.1%}{distance}"
         )
+
+    def _evaluate_baseline(self) -> None:
+        """Gradient correlation on the same queries and gallery."""
+        data = self.config.data
+        queries = self.dataset.table("queries", [data.test_split])
+        gallery = self.dataset.table("references", [data.test_split, "gallery"])
+        images_q, kept_q = _load_images(queries, data.query_size, data.on_bad_image)
+        images_r, kept_r = _load_images(gallery, data.reference_size, data.on_bad_image)
+        metrics = _metrics(
+            gradient_correlation_embeddings(images_q),
+            gradient_correlation_embeddings(images_r),
+            kept_q,
+            kept_r,
+        )
+        self.folder.log("baseline", epoch=0, name="gradient correlation", **metrics)
 
     def _prune(self, epoch: int) -> None:
         """Keep the newest checkpoints, and the first: it is what the run started from."""
@@ -416,12 +356,12 @@ class _Run:
         cfg, choices = self.config.train, numerics_choices(self.config.train)
         chosen, speeds = choices[0], {}
         if len(choices) > 1:
-            measure = ray.remote(measure_numerics).options(
-                num_cpus=cfg.cpus_per_worker, num_gpus=int(cfg.use_gpu), max_calls=1
-            )
+            remote = ray.remote(num_cpus=cfg.cpus_per_worker, num_gpus=int(cfg.use_gpu), max_calls=1)
+            measure = remote(measure_numerics)
             device = "cuda" if cfg.use_gpu else "cpu"
             with self.reporter.stage("measuring precisions"):
-                measured = ray.get(measure.remote(self.config.model, cfg, self.config.data.reference_size, device))
+                size, checkpoint = self.config.data.reference_size, self.folder.checkpoint(0)
+                measured = ray.get(measure.remote(self.config.model, cfg, size, checkpoint, device))
             chosen = measured[0][0]
             speeds = {_numerics_name(numerics): round(speed, 1) for numerics, speed in measured}
             shown = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
@@ -437,11 +377,11 @@ class _Run:
 
     def _describe(self, start: int | None) -> None:
         cfg = self.config
-        places = len(np.unique(self.pairs.place_ids))
+        places, train = len(np.unique(self.pairs.place_ids)), cfg.train
         self.reporter.line(f"data set {self.dataset.name}: {len(self.pairs)} train pairs, {places} places")
         self.reporter.line(
-            f"run {self.folder.uri}: {cfg.model.name}, {cfg.train.epochs} epochs of batches of {cfg.train.batch_size}"
-            f" pairs on {cfg.train.num_workers} workers, {cfg.sampling.mode} sampling"
+            f"run {self.folder.uri}: {cfg.model.name}, {train.epochs} epochs of batches of {train.batch_size}"
+            f" pairs on {train.num_workers} workers, {cfg.sampling.mode} sampling"
         )
         if start is not None:
             self.reporter.line(f"going on after epoch {start}")
@@ -460,6 +400,24 @@ def _numerics_name(numerics: Numerics) -> str:
     return ("bf16" if numerics.bf16 else "fp32") + (" channels_last" if numerics.channels_last else "")
 
 
-def _latlon(table: ImageTable, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    rows = table.rows(ids)
-    return np.stack([table.lat[rows], table.lon[rows]], axis=1)
+def _metrics(
+    queries: Floats, references: Floats, query_rows: ImageTable, reference_rows: ImageTable
+) -> dict[str, float]:
+    return retrieval_metrics(
+        queries, references, query_rows.place_ids, reference_rows.place_ids,
+        query_latlon=np.stack([query_rows.lat, query_rows.lon], axis=1),
+        reference_latlon=np.stack([reference_rows.lat, reference_rows.lon], axis=1),
+    )  # fmt: skip
+
+
+def _load_images(table: ImageTable, size: Size, on_bad_image: str) -> tuple[torch.Tensor, ImageTable]:
+    """The images of a table and the rows that could be decoded."""
+    images, rows = [], []
+    for row in range(len(table)):
+        try:
+            images.append(load_image(table, row, size))
+            rows.append(row)
+        except BadImageError:
+            if on_bad_image == "fail":
+                raise
+    return torch.stack(images), table.take(np.asarray(rows))

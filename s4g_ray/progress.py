@@ -14,6 +14,10 @@ LINE_EVERY_S = 10.0  # between two lines of the same stage where there is no ter
 Update = Callable[[int, int], None]  # done, total
 
 
+def ignore(done: int, total: int) -> None:  # noqa: ARG001
+    """An Update for callers that show nothing."""
+
+
 class Reporter:
     """Shows stages (with a bar each) and finished lines."""
 

@@ -106,7 +106,9 @@ def plan_batches(
     if batch_size < 2:
         raise ValueError(f"batch_size={batch_size} is below 2: a batch needs a negative")
     if not 0 <= num_hard_negatives <= neighbor_pool_size:
-        raise ValueError(f"{num_hard_negatives=} exceeds {neighbor_pool_size=}; lower the first or raise the second")
+        raise ValueError(
+            f"{num_hard_negatives=} exceeds {neighbor_pool_size=}; lower the first or raise the second"
+        )
     rng = np.random.default_rng((seed, epoch, _PLAN_STREAM))
     places, place_of_pair = np.unique(pairs.place_ids, return_inverse=True)
     neighbors = _rows_by_place(graph, places, neighbor_pool_size)
@@ -159,9 +161,7 @@ def _symmetric_rows(exclusions: NeighborGraph | None, places: Ints) -> tuple[Int
 
 
 @numba.njit(cache=True)  # type: ignore[misc]
-def _place_is_free(
-    place: int, batch: int, in_batch: Ints, barred: Ints
-) -> bool:  # pragma: no cover (compiled)
+def _place_is_free(place: int, batch: int, in_batch: Ints, barred: Ints) -> bool:  # pragma: no cover (compiled)
     return bool(in_batch[place] != batch and barred[place] != batch)
 
 
@@ -276,5 +276,3 @@ def _hardness(batch_places: Ints, nearest: Ints) -> float:  # pragma: no cover (
                 if neighbor >= 0 and in_batch[neighbor] == batch:
                     total += 1
     return total / max(batch_places.size, 1)
-
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -107,7 +106,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     else:
@@ -152,7 +151,9 @@ class Stamp:
         for name, value in asdict(self).items():
             found = getattr(other, name)
             if value != found:
-                raise RunError(f"{what}: made with {name} {found!r}, but {value!r} is wanted; remove it and resume")
+                raise RunError(
+                    f"{what}: made with {name} {found!r}, but {value!r} is wanted; remove it and resume"
+                )
 
 
 @dataclass(frozen=True)

