@@ -220,7 +220,7 @@ def _conform(table: pa.Table, view: View) -> pa.Table:
             columns.append(pa.nulls(len(table), field.type))
         else:
             raise InputError(f"{view}: column {field.name!r} ({field.type}) is missing")
-    return pa.table(columns, schema=SCHEMAS[view].remove_metadata())
+    return pa.table(columns, names=SCHEMAS[view].names)
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class _Columns:
             _check_schema(file, schema, SCHEMAS[view])
             tables.append(pq.read_table(file, columns=_CHECKED, filesystem=filesystem, partitioning=None))
         first = np.cumsum([0, *(len(t) for t in tables)][:-1])
-        source = pads.dataset(files, schema=SCHEMAS[view], filesystem=filesystem, format="parquet")
+        source = pads.dataset(files, filesystem=filesystem, format="parquet")
         return cls(view, source, pa.concat_tables(tables, promote_options="permissive"), files, first)
 
     def at(self, row: int) -> str:
@@ -266,7 +266,7 @@ class _Columns:
         if len(repeated):
             earlier, later = order[repeated[0]], order[repeated[0] + 1]
             raise InputError(
-                f"{self.at(later)}: id {ids[later]} stands already at {self.at(earlier)}; ids are unique in a table"
+                f"{self.at(later)}: id {ids[later]} stands already at {self.at(earlier)}; give each row its own"
             )
         allowed = SPLITS[self.view]
         known = pc.is_in(self.table["split"], value_set=pa.array(allowed))

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 
 from s4g_ray import storage
-from s4g_ray.config import RunConfig
+from s4g_ray.config import DataConfig, RunConfig
 from s4g_ray.dataset import VIEWS, GeoDataset, ImageTable, View
 from s4g_ray.encoder import Numerics, load_encoder
 from s4g_ray.errors import BadImageError, RunError
@@ -52,7 +52,7 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class EmbeddingReport:
-    """What an embedding job did. warm_images_per_s counts from the first finished part on (0: one part only)."""
+    """What an embedding job did. warm_images_per_s counts from when the first warm actor took a part."""
 
     images: int
     seconds: float
@@ -71,7 +71,7 @@ def embed(
     stamp: storage.Stamp,
     on_progress: Update = ignore,
 ) -> EmbeddingReport:
-    """Embed both views of some splits (the gallery's references go with the test split) into a published table at `target`.
+    """Embed both views of some splits into a published table at `target`; the gallery goes with the test split.
 
     Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, RunError for non-finite
     embeddings; both name the image.
@@ -84,19 +84,21 @@ def embed(
     }
     parts = _plan_parts(tables, config.embedding.part_rows)
     total = sum(len(table) for table in tables.values())
-    started, first = time.perf_counter(), None
+    started = time.perf_counter()
     done, results = 0, []
-    for row in _stream(config, tables, parts, checkpoint, target, numerics):
-        _raise_fault(row)
-        done += row["images"]
-        first = first or (time.perf_counter(), done)
-        results.append(row)
-        on_progress(done, total)
+    try:
+        for row in _stream(config, parts, checkpoint, target, numerics):
+            _raise_fault(row)
+            done += row["images"]
+            results.append(row)
+            on_progress(done, total)
+    except RayError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise RunError(f"the embedding job failed after {done} of {total} images: {last}") from error
     _publish(target, results, stamp, splits)
-    ended = time.perf_counter()
-    warm = (total - first[1]) / max(ended - first[0], 1e-9) if first else 0.0
+    warm_s = max(row["finished"] for row in results) - min(row["started"] for row in results)
     bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
-    return EmbeddingReport(total, ended - started, warm, bad)
+    return EmbeddingReport(total, time.perf_counter() - started, total / warm_s, bad)
 
 
 def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = None) -> EmbeddingTable:
@@ -115,17 +117,17 @@ def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = No
 
 
 def _plan_parts(tables: dict[str, ImageTable], part_rows: int) -> list[Row]:
+    """A row for each part: what its task needs to read its images, and nothing of the others'."""
     parts = []
     for view in VIEWS:
         for number, start in enumerate(range(0, len(tables[view]), part_rows)):
-            stop = min(start + part_rows, len(tables[view]))
-            parts.append({"view": view, "part": number, "start": start, "stop": stop})
+            rows = np.arange(start, min(start + part_rows, len(tables[view])))
+            parts.append({"view": view, "part": number, "images": len(rows), "table": tables[view].take(rows)})
     return parts
 
 
 def _stream(
     config: RunConfig,
-    tables: dict[str, ImageTable],
     parts: list[Row],
     checkpoint: str,
     target: str,
@@ -136,12 +138,13 @@ def _stream(
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cfg = config.embedding
-    tables_ref = ray.put(tables)
     loaded = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
-        load_part, fn_args=(tables_ref, config.data), num_cpus=min(0.25, cfg.cpus_per_actor)
+        load_part,  # type: ignore[arg-type]
+        fn_kwargs={"data": config.data},
+        num_cpus=min(0.25, cfg.cpus_per_actor),
     )
     encoded = loaded.map(
-        PartEncoder,
+        PartEncoder,  # type: ignore[arg-type]
         fn_constructor_args=(config, checkpoint, target, numerics),
         compute=ray.data.ActorPoolStrategy(size=cfg.num_actors),
         num_cpus=cfg.cpus_per_actor,
@@ -150,28 +153,22 @@ def _stream(
     return encoded.iter_rows()
 
 
-def load_part(row: Row, tables: Any, data: Any) -> Row:
+def load_part(row: Row, *, data: DataConfig) -> Row:
     """Read and decode the images of a part: adds ids, place_ids and pixels (uint8 bytes of [n, 3, H, W])."""
-    table: ImageTable = (ray.get(tables) if isinstance(tables, ray.ObjectRef) else tables)[row["view"]]
+    table: ImageTable = row["table"]
     size = data.reference_size if row["view"] == "references" else data.query_size
     images, rows, bad = [], [], []
-    for number in range(row["start"], row["stop"]):
+    result = {**{key: row[key] for key in ("view", "part", "images")}, "started": time.time()}
+    for number in range(len(table)):
         try:
             images.append(load_image(table, number, size).numpy())
             rows.append(number)
         except BadImageError as error:
             if data.on_bad_image == "fail":
-                return {
-                    **row,
-                    "fault": "image",
-                    "message": str(error),
-                    "pixels": b"",
-                    "ids": [],
-                    "places": [],
-                }
+                return {**result, "fault": "image", "message": str(error), "pixels": b"", "ids": [], "places": []}
             bad.append(str(error))
     return {
-        **row,
+        **result,
         "fault": "",
         "message": json.dumps(bad),
         "pixels": np.stack(images).tobytes() if images else b"",
@@ -193,7 +190,15 @@ class PartEncoder:
     def __call__(self, row: Row) -> Row:
         """Encode a loaded part and write it; returns what its manifest needs."""
         result = {key: row[key] for key in ("view", "part", "fault", "message")}
-        result.update(images=row["stop"] - row["start"], rows=0, num_bytes=0, sha256="", bad="[]")
+        result.update(
+            images=row["images"],
+            started=row["started"],
+            finished=time.time(),
+            rows=0,
+            num_bytes=0,
+            sha256="",
+            bad="[]",
+        )
         if row["fault"]:
             return result
         ids = np.asarray(row["ids"], dtype=np.int64)
@@ -221,7 +226,7 @@ class PartEncoder:
         with torch.inference_mode():
             vectors = [
                 self.numerics.embed(self.encoder, batch.to(self.device))
-                for batch in images.split(self.config.embedding.batch_size)
+                for batch in torch.split(images, self.config.embedding.batch_size)
             ]
         return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
 

@@ -8,11 +8,12 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import safetensors.torch
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from s4g_ray import storage
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
         self.model = backbone
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.freeze_batch_norm = freeze_batch_norm
-        data = timm.data.resolve_data_config({}, model=backbone)
+        data: dict[str, Any] = resolve_data_config({}, model=backbone)  # type: ignore[no-untyped-call]
         self.register_buffer("mean", 255 * torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
 
@@ -114,7 +115,7 @@ class Numerics:
     def prepare(self, encoder: Encoder) -> None:
         """Lay the weights out in memory as the inputs will be."""
         if self.channels_last:
-            encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            encoder.to(memory_format=torch.channels_last)
 
     def layout(self, images: Tensor) -> Tensor:
         """The images in the chosen memory format."""
@@ -203,7 +204,7 @@ def load_backbone(backbone: nn.Module, uri: str) -> None:
     except Exception as error:  # both libraries raise errors of many kinds for a damaged file
         raise InputError(f"model.pretrained={uri!r}: not a readable state dict: {error}") from error
     if any(key.startswith("_blocks.") for key in state):
-        state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[arg-type, union-attr]
+        state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[union-attr]
     heads = ("classifier.", "head.fc.", "fc.")
     _load_strictly(backbone, {k: v for k, v in state.items() if not k.startswith(heads)}, uri)
 

@@ -14,9 +14,7 @@ from s4g_ray.neighbors import metres_between
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Ints = NDArray[np.int64]
 BLOCK_SCORES = 4_000_000  # scores in one block of the matrix product
-NEAR_TIE = (
-    1e-5  # scores closer than this are compared in float64: float32 products differ by their place in a block
-)
+NEAR_TIE = 1e-5  # scores closer than this are compared in float64: float32 products differ by their place in a block
 PAIRS_PER_CHUNK = 8192
 
 

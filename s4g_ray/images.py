@@ -7,6 +7,7 @@ whatever loads it.
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from s4g_ray import storage
 from s4g_ray.config import AugmentConfig, DataConfig, Size
@@ -28,14 +29,20 @@ _AUGMENT_STREAM = 0x617567  # keeps augmentation's random stream apart from othe
 
 
 def decode(data: bytes) -> Tensor:
-    """The bytes of a JPEG, PNG, WebP or GIF -> RGB uint8 [3, H, W]. Raises ValueError for a corrupt image."""
+    """The bytes of an image file -> RGB uint8 [3, H, W], upright as its EXIF says. Raises ValueError when corrupt."""
     if not data:
         raise ValueError("the file is empty")
     try:
-        # a bytearray, because torch warns about read-only memory
-        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise ValueError(str(error).rsplit(", ", 1)[-1].splitlines()[0]) from error
+        with Image.open(io.BytesIO(data)) as image:
+            return _to_tensor(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image file of a known format") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all three for bad files
+        raise ValueError(str(error)) from error
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def resize(image: Tensor, size: Size) -> Tensor:
@@ -87,7 +94,7 @@ def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple
 
 def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator) -> Tensor:
     if rng.random() < cfg.jpeg_probability:
-        image = F.jpeg(image, int(rng.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1)))
+        image = recompress(image, int(rng.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1)))
     if rng.random() < cfg.color_probability:
         brightness, contrast, saturation = 1 + rng.uniform(-cfg.color_strength, cfg.color_strength, 3)
         image = F.adjust_brightness(image, brightness)
@@ -102,6 +109,14 @@ def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator) -
     if rng.random() < cfg.dropout_probability:
         image = grid_dropout(image, rng) if rng.random() < 0.5 else coarse_dropout(image, rng)
     return image
+
+
+def recompress(image: Tensor, quality: int) -> Tensor:
+    """What JPEG compression at a quality of 1..100 leaves of an image."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as compressed:
+        return _to_tensor(compressed)
 
 
 def coarse_dropout(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -160,7 +175,7 @@ class PairLoader:
     def load(
         self, query_ids: NDArray[np.int64], reference_ids: NDArray[np.int64], *, epoch: int
     ) -> Iterator[PairBatch]:
-        """query_ids[B, b], reference_ids[B, b] -> PairBatches in order. Raises BadImageError when so configured."""
+        """query_ids[B, b], reference_ids[B, b] -> PairBatches in order. Raises BadImageError if so configured."""
         waiting: deque[Future[PairBatch]] = deque()
         numbers = iter(range(len(query_ids)))
         try:
@@ -179,7 +194,8 @@ class PairLoader:
         self, number: int, query_ids: NDArray[np.int64], reference_ids: NDArray[np.int64], epoch: int
     ) -> PairBatch:
         rows = zip(self.queries.rows(query_ids), self.references.rows(reference_ids), strict=True)
-        pairs, bad = [], []
+        pairs: list[tuple[Tensor, Tensor] | None] = []
+        bad: list[str] = []
         for query, reference in rows:
             try:
                 pairs.append(self._pair(int(query), int(reference), epoch))
@@ -189,11 +205,10 @@ class PairLoader:
                 bad.append(str(error))
                 pairs.append(None)
         valid = torch.tensor([pair is not None for pair in pairs])
-        blank = tuple(
-            torch.zeros(3, *size, dtype=torch.uint8) for size in (self.data.query_size, self.data.reference_size)
-        )
-        queries, references = zip(*(pair or blank for pair in pairs), strict=True)
-        return PairBatch(number, query_ids, torch.stack(queries), torch.stack(references), valid, tuple(bad))
+        sizes = self.data.query_size, self.data.reference_size
+        blank = [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]
+        queries, references = (torch.stack([(pair or blank)[view] for pair in pairs]) for view in (0, 1))
+        return PairBatch(number, query_ids, queries, references, valid, tuple(bad))
 
     def _pair(self, query: int, reference: int, epoch: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, epoch, int(self.queries.ids[query]), _AUGMENT_STREAM))

@@ -45,9 +45,9 @@ def choose_kind(num_vectors: int, dim: int, memory_gb: float | None) -> Literal[
     needed = {kind: num_vectors * dim * width / 1e9 for kind, width in BYTES_PER_VALUE.items()}
     for kind in ("flat", "sqfp16"):
         if memory_gb is None or needed[kind] <= memory_gb:
-            return kind  # type: ignore[return-value]
+            return kind
     raise ValueError(
-        f"{num_vectors} vectors of D={dim} need {needed['sqfp16']:.2f} GB as float16, over memory_gb={memory_gb:g};"
+        f"{num_vectors} vectors of D={dim} need {needed['sqfp16']:.2f} GB as float16, over {memory_gb=};"
         " raise mining.index_memory_gb"
     )
 
@@ -72,13 +72,12 @@ class VectorIndex:
         Raises ValueError for shapes, ids and non-finite vectors that cannot be indexed.
         """
         if vectors.ndim != 2 or len(vectors) != len(ids) or not len(ids):
-            raise ValueError(
-                f"vectors{list(vectors.shape)} and ids{list(ids.shape)} are not [N, D] and [N], N >= 1"
-            )
+            raise ValueError(f"vectors{list(vectors.shape)} and ids{list(ids.shape)} are not [N, D] and [N], N >= 1")
         if len(np.unique(ids)) != len(ids) or ids.min() < 0:
             raise ValueError("ids must be unique and not negative")
         dim = vectors.shape[1]
         chosen = choose_kind(len(ids), dim, memory_gb) if kind == "auto" else kind
+        inner: Any
         if chosen == "flat":
             inner = faiss.IndexFlatIP(dim)
         else:
@@ -139,9 +138,7 @@ class IndexShard:
         self._versions: dict[int, VectorIndex] = {}
         self._swap = threading.Lock()
 
-    def build(
-        self, version: int, embeddings: str, ids: NDArray[np.int64], kind: Kind, memory_gb: float | None
-    ) -> int:
+    def build(self, version: int, embeddings: str, ids: NDArray[np.int64], kind: Kind, memory_gb: float | None) -> int:
         """Index the rows `ids` of an embedding table beside the current version, then swap; returns the size."""
         table = read_embeddings(embeddings, "references")
         chosen = np.isin(table.ids, ids)
@@ -163,16 +160,14 @@ class IndexService:
 
     def __init__(self, cfg: MiningConfig) -> None:
         self._cfg = cfg
-        actor = ray.remote(IndexShard).options(num_cpus=0, max_concurrency=2)  # type: ignore[attr-defined]
-        self._shard = actor.remote(cfg.index_threads)
+        actor = ray.remote(IndexShard).options(num_cpus=0, max_concurrency=2)
+        self._shard: Any = actor.remote(cfg.index_threads)
 
     def build(self, version: int, embeddings: str, ids: NDArray[np.int64]) -> int:
         """Index the references `ids` of an embedding table under a version; returns how many there were."""
         cfg = self._cfg
         return int(
-            ray.get(
-                self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb)
-            )
+            ray.get(self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb))
         )
 
     def search(

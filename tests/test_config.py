@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s4g_ray.config import dump_config, load_config, parse_config
+from s4g_ray.errors import InputError
+
+MINIMAL = {"run_dir": "runs/x", "data": {"uri": "data/x"}}
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def write(tmp_path: Path, tree: object) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_are_valid_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_overrides_are_yaml_values_and_win(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MINIMAL, "train": {"epochs": 7}})
+    config = load_config(path, ["train.epochs=3", "data.query_size=[140, 768]", "model.pretrained=false"])
+    assert (config.train.epochs, config.data.query_size, config.model.pretrained) == (3, (140, 768), False)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("train.epoch", "train.epochs"),
+        ("sampelr.num_hard_negatives", "sampling.num_hard_negatives"),
+        ("train.lerning_rate", "train.learning_rate"),
+        ("epochs", "train.epochs"),
+        ("sede", "seed"),
+        ("mining.every_epoch", "mining.every_epochs"),
+        ("traning.batch_size", "train.batch_size"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path, key: str, nearest: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, MINIMAL), [f"{key}=3"])
+    assert str(caught.value) == f"unknown key {key!r}; did you mean {nearest!r}?"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_size=63", "batch_size=63 is not divisible by num_workers=2"),
+        ("sampling.num_hard_negatives=200", "num_hard_negatives=200 exceeds neighbor_pool_size=128"),
+        ("train.epochs=0", "train.epochs=0"),
+        ("train.epochs=x", "train.epochs='x'"),
+        ("train.warmup_epochs=50", "warmup_epochs=50 exceeds epochs=40"),
+        ("augment.flip_probability=1.5", "augment.flip_probability=1.5"),
+        ("augment.jpeg_quality=[95, 90]", "jpeg_quality=[95, 90]"),
+        ("data.on_bad_image=ignore", "data.on_bad_image='ignore'"),
+        ("train.learning_rate=.nan", "train.learning_rate=nan"),
+        ("data.query_size=[4, 4]", "below 8 pixels"),
+        ("mining.schedule=overlap", "mining.schedule='overlap'"),
+        ("train", "not of the form"),
+        ("train.epochs.x=1", "unknown key"),
+        ("train=3", "train=3"),
+    ],
+)
+def test_impossible_values_are_refused_with_the_value(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, MINIMAL), [override])
+    assert message in str(caught.value)
+
+
+def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.uri: this key is required"):
+        parse_config({"run_dir": "x", "data": {}})
+    with pytest.raises(InputError, match="cannot read the configuration"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_config(tmp_path / "bad.yaml")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from s4g_ray.dataset import open_dataset, write_dataset
+from s4g_ray.errors import InputError
+from tests.conftest import tables
+
+
+def with_column(table: pa.Table, name: str, values: Any, kind: pa.DataType | None = None) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+
+
+def test_a_written_data_set_opens_with_all_columns_and_counts(tmp_path: Path) -> None:
+    references, queries = tables()
+    dataset = write_dataset(str(tmp_path / "d"), references, queries, name="small")
+    assert dataset.queries.schema.names[-2:] == ["heading_deg", "semi_positives"]
+    assert dataset.references.count_rows() == 4
+    header = json.loads((tmp_path / "d/dataset.json").read_text())
+    assert header["counts"]["queries"] == {"train": 4}
+    assert open_dataset(str(tmp_path / "d")).fingerprint == dataset.fingerprint
+    table = dataset.table("references", ["train"])
+    assert table.uris[1] == f"{tmp_path}/d/1.jpg"
+    assert table.rows(np.array([3, 0])).tolist() == [3, 0]
+    with pytest.raises(KeyError):
+        table.rows(np.array([9]))
+
+
+def test_pairs_are_every_query_with_every_reference_of_its_place(tmp_path: Path) -> None:
+    references, queries = tables(6)
+    references = with_column(references, "place_id", [5, 5, 7, 8, 9, 9])
+    queries = with_column(queries, "place_id", [9, 7, 5, 9, 8, 7])
+    queries = with_column(queries, "split", ["train"] * 5 + ["test"])
+    pairs = write_dataset(str(tmp_path / "d"), references, queries, name="x").pairs("train")
+    found = sorted(zip(pairs.query_ids.tolist(), pairs.reference_ids.tolist(), pairs.place_ids.tolist(), strict=True))
+    wanted = [
+        (q, r, place)
+        for q, place in enumerate([9, 7, 5, 9, 8])
+        for r, other in enumerate([5, 5, 7, 8, 9, 9])
+        if place == other
+    ]
+    assert found == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("view", "column", "values", "message"),
+    [
+        (
+            "references",
+            "id",
+            [0, 1, 1, 3],
+            r"references/part-00000\.parquet, row 2: id 1 stands already at .*row 1",
+        ),
+        ("queries", "id", [0, 0, 2, 3], "queries/part-00000.parquet, row 1: id 0"),
+        ("references", "lat", [0.0, 91.0, 0.0, 0.0], r"row 1 \(lat=91\.0\).*-90\.\.90"),
+        ("queries", "lon", [0.0, 0.0, -180.5, 0.0], r"row 2 \(lon=-180\.5\)"),
+        ("queries", "lat", [0.0, 0.0, float("nan"), 0.0], r"row 2 \(lat=nan\)"),
+        ("queries", "lat", [0.0, None, 0.0, 0.0], "row 1: lat and lon are given both"),
+        ("references", "split", ["train", "training", "train", "train"], r"row 1 \(split='training'\)"),
+        ("queries", "split", ["train", "gallery", "train", "train"], "split='gallery'"),
+        ("queries", "place_id", [100, 101, 102, 999], "row 3: train query of place_id 999, which has no train"),
+        ("queries", "place_id", [100, 101, 102, None], "place_id"),
+    ],
+)
+def test_faulty_rows_are_refused_with_file_and_row(
+    tmp_path: Path, view: str, column: str, values: list[Any], message: str
+) -> None:
+    made = dict(zip(("references", "queries"), tables(), strict=True))
+    made[view] = with_column(made[view], column, values)
+    with pytest.raises(InputError, match=message):
+        write_dataset(str(tmp_path / "d"), made["references"], made["queries"], name="x")
+    assert not (tmp_path / "d/dataset.json").exists()
+
+
+def test_parquet_with_wrong_columns_is_refused_with_the_file(tmp_path: Path) -> None:
+    dataset = write_dataset(str(tmp_path / "d"), *tables(), name="x")
+    path = tmp_path / "d/references/part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop(["lat"]), path)
+    with pytest.raises(InputError, match=r"part-00000\.parquet: missing columns lat \(double\)"):
+        open_dataset(dataset.uri)
+    pq.write_table(with_column(table, "id", [str(i) for i in range(4)]), path)
+    with pytest.raises(InputError, match="column 'id' is string, but must be int64"):
+        open_dataset(dataset.uri)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        open_dataset(dataset.uri)
+
+
+def test_a_missing_data_set_and_an_existing_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no data set at .*dataset\.json is missing"):
+        open_dataset(str(tmp_path / "none"))
+    write_dataset(str(tmp_path / "d"), *tables(), name="x")
+    with pytest.raises(InputError, match="holds a data set already"):
+        write_dataset(str(tmp_path / "d"), *tables(), name="x")
+
+
+def test_rows_of_later_files_keep_their_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s4g_ray.dataset.ROWS_PER_PART", 2)
+    references, queries = tables(5)
+    references = with_column(references, "lon", [0.0, 0.0, 0.0, 200.0, 0.0])
+    with pytest.raises(InputError, match=r"part-00001\.parquet, row 1 \(lon=200\.0\)"):
+        write_dataset(str(tmp_path / "d"), references, queries, name="x")

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from s4g_ray.config import AugmentConfig, DataConfig
+from s4g_ray.dataset import GeoDataset
+from s4g_ray.errors import BadImageError
+from s4g_ray.images import PairLoader, augment_pair, coarse_dropout, decode, grid_dropout, resize, rotate_pair
+from tests.conftest import SIZE, tile
+
+OFF = {
+    "jpeg_probability": 0.0, "color_probability": 0.0, "blur_probability": 0.0, "dropout_probability": 0.0,
+    "flip_probability": 0.0, "rotate_probability": 0.0,
+}  # fmt: skip
+
+
+def picture(seed: int = 0) -> Tensor:
+    return torch.from_numpy(tile(np.random.default_rng(seed)).copy()).permute(2, 0, 1)
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture().permute(1, 2, 0).numpy()).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def config(**values: object) -> AugmentConfig:
+    return AugmentConfig.model_validate({**OFF, **values})
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_decoding_gives_the_pixels(kind: str) -> None:
+    with Image.open(io.BytesIO(encoded(kind))) as image:
+        wanted = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(decode(encoded(kind)).permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 4
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded("PNG")[:200], encoded("JPEG")[:300]])
+def test_corrupt_images_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(data)
+
+
+def test_grey_and_transparent_images_become_rgb() -> None:
+    for mode in ("L", "RGBA", "P"):
+        buffer = io.BytesIO()
+        Image.new(mode, (9, 7)).save(buffer, "PNG")
+        assert decode(buffer.getvalue()).shape == (3, 7, 9)
+
+
+@pytest.mark.parametrize("size", [(20, 11), (64, 64), (7, 33)])
+def test_resizing_is_exact_in_size_and_keeps_the_mean(size: tuple[int, int]) -> None:
+    image = picture()
+    small = resize(image, size)
+    assert tuple(small.shape) == (3, *size)
+    assert abs(small.float().mean() - image.float().mean()) < 3
+
+
+@pytest.mark.parametrize("setting", ["jpeg", "color", "blur", "dropout"])
+def test_each_probability_switches_its_own_operation(setting: str) -> None:
+    """An argument that a library ignores would leave the image as it is, or change it although switched off."""
+    query, reference = picture(1), picture(2)
+    quality = {"jpeg_quality": (30, 40)} if setting == "jpeg" else {}
+    on, off = config(**{f"{setting}_probability": 1.0}, **quality), config()
+    rng = np.random.default_rng(4)
+    changed = augment_pair(query, reference, on, rng)
+    assert not torch.equal(changed[0], query)
+    assert not torch.equal(changed[1], reference)
+    same = augment_pair(query, reference, off, np.random.default_rng(4))
+    assert torch.equal(same[0], query)
+    assert torch.equal(same[1], reference)
+
+
+def test_color_strength_bounds_the_change_and_jpeg_quality_orders_it() -> None:
+    image = picture(3)
+
+    def change(**values: object) -> float:
+        rng = np.random.default_rng(9)
+        out = [augment_pair(image, image, config(**values), rng)[0].float() - image for _ in range(20)]
+        return float(torch.stack(out).abs().mean())
+
+    weak, strong = (change(color_probability=1.0, color_strength=s) for s in (0.02, 0.3))
+    assert weak < strong / 4
+    fine, coarse = (change(jpeg_probability=1.0, jpeg_quality=q) for q in ((100, 100), (10, 10)))
+    assert fine < coarse / 2
+
+
+def test_dropout_blacks_out_what_it_says() -> None:
+    white = torch.full((3, 100, 100), 255, dtype=torch.uint8)
+    for seed in range(20):
+        coarse = (coarse_dropout(white, np.random.default_rng(seed)) == 0).float().mean().item()
+        assert 0.05 < coarse < 0.65
+        grid = (grid_dropout(white, np.random.default_rng(seed)) == 0).float().mean().item()
+        assert grid == pytest.approx(0.4**2, abs=0.08)
+    assert (white == 255).all()
+
+
+def panorama_of(reference: Tensor, width: int) -> Tensor:
+    """What a camera in the middle of a north-up tile would see: column x shows azimuth (x / width - 1/2) * 360."""
+    side = reference.shape[-1]
+    azimuth = (np.arange(width) / width - 0.5) * 2 * np.pi
+    radius = np.linspace(0.2, 0.45, 8)[:, None] * side
+    rows = np.round((side - 1) / 2 - radius * np.cos(azimuth)).astype(int)
+    columns = np.round((side - 1) / 2 + radius * np.sin(azimuth)).astype(int)
+    return reference[:, torch.from_numpy(rows), torch.from_numpy(columns)]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_rolled_panorama_is_the_panorama_of_the_turned_tile(turns: int) -> None:
+    reference = picture(5).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    query, turned = rotate_pair(panorama_of(reference, 360), reference, turns, "panorama")
+    right = (query.float() - panorama_of(turned, 360).float()).abs().mean()
+    wrong = (query.float() - panorama_of(torch.rot90(reference, -turns, (1, 2)), 360).float()).abs().mean()
+    assert right < 3
+    assert turns == 2 or wrong > 10 * right
+
+
+def test_odd_panorama_widths_roll_to_the_nearest_column() -> None:
+    panorama = torch.arange(103, dtype=torch.uint8).expand(3, 5, 103)
+    query, _ = rotate_pair(panorama, picture(), 1, "panorama")
+    assert query[0, 0, 0] == 26
+
+
+def test_flip_and_planar_rotation_are_the_same_for_both_views() -> None:
+    image = picture(6)
+    for values in ({"flip_probability": 1.0}, {"rotate": "planar", "rotate_probability": 1.0}):
+        query, reference = augment_pair(image, image, config(**values), np.random.default_rng(3))
+        assert torch.equal(query, reference)
+        assert not torch.equal(query, image)
+    query, reference = augment_pair(
+        image, image, config(rotate="reference", rotate_probability=1.0), np.random.default_rng(3)
+    )
+    assert torch.equal(query, image)
+    assert not torch.equal(reference, image)
+    with pytest.raises(ValueError, match="square"):
+        rotate_pair(image, image[:, :, :20], 1, "reference")
+
+
+def loader(dataset: GeoDataset, threads: int, **data: object) -> PairLoader:
+    cfg = DataConfig.model_validate(
+        {"uri": dataset.uri, "query_size": (SIZE, SIZE), "reference_size": (SIZE, SIZE), **data}
+    )
+    tables = dataset.table("queries", ["train"]), dataset.table("references", ["train"])
+    return PairLoader(*tables, cfg, AugmentConfig(), seed=1, num_threads=threads)  # type: ignore[call-arg]
+
+
+def test_a_pair_looks_the_same_whatever_loads_it(synthetic: GeoDataset) -> None:
+    ids = np.arange(12).reshape(3, 4)
+    one = list(loader(synthetic, 1).load(ids, ids, epoch=2))
+    three = list(loader(synthetic, 3).load(ids, ids, epoch=2))
+    halves = list(loader(synthetic, 2).load(ids[:, 2:], ids[:, 2:], epoch=2))
+    other = list(loader(synthetic, 1).load(ids, ids, epoch=3))
+    for a, b, half, c in zip(one, three, halves, other, strict=True):
+        assert torch.equal(a.queries, b.queries)
+        assert torch.equal(a.references, b.references)
+        assert torch.equal(a.references[2:], half.references)
+        assert not torch.equal(a.queries, c.queries)
+    assert [batch.number for batch in three] == [0, 1, 2]
+
+
+def test_a_corrupt_image_fails_by_name_or_masks_its_pair(synthetic: GeoDataset, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n")
+    ids = np.arange(4).reshape(1, 4)
+
+    def load(mode: str) -> PairLoader:
+        made = loader(synthetic, 1, on_bad_image=mode)
+        made.queries.uris[2] = str(broken)
+        return made
+
+    with pytest.raises(BadImageError, match=r"id 2, .*broken\.png"):
+        list(load("fail").load(ids, ids, epoch=1))
+    (batch,) = load("skip").load(ids, ids, epoch=1)
+    assert batch.valid.tolist() == [True, True, False, True]
+    assert "broken.png" in batch.bad_images[0]
+    missing = loader(synthetic, 1)
+    missing.references.uris[0] = str(tmp_path / "none.png")
+    with pytest.raises(BadImageError, match="FileNotFoundError"):
+        list(missing.load(ids, ids, epoch=1))

@@ -1,0 +1,264 @@
+"""Whole tiny runs on a Ray cluster of this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from s4g_ray import storage
+from s4g_ray.baseline import gradient_correlation_embeddings
+from s4g_ray.config import RunConfig
+from s4g_ray.dataset import GeoDataset, open_dataset
+from s4g_ray.embedding import embed, read_embeddings
+from s4g_ray.encoder import Numerics, load_encoder
+from s4g_ray.errors import BadImageError, InputError, RunError
+from s4g_ray.images import load_image
+from s4g_ray.neighbors import NeighborGraph
+from s4g_ray.pipeline import RunResult, run
+from s4g_ray.report import great_circle, write_report
+from s4g_ray.sampler import load_plan, plan_batches
+from s4g_ray.trainer import save_checkpoint, stamp_of
+from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
+
+pytestmark = pytest.mark.cluster
+Tiny = tuple[RunConfig, RunResult]
+
+
+@pytest.fixture(scope="module")
+def tiny(synthetic: GeoDataset, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    config = tiny_config(
+        tmp_path_factory.mktemp("runs") / "tiny", synthetic.uri,
+        train={"keep_checkpoints": 5}, evaluation={"correlation_baseline": True},
+    )  # fmt: skip
+    return config, run(config)
+
+
+def records(run_dir: str, kind: str) -> list[dict[str, Any]]:
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def test_the_loss_falls_and_recall_rises(tiny: Tiny) -> None:
+    losses = [record["loss"] for record in records(tiny[0].run_dir, "epoch")]
+    assert len(losses) == 3
+    assert losses[2] < losses[0] - 0.1
+    result = tiny[1]
+    assert result.untrained is not None
+    assert result.metrics["recall@10"] > result.untrained["recall@10"]
+    assert result.metrics["queries"] == NUM_TEST
+
+
+def test_the_mined_plan_differs_from_the_geographic_one_and_follows_its_own_graph(
+    tiny: Tiny, synthetic: GeoDataset
+) -> None:
+    config = tiny[0]
+    epochs = records(config.run_dir, "epoch")
+    assert [e["graph"] for e in epochs] == ["geographic", "similarity v=0001", "similarity v=0002"]
+    pairs = synthetic.pairs("train")
+    for epoch, version in ((1, 0), (2, 1), (3, 2)):
+        found = load_plan(f"{config.run_dir}/plans/epoch={epoch:04d}.parquet")[0]
+        plans = {}
+        for v in (0, version):
+            graph = NeighborGraph.load(f"{config.run_dir}/neighbors/v={v:04d}")
+            plan = plan_batches(
+                pairs, graph, batch_size=16, num_hard_negatives=6, neighbor_pool_size=12, seed=3, epoch=epoch
+            )
+            plans[v] = pairs.query_ids[plan.batches]
+        assert np.array_equal(found, plans[version])
+        assert epoch == 1 or not np.array_equal(found, plans[0])
+
+
+def test_the_mined_graph_is_each_places_nearest_references_by_cosine(tiny: Tiny) -> None:
+    folder = f"{tiny[0].run_dir}/embeddings/v=0002"
+    graph = NeighborGraph.load(f"{tiny[0].run_dir}/neighbors/v=0002")
+    q, r = read_embeddings(folder, "queries"), read_embeddings(folder, "references")
+    q, r = q.take(np.arange(NUM_TRAIN)), r.take(np.arange(NUM_TRAIN))
+    assert graph.scores is not None
+    for row, place in enumerate(graph.place_ids.tolist()):
+        query = q.vectors[q.place_ids == place][0].astype(np.float64)
+        scores = {int(p): float(v @ query) for p, v in zip(r.place_ids, r.vectors, strict=True) if p != place}
+        wanted = sorted(scores.values(), reverse=True)[:12]
+        np.testing.assert_allclose(graph.scores[row], wanted, atol=1e-5)
+        np.testing.assert_allclose([scores[n] for n in graph.neighbors[row].tolist()], wanted, atol=1e-5)
+
+
+def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(tiny: Tiny, synthetic: GeoDataset) -> None:
+    config, folder = tiny[0], f"{tiny[0].run_dir}/embeddings/v=0003"
+    encoder = load_encoder(config.model, f"{config.run_dir}/checkpoints/epoch=0003").eval()
+    stamp = stamp_of(config, encoder, f"{config.run_dir}/checkpoints/epoch=0003", synthetic.fingerprint)
+    table = synthetic.table("queries", ["test"])
+    found = read_embeddings(folder, "queries", stamp=stamp)
+    assert sorted(found.ids.tolist()) == table.ids.tolist()
+    images = torch.stack([load_image(table, int(row), (SIZE, SIZE)) for row in table.rows(found.ids)])
+    with torch.inference_mode():
+        wanted = torch.nn.functional.normalize(encoder.embed(images), dim=1).numpy()
+    np.testing.assert_allclose(found.vectors, wanted, atol=1e-5)
+    older = stamp_of(config, encoder, f"{config.run_dir}/checkpoints/epoch=0002", synthetic.fingerprint)
+    with pytest.raises(RunError, match=r"made with step .* is wanted"):
+        read_embeddings(folder, "queries", stamp=older)
+
+
+def test_metrics_hold_what_a_reader_looks_for(tiny: Tiny) -> None:
+    epoch = records(tiny[0].run_dir, "epoch")[-1]
+    names = "loss learning_rate temperature pairs_per_s hardness pairs_left_out load_s step_s plan_s"
+    assert all(np.isfinite(epoch[name]) for name in names.split())
+    assert 0 <= epoch["learning_rate"] < tiny[0].train.learning_rate
+    assert epoch["pairs_left_out"] == NUM_TRAIN - 16 * (NUM_TRAIN // 16)
+    rounds = records(tiny[0].run_dir, "round")
+    assert [r["epoch"] for r in rounds] == [0, 1, 2, 3]
+    assert {"embed_s", "mine_s"} <= rounds[1].keys()
+    assert {"embed_s", "evaluate_s"} <= rounds[3].keys()
+    assert len(records(tiny[0].run_dir, "baseline")) == 1
+    assert not (Path(tiny[0].run_dir) / ".ray_train").exists()
+
+
+def test_the_report_is_one_self_contained_file(tiny: Tiny) -> None:
+    page = (Path(tiny[0].run_dir) / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") > 30
+    assert page.count("<svg") == 3
+    assert "learning_rate: 0.001" in page
+    assert "Mined hard negatives" in page
+    assert "gradient correlation" in page
+    for outside in ("<script src", "<link", 'src="http', "url(http"):
+        assert outside not in page
+    assert write_report(tiny[0].run_dir).endswith("report.html")
+
+
+def test_an_existing_run_is_refused_without_resume_and_left_alone(tiny: Tiny) -> None:
+    before = (Path(tiny[0].run_dir) / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds a run already; go on with --resume"):
+        run(tiny[0])
+    changed = tiny[0].model_copy(update={"train": tiny[0].train.model_copy(update={"learning_rate": 0.5})})
+    with pytest.raises(InputError, match="started with another configuration: train"):
+        run(changed, resume=True)
+    assert run(tiny[0], resume=True).metrics == tiny[1].metrics
+    assert (Path(tiny[0].run_dir) / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_resumed_after_epoch_1_ends_with_the_same_weights(tiny: Tiny, tmp_path: Path) -> None:
+    """What an interruption in epoch 2 leaves: a finished first round, an unpublished checkpoint, no more."""
+    whole, part = Path(tiny[0].run_dir), tmp_path / "part"
+    shutil.copytree(whole, part)
+    for name in ("checkpoints/epoch=0003", "embeddings/v=0002", "embeddings/v=0003", "neighbors/v=0002"):
+        shutil.rmtree(part / name)
+    (part / "checkpoints/epoch=0002/_MANIFEST.json").unlink()
+    info = json.loads((part / "run.json").read_text())
+    storage.write_json(str(part / "run.json"), {**info, "status": "running"})
+    result = run(tiny[0].model_copy(update={"run_dir": str(part)}), resume=True)
+    for name in ("model.safetensors", "training_state.pt"):
+        assert (part / "checkpoints/epoch=0003" / name).read_bytes() == (
+            whole / "checkpoints/epoch=0003" / name
+        ).read_bytes()
+    assert result.metrics == tiny[1].metrics
+    for kind in ("epoch", "step", "evaluation", "mining"):
+        ours, theirs = (records(str(folder), kind) for folder in (part, whole))
+        assert [(r["epoch"], r.get("loss")) for r in ours] == [(r["epoch"], r.get("loss")) for r in theirs]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> GeoDataset:
+    """The synthetic data set with a corrupt train query, a corrupt test query and a missing test reference."""
+    dataset = write_synthetic(tmp_path / "damaged")
+    (tmp_path / "damaged/images/queries/5.png").write_bytes(b"\x89PNG nothing")
+    (tmp_path / f"damaged/images/queries/{NUM_TRAIN}.png").write_bytes(b"")
+    (tmp_path / f"damaged/images/references/{NUM_TRAIN + 1}.png").unlink()
+    return dataset
+
+
+def test_corrupt_images_are_skipped_counted_and_listed(ray_cluster: None, damaged: GeoDataset, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path / "run", damaged.uri, data={"on_bad_image": "skip"}, train={"epochs": 1}, mining={"every_epochs": 1}
+    )
+    result = run(config)
+    listed = [json.loads(line)["reason"] for line in (tmp_path / "run/bad_images.jsonl").read_text().splitlines()]
+    assert sorted(reason.split(",")[0] for reason in listed) == ["id 5", f"id {NUM_TRAIN}", f"id {NUM_TRAIN + 1}"]
+    assert "the file is empty" in " ".join(listed)
+    assert "FileNotFoundError" in " ".join(listed)
+    assert result.metrics["queries"] == NUM_TEST - 2
+    assert result.metrics["queries_without_reference"] == 1
+    (epoch,) = records(config.run_dir, "epoch")
+    plan = load_plan(f"{config.run_dir}/plans/epoch=0001.parquet")[0]
+    assert epoch["pairs_masked"] == int((plan == 5).sum())
+
+
+def test_a_corrupt_image_stops_embedding_and_training_by_name(
+    ray_cluster: None, damaged: GeoDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(BadImageError, match=rf"queries/{NUM_TRAIN}\.png: the file is empty; mend|references/"):
+        run(tiny_config(tmp_path / "a", damaged.uri))
+    with pytest.raises(BadImageError, match=r"id 5, .*queries/5\.png"):
+        run(tiny_config(tmp_path / "b", damaged.uri, evaluation={"before_training": False}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(
+    ray_cluster: None, synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        tmp_path / "run", synthetic.uri,
+        train={"learning_rate": 1e30, "warmup_epochs": 0}, evaluation={"before_training": False},
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1, batch \d+ of its plan\)"):
+        run(config)
+
+
+def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
+    tiny: Tiny, synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    config = tiny[0]
+    encoder = load_encoder(config.model, f"{config.run_dir}/checkpoints/epoch=0001")
+    with torch.no_grad():
+        next(encoder.model.parameters()).fill_(float("nan"))
+    checkpoint = str(tmp_path / "nan")
+    save_checkpoint(checkpoint, encoder, None, epoch=1, step=1)
+    stamp = stamp_of(config, encoder, checkpoint, synthetic.fingerprint)
+    with pytest.raises(RunError, match=r"the embedding of (queries|references) id \d+ is not finite"):
+        embed(config, synthetic, checkpoint, str(tmp_path / "e"), splits=["test"], numerics=Numerics(), stamp=stamp)
+    assert not storage.is_published(str(tmp_path / "e"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"batch_size": 200}}, "train.batch_size=200 exceeds the 96 pairs"),
+        ({"sampling": {"neighbor_pool_size": 96}}, "neighbor_pool_size=96 is too large for the 96 places"),
+        ({"data": {"uri": "/no/such/data"}}, "no data set at /no/such/data"),
+        ({"data": {"test_split": "val"}}, "test_split='val' holds no query"),
+    ],
+)
+def test_what_a_data_set_cannot_give_is_refused_before_anything_is_written(
+    synthetic: GeoDataset, tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(tiny_config(tmp_path / "run", synthetic.uri, **sections))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_other_things_is_not_written_into(synthetic: GeoDataset, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and holds no run"):
+        run(tiny_config(tmp_path, synthetic.uri))
+
+
+def test_gradient_correlation_is_pearsons(synthetic: GeoDataset) -> None:
+    table = open_dataset(synthetic.uri).table("references", ["test"])
+    images = torch.stack([load_image(table, row, (SIZE, SIZE)) for row in range(2)])
+    a, b = gradient_correlation_embeddings(images).astype(np.float64)
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert cosine == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    gy, gx = np.gradient(images[0].float().mean(0).numpy())
+    assert np.corrcoef(np.hypot(gx, gy)[1:-1, 1:-1].ravel(), a.reshape(SIZE, SIZE)[1:-1, 1:-1].ravel())[0, 1] > 0.9
+
+
+def test_great_circles_take_the_short_way_and_break_at_the_antimeridian() -> None:
+    lat, lon = great_circle((10.0, 170.0), (10.0, -170.0))
+    assert np.isnan(lat).sum() == 1
+    assert np.nanmin(np.abs(lon)) > 169
+    lat, lon = great_circle((0.0, 10.0), (0.0, 20.0))
+    np.testing.assert_allclose(lat, 0, atol=1e-9)
+    assert (np.diff(lon) > 0).all()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from s4g_ray.config import TrainConfig
+from s4g_ray.trainer import Mailbox, learning_rate
+
+
+def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -> None:
+    cfg = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.2)  # type: ignore[call-arg]
+    assert learning_rate(cfg, 0.5) == pytest.approx(0.1)
+    assert learning_rate(cfg, 1.0) == pytest.approx(0.2)
+    assert learning_rate(cfg, 6.0) == pytest.approx(0.1)
+    assert learning_rate(cfg, 11.0) == pytest.approx(0.0, abs=1e-12)
+    rates = [learning_rate(cfg, 1 + i / 10) for i in range(101)]
+    assert rates == sorted(rates, reverse=True)
+    no_warmup = TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.2)  # type: ignore[call-arg]
+    assert learning_rate(no_warmup, 0.0) == 0.2
+
+
+def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:
+    async def scene() -> None:
+        mailbox = Mailbox()
+        ranks = [asyncio.create_task(mailbox.plan(3)) for _ in range(3)]
+        await mailbox.put_plan(2, "other")
+        await asyncio.sleep(0.01)
+        assert not any(rank.done() for rank in ranks)
+        await mailbox.put_plan(3, "plan")
+        assert await asyncio.gather(*ranks) == ["plan"] * 3
+
+    asyncio.run(scene())
+
+
+def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> None:
+    async def scene() -> None:
+        mailbox = Mailbox()
+        rank = asyncio.create_task(mailbox.plan(1))
+        await asyncio.sleep(0)
+        await mailbox.stop()
+        assert await rank is None
+        assert await mailbox.take(0.01) == []
+        waiting = asyncio.create_task(mailbox.take(5))
+        await mailbox.post({"n": 1})
+        assert await waiting == [{"n": 1}]
+        for n in range(3):
+            await mailbox.post({"n": n})
+        assert [m["n"] for m in await mailbox.take(1)] == [0, 1, 2]
+
+    asyncio.run(scene())
