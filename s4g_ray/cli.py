@@ -42,9 +42,11 @@ def train(
 ) -> None:
     """Train, mine and evaluate as a configuration says."""
     from s4g_ray.config import load_config
+
+    loaded = load_config(config, overrides or [])  # before the slow imports: a misspelt key is answered at once
     from s4g_ray.pipeline import run
 
-    result = run(load_config(config, overrides or []), resume=resume, reporter=_reporter(as_json))
+    result = run(loaded, resume=resume, reporter=_reporter(as_json))
     _print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics})
 
 

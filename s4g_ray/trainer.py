@@ -282,7 +282,7 @@ class _Meter:
             "step": self.worker.step,
             "loss": loss,
             "learning_rate": float(self.worker.optimizer.param_groups[0]["lr"]),
-            "temperature": math.exp(-self.worker.encoder.logit_scale.item()),
+            "temperature": float((-self.worker.encoder.logit_scale.detach()).exp().item()),
         }
 
     def _mean(self, values: list[Any]) -> float:
