@@ -1,6 +1,6 @@
 """The embedding job against the bare encoder: images per second on the same cores, actors warm.
 
-    python benchmarks/embedding.py configs/earth.yaml [--repeats 4]
+    python -m benchmarks.embedding configs/earth.yaml [--repeats 4]
 
 The bare encoder is one process for each actor, with the job's threads, encoding the job's batches from memory;
 the job reads, decodes, encodes, normalises and writes. Both in one run, one after the other, several times.
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
+from benchmarks.machine import machine
 from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
 from s4g_ray.dataset import open_dataset
@@ -86,11 +86,10 @@ def main() -> None:
             print(
                 f"{repeat}: job {report.warm_images_per_s:.0f} images/s, bare {bare:.0f}: {ratios[-1]:.1%}", flush=True
             )
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     result = {
-        "median_ratio": sorted(ratios)[len(ratios) // 2], "images": report.images, "encoder": config.model.name,
-        "size": config.data.query_size, "cpus": len(cpu), "cpu": cpu[0].partition(":")[2].strip(),
-        "python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__,
+        "median_ratio": round(statistics.median(ratios), 3), "images": report.images, "encoder": config.model.name,
+        "size": config.data.query_size,
+        "ray": ray.__version__, **machine(),
     }  # fmt: skip
     print(json.dumps(result))
 

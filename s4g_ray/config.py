@@ -168,14 +168,14 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     protocol: Literal["strict", "paper"] = "strict"  # paper: batches stay in the order in which they are built
     data: DataConfig
-    augment: AugmentConfig = AugmentConfig()  # type: ignore[call-arg]
-    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
-    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
-    sampling: SamplingConfig = SamplingConfig()  # type: ignore[call-arg]
-    mining: MiningConfig = MiningConfig()  # type: ignore[call-arg]
-    embedding: EmbeddingConfig = EmbeddingConfig()  # type: ignore[call-arg]
-    evaluation: EvaluationConfig = EvaluationConfig()  # type: ignore[call-arg]
-    ray: RayConfig = RayConfig()  # type: ignore[call-arg]
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    mining: MiningConfig = MiningConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    ray: RayConfig = RayConfig()
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -25,7 +25,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.storage import resolve_package
 from s4g_ray.trainer import save_checkpoint
 
-TINY = ModelConfig(name="test_convnext", pretrained=False)  # type: ignore[call-arg]
+TINY = ModelConfig(name="test_convnext", pretrained=False)
 EARTH = load_config(Path(__file__).parent.parent / "configs/earth.yaml")
 
 
@@ -93,7 +93,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"none\.pth"):
         load_backbone(backbone, str(tmp_path / "none.pth"))
     with pytest.raises(InputError, match=r"model\.name='convnext_bose'"):
-        Encoder.build(ModelConfig(name="convnext_bose", pretrained=False))  # type: ignore[call-arg]
+        Encoder.build(ModelConfig(name="convnext_bose", pretrained=False))
 
 
 def test_a_saved_state_dict_with_a_classifier_loads_into_the_backbone(tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def test_preprocessing_hash_follows_size() -> None:
 
 
 def test_precision_choices_are_what_the_configuration_leaves_open(tmp_path: Path) -> None:
-    train = TrainConfig(precision="auto", channels_last="auto", batch_size=4)  # type: ignore[call-arg]
+    train = TrainConfig(precision="auto", channels_last="auto", batch_size=4)
     assert len(numerics_choices(train)) == 4
-    fixed = TrainConfig(precision="bf16", channels_last=True)  # type: ignore[call-arg]
+    fixed = TrainConfig(precision="bf16", channels_last=True)
     assert numerics_choices(fixed) == [Numerics(bf16=True, channels_last=True)]
     save_checkpoint(str(tmp_path / "c"), Encoder.build(TINY, seed=4), None, epoch=0, step=0)
     assert encode_weights(load_encoder(TINY, str(tmp_path / "c"))) == encode_weights(Encoder.build(TINY, seed=4))

@@ -148,7 +148,7 @@ def loader(dataset: GeoDataset, threads: int, **data: object) -> PairLoader:
         {"uri": dataset.uri, "query_size": (SIZE, SIZE), "reference_size": (SIZE, SIZE), **data}
     )
     tables = dataset.table("queries", ["train"]), dataset.table("references", ["train"])
-    return PairLoader(*tables, cfg, AugmentConfig(), seed=1, num_threads=threads)  # type: ignore[call-arg]
+    return PairLoader(*tables, cfg, AugmentConfig(), seed=1, num_threads=threads)
 
 
 def test_a_pair_looks_the_same_whatever_loads_it(synthetic: GeoDataset) -> None:

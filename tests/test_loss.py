@@ -66,7 +66,7 @@ def test_no_valid_pair_gives_zero_and_shapes_are_checked() -> None:
 
 
 def encoder() -> Encoder:
-    cfg = ModelConfig(name="test_convnext", pretrained=False)  # type: ignore[call-arg]
+    cfg = ModelConfig(name="test_convnext", pretrained=False)
     return Encoder.build(cfg, seed=5).double().train()
 
 

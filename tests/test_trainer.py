@@ -9,14 +9,14 @@ from s4g_ray.trainer import Mailbox, learning_rate
 
 
 def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -> None:
-    cfg = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.2)  # type: ignore[call-arg]
+    cfg = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.2)
     assert learning_rate(cfg, 0.5) == pytest.approx(0.1)
     assert learning_rate(cfg, 1.0) == pytest.approx(0.2)
     assert learning_rate(cfg, 6.0) == pytest.approx(0.1)
     assert learning_rate(cfg, 11.0) == pytest.approx(0.0, abs=1e-12)
     rates = [learning_rate(cfg, 1 + i / 10) for i in range(101)]
     assert rates == sorted(rates, reverse=True)
-    no_warmup = TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.2)  # type: ignore[call-arg]
+    no_warmup = TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.2)
     assert learning_rate(no_warmup, 0.0) == 0.2
 
 
