@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +31,8 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The whole loop on real imagery, on this machine, in minutes; ends with a table and report.html."""
     from s4g_ray.demo import demo as run_demo
 
-    result = run_demo(overrides or [], _reporter(as_json))
+    with _interruptible():
+        result = run_demo(overrides or [], _reporter(as_json))
     _print_json(as_json, {"run_dir": result.run_dir, "untrained": result.untrained, "trained": result.metrics})
 
 
@@ -46,7 +49,8 @@ def train(
     loaded = load_config(config, overrides or [])  # before the slow imports: a misspelt key is answered at once
     from s4g_ray.pipeline import run
 
-    result = run(loaded, resume=resume, reporter=_reporter(as_json))
+    with _interruptible():
+        result = run(loaded, resume=resume, reporter=_reporter(as_json))
     _print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics})
 
 
@@ -97,8 +101,18 @@ def main() -> None:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was published stays, and --resume goes on from it", 1)
+    except ImportError as error:
+        if "faiss" not in str(error):
+            raise
+        _fail(str(error), 1)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:  # typer would end without a word
+        _fail("interrupted; what was published stays, and `s4g train CONFIG --resume` goes on from it", 130)
 
 
 def _fail(message: str, code: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from s4g_ray import storage
 from s4g_ray.errors import InputError
 
 Probability = float
@@ -177,17 +178,29 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     ray: RayConfig = RayConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        turned = {"none": (), "planar": ("query_size", "reference_size")}
+        for name in turned.get(self.augment.rotate, ("reference_size",)):
+            height, width = getattr(self.data, name)
+            if height != width:
+                raise ValueError(
+                    f"data.{name}={[height, width]} is not square, but augment.rotate={self.augment.rotate}"
+                    " turns it by 90 degrees; make it square, or set augment.rotate=none"
+                )
+        return self
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `key.subkey=value` overrides (values are YAML) and validate.
+    """Read a YAML file (a path or s3://...), apply `key.subkey=value` overrides (values are YAML) and validate.
 
     Raises InputError for a missing file, malformed YAML, unknown keys (naming the nearest valid one) and
     impossible values.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.safe_load(storage.read_bytes(storage.absolute(str(path))))
     except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+        raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -224,7 +237,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: the value is not valid YAML") from error
     node = tree
     for part in parts[:-1]:
-        child = node.setdefault(part, {})
+        if node.get(part) is None:  # absent, or an empty section
+            node[part] = {}
+        child = node[part]
         if not isinstance(child, dict):
             raise InputError(_unknown_key(key))
         node = child
@@ -272,5 +287,5 @@ def _describe(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key}: this key is required"
     if fault["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}={fault['input']!r}: {message[0].lower()}{message[1:]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray import storage
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.sampler import PairTable
 
 View = Literal["references", "queries"]
@@ -44,7 +45,7 @@ SCHEMAS = {
         [*_COMMON, pa.field("heading_deg", pa.float32()), pa.field("semi_positives", pa.list_(pa.int64()))]
     ),
 }
-_CHECKED = ["id", "place_id", "offset", "length", "lat", "lon", "split"]
+_CHECKED = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
 
 
 @dataclass(frozen=True)
@@ -149,19 +150,17 @@ def open_dataset(uri: str) -> GeoDataset:
         raise InputError(
             f"no data set at {uri}: dataset.json is missing; make one with `s4g convert` or dataset.write_dataset"
         ) from error
-    if header.get("format") != FORMAT or header.get("version") != 1:
+    except RunError as error:
+        raise InputError(str(error)) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != 1:
         raise InputError(f"{uri}/dataset.json is not of format {FORMAT!r}, version 1")
+    missing = [key for key in ("name", "fingerprint") if not isinstance(header.get(key), str)]
+    if missing:
+        raise InputError(f"{uri}/dataset.json lacks {' and '.join(missing)}; make the data set again")
     columns = {view: _Columns.read(storage.join(uri, view), view) for view in VIEWS}
-    for view in VIEWS:
-        columns[view].check()
-    _check_train_places(columns["references"], columns["queries"])
-    return GeoDataset(
-        uri,
-        header["name"],
-        header["fingerprint"],
-        header.get("views", {}),
-        *(columns[view].source for view in VIEWS),
-    )
+    _check(columns)
+    sources = [pads.dataset(c.files, filesystem=c.filesystem, format="parquet") for c in columns.values()]
+    return GeoDataset(uri, header["name"], header["fingerprint"], header.get("views", {}), *sources)
 
 
 def write_dataset(
@@ -180,32 +179,42 @@ def write_dataset(
     uri = storage.absolute(uri)
     if storage.exists(storage.join(uri, "dataset.json")):
         raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
+    if views is not None and set(views) != set(VIEWS):
+        raise InputError(f"views={dict(views)!r} must have the keys {' and '.join(VIEWS)}")
+    tables = {view: _conform(table, view) for view, table in zip(VIEWS, (references, queries), strict=True)}
+    columns = {view: _Columns.of_table(tables[view], storage.join(uri, view), view) for view in VIEWS}
+    _check(columns)
     hashes: list[bytes] = []
-    counts: dict[str, dict[str, int]] = {}
-    tables = {"references": references, "queries": queries}
     for view in VIEWS:
-        table = _conform(tables[view], view)
-        storage.remove(storage.join(uri, view))
-        counts[view] = {row["values"]: row["counts"] for row in pc.value_counts(table["split"]).to_pylist()}
-        for number, start in enumerate(range(0, max(len(table), 1), ROWS_PER_PART)):
+        folder = storage.join(uri, view)
+        for name in _part_names(folder):  # of an attempt that was cut off; other files are not ours
+            storage.remove(storage.join(folder, name))
+        for name, start in _parts(len(tables[view])):
             buffer = io.BytesIO()
-            pq.write_table(table.slice(start, ROWS_PER_PART), buffer)
-            storage.write_bytes(storage.join(uri, view, f"part-{number:05d}.parquet"), buffer.getvalue())
+            pq.write_table(tables[view].slice(start, ROWS_PER_PART), buffer)
+            storage.write_bytes(storage.join(folder, name), buffer.getvalue())
             hashes.append(buffer.getvalue())
-    columns = {view: _Columns.read(storage.join(uri, view), view) for view in VIEWS}
-    for view in VIEWS:
-        columns[view].check()
-    _check_train_places(columns["references"], columns["queries"])
+    splits = {view: pc.value_counts(tables[view]["split"]).to_pylist() for view in VIEWS}
     header = {
         "format": FORMAT,
         "version": 1,
         "name": name,
         "fingerprint": storage.fingerprint(*hashes),
-        "counts": counts,
+        "counts": {view: {row["values"]: row["counts"] for row in splits[view]} for view in VIEWS},
         "views": dict(views or {}),
     }
     storage.write_json(storage.join(uri, "dataset.json"), header)
     return open_dataset(uri)
+
+
+def _parts(rows: int) -> list[tuple[str, int]]:
+    """File names of a table's parts, and the first row of each."""
+    starts = range(0, max(rows, 1), ROWS_PER_PART)
+    return [(f"part-{number:05d}.parquet", start) for number, start in enumerate(starts)]
+
+
+def _part_names(folder: str) -> list[str]:
+    return [name for name in storage.list_names(folder) if re.fullmatch(r"part-.*\.parquet", name)]
 
 
 def _conform(table: pa.Table, view: View) -> pa.Table:
@@ -228,14 +237,21 @@ class _Columns:
     """The columns that validation reads, and the file of each row."""
 
     view: View
-    source: pads.Dataset
     table: pa.Table
     files: list[str]
     first_rows: NDArray[np.int64]  # of each file
+    filesystem: Any = None
+
+    @classmethod
+    def of_table(cls, table: pa.Table, folder: str, view: View) -> _Columns:
+        """Of a table that is still to be written."""
+        names, starts = zip(*_parts(len(table)), strict=True)
+        return cls(view, table.select(_CHECKED), [storage.join(folder, name) for name in names], np.array(starts))
 
     @classmethod
     def read(cls, folder: str, view: View) -> _Columns:
-        names = [n for n in storage.list_names(folder) if n.endswith(".parquet") and not n.startswith((".", "_"))]
+        """Of the files of a folder."""
+        names = _part_names(folder)
         if not names:
             raise InputError(f"{folder} holds no part-*.parquet; the data set is incomplete, make it again")
         filesystem, path = fsspec.url_to_fs(folder)
@@ -249,8 +265,7 @@ class _Columns:
             _check_schema(file, schema, SCHEMAS[view])
             tables.append(pq.read_table(file, columns=_CHECKED, filesystem=filesystem, partitioning=None))
         first = np.cumsum([0, *(len(t) for t in tables)][:-1])
-        source = pads.dataset(files, filesystem=filesystem, format="parquet")
-        return cls(view, source, pa.concat_tables(tables, promote_options="permissive"), files, first)
+        return cls(view, pa.concat_tables(tables, promote_options="permissive"), files, first, filesystem)
 
     def at(self, row: int) -> str:
         """File and row of a row of the whole table, for messages."""
@@ -258,8 +273,10 @@ class _Columns:
         return f"{self.files[number]}, row {row - self.first_rows[number]}"
 
     def check(self) -> None:
-        for name in ("id", "place_id", "split"):
+        for name in ("id", "place_id", "uri", "split"):
             self._refuse(pc.is_null(self.table[name]), f"{name} is null; give every row one")
+        for name in ("id", "place_id"):
+            self._refuse(pc.less(self.table[name], 0), f"{name} is negative; number from 0", name)
         ids = self.table["id"].to_numpy()
         order = np.argsort(ids, kind="stable")
         repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
@@ -304,6 +321,12 @@ def _check_schema(file: str, found: pa.Schema, wanted: pa.Schema) -> None:
             raise InputError(
                 f"{file}: column {field.name!r} is {found.field(field.name).type}, but must be {field.type}"
             )
+
+
+def _check(columns: Mapping[View, _Columns]) -> None:
+    for view in VIEWS:
+        columns[view].check()
+    _check_train_places(columns["references"], columns["queries"])
 
 
 def _check_train_places(references: _Columns, queries: _Columns) -> None:

@@ -51,7 +51,7 @@ def results_table(records: list[Record]) -> Table:
         table.add_column(heading, justify="right")
     for name, row in result_rows(records):
         recalls = [f"{row[f'recall@{k}']:.1%}" for k in (1, 5, 10)]
-        table.add_row(name, *recalls, f"{row['median_error_m'] / 1000:,.0f}" if "median_error_m" in row else "-")
+        table.add_row(name, *recalls, f"{row['median_error_m'] / 1000:,.0f}")
     return table
 
 

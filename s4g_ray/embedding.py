@@ -31,6 +31,7 @@ from s4g_ray.images import load_image
 from s4g_ray.progress import Update, ignore
 
 Row = dict[str, Any]
+LOADER_CPUS = 0.25  # logical, of a task that reads and decodes a part
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def embed(
 ) -> EmbeddingReport:
     """Embed both views of some splits into a published table at `target`; the gallery goes with the test split.
 
-    Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, RunError for non-finite
-    embeddings; both name the image.
+    Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail` and when no image of a view can be
+    decoded, RunError for non-finite embeddings (both name the image) and when the job dies.
     """
     storage.remove(target)
     gallery = ["gallery"] if config.data.test_split in splits else []
@@ -95,9 +96,14 @@ def embed(
     except RayError as error:
         last = str(error).strip().splitlines()[-1]
         raise RunError(f"the embedding job failed after {done} of {total} images: {last}") from error
+    bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
+    for view in VIEWS:
+        if not sum(row["rows"] for row in results if row["view"] == view):
+            raise BadImageError(
+                f"none of the {len(tables[view])} {view} could be decoded: {[*bad, 'there are none'][0]}"
+            )
     _publish(target, results, stamp, splits)
     warm_s = max(row["finished"] for row in results) - min(row["started"] for row in results)
-    bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
     return EmbeddingReport(total, time.perf_counter() - started, total / warm_s, bad)
 
 
@@ -141,7 +147,7 @@ def _stream(
     loaded = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
         load_part,  # type: ignore[arg-type]
         fn_kwargs={"data": config.data},
-        num_cpus=min(0.25, cfg.cpus_per_actor),
+        num_cpus=LOADER_CPUS,
     )
     encoded = loaded.map(
         PartEncoder,  # type: ignore[arg-type]
@@ -182,40 +188,32 @@ class PartEncoder:
 
     def __init__(self, config: RunConfig, checkpoint: str, target: str, numerics: Numerics) -> None:
         torch.set_num_threads(config.embedding.threads_per_actor)
-        self.config, self.target, self.numerics = config, target, numerics
+        self.config, self.checkpoint, self.target, self.numerics = config, checkpoint, target, numerics
         self.device = torch.device("cuda" if config.embedding.gpus_per_actor else "cpu")
         self.encoder = load_encoder(config.model, checkpoint).to(self.device).eval()
         numerics.prepare(self.encoder)
+        self.ready = time.time()
 
     def __call__(self, row: Row) -> Row:
         """Encode a loaded part and write it; returns what its manifest needs."""
-        result = {key: row[key] for key in ("view", "part", "fault", "message")}
-        result.update(
-            images=row["images"],
-            started=row["started"],
-            finished=time.time(),
-            rows=0,
-            num_bytes=0,
-            sha256="",
-            bad="[]",
-        )
+        result = {key: row[key] for key in ("view", "part", "images", "fault", "message")}
+        result.update(started=max(row["started"], self.ready), finished=0.0, rows=0, num_bytes=0, sha256="", bad="[]")
         if row["fault"]:
             return result
         ids = np.asarray(row["ids"], dtype=np.int64)
         vectors = self._encode(row, len(ids))
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
-            message = f"the embedding of {row['view']} id {ids[bad[0]]} is not finite ({len(bad)} in this part)"
+            batch = bad[0] // self.config.embedding.batch_size
+            message = (
+                f"the embedding of {row['view']} id {ids[bad[0]]} is not finite ({len(bad)} such in part {row['part']},"
+                f" from its batch {batch} on), by {self.checkpoint}"
+            )
             return {**result, "fault": "embedding", "message": message}
         data = _encode_part(ids, np.asarray(row["places"], np.int64), vectors, self.config.embedding.dtype)
         part = storage.write_part(self.target, f"{row['view']}/part-{row['part']:05d}.parquet", data, len(ids))
-        return {
-            **result,
-            "rows": part.rows,
-            "num_bytes": part.num_bytes,
-            "sha256": part.sha256,
-            "bad": row["message"],
-        }
+        result.update(rows=part.rows, num_bytes=part.num_bytes, sha256=part.sha256, bad=row["message"])
+        return {**result, "finished": time.time()}
 
     def _encode(self, row: Row, count: int) -> NDArray[np.float32]:
         sizes = {"references": self.config.data.reference_size, "queries": self.config.data.query_size}

@@ -191,7 +191,7 @@ def load_backbone(backbone: nn.Module, uri: str) -> None:
     Classifier weights are left out; keys of the EfficientNet-PyTorch family are renamed to timm's.
     Raises InputError when the file is missing or does not fit.
     """
-    path = storage.resolve_package(uri)
+    path = storage.resolve_package(storage.absolute(uri))
     try:
         data = storage.read_bytes(path)
     except OSError as error:

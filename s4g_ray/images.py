@@ -37,11 +37,13 @@ def decode(data: bytes) -> Tensor:
             return _to_tensor(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise ValueError("not an image file of a known format") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all three for bad files
-        raise ValueError(str(error)) from error
+    except Exception as error:  # a damaged file makes Pillow raise many kinds: OSError, SyntaxError, struct.error...
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 
 from s4g_ray import storage
 from s4g_ray.config import MiningConfig
@@ -164,17 +165,19 @@ class IndexService:
         self._shard: Any = actor.remote(cfg.index_threads)
 
     def build(self, version: int, embeddings: str, ids: NDArray[np.int64]) -> int:
-        """Index the references `ids` of an embedding table under a version; returns how many there were."""
+        """Index the references `ids` of an embedding table under a version; returns how many there were.
+
+        Raises RunError for what the actor refuses, and when it has died.
+        """
         cfg = self._cfg
-        return int(
-            ray.get(self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb))
-        )
+        call = self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb)
+        return int(_answer(call))
 
     def search(
         self, version: int, queries: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """queries[M, D] -> ids[M, k], scores[M, k], best first, from one version."""
-        ids, scores = ray.get(self._shard.search.remote(version, ray.put(queries), k))
+        """queries[M, D] -> ids[M, k], scores[M, k], best first, from one version. Raises RunError as build does."""
+        ids, scores = _answer(self._shard.search.remote(version, ray.put(queries), k))
         return ids, scores
 
     def __enter__(self) -> Self:
@@ -182,3 +185,10 @@ class IndexService:
 
     def __exit__(self, *_: object) -> None:
         ray.kill(self._shard)
+
+
+def _answer(call: Any) -> Any:
+    try:
+        return ray.get(call)
+    except RayError as error:
+        raise RunError(f"the index failed: {str(error).strip().splitlines()[-1]}") from error

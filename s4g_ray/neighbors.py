@@ -100,6 +100,13 @@ def metres_between(lat_a: ArrayLike, lon_a: ArrayLike, lat_b: ArrayLike, lon_b: 
     return np.asarray(2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.minimum(half, 1.0))))
 
 
+def format_metres(metres: float) -> str:
+    """A distance for people: kilometres from 10 km on, metres below."""
+    if not np.isfinite(metres):
+        return "distance unknown"
+    return f"{metres / 1000:,.0f} km" if metres >= 10_000 else f"{metres:,.0f} m"
+
+
 def geographic_neighbors(
     lat: NDArray[np.float64], lon: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import ray
@@ -17,6 +16,7 @@ import torch
 
 from s4g_ray import storage
 from s4g_ray.baseline import gradient_correlation_embeddings
+from s4g_ray.checks import check_against_dataset, check_resources, train_places
 from s4g_ray.config import RunConfig, Size
 from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
 from s4g_ray.embedding import EmbeddingReport, embed, read_embeddings
@@ -26,10 +26,10 @@ from s4g_ray.evaluation import Floats, retrieval_metrics
 from s4g_ray.images import load_image
 from s4g_ray.index import IndexService
 from s4g_ray.mining import mine_neighbors
-from s4g_ray.neighbors import NeighborGraph, geographic_graph
+from s4g_ray.neighbors import NeighborGraph, format_metres, geographic_graph
 from s4g_ray.progress import Reporter, without_native_ray_logs
 from s4g_ray.report import write_report
-from s4g_ray.run_folder import Record, RunFolder
+from s4g_ray.run_folder import Record, RunFolder, version_of
 from s4g_ray.sampler import PairTable, plan_batches
 from s4g_ray.trainer import Message, Training, save_checkpoint, stamp_of
 
@@ -53,50 +53,12 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     dataset = open_dataset(config.data.uri)
     check_against_dataset(config, dataset)
     folder = RunFolder.open(config, dataset, resume=resume)
+    trained = storage.latest_version(folder.path("checkpoints"), "epoch")
+    encoder = Encoder.build(config.model, seed=config.seed, weights=trained is None)
     with ray_session(config):
-        return _Run(config, dataset, folder, reporter or Reporter()).go()
-
-
-def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
-    """Raises InputError for what a configuration asks and a data set cannot give."""
-    pairs = dataset.pairs(config.data.train_split)
-    if len(pairs) < config.train.batch_size:
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} exceeds the {len(pairs)} pairs of split"
-            f" {config.data.train_split!r} in {dataset.uri}; lower it"
-        )
-    if not len(dataset.table("queries", [config.data.test_split])):
-        raise InputError(f"data.test_split={config.data.test_split!r} holds no query in {dataset.uri}")
-    places = train_places(config, dataset)
-    if config.sampling.mode == "random":
-        return
-    if config.sampling.neighbor_pool_size > len(places.ids) - 1:
-        raise InputError(
-            f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} is too large for the"
-            f" {len(places.ids)} places of the train split; at most {len(places.ids) - 1} is possible"
-        )
-    unknown = int(np.isnan(places.lat).sum())
-    if unknown:
-        raise InputError(
-            f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown} train places"
-            " have no lat and lon; add them, or use sampling.mode=random"
-        )
-
-
-@dataclass(frozen=True)
-class Places:
-    """ids[P] and coordinates of places: those of the first reference."""
-
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    lat: np.ndarray[Any, np.dtype[np.float64]]
-    lon: np.ndarray[Any, np.dtype[np.float64]]
-
-
-def train_places(config: RunConfig, dataset: GeoDataset) -> Places:
-    """The places of the train split's references."""
-    table = dataset.table("references", [config.data.train_split])
-    ids, first = np.unique(table.place_ids, return_index=True)
-    return Places(ids, table.lat[first], table.lon[first])
+        check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        folder.start()
+        return _Run(config, dataset, folder, encoder, reporter or Reporter()).go()
 
 
 @contextmanager
@@ -114,13 +76,16 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     warnings.filterwarnings("ignore", module="ray")
     remote = config.ray.address or os.environ.get("RAY_ADDRESS")
     with without_native_ray_logs():
-        ray.init(
-            address=remote,
-            num_cpus=None if remote else config.ray.num_cpus,
-            include_dashboard=None if remote else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        try:
+            ray.init(
+                address=remote,
+                num_cpus=None if remote else config.ray.num_cpus,
+                include_dashboard=None if remote else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except ConnectionError as error:
+            raise InputError(f"no Ray cluster answers at {remote}: {error}") from error
         try:
             yield
         finally:
@@ -130,12 +95,14 @@ def ray_session(config: RunConfig) -> Iterator[None]:
 class _Run:
     """A run in progress, on the driver."""
 
-    def __init__(self, config: RunConfig, dataset: GeoDataset, folder: RunFolder, reporter: Reporter) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: GeoDataset, folder: RunFolder, encoder: Encoder, reporter: Reporter
+    ) -> None:
         data = config.data.model_copy(update={"uri": dataset.uri})
         self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
         self.dataset, self.folder, self.reporter = dataset, folder, reporter
         self.pairs: PairTable = dataset.pairs(config.data.train_split)
-        self.encoder = Encoder.build(config.model, weights=False)
+        self.encoder = encoder  # as the run starts
         self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
 
     def go(self) -> RunResult:
@@ -147,8 +114,7 @@ class _Run:
         self.folder.rewind(start or 0)
         self._describe(start)
         if start is None:
-            initial = Encoder.build(self.config.model, seed=self.config.seed)
-            save_checkpoint(self.folder.checkpoint(0), initial, None, epoch=0, step=0)
+            save_checkpoint(self.folder.checkpoint(0), self.encoder, None, epoch=0, step=0)
         self.numerics = self._choose_numerics()
         self._train(start or 0)
         self.folder.update(status="done")
@@ -184,7 +150,10 @@ class _Run:
                     return
 
     def _log_epoch(self, message: Message) -> None:
-        record = self.folder.log(**message, **self._plan_stats)
+        record = {**message, **self._plan_stats}
+        self.folder.log(**record)
+        if record["pairs_masked"] == len(self.pairs) - record["pairs_left_out"]:
+            raise BadImageError("no pair of this epoch could be decoded; see bad_images.jsonl in the run folder")
         self.reporter.line(
             f"epoch {record['epoch']:>3}  loss {record['loss']:.3f}  temperature {record['temperature']:.4f}"
             f"  hardness {record['hardness']:.1f}  left out {record['pairs_left_out']}"
@@ -195,7 +164,7 @@ class _Run:
         """After an epoch: embeddings, neighbors and metrics where they are due and not there yet."""
         mining, evaluating = self._mines_after(epoch), self._evaluates_after(epoch)
         evaluating = evaluating and not self._records("evaluation", epoch)
-        mining = mining and not storage.is_published(self._graph_uri(epoch))
+        mining = mining and not self._graph_is_current(epoch)
         self.seconds = {}
         if mining or evaluating:
             cfg = self.config.data
@@ -251,6 +220,11 @@ class _Run:
             graph.save(uri, info={"source": "geographic", "dataset": self.dataset.fingerprint})
         return NeighborGraph.load(uri), "geographic"
 
+    def _graph_is_current(self, epoch: int) -> bool:
+        """Whether an epoch's graph is there, mined from the checkpoint that is there."""
+        uri = self._graph_uri(epoch)
+        return storage.is_published(uri) and storage.open_published(uri, "neighbors").stamp == self._stamp(epoch)
+
     def _graph_uri(self, epoch: int) -> str:
         return self.folder.path(f"neighbors/v={epoch:04d}")
 
@@ -280,10 +254,11 @@ class _Run:
         train_queries = self.dataset.table("queries", [self.config.data.train_split])
         with self._timed("mine"), self.reporter.stage("mining neighbors") as update:
             queries = read_embeddings(uri, "queries", stamp=self._stamp(epoch)).take(train_queries.ids)
-            indexed = read_embeddings(uri, "references").take(references.ids).ids
-            size = self.index.build(epoch, uri, indexed)
+            indexed = references.take(references.rows(read_embeddings(uri, "references").take(references.ids).ids))
+            indexed = indexed.take(np.argsort(indexed.ids))
+            size = self.index.build(epoch, uri, indexed.ids)
             graph = mine_neighbors(
-                self.index, epoch, queries, references.ids, references.place_ids,
+                self.index, epoch, queries, indexed.ids, indexed.place_ids,
                 k=self.config.sampling.neighbor_pool_size, block=cfg.query_block, on_progress=update,
             )  # fmt: skip
             graph.save(self._graph_uri(epoch), stamp=self._stamp(epoch), info={"source": "similarity"})
@@ -315,7 +290,7 @@ class _Run:
             if epoch == 0 and self.config.evaluation.correlation_baseline:
                 self._evaluate_baseline()
         self.folder.log("evaluation", epoch=epoch, **metrics)
-        distance = f"  median error {metrics['median_error_m'] / 1000:.0f} km" if "median_error_m" in metrics else ""
+        distance = f"  median error {format_metres(metrics['median_error_m'])}" if "median_error_m" in metrics else ""
         self.reporter.line(
             f"           test R@1 {metrics['recall@1']:.1%}  R@5 {metrics['recall@5']:.1%}"
             f"  R@10 {metrics['recall@10']:.1%}{distance}"
@@ -340,8 +315,8 @@ class _Run:
         """Keep the newest checkpoints, and the first: it is what the run started from."""
         oldest = epoch - self.config.train.keep_checkpoints
         for name in storage.list_names(self.folder.path("checkpoints")):
-            number = int(name.partition("=")[2])
-            if 0 < number <= oldest:
+            number = version_of(name)
+            if number is not None and 0 < number <= oldest:
                 storage.remove(self.folder.checkpoint(number))
 
     def _choose_numerics(self) -> Numerics:

@@ -20,9 +20,9 @@ from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
 from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
 from s4g_ray.embedding import EmbeddingTable, read_embeddings
-from s4g_ray.errors import InputError
+from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.images import load_image
-from s4g_ray.neighbors import NeighborGraph, metres_between
+from s4g_ray.neighbors import NeighborGraph, format_metres, metres_between
 from s4g_ray.run_folder import Record, read_records
 
 NUM_EXAMPLES = 8
@@ -69,6 +69,7 @@ def write_report(run_dir: str) -> str:
         config=config,
         config_text=config_text,
         rows=result_rows(records),
+        format_metres=format_metres,
         evaluation=evaluations[-1],
         loss=_loss_chart(records),
         recall=_recall_chart(evaluations),
@@ -138,7 +139,7 @@ class _Retrieval:
         for row in [*sorted(found), *sorted(missed)]:
             tiles = [Tile(_thumbnail(self.queries, row), "query", "query")]
             for rank in range(self.top.shape[1]):
-                caption = f"{rank + 1}. {_distance(self.errors_m(rank)[row])}"
+                caption = f"{rank + 1}. {format_metres(self.errors_m(rank)[row])}"
                 kind = "right" if right[row, rank] else "wrong"
                 tiles.append(Tile(_thumbnail(self.gallery, self.top[row, rank]), caption, kind))
             own = np.flatnonzero(self.gallery.place_ids == self.queries.place_ids[row])
@@ -184,13 +185,16 @@ def _mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterato
                 *(x[i] for i, t in ((own, references), (other, references)) for x in (t.lat, t.lon))
             )
             score = f", score {graph.scores[row, rank]:.2f}" if graph.scores is not None else ""
-            tiles.append(Tile(_thumbnail(references, other), f"{_distance(float(metres))}{score}", "negative"))
+            tiles.append(Tile(_thumbnail(references, other), f"{format_metres(float(metres))}{score}", "negative"))
         yield Example(_position(queries, query), tiles)
 
 
 def _thumbnail(table: ImageTable, row: int) -> str:
     """A picture as a data URI."""
-    image = to_pil_image(load_image(table, int(row), THUMBNAIL))
+    try:
+        image = to_pil_image(load_image(table, int(row), THUMBNAIL))
+    except BadImageError:  # its row is in bad_images.jsonl
+        image = Image.new("RGB", THUMBNAIL, "#d1d5db")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -201,12 +205,6 @@ def _position(table: ImageTable, row: int) -> str:
     if not np.isfinite(lat):
         return f"place {table.place_ids[row]}"
     return f"{abs(lat):.2f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.2f}° {'E' if lon >= 0 else 'W'}"
-
-
-def _distance(metres: float) -> str:
-    if not np.isfinite(metres):
-        return "distance unknown"
-    return f"{metres / 1000:,.0f} km" if metres >= 10_000 else f"{metres:,.0f} m"
 
 
 def _svg(figure: Figure) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from typing import Any
 
@@ -16,42 +17,65 @@ from s4g_ray.errors import InputError
 Record = dict[str, Any]
 
 
+# what may change when a run goes on: how and where it computes, not what
+FREE_ON_RESUME = {
+    "run_dir", "data.uri", "data.on_bad_image", "embedding.num_actors", "embedding.cpus_per_actor",
+    "embedding.gpus_per_actor", "embedding.threads_per_actor", "embedding.part_rows", "mining.index_memory_gb",
+    "mining.index_threads", "mining.query_block", "train.cpus_per_worker", "train.loader_threads",
+    "train.log_every_steps", "train.keep_checkpoints",
+}  # fmt: skip
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """The values, by dotted key, that a run may not change when it goes on."""
+    tree = config.model_dump(exclude={"ray"})
+    sections = {key: value if isinstance(value, dict) else {"": value} for key, value in tree.items()}
+    flat = {f"{s}.{key}".rstrip("."): value for s, values in sections.items() for key, value in values.items()}
+    return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
+
+
 class RunFolder:
     """A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and the URIs of its artefacts."""
 
-    def __init__(self, uri: str, info: Record, records: list[Record], bad_images: list[Record]) -> None:
-        self.uri, self.info, self.records, self.bad_images = uri, info, records, bad_images
+    def __init__(
+        self, uri: str, config: RunConfig, info: Record, records: list[Record], bad_images: list[Record]
+    ) -> None:
+        self.uri, self.config, self.info = uri, config, info
+        self.records, self.bad_images = records, bad_images
 
     @classmethod
     def open(cls, config: RunConfig, dataset: GeoDataset, *, resume: bool) -> RunFolder:
-        """Make a new folder, or open an existing one to resume. Raises InputError when that must not be."""
+        """A new folder, or an existing one to resume; writes nothing. Raises InputError when that must not be."""
         uri = storage.absolute(config.run_dir)
         if storage.exists(storage.join(uri, "run.json")):
             if not resume:
                 raise InputError(f"{uri} holds a run already; go on with --resume, or choose another run_dir")
             return cls._reopen(uri, config, dataset)
-        if storage.list_names(uri):
+        if set(storage.list_names(uri)) - {"config.yaml"}:  # which alone is what a start that was cut off leaves
             raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
             "format": "s4g-run", "version": 1, "s4g_ray": s4g_ray.__version__, "status": "running",
             "dataset": {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint},
         }  # fmt: skip
-        storage.write_bytes(storage.join(uri, "config.yaml"), dump_config(config).encode())
-        folder = cls(uri, info, [], [])
-        folder.update()
-        return folder
+        return cls(uri, config, info, [], [])
 
     @classmethod
     def _reopen(cls, uri: str, config: RunConfig, dataset: GeoDataset) -> RunFolder:
         info = storage.read_json(storage.join(uri, "run.json"))
-        before = load_config(storage.join(uri, "config.yaml")) if storage.is_local(uri) else config
-        ours, theirs = (c.model_dump(exclude={"ray", "run_dir"}) for c in (config, before))
-        changed = [f"{s}: {theirs[s]!r} -> {ours[s]!r}" for s in ours if ours[s] != theirs[s]]
+        ours, theirs = _flat(config), _flat(load_config(storage.join(uri, "config.yaml")))
+        changed = [f"{key}: {theirs[key]!r} -> {ours[key]!r}" for key in ours if ours[key] != theirs[key]]
         if changed:
-            raise InputError(f"{uri} was started with another configuration: {'; '.join(changed)}")
+            raise InputError(
+                f"{uri} was started with other values ({'; '.join(changed)}); set them back, or start a new run"
+            )
         if info["dataset"]["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
-        return cls(uri, info, read_records(uri), read_records(uri, "bad_images.jsonl"))
+        return cls(uri, config, info, read_records(uri), read_records(uri, "bad_images.jsonl"))
+
+    def start(self) -> None:
+        """Write the configuration, then run.json: from here on the folder holds a run."""
+        storage.write_bytes(self.path("config.yaml"), dump_config(self.config).encode())
+        self.update()
 
     def path(self, *parts: str) -> str:
         """A URI below the folder."""
@@ -83,12 +107,23 @@ class RunFolder:
             self._write_lines("bad_images.jsonl", self.bad_images)
 
     def rewind(self, epoch: int) -> None:
-        """Forget what was logged after an epoch: it is done again."""
+        """Forget what was logged and computed after an epoch: it is done again."""
         self.records = [record for record in self.records if record.get("epoch", 0) <= epoch]
+        for folder in ("checkpoints", "embeddings", "neighbors", "plans"):
+            for name in storage.list_names(self.path(folder)):
+                version = version_of(name)
+                if version is not None and version > epoch:
+                    storage.remove(self.path(folder, name))
 
     def _write_lines(self, name: str, records: list[Record]) -> None:
         text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
         storage.write_bytes(self.path(name), text.encode())
+
+
+def version_of(name: str) -> int | None:
+    """The number in `epoch=0004`, `v=0004` or `epoch=0004.parquet`; None for other names."""
+    match = re.fullmatch(r"(?:epoch|v)=(\d+)(?:\.parquet)?", name)
+    return int(match[1]) if match else None
 
 
 def read_records(uri: str, name: str = "metrics.jsonl") -> list[Record]:

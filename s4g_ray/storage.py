@@ -61,12 +61,14 @@ def resolve_package(uri: str) -> str:
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     filesystem, path = fsspec.url_to_fs(uri)
+    filesystem.invalidate_cache()  # other processes publish too
     return bool(filesystem.exists(path))
 
 
 def list_names(uri: str) -> list[str]:
     """Sorted names of what lies directly in a folder; empty when there is no such folder."""
     filesystem, path = fsspec.url_to_fs(uri)
+    filesystem.invalidate_cache()
     try:
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False))
     except FileNotFoundError:

@@ -141,8 +141,8 @@ class _Worker:
 
 def train_worker(job: dict[str, Any]) -> None:
     """What a Ray Train worker runs: epochs of the plans that the driver posts, from a checkpoint on."""
-    worker = _build_worker(job)
     try:
+        worker = _build_worker(job)
         while worker.epoch < worker.config.train.epochs:
             plan = ray.get(worker.mailbox.plan.remote(worker.epoch + 1))
             if plan is None:
@@ -150,7 +150,8 @@ def train_worker(job: dict[str, Any]) -> None:
             worker.epoch += 1
             _train_epoch(worker, plan)
     except tuple(_ERRORS.values()) as error:
-        worker.post("failed", error=type(error).__name__, message=str(error))
+        failure = {"kind": "failed", "error": type(error).__name__, "message": str(error)}
+        ray.get(job["mailbox"].post.remote(failure))
         raise
 
 
@@ -177,12 +178,17 @@ def _build_worker(job: dict[str, Any]) -> _Worker:
     return _Worker(config, job["numerics"], job["mailbox"], encoder, ddp, optimizer, loader, device, epoch, step)
 
 
+def rank_slots(batch_size: int, num_workers: int, rank: int) -> slice:
+    """The slots of a global batch that a rank takes."""
+    share = batch_size // num_workers
+    return slice(rank * share, (rank + 1) * share)
+
+
 def _train_epoch(worker: _Worker, plan: str) -> None:
     """One epoch of a plan; rank 0 publishes the checkpoint and reports."""
     cfg, seed = worker.config.train, worker.config.seed
     query_ids, reference_ids = load_plan(plan)
-    share = cfg.batch_size // cfg.num_workers
-    mine = slice(worker.rank * share, (worker.rank + 1) * share)
+    mine = rank_slots(cfg.batch_size, cfg.num_workers, worker.rank)
     torch.manual_seed(int(np.random.default_rng((seed, worker.epoch, worker.rank)).integers(2**62)))
     worker.ddp.train()
     meter = _Meter(worker, len(query_ids))
@@ -194,6 +200,9 @@ def _train_epoch(worker: _Worker, plan: str) -> None:
         loss = _train_step(worker, batch)
         worker.step += 1
         meter.add(batch, loss)
+    meter.stop()
+    if not all(parameter.isfinite().all() for parameter in worker.encoder.parameters()):
+        raise RunError(f"the weights are not finite after step {worker.step} (epoch {worker.epoch}, its last batch)")
     if worker.rank == 0:
         uri = storage.join(worker.config.run_dir, f"checkpoints/epoch={worker.epoch:04d}")
         save_checkpoint(uri, worker.encoder, worker.optimizer, epoch=worker.epoch, step=worker.step)
@@ -230,7 +239,8 @@ def _describe_non_finite(worker: _Worker, batch: PairBatch, value: float, embedd
     ids = sorted({int(batch.query_ids[i]) for i in bad.tolist()})[:5]
     where = f"step {worker.step + 1} (epoch {worker.epoch}, batch {batch.number} of its plan)"
     embeddings = f"; non-finite embeddings for query ids {ids}" if ids else ""
-    return f"the loss is {value} at {where}{embeddings}; lower train.learning_rate or use train.precision=fp32"
+    remedy = "start a new run with a lower train.learning_rate or train.precision=fp32"
+    return f"the loss is {value} at {where}{embeddings}; {remedy}"
 
 
 class _Meter:
@@ -239,7 +249,7 @@ class _Meter:
     def __init__(self, worker: _Worker, num_batches: int) -> None:
         self.worker, self.num_batches = worker, num_batches
         self.started = time.perf_counter()
-        self.load_s = 0.0
+        self.load_s = self.seconds = 0.0
         self.losses: list[float] = []
         self.logged = 0
         self.masked = 0
@@ -265,15 +275,17 @@ class _Meter:
             if self.worker.rank == 0:
                 self.worker.post("step", done=done, total=self.num_batches, **content)
 
+    def stop(self) -> None:
+        self.seconds = time.perf_counter() - self.started
+
     def report_epoch(self) -> None:
         load_s, masked = self._mean([self.load_s]), self._mean([self.masked]) * dist.get_world_size()
         content = self._state(self._mean(self.losses))
         if self.worker.rank == 0:
-            seconds = time.perf_counter() - self.started
             pairs = len(self.losses) * self.worker.config.train.batch_size
             self.worker.post(
-                "epoch", **content, pairs_per_s=pairs / seconds, pairs_masked=round(masked),
-                load_s=load_s, step_s=seconds - load_s,
+                "epoch", **content, pairs_per_s=pairs / self.seconds, pairs_masked=round(masked),
+                load_s=load_s, step_s=self.seconds - load_s,
             )  # fmt: skip
 
     def _state(self, loss: float) -> dict[str, float]:

@@ -7,8 +7,9 @@ import yaml
 
 from s4g_ray.config import dump_config, load_config, parse_config
 from s4g_ray.errors import InputError
+from s4g_ray.storage import write_bytes
 
-MINIMAL = {"run_dir": "runs/x", "data": {"uri": "data/x"}}
+MINIMAL = {"run_dir": "runs/x", "data": {"uri": "data/x"}, "augment": {"rotate": "reference"}}
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -62,6 +63,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path, key: str, ne
         ("data.on_bad_image=ignore", "data.on_bad_image='ignore'"),
         ("train.learning_rate=.nan", "train.learning_rate=nan"),
         ("data.query_size=[4, 4]", "below 8 pixels"),
+        ("data.reference_size=[64, 96]", "data.reference_size=[64, 96] is not square, but augment.rotate=reference"),
         ("mining.schedule=overlap", "mining.schedule='overlap'"),
         ("train", "not of the form"),
         ("train.epochs.x=1", "unknown key"),
@@ -72,6 +74,13 @@ def test_impossible_values_are_refused_with_the_value(tmp_path: Path, override: 
     with pytest.raises(InputError) as caught:
         load_config(write(tmp_path, MINIMAL), [override])
     assert message in str(caught.value)
+
+
+def test_an_empty_section_takes_overrides_and_objects_stores_hold_configurations(tmp_path: Path) -> None:
+    path = write(tmp_path, {**MINIMAL, "train": None})
+    assert load_config(path, ["train.epochs=3"]).train.epochs == 3
+    write_bytes("memory://c/config.yaml", path.read_bytes())
+    assert load_config("memory://c/config.yaml", ["train.epochs=4"]).train.epochs == 4
 
 
 def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:

