@@ -187,12 +187,12 @@ def write_dataset(
     hashes: list[bytes] = []
     for view in VIEWS:
         folder = storage.join(uri, view)
-        for name in _part_names(folder):  # of an attempt that was cut off; other files are not ours
-            storage.remove(storage.join(folder, name))
-        for name, start in _parts(len(tables[view])):
+        for part in _part_names(folder):  # of an attempt that was cut off; other files are not ours
+            storage.remove(storage.join(folder, part))
+        for part, start in _parts(len(tables[view])):
             buffer = io.BytesIO()
             pq.write_table(tables[view].slice(start, ROWS_PER_PART), buffer)
-            storage.write_bytes(storage.join(folder, name), buffer.getvalue())
+            storage.write_bytes(storage.join(folder, part), buffer.getvalue())
             hashes.append(buffer.getvalue())
     splits = {view: pc.value_counts(tables[view]["split"]).to_pylist() for view in VIEWS}
     header = {
