@@ -179,12 +179,8 @@ def test_corrupt_images_are_skipped_counted_and_listed(ray_cluster: None, damage
     )  # fmt: skip
     result = run(config)
     listed = [json.loads(line)["reason"] for line in (tmp_path / "run/bad_images.jsonl").read_text().splitlines()]
-    assert sorted(reason.split(",")[0] for reason in listed) == [
-        "id 5",
-        f"id {NUM_TRAIN}",
-        f"id {NUM_TRAIN + 1}",
-        "id 9",
-    ]
+    assert {reason.split(",")[0] for reason in listed} == {f"id {i}" for i in (5, 9, NUM_TRAIN, NUM_TRAIN + 1)}
+    assert len(listed) == 4
     assert "the file is empty" in " ".join(listed)
     assert "FileNotFoundError" in " ".join(listed)
     assert result.metrics["queries"] == NUM_TEST - 2
