@@ -335,7 +335,7 @@ class _Run:
             chosen = measured[0][0]
             speeds = {_numerics_name(numerics): round(speed, 1) for numerics, speed in measured}
             shown = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-            self.reporter.line(f"precision: {_numerics_name(chosen)} (training images/s a worker: {shown})")
+            self.reporter.line(f"precision: {_numerics_name(chosen)} (images/s: {shown})")
         self.folder.update(numerics=asdict(chosen), numerics_measured=speeds)
         return chosen
 
@@ -349,9 +349,10 @@ class _Run:
         cfg = self.config
         places, train = len(np.unique(self.pairs.place_ids)), cfg.train
         self.reporter.line(f"data set {self.dataset.name}: {len(self.pairs)} train pairs, {places} places")
+        self.reporter.line(f"run folder {self.folder.uri}")
         self.reporter.line(
-            f"run {self.folder.uri}: {cfg.model.name}, {train.epochs} epochs of batches of {train.batch_size}"
-            f" pairs on {train.num_workers} workers, {cfg.sampling.mode} sampling"
+            f"{cfg.model.name}, {train.epochs} epochs of batches of {train.batch_size} pairs on"
+            f" {train.num_workers} workers, {cfg.sampling.mode} sampling"
         )
         if start is not None:
             self.reporter.line(f"going on after epoch {start}")

@@ -63,7 +63,16 @@ def test_a_run_from_the_command_line_shows_its_progress_and_none_of_rays_noise(
     result = json.loads(done.stdout)
     assert result["metrics"]["queries"] > 0
     lines = done.stderr.splitlines()
-    expected = ("data set synthetic", "run ", "epoch", "           embedded", "           test R@1", "report:", "  ")
+    expected = (
+        "data set synthetic",
+        "run folder ",
+        "test_convnext, 1 epochs",
+        "epoch",
+        "           embedded",
+        "           test R@1",
+        "report:",
+        "  ",
+    )
     assert [line for line in lines if not line.startswith(expected)] == []
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["epochs"] == 1
     again = s4g("train", path, "train.epochs=1", "evaluation.before_training=false")
