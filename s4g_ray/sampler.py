@@ -220,11 +220,9 @@ def _assemble(
                         barred[barred_members[j]] = batch
         if size < batch_size:
             break
-        while read < num_deferred:  # not reached in this batch
-            deferred[kept] = deferred[read]
-            kept += 1
-            read += 1
-        num_deferred = kept
+        unread = num_deferred - read
+        deferred[kept : kept + unread] = deferred[read:num_deferred].copy()
+        num_deferred = kept + unread
         batch += 1
     return batches[:batch]
 
