@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class EmbeddingReport:
-    """What an embedding job did. warm_images_per_s counts from when the first warm actor took a part."""
+    """What an embedding job did. warm_images_per_s is that of its actors once they are started."""
 
     images: int
     seconds: float
@@ -103,8 +104,20 @@ def embed(
                 f"none of the {len(tables[view])} {view} could be decoded: {[*bad, 'there are none'][0]}"
             )
     _publish(target, results, stamp, splits)
-    warm_s = max(row["finished"] for row in results) - min(row["started"] for row in results)
-    return EmbeddingReport(total, time.perf_counter() - started, total / warm_s, bad)
+    return EmbeddingReport(total, time.perf_counter() - started, warm_rate(results), bad)
+
+
+def warm_rate(results: list[Row]) -> float:
+    """Images per second of the actors together, each from its first part's start to its last part's end.
+
+    Reading, decoding, encoding, writing and the waits between parts count; starting an actor does not.
+    """
+    rate = 0.0
+    for actor in {row["actor"] for row in results}:
+        rows = [row for row in results if row["actor"] == actor]
+        seconds = max(row["finished"] for row in rows) - min(row["started"] for row in rows)
+        rate += sum(row["images"] for row in rows) / seconds
+    return rate
 
 
 def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = None) -> EmbeddingTable:
@@ -192,12 +205,13 @@ class PartEncoder:
         self.device = torch.device("cuda" if config.embedding.gpus_per_actor else "cpu")
         self.encoder = load_encoder(config.model, checkpoint).to(self.device).eval()
         numerics.prepare(self.encoder)
-        self.ready = time.time()
+        self.name, self.ready = uuid.uuid4().hex, time.time()
 
     def __call__(self, row: Row) -> Row:
         """Encode a loaded part and write it; returns what its manifest needs."""
         result = {key: row[key] for key in ("view", "part", "images", "fault", "message")}
-        result.update(started=max(row["started"], self.ready), finished=0.0, rows=0, num_bytes=0, sha256="", bad="[]")
+        result.update(actor=self.name, started=max(row["started"], self.ready), finished=0.0)
+        result.update(rows=0, num_bytes=0, sha256="", bad="[]")
         if row["fault"]:
             return result
         ids = np.asarray(row["ids"], dtype=np.int64)
@@ -239,7 +253,7 @@ def _encode_part(ids: NDArray[np.int64], places: NDArray[np.int64], vectors: NDA
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none")
+    pq.write_table(table, buffer, compression="none", use_dictionary=False)
     return buffer.getvalue()
 
 

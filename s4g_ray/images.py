@@ -34,7 +34,8 @@ def decode(data: bytes) -> Tensor:
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _to_tensor(ImageOps.exif_transpose(image))
+            turned = "exif" in image.info or "xmp" in image.info  # else transposing would only copy
+            return _to_tensor(ImageOps.exif_transpose(image) if turned else image)
     except UnidentifiedImageError as error:
         raise ValueError("not an image file of a known format") from error
     except Exception as error:  # a damaged file makes Pillow raise many kinds: OSError, SyntaxError, struct.error...
