@@ -112,7 +112,10 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # typer would end without a word
-        _fail("interrupted; what was published stays, and `s4g train CONFIG --resume` goes on from it", 130)
+        _fail(
+            "interrupted; what was published stays: go on with the same run_dir and values and --resume (`s4g train`)",
+            130,
+        )
 
 
 def _fail(message: str, code: int) -> None:

@@ -53,6 +53,8 @@ class Example:
 def write_report(run_dir: str) -> str:
     """Write RUN/report.html and return its URI. Raises InputError when the folder holds no evaluated run."""
     uri = storage.absolute(run_dir)
+    if not storage.exists(storage.join(uri, "run.json")):
+        raise InputError(f"{uri} is no run's folder: run.json is missing")
     records = read_records(uri)
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     if not evaluations:
