@@ -30,9 +30,9 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
             f"data.test_split={config.data.test_split!r} holds no query whose place has a reference in {dataset.uri}:"
             f" {len(tested)} queries, {len(gallery)} references"
         )
-    places = train_places(config, dataset)
     if config.sampling.mode == "random":
         return
+    places = train_places(config, dataset)
     if config.sampling.neighbor_pool_size > len(places.ids) - 1:
         raise InputError(
             f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} is too large for the"

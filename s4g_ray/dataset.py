@@ -59,7 +59,6 @@ class ImageTable:
     lengths: list[int | None]
     lat: NDArray[np.float64]
     lon: NDArray[np.float64]
-    splits: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,9 +75,8 @@ class ImageTable:
             raise KeyError(int(np.asarray(ids)[self.ids[rows] != ids][0]))
         return rows
 
-    def take(self, rows: NDArray[Any]) -> ImageTable:
-        """The table of some rows, by number or by mask."""
-        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+    def take(self, index: NDArray[np.int64]) -> ImageTable:
+        """The table of some rows, by number."""
         return ImageTable(
             self.ids[index],
             self.place_ids[index],
@@ -87,7 +85,6 @@ class ImageTable:
             [self.lengths[i] for i in index],
             self.lat[index],
             self.lon[index],
-            self.splits[index],
         )
 
 
@@ -104,7 +101,7 @@ class GeoDataset:
 
     def table(self, view: View, splits: Sequence[str]) -> ImageTable:
         """The image rows of some splits, sorted by id."""
-        columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
+        columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon"]
         source: pads.Dataset = getattr(self, view)
         table = source.to_table(columns=columns, filter=pc.field("split").isin(list(splits)))
         table = table.sort_by("id")
@@ -116,7 +113,6 @@ class GeoDataset:
             table["length"].to_pylist(),
             _floats(table["lat"]),
             _floats(table["lon"]),
-            np.asarray(table["split"].to_pylist(), dtype=np.str_),
         )
 
     def pairs(self, split: str) -> PairTable:
@@ -177,8 +173,7 @@ def write_dataset(
     there, and for whatever open_dataset refuses; dataset.json is written last, and only for valid tables.
     """
     uri = storage.absolute(uri)
-    if storage.exists(storage.join(uri, "dataset.json")):
-        raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
+    refuse_existing(uri)
     if views is not None and set(views) != set(VIEWS):
         raise InputError(f"views={dict(views)!r} must have the keys {' and '.join(VIEWS)}")
     tables = {view: _conform(table, view) for view, table in zip(VIEWS, (references, queries), strict=True)}
@@ -205,6 +200,12 @@ def write_dataset(
     }
     storage.write_json(storage.join(uri, "dataset.json"), header)
     return open_dataset(uri)
+
+
+def refuse_existing(uri: str) -> None:
+    """Raises InputError when a data set is already there."""
+    if storage.exists(storage.join(uri, "dataset.json")):
+        raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
 
 
 def _parts(rows: int) -> list[tuple[str, int]]:

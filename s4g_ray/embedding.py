@@ -122,9 +122,7 @@ def warm_rate(results: list[Row]) -> float:
 
 def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = None) -> EmbeddingTable:
     """Read one view of a published table. Raises RunError when unpublished, altered, or not made from `stamp`."""
-    manifest = storage.open_published(folder, "embeddings")
-    if stamp is not None and manifest.stamp is not None:
-        stamp.require(manifest.stamp, folder)
+    manifest = storage.open_published(folder, "embeddings", stamp)
     parts = [part for part in manifest.parts if part.name.startswith(f"{view}/")]
     tables = [pq.read_table(io.BytesIO(storage.read_part(folder, part))) for part in parts]
     if not tables:
@@ -133,6 +131,14 @@ def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = No
     column = table["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(table), -1).astype(np.float32)
     return EmbeddingTable(table["id"].to_numpy(), table["place_id"].to_numpy(), vectors)
+
+
+def read_rows(
+    folder: str, view: View, table: ImageTable, *, stamp: storage.Stamp | None = None
+) -> tuple[EmbeddingTable, ImageTable]:
+    """As read_embeddings, of the rows of a table only, with those rows in the same order; skipped images lack both."""
+    embedded = read_embeddings(folder, view, stamp=stamp).take(table.ids)
+    return embedded, table.take(table.rows(embedded.ids))
 
 
 def _plan_parts(tables: dict[str, ImageTable], part_rows: int) -> list[Row]:
@@ -230,11 +236,10 @@ class PartEncoder:
         return {**result, "finished": time.time()}
 
     def _encode(self, row: Row, count: int) -> NDArray[np.float32]:
-        sizes = {"references": self.config.data.reference_size, "queries": self.config.data.query_size}
-        pixels = torch.frombuffer(bytearray(row["pixels"]) or bytearray(1), dtype=torch.uint8)
         if not count:
             return np.zeros((0, self.encoder.dim), dtype=np.float32)
-        images = pixels.view(count, 3, *sizes[row["view"]])
+        sizes = {"references": self.config.data.reference_size, "queries": self.config.data.query_size}
+        images = torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8).view(count, 3, *sizes[row["view"]])
         with torch.inference_mode():
             vectors = [
                 self.numerics.embed(self.encoder, batch.to(self.device))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from s4g_ray import storage
 from s4g_ray.config import DataConfig, ModelConfig, TrainConfig
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 
 StateDict = Mapping[str, Tensor]
 WEIGHTS = "model.safetensors"  # in a checkpoint
@@ -178,8 +178,9 @@ def load_weights(encoder: Encoder, data: bytes, source: str) -> None:
 
 def load_encoder(cfg: ModelConfig, checkpoint: str) -> Encoder:
     """The encoder of a published checkpoint. Raises RunError when it is unpublished or altered."""
-    manifest = storage.open_published(checkpoint, "checkpoint")
-    part = next(part for part in manifest.parts if part.name == WEIGHTS)
+    part = storage.open_published(checkpoint, "checkpoint").part(WEIGHTS)
+    if part is None:
+        raise RunError(f"{checkpoint} holds no {WEIGHTS}")
     encoder = Encoder.build(cfg, weights=False)
     load_weights(encoder, storage.read_part(checkpoint, part), storage.join(checkpoint, WEIGHTS))
     return encoder

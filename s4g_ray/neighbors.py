@@ -69,9 +69,7 @@ class NeighborGraph:
     @classmethod
     def load(cls, uri: str, *, stamp: storage.Stamp | None = None) -> NeighborGraph:
         """Read a published graph. Raises RunError when it is unpublished, altered, or not made from `stamp`."""
-        manifest = storage.open_published(uri, "neighbors")
-        if stamp is not None and manifest.stamp is not None:
-            stamp.require(manifest.stamp, uri)
+        manifest = storage.open_published(uri, "neighbors", stamp)
         data = [storage.read_part(uri, part) for part in manifest.parts]
         table = pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]).combine_chunks()
         lists = table["neighbors"].combine_chunks()

@@ -19,7 +19,7 @@ from s4g_ray.baseline import gradient_correlation_embeddings
 from s4g_ray.checks import check_against_dataset, check_resources, train_places
 from s4g_ray.config import RunConfig, Size
 from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
-from s4g_ray.embedding import EmbeddingReport, embed, read_embeddings
+from s4g_ray.embedding import embed, read_rows
 from s4g_ray.encoder import Encoder, Numerics, measure_numerics, numerics_choices
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.evaluation import Floats, retrieval_metrics
@@ -53,12 +53,12 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     dataset = open_dataset(config.data.uri)
     check_against_dataset(config, dataset)
     folder = RunFolder.open(config, dataset, resume=resume)
-    trained = storage.latest_version(folder.path("checkpoints"), "epoch")
-    encoder = Encoder.build(config.model, seed=config.seed, weights=trained is None)
+    start = storage.latest_version(folder.path("checkpoints"), "epoch")
+    encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
     with ray_session(config):
         check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
         folder.start()
-        return _Run(config, dataset, folder, encoder, reporter or Reporter()).go()
+        return _Run(config, dataset, folder, encoder, reporter or Reporter()).go(start)
 
 
 @contextmanager
@@ -105,9 +105,8 @@ class _Run:
         self.encoder = encoder  # as the run starts
         self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
 
-    def go(self) -> RunResult:
-        """All epochs from the last published one on, then the report."""
-        start = storage.latest_version(self.folder.path("checkpoints"), "epoch")
+    def go(self, start: int | None) -> RunResult:
+        """All epochs from the last published one on (None: there is none yet), then the report."""
         if self.folder.info["status"] == "done":
             self.reporter.line(f"{self.folder.uri} is finished already")
             return self._result()
@@ -118,9 +117,7 @@ class _Run:
         self.numerics = self._choose_numerics()
         self._train(start or 0)
         self.folder.update(status="done")
-        with self._timed("report"):
-            report = write_report(self.folder.uri)
-        self.reporter.line(f"report: {report}")
+        self.reporter.line(f"report: {write_report(self.folder.uri)}")
         return self._result()
 
     def _train(self, start: int) -> None:
@@ -234,7 +231,7 @@ class _Run:
     def _stamp(self, epoch: int) -> storage.Stamp:
         return stamp_of(self.config, self.encoder, self.folder.checkpoint(epoch), self.dataset.fingerprint)
 
-    def _embed(self, epoch: int, splits: list[str]) -> EmbeddingReport:
+    def _embed(self, epoch: int, splits: list[str]) -> None:
         with self._timed("embed"), self.reporter.stage(f"embedding {' and '.join(splits)}") as update:
             report = embed(
                 self.config, self.dataset, self.folder.checkpoint(epoch), self._embeddings_uri(epoch),
@@ -246,15 +243,14 @@ class _Run:
             warm_images_per_s=report.warm_images_per_s, bad_images=len(report.bad_images),
         )  # fmt: skip
         self.reporter.line(f"           embedded {report.images} images in {report.seconds:.0f} s")
-        return report
 
     def _mine(self, epoch: int) -> None:
         uri, cfg = self._embeddings_uri(epoch), self.config.mining
         references = self.dataset.table("references", [self.config.data.train_split])
         train_queries = self.dataset.table("queries", [self.config.data.train_split])
         with self._timed("mine"), self.reporter.stage("mining neighbors") as update:
-            queries = read_embeddings(uri, "queries", stamp=self._stamp(epoch)).take(train_queries.ids)
-            indexed = references.take(references.rows(read_embeddings(uri, "references").take(references.ids).ids))
+            queries, _ = read_rows(uri, "queries", train_queries, stamp=self._stamp(epoch))
+            _, indexed = read_rows(uri, "references", references)
             indexed = indexed.take(np.argsort(indexed.ids))
             size = self.index.build(epoch, uri, indexed.ids)
             graph = mine_neighbors(
@@ -281,12 +277,9 @@ class _Run:
         with self._timed("evaluate"), self.reporter.stage("evaluating"):
             queries = self.dataset.table("queries", [split])
             gallery = self.dataset.table("references", [split, "gallery"])
-            embedded_q = read_embeddings(uri, "queries", stamp=self._stamp(epoch)).take(queries.ids)
-            embedded_r = read_embeddings(uri, "references").take(gallery.ids)
-            metrics = _metrics(
-                embedded_q.vectors, embedded_r.vectors,
-                queries.take(queries.rows(embedded_q.ids)), gallery.take(gallery.rows(embedded_r.ids)),
-            )  # fmt: skip
+            embedded_q, queries = read_rows(uri, "queries", queries, stamp=self._stamp(epoch))
+            embedded_r, gallery = read_rows(uri, "references", gallery)
+            metrics = _metrics(embedded_q.vectors, embedded_r.vectors, queries, gallery)
             if epoch == 0 and self.config.evaluation.correlation_baseline:
                 self._evaluate_baseline()
         self.folder.log("evaluation", epoch=epoch, **metrics)

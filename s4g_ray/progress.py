@@ -38,12 +38,9 @@ class Reporter:
         if not self.console.is_terminal:
             yield self._line_updates(title)
             return
-        columns = (
-            TextColumn("  {task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
+        columns = TextColumn("  {task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(title, total=None, note="")
+            task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def _line_updates(self, title: str) -> Update:

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
 from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
-from s4g_ray.embedding import EmbeddingTable, read_embeddings
+from s4g_ray.embedding import EmbeddingTable, read_rows
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.images import load_image
 from s4g_ray.neighbors import NeighborGraph, format_metres, metres_between
@@ -109,23 +109,14 @@ class _Retrieval:
     queries: ImageTable
     gallery: ImageTable
     top: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
     @classmethod
     def read(cls, uri: str, config: RunConfig, dataset: GeoDataset, epoch: int) -> _Retrieval:
         split = config.data.test_split
         folder = storage.join(uri, f"embeddings/v={epoch:04d}")
-        queries = dataset.table("queries", [split])
-        gallery = dataset.table("references", [split, "gallery"])
-        embedded_q = read_embeddings(folder, "queries").take(queries.ids)
-        embedded_r = read_embeddings(folder, "references").take(gallery.ids)
-        top, scores = _top(embedded_q, embedded_r)
-        return cls(
-            queries.take(queries.rows(embedded_q.ids)),
-            gallery.take(gallery.rows(embedded_r.ids)),
-            top,
-            scores,
-        )
+        embedded_q, queries = read_rows(folder, "queries", dataset.table("queries", [split]))
+        embedded_r, gallery = read_rows(folder, "references", dataset.table("references", [split, "gallery"]))
+        return cls(queries, gallery, _top(embedded_q, embedded_r))
 
     def errors_m(self, rank: int = 0) -> NDArray[np.float64]:
         """Metres from each query to the reference at a rank."""
@@ -150,16 +141,13 @@ class _Retrieval:
             yield Example(_position(self.queries, row), tiles)
 
 
-def _top(queries: EmbeddingTable, gallery: EmbeddingTable) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _top(queries: EmbeddingTable, gallery: EmbeddingTable) -> NDArray[np.int64]:
     count = min(NUM_TOP, len(gallery))
     top = np.empty((len(queries), count), dtype=np.int64)
-    scores = np.empty((len(queries), count), dtype=np.float32)
     for start in range(0, len(queries), 1024):
         block = queries.vectors[start : start + 1024] @ gallery.vectors.T
-        best = np.argsort(-block, axis=1, kind="stable")[:, :count]
-        top[start : start + 1024] = best
-        scores[start : start + 1024] = np.take_along_axis(block, best, axis=1)
-    return top, scores
+        top[start : start + 1024] = np.argsort(-block, axis=1, kind="stable")[:, :count]
+    return top
 
 
 def _mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterator[Example]:
@@ -199,7 +187,11 @@ def _thumbnail(table: ImageTable, row: int) -> str:
         image = Image.new("RGB", THUMBNAIL, "#d1d5db")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _position(table: ImageTable, row: int) -> str:
@@ -317,7 +309,7 @@ def _map(
     axes.set(ylim=(center[0] - half_width / 2, center[0] + half_width / 2))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpg", dpi=110, pil_kwargs={"quality": 85})
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue())
 
 
 def _draw_background(axes: Any) -> None:

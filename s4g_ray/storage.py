@@ -175,6 +175,10 @@ class Manifest:
     stamp: Stamp | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    def part(self, name: str) -> Part | None:
+        """The file of that name, if the folder has one."""
+        return next((part for part in self.parts if part.name == name), None)
+
 
 def write_part(folder: str, name: str, data: bytes, rows: int) -> Part:
     """Write a file of a folder that is to be published."""
@@ -200,16 +204,18 @@ def is_published(folder: str) -> bool:
     return exists(join(folder, MANIFEST))
 
 
-def open_published(folder: str, kind: str) -> Manifest:
-    """Read the manifest of a folder. Raises RunError when there is none or it is of another kind."""
+def open_published(folder: str, kind: str, stamp: Stamp | None = None) -> Manifest:
+    """Read the manifest of a folder. Raises RunError when there is none, or it is of another kind or stamp."""
     try:
         value = read_json(join(folder, MANIFEST))
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no published {kind}: {MANIFEST} is missing") from error
     if value.get("kind") != kind:
         raise RunError(f"{folder} holds {value.get('kind')!r}, not {kind!r}")
-    stamp = Stamp(**value["stamp"]) if value["stamp"] else None
-    return Manifest(kind, tuple(Part(**part) for part in value["parts"]), stamp, value["info"])
+    found = Stamp(**value["stamp"]) if value["stamp"] else None
+    if stamp is not None and found is not None:
+        stamp.require(found, folder)
+    return Manifest(kind, tuple(Part(**part) for part in value["parts"]), found, value["info"])
 
 
 def read_part(folder: str, part: Part) -> bytes:

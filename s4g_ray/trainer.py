@@ -101,8 +101,7 @@ def save_checkpoint(
 
 
 def _load_training_state(uri: str) -> dict[str, Any] | None:
-    manifest = storage.open_published(uri, "checkpoint")
-    part = next((part for part in manifest.parts if part.name == STATE), None)
+    part = storage.open_published(uri, "checkpoint").part(STATE)
     if part is None:
         return None
     return torch.load(io.BytesIO(storage.read_part(uri, part)), weights_only=True)  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, write_dataset
+from s4g_ray.dataset import GeoDataset, refuse_existing, write_dataset
 from s4g_ray.errors import InputError
 from s4g_ray.neighbors import EARTH_RADIUS_M, unit_sphere
 from s4g_ray.progress import Update, ignore
@@ -90,8 +90,7 @@ def convert(
     except TypeError as error:
         raise InputError(f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}") from error
     target = storage.absolute(target)
-    if storage.exists(storage.join(target, "dataset.json")):
-        raise InputError(f"{target} holds a data set already; remove it or choose another folder")
+    refuse_existing(target)
     satellite, relief = _read_map(source, "bmng.jpg"), _read_map(source, "shadedrelief.jpg")
     lat, lon = _textured_land(cfg, satellite, relief)
     region = region_of(lat, lon)
