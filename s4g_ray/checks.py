@@ -30,6 +30,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
             f"data.test_split={config.data.test_split!r} holds no query whose place has a reference in {dataset.uri}:"
             f" {len(tested)} queries, {len(gallery)} references"
         )
+    check_headings(config, dataset, [config.data.train_split, config.data.test_split])
     if config.sampling.mode == "random":
         return
     places = train_places(config, dataset)
@@ -43,6 +44,18 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
         raise InputError(
             f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown} train places"
             " have no lat and lon; add them, or use sampling.mode=random"
+        )
+
+
+def check_headings(config: RunConfig, dataset: GeoDataset, splits: list[str]) -> None:
+    """Raises InputError when headings are to be used and some queries have none."""
+    if config.data.query_heading != "known":
+        return
+    headings = dataset.table("queries", splits).headings
+    if np.isnan(headings).any():
+        raise InputError(
+            f"data.query_heading=known, but {int(np.isnan(headings).sum())} of {len(headings)} queries of split"
+            f" {' and '.join(splits)} have no heading_deg; add it, or use as_is or random"
         )
 
 
@@ -76,7 +89,8 @@ class Places:
 
 
 def train_places(config: RunConfig, dataset: GeoDataset) -> Places:
-    """The places of the train split's references."""
+    """The places of the train split that have a pair: others can be in no batch, so they are nobody's neighbors."""
     table = dataset.table("references", [config.data.train_split])
+    table = table.take(np.flatnonzero(np.isin(table.place_ids, dataset.pairs(config.data.train_split).place_ids)))
     ids, first = np.unique(table.place_ids, return_index=True)
     return Places(ids, table.lat[first], table.lon[first])

@@ -31,6 +31,10 @@ class DataConfig(Section):
     test_split: str = "test"
     query_size: Size = (384, 384)
     reference_size: Size = (384, 384)
+    query_cut: float = Field(0, ge=0, lt=0.5)  # share of a query's height cut off at its top and at its bottom
+    # panoramas: turned so that the centre column looks north by its heading_deg (known), turned at random (random)
+    query_heading: Literal["as_is", "known", "random"] = "as_is"
+    query_fov_deg: float = Field(360, gt=0, le=360)  # panoramas: the field of view that is left, around the centre
     on_bad_image: Literal["fail", "skip"] = "fail"  # skip: counted, listed in the run folder, left out
 
     @model_validator(mode="after")
@@ -38,7 +42,16 @@ class DataConfig(Section):
         for name in ("query_size", "reference_size"):
             if min(getattr(self, name)) < 8:
                 raise ValueError(f"{name}={list(getattr(self, name))} is below 8 pixels")
+        if self.visible_query_size[1] < 8:
+            raise ValueError(
+                f"query_fov_deg={self.query_fov_deg:g} leaves {self.visible_query_size[1]} pixels of width"
+            )
         return self
+
+    @property
+    def visible_query_size(self) -> Size:
+        """Height and width of a query as the encoder sees it: query_size, less what the field of view leaves out."""
+        return self.query_size[0], round(self.query_size[1] * self.query_fov_deg / 360)
 
 
 class AugmentConfig(Section):
@@ -113,6 +126,8 @@ class SamplingConfig(Section):
     mode: Literal["random", "geographic", "similarity"] = "similarity"
     num_hard_negatives: int = Field(64, ge=2)  # neighbors that join an anchor: half nearest, half drawn
     neighbor_pool_size: int = Field(128, ge=2)  # nearest places that they are drawn from
+    # metres; strict protocol: places that near each other never share a batch, as semi-positives never do
+    exclude_radius_m: float = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -152,6 +167,7 @@ class EvaluationConfig(Section):
 
     every_epochs: int = Field(4, ge=1)
     before_training: bool = True  # the untrained encoder, as the first point of the curve
+    radii_m: tuple[float, ...] = (25, 50, 100)  # recall@k within so many metres
     correlation_baseline: bool = False  # gradient correlation, a hand-made method, beside it
 
 
@@ -167,7 +183,9 @@ class RunConfig(Section):
 
     run_dir: str  # a folder or s3://...
     seed: int = Field(0, ge=0)
-    protocol: Literal["strict", "paper"] = "strict"  # paper: batches stay in the order in which they are built
+    # paper: as published, for its tables. Batches keep the order in which they are built, semi-positives serve as
+    # negatives, ties count for the query, galleries have no distractors
+    protocol: Literal["strict", "paper"] = "strict"
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -205,6 +223,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds no `key: value` lines")
+    return _with_overrides(tree, overrides)
+
+
+def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A configuration with `key.subkey=value` overrides. Raises InputError as load_config does."""
+    return _with_overrides(config.model_dump(mode="json"), overrides)
+
+
+def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree)

@@ -50,7 +50,7 @@ _CHECKED = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Where the images of some rows lie, in row order: arrays of N, coordinates NaN where null."""
+    """Where the images of some rows lie, in row order: arrays of N, coordinates and headings NaN where null."""
 
     ids: NDArray[np.int64]
     place_ids: NDArray[np.int64]
@@ -59,6 +59,8 @@ class ImageTable:
     lengths: list[int | None]
     lat: NDArray[np.float64]
     lon: NDArray[np.float64]
+    headings: NDArray[np.float64]  # degrees; NaN for references
+    regions: list[str | None]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,6 +87,8 @@ class ImageTable:
             [self.lengths[i] for i in index],
             self.lat[index],
             self.lon[index],
+            self.headings[index],
+            [self.regions[i] for i in index],
         )
 
 
@@ -101,10 +105,12 @@ class GeoDataset:
 
     def table(self, view: View, splits: Sequence[str]) -> ImageTable:
         """The image rows of some splits, sorted by id."""
-        columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon"]
+        columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "region"]
+        columns += ["heading_deg"] if view == "queries" else []
         source: pads.Dataset = getattr(self, view)
         table = source.to_table(columns=columns, filter=pc.field("split").isin(list(splits)))
         table = table.sort_by("id")
+        headings = _floats(table["heading_deg"]) if view == "queries" else np.full(len(table), np.nan)
         return ImageTable(
             table["id"].to_numpy(),
             table["place_id"].to_numpy(),
@@ -113,7 +119,20 @@ class GeoDataset:
             table["length"].to_pylist(),
             _floats(table["lat"]),
             _floats(table["lon"]),
+            headings,
+            table["region"].to_pylist(),
         )
+
+    def semi_positives(self, split: str) -> dict[int, NDArray[np.int64]]:
+        """The semi-positive place_ids of the queries of a split that have any, by query id."""
+        chosen = (pc.field("split") == split) & (pc.list_value_length(pc.field("semi_positives")) > 0)
+        table = self.queries.to_table(columns=["id", "semi_positives"], filter=chosen).combine_chunks()
+        if not len(table):
+            return {}
+        lists = table["semi_positives"].chunk(0)
+        ends = np.cumsum(pc.list_value_length(lists).to_numpy())
+        values = np.split(lists.flatten().to_numpy(), ends[:-1])
+        return dict(zip(table["id"].to_pylist(), values, strict=True))
 
     def pairs(self, split: str) -> PairTable:
         """One row for each query and each reference of its place within a split, sorted by query id."""

@@ -28,7 +28,7 @@ from s4g_ray.config import DataConfig, RunConfig
 from s4g_ray.dataset import VIEWS, GeoDataset, ImageTable, View
 from s4g_ray.encoder import Numerics, load_encoder
 from s4g_ray.errors import BadImageError, RunError
-from s4g_ray.images import load_image
+from s4g_ray.images import load_view
 from s4g_ray.progress import Update, ignore
 
 Row = dict[str, Any]
@@ -165,7 +165,7 @@ def _stream(
     cfg = config.embedding
     loaded = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
         load_part,  # type: ignore[arg-type]
-        fn_kwargs={"data": config.data},
+        fn_kwargs={"data": config.data, "seed": config.seed},
         num_cpus=LOADER_CPUS,
     )
     encoded = loaded.map(
@@ -178,15 +178,14 @@ def _stream(
     return encoded.iter_rows()
 
 
-def load_part(row: Row, *, data: DataConfig) -> Row:
+def load_part(row: Row, *, data: DataConfig, seed: int) -> Row:
     """Read and decode the images of a part: adds ids, place_ids and pixels (uint8 bytes of [n, 3, H, W])."""
     table: ImageTable = row["table"]
-    size = data.reference_size if row["view"] == "references" else data.query_size
     images, rows, bad = [], [], []
     result = {**{key: row[key] for key in ("view", "part", "images")}, "started": time.time()}
     for number in range(len(table)):
         try:
-            images.append(load_image(table, number, size).numpy())
+            images.append(load_view(table, number, row["view"], data, seed=seed).numpy())
             rows.append(number)
         except BadImageError as error:
             if data.on_bad_image == "fail":
@@ -238,7 +237,8 @@ class PartEncoder:
     def _encode(self, row: Row, count: int) -> NDArray[np.float32]:
         if not count:
             return np.zeros((0, self.encoder.dim), dtype=np.float32)
-        sizes = {"references": self.config.data.reference_size, "queries": self.config.data.query_size}
+        data = self.config.data
+        sizes = {"references": data.reference_size, "queries": data.visible_query_size}
         images = torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8).view(count, 3, *sizes[row["view"]])
         with torch.inference_mode():
             vectors = [

@@ -74,7 +74,7 @@ class Encoder(nn.Module):
     def preprocessing(self, data: DataConfig) -> str:
         """A hash of all that turns an image file into the encoder's input."""
         parts = [
-            data.query_size,
+            [data.query_size, data.query_cut, data.query_heading, data.query_fov_deg],
             data.reference_size,
             self.mean.flatten().tolist(),
             self.std.flatten().tolist(),

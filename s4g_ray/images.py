@@ -22,9 +22,10 @@ from torch import Tensor
 
 from s4g_ray import storage
 from s4g_ray.config import AugmentConfig, DataConfig, Size
-from s4g_ray.dataset import ImageTable
+from s4g_ray.dataset import ImageTable, View
 from s4g_ray.errors import BadImageError
 
+_HEADING_STREAM = 0x686561  # as below, of the headings that embeddings see
 _AUGMENT_STREAM = 0x617567  # keeps augmentation's random stream apart from others of the same (seed, epoch)
 
 
@@ -55,14 +56,52 @@ def resize(image: Tensor, size: Size) -> Tensor:
     return F.resize(image, list(size), antialias=True)  # type: ignore[no-any-return]
 
 
-def load_image(table: ImageTable, row: int, size: Size) -> Tensor:
-    """Image of a row, sized: uint8 [3, H, W]. Raises BadImageError with the reason."""
+def load_image(table: ImageTable, row: int, size: Size, cut: float = 0.0) -> Tensor:
+    """Image of a row, sized: uint8 [3, H, W], after a share `cut` of its height went at the top and at the bottom.
+
+    Raises BadImageError with the reason.
+    """
     try:
         data = storage.read_bytes(table.uris[row], table.offsets[row], table.lengths[row])
-        return resize(decode(data), size)
+        image = decode(data)
+        rows = min(round(cut * image.shape[1]), (image.shape[1] - 1) // 2)
+        return resize(image[:, rows : image.shape[1] - rows], size)
     except (OSError, ValueError, EOFError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         raise BadImageError(f"id {table.ids[row]}, {table.uris[row]}: {reason}") from error
+
+
+def load_view(table: ImageTable, row: int, view: View, data: DataConfig, *, seed: int) -> Tensor:
+    """Image of a row as evaluation and mining see it. Raises BadImageError with the reason."""
+    if view == "references":
+        return load_image(table, row, data.reference_size)
+    rng = np.random.default_rng((seed, int(table.ids[row]), _HEADING_STREAM))
+    return look(load_query(table, row, data), data, rng)
+
+
+def load_query(table: ImageTable, row: int, data: DataConfig) -> Tensor:
+    """The query of a row, sized, and turned to the north where its heading is to be used: uint8 [3, H, W]."""
+    image = load_image(table, row, data.query_size, data.query_cut)
+    heading = float(table.headings[row])
+    if data.query_heading != "known" or heading == 0:
+        return image
+    if not np.isfinite(heading):
+        raise BadImageError(f"id {table.ids[row]}, {table.uris[row]}: no heading_deg, but data.query_heading=known")
+    return turn_panorama(image, heading)
+
+
+def turn_panorama(image: Tensor, degrees: float) -> Tensor:
+    """Roll a panorama [3, H, W], so that what its centre column shows lies `degrees` clockwise of the new centre."""
+    return torch.roll(image, round(degrees / 360 * image.shape[-1]), -1)
+
+
+def look(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:
+    """What is seen of a panorama [3, H, W]: turned by any angle where the heading is random, and its middle part."""
+    if data.query_heading == "random":
+        panorama = torch.roll(panorama, int(rng.integers(panorama.shape[-1])), -1)
+    width = data.visible_query_size[1]
+    left = (panorama.shape[-1] - width) // 2
+    return panorama[..., left : left + width]
 
 
 def augment_pair(
@@ -208,16 +247,16 @@ class PairLoader:
                 bad.append(str(error))
                 pairs.append(None)
         valid = torch.tensor([pair is not None for pair in pairs])
-        sizes = self.data.query_size, self.data.reference_size
+        sizes = self.data.visible_query_size, self.data.reference_size
         blank = [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]
         queries, references = (torch.stack([(pair or blank)[view] for pair in pairs]) for view in (0, 1))
         return PairBatch(number, query_ids, queries, references, valid, tuple(bad))
 
     def _pair(self, query: int, reference: int, epoch: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, epoch, int(self.queries.ids[query]), _AUGMENT_STREAM))
-        return augment_pair(
-            load_image(self.queries, query, self.data.query_size),
+        images = (
+            load_query(self.queries, query, self.data),
             load_image(self.references, reference, self.data.reference_size),
-            self.augment,
-            rng,
         )
+        panorama, tile = augment_pair(*images, self.augment, rng)
+        return look(panorama, self.data, rng), tile  # after a roll, which needs the whole circle

@@ -85,6 +85,57 @@ class NeighborGraph:
         return cls(table["place_id"].to_numpy(), neighbors, scores)
 
 
+@dataclass(frozen=True)
+class PlacePairs:
+    """A symmetric set of pairs of places: for each pair (a, b) also (b, a). Sorted, each once."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, first: NDArray[np.int64], second: NDArray[np.int64]) -> PlacePairs:
+        """The set of first[n], second[n] and their reverse; pairs of a place with itself are left out."""
+        both = np.stack([np.concatenate([first, second]), np.concatenate([second, first])], axis=1)
+        unique = np.unique(both[both[:, 0] != both[:, 1]], axis=0)
+        return cls(unique[:, 0], unique[:, 1])
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def most(self) -> int:
+        """The largest number of pairs of one place."""
+        return int(np.unique(self.first, return_counts=True)[1].max(initial=0))
+
+    def contains(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each pair of first[...] and second[...] (same shape) is in the set."""
+        if not len(self):
+            return np.zeros(first.shape, dtype=bool)
+        places = np.unique(self.first)
+        keys = np.searchsorted(places, self.first) * len(places) + np.searchsorted(places, self.second)
+        a, b = (np.minimum(np.searchsorted(places, x), len(places) - 1) for x in (first, second))
+        known = (places[a] == first) & (places[b] == second)
+        return np.asarray(known & np.isin(a * len(places) + b, keys))
+
+    def graph(self) -> NeighborGraph:
+        """The pairs as a graph of unordered neighbors."""
+        places, starts, counts = np.unique(self.first, return_index=True, return_counts=True)
+        neighbors = np.full((len(places), self.most), -1, dtype=np.int64)
+        column = np.arange(len(self)) - np.repeat(starts, counts)
+        neighbors[np.repeat(np.arange(len(places)), counts), column] = self.second
+        return NeighborGraph(places, neighbors)
+
+
+def places_within(
+    place_ids: NDArray[np.int64], lat: NDArray[np.float64], lon: NDArray[np.float64], radius_m: float
+) -> PlacePairs:
+    """All pairs of places at most `radius_m` apart, from coordinates in degrees; exact, by a k-d tree."""
+    chord = 2 * np.sin(min(radius_m / EARTH_RADIUS_M, np.pi) / 2) * (1 + 1e-9) + 1e-12
+    a, b = cKDTree(unit_sphere(lat, lon)).query_pairs(chord, output_type="ndarray").T
+    inside = metres_between(lat[a], lon[a], lat[b], lon[b]) <= radius_m
+    return PlacePairs.of(place_ids[a[inside]], place_ids[b[inside]])
+
+
 def unit_sphere(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
     """lat[N], lon[N] in degrees -> xyz[N, 3] on the unit sphere."""
     phi, lam = np.radians(np.asarray(lat, np.float64)), np.radians(np.asarray(lon, np.float64))
@@ -129,11 +180,25 @@ def geographic_neighbors(
 
 
 def geographic_graph(
-    place_ids: NDArray[np.int64], lat: NDArray[np.float64], lon: NDArray[np.float64], k: int
+    place_ids: NDArray[np.int64],
+    lat: NDArray[np.float64],
+    lon: NDArray[np.float64],
+    k: int,
+    exclusions: PlacePairs | None = None,
 ) -> NeighborGraph:
     """The graph of the k nearest places, from place_ids[P] and the coordinates of each place in degrees.
 
-    Scores are minus metres. Raises ValueError as geographic_neighbors does.
+    Excluded pairs are passed over, and the next nearest take their place. Scores are minus metres. Raises
+    ValueError as geographic_neighbors does.
     """
-    indices, metres = geographic_neighbors(lat, lon, k)
-    return NeighborGraph(place_ids, place_ids[indices], (-metres).astype(np.float32))
+    more = exclusions.most if exclusions else 0
+    indices, metres = geographic_neighbors(lat, lon, min(k + more, max(len(lat) - 1, k)))
+    graph = NeighborGraph(place_ids, place_ids[indices], (-metres).astype(np.float32))
+    if exclusions is None or graph.scores is None:
+        return graph
+    kept = ~exclusions.contains(np.broadcast_to(place_ids[:, None], graph.neighbors.shape), graph.neighbors)
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]  # the kept ones first, as they stood
+    kept = np.take_along_axis(kept, order, 1)
+    neighbors = np.where(kept, np.take_along_axis(graph.neighbors, order, 1), -1)
+    scores = np.where(kept, np.take_along_axis(graph.scores, order, 1), -np.inf)
+    return NeighborGraph(place_ids, neighbors, scores.astype(np.float32))

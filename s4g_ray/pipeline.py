@@ -12,25 +12,24 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import ray
-import torch
 
 from s4g_ray import storage
-from s4g_ray.baseline import gradient_correlation_embeddings
+from s4g_ray.baseline import score_gradient_correlation
 from s4g_ray.checks import check_against_dataset, check_resources, train_places
-from s4g_ray.config import RunConfig, Size
-from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
+from s4g_ray.config import RunConfig
+from s4g_ray.dataset import GeoDataset, open_dataset
 from s4g_ray.embedding import embed, read_rows
 from s4g_ray.encoder import Encoder, Numerics, measure_numerics, numerics_choices
 from s4g_ray.errors import BadImageError, InputError
-from s4g_ray.evaluation import Floats, retrieval_metrics
-from s4g_ray.images import load_image
+from s4g_ray.exclusions import find_exclusions
 from s4g_ray.index import IndexService
 from s4g_ray.mining import mine_neighbors
-from s4g_ray.neighbors import NeighborGraph, format_metres, geographic_graph
+from s4g_ray.neighbors import NeighborGraph, geographic_graph
 from s4g_ray.progress import Reporter, without_native_ray_logs
 from s4g_ray.report import write_report
 from s4g_ray.run_folder import Record, RunFolder, version_of
 from s4g_ray.sampler import PairTable, plan_batches
+from s4g_ray.scoring import score_tables
 from s4g_ray.trainer import Message, Training, save_checkpoint, stamp_of
 
 
@@ -102,6 +101,8 @@ class _Run:
         self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
         self.dataset, self.folder, self.reporter = dataset, folder, reporter
         self.pairs: PairTable = dataset.pairs(config.data.train_split)
+        self.places = train_places(config, dataset)
+        self.exclusions = find_exclusions(config, dataset, self.places)
         self.encoder = encoder  # as the run starts
         self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
 
@@ -193,6 +194,7 @@ class _Run:
                 self.pairs, graph, batch_size=self.config.train.batch_size,
                 num_hard_negatives=cfg.num_hard_negatives, neighbor_pool_size=cfg.neighbor_pool_size,
                 seed=self.config.seed, epoch=epoch, protocol=self.config.protocol,
+                exclusions=self.exclusions.graph() if self.exclusions else None,
             )  # fmt: skip
             plan.save(uri, self.pairs, **asdict(plan.stats), graph=version)
         self._plan_stats: Record = {
@@ -212,8 +214,8 @@ class _Run:
             return NeighborGraph.load(self._graph_uri(mined[-1])), f"similarity v={mined[-1]:04d}"
         uri = self._graph_uri(0)
         if not storage.is_published(uri):
-            places = train_places(self.config, self.dataset)
-            graph = geographic_graph(places.ids, places.lat, places.lon, self.config.sampling.neighbor_pool_size)
+            places, k = self.places, self.config.sampling.neighbor_pool_size
+            graph = geographic_graph(places.ids, places.lat, places.lon, k, self.exclusions)
             graph.save(uri, info={"source": "geographic", "dataset": self.dataset.fingerprint})
         return NeighborGraph.load(uri), "geographic"
 
@@ -251,11 +253,13 @@ class _Run:
         with self._timed("mine"), self.reporter.stage("mining neighbors") as update:
             queries, _ = read_rows(uri, "queries", train_queries, stamp=self._stamp(epoch))
             _, indexed = read_rows(uri, "references", references)
+            indexed = indexed.take(np.flatnonzero(np.isin(indexed.place_ids, self.places.ids)))
             indexed = indexed.take(np.argsort(indexed.ids))
             size = self.index.build(epoch, uri, indexed.ids)
             graph = mine_neighbors(
                 self.index, epoch, queries, indexed.ids, indexed.place_ids,
-                k=self.config.sampling.neighbor_pool_size, block=cfg.query_block, on_progress=update,
+                k=self.config.sampling.neighbor_pool_size, block=cfg.query_block,
+                exclusions=self.exclusions, on_progress=update,
             )  # fmt: skip
             graph.save(self._graph_uri(epoch), stamp=self._stamp(epoch), info={"source": "similarity"})
         overlap = self._overlap_with_geographic(graph)
@@ -273,36 +277,16 @@ class _Run:
         return float(np.sum(shared) / max((graph.neighbors >= 0).sum(), 1))
 
     def _evaluate(self, epoch: int) -> None:
-        uri, split = self._embeddings_uri(epoch), self.config.data.test_split
+        uri, cfg = self._embeddings_uri(epoch), self.config
         with self._timed("evaluate"), self.reporter.stage("evaluating"):
-            queries = self.dataset.table("queries", [split])
-            gallery = self.dataset.table("references", [split, "gallery"])
-            embedded_q, queries = read_rows(uri, "queries", queries, stamp=self._stamp(epoch))
-            embedded_r, gallery = read_rows(uri, "references", gallery)
-            metrics = _metrics(embedded_q.vectors, embedded_r.vectors, queries, gallery)
-            if epoch == 0 and self.config.evaluation.correlation_baseline:
-                self._evaluate_baseline()
-        self.folder.log("evaluation", epoch=epoch, **metrics)
-        distance = f"  median error {format_metres(metrics['median_error_m'])}" if "median_error_m" in metrics else ""
-        self.reporter.line(
-            f"           test R@1 {metrics['recall@1']:.1%}  R@5 {metrics['recall@5']:.1%}"
-            f"  R@10 {metrics['recall@10']:.1%}{distance}"
-        )
-
-    def _evaluate_baseline(self) -> None:
-        """Gradient correlation on the same queries and gallery."""
-        data = self.config.data
-        queries = self.dataset.table("queries", [data.test_split])
-        gallery = self.dataset.table("references", [data.test_split, "gallery"])
-        images_q, kept_q = _load_images(queries, data.query_size, data.on_bad_image)
-        images_r, kept_r = _load_images(gallery, data.reference_size, data.on_bad_image)
-        metrics = _metrics(
-            gradient_correlation_embeddings(images_q),
-            gradient_correlation_embeddings(images_r),
-            kept_q,
-            kept_r,
-        )
-        self.folder.log("baseline", epoch=0, name="gradient correlation", **metrics)
+            found = score_tables(
+                self.dataset, cfg.data.test_split, uri, uri, stamp=self._stamp(epoch), radii_m=cfg.evaluation.radii_m
+            )
+            if epoch == 0 and cfg.evaluation.correlation_baseline:
+                baseline = score_gradient_correlation(cfg, self.dataset).of(cfg.protocol)
+                self.folder.log("baseline", epoch=0, name="gradient correlation", **baseline)
+        self.folder.log("evaluation", epoch=epoch, **found.of(cfg.protocol))
+        self.reporter.line(f"           test {found.summary(cfg.protocol)}")
 
     def _prune(self, epoch: int) -> None:
         """Keep the newest checkpoints, and the first: it is what the run started from."""
@@ -340,8 +324,13 @@ class _Run:
 
     def _describe(self, start: int | None) -> None:
         cfg = self.config
-        places, train = len(np.unique(self.pairs.place_ids)), cfg.train
-        self.reporter.line(f"data set {self.dataset.name}: {len(self.pairs)} train pairs, {places} places")
+        train = cfg.train
+        self.reporter.line(
+            f"data set {self.dataset.name}: {len(self.pairs)} train pairs, {len(self.places.ids)} places"
+        )
+        if self.exclusions:
+            pairs = len(self.exclusions) // 2
+            self.reporter.line(f"{pairs} pairs of places are never negatives of each other (protocol {cfg.protocol})")
         self.reporter.line(f"run folder {self.folder.uri}")
         self.reporter.line(
             f"{cfg.model.name}, {train.epochs} epochs of batches of {train.batch_size} pairs on"
@@ -355,33 +344,12 @@ class _Run:
 
     def _result(self) -> RunResult:
         evaluations = [r for r in self.folder.records if r["kind"] == "evaluation"]
-        metrics = [{k: v for k, v in r.items() if k not in ("kind", "time", "epoch")} for r in evaluations]
+        metrics = [{k: v for k, v in r.items() if isinstance(v, float)} for r in evaluations]
+        for values in metrics:
+            del values["time"]
         untrained = metrics[0] if evaluations and evaluations[0]["epoch"] == 0 else None
         return RunResult(self.folder.uri, metrics[-1], untrained, self.folder.records)
 
 
 def _numerics_name(numerics: Numerics) -> str:
     return ("bf16" if numerics.bf16 else "fp32") + (" channels_last" if numerics.channels_last else "")
-
-
-def _metrics(
-    queries: Floats, references: Floats, query_rows: ImageTable, reference_rows: ImageTable
-) -> dict[str, float]:
-    return retrieval_metrics(
-        queries, references, query_rows.place_ids, reference_rows.place_ids,
-        query_latlon=np.stack([query_rows.lat, query_rows.lon], axis=1),
-        reference_latlon=np.stack([reference_rows.lat, reference_rows.lon], axis=1),
-    )  # fmt: skip
-
-
-def _load_images(table: ImageTable, size: Size, on_bad_image: str) -> tuple[torch.Tensor, ImageTable]:
-    """The images of a table and the rows that could be decoded."""
-    images, rows = [], []
-    for row in range(len(table)):
-        try:
-            images.append(load_image(table, row, size))
-            rows.append(row)
-        except BadImageError:
-            if on_bad_image == "fail":
-                raise
-    return torch.stack(images), table.take(np.asarray(rows))

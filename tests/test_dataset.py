@@ -133,3 +133,19 @@ def test_rows_of_later_files_keep_their_own_number(tmp_path: Path, monkeypatch: 
     references = with_column(references, "lon", [0.0, 0.0, 0.0, 200.0, 0.0])
     with pytest.raises(InputError, match=r"part-00001\.parquet, row 1 \(lon=200\.0\)"):
         write_dataset(str(tmp_path / "d"), references, queries, name="x")
+
+
+def test_headings_regions_and_semi_positives_are_read_by_row(tmp_path: Path) -> None:
+    references, queries = tables(4)
+    queries = queries.append_column("heading_deg", pa.array([0.0, 90.0, None, 270.0], pa.float32()))
+    queries = queries.append_column("region", pa.array(["x", None, "y", "x"]))
+    queries = queries.append_column("semi_positives", pa.array([[101, 103], None, [], [100]]))
+    made = write_dataset(str(tmp_path), references, queries, name="n")
+    table = made.table("queries", ["train"])
+    np.testing.assert_array_equal(table.headings, [0, 90, np.nan, 270])
+    assert table.regions == ["x", None, "y", "x"]
+    taken = table.take(np.array([3, 1]))
+    assert (taken.headings.tolist(), taken.regions) == ([270, 90], ["x", None])
+    assert np.isnan(made.table("references", ["train"]).headings).all()
+    assert {k: v.tolist() for k, v in made.semi_positives("train").items()} == {0: [101, 103], 3: [100]}
+    assert made.semi_positives("test") == {}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -9,37 +11,87 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from s4g_ray.errors import RunError
-from s4g_ray.evaluation import retrieval_metrics, retrieval_ranks
+from s4g_ray.evaluation import PROTOCOLS, retrieval_metrics, retrieve
 from s4g_ray.neighbors import metres_between
 
 
-def rank_loop(q: NDArray[Any], r: NDArray[Any], query_places: list[int], reference_places: list[int]) -> list[int]:
-    """Ranks one score at a time, in float64, ties against the query; 0 without a reference."""
-    ranks = []
-    for query, place in zip(q.astype(np.float64), query_places, strict=True):
-        scores = [float((query / np.linalg.norm(query) * (x / np.linalg.norm(x))).sum()) for x in r.astype(np.float64)]
-        own = [s for s, other in zip(scores, reference_places, strict=True) if other == place]
-        others = [s for s, other in zip(scores, reference_places, strict=True) if other != place]
-        ranks.append(1 + sum(s >= max(own) for s in others) if own else 0)
-    return ranks
+def scores_loop(q: NDArray[Any], r: NDArray[Any]) -> list[list[float]]:
+    """Cosines one at a time, in float64."""
+    unit = [x / np.linalg.norm(x) for x in r.astype(np.float64)]
+    return [[float((query / np.linalg.norm(query) * x).sum()) for x in unit] for query in q.astype(np.float64)]
+
+
+def position(scores: list[float], among: set[int], ignored: set[int], protocol: str) -> int:
+    """The 1-based rank of the best of some references among all that are not ignored; 0 without any."""
+    if not among:
+        return 0
+    best = max(scores[i] for i in among)
+    others = [s for i, s in enumerate(scores) if i not in among | ignored]
+    return 1 + sum(s >= best if protocol == "strict" else s > best for s in others)
+
+
+def ap_loop(scores: list[float], own: set[int], protocol: str) -> float:
+    """Trapezoid average precision: walk down the ranking, own references one after the other."""
+    area = 0.0
+    for found, best in enumerate(sorted((scores[i] for i in own), reverse=True)):
+        others = [s for i, s in enumerate(scores) if i not in own]
+        above = found + sum(s >= best if protocol == "strict" else s > best for s in others)
+        area += ((found + 1) / (above + 1) + (found / above if above else 1.0)) / 2
+    return area / len(own)
+
+
+def metrics_loop(
+    scores: list[list[float]], query_places: list[int], reference_places: list[int], semi: list[list[int]],
+    metres: NDArray[np.float64], protocol: str,
+) -> dict[str, float]:  # fmt: skip
+    rows: dict[str, list[float]] = {}
+    for q, place in enumerate(query_places):
+        own = {i for i, other in enumerate(reference_places) if other == place}
+        if not own:
+            continue
+        near_own = {i for i, other in enumerate(reference_places) if other in semi[q] and other != place}
+        rank = position(scores[q], own, set(), protocol)
+        values = {f"recall@{k}": float(rank <= k) for k in (1, 5, 10)}
+        values["ap"] = ap_loop(scores[q], own, protocol)
+        values["hit_rate"] = float(position(scores[q], own, near_own, protocol) == 1)
+        values["hit_rate_literal"] = float(position(scores[q], own | near_own, set(), protocol) == 1)
+        for radius in (50, 100):
+            inside = {i for i in range(len(reference_places)) if metres[q, i] <= radius}
+            rank = position(scores[q], inside, set(), protocol)
+            values |= {f"recall@{k}_within_{radius}m": float(0 < rank <= k) for k in (1, 5)}
+        for key, value in values.items():
+            rows.setdefault(key, []).append(value)
+    return {key: float(np.mean(values)) for key, values in rows.items()}
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 25), st.integers(1, 40), st.integers(1, 12), st.integers(2, 6), st.integers(0, 10**6))
-def test_ranks_and_recall_equal_a_plain_loop(num_q: int, num_r: int, places: int, dim: int, seed: int) -> None:
+def test_metrics_of_both_protocols_equal_a_plain_loop(num_q: int, num_r: int, places: int, dim: int, seed: int) -> None:
     """Vectors are drawn from a handful: many exact ties."""
     rng = np.random.default_rng(seed)
     pool = rng.normal(size=(5, dim)).astype(np.float32)
     q, r = pool[rng.integers(0, 5, num_q)], pool[rng.integers(0, 5, num_r)]
     query_places, reference_places = rng.integers(0, places, num_q), rng.integers(0, places, num_r)
-    wanted = rank_loop(q, r, query_places.tolist(), reference_places.tolist())
-    assert retrieval_ranks(q, r, query_places, reference_places).ranks.tolist() == wanted
-    counted = [rank for rank in wanted if rank]
-    if counted:
-        metrics = retrieval_metrics(q, r, query_places, reference_places)
-        for k in (1, 5, 10):
-            assert metrics[f"recall@{k}"] == pytest.approx(sum(x <= k for x in counted) / len(counted))
-        assert metrics["queries_without_reference"] == num_q - len(counted)
+    semi = [rng.integers(0, places + 2, rng.integers(0, 4)).tolist() for _ in range(num_q)]
+    lat_q, lat_r = rng.integers(0, 9, num_q) * 3e-4, rng.integers(0, 9, num_r) * 3e-4  # 33 m steps
+    metres = metres_between(lat_q[:, None], 0, lat_r[None, :], 0)
+    scores = scores_loop(q, r)
+    for protocol in PROTOCOLS:
+        arguments = (scores, query_places.tolist(), reference_places.tolist(), semi, metres, protocol)
+        wanted = metrics_loop(*arguments)
+        if not wanted:
+            with pytest.raises(RunError, match="no query has a reference"):
+                retrieval_metrics(q, r, query_places, reference_places, protocol=protocol)
+            continue
+        found = retrieval_metrics(
+            q, r, query_places, reference_places, ranks=(1, 5, 10), semi_positives=semi, radii_m=(50, 100),
+            query_latlon=np.stack([lat_q, 0 * lat_q], 1), reference_latlon=np.stack([lat_r, 0 * lat_r], 1),
+            protocol=protocol,
+        )  # fmt: skip
+        if not any(set(s) - {p} for s, p in zip(semi, query_places.tolist(), strict=True)):
+            wanted = {k: v for k, v in wanted.items() if "hit_rate" not in k}
+        assert {key: found[key] for key in wanted} == pytest.approx(wanted)
+        assert found["queries_without_reference"] == num_q - found["queries"]
 
 
 def test_random_embeddings_equal_a_plain_loop_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +99,10 @@ def test_random_embeddings_equal_a_plain_loop_over_blocks(monkeypatch: pytest.Mo
     rng = np.random.default_rng(0)
     q, r = rng.normal(size=(90, 16)).astype(np.float32), rng.normal(size=(120, 16)).astype(np.float32)
     query_places, reference_places = rng.integers(0, 100, 90), rng.integers(0, 100, 120)
-    found = retrieval_ranks(q, r, query_places, reference_places)
-    assert found.ranks.tolist() == rank_loop(q, r, query_places.tolist(), reference_places.tolist())
+    found = retrieve(q, r, query_places, reference_places)
+    own = [set(np.flatnonzero(reference_places == place).tolist()) for place in query_places]
+    wanted = [position(s, o, set(), "strict") for s, o in zip(scores_loop(q, r), own, strict=True)]
+    assert found.ranks.tolist() == [wanted, wanted]
 
 
 @pytest.mark.parametrize("count", [17, 550])
@@ -95,8 +149,65 @@ def test_median_error_is_the_distance_to_the_best_reference() -> None:
 def test_several_references_count_by_the_best_and_nothing_to_evaluate_is_an_error() -> None:
     r = np.array([[1, 0], [0, 1], [0.9, 0.1]], dtype=np.float32)
     q = np.array([[0, 1]], dtype=np.float32)
-    assert retrieval_ranks(q, r, np.array([5]), np.array([5, 5, 6])).ranks.tolist() == [1]
+    assert retrieve(q, r, np.array([5]), np.array([5, 5, 6])).ranks.tolist() == [[1], [1]]
     with pytest.raises(RunError, match="no query has a reference"):
         retrieval_metrics(q, r, np.array([9]), np.array([5, 5, 6]))
     with pytest.raises(ValueError, match="D differs"):
-        retrieval_ranks(q, np.ones((3, 3), dtype=np.float32), np.array([9]), np.array([5, 5, 6]))
+        retrieve(q, np.ones((3, 3), dtype=np.float32), np.array([9]), np.array([5, 5, 6]))
+
+
+def test_the_paper_lets_ties_count_for_the_query_and_leaves_distractors_out() -> None:
+    r = np.array([[1, 0], [1, 0], [0, 1], [0.9, 0.1]], dtype=np.float32)
+    q = np.array([[1, 0], [0.6, 0.8]], dtype=np.float32)
+    places, query_places, distractors = np.array([1, 2, 3, 4]), np.array([1, 4]), np.array([False, False, True, False])
+    found = {
+        protocol: retrieval_metrics(q, r, query_places, places, protocol=protocol, distractors=distractors)
+        for protocol in PROTOCOLS
+    }
+    assert (found["strict"]["recall@1"], found["paper"]["recall@1"]) == (0, 1)
+    assert (found["strict"]["references"], found["paper"]["references"]) == (4, 3)
+
+
+def test_hit_rates_differ_when_a_negative_stands_between_a_semi_positive_and_the_own_tile() -> None:
+    """Query 0: semi, other, own. Query 1: semi, own, other. Query 2: other, own."""
+    r = np.eye(4, dtype=np.float32)
+    q = np.array([[0.5, 0.9, 0.7, 0], [0.5, 0.9, 0.3, 0], [0.5, 0.1, 0, 0.9]], dtype=np.float32)
+    semi = [[11], [11], [11]]
+    found = retrieval_metrics(q, r, np.array([10, 10, 10]), np.array([10, 11, 12, 13]), semi_positives=semi)
+    assert found["recall@1"] == 0
+    assert found["hit_rate"] == pytest.approx(1 / 3)
+    assert found["hit_rate_literal"] == pytest.approx(2 / 3)
+
+
+def test_metrics_of_some_rows_are_those_of_these_queries_alone() -> None:
+    rng = np.random.default_rng(2)
+    q, r = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
+    places, chosen = np.arange(30), rng.random(30) < 0.4
+    some = retrieve(q, r, places, places).metrics("strict", rows=chosen)
+    alone = retrieve(q[chosen], r, places[chosen], places).metrics("strict")
+    assert some == alone
+    assert some["queries"] == chosen.sum()
+
+
+def test_memory_stays_far_below_the_matrix_of_all_scores() -> None:
+    """CVACT's test set in size: 92,802 x 92,802 scores would take 34 GB; short vectors keep the test short."""
+    script = """
+import resource, numpy as np
+from s4g_ray.evaluation import retrieve
+rng = np.random.default_rng(0)
+count = 92_802
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+latlon = np.stack([rng.uniform(-35.4, -35.2, count), rng.uniform(149.0, 149.2, count)], axis=1)
+r = rng.standard_normal((count, 16), dtype=np.float32)
+q = r + rng.standard_normal((count, 16), dtype=np.float32)
+places = np.arange(count)
+small = slice(0, 50)
+retrieve(q[small], r[small], places[small], places[small], query_latlon=latlon[small], reference_latlon=latlon[small])
+before = peak()
+found = retrieve(q, r, places, places, query_latlon=latlon, reference_latlon=latlon, radii_m=(5,)).metrics()
+print(peak() - before, found["recall@1"], found["recall@1_within_5m"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    gigabytes, recall, within = map(float, done.stdout.split())
+    assert gigabytes < 2
+    assert 0.05 < recall <= within < 1

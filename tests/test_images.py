@@ -12,7 +12,19 @@ from torch import Tensor
 from s4g_ray.config import AugmentConfig, DataConfig
 from s4g_ray.dataset import GeoDataset
 from s4g_ray.errors import BadImageError
-from s4g_ray.images import PairLoader, augment_pair, coarse_dropout, decode, grid_dropout, resize, rotate_pair
+from s4g_ray.images import (
+    PairLoader,
+    augment_pair,
+    coarse_dropout,
+    decode,
+    grid_dropout,
+    load_image,
+    load_view,
+    look,
+    resize,
+    rotate_pair,
+    turn_panorama,
+)
 from tests.conftest import SIZE, tile
 
 OFF = {
@@ -215,3 +227,120 @@ def test_a_corrupt_image_fails_by_name_or_masks_its_pair(synthetic: GeoDataset, 
     missing.references.uris[0] = str(tmp_path / "none.png")
     with pytest.raises(BadImageError, match="FileNotFoundError"):
         list(missing.load(ids, ids, epoch=1))
+
+
+def marked_tile(side: int, azimuth_deg: float) -> Tensor:
+    """A dark north-up tile with a bright spot at an azimuth from its centre."""
+    tile = torch.zeros(3, side, side, dtype=torch.uint8)
+    row = (side - 1) / 2 - 0.35 * side * np.cos(np.radians(azimuth_deg))
+    column = (side - 1) / 2 + 0.35 * side * np.sin(np.radians(azimuth_deg))
+    tile[:, round(row) - 1 : round(row) + 2, round(column) - 1 : round(column) + 2] = 255
+    return tile
+
+
+def marked_panorama(width: int, azimuth_deg: float) -> Tensor:
+    """A dark panorama whose centre column looks north, with a bright column at an azimuth."""
+    panorama = torch.zeros(3, 6, width, dtype=torch.uint8)
+    panorama[:, :, round((azimuth_deg / 360 + 0.5) * width) % width] = 255
+    return panorama
+
+
+def azimuth_in_tile(tile: Tensor) -> float:
+    row, column = (x.float().mean().item() - (tile.shape[-1] - 1) / 2 for x in torch.nonzero(tile[0], as_tuple=True))
+    return float(np.degrees(np.arctan2(column, -row)))
+
+
+def azimuth_in_panorama(panorama: Tensor) -> float:
+    return ((torch.nonzero(panorama[0, 0]).float().mean().item()) / panorama.shape[-1] - 0.5) * 360
+
+
+@pytest.mark.parametrize("width", [360, 361, 767, 102])
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("azimuth", [-120.0, 10.0, 75.0])
+def test_a_bearing_marked_in_both_views_stays_matched_when_both_turn(width: int, turns: int, azimuth: float) -> None:
+    panorama, tile = rotate_pair(marked_panorama(width, azimuth), marked_tile(121, azimuth), turns, "panorama")
+    column = 360 / width
+    difference = (azimuth_in_panorama(panorama) - azimuth_in_tile(tile) + 180) % 360 - 180
+    assert abs(difference) <= column + 1.0  # a column, and the spot's own pixels
+    turned = (azimuth_in_tile(tile) - azimuth + 180) % 360 - 180
+    assert abs((turned + 90 * turns + 180) % 360 - 180) < 1.0  # counter-clockwise
+
+
+@pytest.mark.parametrize("azimuth", [-120.0, 10.0, 75.0])
+def test_a_bearing_stays_matched_when_both_views_are_flipped(azimuth: float) -> None:
+    panorama, tile = augment_pair(
+        marked_panorama(361, azimuth), marked_tile(121, azimuth), config(flip_probability=1.0), np.random.default_rng(0)
+    )
+    assert abs(azimuth_in_tile(tile) + azimuth) < 1.0
+    assert abs(azimuth_in_panorama(panorama) - azimuth_in_tile(tile)) <= 2 * 360 / 361 + 1.0
+
+
+@pytest.mark.parametrize("width", [64, 77])
+@pytest.mark.parametrize("heading", [0.0, 90.0, 200.0, -45.0])
+def test_a_known_heading_turns_the_panorama_to_the_north(width: int, heading: float) -> None:
+    """The panorama's centre looks at `heading`; a mark in the north must come to its centre."""
+    found = azimuth_in_panorama(turn_panorama(marked_panorama(width, -heading), heading))
+    assert abs((found + 180) % 360 - 180) <= 1.5 * 360 / width
+
+
+@pytest.mark.parametrize(("width", "fov", "wanted"), [(64, 360, 64), (64, 90, 16), (77, 180, 38), (101, 70, 20)])
+def test_a_field_of_view_is_the_middle_part(width: int, fov: float, wanted: int) -> None:
+    data = DataConfig(uri="x", query_size=(8, width), query_fov_deg=fov)
+    panorama = torch.arange(width, dtype=torch.uint8).expand(3, 8, width)
+    seen = look(panorama, data, np.random.default_rng(0))
+    assert tuple(seen.shape[-2:]) == data.visible_query_size == (8, wanted)
+    columns = seen[0, 0].tolist()
+    assert columns == list(range(columns[0], columns[0] + wanted))
+    assert abs((columns[0] + columns[-1]) - (width - 1)) <= 1
+
+
+def test_random_headings_are_seeded_by_query_and_cover_the_circle(synthetic: GeoDataset) -> None:
+    table = synthetic.table("queries", ["train"])
+    data = DataConfig(uri="x", query_size=(SIZE, SIZE), query_heading="random", query_fov_deg=180)
+    views = [load_view(table, row, "queries", data, seed=1) for row in (0, 0, 1)]
+    assert torch.equal(views[0], views[1])
+    assert tuple(views[0].shape) == (3, SIZE, SIZE // 2)
+    other_seed = load_view(table, 0, "queries", data, seed=2)
+    assert not torch.equal(views[0], other_seed)
+    panorama = torch.arange(64, dtype=torch.uint8).expand(3, 8, 64)
+    rng = np.random.default_rng(0)
+    wide = data.model_copy(update={"query_size": (8, 64)})
+    starts = {int(look(panorama, wide, rng)[0, 0, 0]) for _ in range(600)}
+    assert len(starts) == 64
+
+
+def test_headings_are_used_only_when_asked_for_and_must_be_there(synthetic: GeoDataset) -> None:
+    table = synthetic.table("queries", ["train"])
+    table.headings[:] = [90.0] * 95 + [np.nan]
+    sizes = {"uri": "x", "query_size": (SIZE, SIZE)}
+    as_is = load_view(table, 0, "queries", DataConfig.model_validate(sizes), seed=0)
+    known = DataConfig.model_validate({**sizes, "query_heading": "known"})
+    assert torch.equal(load_view(table, 0, "queries", known, seed=0), torch.roll(as_is, SIZE // 4, -1))
+    with pytest.raises(BadImageError, match=r"id 95, .*no heading_deg"):
+        load_view(table, 95, "queries", known, seed=0)
+
+
+@pytest.mark.parametrize("height", [16, 17])
+def test_a_cut_takes_rows_from_the_top_and_the_bottom(height: int, tmp_path: Path, synthetic: GeoDataset) -> None:
+    grey = np.repeat(np.arange(height, dtype=np.uint8)[:, None] * 10, 12, axis=1)
+    Image.fromarray(grey).save(tmp_path / "rows.png")
+    table = synthetic.table("queries", ["train"])
+    table.uris[0] = str(tmp_path / "rows.png")
+    rows = load_image(table, 0, (height - 8, 12), cut=0.25)[0, :, 0]
+    assert rows.tolist() == [10 * i for i in range(4, height - 4)]
+
+
+def test_a_training_panorama_is_cropped_after_it_rolled_with_its_tile(synthetic: GeoDataset) -> None:
+    cfg = DataConfig(uri="x", query_size=(SIZE, SIZE), reference_size=(SIZE, SIZE), query_fov_deg=90)
+    tables = synthetic.table("queries", ["train"]), synthetic.table("references", ["train"])
+    turn = config(rotate="panorama", rotate_probability=1.0)
+    made = PairLoader(*tables, cfg, turn, seed=1, num_threads=1)
+    ids = np.arange(4).reshape(1, 4)
+    (batch,) = made.load(ids, ids, epoch=1)
+    assert tuple(batch.queries.shape) == (4, 3, SIZE, SIZE // 4)
+    for row in range(4):
+        whole, tile = load_image(tables[0], row, (SIZE, SIZE)), load_image(tables[1], row, (SIZE, SIZE))
+        turns = [k for k in (1, 2, 3) if torch.equal(torch.rot90(tile, k, (-2, -1)), batch.references[row])]
+        assert len(turns) == 1
+        rolled = torch.roll(whole, -turns[0] * SIZE // 4, -1)
+        assert torch.equal(batch.queries[row], rolled[..., SIZE * 3 // 8 : SIZE * 5 // 8])

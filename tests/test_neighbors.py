@@ -7,7 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from s4g_ray.errors import RunError
-from s4g_ray.neighbors import EARTH_RADIUS_M, NeighborGraph, geographic_graph, geographic_neighbors
+from s4g_ray.neighbors import (
+    EARTH_RADIUS_M,
+    NeighborGraph,
+    PlacePairs,
+    geographic_graph,
+    geographic_neighbors,
+    places_within,
+)
 from s4g_ray.storage import Stamp
 
 Floats = NDArray[np.float64]
@@ -92,3 +99,41 @@ def test_impossible_graphs_are_refused() -> None:
 def test_a_geographic_graph_speaks_of_place_ids() -> None:
     graph = geographic_graph(np.array([40, 10, 30]), np.array([0.0, 1.0, 3.0]), np.zeros(3), 2)
     assert graph.neighbors.tolist() == [[10, 30], [40, 30], [10, 40]]
+
+
+@pytest.mark.parametrize("kind", ["globe", "pole", "antimeridian", "city"])
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_places_within_a_radius_equal_a_plain_loop(kind: str, share: float) -> None:
+    lat, lon = points(kind)
+    metres = haversine_loop(lat, lon)
+    radius = float(np.quantile(metres[metres > 0], share))
+    ids = np.arange(len(lat)) * 7 + 3
+    found = places_within(ids, lat, lon, radius)
+    wanted = {(ids[i], ids[j]) for i in range(len(lat)) for j in range(len(lat)) if i != j and metres[i, j] <= radius}
+    assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == wanted
+    assert found.most == max(sum(a == i for a, _ in wanted) for i in ids)
+
+
+def test_a_set_of_pairs_is_symmetric_and_becomes_a_graph() -> None:
+    pairs = PlacePairs.of(np.array([5, 5, 9, 5]), np.array([9, 2, 5, 5]))
+    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(2, 5), (5, 2), (5, 9), (9, 5)]
+    first, second = np.array([[5, 5], [9, 7]]), np.array([[2, -1], [5, 5]])
+    assert pairs.contains(first, second).tolist() == [[True, False], [True, False]]
+    graph = pairs.graph()
+    assert graph.place_ids.tolist() == [2, 5, 9]
+    assert graph.neighbors.tolist() == [[5, -1], [2, 9], [5, -1]]
+    empty = PlacePairs.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert (len(empty), empty.most, empty.contains(first, second).any()) == (0, 0, False)
+
+
+def test_excluded_places_are_passed_over_for_the_next_nearest() -> None:
+    lat, lon = points("city")
+    ids, k = np.arange(len(lat)) + 100, 4
+    metres = haversine_loop(lat, lon)
+    nearest = np.argsort(np.where(np.eye(len(lat), dtype=bool), np.inf, metres), axis=1, kind="stable")
+    barred = PlacePairs.of(ids, ids[nearest[:, 0]])  # each place and its nearest
+    graph = geographic_graph(ids, lat, lon, k, barred)
+    taboo = set(zip(barred.first.tolist(), barred.second.tolist(), strict=True))
+    for row in range(len(lat)):
+        order = [int(ids[j]) for j in nearest[row] if j != row and (ids[row], ids[j]) not in taboo]
+        assert graph.neighbors[row].tolist() == order[:k]
