@@ -13,7 +13,7 @@ import tempfile
 
 from benchmarks.machine import machine
 from s4g_ray.config import ModelConfig, TrainConfig, load_config
-from s4g_ray.encoder import Encoder, measure_numerics
+from s4g_ray.encoder import Encoder, Precision, measure_numerics
 from s4g_ray.trainer import save_checkpoint
 
 CASES = {
@@ -30,9 +30,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(folder, Encoder.build(model), None, epoch=0, step=0)
             speeds = {
-                (n.bf16, n.channels_last): s for n, s in measure_numerics(model, train, (size, size), folder, "cpu")
+                (n.precision, n.channels_last): s
+                for n, s in measure_numerics(model, train, (size, size), folder, "cpu")
             }
-        cells = [f"{speeds[key]:.1f}" for key in ((False, False), (False, True), (True, False), (True, True))]
+        kinds: list[tuple[Precision, bool]] = [(p, c) for p in ("fp32", "bf16") for c in (False, True)]
+        cells = [f"{speeds[kind]:.1f}" for kind in kinds]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     print(json.dumps(machine()))
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s4g_ray.config import RunConfig
-from s4g_ray.dataset import GeoDataset, ImageTable, View
+from s4g_ray.dataset import GeoDataset, ImageTable, View, gallery_splits
 from s4g_ray.errors import BadImageError
 from s4g_ray.images import load_view
-from s4g_ray.scoring import Score, gallery_splits, score
+from s4g_ray.scoring import Score, score
 
 SIDE = 32  # pixels a side of the gradient image
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.config import RunConfig
-from s4g_ray.dataset import GeoDataset
+from s4g_ray.dataset import GeoDataset, gallery_splits
 from s4g_ray.embedding import LOADER_CPUS
 from s4g_ray.errors import InputError
 
@@ -23,14 +23,8 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
             f"train.batch_size={config.train.batch_size} exceeds the {paired} places with pairs of split"
             f" {config.data.train_split!r} in {dataset.uri}; lower it: no place stands twice in a batch"
         )
-    tested = dataset.table("queries", [config.data.test_split]).place_ids
-    gallery = dataset.table("references", [config.data.test_split, "gallery"]).place_ids
-    if not np.isin(tested, gallery).any():
-        raise InputError(
-            f"data.test_split={config.data.test_split!r} holds no query whose place has a reference in {dataset.uri}:"
-            f" {len(tested)} queries, {len(gallery)} references"
-        )
-    check_headings(config, dataset, [config.data.train_split, config.data.test_split])
+    check_test_split(config, dataset)
+    check_headings(config, dataset, config.data.train_split)
     if config.sampling.mode == "random":
         return
     places = train_places(config, dataset)
@@ -47,27 +41,45 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
         )
 
 
-def check_headings(config: RunConfig, dataset: GeoDataset, splits: list[str]) -> None:
-    """Raises InputError when headings are to be used and some queries have none."""
-    if config.data.query_heading != "known":
-        return
-    headings = dataset.table("queries", splits).headings
-    if np.isnan(headings).any():
+def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
+    """Raises InputError when the test split cannot be evaluated."""
+    split = config.data.test_split
+    tested = dataset.table("queries", [split]).place_ids
+    gallery = dataset.table("references", gallery_splits(split)).place_ids
+    if not np.isin(tested, gallery).any():
         raise InputError(
-            f"data.query_heading=known, but {int(np.isnan(headings).sum())} of {len(headings)} queries of split"
-            f" {' and '.join(splits)} have no heading_deg; add it, or use as_is or random"
+            f"data.test_split={split!r} holds no query whose place has a reference in {dataset.uri}:"
+            f" {len(tested)} queries, {len(gallery)} references"
+        )
+    check_headings(config, dataset, split)
+
+
+def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
+    """Raises InputError when headings are to be used and some queries of a split have none."""
+    headings = dataset.table("queries", [split]).headings
+    if config.data.query_heading == "known" and np.isnan(headings).any():
+        raise InputError(
+            f"data.query_heading=known, but {int(np.isnan(headings).sum())} of {len(headings)} {split} queries have"
+            " no heading_deg; add it, or use as_is or random"
         )
 
 
-def check_resources(config: RunConfig, cluster: Mapping[str, float]) -> None:
-    """Raises InputError when workers and embedding actors together need more than the cluster has.
+def check_resources(config: RunConfig, cluster: Mapping[str, float], *, training: bool = True) -> None:
+    """Raises InputError when embedding actors, and workers when training, need more than the cluster has.
 
     They live side by side: training waits for a mining round and holds its resources meanwhile.
     """
     train, embedding = config.train, config.embedding
+    num_workers = train.num_workers if training else 0
     wanted = {
-        "CPU": (train.num_workers, train.cpus_per_worker, embedding.num_actors, embedding.cpus_per_actor, LOADER_CPUS),
-        "GPU": (train.num_workers, float(train.use_gpu), embedding.num_actors, embedding.gpus_per_actor, 0.0),
+        "CPU": (num_workers, train.cpus_per_worker, embedding.num_actors, embedding.cpus_per_actor, LOADER_CPUS),
+        "GPU": (
+            num_workers,
+            train.gpus,
+            embedding.num_actors,
+            embedding.gpus_per_actor,
+            0.0,
+        ),
     }
     for name, (workers, each, actors, each_actor, loading) in wanted.items():
         total = workers * each + actors * each_actor + loading
@@ -75,7 +87,8 @@ def check_resources(config: RunConfig, cluster: Mapping[str, float]) -> None:
             raise InputError(
                 f"the run needs {total:g} {name} ({workers} workers x {each:g} + {actors} embedding actors x"
                 f" {each_actor:g} + {loading:g} for loading), the cluster has {cluster.get(name, 0.0):g}; lower"
-                f" train.num_workers, train.cpus_per_worker or embedding.num_actors, or raise ray.num_cpus"
+                f" train.num_workers, embedding.num_actors or {name.lower()}s_per_worker and {name.lower()}s_per_actor"
+                + (", or raise ray.num_cpus" if name == "CPU" else "")
             )
 
 

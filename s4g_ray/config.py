@@ -99,14 +99,21 @@ class TrainConfig(Section):
     warmup_epochs: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     clip_value: float = Field(100.0, gt=0)  # gradient value clip
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: measured once at the start of a run
+    # of the encoder's passes. auto: fp32 or bf16, measured once at the start of a run; fp16: with a gradient scaler
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler
     use_gpu: bool = False
+    gpus_per_worker: float = Field(1, gt=0, le=1)  # with use_gpu; below 1 leaves a share to the embedding actors
     threads_per_worker: int = Field(1, ge=1)
     loader_threads: int = Field(2, ge=1)
     log_every_steps: int = Field(5, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one worker."""
+        return self.gpus_per_worker if self.use_gpu else 0.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -153,6 +153,11 @@ class GeoDataset:
         )
 
 
+def gallery_splits(split: str) -> list[str]:
+    """The splits of references that the queries of a split are searched in."""
+    return [split, "gallery"]
+
+
 def open_dataset(uri: str) -> GeoDataset:
     """Open and validate a data set (schema, unique ids, no null place, coordinates, train places matched).
 

@@ -71,19 +71,18 @@ def embed(
     splits: Sequence[str],
     numerics: Numerics,
     stamp: storage.Stamp,
+    views: Sequence[View] = VIEWS,
     on_progress: Update = ignore,
 ) -> EmbeddingReport:
-    """Embed both views of some splits into a published table at `target`; the gallery goes with the test split.
+    """Embed the views of some splits into a published table at `target`; the gallery goes with the test split.
 
     Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail` and when no image of a view can be
     decoded, RunError for non-finite embeddings (both name the image) and when the job dies.
     """
     storage.remove(target)
     gallery = ["gallery"] if config.data.test_split in splits else []
-    tables = {
-        "references": dataset.table("references", [*splits, *gallery]),
-        "queries": dataset.table("queries", splits),
-    }
+    rows: dict[View, Sequence[str]] = {"references": [*splits, *gallery], "queries": splits}
+    tables = {view: dataset.table(view, rows[view]) for view in views}
     parts = _plan_parts(tables, config.embedding.part_rows)
     total = sum(len(table) for table in tables.values())
     started = time.perf_counter()
@@ -98,7 +97,7 @@ def embed(
         last = str(error).strip().splitlines()[-1]
         raise RunError(f"the embedding job failed after {done} of {total} images: {last}") from error
     bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
-    for view in VIEWS:
+    for view in views:
         if not sum(row["rows"] for row in results if row["view"] == view):
             raise BadImageError(
                 f"none of the {len(tables[view])} {view} could be decoded: {[*bad, 'there are none'][0]}"
@@ -141,10 +140,10 @@ def read_rows(
     return embedded, table.take(table.rows(embedded.ids))
 
 
-def _plan_parts(tables: dict[str, ImageTable], part_rows: int) -> list[Row]:
+def _plan_parts(tables: dict[View, ImageTable], part_rows: int) -> list[Row]:
     """A row for each part: what its task needs to read its images, and nothing of the others'."""
     parts = []
-    for view in VIEWS:
+    for view in tables:
         for number, start in enumerate(range(0, len(tables[view]), part_rows)):
             rows = np.arange(start, min(start + part_rows, len(tables[view])))
             parts.append({"view": view, "part": number, "images": len(rows), "table": tables[view].take(rows)})

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import safetensors.torch
 import timm
@@ -21,6 +21,7 @@ from s4g_ray.config import DataConfig, ModelConfig, TrainConfig
 from s4g_ray.errors import InputError, RunError
 
 StateDict = Mapping[str, Tensor]
+Precision = Literal["fp32", "bf16", "fp16"]
 WEIGHTS = "model.safetensors"  # in a checkpoint
 
 
@@ -62,9 +63,10 @@ class Encoder(nn.Module):
                     f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
                     f" ({type(error).__name__}: {str(error).splitlines()[0]}); give a path, or false"
                 ) from error
+        encoder = cls(backbone, cfg.temperature, cfg.freeze_batch_norm)
         if weights and isinstance(cfg.pretrained, str):
-            load_backbone(backbone, cfg.pretrained)
-        return cls(backbone, cfg.temperature, cfg.freeze_batch_norm)
+            load_pretrained(encoder, cfg.pretrained)
+        return encoder
 
     @property
     def dim(self) -> int:
@@ -109,7 +111,7 @@ class Encoder(nn.Module):
 class Numerics:
     """How the encoder computes: the loss is in float32 in any case."""
 
-    bf16: bool = False  # autocast
+    precision: Precision = "fp32"  # of autocast
     channels_last: bool = False
 
     def prepare(self, encoder: Encoder) -> None:
@@ -123,7 +125,8 @@ class Numerics:
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which forward passes run."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, dtype, enabled=self.precision != "fp32")
 
     def embed(self, encoder: Encoder, images: Tensor) -> Tensor:
         """encoder.embed, computed this way."""
@@ -133,9 +136,9 @@ class Numerics:
 
 def numerics_choices(train: TrainConfig) -> list[Numerics]:
     """What the configuration leaves open, the plainest first."""
-    bf16 = {"fp32": [False], "bf16": [True], "auto": [False, True]}[train.precision]
+    precisions: list[Precision] = ["fp32", "bf16"] if train.precision == "auto" else [train.precision]
     channels_last = [False, True] if train.channels_last == "auto" else [train.channels_last]
-    return [Numerics(b, c) for b in bf16 for c in channels_last]
+    return [Numerics(p, c) for p in precisions for c in channels_last]
 
 
 def measure_numerics(
@@ -162,7 +165,7 @@ def measure_numerics(
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - started)
         speeds.append((numerics, count / best))
-    return sorted(speeds, key=lambda pair: -pair[1] * 0.9 ** (pair[0].bf16 + pair[0].channels_last))
+    return sorted(speeds, key=lambda pair: -pair[1] * 0.9 ** ((pair[0].precision != "fp32") + pair[0].channels_last))
 
 
 def encode_weights(encoder: Encoder) -> bytes:
@@ -186,28 +189,43 @@ def load_encoder(cfg: ModelConfig, checkpoint: str) -> Encoder:
     return encoder
 
 
-def load_backbone(backbone: nn.Module, uri: str) -> None:
-    """Load a state dict (.pth with weights_only=True, or .safetensors) into a bare timm backbone.
+def load_pretrained(encoder: Encoder, uri: str) -> None:
+    """Load a state dict: of a whole encoder, in the published form, or of a bare timm backbone.
 
-    Classifier weights are left out; keys of the EfficientNet-PyTorch family are renamed to timm's.
-    Raises InputError when the file is missing or does not fit.
+    The published form has the backbone's keys under `model.` and `logit_scale` beside them; all of it is loaded.
+    Of a backbone's, classifier weights are left out, and keys of the EfficientNet-PyTorch family are renamed to
+    timm's. Raises InputError when the file is missing, or lists the keys and shapes that do not fit.
+    """
+    state, what = read_state(uri), f"model.pretrained={uri!r}"
+    if "logit_scale" in state or all(key.startswith("model.") for key in state):
+        _load_strictly(encoder, state, what)
+        return
+    if any(key.startswith("_blocks.") for key in state):
+        state = rename_efficientnet(state, [len(stage) for stage in encoder.model.blocks])  # type: ignore[union-attr]
+    heads = ("classifier.", "head.fc.", "fc.")
+    _load_strictly(encoder.model, {k: v for k, v in state.items() if not k.startswith(heads)}, what)
+
+
+def read_state(uri: str) -> StateDict:
+    """The tensors of a .safetensors file, or of a .pth that torch.load reads with weights_only=True.
+
+    Raises InputError when the file is missing, or is no state dict.
     """
     path = storage.resolve_package(storage.absolute(uri))
     try:
         data = storage.read_bytes(path)
     except OSError as error:
-        raise InputError(f"model.pretrained={uri!r}: {error}") from error
+        raise InputError(f"cannot read weights: {error}") from error
     try:
         if path.endswith(".safetensors"):
-            state = safetensors.torch.load(data)
+            state: Any = safetensors.torch.load(data)
         else:
             state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # both libraries raise errors of many kinds for a damaged file
-        raise InputError(f"model.pretrained={uri!r}: not a readable state dict: {error}") from error
-    if any(key.startswith("_blocks.") for key in state):
-        state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[union-attr]
-    heads = ("classifier.", "head.fc.", "fc.")
-    _load_strictly(backbone, {k: v for k, v in state.items() if not k.startswith(heads)}, uri)
+        raise InputError(f"{uri}: not a readable state dict: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{uri}: not a state dict: {type(state).__name__}, where names of tensors are wanted")
+    return state
 
 
 def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -54,17 +54,17 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     folder = RunFolder.open(config, dataset, resume=resume)
     start = storage.latest_version(folder.path("checkpoints"), "epoch")
     encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
-    with ray_session(config):
-        check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    with ray_session(config) as cluster:
+        check_resources(config, cluster)
         folder.start()
         return _Run(config, dataset, folder, encoder, reporter or Reporter()).go(start)
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
-    """A Ray session for a run: the caller's, that of the configured address, or one on this machine."""
+def ray_session(config: RunConfig) -> Iterator[Mapping[str, float]]:
+    """A Ray session: the caller's, that of the configured address, or one on this machine; yields its resources."""
     if ray.is_initialized():
-        yield
+        yield ray.cluster_resources()  # type: ignore[no-untyped-call]
         return
     # Ray Train: a dead worker is seen within a second, and nothing but our own lines is printed
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -86,7 +86,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         except ConnectionError as error:
             raise InputError(f"no Ray cluster answers at {remote}: {error}") from error
         try:
-            yield
+            yield ray.cluster_resources()  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
 
@@ -303,7 +303,7 @@ class _Run:
         cfg, choices = self.config.train, numerics_choices(self.config.train)
         chosen, speeds = choices[0], {}
         if len(choices) > 1:
-            remote = ray.remote(num_cpus=cfg.cpus_per_worker, num_gpus=int(cfg.use_gpu), max_calls=1)
+            remote = ray.remote(num_cpus=cfg.cpus_per_worker, num_gpus=cfg.gpus, max_calls=1)
             measure = remote(measure_numerics)
             device = "cuda" if cfg.use_gpu else "cpu"
             with self.reporter.stage("measuring precisions"):
@@ -352,4 +352,4 @@ class _Run:
 
 
 def _numerics_name(numerics: Numerics) -> str:
-    return ("bf16" if numerics.bf16 else "fp32") + (" channels_last" if numerics.channels_last else "")
+    return numerics.precision + (" channels_last" if numerics.channels_last else "")

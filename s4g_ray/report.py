@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
-from s4g_ray.dataset import GeoDataset, ImageTable, open_dataset
+from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits, open_dataset
 from s4g_ray.embedding import EmbeddingTable, read_rows
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.images import load_image
@@ -115,7 +115,7 @@ class _Retrieval:
         split = config.data.test_split
         folder = storage.join(uri, f"embeddings/v={epoch:04d}")
         embedded_q, queries = read_rows(folder, "queries", dataset.table("queries", [split]))
-        embedded_r, gallery = read_rows(folder, "references", dataset.table("references", [split, "gallery"]))
+        embedded_r, gallery = read_rows(folder, "references", dataset.table("references", gallery_splits(split)))
         return cls(queries, gallery, _top(embedded_q, embedded_r))
 
     def errors_m(self, rank: int = 0) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, ImageTable
+from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits
 from s4g_ray.embedding import read_rows
 from s4g_ray.evaluation import PROTOCOLS, Floats, Protocol, Retrieval, retrieve
 from s4g_ray.neighbors import format_metres
@@ -38,11 +38,6 @@ class Score:
         regions = {name: metrics[protocol] for name, metrics in self.regions.items()}
         differing = {k: v for k, v in self.metrics[other].items() if self.metrics[protocol][k] != v}
         return {**self.metrics[protocol], "protocol": protocol, "regions": regions, other: differing}
-
-
-def gallery_splits(split: str) -> list[str]:
-    """The splits of references that the queries of a split are searched in."""
-    return [split, "gallery"]
 
 
 def score_tables(

@@ -85,15 +85,13 @@ class Mailbox:
             self._changed.notify_all()
 
 
-def save_checkpoint(
-    uri: str, encoder: Encoder, optimizer: torch.optim.Optimizer | None, *, epoch: int, step: int
-) -> None:
-    """Publish weights, training state and checkpoint.json."""
+def save_checkpoint(uri: str, encoder: Encoder, state: dict[str, Any] | None, *, epoch: int, step: int) -> None:
+    """Publish weights, training state (of optimiser and scaler; none before training) and checkpoint.json."""
     weights = encode_weights(encoder)
     parts = [storage.write_part(uri, WEIGHTS, weights, 1)]
-    if optimizer is not None:
+    if state is not None:
         buffer = io.BytesIO()
-        torch.save({"optimizer": optimizer.state_dict(), "epoch": epoch, "step": step}, buffer)
+        torch.save({**state, "epoch": epoch, "step": step}, buffer)
         parts.append(storage.write_part(uri, STATE, buffer.getvalue(), 1))
     info = {"epoch": epoch, "step": step, "weights_sha256": parts[0].sha256, "dim": encoder.dim}
     parts.append(storage.write_part(uri, "checkpoint.json", json.dumps(info).encode(), 1))
@@ -125,6 +123,7 @@ class _Worker:
     encoder: Encoder
     ddp: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # idle but for fp16
     loader: PairLoader
     device: torch.device
     epoch: int
@@ -164,9 +163,12 @@ def _build_worker(job: dict[str, Any]) -> _Worker:
     job["numerics"].prepare(encoder)
     ddp = DistributedDataParallel(encoder, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    half = job["numerics"].precision == "fp16"
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=half)
     state = _load_training_state(checkpoint)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
     dataset = open_dataset(config.data.uri)
     splits = [config.data.train_split]
     loader = PairLoader(
@@ -174,7 +176,9 @@ def _build_worker(job: dict[str, Any]) -> _Worker:
         seed=config.seed, num_threads=cfg.loader_threads,
     )  # fmt: skip
     epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
-    return _Worker(config, job["numerics"], job["mailbox"], encoder, ddp, optimizer, loader, device, epoch, step)
+    return _Worker(
+        config, job["numerics"], job["mailbox"], encoder, ddp, optimizer, scaler, loader, device, epoch, step
+    )
 
 
 def rank_slots(batch_size: int, num_workers: int, rank: int) -> slice:
@@ -204,7 +208,8 @@ def _train_epoch(worker: _Worker, plan: str) -> None:
         raise RunError(f"the weights are not finite after step {worker.step} (epoch {worker.epoch}, its last batch)")
     if worker.rank == 0:
         uri = storage.join(worker.config.run_dir, f"checkpoints/epoch={worker.epoch:04d}")
-        save_checkpoint(uri, worker.encoder, worker.optimizer, epoch=worker.epoch, step=worker.step)
+        state = {"optimizer": worker.optimizer.state_dict(), "scaler": worker.scaler.state_dict()}
+        save_checkpoint(uri, worker.encoder, state, epoch=worker.epoch, step=worker.step)
     dist.barrier()
     meter.report_epoch()
 
@@ -227,9 +232,11 @@ def _train_step(worker: _Worker, batch: PairBatch) -> float:
     if not math.isfinite(value):
         raise RunError(_describe_non_finite(worker, batch, value, torch.cat([embedded_q, embedded_r])))
     worker.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    worker.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    worker.scaler.unscale_(worker.optimizer)
     torch.nn.utils.clip_grad_value_(worker.encoder.parameters(), cfg.clip_value)
-    worker.optimizer.step()
+    worker.scaler.step(worker.optimizer)
+    worker.scaler.update()
     return value
 
 
@@ -316,7 +323,10 @@ class Training:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.num_workers,
                 use_gpu=config.train.use_gpu,
-                resources_per_worker={"CPU": config.train.cpus_per_worker, "GPU": int(config.train.use_gpu)},
+                resources_per_worker={
+                    "CPU": config.train.cpus_per_worker,
+                    "GPU": config.train.gpus,
+                },
             ),
             run_config=ray.train.RunConfig(
                 name=f"s4g-{os.getpid()}-{time.time_ns()}",  # unique: Ray resumes a name that it knows

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from s4g_ray.config import DataConfig, ModelConfig, TrainConfig, load_config
 from s4g_ray.encoder import (
     Encoder,
     Numerics,
+    Precision,
     encode_weights,
-    load_backbone,
     load_encoder,
+    load_pretrained,
     load_weights,
     measure_numerics,
     numerics_choices,
@@ -83,27 +83,82 @@ def test_packaged_efficientnet_weights_load_under_timm_names() -> None:
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> None:
-    backbone = Encoder.build(TINY).model
+    encoder = Encoder.build(TINY)
     torch.save({"stem.0.weight": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"missing .*; and .* more"):
-        load_backbone(backbone, str(tmp_path / "w.pth"))
+        load_pretrained(encoder, str(tmp_path / "w.pth"))
+    for content in ([1, 2], {"a": "text"}, {}):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(InputError, match="not a state dict"):
+            load_pretrained(encoder, str(tmp_path / "w.pth"))
     (tmp_path / "w.pth").write_bytes(b"junk")
     with pytest.raises(InputError, match="not a readable state dict"):
-        load_backbone(backbone, str(tmp_path / "w.pth"))
+        load_pretrained(encoder, str(tmp_path / "w.pth"))
     with pytest.raises(InputError, match=r"none\.pth"):
-        load_backbone(backbone, str(tmp_path / "none.pth"))
+        load_pretrained(encoder, str(tmp_path / "none.pth"))
     with pytest.raises(InputError, match=r"model\.name='convnext_bose'"):
         Encoder.build(ModelConfig(name="convnext_bose", pretrained=False))
 
 
+def test_a_file_that_runs_code_when_it_is_unpickled_is_refused(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "it-ran",)
+
+    torch.save({"logit_scale": Harmful()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="not a readable state dict"):
+        load_pretrained(Encoder.build(TINY), str(tmp_path / "w.pth"))
+    assert not (tmp_path / "it-ran").exists()
+
+
+def published_state(seed: int) -> dict[str, torch.Tensor]:
+    """A state dict as the published code saves it: the timm model under `model.`, and a scalar logit_scale."""
+    torch.manual_seed(seed)
+    backbone = timm.create_model("test_convnext", num_classes=0)
+    return {
+        "logit_scale": torch.ones([]) * 3.25,
+        **{f"model.{k}": torch.randn_like(v) for k, v in backbone.state_dict().items()},
+    }
+
+
+def test_published_weights_load_whole_with_their_temperature(tmp_path: Path) -> None:
+    state = published_state(5)
+    torch.save(state, tmp_path / "published.pth")
+    encoder = Encoder.build(ModelConfig(name="test_convnext", pretrained=str(tmp_path / "published.pth")))
+    assert encoder.logit_scale.item() == 3.25
+    for key, value in encoder.model.state_dict().items():
+        assert torch.equal(value, state[f"model.{key}"])
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no scale"])
+def test_published_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path, fault: str) -> None:
+    state = published_state(5)
+    last = list(state)[-1]
+    wanted = f"missing {last}"
+    if fault == "missing":
+        del state[last]
+    elif fault == "unexpected":
+        state["model.head.extra"] = torch.zeros(2)
+        wanted = r"unexpected model\.head\.extra"
+    elif fault == "shape":
+        state[last] = torch.zeros(1, 2, 3)
+        wanted = rf"{last} has shape \[1, 2, 3\]"
+    else:
+        del state["logit_scale"]
+        wanted = "missing logit_scale"
+    torch.save(state, tmp_path / "published.pth")
+    with pytest.raises(InputError, match=wanted):
+        Encoder.build(ModelConfig(name="test_convnext", pretrained=str(tmp_path / "published.pth")))
+
+
 def test_a_saved_state_dict_with_a_classifier_loads_into_the_backbone(tmp_path: Path) -> None:
     model = timm.create_model("test_convnext", num_classes=10)
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    (tmp_path / "w.pth").write_bytes(buffer.getvalue())
-    backbone = timm.create_model("test_convnext", num_classes=0)
-    load_backbone(backbone, str(tmp_path / "w.pth"))
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in backbone.state_dict().items())
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        encoder = Encoder.build(TINY)
+        load_pretrained(encoder, str(tmp_path / name))
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in encoder.model.state_dict().items())
 
 
 def test_blocks_beyond_the_architecture_do_not_vanish() -> None:
@@ -129,7 +184,7 @@ def test_precision_choices_are_what_the_configuration_leaves_open(tmp_path: Path
     train = TrainConfig(precision="auto", channels_last="auto", batch_size=4)
     assert len(numerics_choices(train)) == 4
     fixed = TrainConfig(precision="bf16", channels_last=True)
-    assert numerics_choices(fixed) == [Numerics(bf16=True, channels_last=True)]
+    assert numerics_choices(fixed) == [Numerics("bf16", channels_last=True)]
     save_checkpoint(str(tmp_path / "c"), Encoder.build(TINY, seed=4), None, epoch=0, step=0)
     assert encode_weights(load_encoder(TINY, str(tmp_path / "c"))) == encode_weights(Encoder.build(TINY, seed=4))
     measured = measure_numerics(TINY, train, (32, 32), str(tmp_path / "c"), "cpu")
@@ -137,11 +192,12 @@ def test_precision_choices_are_what_the_configuration_leaves_open(tmp_path: Path
     assert all(speed > 0 for _, speed in measured)
 
 
-def test_bf16_and_channels_last_embed_nearly_the_same() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_and_channels_last_embed_nearly_the_same(precision: Precision) -> None:
     encoder = Encoder.build(TINY, seed=1).eval()
     with torch.inference_mode():
         plain = Numerics().embed(encoder, images())
-        fast = Numerics(bf16=True, channels_last=True)
+        fast = Numerics(precision, channels_last=True)
         fast.prepare(encoder)
         cosine = torch.nn.functional.cosine_similarity(plain, fast.embed(encoder, images()).float())
     assert cosine.min() > 0.99

@@ -1,0 +1,196 @@
+"""`s4g evaluate`: a run, an export or a file of weights against a data set, its own or another (zero-shot)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from s4g_ray import storage
+from s4g_ray.checks import check_resources, check_test_split
+from s4g_ray.config import RunConfig, override_config
+from s4g_ray.dataset import GeoDataset, View, open_dataset
+from s4g_ray.embedding import embed
+from s4g_ray.encoder import Encoder, load_encoder
+from s4g_ray.errors import InputError
+from s4g_ray.evaluation import PROTOCOLS, Protocol
+from s4g_ray.export import Source, open_source
+from s4g_ray.neighbors import format_metres
+from s4g_ray.pipeline import ray_session
+from s4g_ray.progress import Reporter
+from s4g_ray.scoring import Metrics, Score, score_tables
+from s4g_ray.trainer import save_checkpoint, stamp_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an encoder scores on a split, with one field of view."""
+
+    dataset: str
+    split: str
+    fov_deg: float
+    heading: str
+    score: Score
+
+    def as_dict(self, protocols: Sequence[Protocol] = PROTOCOLS) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        chosen: dict[str, Any] = {p: self.score.metrics[p] for p in protocols}
+        regions = {name: {p: metrics[p] for p in protocols} for name, metrics in self.score.regions.items()}
+        where = {"dataset": self.dataset, "split": self.split, "fov_deg": self.fov_deg, "heading": self.heading}
+        return {**where, **chosen, "regions": regions}
+
+
+def evaluate(
+    source: str,
+    dataset_uri: str,
+    *,
+    config: RunConfig | None = None,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    epoch: int | None = None,
+    fovs: Sequence[float] = (),
+    heading: str | None = None,
+    out: str | None = None,
+    reporter: Reporter | None = None,
+) -> list[Evaluation]:
+    """Evaluate a run (its last checkpoint, or that of `epoch`), an export or weights on a data set's split.
+
+    One evaluation for each field of view in degrees; the gallery is embedded once. `config` and `overrides`
+    go before what the source says. `out` keeps embeddings and result.json; without it, they lie in a temporary
+    folder of this machine (a cluster of several needs `out` on storage that all of them reach). Raises
+    InputError for bad input, RunError for non-finite embeddings and when the job dies.
+    """
+    reporter = reporter or Reporter()
+    opened = open_source(source, storage.absolute(dataset_uri), config=config, epoch=epoch)
+    base = override_config(opened.config, overrides)
+    dataset = open_dataset(base.data.uri)
+    base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
+    heading = heading or base.data.query_heading
+    configs = [_with_data(base, query_fov_deg=fov, query_heading=heading) for fov in fovs or [base.data.query_fov_deg]]
+    check_test_split(configs[0], dataset)
+    encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
+    with _work_folder(out) as folder, ray_session(base) as cluster:
+        check_resources(base, cluster, training=False)
+        job = _Job(opened, dataset, encoder, folder, reporter)
+        job.embed(configs[0], "references", "references")
+        found = [job.evaluate(config) for config in configs]
+        if out is not None:
+            storage.write_json(storage.join(folder, "result.json"), [result.as_dict() for result in found])
+    return found
+
+
+def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> str:
+    """The split asked for, else the configured one where the data set has it, else its only other one."""
+    held = [name for name in ("test", "val", "train") if len(dataset.table("queries", [name]))]
+    if wanted is None:
+        wanted = configured if configured in held else next((s for s in held if s != "train"), configured)
+    if wanted not in held:
+        raise InputError(f"{dataset.uri} has no queries of split {wanted!r}; it has {', '.join(held) or 'none'}")
+    return wanted
+
+
+def _with_data(config: RunConfig, **values: Any) -> RunConfig:
+    """A configuration with other values in section `data`, validated."""
+    return override_config(config, [f"data.{key}={value}" for key, value in values.items()])
+
+
+@contextmanager
+def _work_folder(out: str | None) -> Iterator[str]:
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
+            yield folder
+        return
+    if storage.list_names(storage.absolute(out)):
+        raise InputError(f"{out} is not empty; remove it or choose another folder")
+    yield storage.absolute(out)
+
+
+class _Job:
+    """An encoder's checkpoint and where its tables go."""
+
+    def __init__(self, source: Source, dataset: GeoDataset, encoder: Encoder, folder: str, reporter: Reporter) -> None:
+        self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
+        self.numerics = source.numerics
+        self.checkpoint = source.checkpoint or storage.join(folder, "checkpoint")
+        if source.checkpoint is None:
+            save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)
+
+    def embed(self, config: RunConfig, view: View, name: str) -> str:
+        """Embed one view of the test split; returns the URI of the table."""
+        uri, split = storage.join(self.folder, name), config.data.test_split
+        with self.reporter.stage(f"embedding {name} of {split}") as update:
+            report = embed(
+                config, self.dataset, self.checkpoint, uri, splits=[split], numerics=self.numerics, views=[view],
+                stamp=stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint), on_progress=update,
+            )  # fmt: skip
+        self.reporter.line(f"embedded {report.images} {name} in {report.seconds:.0f} s")
+        for reason in report.bad_images[:10]:
+            self.reporter.line(f"  left out: {reason}")
+        if len(report.bad_images) > 10:
+            self.reporter.line(f"  and {len(report.bad_images) - 10} more")
+        return uri
+
+    def evaluate(self, config: RunConfig) -> Evaluation:
+        """Embed the queries as one field of view shows them, and score them."""
+        data = config.data
+        uri = self.embed(config, "queries", f"queries-fov={data.query_fov_deg:g}")
+        with self.reporter.stage("scoring"):
+            found = score_tables(
+                self.dataset, data.test_split, uri, storage.join(self.folder, "references"),
+                stamp=stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint),
+                radii_m=config.evaluation.radii_m,
+            )  # fmt: skip
+        return Evaluation(self.dataset.name, data.test_split, data.query_fov_deg, data.query_heading, found)
+
+
+COUNTS = ("queries", "queries_without_reference", "references")
+REGION_COLUMNS = ("recall@1", "recall@5", "recall@10", "hit_rate", "median_error_m", "queries")
+
+
+def evaluation_tables(results: Sequence[Evaluation], protocols: Sequence[Protocol] = PROTOCOLS) -> list[Table]:
+    """The metrics, a column for each field of view and protocol (those that agree share one); then the regions."""
+    first = results[0].score.metrics[protocols[0]]
+    columns = [
+        (f"{result.fov_deg:g}° {result.heading}\n{label}" if len(results) > 1 else label, row)
+        for result in results
+        for label, row in _columns(result.score.metrics, protocols)
+    ]
+    table = Table(title=f"{results[0].dataset}, split {results[0].split}", title_justify="left")
+    table.add_column("")
+    for label, _ in columns:
+        table.add_column(label, justify="right")
+    for key in first:
+        table.add_row(key, *(_cell(key, row.get(key)) for _, row in columns), end_section=key == "median_error_m")
+    return [table, *(_region_table(result, protocols) for result in results if result.score.regions)]
+
+
+def _region_table(result: Evaluation, protocols: Sequence[Protocol]) -> Table:
+    title = f"by region, {result.fov_deg:g}° {result.heading}" if result.fov_deg < 360 else "by region"
+    table = Table(title=title, title_justify="left")
+    keys = [key for key in REGION_COLUMNS if key in result.score.metrics[protocols[0]]]
+    for key in ("", "protocol"):
+        table.add_column(key)
+    for key in keys:
+        table.add_column(key, justify="right")
+    for name, metrics in result.score.regions.items():
+        for label, row in _columns(metrics, protocols):
+            table.add_row(name, label, *(_cell(key, row.get(key)) for key in keys))
+    return table
+
+
+def _columns(metrics: dict[Protocol, Metrics], protocols: Sequence[Protocol]) -> list[tuple[str, Metrics]]:
+    if len({tuple(metrics[p].items()) for p in protocols}) == 1:
+        return [(", ".join(protocols), metrics[protocols[0]])]
+    return [(p, metrics[p]) for p in protocols]
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key in COUNTS:
+        return f"{value:,.0f}"
+    return format_metres(value) if key == "median_error_m" else f"{value:.2%}"
