@@ -72,12 +72,13 @@ def evaluate(
     heading = heading or base.data.query_heading
     configs = [_with_data(base, query_fov_deg=fov, query_heading=heading) for fov in fovs or [base.data.query_fov_deg]]
     check_test_split(configs[0], dataset)
-    encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
-    with _work_folder(out) as folder, ray_session(base) as cluster:
-        check_resources(base, cluster, training=False)
-        job = _Job(opened, dataset, encoder, folder, reporter)
-        job.embed(configs[0], "references", "references")
-        found = [job.evaluate(config) for config in configs]
+    with _work_folder(out) as folder:
+        encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
+        with ray_session(base) as cluster:
+            check_resources(base, cluster, training=False)
+            job = _Job(opened, dataset, encoder, folder, reporter)
+            job.embed(configs[0], "references", "references")
+            found = [job.evaluate(config) for config in configs]
         if out is not None:
             storage.write_json(storage.join(folder, "result.json"), [result.as_dict() for result in found])
     return found

@@ -1,0 +1,247 @@
+"""Runs, exports and weights evaluated on data sets in the layouts of the paper's, with its configurations."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from s4g_ray.config import RunConfig, load_config
+from s4g_ray.dataset import GeoDataset, gallery_splits, open_dataset
+from s4g_ray.datasets import cvusa, university1652, vigor
+from s4g_ray.embedding import read_embeddings
+from s4g_ray.encoder import Encoder, encode_weights, load_encoder
+from s4g_ray.errors import InputError
+from s4g_ray.evaluation import PROTOCOLS
+from s4g_ray.evaluator import evaluate, evaluation_tables
+from s4g_ray.export import export, find_checkpoint
+from s4g_ray.images import load_view
+from s4g_ray.neighbors import NeighborGraph
+from s4g_ray.pipeline import RunResult, run
+from s4g_ray.sampler import load_plan
+from tests.test_evaluation import metrics_loop, scores_loop
+from tests.trees import cvusa_tree, university_tree, vigor_tree
+
+pytestmark = pytest.mark.cluster
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = [  # the paper's configuration, on a processor and in seconds
+    "model.name=test_convnext", "model.pretrained=false", "train.use_gpu=false", "train.precision=fp32",
+    "train.channels_last=false", "train.batch_size=8", "train.num_workers=2", "train.warmup_epochs=0",
+    "train.loader_threads=1", "train.log_every_steps=1", "sampling.num_hard_negatives=2",
+    "embedding.gpus_per_actor=0", "embedding.part_rows=40",
+]  # fmt: skip
+Made = tuple[RunConfig, RunResult, GeoDataset]
+
+
+def paper_config(name: str, folder: Path, dataset: GeoDataset, *overrides: str) -> RunConfig:
+    where = [f"run_dir={folder / 'run'}", f"data.uri={dataset.uri}"]
+    return load_config(CONFIGS / f"{name}.yaml", [*SMALL, *where, *overrides])
+
+
+@pytest.fixture(scope="module")
+def cvusa_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("cvusa")
+    dataset = cvusa.convert(str(cvusa_tree(folder / "source", train=24, test=10)), str(folder / "data"))
+    config = paper_config(
+        "cvusa", folder, dataset, "data.query_size=[32,131]", "data.reference_size=[48,48]", "train.epochs=1",
+        "sampling.neighbor_pool_size=8", "train.precision=fp16",
+    )  # fmt: skip
+    return config, run(config), dataset
+
+
+@pytest.fixture(scope="module")
+def vigor_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("vigor")
+    source = str(vigor_tree(folder / "source", tiles_per_city=12))
+    dataset = vigor.convert(source, str(folder / "data"), area="same")
+    config = paper_config(
+        "vigor_same", folder, dataset, "data.query_size=[32,64]", "data.reference_size=[48,48]", "train.epochs=2",
+        "mining.every_epochs=1", "sampling.neighbor_pool_size=6", "protocol=strict", "train.batch_size=6",
+    )  # fmt: skip
+    return config, run(config), dataset
+
+
+def evaluated_by_hand(config: RunConfig, dataset: GeoDataset, split: str, protocol: str) -> dict[str, float]:
+    """The metrics of a run's last checkpoint by plain loops, image by image."""
+    encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
+    queries, gallery = dataset.table("queries", [split]), dataset.table("references", gallery_splits(split))
+    vectors = []
+    with torch.inference_mode():
+        for view, table in (("queries", queries), ("references", gallery)):
+            images = [load_view(table, row, view, config.data, seed=config.seed) for row in range(len(table))]  # type: ignore[arg-type]
+            vectors.append(torch.cat([encoder.embed(image[None]).float() for image in images]).numpy())
+    semi = dataset.semi_positives(split)
+    lists = [semi[int(i)].tolist() if int(i) in semi else [] for i in queries.ids]
+    metres = np.full((len(queries), len(gallery)), np.inf)
+    places = queries.place_ids.tolist(), gallery.place_ids.tolist()
+    found = metrics_loop(scores_loop(*vectors), *places, lists, metres, protocol)
+    return {key: value for key, value in found.items() if "_within_" not in key}
+
+
+@pytest.mark.parametrize("made", ["cvusa_run", "vigor_run"])
+def test_a_run_with_the_papers_configuration_reports_what_plain_loops_find(
+    made: str, request: pytest.FixtureRequest
+) -> None:
+    config, result, dataset = request.getfixturevalue(made)
+    wanted = evaluated_by_hand(config, dataset, "test", config.protocol)
+    if made == "cvusa_run":
+        wanted = {key: value for key, value in wanted.items() if not key.startswith("hit_rate")}  # no semi-positives
+    assert {key: result.metrics[key] for key in wanted} == pytest.approx(wanted)
+    assert all(np.isfinite(r["loss"]) for r in result.records if r["kind"] == "epoch")
+    (evaluation,) = [r for r in result.records if r["kind"] == "evaluation"]
+    assert evaluation["protocol"] == config.protocol
+    assert sorted(evaluation["regions"]) == ([] if made == "cvusa_run" else sorted(vigor.CITIES))
+
+
+def test_no_batch_holds_a_tile_and_its_semi_positive_in_the_strict_protocol(vigor_run: Made) -> None:
+    config, _, dataset = vigor_run
+    semi = dataset.semi_positives("train")
+    queries = dataset.table("queries", ["train"])
+    place_of = dict(zip(queries.ids.tolist(), queries.place_ids.tolist(), strict=True))
+    barred = {(place_of[query], int(place)) for query, places in semi.items() for place in places}
+    met = 0
+    for epoch in (1, 2):
+        for batch in load_plan(f"{config.run_dir}/plans/epoch={epoch:04d}.parquet")[0].tolist():
+            pairs = itertools.permutations([place_of[query] for query in batch], 2)
+            met += sum(pair in barred for pair in pairs)
+    assert barred
+    assert met == 0
+    for version in (0, 1):  # geographic, then mined
+        graph = NeighborGraph.load(f"{config.run_dir}/neighbors/v={version:04d}")
+        assert set(graph.place_ids.tolist()) == set(place_of.values())
+        for place, neighbors in zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True):
+            assert not {n for n in neighbors if n >= 0 and ((place, n) in barred or (n, place) in barred)}
+            assert [n for n in neighbors if n >= 0]
+
+
+def test_an_export_and_its_weights_evaluate_exactly_as_the_run_does(vigor_run: Made, tmp_path: Path) -> None:
+    config, _, dataset = vigor_run
+    target = tmp_path / "model"
+    description = export(config.run_dir, str(target))
+    assert (description["architecture"], description["data"]["query_size"]) == ("test_convnext", [32, 64])
+    assert description["mean"] == [0.5, 0.5, 0.5]
+    trained = load_encoder(config.model, find_checkpoint(config.run_dir))
+    state = torch.load(target / "model.pth", weights_only=True)
+    assert list(state) == ["logit_scale", *(f"model.{key}" for key in trained.model.state_dict())]
+    for name in ("model.pth", "model.safetensors"):
+        again = Encoder.build(config.model.model_copy(update={"pretrained": str(target / name)}))
+        assert encode_weights(again) == encode_weights(trained) == (target / "model.safetensors").read_bytes()
+    for source in (str(target), str(target / "model.pth"), config.run_dir):
+        (found,) = evaluate(source, dataset.uri)
+        for protocol in PROTOCOLS:
+            wanted = evaluated_by_hand(config, dataset, "test", protocol)
+            assert {k: found.score.metrics[protocol][k] for k in wanted} == pytest.approx(wanted)
+    with pytest.raises(InputError, match="holds a model already"):
+        export(config.run_dir, str(target))
+
+
+def test_fields_of_view_share_the_gallery_and_are_those_of_the_images(cvusa_run: Made, tmp_path: Path) -> None:
+    config, _, dataset = cvusa_run
+    out = tmp_path / "out"
+    found = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
+    assert [(e.fov_deg, e.heading) for e in found] == [(360, "random"), (90, "random")]
+    encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
+    table = dataset.table("queries", ["test"])
+    for evaluation in found:
+        data = config.data.model_copy(update={"query_heading": "random", "query_fov_deg": evaluation.fov_deg})
+        seen = torch.stack([load_view(table, row, "queries", data, seed=config.seed) for row in range(len(table))])
+        assert seen.shape[-1] == round(131 * evaluation.fov_deg / 360)
+        with torch.inference_mode():
+            wanted = torch.nn.functional.normalize(encoder.embed(seen)).numpy()
+        stored = read_embeddings(str(out / f"queries-fov={evaluation.fov_deg:g}"), "queries")
+        order = np.argsort(stored.ids)
+        np.testing.assert_allclose(stored.vectors[order], wanted, atol=2e-3)  # the run computes in fp16
+    assert (out / "result.json").exists()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "queries-fov=360",
+        "queries-fov=90",
+        "references",
+        "result.json",
+    ]
+    text = rendered(evaluation_tables(found))
+    assert "360° random" in text
+    assert "recall@1" in text
+
+
+def rendered(tables: list[Any]) -> str:
+    buffer = io.StringIO()
+    for table in tables:
+        Console(file=buffer, width=80).print(table)
+    return buffer.getvalue()
+
+
+def test_weights_trained_on_one_data_set_are_evaluated_on_another(cvusa_run: Made, vigor_run: Made) -> None:
+    config, _, _ = cvusa_run
+    other = vigor_run[2]
+    (found,) = evaluate(config.run_dir, other.uri)
+    assert (found.dataset, found.split) == ("vigor_same", "test")
+    assert found.score.metrics["strict"]["references"] == len(other.table("references", ["test"]))
+    text = rendered(evaluation_tables([found]))
+    assert "by region" in text
+    assert "Chicago" in text
+    assert found.as_dict(["paper"]).keys() >= {"paper", "regions", "fov_deg"}
+
+
+def test_university_is_scored_with_its_distractors_and_as_published_without(ray_cluster: None, tmp_path: Path) -> None:
+    source = university_tree(tmp_path / "source", test=6, distractors=5, drones=4)
+    both: dict[str, Callable[[], GeoDataset]] = {
+        "d2s": lambda: university1652.convert(str(source), str(tmp_path / "d2s")),
+        "s2d": lambda: university1652.convert(
+            str(source), str(tmp_path / "s2d"), query_view="satellite", reference_view="drone"
+        ),
+    }
+    torch.manual_seed(0)
+    encoder = Encoder.build(load_config(CONFIGS / "university1652.yaml", SMALL).model)
+    torch.save(encoder.state_dict(), tmp_path / "published.pth")
+    for make in both.values():
+        dataset = make()
+        config = paper_config(
+            "university1652", tmp_path, dataset, "data.query_size=[48,48]", "data.reference_size=[48,48]"
+        )
+        (found,) = evaluate(str(tmp_path / "published.pth"), dataset.uri, config=config)
+        queries = dataset.table("queries", ["test"])
+        for protocol, splits in (("strict", ["test", "gallery"]), ("paper", ["test"])):
+            gallery = dataset.table("references", splits)
+            images = [
+                torch.stack([load_view(t, row, v, config.data, seed=0) for row in range(len(t))])  # type: ignore[arg-type]
+                for t, v in ((queries, "queries"), (gallery, "references"))
+            ]
+            with torch.inference_mode():
+                vectors = [encoder.eval().embed(i).numpy() for i in images]
+            places = queries.place_ids.tolist(), gallery.place_ids.tolist()
+            far = np.full((len(queries), len(gallery)), np.inf)
+            wanted = metrics_loop(scores_loop(*vectors), *places, [[]] * len(queries), far, protocol)
+            metrics = found.score.metrics[protocol]  # type: ignore[index]
+            assert metrics["references"] == len(gallery)
+            for key in ("recall@1", "recall@5", "ap"):
+                assert metrics[key] == pytest.approx(wanted[key])
+        assert found.score.metrics["paper"]["recall@1"] >= found.score.metrics["strict"]["recall@1"]
+
+
+def test_sources_that_cannot_be_evaluated_are_refused(synthetic: GeoDataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run, no export"):
+        evaluate(str(tmp_path), synthetic.uri)
+    torch.save({"logit_scale": torch.ones([])}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="name a configuration with --config"):
+        evaluate(str(tmp_path / "w.pth"), synthetic.uri)
+    config = load_config(CONFIGS / "cvusa.yaml", SMALL)
+    for overrides, options, message in (
+        ([], {"split": "val"}, "no queries of split 'val'; it has test, train"),
+        ([], {"epoch": 3}, "has no epochs to choose from"),
+        ([], {"heading": "north"}, "data.query_heading"),
+        ([], {"fovs": [0]}, "query_fov_deg"),
+        (["data.query_heading=known"], {}, "24 of 24 test queries have no heading_deg"),
+        (["data.query_heading=as_is"], {}, r"w\.pth.* does not fit Encoder: missing model"),
+        (["data.query_heading=as_is"], {"out": str(tmp_path)}, "is not empty"),
+        (["data.size=3"], {}, "unknown key 'data.size'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(str(tmp_path / "w.pth"), synthetic.uri, config=config, overrides=overrides, **options)
+    assert open_dataset(synthetic.uri).name == "synthetic"
