@@ -29,7 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     count, rng = options.count, np.random.default_rng(0)
     references = rng.standard_normal((count, options.dim), dtype=np.float32)
-    queries = references + 4 * rng.standard_normal((count, options.dim), dtype=np.float32)
+    queries = rng.standard_normal((count, options.dim), dtype=np.float32)
+    queries *= 4
+    queries += references  # in place: temporaries would count as memory that was in use before
     latlon = np.stack([rng.uniform(-35.4, -35.2, count), rng.uniform(149.0, 149.2, count)], axis=1)
     places, small = np.arange(count), slice(0, 100)
     radii = (5.0, 25.0, 50.0)

@@ -333,7 +333,7 @@ def _duplicates(rows: Inventory) -> list[Finding]:
             number = len(np.unique(images[spread]))
             why = "a tile may serve training and the test gallery" if view == "references" else "is that meant?"
             text = f"{plural(number, 'image')} of {view} in several splits: {why}"
-            lines = _grouped_lines(rows, chosen[spread], images[spread])
+            lines = _grouped_lines(rows, chosen[spread], images[spread], uris=False)
             findings.append(Finding("note", "duplicates", text, lines, {"view": view, "images": number}))
     findings += _same_position(rows)
     return findings or [Finding("ok", "duplicates", "no image and no reference's position stands twice")]
@@ -381,5 +381,5 @@ def _shared_places(rows: Inventory, split: str) -> Finding:
     shared = np.intersect1d(held_out, rows.place_ids[rows.rows("queries", "train")])
     values = {"split": split, "places": len(held_out), "shared": len(shared)}
     text = f"{len(shared):,} of {plural(len(held_out), f'{split} place')} also with train queries"
-    lines = first_lines(f"place {place}" for place in shared)
+    lines = (f"place_ids {', '.join(map(str, shared[:NUM_EXAMPLES]))}",) if len(shared) else ()
     return Finding("note" if len(shared) else "ok", "leakage", text, lines, values)

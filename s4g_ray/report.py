@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from s4g_ray import storage
-from s4g_ray.config import RunConfig, load_config
+from s4g_ray.config import RunConfig, Size, load_config
 from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits, open_dataset
 from s4g_ray.embedding import EmbeddingTable, read_rows
 from s4g_ray.errors import BadImageError, InputError
@@ -29,6 +29,7 @@ NUM_EXAMPLES = 8
 NUM_TOP = 5
 NUM_LINES = 250  # queries on the map
 THUMBNAIL = (96, 96)
+WIDEST = 168  # pixels of a panorama
 BLUE, GREEN, RED, GREY = "#2563eb", "#15803d", "#dc2626", "#6b7280"
 RECALLS = (("recall@1", "R@1"), ("recall@5", "R@5"), ("recall@10", "R@10"), ("recall@1%", "R@1 %"))
 
@@ -93,6 +94,9 @@ def result_rows(records: list[Record]) -> list[tuple[str, Record]]:
     rows = [("untrained encoder", r) for r in evaluations[:1] if r["epoch"] == 0]
     rows += [("gradient correlation", r) for r in records if r["kind"] == "baseline"]
     rows += [(f"trained, epoch {r['epoch']}", r) for r in evaluations[-1:] if r["epoch"] > 0]
+    for record in evaluations[-1:]:
+        other = "paper" if record["protocol"] == "strict" else "strict"
+        rows += [(f"the same, protocol {other}", {**record, **record[other]})] if record[other] else []
     return rows
 
 
@@ -130,7 +134,7 @@ class _Retrieval:
         found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
         missed = rng.permutation(np.flatnonzero(~right.any(axis=1)))[: NUM_EXAMPLES - len(found)]
         for row in [*sorted(found), *sorted(missed)]:
-            tiles = [Tile(_thumbnail(self.queries, row), "query", "query")]
+            tiles = [Tile(_thumbnail(self.queries, row, config.data.query_size), "query", "query")]
             for rank in range(self.top.shape[1]):
                 caption = f"{rank + 1}. {format_metres(self.errors_m(rank)[row])}"
                 kind = "right" if right[row, rank] else "wrong"
@@ -164,7 +168,7 @@ def _mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterato
         query = int(np.flatnonzero(queries.place_ids == place)[0])
         own = int(np.flatnonzero(references.place_ids == place)[0])
         tiles = [
-            Tile(_thumbnail(queries, query), "query", "query"),
+            Tile(_thumbnail(queries, query, config.data.query_size), "query", "query"),
             Tile(_thumbnail(references, own), "its own", "right"),
         ]
         for rank, neighbor in enumerate(graph.neighbors[row, :NUM_TOP]):
@@ -179,12 +183,14 @@ def _mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterato
         yield Example(_position(queries, query), tiles)
 
 
-def _thumbnail(table: ImageTable, row: int) -> str:
-    """A picture as a data URI."""
+def _thumbnail(table: ImageTable, row: int, shape: Size = THUMBNAIL) -> str:
+    """A picture as a data URI, in the proportions of a shape."""
+    scale = min(THUMBNAIL[0] / shape[0], WIDEST / shape[1])
+    size = max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
     try:
-        image = to_pil_image(load_image(table, int(row), THUMBNAIL))
+        image = to_pil_image(load_image(table, int(row), size))
     except BadImageError:  # its row is in bad_images.jsonl
-        image = Image.new("RGB", THUMBNAIL, "#d1d5db")
+        image = Image.new("RGB", size[::-1], "#d1d5db")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return _data_uri(buffer.getvalue())
@@ -198,7 +204,7 @@ def _position(table: ImageTable, row: int) -> str:
     lat, lon = table.lat[row], table.lon[row]
     if not np.isfinite(lat):
         return f"place {table.place_ids[row]}"
-    return f"{abs(lat):.2f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.2f}° {'E' if lon >= 0 else 'W'}"
+    return f"{abs(lat):.4f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.4f}° {'E' if lon >= 0 else 'W'}"
 
 
 def _svg(figure: Figure) -> str:

@@ -98,6 +98,9 @@ def test_a_run_with_the_papers_configuration_reports_what_plain_loops_find(
     (evaluation,) = [r for r in result.records if r["kind"] == "evaluation"]
     assert evaluation["protocol"] == config.protocol
     assert sorted(evaluation["regions"]) == ([] if made == "cvusa_run" else sorted(vigor.CITIES))
+    report = (Path(config.run_dir) / "report.html").read_text()
+    assert ("hit rate" in report, "Chicago" in report) == (made == "vigor_run",) * 2
+    assert f"protocol {config.protocol}" in report
 
 
 def test_no_batch_holds_a_tile_and_its_semi_positive_in_the_strict_protocol(vigor_run: Made) -> None:

@@ -254,7 +254,7 @@ def test_leakage_by_distance_and_by_place_is_noted(tmp_path: Path) -> None:
         "query id 9 (place 109): 22.2 m from train query id 3 (place 103)",
     )
     assert shared.values == {"split": "test", "places": 4, "shared": 1}
-    assert shared.examples == ("place 100",)
+    assert shared.examples == ("place_ids 100",)
     closer = inspect_dataset(uri, leak_radius_m=15.0)
     assert [f.values["near"] for f in closer.findings if "near" in f.values] == [1]
 
