@@ -31,6 +31,7 @@ class DataConfig(Section):
     test_split: str = "test"
     query_size: Size = (384, 384)
     reference_size: Size = (384, 384)
+    antialias: bool = True  # of resizing, which is bilinear; the published code goes without
     query_cut: float = Field(0, ge=0, lt=0.5)  # share of a query's height cut off at its top and at its bottom
     # panoramas: turned so that the centre column looks north by its heading_deg (known), turned at random (random)
     query_heading: Literal["as_is", "known", "random"] = "as_is"
@@ -67,8 +68,8 @@ class AugmentConfig(Section):
     flip_probability: Probability = Field(0.5, ge=0, le=1)  # both views of a pair together
     rotate_probability: Probability = Field(0.75, ge=0, le=1)
     # rotation by k * 90 degrees, k in 1..3. panorama: the reference turns and the query's columns roll with
-    # it; planar: both turn; reference: the reference alone (queries without a known orientation)
-    rotate: Literal["none", "panorama", "planar", "reference"] = "none"
+    # it; planar: both turn; reference, query: that view alone (the orientation of the other is not known)
+    rotate: Literal["none", "panorama", "planar", "reference", "query"] = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -85,6 +86,7 @@ class ModelConfig(Section):
     # true: timm's hub; false: random; a path, s3://... or package://PACKAGE/FILE to a state dict
     pretrained: bool | str = True
     freeze_batch_norm: bool = True  # batch statistics would differ with the number of workers
+    grad_checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     temperature: float = Field(0.07, gt=0)  # initial; learned as logit_scale = log(1 / temperature)
 
 
@@ -121,6 +123,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}; "
                 f"{self.batch_size - self.batch_size % self.num_workers or self.num_workers} is"
+            )
+        if self.use_gpu and self.num_workers > 1 and self.gpus_per_worker <= 0.5:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g} would put two workers on one GPU, which NCCL refuses;"
+                " above 0.5 each has its own"
             )
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs:g} exceeds epochs={self.epochs}")
@@ -205,7 +212,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        turned = {"none": (), "planar": ("query_size", "reference_size")}
+        turned = {"none": (), "planar": ("query_size", "reference_size"), "query": ("query_size",)}
         for name in turned.get(self.augment.rotate, ("reference_size",)):
             height, width = getattr(self.data, name)
             if height != width:

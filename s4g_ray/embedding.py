@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from s4g_ray.images import load_view
 from s4g_ray.progress import Update, ignore
 
 Row = dict[str, Any]
+PART_BYTES = 64_000_000  # of pixels: a loading task holds a few times as much
 LOADER_CPUS = 0.25  # logical, of a task that reads and decodes a part
 
 
@@ -83,7 +85,7 @@ def embed(
     gallery = ["gallery"] if config.data.test_split in splits else []
     rows: dict[View, Sequence[str]] = {"references": [*splits, *gallery], "queries": splits}
     tables = {view: dataset.table(view, rows[view]) for view in views}
-    parts = _plan_parts(tables, config.embedding.part_rows)
+    parts = _plan_parts(tables, config)
     total = sum(len(table) for table in tables.values())
     started = time.perf_counter()
     done, results = 0, []
@@ -94,8 +96,7 @@ def embed(
             results.append(row)
             on_progress(done, total)
     except RayError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise RunError(f"the embedding job failed after {done} of {total} images: {last}") from error
+        raise RunError(f"the embedding job failed after {done} of {total} images: {_reason(error)}") from error
     bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
     for view in views:
         if not sum(row["rows"] for row in results if row["view"] == view):
@@ -104,6 +105,13 @@ def embed(
             )
     _publish(target, results, stamp, splits)
     return EmbeddingReport(total, time.perf_counter() - started, warm_rate(results), bad)
+
+
+def _reason(error: RayError) -> str:
+    """What went wrong: the last line of the traceback that names an exception which is not Ray's own."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    named = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
+    return (named or lines)[-1]
 
 
 def warm_rate(results: list[Row]) -> float:
@@ -140,12 +148,17 @@ def read_rows(
     return embedded, table.take(table.rows(embedded.ids))
 
 
-def _plan_parts(tables: dict[View, ImageTable], part_rows: int) -> list[Row]:
-    """A row for each part: what its task needs to read its images, and nothing of the others'."""
+def _plan_parts(tables: dict[View, ImageTable], config: RunConfig) -> list[Row]:
+    """A row for each part: what its task needs to read its images, and nothing of the others'.
+
+    A part has embedding.part_rows images, or as many as PART_BYTES of pixels hold.
+    """
     parts = []
     for view in tables:
-        for number, start in enumerate(range(0, len(tables[view]), part_rows)):
-            rows = np.arange(start, min(start + part_rows, len(tables[view])))
+        size = config.data.visible_query_size if view == "queries" else config.data.reference_size
+        num_rows = min(config.embedding.part_rows, max(1, PART_BYTES // (3 * size[0] * size[1])))
+        for number, start in enumerate(range(0, len(tables[view]), num_rows)):
+            rows = np.arange(start, min(start + num_rows, len(tables[view])))
             parts.append({"view": view, "part": number, "images": len(rows), "table": tables[view].take(rows)})
     return parts
 
@@ -160,7 +173,7 @@ def _stream(
     """Run the job; yields a row for each finished part, in any order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised and said once
     cfg = config.embedding
     loaded = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
         load_part,  # type: ignore[arg-type]

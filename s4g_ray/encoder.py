@@ -63,6 +63,8 @@ class Encoder(nn.Module):
                     f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
                     f" ({type(error).__name__}: {str(error).splitlines()[0]}); give a path, or false"
                 ) from error
+        if cfg.grad_checkpointing:
+            backbone.set_grad_checkpointing(True)  # type: ignore[operator]
         encoder = cls(backbone, cfg.temperature, cfg.freeze_batch_norm)
         if weights and isinstance(cfg.pretrained, str):
             load_pretrained(encoder, cfg.pretrained)
@@ -76,7 +78,7 @@ class Encoder(nn.Module):
     def preprocessing(self, data: DataConfig) -> str:
         """A hash of all that turns an image file into the encoder's input."""
         parts = [
-            [data.query_size, data.query_cut, data.query_heading, data.query_fov_deg],
+            [data.query_size, data.query_cut, data.query_heading, data.query_fov_deg, data.antialias],
             data.reference_size,
             self.mean.flatten().tolist(),
             self.std.flatten().tolist(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,8 +62,9 @@ def evaluate(
 
     One evaluation for each field of view in degrees; the gallery is embedded once. `config` and `overrides`
     go before what the source says. `out` keeps embeddings and result.json; without it, they lie in a temporary
-    folder of this machine (a cluster of several needs `out` on storage that all of them reach). Raises
-    InputError for bad input, RunError for non-finite embeddings and when the job dies.
+    folder of this machine (a cluster of several needs `out` on storage that all of them reach). After an
+    interruption the same call with `out` goes on with the tables that are published there. Raises InputError
+    for bad input, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
     opened = open_source(source, storage.absolute(dataset_uri), config=config, epoch=epoch)
@@ -76,7 +78,7 @@ def evaluate(
         encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
         with ray_session(base) as cluster:
             check_resources(base, cluster, training=False)
-            job = _Job(opened, dataset, encoder, folder, reporter)
+            job = _Job(opened, base, dataset, encoder, folder, reporter)
             job.embed(configs[0], "references", "references")
             found = [job.evaluate(config) for config in configs]
         if out is not None:
@@ -105,17 +107,27 @@ def _work_folder(out: str | None) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
             yield folder
         return
-    if storage.list_names(storage.absolute(out)):
-        raise InputError(f"{out} is not empty; remove it or choose another folder")
-    yield storage.absolute(out)
+    folder = storage.absolute(out)
+    others = [n for n in storage.list_names(folder) if not re.fullmatch("checkpoint|references|queries-fov=.*", n)]
+    if others:
+        raise InputError(f"{out} holds {', '.join(others[:5])}; remove it or choose another folder")
+    yield folder
 
 
 class _Job:
     """An encoder's checkpoint and where its tables go."""
 
-    def __init__(self, source: Source, dataset: GeoDataset, encoder: Encoder, folder: str, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        source: Source,
+        config: RunConfig,
+        dataset: GeoDataset,
+        encoder: Encoder,
+        folder: str,
+        reporter: Reporter,
+    ) -> None:
         self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
-        self.numerics = source.numerics
+        self.numerics = source.numerics_for(config)
         self.checkpoint = source.checkpoint or storage.join(folder, "checkpoint")
         if source.checkpoint is None:
             save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)
@@ -123,10 +135,16 @@ class _Job:
     def embed(self, config: RunConfig, view: View, name: str) -> str:
         """Embed one view of the test split; returns the URI of the table."""
         uri, split = storage.join(self.folder, name), config.data.test_split
+        stamp = stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
+        if storage.is_published(uri):
+            manifest = storage.open_published(uri, "embeddings", stamp)
+            if manifest.info["splits"] == [split]:
+                self.reporter.line(f"{name} are embedded already")
+                return uri
         with self.reporter.stage(f"embedding {name} of {split}") as update:
             report = embed(
                 config, self.dataset, self.checkpoint, uri, splits=[split], numerics=self.numerics, views=[view],
-                stamp=stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint), on_progress=update,
+                stamp=stamp, on_progress=update,
             )  # fmt: skip
         self.reporter.line(f"embedded {report.images} {name} in {report.seconds:.0f} s")
         for reason in report.bad_images[:10]:
@@ -138,7 +156,7 @@ class _Job:
     def evaluate(self, config: RunConfig) -> Evaluation:
         """Embed the queries as one field of view shows them, and score them."""
         data = config.data
-        uri = self.embed(config, "queries", f"queries-fov={data.query_fov_deg:g}")
+        uri = self.embed(config, "queries", f"queries-fov={data.query_fov_deg:g}-{data.query_heading}")
         with self.reporter.stage("scoring"):
             found = score_tables(
                 self.dataset, data.test_split, uri, storage.join(self.folder, "references"),
@@ -149,7 +167,10 @@ class _Job:
 
 
 COUNTS = ("queries", "queries_without_reference", "references")
-REGION_COLUMNS = ("recall@1", "recall@5", "recall@10", "hit_rate", "median_error_m", "queries")
+REGION_COLUMNS = {
+    "recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "hit_rate": "hit rate",
+    "median_error_m": "median error", "queries": "queries",
+}  # fmt: skip
 
 
 def evaluation_tables(results: Sequence[Evaluation], protocols: Sequence[Protocol] = PROTOCOLS) -> list[Table]:
@@ -170,16 +191,17 @@ def evaluation_tables(results: Sequence[Evaluation], protocols: Sequence[Protoco
 
 
 def _region_table(result: Evaluation, protocols: Sequence[Protocol]) -> Table:
-    title = f"by region, {result.fov_deg:g}° {result.heading}" if result.fov_deg < 360 else "by region"
-    table = Table(title=title, title_justify="left")
+    """A row for each region, or for each region and protocol where these differ."""
+    regions = {name: _columns(metrics, protocols) for name, metrics in result.score.regions.items()}
+    agree = all(len(rows) == 1 for rows in regions.values())
+    table = Table(title=f"by region, {result.fov_deg:g}° {result.heading}", title_justify="left")
+    table.add_column("")
     keys = [key for key in REGION_COLUMNS if key in result.score.metrics[protocols[0]]]
-    for key in ("", "protocol"):
-        table.add_column(key)
     for key in keys:
-        table.add_column(key, justify="right")
-    for name, metrics in result.score.regions.items():
-        for label, row in _columns(metrics, protocols):
-            table.add_row(name, label, *(_cell(key, row.get(key)) for key in keys))
+        table.add_column(REGION_COLUMNS[key], justify="right")
+    for name, rows in regions.items():
+        for label, row in rows:
+            table.add_row(name if agree else f"{name}, {label}", *(_cell(key, row.get(key)) for key in keys))
     return table
 
 

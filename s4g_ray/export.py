@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from s4g_ray.errors import InputError, RunError
 DESCRIPTION = "model.json"
 PUBLISHED_WEIGHTS = "model.pth"
 FORMAT = "s4g-model"
-QUERY_KEYS = ("query_size", "reference_size", "query_cut", "query_heading", "query_fov_deg")  # of section `data`
+DATA_KEYS = ("query_size", "reference_size", "query_cut", "query_heading", "query_fov_deg", "antialias")
 
 
 def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         "version": 1,
         "architecture": config.model.name,
         "dim": encoder.dim,
-        "data": {key: data[key] for key in QUERY_KEYS},
+        "data": {key: data[key] for key in DATA_KEYS},
         "mean": [round(x / 255, 6) for x in encoder.mean.flatten().tolist()],  # of pixels in 0..1
         "std": [round(x / 255, 6) for x in encoder.std.flatten().tolist()],
         "temperature": float((-encoder.logit_scale.detach()).exp()),
@@ -72,7 +72,15 @@ class Source:
 
     config: RunConfig
     checkpoint: str | None = None
-    numerics: Numerics = field(default_factory=Numerics)
+    numerics: Numerics | None = None  # what a run chose
+
+    def numerics_for(self, config: RunConfig) -> Numerics:
+        """What the run chose, unless a configuration says otherwise; where it says auto, float32."""
+        train = config.train
+        asked = train.precision, train.channels_last
+        if self.numerics is not None and asked == (self.config.train.precision, self.config.train.channels_last):
+            return self.numerics
+        return Numerics("fp32" if train.precision == "auto" else train.precision, train.channels_last is True)
 
 
 def open_source(uri: str, data_uri: str, *, config: RunConfig | None = None, epoch: int | None = None) -> Source:
@@ -85,9 +93,9 @@ def open_source(uri: str, data_uri: str, *, config: RunConfig | None = None, epo
     is_file = path.endswith((".pth", ".pt", ".safetensors"))
     if not is_file and storage.exists(storage.join(path, "run.json")):
         checkpoint = find_checkpoint(path, epoch)
-        chosen = storage.read_json(storage.join(path, "run.json")).get("numerics", {})
+        chosen = storage.read_json(storage.join(path, "run.json")).get("numerics")
         config = config or load_config(storage.join(path, "config.yaml"))
-        return Source(_on(config, data_uri), checkpoint, Numerics(**chosen))
+        return Source(_on(config, data_uri), checkpoint, Numerics(**chosen) if chosen else None)
     folder = path.rpartition("/")[0] if is_file else path
     description = storage.join(folder, DESCRIPTION)
     weights = path if is_file else storage.join(path, WEIGHTS)

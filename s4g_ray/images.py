@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from s4g_ray.config import AugmentConfig, DataConfig, Size
 from s4g_ray.dataset import ImageTable, View
 from s4g_ray.errors import BadImageError
 
+Fit = Callable[[Tensor], Tensor]
 _HEADING_STREAM = 0x686561  # as below, of the headings that embeddings see
 _AUGMENT_STREAM = 0x617567  # keeps augmentation's random stream apart from others of the same (seed, epoch)
 
@@ -49,23 +51,17 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def resize(image: Tensor, size: Size) -> Tensor:
-    """uint8 [3, h, w] -> [3, H, W], antialiased bilinear, to exactly that size."""
+def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
+    """uint8 [3, h, w] -> [3, H, W], bilinear, to exactly that size."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return F.resize(image, list(size), antialias=True)  # type: ignore[no-any-return]
+    return F.resize(image, list(size), antialias=antialias)  # type: ignore[no-any-return]
 
 
-def load_image(table: ImageTable, row: int, size: Size, cut: float = 0.0) -> Tensor:
-    """Image of a row, sized: uint8 [3, H, W], after a share `cut` of its height went at the top and at the bottom.
-
-    Raises BadImageError with the reason.
-    """
+def load_raw(table: ImageTable, row: int) -> Tensor:
+    """Image of a row as it is stored: uint8 [3, h, w]. Raises BadImageError with the reason."""
     try:
-        data = storage.read_bytes(table.uris[row], table.offsets[row], table.lengths[row])
-        image = decode(data)
-        rows = min(round(cut * image.shape[1]), (image.shape[1] - 1) // 2)
-        return resize(image[:, rows : image.shape[1] - rows], size)
+        return decode(storage.read_bytes(table.uris[row], table.offsets[row], table.lengths[row]))
     except (OSError, ValueError, EOFError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         raise BadImageError(f"id {table.ids[row]}, {table.uris[row]}: {reason}") from error
@@ -73,20 +69,29 @@ def load_image(table: ImageTable, row: int, size: Size, cut: float = 0.0) -> Ten
 
 def load_view(table: ImageTable, row: int, view: View, data: DataConfig, *, seed: int) -> Tensor:
     """Image of a row as evaluation and mining see it. Raises BadImageError with the reason."""
+    image = load_raw(table, row)
     if view == "references":
-        return load_image(table, row, data.reference_size)
+        return fit_reference(image, data)
     rng = np.random.default_rng((seed, int(table.ids[row]), _HEADING_STREAM))
-    return look(load_query(table, row, data), data, rng)
+    return look(fit_query(image, data, float(table.headings[row])), data, rng)
 
 
-def load_query(table: ImageTable, row: int, data: DataConfig) -> Tensor:
-    """The query of a row, sized, and turned to the north where its heading is to be used: uint8 [3, H, W]."""
-    image = load_image(table, row, data.query_size, data.query_cut)
-    heading = float(table.headings[row])
+def fit_reference(image: Tensor, data: DataConfig) -> Tensor:
+    """uint8 [3, h, w] -> data.reference_size."""
+    return resize(image, data.reference_size, antialias=data.antialias)
+
+
+def fit_query(image: Tensor, data: DataConfig, heading: float) -> Tensor:
+    """uint8 [3, h, w] -> data.query_size: cut, sized, and turned to the north where its heading is to be used.
+
+    heading is in degrees; raises ValueError when it is wanted and NaN (checks.check_headings comes first).
+    """
+    rows = min(round(data.query_cut * image.shape[1]), (image.shape[1] - 1) // 2)
+    image = resize(image[:, rows : image.shape[1] - rows], data.query_size, antialias=data.antialias)
     if data.query_heading != "known" or heading == 0:
         return image
     if not np.isfinite(heading):
-        raise BadImageError(f"id {table.ids[row]}, {table.uris[row]}: no heading_deg, but data.query_heading=known")
+        raise ValueError("a query has no heading_deg, but data.query_heading=known")
     return turn_panorama(image, heading)
 
 
@@ -104,11 +109,23 @@ def look(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor
     return panorama[..., left : left + width]
 
 
+def _as_it_is(image: Tensor) -> Tensor:
+    return image
+
+
 def augment_pair(
-    query: Tensor, reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator
+    query: Tensor,
+    reference: Tensor,
+    cfg: AugmentConfig,
+    rng: np.random.Generator,
+    fits: tuple[Fit, Fit] = (_as_it_is, _as_it_is),
 ) -> tuple[Tensor, Tensor]:
-    """Augment the two views of a pair, uint8 [3, H, W] each; geometry is drawn once for both."""
-    query, reference = _augment_view(query, cfg, rng), _augment_view(reference, cfg, rng)
+    """Augment the two views of a pair, uint8 [3, H, W] each; geometry is drawn once for both.
+
+    Images as stored are brought to size by `fits`, after JPEG compression and before all else, as in the
+    published order.
+    """
+    query, reference = _augment_view(query, cfg, rng, fits[0]), _augment_view(reference, cfg, rng, fits[1])
     if rng.random() < cfg.flip_probability:
         query, reference = F.horizontal_flip(query), F.horizontal_flip(reference)
     turns = int(rng.integers(1, 4))
@@ -124,19 +141,20 @@ def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple
     once it is turned, so the columns move left by turns * W / 4 (rounded, for widths that 4 does not divide).
     Raises ValueError for a tile that is not square.
     """
-    if reference.shape[-1] != reference.shape[-2] or (how == "planar" and query.shape[-1] != query.shape[-2]):
+    turned = [query] * (how in ("planar", "query")) + [reference] * (how != "query")
+    if any(image.shape[-1] != image.shape[-2] for image in turned):
         raise ValueError("rotation by 90 degrees needs square images; set augment.rotate=none")
-    reference = torch.rot90(reference, turns, (-2, -1))
     if how == "panorama":
         query = torch.roll(query, -round(turns * query.shape[-1] / 4), -1)
-    elif how == "planar":
+    elif how in ("planar", "query"):
         query = torch.rot90(query, turns, (-2, -1))
-    return query, reference
+    return query, reference if how == "query" else torch.rot90(reference, turns, (-2, -1))
 
 
-def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator) -> Tensor:
+def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit) -> Tensor:
     if rng.random() < cfg.jpeg_probability:
         image = recompress(image, int(rng.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1)))
+    image = fit(image)
     if rng.random() < cfg.color_probability:
         brightness, contrast, saturation = 1 + rng.uniform(-cfg.color_strength, cfg.color_strength, 3)
         image = F.adjust_brightness(image, brightness)
@@ -254,9 +272,8 @@ class PairLoader:
 
     def _pair(self, query: int, reference: int, epoch: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, epoch, int(self.queries.ids[query]), _AUGMENT_STREAM))
-        images = (
-            load_query(self.queries, query, self.data),
-            load_image(self.references, reference, self.data.reference_size),
-        )
-        panorama, tile = augment_pair(*images, self.augment, rng)
+        heading = float(self.queries.headings[query])
+        fits = partial(fit_query, data=self.data, heading=heading), partial(fit_reference, data=self.data)
+        images = load_raw(self.queries, query), load_raw(self.references, reference)
+        panorama, tile = augment_pair(*images, self.augment, rng, fits)
         return look(panorama, self.data, rng), tile  # after a roll, which needs the whole circle

@@ -180,7 +180,7 @@ def _matches(rows: Inventory) -> list[Finding]:
         lost = held_out[~np.isin(rows.place_ids[held_out], gallery)]
         if len(lost):
             text = f"{len(lost):,} of {plural(len(held_out), f'{split} query', f'{split} queries')}"
-            text += f" without a reference of the place in {split} or gallery: always counted as not found"
+            text += f" without a reference of the place in {split} or gallery: evaluation leaves them out"
             values = {"split": split, "unmatched": len(lost), "queries": len(held_out)}
             findings.append(Finding("note", "places", text, first_lines(map(rows.label, lost)), values))
     return findings

@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray import storage
 from s4g_ray.dataset import SPLITS, VIEWS, GeoDataset, View
-from s4g_ray.neighbors import EARTH_RADIUS_M, metres_between, unit_sphere
+from s4g_ray.neighbors import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
 from s4g_ray.progress import Update
 
 Item = TypeVar("Item")
@@ -170,11 +170,9 @@ def queries_near_train(rows: Inventory, split: str, radius_m: float) -> tuple[Ro
     queries, train = rows.located(rows.rows("queries", split)), rows.located(rows.rows("queries", "train"))
     if not len(queries) or not len(train):
         return queries[:0], train[:0], np.empty(0)
-    chord = 2 * math.sin(radius_m / EARTH_RADIUS_M / 2)
     tree = cKDTree(unit_sphere(rows.lat[train], rows.lon[train]))
     points = unit_sphere(rows.lat[queries], rows.lon[queries])
-    slack = chord * (1 + 1e-9) + 1e-12  # 6 micrometres: who is within the radius is settled in metres, below
-    nearest = np.asarray(tree.query(points, distance_upper_bound=slack, workers=-1)[1])
+    nearest = np.asarray(tree.query(points, distance_upper_bound=chord_of(radius_m), workers=-1)[1])
     found = nearest < len(train)
     queries, train = queries[found], train[nearest[found]]
     metres = metres_between(rows.lat[queries], rows.lon[queries], rows.lat[train], rows.lon[train])

@@ -130,8 +130,7 @@ def places_within(
     place_ids: NDArray[np.int64], lat: NDArray[np.float64], lon: NDArray[np.float64], radius_m: float
 ) -> PlacePairs:
     """All pairs of places at most `radius_m` apart, from coordinates in degrees; exact, by a k-d tree."""
-    chord = 2 * np.sin(min(radius_m / EARTH_RADIUS_M, np.pi) / 2) * (1 + 1e-9) + 1e-12
-    a, b = cKDTree(unit_sphere(lat, lon)).query_pairs(chord, output_type="ndarray").T
+    a, b = cKDTree(unit_sphere(lat, lon)).query_pairs(chord_of(radius_m), output_type="ndarray").T
     inside = metres_between(lat[a], lon[a], lat[b], lon[b]) <= radius_m
     return PlacePairs.of(place_ids[a[inside]], place_ids[b[inside]])
 
@@ -140,6 +139,11 @@ def unit_sphere(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
     """lat[N], lon[N] in degrees -> xyz[N, 3] on the unit sphere."""
     phi, lam = np.radians(np.asarray(lat, np.float64)), np.radians(np.asarray(lon, np.float64))
     return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
+
+
+def chord_of(radius_m: float) -> float:
+    """The chord on the unit sphere of a distance and 6 micrometres more: metres_between settles the border."""
+    return float(2 * np.sin(min(radius_m / EARTH_RADIUS_M, np.pi) / 2) * (1 + 1e-9) + 1e-12)
 
 
 def metres_between(lat_a: ArrayLike, lon_a: ArrayLike, lat_b: ArrayLike, lon_b: ArrayLike) -> NDArray[np.float64]:

@@ -273,7 +273,7 @@ class _Run:
         """The share of a graph's neighbors that are geographic ones too."""
         near = NeighborGraph.load(self._graph_uri(0))
         rows = np.searchsorted(near.place_ids, graph.place_ids)
-        shared = [np.isin(a, b).sum() for a, b in zip(graph.neighbors, near.neighbors[rows], strict=True)]
+        shared = [np.isin(a[a >= 0], b).sum() for a, b in zip(graph.neighbors, near.neighbors[rows], strict=True)]
         return float(np.sum(shared) / max((graph.neighbors >= 0).sum(), 1))
 
     def _evaluate(self, epoch: int) -> None:

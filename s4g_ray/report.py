@@ -21,7 +21,7 @@ from s4g_ray.config import RunConfig, Size, load_config
 from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits, open_dataset
 from s4g_ray.embedding import EmbeddingTable, read_rows
 from s4g_ray.errors import BadImageError, InputError
-from s4g_ray.images import load_image
+from s4g_ray.images import load_raw, resize
 from s4g_ray.neighbors import NeighborGraph, format_metres, metres_between
 from s4g_ray.run_folder import Record, read_records
 
@@ -188,7 +188,7 @@ def _thumbnail(table: ImageTable, row: int, shape: Size = THUMBNAIL) -> str:
     scale = min(THUMBNAIL[0] / shape[0], WIDEST / shape[1])
     size = max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
     try:
-        image = to_pil_image(load_image(table, int(row), size))
+        image = to_pil_image(resize(load_raw(table, int(row)), size))
     except BadImageError:  # its row is in bad_images.jsonl
         image = Image.new("RGB", size[::-1], "#d1d5db")
     buffer = io.BytesIO()

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from s4g_ray import storage
 from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits
 from s4g_ray.embedding import read_rows
-from s4g_ray.evaluation import PROTOCOLS, Floats, Protocol, Retrieval, retrieve
+from s4g_ray.evaluation import PROTOCOLS, Protocol, retrieve_both
 from s4g_ray.neighbors import format_metres
+from s4g_ray.ranking import Floats
 
 Metrics = dict[str, float]
 
@@ -36,7 +37,7 @@ class Score:
         """The metrics of a protocol, flat; beside them `regions`, and what `other` protocol gives otherwise."""
         other: Protocol = "paper" if protocol == "strict" else "strict"
         regions = {name: metrics[protocol] for name, metrics in self.regions.items()}
-        differing = {k: v for k, v in self.metrics[other].items() if self.metrics[protocol][k] != v}
+        differing = {k: v for k, v in self.metrics[other].items() if self.metrics[protocol].get(k) != v}
         return {**self.metrics[protocol], "protocol": protocol, "regions": regions, other: differing}
 
 
@@ -62,21 +63,15 @@ def score(
 
     Raises RunError for non-finite embeddings, and when no query has a reference in the gallery.
     """
-    kept = np.isin(gallery.ids, dataset.table("references", [split]).ids)  # the others are distractors
     semi_by_id = dataset.semi_positives(split)
     none: NDArray[np.int64] = np.zeros(0, np.int64)
-    semi = [semi_by_id.get(int(i), none) for i in queries.ids] if semi_by_id else None
-    found: dict[Protocol, Retrieval] = {}
-    for protocol in PROTOCOLS:
-        if protocol == "paper" and kept.all():
-            found[protocol] = found["strict"]
-            continue
-        rows = np.flatnonzero(kept) if protocol == "paper" else np.arange(len(gallery))
-        found[protocol] = retrieve(
-            embeddings[0], embeddings[1][rows], queries.place_ids, gallery.place_ids[rows], semi_positives=semi,
-            query_latlon=np.stack([queries.lat, queries.lon], axis=1),
-            reference_latlon=np.stack([gallery.lat[rows], gallery.lon[rows]], axis=1), radii_m=radii_m,
-        )  # fmt: skip
+    found = retrieve_both(
+        *embeddings, queries.place_ids, gallery.place_ids,
+        semi_positives=[semi_by_id.get(int(i), none) for i in queries.ids] if semi_by_id else None,
+        query_latlon=np.stack([queries.lat, queries.lon], axis=1),
+        reference_latlon=np.stack([gallery.lat, gallery.lon], axis=1), radii_m=radii_m,
+        distractors=~np.isin(gallery.ids, dataset.table("references", [split]).ids),
+    )  # fmt: skip
     names = np.array([name or "" for name in queries.regions])
     regions = {}
     for name in np.unique(names[names != ""]) if len(np.unique(names)) > 1 else ():

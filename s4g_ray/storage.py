@@ -70,7 +70,9 @@ def list_names(uri: str) -> list[str]:
     filesystem, path = fsspec.url_to_fs(uri)
     filesystem.invalidate_cache()
     try:
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False))
+        found = [name.rstrip("/") for name in filesystem.ls(path, detail=False)]
+        # an object store may hold an empty object named as the folder: it is not in the folder
+        return sorted(name.rsplit("/", 1)[-1] for name in found if name != path.rstrip("/"))
     except FileNotFoundError:
         return []
 

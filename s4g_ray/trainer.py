@@ -128,6 +128,7 @@ class _Worker:
     device: torch.device
     epoch: int
     step: int
+    steps_skipped: int = 0  # of this epoch
 
     @property
     def rank(self) -> int:
@@ -194,6 +195,7 @@ def _train_epoch(worker: _Worker, plan: str) -> None:
     mine = rank_slots(cfg.batch_size, cfg.num_workers, worker.rank)
     torch.manual_seed(int(np.random.default_rng((seed, worker.epoch, worker.rank)).integers(2**62)))
     worker.ddp.train()
+    worker.steps_skipped = 0
     meter = _Meter(worker, len(query_ids))
     batches = worker.loader.load(query_ids[:, mine], reference_ids[:, mine], epoch=worker.epoch)
     for batch in meter.time_loading(batches):
@@ -210,12 +212,17 @@ def _train_epoch(worker: _Worker, plan: str) -> None:
         uri = storage.join(worker.config.run_dir, f"checkpoints/epoch={worker.epoch:04d}")
         state = {"optimizer": worker.optimizer.state_dict(), "scaler": worker.scaler.state_dict()}
         save_checkpoint(uri, worker.encoder, state, epoch=worker.epoch, step=worker.step)
+    if worker.device.type == "cuda":
+        torch.cuda.empty_cache()  # embedding actors may share the GPU
     dist.barrier()
     meter.report_epoch()
 
 
 def _train_step(worker: _Worker, batch: PairBatch) -> float:
-    """Forward, backward, clip by value, step; the share of this rank in the global loss."""
+    """Forward, backward, clip by value, step; the share of this rank in the global loss.
+
+    In fp16 the scaler leaves out the steps of gradients that are not finite, on all ranks alike, and is lowered.
+    """
     cfg = worker.config.train
     queries = worker.numerics.layout(batch.queries.to(worker.device))
     references = worker.numerics.layout(batch.references.to(worker.device))
@@ -236,7 +243,9 @@ def _train_step(worker: _Worker, batch: PairBatch) -> float:
     worker.scaler.unscale_(worker.optimizer)
     torch.nn.utils.clip_grad_value_(worker.encoder.parameters(), cfg.clip_value)
     worker.scaler.step(worker.optimizer)
+    scale = worker.scaler.get_scale()
     worker.scaler.update()
+    worker.steps_skipped += worker.scaler.get_scale() < scale
     return value
 
 
@@ -291,7 +300,7 @@ class _Meter:
             pairs = len(self.losses) * self.worker.config.train.batch_size
             self.worker.post(
                 "epoch", **content, pairs_per_s=pairs / self.seconds, pairs_masked=round(masked),
-                load_s=load_s, step_s=self.seconds - load_s,
+                load_s=load_s, step_s=self.seconds - load_s, steps_skipped=self.worker.steps_skipped,
             )  # fmt: skip
 
     def _state(self, loss: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import yaml
 
 from s4g_ray.config import dump_config
 from s4g_ray.dataset import GeoDataset
-from tests.conftest import tiny_config
+from s4g_ray.encoder import Encoder
+from s4g_ray.run_folder import RunFolder
+from s4g_ray.trainer import save_checkpoint
+from tests.conftest import NUM_TEST, tiny_config
 
 
 def s4g(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,3 +82,52 @@ def test_a_run_from_the_command_line_shows_its_progress_and_none_of_rays_noise(
     again = s4g("train", path, "train.epochs=1", "evaluation.before_training=false")
     assert again.returncode == 2
     assert "--resume" in again.stderr
+
+
+def test_check_shows_a_table_or_json_and_fails_for_a_fault(synthetic: GeoDataset, tmp_path: Path) -> None:
+    done = s4g("check", synthetic.uri, "--decode")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "images decoded, none undecodable" in " ".join(done.stdout.split())
+    shutil.copytree(synthetic.uri, tmp_path / "copy")
+    (tmp_path / "copy/images/queries/3.png").unlink()
+    done = s4g("check", str(tmp_path / "copy"), "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    (fault,) = [f for f in found["findings"] if f["level"] == "fault"]
+    assert "3.png" in fault["examples"][0]
+    done = s4g("check", str(tmp_path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "loose"], "--protocol loose is none of strict, paper and both"),
+        (["--fov", "360,wide"], "--fov 360,wide is not a list of numbers"),
+        (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+        ([], "is no run, no export and no .pth or .safetensors file"),
+    ],
+)
+def test_evaluate_answers_bad_input_with_one_line(
+    synthetic: GeoDataset, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = s4g("evaluate", str(tmp_path), synthetic.uri, *arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+@pytest.mark.cluster
+def test_an_export_is_evaluated_from_the_command_line(synthetic: GeoDataset, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", synthetic.uri)
+    folder = RunFolder.open(config, synthetic, resume=False)
+    folder.start()
+    save_checkpoint(folder.checkpoint(0), Encoder.build(config.model), None, epoch=0, step=0)
+    done = s4g("export", str(tmp_path / "run"), str(tmp_path / "model"), "--epoch", "0")
+    assert (done.returncode, done.stdout) == (0, f"test_convnext after epoch 0, D=32: {tmp_path / 'model'}\n"), done
+    assert s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7").returncode == 2
+    done = s4g("evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert result["paper"]["queries"] == NUM_TEST
+    assert "strict" not in result

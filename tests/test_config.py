@@ -26,6 +26,46 @@ def test_shipped_configurations_are_valid_and_survive_a_round_trip(path: Path, t
     assert load_config(tmp_path / "again.yaml") == config
 
 
+PAPER = {  # arXiv 2303.11851 and its published code; what is the same in all data sets
+    "model.name": "convnext_base.fb_in22k_ft_in1k_384", "model.temperature": 0.07, "data.reference_size": (384, 384),
+    "train.batch_size": 128, "train.learning_rate": 1e-3, "train.weight_decay": 0.01, "train.clip_value": 100.0,
+    "train.label_smoothing": 0.1, "train.precision": "fp16", "data.antialias": False, "protocol": "paper",
+    "augment.flip_probability": 0.5, "augment.rotate_probability": 0.75, "augment.jpeg_probability": 0.5,
+    "augment.jpeg_quality": (90, 100), "augment.color_probability": 0.5, "augment.color_strength": 0.15,
+    "augment.blur_probability": 0.3, "augment.dropout_probability": 0.3, "embedding.batch_size": 128, "seed": 1,
+}  # fmt: skip
+NEIGHBORS = {
+    "sampling.mode": "similarity", "sampling.num_hard_negatives": 64, "sampling.neighbor_pool_size": 128,
+    "mining.every_epochs": 4, "evaluation.every_epochs": 4, "augment.rotate": "panorama", "train.epochs": 40,
+    "train.warmup_epochs": 1.0,
+}  # fmt: skip
+OF_DATA_SET: dict[str, dict[str, object]] = {
+    "cvusa": {**NEIGHBORS, "data.query_size": (round(224 / 1232 * 768), 768), "data.test_split": "test"},
+    "cvact": {**NEIGHBORS, "data.query_size": (140, 768), "data.test_split": "val", "evaluation.radii_m": (5, 25, 50)},
+    "vigor_same": {**NEIGHBORS, "data.query_size": (384, 768)},
+    "vigor_cross": {**NEIGHBORS, "data.query_size": (384, 768)},
+    "university1652": {
+        "data.query_size": (384, 384), "train.epochs": 1, "train.warmup_epochs": 0.1, "sampling.mode": "random",
+        "augment.rotate": "reference",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_DATA_SET)
+def test_the_papers_configurations_hold_the_papers_values(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    for key, wanted in {**PAPER, **OF_DATA_SET[name]}.items():
+        section, _, leaf = key.rpartition(".")
+        assert getattr(getattr(config, section) if section else config, leaf) == wanted, key
+
+
+def test_two_workers_on_one_gpu_are_refused_and_one_may_share_it() -> None:
+    load_config(CONFIGS / "cvusa.yaml", ["train.gpus_per_worker=0.5"])
+    load_config(CONFIGS / "cvusa.yaml", ["train.num_workers=4"])
+    with pytest.raises(InputError, match="two workers on one GPU"):
+        load_config(CONFIGS / "cvusa.yaml", ["train.num_workers=2", "train.gpus_per_worker=0.5"])
+
+
 def test_overrides_are_yaml_values_and_win(tmp_path: Path) -> None:
     path = write(tmp_path, {**MINIMAL, "train": {"epochs": 7}})
     config = load_config(path, ["train.epochs=3", "data.query_size=[140, 768]", "model.pretrained=false"])

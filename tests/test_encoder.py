@@ -201,3 +201,14 @@ def test_half_precision_and_channels_last_embed_nearly_the_same(precision: Preci
         fast.prepare(encoder)
         cosine = torch.nn.functional.cosine_similarity(plain, fast.embed(encoder, images()).float())
     assert cosine.min() > 0.99
+
+
+def test_checkpointed_activations_give_the_same_gradients() -> None:
+    gradients = []
+    for again in (False, True):
+        encoder = Encoder.build(TINY.model_copy(update={"grad_checkpointing": again}), seed=1).train()
+        encoder.embed(images()).square().mean().backward()  # type: ignore[no-untyped-call]
+        gradients.append([p.grad for p in encoder.model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert plain is not None
+        torch.testing.assert_close(plain, checkpointed)

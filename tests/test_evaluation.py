@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation import PROTOCOLS, retrieval_metrics, retrieve
 from s4g_ray.neighbors import metres_between
+from s4g_ray.ranking import normalise
 
 
 def scores_loop(q: NDArray[Any], r: NDArray[Any]) -> list[list[float]]:
@@ -74,6 +75,7 @@ def test_metrics_of_both_protocols_equal_a_plain_loop(num_q: int, num_r: int, pl
     query_places, reference_places = rng.integers(0, places, num_q), rng.integers(0, places, num_r)
     semi = [rng.integers(0, places + 2, rng.integers(0, 4)).tolist() for _ in range(num_q)]
     lat_q, lat_r = rng.integers(0, 9, num_q) * 3e-4, rng.integers(0, 9, num_r) * 3e-4  # 33 m steps
+    lat_r[rng.random(num_r) < 0.2] = np.nan  # of unknown place: never within a radius, a miss where it ranks first
     metres = metres_between(lat_q[:, None], 0, lat_r[None, :], 0)
     scores = scores_loop(q, r)
     for protocol in PROTOCOLS:
@@ -211,3 +213,57 @@ print(peak() - before, found["recall@1"], found["recall@1_within_5m"])
     gigabytes, recall, within = map(float, done.stdout.split())
     assert gigabytes < 2
     assert 0.05 < recall <= within < 1
+
+
+@pytest.mark.parametrize("own", [1, 12])
+def test_hardly_distinct_embeddings_are_ranked_exactly_in_little_memory(
+    own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All scores are near-ties: nothing may be looked at pair by pair."""
+    monkeypatch.setattr("s4g_ray.ranking.CLOSE_AT_MOST", 3)
+    monkeypatch.setattr("s4g_ray.ranking.THRESHOLDS_AT_ONCE", 7)
+    rng = np.random.default_rng(0)
+    pool = (np.ones(24) + 1e-4 * rng.normal(size=(40, 24))).astype(np.float32)
+    q, r = pool[rng.integers(0, 40, 20)], pool[rng.integers(0, 40, 60)]
+    query_places, reference_places = rng.integers(0, 60 // own, 20), np.arange(60) // own
+    for protocol in PROTOCOLS:
+        unit = [normalise(v, np.arange(len(v)), "") for v in (q, r)]  # rounding to float32 would decide otherwise
+        scores = [[float(np.dot(a.astype(np.float64), b.astype(np.float64))) for b in unit[1]] for a in unit[0]]
+        rounded = [[round(s, 12) for s in row] for row in scores]
+        wanted = metrics_loop(
+            rounded, query_places.tolist(), reference_places.tolist(), [[]] * 20, np.full((20, 60), np.inf), protocol
+        )
+        found = retrieval_metrics(q, r, query_places, reference_places, protocol=protocol)
+        for key in ("recall@1", "recall@5", "recall@10", "ap"):
+            assert found[key] == pytest.approx(wanted[key]), key
+
+
+def test_collapsed_embeddings_of_many_own_references_stay_within_memory() -> None:
+    """University-1652, satellite to drone, in shape: 54 own references a query, all scores nearly equal."""
+    script = """
+import resource, numpy as np
+from s4g_ray.evaluation import retrieve
+rng = np.random.default_rng(0)
+def embeddings(n): return (1 + 1e-6 * rng.standard_normal((n, 64), dtype=np.float32))
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+q, r = embeddings(60), embeddings(6000)
+places = np.arange(6000) // 54
+retrieve(q[:3], r[:200], np.arange(3), places[:200])
+before = peak()
+found = retrieve(q, r, np.arange(60), places).metrics()
+print(peak() - before, found["recall@10"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    gigabytes, recall = map(float, done.stdout.split())
+    assert gigabytes < 0.3
+    assert recall < 1
+
+
+def test_a_first_reference_of_unknown_place_is_a_miss_within_any_radius() -> None:
+    r, q = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 0]]
+    where = np.array([[np.nan, np.nan], [10.0, 10.0]])
+    found = retrieval_metrics(
+        q, r, np.array([1, 0]), np.arange(2), query_latlon=np.array([[10.0, 10.0]] * 2), reference_latlon=where
+    )
+    assert (found["recall@1_within_50m"], found["recall@5_within_50m"]) == (0, 1)
+    assert "median_error_m" not in found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,23 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
+from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
-from s4g_ray.dataset import GeoDataset, gallery_splits, open_dataset
-from s4g_ray.datasets import cvusa, university1652, vigor
+from s4g_ray.dataset import GeoDataset, ImageTable, View, gallery_splits, open_dataset
+from s4g_ray.datasets import cvact, cvusa, university1652, vigor
 from s4g_ray.embedding import read_embeddings
-from s4g_ray.encoder import Encoder, encode_weights, load_encoder
+from s4g_ray.encoder import Encoder, Numerics, encode_weights, load_encoder
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS
 from s4g_ray.evaluator import evaluate, evaluation_tables
-from s4g_ray.export import export, find_checkpoint
+from s4g_ray.export import Source, export, find_checkpoint
 from s4g_ray.images import load_view
-from s4g_ray.neighbors import NeighborGraph
+from s4g_ray.neighbors import NeighborGraph, metres_between
 from s4g_ray.pipeline import RunResult, run
 from s4g_ray.sampler import load_plan
 from tests.test_evaluation import metrics_loop, scores_loop
-from tests.trees import cvusa_tree, university_tree, vigor_tree
+from tests.trees import cvact_tree, cvusa_tree, university_tree, vigor_tree
 
 pytestmark = pytest.mark.cluster
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -50,7 +54,7 @@ def cvusa_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ma
     folder = tmp_path_factory.mktemp("cvusa")
     dataset = cvusa.convert(str(cvusa_tree(folder / "source", train=24, test=10)), str(folder / "data"))
     config = paper_config(
-        "cvusa", folder, dataset, "data.query_size=[32,131]", "data.reference_size=[48,48]", "train.epochs=1",
+        "cvusa", folder, dataset, "data.query_size=[32,131]", "data.reference_size=[48,48]", "train.epochs=2",
         "sampling.neighbor_pool_size=8", "train.precision=fp16",
     )  # fmt: skip
     return config, run(config), dataset
@@ -68,15 +72,23 @@ def vigor_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ma
     return config, run(config), dataset
 
 
+def by_hand(encoder: Encoder, queries: ImageTable, gallery: ImageTable, config: RunConfig) -> list[NDArray[Any]]:
+    """Embeddings of both tables, from the images, without the job."""
+    numerics = Numerics("fp16" if config.train.precision == "fp16" else "fp32")
+    views: list[tuple[ImageTable, View]] = [(queries, "queries"), (gallery, "references")]
+    with torch.inference_mode():
+        images = [
+            torch.stack([load_view(table, row, view, config.data, seed=config.seed) for row in range(len(table))])
+            for table, view in views
+        ]
+        return [numerics.embed(encoder.eval(), batch).float().numpy() for batch in images]
+
+
 def evaluated_by_hand(config: RunConfig, dataset: GeoDataset, split: str, protocol: str) -> dict[str, float]:
     """The metrics of a run's last checkpoint by plain loops, image by image."""
     encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
     queries, gallery = dataset.table("queries", [split]), dataset.table("references", gallery_splits(split))
-    vectors = []
-    with torch.inference_mode():
-        for view, table in (("queries", queries), ("references", gallery)):
-            images = [load_view(table, row, view, config.data, seed=config.seed) for row in range(len(table))]  # type: ignore[arg-type]
-            vectors.append(torch.cat([encoder.embed(image[None]).float() for image in images]).numpy())
+    vectors = by_hand(encoder, queries, gallery, config)
     semi = dataset.semi_positives(split)
     lists = [semi[int(i)].tolist() if int(i) in semi else [] for i in queries.ids]
     metres = np.full((len(queries), len(gallery)), np.inf)
@@ -158,16 +170,18 @@ def test_fields_of_view_share_the_gallery_and_are_those_of_the_images(cvusa_run:
         assert seen.shape[-1] == round(131 * evaluation.fov_deg / 360)
         with torch.inference_mode():
             wanted = torch.nn.functional.normalize(encoder.embed(seen)).numpy()
-        stored = read_embeddings(str(out / f"queries-fov={evaluation.fov_deg:g}"), "queries")
+        stored = read_embeddings(str(out / f"queries-fov={evaluation.fov_deg:g}-random"), "queries")
         order = np.argsort(stored.ids)
         np.testing.assert_allclose(stored.vectors[order], wanted, atol=2e-3)  # the run computes in fp16
     assert (out / "result.json").exists()
-    assert sorted(path.name for path in out.iterdir()) == [
-        "queries-fov=360",
-        "queries-fov=90",
-        "references",
-        "result.json",
-    ]
+    kept = ["queries-fov=360-random", "queries-fov=90-random", "references", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == kept
+    (out / "result.json").unlink()  # as if it had been interrupted before the end
+    shutil.rmtree(out / "queries-fov=90-random")
+    before = (out / "references/_MANIFEST.json").stat().st_mtime_ns
+    again = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
+    assert [e.score.metrics for e in again] == [e.score.metrics for e in found]
+    assert (out / "references/_MANIFEST.json").stat().st_mtime_ns == before
     text = rendered(evaluation_tables(found))
     assert "360° random" in text
     assert "recall@1" in text
@@ -192,6 +206,56 @@ def test_weights_trained_on_one_data_set_are_evaluated_on_another(cvusa_run: Mad
     assert found.as_dict(["paper"]).keys() >= {"paper", "regions", "fov_deg"}
 
 
+def test_a_run_in_fp16_goes_on_with_the_scaler_where_it_stopped(cvusa_run: Made, tmp_path: Path) -> None:
+    config, _, _ = cvusa_run
+    whole, part = Path(config.run_dir), tmp_path / "part"
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "checkpoints/epoch=0002")
+    shutil.rmtree(part / "embeddings")
+    info = json.loads((part / "run.json").read_text())
+    storage.write_json(str(part / "run.json"), {**info, "status": "running"})
+    run(config.model_copy(update={"run_dir": str(part)}), resume=True)
+    ours, theirs = (folder / "checkpoints/epoch=0002" for folder in (part, whole))
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    states = [torch.load(folder / "training_state.pt", weights_only=True) for folder in (ours, theirs)]
+    assert states[0]["scaler"] == states[1]["scaler"]
+    assert states[0]["scaler"]["_growth_tracker"] == 6  # steps in both epochs: it was restored
+
+
+def test_cvact_is_scored_on_val_and_on_test_within_five_metres(ray_cluster: None, tmp_path: Path) -> None:
+    source = cvact_tree(tmp_path / "source", train=2, val=3, test=6, unlisted=1)
+    dataset = cvact.convert(str(source), str(tmp_path / "data"))
+    sizes = ["data.query_size=[32,64]", "data.reference_size=[48,48]", "train.precision=fp32"]
+    config = paper_config("cvact", tmp_path, dataset, *sizes)
+    encoder = Encoder.build(config.model)
+    torch.save(encoder.state_dict(), tmp_path / "published.pth")
+    for split, count in (("val", 3), ("test", 7)):
+        (found,) = evaluate(
+            str(tmp_path / "published.pth"), dataset.uri, config=config, split=None if split == "val" else split
+        )
+        metrics = found.score.metrics["strict"]
+        assert (found.split, metrics["queries"], metrics["references"]) == (split, count, count)
+        queries, gallery = dataset.table("queries", [split]), dataset.table("references", [split])
+        scores = scores_loop(*by_hand(encoder, queries, gallery, config))
+        best = [int(np.argmax(row)) for row in scores]
+        located = np.flatnonzero(np.isfinite(queries.lat))
+        metres = [
+            metres_between(queries.lat[i], queries.lon[i], gallery.lat[best[i]], gallery.lon[best[i]]) for i in located
+        ]
+        assert metrics["recall@1_within_5m"] == pytest.approx(np.mean([m <= 5 for m in metres]))
+        assert "recall@10_within_25m" in metrics
+
+
+def test_weights_are_used_in_the_precision_of_their_configuration_and_runs_in_their_own(tmp_path: Path) -> None:
+    config = load_config(CONFIGS / "cvusa.yaml", ["train.precision=fp16", "train.channels_last=auto"])
+    auto = config.model_copy(update={"train": config.train.model_copy(update={"precision": "auto"})})
+    assert Source(config).numerics_for(config) == Numerics("fp16")
+    assert Source(auto).numerics_for(auto) == Numerics("fp32")
+    chosen = Numerics("bf16", channels_last=True)
+    assert Source(auto, "checkpoint", chosen).numerics_for(auto) == chosen
+    assert Source(auto, "checkpoint", chosen).numerics_for(config) == Numerics("fp16")
+
+
 def test_university_is_scored_with_its_distractors_and_as_published_without(ray_cluster: None, tmp_path: Path) -> None:
     source = university_tree(tmp_path / "source", test=6, distractors=5, drones=4)
     both: dict[str, Callable[[], GeoDataset]] = {
@@ -212,12 +276,7 @@ def test_university_is_scored_with_its_distractors_and_as_published_without(ray_
         queries = dataset.table("queries", ["test"])
         for protocol, splits in (("strict", ["test", "gallery"]), ("paper", ["test"])):
             gallery = dataset.table("references", splits)
-            images = [
-                torch.stack([load_view(t, row, v, config.data, seed=0) for row in range(len(t))])  # type: ignore[arg-type]
-                for t, v in ((queries, "queries"), (gallery, "references"))
-            ]
-            with torch.inference_mode():
-                vectors = [encoder.eval().embed(i).numpy() for i in images]
+            vectors = by_hand(encoder, queries, gallery, config)
             places = queries.place_ids.tolist(), gallery.place_ids.tolist()
             far = np.full((len(queries), len(gallery)), np.inf)
             wanted = metrics_loop(scores_loop(*vectors), *places, [[]] * len(queries), far, protocol)
@@ -242,7 +301,7 @@ def test_sources_that_cannot_be_evaluated_are_refused(synthetic: GeoDataset, tmp
         ([], {"fovs": [0]}, "query_fov_deg"),
         (["data.query_heading=known"], {}, "24 of 24 test queries have no heading_deg"),
         (["data.query_heading=as_is"], {}, r"w\.pth.* does not fit Encoder: missing model"),
-        (["data.query_heading=as_is"], {"out": str(tmp_path)}, "is not empty"),
+        (["data.query_heading=as_is"], {"out": str(tmp_path)}, "holds w.pth; remove it"),
         (["data.size=3"], {}, "unknown key 'data.size'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -197,7 +197,7 @@ def test_missing_images_are_counted_and_never_change_what_is_nearest(tmp_path: P
     assert said == [
         "missing images: 3, left out with their rows: t/a.png, t/d.png, p/1.jpg",
         "train queries left out, as their place has no train reference: 1",
-        "test queries without a reference of their place, kept and never found: 1",
+        "test queries that evaluation leaves out, as their place has no reference: 1",
     ]
     with pytest.raises(InputError, match=re.escape("missing images: 3, left out with their rows: t/a.png, t/d.png")):
         folder.convert(source, str(tmp_path / "e"), split_column="split", strict=True)

@@ -18,7 +18,7 @@ from s4g_ray.dataset import GeoDataset, open_dataset
 from s4g_ray.embedding import embed, read_embeddings
 from s4g_ray.encoder import Numerics, load_encoder
 from s4g_ray.errors import BadImageError, InputError, RunError
-from s4g_ray.images import load_image
+from s4g_ray.images import load_raw
 from s4g_ray.neighbors import NeighborGraph
 from s4g_ray.pipeline import RunResult, run
 from s4g_ray.report import great_circle, write_report
@@ -95,7 +95,7 @@ def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(tiny: Tiny
     table = synthetic.table("queries", ["test"])
     found = read_embeddings(folder, "queries", stamp=stamp)
     assert sorted(found.ids.tolist()) == table.ids.tolist()
-    images = torch.stack([load_image(table, int(row), (SIZE, SIZE)) for row in table.rows(found.ids)])
+    images = torch.stack([load_raw(table, int(row)) for row in table.rows(found.ids)])
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(encoder.embed(images), dim=1).numpy()
     np.testing.assert_allclose(found.vectors, wanted, atol=1e-5)
@@ -257,7 +257,7 @@ def test_a_folder_that_holds_other_things_is_not_written_into(synthetic: GeoData
 
 def test_gradient_correlation_is_pearsons(synthetic: GeoDataset) -> None:
     table = open_dataset(synthetic.uri).table("references", ["test"])
-    images = torch.stack([load_image(table, row, (SIZE, SIZE)) for row in range(2)])
+    images = torch.stack([load_raw(table, row) for row in range(2)])
     a, b = gradient_correlation_embeddings(images).astype(np.float64)
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert cosine == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)

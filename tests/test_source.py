@@ -269,8 +269,8 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
         "something else",
         "pairs left out for a missing image: 2",
         "train queries left out, as their place has no train reference: 1",
-        "val queries without a reference of their place, kept and never found: 1",
-        "test queries without a reference of their place, kept and never found: 1",
+        "val queries that evaluation leaves out, as their place has no reference: 1",
+        "test queries that evaluation leaves out, as their place has no reference: 1",
     ]
     assert trees.rows(dataset, "queries", "id") == [(0,), (2,), (3,), (4,)]
 

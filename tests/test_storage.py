@@ -82,6 +82,19 @@ def test_memory_file_system_works_like_a_local_one() -> None:
     assert not storage.exists(uri)
 
 
+def test_an_empty_object_named_as_a_folder_is_not_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consoles of object stores make such markers, and listings give them back."""
+
+    class Marked:
+        def invalidate_cache(self) -> None: ...
+
+        def ls(self, path: str, detail: bool) -> list[str]:
+            return ["bucket/train/drone/", "bucket/train/drone/0007/", "bucket/train/drone/a.jpg"]
+
+    monkeypatch.setattr("fsspec.url_to_fs", lambda uri: (Marked(), "bucket/train/drone"))
+    assert storage.list_names("s3://bucket/train/drone") == ["0007", "a.jpg"]
+
+
 def test_package_files_resolve_and_missing_ones_are_named() -> None:
     assert storage.resolve_package("package://s4g_ray.datasets/earth.py").endswith("s4g_ray/datasets/earth.py")
     for uri in ("package://s4g_ray/none.bin", "package://no_such_package/x", "package://no.such.package/x"):

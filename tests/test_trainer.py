@@ -4,9 +4,14 @@ import asyncio
 
 import numpy as np
 import pytest
+import torch
 
-from s4g_ray.config import TrainConfig
-from s4g_ray.trainer import Mailbox, learning_rate, rank_slots
+from s4g_ray.config import AugmentConfig, ModelConfig, TrainConfig
+from s4g_ray.dataset import GeoDataset
+from s4g_ray.encoder import Encoder, Numerics, encode_weights
+from s4g_ray.images import PairLoader
+from s4g_ray.trainer import Mailbox, _train_step, _Worker, learning_rate, rank_slots
+from tests.conftest import tiny_config
 
 
 def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -> None:
@@ -57,3 +62,25 @@ def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> No
         assert [m["n"] for m in await mailbox.take(1)] == [0, 1, 2]
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("init_scale", "skipped"), [(2.0**10, 0), (2.0**40, 1)])
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_counted_and_lowers_the_scale(
+    synthetic: GeoDataset, init_scale: float, skipped: int
+) -> None:
+    config = tiny_config("x", synthetic.uri)
+    encoder = Encoder.build(ModelConfig(name="test_convnext", pretrained=False)).train()
+    tables = synthetic.table("queries", ["train"]), synthetic.table("references", ["train"])
+    loader = PairLoader(*tables, config.data, AugmentConfig(), seed=0)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    worker = _Worker(
+        config, Numerics("fp16"), None, encoder, encoder, optimizer, scaler, loader, torch.device("cpu"), 1, 0
+    )
+    before = encode_weights(encoder)
+    ids = np.arange(8).reshape(1, 8)
+    (batch,) = loader.load(ids, ids, epoch=1)
+    assert np.isfinite(_train_step(worker, batch))
+    assert worker.steps_skipped == skipped
+    assert (encode_weights(encoder) == before) == bool(skipped)
+    assert (scaler.get_scale() < init_scale) == bool(skipped)

@@ -108,7 +108,7 @@ def test_queries_without_a_reference_of_their_building_are_counted(tmp_path: Pat
     assert {place for (place,) in rows(dataset, "queries", "place_id")} == {1, 5, 7, 2, 4}
     assert said == [
         "train queries left out, as their place has no train reference: 3",
-        "test queries without a reference of their place, kept and never found: 3",
+        "test queries that evaluation leaves out, as their place has no reference: 3",
     ]
 
 

@@ -202,7 +202,7 @@ class Source:
             places = {row.place_id for row in references if row.split in (split, "gallery")}
             count = sum(row.split == split and row.place_id not in places for row in queries)
             if count:
-                self.note(f"{split} queries without a reference of their place, kept and never found: {count:,}")
+                self.note(f"{split} queries that evaluation leaves out, as their place has no reference: {count:,}")
 
     def _top(self) -> str:
         return some(sorted(self.names())) or "nothing, or is not there"
