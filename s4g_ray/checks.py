@@ -84,11 +84,15 @@ def check_resources(config: RunConfig, cluster: Mapping[str, float], *, training
     for name, (workers, each, actors, each_actor, loading) in wanted.items():
         total = workers * each + actors * each_actor + loading
         if total > cluster.get(name, 0.0) + 1e-9:
+            remedy = {
+                "CPU": "lower num_workers, num_actors or what each takes, or raise ray.num_cpus",
+                "GPU": "to do without, set train.use_gpu=false train.precision=auto embedding.gpus_per_actor=0",
+            }[name]
+            parts = [f"{workers} workers x {each:g}"] if training else []
+            parts += [f"{actors} embedding actors x {each_actor:g}", *([f"{loading:g} for loading"] if loading else [])]
             raise InputError(
-                f"the run needs {total:g} {name} ({workers} workers x {each:g} + {actors} embedding actors x"
-                f" {each_actor:g} + {loading:g} for loading), the cluster has {cluster.get(name, 0.0):g}; lower"
-                f" train.num_workers, embedding.num_actors or {name.lower()}s_per_worker and {name.lower()}s_per_actor"
-                + (", or raise ray.num_cpus" if name == "CPU" else "")
+                f"{total:g} {name}s are needed ({' + '.join(parts)}), but the cluster has {cluster.get(name, 0.0):g};"
+                f" {remedy}"
             )
 
 

@@ -186,9 +186,8 @@ def _assemble(
     next_of_place = starts[:-1].copy()
     in_batch = np.full(num_places, -1, np.int64)  # the last batch that holds the place
     barred = np.full(num_places, -1, np.int64)  # the last batch that an exclusion bars it from
-    deferred, num_deferred = np.empty(num_pairs, np.int64), 0
+    deferred, num_deferred, cursor, batch = np.empty(num_pairs, np.int64), 0, 0, 0
     chosen = np.empty(num_hard + 1, np.int64)  # an anchor's pair, then its neighbors' pairs
-    cursor = batch = 0
     while batch < len(batches):
         size, kept, read = 0, 0, 0
         while size < batch_size and (read < num_deferred or cursor < num_pairs):

@@ -124,7 +124,7 @@ def test_an_export_is_evaluated_from_the_command_line(synthetic: GeoDataset, tmp
     folder.start()
     save_checkpoint(folder.checkpoint(0), Encoder.build(config.model), None, epoch=0, step=0)
     done = s4g("export", str(tmp_path / "run"), str(tmp_path / "model"), "--epoch", "0")
-    assert (done.returncode, done.stdout) == (0, f"test_convnext after epoch 0, D=32: {tmp_path / 'model'}\n"), done
+    assert (done.returncode, done.stdout) == (0, f"test_convnext after epoch 0, D=64: {tmp_path / 'model'}\n"), done
     assert s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7").returncode == 2
     done = s4g("evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json")
     assert done.returncode == 0, done.stderr
