@@ -237,7 +237,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         ({"data": {"test_split": "val"}}, "test_split='val' holds no query"),
         ({"model": {"name": "test_convnet"}}, "model.name='test_convnet'"),
         ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
-        ({"train": {"cpus_per_worker": 3.0}}, r"needs 6\.5 CPU .* the cluster has 4; lower"),
+        ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
         ({"train": {"use_gpu": True}}, "needs 2 GPU"),
     ],
 )
