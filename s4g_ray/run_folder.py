@@ -22,7 +22,7 @@ FREE_ON_RESUME = {
     "run_dir", "data.uri", "data.on_bad_image", "embedding.num_actors", "embedding.cpus_per_actor",
     "embedding.gpus_per_actor", "embedding.threads_per_actor", "embedding.part_rows", "mining.index_memory_gb",
     "mining.index_threads", "mining.query_block", "train.cpus_per_worker", "train.loader_threads",
-    "train.log_every_steps", "train.keep_checkpoints",
+    "train.log_every_steps", "train.keep_checkpoints", "train.gpus_per_worker", "model.grad_checkpointing",
 }  # fmt: skip
 
 

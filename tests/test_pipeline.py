@@ -238,7 +238,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         ({"model": {"name": "test_convnet"}}, "model.name='test_convnet'"),
         ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
         ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
-        ({"train": {"use_gpu": True}}, "needs 2 GPU"),
+        ({"train": {"use_gpu": True}}, "2 GPUs are needed"),
     ],
 )
 def test_what_a_data_set_cannot_give_is_refused_before_anything_is_written(
