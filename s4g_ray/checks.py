@@ -57,10 +57,10 @@ def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
 def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
     """Raises InputError when headings are to be used and some queries of a split have none."""
     headings = dataset.table("queries", [split]).headings
-    if config.data.query_heading == "known" and np.isnan(headings).any():
+    if config.data.query_heading == "known" and not np.isfinite(headings).all():
         raise InputError(
-            f"data.query_heading=known, but {int(np.isnan(headings).sum())} of {len(headings)} {split} queries have"
-            " no heading_deg; add it, or use as_is or random"
+            f"data.query_heading=known, but {int((~np.isfinite(headings)).sum())} of {len(headings)} {split} queries"
+            " have no heading_deg; add it, or use as_is or random"
         )
 
 

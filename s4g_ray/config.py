@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -181,7 +181,7 @@ class EvaluationConfig(Section):
 
     every_epochs: int = Field(4, ge=1)
     before_training: bool = True  # the untrained encoder, as the first point of the curve
-    radii_m: tuple[float, ...] = (25, 50, 100)  # recall@k within so many metres
+    radii_m: tuple[Annotated[float, Field(ge=0)], ...] = (25, 50, 100)  # recall@k within so many metres
     correlation_baseline: bool = False  # gradient correlation, a hand-made method, beside it
 
 

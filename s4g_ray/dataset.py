@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +45,8 @@ SCHEMAS = {
         [*_COMMON, pa.field("heading_deg", pa.float32()), pa.field("semi_positives", pa.list_(pa.int64()))]
     ),
 }
-_CHECKED = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
+_CHECKED_OF_BOTH = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
+_CHECKED = {"references": _CHECKED_OF_BOTH, "queries": [*_CHECKED_OF_BOTH, "heading_deg", "semi_positives"]}
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,11 @@ def write_dataset(
 
 
 def refuse_existing(uri: str) -> None:
-    """Raises InputError when a data set is already there."""
+    """Raises InputError when a data set is already there, or nothing can be, for a file is in the way."""
+    paths = [Path(uri), *Path(uri).parents] if storage.is_local(uri) else []
+    for path in paths:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{uri} cannot be a folder: {path} is a file")
     if storage.exists(storage.join(uri, "dataset.json")):
         raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
 
@@ -271,7 +276,7 @@ class _Columns:
     def of_table(cls, table: pa.Table, folder: str, view: View) -> _Columns:
         """Of a table that is still to be written."""
         names, starts = zip(*_parts(len(table)), strict=True)
-        return cls(view, table.select(_CHECKED), [storage.join(folder, name) for name in names], np.array(starts))
+        return cls(view, table.select(_CHECKED[view]), [storage.join(folder, name) for name in names], np.array(starts))
 
     @classmethod
     def read(cls, folder: str, view: View) -> _Columns:
@@ -279,7 +284,7 @@ class _Columns:
         names = _part_names(folder)
         if not names:
             raise InputError(f"{folder} holds no part-*.parquet; the data set is incomplete, make it again")
-        filesystem, path = fsspec.url_to_fs(folder)
+        filesystem, path = storage.filesystem_of(folder)
         files = [f"{path}/{name}" for name in names]
         tables = []
         for file in files:
@@ -288,7 +293,7 @@ class _Columns:
             except (pa.ArrowInvalid, OSError) as error:
                 raise InputError(f"{file} is not a readable Parquet file: {error}") from error
             _check_schema(file, schema, SCHEMAS[view])
-            tables.append(pq.read_table(file, columns=_CHECKED, filesystem=filesystem, partitioning=None))
+            tables.append(pq.read_table(file, columns=_CHECKED[view], filesystem=filesystem, partitioning=None))
         first = np.cumsum([0, *(len(t) for t in tables)][:-1])
         return cls(view, pa.concat_tables(tables, promote_options="permissive"), files, first, filesystem)
 
@@ -314,6 +319,8 @@ class _Columns:
         known = pc.is_in(self.table["split"], value_set=pa.array(allowed))
         self._refuse(pc.invert(known), f"split is none of {', '.join(allowed)}", "split")
         self._check_coordinates()
+        if self.view == "queries":
+            self._check_queries()
         offset, length = self.table["offset"], self.table["length"]
         self._refuse(
             pc.not_equal(pc.is_null(offset), pc.is_null(length)),
@@ -328,6 +335,16 @@ class _Columns:
             inside = pc.and_(pc.is_finite(column), pc.less_equal(pc.abs(column), limit))
             remedy = f"{name} is not within -{limit:g}..{limit:g}; use WGS84 degrees, or null where unknown"
             self._refuse(pc.invert(inside), remedy, name)
+
+    def _check_queries(self) -> None:
+        heading, semi = self.table["heading_deg"], self.table["semi_positives"].combine_chunks()
+        inside = pc.and_(pc.is_finite(heading), pc.less_equal(pc.abs(heading), 360.0))
+        self._refuse(pc.invert(inside), "heading_deg is not within -360..360; or null where unknown", "heading_deg")
+        places = pc.list_flatten(semi)
+        faulty = np.asarray(pc.fill_null(pc.less(places, 0), True))
+        if faulty.any():
+            row = np.asarray(pc.list_parent_indices(semi))[faulty][0]
+            raise InputError(f"{self.at(int(row))}: semi_positives holds a null or a negative place_id; leave it out")
 
     def _refuse(self, faulty: Any, what: str, column: str | None = None) -> None:
         rows = np.flatnonzero(pc.fill_null(faulty, False).to_numpy())

@@ -61,7 +61,7 @@ class Encoder(nn.Module):
             except OSError as error:
                 raise InputError(
                     f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
-                    f" ({type(error).__name__}: {str(error).splitlines()[0]}); give a path, or false"
+                    f" ({type(error).__name__}: {first_line(error)}); give a path, or false"
                 ) from error
         if cfg.grad_checkpointing:
             backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -224,10 +224,16 @@ def read_state(uri: str) -> StateDict:
         else:
             state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # both libraries raise errors of many kinds for a damaged file
-        raise InputError(f"{uri}: not a readable state dict: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{uri}: not a state dict: {type(state).__name__}, where names of tensors are wanted")
-    return state
+        raise InputError(f"{uri}: not a readable state dict: {first_line(error)}") from error
+    items = state.items() if isinstance(state, Mapping) else ()
+    if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
+        return dict(items)
+    raise InputError(f"{uri}: not a state dict: {type(state).__name__}, where names of tensors are wanted")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class Retrieval:
             for radius, near in self.within.items():
                 for k in ranks:
                     hit = (near[at, known] > 0) & (near[at, known] <= k)
-                    values[f"recall@{k}_within_{radius:g}m"] = hit.mean()
+                    values[f"recall@{k}_within_{radius:.10g}m"] = hit.mean()
         if self.error_m is not None and np.isfinite(self.error_m[counted]).any():
             values["median_error_m"] = np.nanmedian(self.error_m[counted])
         values["queries"] = counted.sum()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -25,6 +24,8 @@ from s4g_ray.pipeline import ray_session
 from s4g_ray.progress import Reporter
 from s4g_ray.scoring import Metrics, Score, score_tables
 from s4g_ray.trainer import save_checkpoint, stamp_of
+
+MARKER = "evaluation.json"  # says that a folder of --out is an evaluation's
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def evaluate(
     heading = heading or base.data.query_heading
     configs = [_with_data(base, query_fov_deg=fov, query_heading=heading) for fov in fovs or [base.data.query_fov_deg]]
     check_test_split(configs[0], dataset)
-    with _work_folder(out) as folder:
+    made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(opened.numerics_for(base))}
+    with _work_folder(out, made_with) as folder:
         encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
         with ray_session(base) as cluster:
             check_resources(base, cluster, training=False)
@@ -102,15 +104,24 @@ def _with_data(config: RunConfig, **values: Any) -> RunConfig:
 
 
 @contextmanager
-def _work_folder(out: str | None) -> Iterator[str]:
+def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
+    """A temporary folder; or `out`: new, or that of an interrupted evaluation made with the same values."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
             yield folder
         return
     folder = storage.absolute(out)
-    others = [n for n in storage.list_names(folder) if not re.fullmatch("checkpoint|references|queries-fov=.*", n)]
-    if others:
-        raise InputError(f"{out} holds {', '.join(others[:5])}; remove it or choose another folder")
+    marker, names = storage.join(folder, MARKER), storage.list_names(folder)
+    if "result.json" in names:
+        raise InputError(f"{out} holds a finished evaluation; remove it or choose another folder")
+    if MARKER in names and storage.read_json(marker) != made_with:
+        raise InputError(f"{out} was begun with {storage.read_json(marker)}, not {made_with}; choose another folder")
+    if names and MARKER not in names:
+        raise InputError(f"{out} is not empty, and was not begun by an evaluation; choose another folder")
+    try:
+        storage.write_json(marker, made_with)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error}") from error
     yield folder
 
 
@@ -137,10 +148,9 @@ class _Job:
         uri, split = storage.join(self.folder, name), config.data.test_split
         stamp = stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         if storage.is_published(uri):
-            manifest = storage.open_published(uri, "embeddings", stamp)
-            if manifest.info["splits"] == [split]:
-                self.reporter.line(f"{name} are embedded already")
-                return uri
+            storage.open_published(uri, "embeddings", stamp)
+            self.reporter.line(f"{name} are embedded already")
+            return uri
         with self.reporter.stage(f"embedding {name} of {split}") as update:
             report = embed(
                 config, self.dataset, self.checkpoint, uri, splits=[split], numerics=self.numerics, views=[view],

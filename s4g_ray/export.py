@@ -27,15 +27,14 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     """
     run = storage.absolute(run_dir)
     target = storage.absolute(target)
-    if storage.exists(storage.join(target, DESCRIPTION)):
-        raise InputError(f"{target} holds a model already; remove it or choose another folder")
+    held = {DESCRIPTION, WEIGHTS, PUBLISHED_WEIGHTS, "run.json"} & set(storage.list_names(target))
+    if held:
+        raise InputError(f"{target} holds {' and '.join(sorted(held))} already; choose another folder")
     checkpoint = find_checkpoint(run, epoch)
     config = load_config(storage.join(run, "config.yaml"))
     encoder = load_encoder(config.model, checkpoint)
     weights, published = encode_weights(encoder), io.BytesIO()
     torch.save(dict(encoder.state_dict()), published)
-    storage.write_bytes(storage.join(target, WEIGHTS), weights)
-    storage.write_bytes(storage.join(target, PUBLISHED_WEIGHTS), published.getvalue())
     data = config.data.model_dump(mode="json")
     description = {
         "format": FORMAT,
@@ -50,7 +49,12 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         "trained_on": storage.read_json(storage.join(run, "run.json"))["dataset"]["name"],
         **{key: storage.open_published(checkpoint, "checkpoint").info[key] for key in ("epoch", "step")},
     }
-    storage.write_json(storage.join(target, DESCRIPTION), description)
+    try:
+        storage.write_bytes(storage.join(target, WEIGHTS), weights)
+        storage.write_bytes(storage.join(target, PUBLISHED_WEIGHTS), published.getvalue())
+        storage.write_json(storage.join(target, DESCRIPTION), description)
+    except OSError as error:
+        raise InputError(f"cannot write to {target}: {error}") from error
     return description
 
 
@@ -121,5 +125,7 @@ def _read_description(uri: str, data_uri: str) -> RunConfig:
         raise InputError(str(error)) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != 1:
         raise InputError(f"{uri} is not of format {FORMAT!r}, version 1")
+    if not isinstance(value.get("data"), dict) or not isinstance(value.get("architecture"), str):
+        raise InputError(f"{uri} lacks its architecture or its data; export the model again")
     tree = {"run_dir": "-", "data": {"uri": data_uri, **value["data"]}, "model": {"name": value["architecture"]}}
     return parse_config(tree)

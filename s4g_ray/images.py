@@ -26,6 +26,7 @@ from s4g_ray.config import AugmentConfig, DataConfig, Size
 from s4g_ray.dataset import ImageTable, View
 from s4g_ray.errors import BadImageError
 
+LARGEST_JPEG = 65_500  # pixels a side
 Fit = Callable[[Tensor], Tensor]
 _HEADING_STREAM = 0x686561  # as below, of the headings that embeddings see
 _AUGMENT_STREAM = 0x617567  # keeps augmentation's random stream apart from others of the same (seed, epoch)
@@ -97,7 +98,7 @@ def fit_query(image: Tensor, data: DataConfig, heading: float) -> Tensor:
 
 def turn_panorama(image: Tensor, degrees: float) -> Tensor:
     """Roll a panorama [3, H, W], so that what its centre column shows lies `degrees` clockwise of the new centre."""
-    return torch.roll(image, round(degrees / 360 * image.shape[-1]), -1)
+    return torch.roll(image, round(degrees % 360 / 360 * image.shape[-1]), -1)
 
 
 def look(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:
@@ -172,7 +173,9 @@ def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator, f
 
 
 def recompress(image: Tensor, quality: int) -> Tensor:
-    """What JPEG compression at a quality of 1..100 leaves of an image."""
+    """What JPEG compression at a quality of 1..100 leaves of an image; larger ones than the format knows are kept."""
+    if max(image.shape) > LARGEST_JPEG:
+        return image
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as compressed:

@@ -103,6 +103,7 @@ class _Run:
         self.pairs: PairTable = dataset.pairs(config.data.train_split)
         self.places = train_places(config, dataset)
         self.exclusions = find_exclusions(config, dataset, self.places)
+        self.barred = self.exclusions.graph() if self.exclusions else None
         self.encoder = encoder  # as the run starts
         self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
 
@@ -194,8 +195,14 @@ class _Run:
                 self.pairs, graph, batch_size=self.config.train.batch_size,
                 num_hard_negatives=cfg.num_hard_negatives, neighbor_pool_size=cfg.neighbor_pool_size,
                 seed=self.config.seed, epoch=epoch, protocol=self.config.protocol,
-                exclusions=self.exclusions.graph() if self.exclusions else None,
+                exclusions=self.barred,
             )  # fmt: skip
+            if not len(plan.batches):
+                raise InputError(
+                    f"no batch of {self.config.train.batch_size} places can be built: each place may not meet up to"
+                    f" {self.exclusions.most if self.exclusions else 0} others; lower sampling.exclude_radius_m or"
+                    " train.batch_size"
+                )
             plan.save(uri, self.pairs, **asdict(plan.stats), graph=version)
         self._plan_stats: Record = {
             "hardness": plan.stats.hardness,

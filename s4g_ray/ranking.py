@@ -51,7 +51,8 @@ def normalise(embeddings: Floats, places: Ints, what: str, first: int = 0) -> ND
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise RunError(f"{len(bad)} {what} embeddings are not finite; the first is row {first + start + bad[0]}")
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)  # squares may leave float32's range
+        rows[:] = rows / np.maximum(norms, np.finfo(np.float32).tiny)
     return unit
 
 

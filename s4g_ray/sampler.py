@@ -21,6 +21,7 @@ from s4g_ray import storage
 from s4g_ray.neighbors import NeighborGraph
 
 Ints = NDArray[np.int64]
+RETRIES_PER_PAIR = 50  # of pairs looked at again in batches that could not be filled
 _PLAN_STREAM = 0x706C616E  # keeps the planner's random stream apart from others of the same (seed, epoch)
 
 
@@ -159,8 +160,8 @@ def _symmetric_rows(exclusions: NeighborGraph | None, places: Ints) -> tuple[Int
 
 
 @numba.njit(cache=True)
-def _place_is_free(place: int, batch: int, in_batch: Ints, barred: Ints) -> bool:  # pragma: no cover (compiled)
-    return bool(in_batch[place] != batch and barred[place] != batch)
+def _place_is_free(place: int, attempt: int, in_batch: Ints, barred: Ints) -> bool:  # pragma: no cover (compiled)
+    return bool(in_batch[place] != attempt and barred[place] != attempt)
 
 
 @numba.njit(cache=True)
@@ -184,46 +185,86 @@ def _assemble(
     batches = np.empty((num_pairs // batch_size, batch_size), np.int64)
     used = np.zeros(num_pairs, np.bool_)
     next_of_place = starts[:-1].copy()
-    in_batch = np.full(num_places, -1, np.int64)  # the last batch that holds the place
-    barred = np.full(num_places, -1, np.int64)  # the last batch that an exclusion bars it from
-    deferred, num_deferred, cursor, batch = np.empty(num_pairs, np.int64), 0, 0, 0
-    chosen = np.empty(num_hard + 1, np.int64)  # an anchor's pair, then its neighbors' pairs
-    while batch < len(batches):
-        size, kept, read = 0, 0, 0
-        while size < batch_size and (read < num_deferred or cursor < num_pairs):
-            if read < num_deferred:
-                anchor = deferred[read]
-                read += 1
-            else:
-                anchor = order[cursor]
-                cursor += 1
-            if used[anchor]:
-                continue
-            place = place_of_pair[anchor]
-            if not _place_is_free(place, batch, in_batch, barred):
-                deferred[kept] = anchor
-                kept += 1
-                continue
-            chosen[0] = anchor
-            count = 1 + _neighbor_pairs(
-                neighbors[place], num_hard, used, starts, next_of_place, pairs_by_place, rng, chosen[1:]
-            )
-            for i in range(count):
-                place = place_of_pair[chosen[i]]
-                if size < batch_size and _place_is_free(place, batch, in_batch, barred):
-                    batches[batch, size] = chosen[i]
-                    size += 1
-                    used[chosen[i]] = True
-                    in_batch[place] = batch
-                    for j in range(barred_starts[place], barred_starts[place + 1]):
-                        barred[barred_members[j]] = batch
-        if size < batch_size:
+    in_batch = np.full(num_places, -1, np.int64)  # the last attempt at a batch that holds the place
+    barred = np.full(num_places, -1, np.int64)  # the last attempt that an exclusion bars it from
+    deferred = np.empty(num_pairs, np.int64)
+    state = np.zeros(2, np.int64)  # how far `order` is read, and how many pairs are deferred
+    attempt, batch, retries = 0, 0, RETRIES_PER_PAIR * num_pairs
+    while batch < len(batches) and retries >= 0:
+        size = _fill_batch(
+            batches[batch], attempt, state, order, deferred, used, in_batch, barred, place_of_pair, pairs_by_place,
+            starts, next_of_place, neighbors, barred_starts, barred_members, num_hard, rng,
+        )  # fmt: skip
+        attempt += 1
+        if size == batch_size:
+            batch += 1
+            continue
+        # nothing is left that may join. Without its first pair, which may bar the others, they may still fill it
+        for i in range(size):
+            used[batches[batch, i]] = False
+            if i > 0:
+                deferred[state[1]] = batches[batch, i]
+                state[1] += 1
+        retries -= state[1]
+        if state[1] < batch_size:
             break
-        unread = num_deferred - read
-        deferred[kept : kept + unread] = deferred[read:num_deferred].copy()
-        num_deferred = kept + unread
-        batch += 1
     return batches[:batch]
+
+
+@numba.njit(cache=True)
+def _fill_batch(
+    out: Ints,
+    attempt: int,
+    state: Ints,
+    order: Ints,
+    deferred: Ints,
+    used: NDArray[np.bool_],
+    in_batch: Ints,
+    barred: Ints,
+    place_of_pair: Ints,
+    pairs_by_place: Ints,
+    starts: Ints,
+    next_of_place: Ints,
+    neighbors: Ints,
+    barred_starts: Ints,
+    barred_members: Ints,
+    num_hard: int,
+    rng: np.random.Generator,
+) -> int:  # pragma: no cover (compiled)
+    """Fill a batch from the deferred pairs, then from `order`, as far as they go; returns how many joined."""
+    chosen = np.empty(num_hard + 1, np.int64)  # an anchor's pair, then its neighbors' pairs
+    size, kept, read = 0, 0, 0
+    while size < len(out) and (read < state[1] or state[0] < len(order)):
+        if read < state[1]:
+            anchor = deferred[read]
+            read += 1
+        else:
+            anchor = order[state[0]]
+            state[0] += 1
+        if used[anchor]:
+            continue
+        place = place_of_pair[anchor]
+        if not _place_is_free(place, attempt, in_batch, barred):
+            deferred[kept] = anchor
+            kept += 1
+            continue
+        chosen[0] = anchor
+        count = 1 + _neighbor_pairs(
+            neighbors[place], num_hard, used, starts, next_of_place, pairs_by_place, rng, chosen[1:]
+        )
+        for i in range(count):
+            place = place_of_pair[chosen[i]]
+            if size < len(out) and _place_is_free(place, attempt, in_batch, barred):
+                out[size] = chosen[i]
+                size += 1
+                used[chosen[i]] = True
+                in_batch[place] = attempt
+                for j in range(barred_starts[place], barred_starts[place + 1]):
+                    barred[barred_members[j]] = attempt
+    unread = state[1] - read
+    deferred[kept : kept + unread] = deferred[read : state[1]].copy()
+    state[1] = kept + unread
+    return size
 
 
 @numba.njit(cache=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute (workers run in other folders); s3:// URIs as they are."""
+    """A local path (or file:// URI) made absolute (workers run in other folders); s3:// URIs as they are."""
+    uri = uri.removeprefix("file://")
     return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
 
 
@@ -58,16 +60,24 @@ def resolve_package(uri: str) -> str:
     raise InputError(f"{uri}: no installed Python package {package!r} ships {name!r}")
 
 
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path there; a local path is taken as it is, whatever signs it holds."""
+    if is_local(uri):
+        return fsspec.filesystem("file"), uri
+    filesystem, path = fsspec.url_to_fs(uri)
+    return filesystem, path
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = fsspec.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     filesystem.invalidate_cache()  # other processes publish too
     return bool(filesystem.exists(path))
 
 
 def list_names(uri: str) -> list[str]:
     """Sorted names of what lies directly in a folder; empty when there is no such folder."""
-    filesystem, path = fsspec.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     filesystem.invalidate_cache()
     try:
         found = [name.rstrip("/") for name in filesystem.ls(path, detail=False)]
@@ -79,7 +89,7 @@ def list_names(uri: str) -> list[str]:
 
 def remove(uri: str) -> None:
     """Remove a file or a folder and all that is in it; nothing when it is not there."""
-    filesystem, path = fsspec.url_to_fs(uri)
+    filesystem, path = filesystem_of(uri)
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
 
@@ -91,10 +101,11 @@ def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -
     """
     if is_local(uri):
         with Path(uri).open("rb") as file:
+            there = os.fstat(file.fileno()).st_size - (offset or 0)  # or a wrong length would want its memory first
             file.seek(offset or 0)
-            data = file.read(-1 if length is None else length)
+            data = file.read(-1 if length is None else max(0, min(length, there)))
     else:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = filesystem_of(uri)
         start = offset or 0
         data = filesystem.cat_file(path, start=start, end=None if length is None else start + length)
     if length is not None and len(data) != length:
@@ -114,7 +125,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     else:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = filesystem_of(uri)
         filesystem.pipe_file(path, data)
 
 

@@ -149,3 +149,34 @@ def test_headings_regions_and_semi_positives_are_read_by_row(tmp_path: Path) -> 
     assert np.isnan(made.table("references", ["train"]).headings).all()
     assert {k: v.tolist() for k, v in made.semi_positives("train").items()} == {0: [101, 103], 3: [100]}
     assert made.semi_positives("test") == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("heading_deg", [0.0, float("inf"), None, 1.0], r"row 1 \(heading_deg=inf\): heading_deg is not within"),
+        ("heading_deg", [0.0, 10.0, 1e30, 1.0], r"row 2 .* is not within -360\.\.360"),
+        ("semi_positives", [[101], None, [], [100, None]], "row 3: semi_positives holds a null"),
+        ("semi_positives", [[], [-1], [], []], "row 1: semi_positives holds a null or a negative place_id"),
+    ],
+)
+def test_headings_and_semi_positives_that_cannot_be_used_are_refused(
+    tmp_path: Path, column: str, values: list[Any], message: str
+) -> None:
+    references, queries = tables(4)
+    kind = pa.float32() if column == "heading_deg" else pa.list_(pa.int64())
+    with pytest.raises(InputError, match=message):
+        write_dataset(str(tmp_path), references, queries.append_column(column, pa.array(values, kind)), name="n")
+
+
+def test_a_file_in_the_way_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match=r"cannot be a folder: .*file is a file"):
+            write_dataset(str(target), *tables(2), name="n")
+
+
+def test_folders_with_signs_of_chained_urls_and_file_uris_are_plain_folders(tmp_path: Path) -> None:
+    for uri in (str(tmp_path / "a::b"), f"file://{tmp_path}/c"):
+        assert write_dataset(uri, *tables(2), name="n").uri == uri.removeprefix("file://")
+        assert open_dataset(uri).references.count_rows() == 2

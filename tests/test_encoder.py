@@ -87,13 +87,14 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> No
     torch.save({"stem.0.weight": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"missing .*; and .* more"):
         load_pretrained(encoder, str(tmp_path / "w.pth"))
-    for content in ([1, 2], {"a": "text"}, {}):
+    for content in ([1, 2], {"a": "text"}, {}, {0: torch.zeros(1)}):
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(InputError, match="not a state dict"):
             load_pretrained(encoder, str(tmp_path / "w.pth"))
-    (tmp_path / "w.pth").write_bytes(b"junk")
-    with pytest.raises(InputError, match="not a readable state dict"):
-        load_pretrained(encoder, str(tmp_path / "w.pth"))
+    for junk in (b"junk", b""):
+        (tmp_path / "w.pth").write_bytes(junk)
+        with pytest.raises(InputError, match="not a readable state dict"):
+            load_pretrained(encoder, str(tmp_path / "w.pth"))
     with pytest.raises(InputError, match=r"none\.pth"):
         load_pretrained(encoder, str(tmp_path / "none.pth"))
     with pytest.raises(InputError, match=r"model\.name='convnext_bose'"):

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from s4g_ray.dataset import write_dataset
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation import PROTOCOLS, retrieval_metrics, retrieve
 from s4g_ray.neighbors import metres_between
 from s4g_ray.ranking import normalise
+from s4g_ray.scoring import score
+from tests.conftest import tables
 
 
 def scores_loop(q: NDArray[Any], r: NDArray[Any]) -> list[list[float]]:
@@ -267,3 +272,26 @@ def test_a_first_reference_of_unknown_place_is_a_miss_within_any_radius() -> Non
     )
     assert (found["recall@1_within_50m"], found["recall@5_within_50m"]) == (0, 1)
     assert "median_error_m" not in found
+
+
+def test_vectors_of_any_norm_are_ranked_by_their_direction() -> None:
+    directions = np.array([[1, 0], [1, 1], [0, 1]], dtype=np.float32)
+    r = directions * np.array([[1e-25], [1e20], [1e-20]], dtype=np.float32)
+    found = retrieve(directions * np.float32(1e19), r, np.arange(3), np.arange(3))
+    assert found.ranks.tolist() == [[1, 1, 1], [1, 1, 1]]
+    np.testing.assert_allclose(np.linalg.norm(normalise(r, np.arange(3), ""), axis=1), 1, rtol=1e-6)
+
+
+def test_references_of_the_gallery_that_queries_show_are_no_distractors(tmp_path: Path) -> None:
+    """A data set whose test references are all of split `gallery` has scores in both protocols."""
+    references, queries = tables(6)
+    split = pa.array(["train"] * 2 + ["gallery"] * 4)
+    references = references.set_column(references.column_names.index("split"), "split", split)
+    test = queries.slice(0, 5).set_column(5, "split", pa.array(["train"] * 2 + ["test"] * 3))
+    dataset = write_dataset(str(tmp_path), references, test, name="n")
+    shown, gallery = dataset.table("queries", ["test"]), dataset.table("references", ["test", "gallery"])
+    vectors = np.eye(4, dtype=np.float32)
+    found = score(dataset, "test", shown, gallery, (vectors[:3], vectors), radii_m=(50,))
+    assert [found.metrics[p]["references"] for p in PROTOCOLS] == [4, 3]
+    assert [found.metrics[p]["recall@1"] for p in PROTOCOLS] == [1, 1]
+    assert found.of("strict")["paper"] == {"references": 3}

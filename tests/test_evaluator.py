@@ -153,8 +153,19 @@ def test_an_export_and_its_weights_evaluate_exactly_as_the_run_does(vigor_run: M
         for protocol in PROTOCOLS:
             wanted = evaluated_by_hand(config, dataset, "test", protocol)
             assert {k: found.score.metrics[protocol][k] for k in wanted} == pytest.approx(wanted)
-    with pytest.raises(InputError, match="holds a model already"):
-        export(config.run_dir, str(target))
+    for name in ("model.pth", "model.json", "run.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("kept")
+        with pytest.raises(InputError, match=f"holds {name} already"):
+            export(config.run_dir, str(tmp_path / name))
+        assert (tmp_path / name / name).read_text() == "kept"
+    for key in ("data", "architecture", "format"):
+        value = json.loads((target / "model.json").read_text())
+        del value[key]
+        (tmp_path / "damaged").mkdir(exist_ok=True)
+        (tmp_path / "damaged/model.json").write_text(json.dumps(value))
+        with pytest.raises(InputError, match=r"lacks its architecture|is not of format"):
+            evaluate(str(tmp_path / "damaged"), dataset.uri)
 
 
 def test_fields_of_view_share_the_gallery_and_are_those_of_the_images(cvusa_run: Made, tmp_path: Path) -> None:
@@ -174,11 +185,15 @@ def test_fields_of_view_share_the_gallery_and_are_those_of_the_images(cvusa_run:
         order = np.argsort(stored.ids)
         np.testing.assert_allclose(stored.vectors[order], wanted, atol=2e-3)  # the run computes in fp16
     assert (out / "result.json").exists()
-    kept = ["queries-fov=360-random", "queries-fov=90-random", "references", "result.json"]
+    kept = ["evaluation.json", "queries-fov=360-random", "queries-fov=90-random", "references", "result.json"]
+    with pytest.raises(InputError, match="holds a finished evaluation"):
+        evaluate(config.run_dir, dataset.uri, out=str(out))
     assert sorted(path.name for path in out.iterdir()) == kept
     (out / "result.json").unlink()  # as if it had been interrupted before the end
     shutil.rmtree(out / "queries-fov=90-random")
     before = (out / "references/_MANIFEST.json").stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"was begun with .*'seed': 1.*, not .*'seed': 5"):
+        evaluate(config.run_dir, dataset.uri, overrides=["seed=5"], fovs=[360], heading="random", out=str(out))
     again = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
     assert [e.score.metrics for e in again] == [e.score.metrics for e in found]
     assert (out / "references/_MANIFEST.json").stat().st_mtime_ns == before
@@ -301,7 +316,7 @@ def test_sources_that_cannot_be_evaluated_are_refused(synthetic: GeoDataset, tmp
         ([], {"fovs": [0]}, "query_fov_deg"),
         (["data.query_heading=known"], {}, "24 of 24 test queries have no heading_deg"),
         (["data.query_heading=as_is"], {}, r"w\.pth.* does not fit Encoder: missing model"),
-        (["data.query_heading=as_is"], {"out": str(tmp_path)}, "holds w.pth; remove it"),
+        (["data.query_heading=as_is"], {"out": str(tmp_path)}, "was not begun by an evaluation"),
         (["data.size=3"], {}, "unknown key 'data.size'"),
     ):
         with pytest.raises(InputError, match=message):

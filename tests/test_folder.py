@@ -104,7 +104,8 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
         (2, 0, None, None),
     ]
     assert said == [
-        f"queries left out, as no reference has their key: 1, the first 'elsewhere' at {source}/queries.csv, line 5"
+        f"queries left out, as no reference has their key: 1, the first 'elsewhere' at {source}/queries.csv, line 5",
+        "no test queries: nothing to evaluate on",
     ]
     with pytest.raises(InputError, match=r"references\.csv, line 4: without coordinates .* give split_column"):
         folder.convert(source, str(tmp_path / "e"), pair="key")
@@ -198,6 +199,7 @@ def test_missing_images_are_counted_and_never_change_what_is_nearest(tmp_path: P
         "missing images: 3, left out with their rows: t/a.png, t/d.png, p/1.jpg",
         "train queries left out, as their place has no train reference: 1",
         "test queries that evaluation leaves out, as their place has no reference: 1",
+        "no train queries: nothing to train on",
     ]
     with pytest.raises(InputError, match=re.escape("missing images: 3, left out with their rows: t/a.png, t/d.png")):
         folder.convert(source, str(tmp_path / "e"), split_column="split", strict=True)
@@ -217,7 +219,7 @@ GOOD = "a.jpg,1,2,k,train,0,5"
         ("b.jpg,1,2,k,training,0,6", "split='training' is none of train, val, test"),
         ("b.jpg,1,2,k,gallery,0,6", "split='gallery' is none of train, val, test"),
         ("b.jpg,1,2,k,train,north,6", "heading='north' is not a number"),
-        ("b.jpg,1,2,k,train,inf,6", "heading=inf is not finite"),
+        ("b.jpg,1,2,k,train,inf,6", "heading=inf is not within -360..360"),
         ("b.jpg,1,2,k,train,0,-1", "id='-1' is not a whole number from 0 on"),
         ("b.jpg,1,2,k,train,0,", "id is empty; give every row one"),
         (",1,2,k,train,0,6", "path is empty"),

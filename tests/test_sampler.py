@@ -167,3 +167,13 @@ def test_impossible_sizes_are_refused() -> None:
         plan_batches(
             make_pairs([1, 2]), None, batch_size=2, num_hard_negatives=9, neighbor_pool_size=8, seed=0, epoch=0
         )
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_a_place_that_bars_nearly_all_others_costs_little_more_than_itself(share: float) -> None:
+    places = np.arange(400)
+    others = places[1 : 1 + int(share * 399)]
+    hub = NeighborGraph(np.array([0]), others[None, :])
+    for epoch in range(12):
+        plan = plan_batches(make_pairs(places.tolist()), None, batch_size=8, seed=0, epoch=epoch, exclusions=hub)
+        assert plan.stats.num_left_out <= 8

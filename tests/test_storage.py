@@ -82,6 +82,15 @@ def test_memory_file_system_works_like_a_local_one() -> None:
     assert not storage.exists(uri)
 
 
+@pytest.mark.parametrize(("offset", "length"), [(0, 10**12), (3, 10**12), (9, 1), (10**12, 5)])
+def test_a_range_past_the_end_is_refused_without_asking_for_its_memory(
+    tmp_path: Path, offset: int, length: int
+) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    with pytest.raises(EOFError, match=rf"{length} bytes wanted from offset {offset}"):
+        storage.read_bytes(str(tmp_path / "a"), offset, length)
+
+
 def test_an_empty_object_named_as_a_folder_is_not_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles of object stores make such markers, and listings give them back."""
 

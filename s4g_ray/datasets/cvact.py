@@ -142,7 +142,7 @@ class _Mat:
         try:
             stream: Any = io.BytesIO(files.read_bytes(MAT))  # the stubs know paths alone
             found = scipy.io.loadmat(stream, variable_names=wanted)
-        except (ValueError, TypeError, OSError, NotImplementedError, MatReadError, zlib.error) as error:
+        except (ValueError, TypeError, OSError, NotImplementedError, IndexError, MatReadError, zlib.error) as error:
             raise InputError(f"{uri} is not a MATLAB 5 file: {error}") from error
         missing = [name for name in wanted if name not in found]
         if missing:
@@ -172,7 +172,9 @@ class _Mat:
 
 def _text(entry: Any) -> str:
     """A panorama's name, from a cell (an array of one string) or a row of a character matrix (padded)."""
-    return str(entry.item() if isinstance(entry, np.ndarray) and entry.size == 1 else entry).strip()
+    while isinstance(entry, np.ndarray) and entry.size == 1:
+        entry = entry.item()
+    return str(entry).strip()
 
 
 def _rows(uri: str, name: str, struct: Any, num_rows: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from s4g_ray import storage
 from s4g_ray.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, silent, valid_position
+from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, valid_position
 from s4g_ray.errors import InputError
 
 SPLIT_FILES = {"splits/train-19zl.csv": "train", "splits/val-19zl.csv": "test"}
@@ -71,7 +71,7 @@ def _pairs(files: Source) -> Iterator[_Pair]:
         for at, line in files.lines(name):
             fields = [field.strip() for field in line.split(",")]
             stem = PurePosixPath(fields[0]).stem
-            if len(fields) < 2 or not fields[1] or not (stem.isascii() and stem.isdigit()):
+            if len(fields) < 2 or not fields[1] or not is_number(stem):
                 raise InputError(f"{at}: {line!r} is not NUMBER.jpg,PANORAMA.jpg,...; restore the file")
             if int(stem) in seen:
                 raise InputError(f"{at}: id {int(stem)} stands already at {seen[int(stem)]}; remove one")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -16,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray import storage
 from s4g_ray.dataset import SPLITS, GeoDataset, View, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, silent, valid_position
+from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, valid_position
 from s4g_ray.errors import InputError
 from s4g_ray.neighbors import metres_between, unit_sphere
 
@@ -215,11 +214,11 @@ class _Columns:
         if "split" in values and split not in SPLITS[self.view]:
             raise InputError(f"{at}: {self.name('split')}={split!r} is none of {', '.join(SPLITS[self.view])}")
         identity = values.get("id", str(number))
-        if not (identity.isascii() and identity.isdigit() and int(identity) < 2**63):
+        if not is_number(identity):
             raise InputError(f"{at}: {self.name('id')}={identity!r} is not a whole number from 0 on")
         heading = self._number(at, "heading", values.get("heading", ""))
-        if heading is not None and not math.isfinite(heading):
-            raise InputError(f"{at}: {self.name('heading')}={heading} is not finite; leave it empty where unknown")
+        if heading is not None and not abs(heading) <= 360:
+            raise InputError(f"{at}: {self.name('heading')}={heading} is not within -360..360; or leave it empty")
         region = values.get("region") or None
         return _Entry(at, int(identity), values["path"], lat, lon, values.get("key", ""), split, region, heading)
 

@@ -27,6 +27,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_LISTED]) + more
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number from 0 on that an id can hold."""
+    return text.isascii() and text.isdigit() and int(text) < 2**62
+
+
 def valid_position(lat: float, lon: float) -> bool:
     """Whether these are WGS84 degrees (NaN is not)."""
     return abs(lat) <= 90 and abs(lon) <= 180
@@ -171,6 +176,9 @@ class Source:
             self.note(f"pairs left out for a missing image: {self._num_broken_pairs:,}")
         queries = self._with_train_reference(references, queries)
         self._count_unmatched(references, queries)
+        for split, words in (("train", "nothing to train on"), ("test", "nothing to evaluate on")):
+            if not any(row.split in (split, "val" if split == "test" else split) for row in queries):
+                self.note(f"no {split} queries: {words}")
         for line in self._notes:
             self._report(line)
         for view, rows in (("references", references), ("queries", queries)):

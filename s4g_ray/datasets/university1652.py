@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from s4g_ray import storage
 from s4g_ray.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, silent, some
+from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, some
 from s4g_ray.errors import InputError
 
 VIEW_NAMES = {
@@ -128,7 +128,11 @@ def _images(files: Source, folders: Sequence[_Folder]) -> Iterator[_Image]:
 
 def _buildings(files: Source, folder: str) -> list[str]:
     names = sorted(name for name in files.names(folder) if not name.startswith("."))
+    stray = [name for name in names if "." in name]  # a file, such as Thumbs.db
+    if stray:
+        files.note(f"files of {folder} left out, as they are no building's folder: {some(stray)}")
+    names = [name for name in names if name not in stray]
     for name in names:
-        if not (name.isascii() and name.isdigit()):
+        if not is_number(name):
             raise InputError(f"{files.join(folder)} holds {name!r}, which is no building's number; remove it")
     return sorted(names, key=int)
