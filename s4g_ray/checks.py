@@ -15,30 +15,35 @@ from s4g_ray.errors import InputError
 
 
 def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
-    """Raises InputError for what a configuration asks and a data set cannot give."""
-    pairs = dataset.pairs(config.data.train_split)
-    paired = len(np.unique(pairs.place_ids))
-    if paired < config.train.batch_size:
-        raise InputError(
-            f"train.batch_size={config.train.batch_size} exceeds the {paired} places with pairs of split"
-            f" {config.data.train_split!r} in {dataset.uri}; lower it: no place stands twice in a batch"
-        )
+    """Raises InputError for what a configuration asks and a data set cannot give: a line for each fault."""
     check_test_split(config, dataset)
     check_headings(config, dataset, config.data.train_split)
-    if config.sampling.mode == "random":
-        return
-    places = train_places(config, dataset)
+    places, faults = train_places(config, dataset), []
+    if len(places.ids) < config.train.batch_size:
+        faults.append(
+            f"train.batch_size={config.train.batch_size} exceeds the {len(places.ids)} places with pairs of split"
+            f" {config.data.train_split!r} in {dataset.uri}; lower it: no place stands twice in a batch"
+        )
+    if config.sampling.mode != "random":
+        faults += _sampling_faults(config, places)
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
+    faults = []
     if config.sampling.neighbor_pool_size > len(places.ids) - 1:
-        raise InputError(
+        faults.append(
             f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} is too large for the"
             f" {len(places.ids)} places of the train split; at most {len(places.ids) - 1} is possible"
         )
     unknown = int(np.isnan(places.lat).sum())
     if unknown:
-        raise InputError(
+        faults.append(
             f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown} train places"
             " have no lat and lon; add them, or use sampling.mode=random"
         )
+    return faults
 
 
 def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
@@ -60,7 +65,7 @@ def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
     if config.data.query_heading == "known" and not np.isfinite(headings).all():
         raise InputError(
             f"data.query_heading=known, but {int((~np.isfinite(headings)).sum())} of {len(headings)} {split} queries"
-            " have no heading_deg; add it, or use as_is or random"
+            " have no heading_deg; add it, or set data.query_heading=as_is (what is no panorama is never turned)"
         )
 
 

@@ -56,7 +56,7 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class EmbeddingReport:
-    """What an embedding job did. warm_images_per_s is that of its actors once they are started."""
+    """What an embedding job did: how many images it embedded, and its actors' rate once they are started."""
 
     images: int
     seconds: float
@@ -103,8 +103,8 @@ def embed(
             raise BadImageError(
                 f"none of the {len(tables[view])} {view} could be decoded: {[*bad, 'there are none'][0]}"
             )
-    _publish(target, results, stamp, splits)
-    return EmbeddingReport(total, time.perf_counter() - started, warm_rate(results), bad)
+    _publish(target, results, stamp, splits, bad)
+    return EmbeddingReport(total - len(bad), time.perf_counter() - started, warm_rate(results), bad)
 
 
 def _reason(error: RayError) -> str:
@@ -281,10 +281,12 @@ def _raise_fault(row: Row) -> None:
         raise RunError(row["message"])
 
 
-def _publish(target: str, results: list[Row], stamp: storage.Stamp, splits: Sequence[str]) -> None:
+def _publish(
+    target: str, results: list[Row], stamp: storage.Stamp, splits: Sequence[str], bad: tuple[str, ...]
+) -> None:
     ordered = sorted(results, key=lambda row: (row["view"], row["part"]))
     parts = [
         storage.Part(f"{r['view']}/part-{r['part']:05d}.parquet", r["rows"], r["num_bytes"], r["sha256"])
         for r in ordered
     ]
-    storage.publish(target, "embeddings", parts, stamp, {"splits": list(splits)})
+    storage.publish(target, "embeddings", parts, stamp, {"splits": list(splits), "bad_images": list(bad)})

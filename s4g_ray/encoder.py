@@ -214,6 +214,8 @@ def read_state(uri: str) -> StateDict:
     Raises InputError when the file is missing, or is no state dict.
     """
     path = storage.resolve_package(storage.absolute(uri))
+    if storage.exists(storage.join(path, WEIGHTS)):  # an export's folder
+        path = storage.join(path, WEIGHTS)
     try:
         data = storage.read_bytes(path)
     except OSError as error:
@@ -224,11 +226,13 @@ def read_state(uri: str) -> StateDict:
         else:
             state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:  # both libraries raise errors of many kinds for a damaged file
-        raise InputError(f"{uri}: not a readable state dict: {first_line(error)}") from error
+        reason = f"damaged, or not tensors alone ({type(error).__name__}); only those are loaded"
+        raise InputError(f"{uri}: not a readable state dict: {reason}") from error
     items = state.items() if isinstance(state, Mapping) else ()
     if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
         return dict(items)
-    raise InputError(f"{uri}: not a state dict: {type(state).__name__}, where names of tensors are wanted")
+    held = f"its keys are {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else "it is none at all"
+    raise InputError(f"{uri}: not a state dict, which has a tensor for each name: {held}; save that alone")
 
 
 def first_line(error: Exception) -> str:
@@ -278,5 +282,8 @@ def _load_strictly(module: nn.Module, state: StateDict, source: str) -> None:
     ]
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
-        raise InputError(f"{source} does not fit {type(module).__name__}: {shown}")
+        raise InputError(
+            f"{source} does not fit {type(module).__name__}, {len(wanted)} tensors ({len(faults)} faults; is model.name"
+            f" right?): {shown}"
+        )
     module.load_state_dict(dict(state))

@@ -37,13 +37,16 @@ class Evaluation:
     fov_deg: float
     heading: str
     score: Score
+    made_with: dict[str, Any]  # source, weights, sizes, precision, data set's fingerprint
+    bad_images: tuple[str, ...] = ()  # left out, with reasons
 
     def as_dict(self, protocols: Sequence[Protocol] = PROTOCOLS) -> dict[str, Any]:
         """Plain values, for JSON."""
         chosen: dict[str, Any] = {p: self.score.metrics[p] for p in protocols}
         regions = {name: {p: metrics[p] for p in protocols} for name, metrics in self.score.regions.items()}
         where = {"dataset": self.dataset, "split": self.split, "fov_deg": self.fov_deg, "heading": self.heading}
-        return {**where, **chosen, "regions": regions}
+        left_out = {"bad_images": list(self.bad_images)}
+        return {**where, **chosen, "regions": regions, **left_out, "made_with": self.made_with}
 
 
 def evaluate(
@@ -76,6 +79,11 @@ def evaluate(
     configs = [_with_data(base, query_fov_deg=fov, query_heading=heading) for fov in fovs or [base.data.query_fov_deg]]
     check_test_split(configs[0], dataset)
     made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(opened.numerics_for(base))}
+    data = base.data
+    reporter.line(
+        f"{base.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
+        f" {data.reference_size[0]}x{data.reference_size[1]}, {made_with['precision']}, split {data.test_split}"
+    )
     with _work_folder(out, made_with) as folder:
         encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
         with ray_session(base) as cluster:
@@ -138,6 +146,7 @@ class _Job:
         reporter: Reporter,
     ) -> None:
         self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
+        self.source, self.bad_images = source, dict[str, tuple[str, ...]]()
         self.numerics = source.numerics_for(config)
         self.checkpoint = source.checkpoint or storage.join(folder, "checkpoint")
         if source.checkpoint is None:
@@ -148,7 +157,8 @@ class _Job:
         uri, split = storage.join(self.folder, name), config.data.test_split
         stamp = stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         if storage.is_published(uri):
-            storage.open_published(uri, "embeddings", stamp)
+            manifest = storage.open_published(uri, "embeddings", stamp)
+            self.bad_images[name] = tuple(manifest.info["bad_images"])
             self.reporter.line(f"{name} are embedded already")
             return uri
         with self.reporter.stage(f"embedding {name} of {split}") as update:
@@ -156,9 +166,11 @@ class _Job:
                 config, self.dataset, self.checkpoint, uri, splits=[split], numerics=self.numerics, views=[view],
                 stamp=stamp, on_progress=update,
             )  # fmt: skip
-        self.reporter.line(f"embedded {report.images} {name} in {report.seconds:.0f} s")
+        self.bad_images[name] = report.bad_images
+        left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
+        self.reporter.line(f"embedded {report.images} {name}{left_out} in {report.seconds:.0f} s")
         for reason in report.bad_images[:10]:
-            self.reporter.line(f"  left out: {reason}")
+            self.reporter.line(f"  {reason}")
         if len(report.bad_images) > 10:
             self.reporter.line(f"  and {len(report.bad_images) - 10} more")
         return uri
@@ -166,14 +178,23 @@ class _Job:
     def evaluate(self, config: RunConfig) -> Evaluation:
         """Embed the queries as one field of view shows them, and score them."""
         data = config.data
-        uri = self.embed(config, "queries", f"queries-fov={data.query_fov_deg:g}-{data.query_heading}")
+        name = f"queries-fov={data.query_fov_deg:g}-{data.query_heading}"
+        uri = self.embed(config, "queries", name)
         with self.reporter.stage("scoring"):
             found = score_tables(
                 self.dataset, data.test_split, uri, storage.join(self.folder, "references"),
                 stamp=stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint),
                 radii_m=config.evaluation.radii_m,
             )  # fmt: skip
-        return Evaluation(self.dataset.name, data.test_split, data.query_fov_deg, data.query_heading, found)
+        info = storage.open_published(self.checkpoint, "checkpoint").info
+        made_with = {
+            "source": self.source.uri, "model": config.model.name, "epoch": info["epoch"],
+            "weights_sha256": info["weights_sha256"], "query_size": list(data.query_size),
+            "reference_size": list(data.reference_size), **asdict(self.numerics), "seed": config.seed,
+            "dataset_fingerprint": self.dataset.fingerprint,
+        }  # fmt: skip
+        where = self.dataset.name, data.test_split, data.query_fov_deg, data.query_heading
+        return Evaluation(*where, found, made_with, self.bad_images["references"] + self.bad_images[name])
 
 
 COUNTS = ("queries", "queries_without_reference", "references")
@@ -191,7 +212,9 @@ def evaluation_tables(results: Sequence[Evaluation], protocols: Sequence[Protoco
         for result in results
         for label, row in _columns(result.score.metrics, protocols)
     ]
-    table = Table(title=f"{results[0].dataset}, split {results[0].split}", title_justify="left")
+    left_out = len(results[0].bad_images)
+    title = f"{results[0].dataset}, split {results[0].split}" + (f" ({left_out} images left out)" if left_out else "")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for label, _ in columns:
         table.add_column(label, justify="right")
@@ -217,7 +240,7 @@ def _region_table(result: Evaluation, protocols: Sequence[Protocol]) -> Table:
 
 def _columns(metrics: dict[Protocol, Metrics], protocols: Sequence[Protocol]) -> list[tuple[str, Metrics]]:
     if len({tuple(metrics[p].items()) for p in protocols}) == 1:
-        return [(", ".join(protocols), metrics[protocols[0]])]
+        return [(" = ".join(protocols), metrics[protocols[0]])]
     return [(p, metrics[p]) for p in protocols]
 
 

@@ -74,6 +74,7 @@ def find_checkpoint(run: str, epoch: int | None = None) -> str:
 class Source:
     """Where an encoder comes from: its configuration, and a run's checkpoint or else model.pretrained."""
 
+    uri: str
     config: RunConfig
     checkpoint: str | None = None
     numerics: Numerics | None = None  # what a run chose
@@ -99,7 +100,7 @@ def open_source(uri: str, data_uri: str, *, config: RunConfig | None = None, epo
         checkpoint = find_checkpoint(path, epoch)
         chosen = storage.read_json(storage.join(path, "run.json")).get("numerics")
         config = config or load_config(storage.join(path, "config.yaml"))
-        return Source(_on(config, data_uri), checkpoint, Numerics(**chosen) if chosen else None)
+        return Source(path, _on(config, data_uri), checkpoint, Numerics(**chosen) if chosen else None)
     folder = path.rpartition("/")[0] if is_file else path
     description = storage.join(folder, DESCRIPTION)
     weights = path if is_file else storage.join(path, WEIGHTS)
@@ -111,7 +112,7 @@ def open_source(uri: str, data_uri: str, *, config: RunConfig | None = None, epo
     if epoch is not None:
         raise InputError(f"{uri} is no run's folder: it has no epochs to choose from")
     model = config.model.model_copy(update={"pretrained": weights})
-    return Source(_on(config.model_copy(update={"model": model}), data_uri))
+    return Source(path, _on(config.model_copy(update={"model": model}), data_uri))
 
 
 def _on(config: RunConfig, data_uri: str) -> RunConfig:

@@ -381,5 +381,6 @@ def _shared_places(rows: Inventory, split: str) -> Finding:
     shared = np.intersect1d(held_out, rows.place_ids[rows.rows("queries", "train")])
     values = {"split": split, "places": len(held_out), "shared": len(shared)}
     text = f"{len(shared):,} of {plural(len(held_out), f'{split} place')} also with train queries"
-    lines = (f"place_ids {', '.join(map(str, shared[:NUM_EXAMPLES]))}",) if len(shared) else ()
+    more = f" and {len(shared) - NUM_EXAMPLES:,} more" if len(shared) > NUM_EXAMPLES else ""
+    lines = (f"place_ids {', '.join(map(str, shared[:NUM_EXAMPLES]))}{more}",) if len(shared) else ()
     return Finding("note" if len(shared) else "ok", "leakage", text, lines, values)

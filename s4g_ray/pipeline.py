@@ -53,9 +53,9 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     check_against_dataset(config, dataset)
     folder = RunFolder.open(config, dataset, resume=resume)
     start = storage.latest_version(folder.path("checkpoints"), "epoch")
-    encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
     with ray_session(config) as cluster:
-        check_resources(config, cluster)
+        check_resources(config, cluster)  # before weights are looked for, or downloaded
+        encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
         folder.start()
         return _Run(config, dataset, folder, encoder, reporter or Reporter()).go(start)
 
@@ -251,7 +251,8 @@ class _Run:
             "embedding", epoch=epoch, splits=splits, images=report.images, seconds=report.seconds,
             warm_images_per_s=report.warm_images_per_s, bad_images=len(report.bad_images),
         )  # fmt: skip
-        self.reporter.line(f"           embedded {report.images} images in {report.seconds:.0f} s")
+        left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
+        self.reporter.line(f"           embedded {report.images} images{left_out} in {report.seconds:.0f} s")
 
     def _mine(self, epoch: int) -> None:
         uri, cfg = self._embeddings_uri(epoch), self.config.mining

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 
 from s4g_ray.datasets import cvact
 from s4g_ray.errors import InputError
@@ -137,8 +138,8 @@ def utm_with(row: int, values: tuple[float, float]) -> Any:
         ({"valSet": {"valNum": 2, "valInd": np.array([0, 5])}}, r"valSet\.valInd holds 0"),
         ({"valSet": {"valNum": 2, "valInd": np.array([4.5])}}, r"valSet\.valInd holds 4\.5"),
         ({"valSet": {"valNum": 2, "valInd": "five"}}, r"valSet\.valInd does not hold numbers"),
-        ({"valSet": {"valInd": np.array([5])}}, "valSet is not one struct of two fields"),
-        ({"valSet": np.array([5])}, "valSet is not one struct of two fields"),
+        ({"valSet": {"other": np.array([5])}}, r"valSet is not one struct with a field valInd.*it has \('other',\)"),
+        ({"valSet": np.array([5])}, "valSet is not one struct with a field valInd"),
         ({"valSet": {"valNum": 2, "valInd": np.array([4, 5])}}, "trainSet and valSet share 1 rows, the first 4"),
     ],
 )
@@ -181,3 +182,14 @@ def test_a_wrong_layout_says_what_is_wanted_and_there(tmp_path: Path) -> None:
         "nearest: 'ANU_data_small', which lacks ANU_data_small/satview_polish"
         " (ANU_data_small holds satview, streetview)",
     ]
+
+
+@pytest.mark.parametrize("fields", [["valInd"], ["valInd", "valNum"], ["valNum", "rows"]])
+def test_the_rows_are_found_by_name_or_else_in_the_second_field(tmp_path: Path, fields: list[str]) -> None:
+    source = cvact_tree(tmp_path / "s")
+    values: dict[str, Any] = {"valInd": np.array([[5], [6]]), "valNum": 2, "rows": np.array([[5], [6]])}
+    mat = scipy.io.loadmat(str(source / "ACT_data.mat"))
+    kept = {name: value for name, value in mat.items() if not name.startswith("__")}
+    save_cvact_mat(source / "ACT_data.mat", **{**kept, "valSet": {name: values[name] for name in fields}})
+    dataset = cvact.convert(str(source), str(tmp_path / "d"))
+    assert dataset.table("queries", ["val"]).ids.tolist() == [4, 5]

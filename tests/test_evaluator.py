@@ -145,7 +145,7 @@ def test_an_export_and_its_weights_evaluate_exactly_as_the_run_does(vigor_run: M
     trained = load_encoder(config.model, find_checkpoint(config.run_dir))
     state = torch.load(target / "model.pth", weights_only=True)
     assert list(state) == ["logit_scale", *(f"model.{key}" for key in trained.model.state_dict())]
-    for name in ("model.pth", "model.safetensors"):
+    for name in ("model.pth", "model.safetensors", ""):
         again = Encoder.build(config.model.model_copy(update={"pretrained": str(target / name)}))
         assert encode_weights(again) == encode_weights(trained) == (target / "model.safetensors").read_bytes()
     for source in (str(target), str(target / "model.pth"), config.run_dir):
@@ -218,6 +218,8 @@ def test_weights_trained_on_one_data_set_are_evaluated_on_another(cvusa_run: Mad
     text = rendered(evaluation_tables([found]))
     assert "by region" in text
     assert "Chicago" in text
+    made_with = found.as_dict()["made_with"]
+    assert (made_with["source"], made_with["epoch"], made_with["query_size"]) == (config.run_dir, 2, [32, 131])
     assert found.as_dict(["paper"]).keys() >= {"paper", "regions", "fov_deg"}
 
 
@@ -264,11 +266,25 @@ def test_cvact_is_scored_on_val_and_on_test_within_five_metres(ray_cluster: None
 def test_weights_are_used_in_the_precision_of_their_configuration_and_runs_in_their_own(tmp_path: Path) -> None:
     config = load_config(CONFIGS / "cvusa.yaml", ["train.precision=fp16", "train.channels_last=auto"])
     auto = config.model_copy(update={"train": config.train.model_copy(update={"precision": "auto"})})
-    assert Source(config).numerics_for(config) == Numerics("fp16")
-    assert Source(auto).numerics_for(auto) == Numerics("fp32")
+    assert Source("x", config).numerics_for(config) == Numerics("fp16")
+    assert Source("x", auto).numerics_for(auto) == Numerics("fp32")
     chosen = Numerics("bf16", channels_last=True)
-    assert Source(auto, "checkpoint", chosen).numerics_for(auto) == chosen
-    assert Source(auto, "checkpoint", chosen).numerics_for(config) == Numerics("fp16")
+    assert Source("x", auto, "checkpoint", chosen).numerics_for(auto) == chosen
+    assert Source("x", auto, "checkpoint", chosen).numerics_for(config) == Numerics("fp16")
+
+
+def test_images_that_are_left_out_are_counted_and_listed_with_the_result(ray_cluster: None, tmp_path: Path) -> None:
+    dataset = cvusa.convert(str(cvusa_tree(tmp_path / "source", train=2, test=4)), str(tmp_path / "data"))
+    broken = dataset.table("references", ["test"]).uris[1]
+    Path(broken).write_bytes(b"")
+    sizes = ["data.query_size=[32,64]", "data.reference_size=[48,48]", "train.precision=fp32"]
+    config = paper_config("cvusa", tmp_path, dataset, *sizes, "data.on_bad_image=skip")
+    torch.save(Encoder.build(config.model).state_dict(), tmp_path / "published.pth")
+    (found,) = evaluate(str(tmp_path / "published.pth"), dataset.uri, config=config)
+    (reason,) = found.as_dict()["bad_images"]
+    assert broken in reason
+    assert found.score.metrics["strict"]["queries_without_reference"] == 1
+    assert "(1 images left out)" in rendered(evaluation_tables([found]))
 
 
 def test_university_is_scored_with_its_distractors_and_as_published_without(ray_cluster: None, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_missing_images_are_counted_and_never_change_what_is_nearest(tmp_path: P
         "test queries that evaluation leaves out, as their place has no reference: 1",
         "no train queries: nothing to train on",
     ]
-    with pytest.raises(InputError, match=re.escape("missing images: 3, left out with their rows: t/a.png, t/d.png")):
+    with pytest.raises(InputError, match=re.escape("missing images: 3: t/a.png, t/d.png")):
         folder.convert(source, str(tmp_path / "e"), split_column="split", strict=True)
 
 

@@ -235,7 +235,10 @@ def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(tmp
         "nearest: 'near', which lacks train/satellite (train holds drone, street); test/q",
         "remedy",
     ]
-    with pytest.raises(InputError, match="it holds nothing, or is not there"):
+    trees.cvact_tree(tmp_path / "other")
+    with pytest.raises(InputError, match="this looks like cvact: s4g convert cvact"):
+        cvusa.convert(str(tmp_path / "other"), str(tmp_path / "x"))
+    with pytest.raises(InputError, match="none is empty, or is not there"):
         Source(str(tmp_path / "none")).choose(variants)
 
 
@@ -260,7 +263,7 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
         for number, (place, split) in enumerate([(5, "train"), (6, "train"), (6, "test"), (5, "test"), (7, "val")])
     ]
     views = {"references": "tile", "queries": "photo"}
-    with pytest.raises(InputError, match=r"missing images: 3, left out .*: x/gone\.jpg, gone\.jpg, no\.jpg; add them"):
+    with pytest.raises(InputError, match=r"missing images: 3: x/gone\.jpg, gone\.jpg, no\.jpg; add them"):
         source.write(str(tmp_path / "d"), references, queries, name="n", views=views, strict=True)
     assert said == []
     dataset = source.write(str(tmp_path / "d"), references, queries, name="n", views=views, strict=False)

@@ -141,7 +141,7 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
         "train queries left out, as their place has no train reference: 1",
         "test queries that evaluation leaves out, as their place has no reference: 1",
     ]
-    with pytest.raises(InputError, match=re.escape(f"missing images: 2, left out with their rows: {missing}")):
+    with pytest.raises(InputError, match=re.escape(f"missing images: 2: {missing}")):
         vigor.convert(str(source), str(tmp_path / "strict"), strict=True)
 
 

@@ -178,16 +178,18 @@ def _text(entry: Any) -> str:
 
 
 def _rows(uri: str, name: str, struct: Any, num_rows: int) -> list[int]:
-    """The second field of a struct, 1-based, as 0-based rows."""
+    """The field trainInd or valInd of a struct (else its second), 1-based, as 0-based rows."""
     fields: tuple[str, ...] = struct.dtype.names or ()
-    if len(fields) < 2 or struct.size != 1:
-        raise InputError(f"{uri}: {name} is not one struct of two fields or more; restore the file")
-    listed = np.ravel(struct.item()[1])
+    field = name.removesuffix("Set") + "Ind"
+    if struct.size != 1 or (field not in fields and len(fields) < 2):
+        raise InputError(f"{uri}: {name} is not one struct with a field {field}, 1-based rows; it has {fields}")
+    at = fields.index(field) if field in fields else 1
+    listed = np.ravel(struct.item()[at])
     if listed.dtype.kind not in "iuf":
-        raise InputError(f"{uri}: {name}.{fields[1]} does not hold numbers; restore the file")
+        raise InputError(f"{uri}: {name}.{fields[at]} does not hold numbers; restore the file")
     numbers = listed.astype(np.float64)
     faulty = ~((numbers >= 1) & (numbers <= num_rows) & (numbers == np.floor(numbers)))
     if faulty.any():
-        raise InputError(f"{uri}: {name}.{fields[1]} holds {listed[faulty][0]}, which is no row of 1 to {num_rows}")
+        raise InputError(f"{uri}: {name}.{fields[at]} holds {listed[faulty][0]}, which is no row of 1 to {num_rows}")
     rows: list[int] = (numbers.astype(np.int64) - 1).tolist()
     return rows

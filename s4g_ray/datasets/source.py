@@ -13,6 +13,12 @@ from s4g_ray.dataset import SCHEMAS, GeoDataset, write_dataset
 from s4g_ray.errors import InputError
 
 Report = Callable[[str], None]  # takes one line about what was left out
+SIGNS = {  # what lies at the top of the sources that have a converter
+    "cvusa": {"bingmap", "streetview"},
+    "cvact": {"ACT_data.mat"},
+    "vigor": {"splits", "Chicago"},
+    "university1652": {"train", "test"},
+}
 NUM_LISTED = 10  # names in one message
 NUM_LISTINGS = 16  # folders listed at a time: object stores answer slowly, but many at once
 
@@ -129,14 +135,20 @@ class Source:
         nearest = min(lacking, key=lambda name: len(lacking[name]))
         if not lacking[nearest]:
             return nearest
+        if not self.names():
+            raise InputError(f"{self.uri} is empty, or is not there")
         wanted = [f"layout {name!r} looks for {some(paths)}" for name, paths in variants.items()]
         lines = [
             f"{self.uri} has no layout that is known here; it holds {self._top()}",
             *wanted,
             f"nearest: {nearest!r}, which lacks {self._describe(lacking[nearest])}",
+            *([] if len(lacking[nearest]) < len(variants[nearest]) else self._guesses()),
             *([remedy] if remedy else []),
         ]
         raise InputError("\n".join(lines))
+
+    def _guesses(self) -> list[str]:
+        return [f"this looks like {name}: s4g convert {name}" for name, top in SIGNS.items() if top <= self.names()]
 
     def image(self, path: str) -> bool:
         """Whether an image is in its folder's listing; one that is not is remembered as missing."""
@@ -193,10 +205,10 @@ class Source:
     def _report_missing(self, strict: bool) -> None:
         if not self._missing:
             return
-        line = f"missing images: {len(self._missing):,}, left out with their rows: {some(list(self._missing))}"
+        count, shown = f"missing images: {len(self._missing):,}", some(list(self._missing))
         if strict:
-            raise InputError(f"{self.uri}: {line}; add them, or convert without --strict")
-        self._report(line)
+            raise InputError(f"{self.uri}: {count}: {shown}; add them, or convert without --strict")
+        self._report(f"{count}, left out with their rows: {shown}")
 
     def _with_train_reference(self, references: list[Row], queries: list[Row]) -> list[Row]:
         places = {row.place_id for row in references if row.split == "train"}

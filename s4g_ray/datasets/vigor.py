@@ -108,9 +108,12 @@ def _choose_layout(files: Source, area: Area, labels: Labels) -> _Layout:
     images = IMAGE_FOLDERS[files.choose(variants)]
     if labels == "original":
         return _Layout(images, original)
-    wanted = {path: [path.format(city=city, name=name) for city, name in names] for path in corrected}
+    wanted = {
+        folder: [path.format(city=city, name=name) for city, name in names]
+        for folder, path in zip(CORRECTED_FOLDERS, corrected, strict=True)
+    }
     remedy = "corrected labels are a separate download; give --labels original (labels='original') for the others"
-    return _Layout(images, files.choose(wanted, remedy))
+    return _Layout(images, corrected[CORRECTED_FOLDERS.index(files.choose(wanted, remedy))])
 
 
 @dataclass(frozen=True)
