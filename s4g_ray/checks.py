@@ -61,8 +61,10 @@ def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
 
 def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
     """Raises InputError when headings are to be used and some queries of a split have none."""
+    if config.data.query_heading != "known":
+        return
     headings = dataset.table("queries", [split]).headings
-    if config.data.query_heading == "known" and not np.isfinite(headings).all():
+    if not np.isfinite(headings).all():
         raise InputError(
             f"data.query_heading=known, but {int((~np.isfinite(headings)).sum())} of {len(headings)} {split} queries"
             " have no heading_deg; add it, or set data.query_heading=as_is (what is no panorama is never turned)"
@@ -78,13 +80,7 @@ def check_resources(config: RunConfig, cluster: Mapping[str, float], *, training
     num_workers = train.num_workers if training else 0
     wanted = {
         "CPU": (num_workers, train.cpus_per_worker, embedding.num_actors, embedding.cpus_per_actor, LOADER_CPUS),
-        "GPU": (
-            num_workers,
-            train.gpus,
-            embedding.num_actors,
-            embedding.gpus_per_actor,
-            0.0,
-        ),
+        "GPU": (num_workers, train.gpus, embedding.num_actors, embedding.gpus_per_actor, 0.0),
     }
     for name, (workers, each, actors, each_actor, loading) in wanted.items():
         total = workers * each + actors * each_actor + loading

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from s4g_ray import storage
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.ranking import pairs_by_place
 from s4g_ray.sampler import PairTable
 
 View = Literal["references", "queries"]
@@ -142,15 +143,10 @@ class GeoDataset:
         queries = self.queries.to_table(columns=columns, filter=chosen).sort_by("id")
         references = self.references.to_table(columns=columns, filter=chosen)
         references = references.sort_by([("place_id", "ascending"), ("id", "ascending")])
-        places = references["place_id"].to_numpy()
         query_places = queries["place_id"].to_numpy()
-        first = np.searchsorted(places, query_places, side="left")
-        count = np.searchsorted(places, query_places, side="right") - first
-        rows = np.repeat(np.arange(len(query_places)), count)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        reference_rows = np.repeat(first, count) + within
+        found = pairs_by_place(np.arange(len(query_places)), query_places, references["place_id"].to_numpy())
         return PairTable(
-            queries["id"].to_numpy()[rows], references["id"].to_numpy()[reference_rows], query_places[rows]
+            queries["id"].to_numpy()[found.rows], references["id"].to_numpy()[found.columns], query_places[found.rows]
         )
 
 

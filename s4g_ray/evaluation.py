@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray.errors import RunError
 from s4g_ray.neighbors import chord_of, metres_between, unit_sphere
-from s4g_ray.ranking import TIE, Block, Floats, Ints, Pairs, normalise
+from s4g_ray.ranking import TIE, Block, Floats, Ints, Pairs, normalise, pairs_by_place
 
 Bools = NDArray[np.bool_]
 Protocol = Literal["strict", "paper"]
@@ -155,7 +155,7 @@ def retrieve(
         raise ValueError(f"query embeddings have shape {query_embeddings.shape}, for {len(query_places)} places")
     if query_embeddings.shape[1] != references.shape[1]:
         raise ValueError(f"D differs: queries {query_embeddings.shape[1]}, references {references.shape[1]}")
-    own = _pairs_by_place(np.arange(len(query_places)), query_places, reference_places)
+    own = pairs_by_place(np.arange(len(query_places)), query_places, reference_places)
     semi = None if semi_positives is None else _semi_pairs(semi_positives, query_places, reference_places)
     around = None
     if query_latlon is not None and reference_latlon is not None:
@@ -181,13 +181,6 @@ def retrieve(
     return Retrieval(top, ranks, ap, len(references), some, literally, within, located, metres)
 
 
-def _pairs_by_place(rows: Ints, places: Ints, reference_places: Ints) -> Pairs:
-    """rows[n], ascending, and a place for each -> pairs with all references of the place."""
-    order = np.argsort(reference_places, kind="stable")
-    expanded = Pairs(reference_places[order], order).expand(places)
-    return Pairs(rows[expanded.rows], expanded.columns)
-
-
 def _semi_pairs(semi: Sequence[ArrayLike], query_places: Ints, reference_places: Ints) -> Pairs | None:
     """Pairs of queries with references of their semi-positive places; None when there is no such place."""
     if len(semi) != len(query_places):
@@ -195,7 +188,7 @@ def _semi_pairs(semi: Sequence[ArrayLike], query_places: Ints, reference_places:
     lists = [np.setdiff1d(np.asarray(s, np.int64), [place]) for s, place in zip(semi, query_places, strict=True)]
     rows = np.repeat(np.arange(len(lists)), [len(places) for places in lists])
     places = np.concatenate([np.zeros(0, np.int64), *lists])
-    return _pairs_by_place(rows, places, reference_places) if len(places) else None
+    return pairs_by_place(rows, places, reference_places) if len(places) else None
 
 
 def _own_ranks(block: Block, own: Pairs) -> tuple[Ints, NDArray[np.float64], NDArray[np.float64]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow.compute as pc
 from rich.table import Table
 
 from s4g_ray import storage
@@ -15,7 +16,7 @@ from s4g_ray.checks import check_resources, check_test_split
 from s4g_ray.config import RunConfig, override_config
 from s4g_ray.dataset import GeoDataset, View, open_dataset
 from s4g_ray.embedding import embed
-from s4g_ray.encoder import Encoder, load_encoder
+from s4g_ray.encoder import Encoder, Numerics, load_encoder
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS, Protocol
 from s4g_ray.export import Source, open_source
@@ -78,17 +79,17 @@ def evaluate(
     heading = heading or base.data.query_heading
     configs = [_with_data(base, query_fov_deg=fov, query_heading=heading) for fov in fovs or [base.data.query_fov_deg]]
     check_test_split(configs[0], dataset)
-    made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(opened.numerics_for(base))}
-    data = base.data
+    data, numerics = base.data, opened.numerics_for(base)
+    made_with = {"split": data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(
         f"{base.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
-        f" {data.reference_size[0]}x{data.reference_size[1]}, {made_with['precision']}, split {data.test_split}"
+        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split {data.test_split}"
     )
     with _work_folder(out, made_with) as folder:
         encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
         with ray_session(base) as cluster:
             check_resources(base, cluster, training=False)
-            job = _Job(opened, base, dataset, encoder, folder, reporter)
+            job = _Job(opened, numerics, dataset, encoder, folder, reporter)
             job.embed(configs[0], "references", "references")
             found = [job.evaluate(config) for config in configs]
         if out is not None:
@@ -98,7 +99,7 @@ def evaluate(
 
 def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> str:
     """The split asked for, else the configured one where the data set has it, else its only other one."""
-    held = [name for name in ("test", "val", "train") if len(dataset.table("queries", [name]))]
+    held = [name for name in ("test", "val", "train") if dataset.queries.count_rows(filter=pc.field("split") == name)]
     if wanted is None:
         wanted = configured if configured in held else next((s for s in held if s != "train"), configured)
     if wanted not in held:
@@ -139,15 +140,15 @@ class _Job:
     def __init__(
         self,
         source: Source,
-        config: RunConfig,
+        numerics: Numerics,
         dataset: GeoDataset,
         encoder: Encoder,
         folder: str,
         reporter: Reporter,
     ) -> None:
         self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
-        self.source, self.bad_images = source, dict[str, tuple[str, ...]]()
-        self.numerics = source.numerics_for(config)
+        self.source, self.numerics = source, numerics
+        self.bad_images: dict[str, tuple[str, ...]] = {}
         self.checkpoint = source.checkpoint or storage.join(folder, "checkpoint")
         if source.checkpoint is None:
             save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)

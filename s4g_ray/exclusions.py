@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s4g_ray.checks import Places
 from s4g_ray.config import RunConfig
@@ -34,8 +33,9 @@ def find_exclusions(config: RunConfig, dataset: GeoDataset, places: Places) -> P
 def semi_positive_pairs(dataset: GeoDataset, split: str) -> PlacePairs:
     """Each query's place with its semi-positive places."""
     semi = dataset.semi_positives(split)
-    ids = np.fromiter(semi, np.int64, len(semi))
+    if not semi:
+        return PlacePairs.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
     table = dataset.table("queries", [split])
-    own: NDArray[np.int64] = table.place_ids[table.rows(ids)] if len(ids) else ids
+    own = table.place_ids[table.rows(np.fromiter(semi, np.int64, len(semi)))]
     counts = [len(places) for places in semi.values()]
-    return PlacePairs.of(np.repeat(own, counts), np.concatenate([np.zeros(0, np.int64), *semi.values()]))
+    return PlacePairs.of(np.repeat(own, counts), np.concatenate(list(semi.values())))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from s4g_ray.dataset import VIEWS, GeoDataset, open_dataset
+from s4g_ray.dataset import VIEWS, GeoDataset, gallery_splits, open_dataset
 from s4g_ray.errors import InputError
 from s4g_ray.findings import NUM_EXAMPLES, Finding, Inspection, Level, findings_table, first_lines, plural
 from s4g_ray.inventory import (
@@ -176,7 +176,7 @@ def _matches(rows: Inventory) -> list[Finding]:
         findings.append(Finding("note", "places", text, first_lines(map(rows.label, unused)), {"unused": len(unused)}))
     for split in HELD_OUT:
         held_out = rows.rows("queries", split)
-        gallery = rows.place_ids[rows.rows("references", split, "gallery")]
+        gallery = rows.place_ids[rows.rows("references", *gallery_splits(split))]
         lost = held_out[~np.isin(rows.place_ids[held_out], gallery)]
         if len(lost):
             text = f"{len(lost):,} of {plural(len(held_out), f'{split} query', f'{split} queries')}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from s4g_ray import storage
-from s4g_ray.dataset import SPLITS, VIEWS, GeoDataset, View
+from s4g_ray.dataset import SPLITS, VIEWS, GeoDataset, View, gallery_splits
 from s4g_ray.neighbors import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
 from s4g_ray.progress import Update
 
@@ -153,7 +153,8 @@ def nearest_of_place(rows: Inventory) -> tuple[Rows, Rows]:
     found: list[tuple[Rows, Rows]] = []
     for split in ("train", *HELD_OUT):
         queries = rows.located(rows.rows("queries", split))
-        references = rows.located(rows.rows("references", split, *(["gallery"] if split in HELD_OUT else [])))
+        gallery = gallery_splits(split) if split in HELD_OUT else [split]
+        references = rows.located(rows.rows("references", *gallery))
         queries = queries[np.isin(places[queries], places[references])]
         if len(queries):
             of_queries, of_references = (

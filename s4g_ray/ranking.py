@@ -41,6 +41,13 @@ class Pairs:
         return Pairs(which, self.columns[np.repeat(first, counts) + within])
 
 
+def pairs_by_place(rows: Ints, places: Ints, reference_places: Ints) -> Pairs:
+    """rows[n], ascending, and a place for each -> pairs with all references of the place."""
+    order = np.argsort(reference_places, kind="stable")
+    expanded = Pairs(reference_places[order], order).expand(places)
+    return Pairs(rows[expanded.rows], expanded.columns)
+
+
 def normalise(embeddings: Floats, places: Ints, what: str, first: int = 0) -> NDArray[np.float32]:
     """L2-normalised float32 rows; `first` is the number of the first for the error."""
     if embeddings.ndim != 2 or len(embeddings) != len(places):

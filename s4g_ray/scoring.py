@@ -70,7 +70,7 @@ def score(
         semi_positives=[semi_by_id.get(int(i), none) for i in queries.ids] if semi_by_id else None,
         query_latlon=np.stack([queries.lat, queries.lon], axis=1),
         reference_latlon=np.stack([gallery.lat, gallery.lon], axis=1), radii_m=radii_m,
-        distractors=_distractors(dataset, split, queries, gallery),
+        distractors=_distractors(dataset, queries, gallery),
     )  # fmt: skip
     names = np.array([name or "" for name in queries.regions])
     regions = {}
@@ -81,7 +81,7 @@ def score(
     return Score({p: found[p].metrics(p) for p in PROTOCOLS}, regions)
 
 
-def _distractors(dataset: GeoDataset, split: str, queries: ImageTable, gallery: ImageTable) -> NDArray[np.bool_]:
+def _distractors(dataset: GeoDataset, queries: ImageTable, gallery: ImageTable) -> NDArray[np.bool_]:
     """Which rows of the gallery have the split `gallery` and a place that no query shows."""
-    declared = ~np.isin(gallery.ids, dataset.table("references", [split]).ids)
+    declared = np.isin(gallery.ids, dataset.table("references", ["gallery"]).ids)
     return np.asarray(declared & ~np.isin(gallery.place_ids, queries.place_ids))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from s4g_ray import storage
-from s4g_ray.dataset import SCHEMAS, GeoDataset, write_dataset
+from s4g_ray.dataset import SCHEMAS, GeoDataset, gallery_splits, write_dataset
 from s4g_ray.errors import InputError
 
 Report = Callable[[str], None]  # takes one line about what was left out
@@ -188,9 +188,11 @@ class Source:
             self.note(f"pairs left out for a missing image: {self._num_broken_pairs:,}")
         queries = self._with_train_reference(references, queries)
         self._count_unmatched(references, queries)
-        for split, words in (("train", "nothing to train on"), ("test", "nothing to evaluate on")):
-            if not any(row.split in (split, "val" if split == "test" else split) for row in queries):
-                self.note(f"no {split} queries: {words}")
+        held = {row.split for row in queries}
+        if "train" not in held:
+            self.note("no train queries: nothing to train on")
+        if not held & {"val", "test"}:
+            self.note("no test queries: nothing to evaluate on")
         for line in self._notes:
             self._report(line)
         for view, rows in (("references", references), ("queries", queries)):
@@ -219,7 +221,7 @@ class Source:
 
     def _count_unmatched(self, references: list[Row], queries: list[Row]) -> None:
         for split in ("val", "test"):
-            places = {row.place_id for row in references if row.split in (split, "gallery")}
+            places = {row.place_id for row in references if row.split in gallery_splits(split)}
             count = sum(row.split == split and row.place_id not in places for row in queries)
             if count:
                 self.note(f"{split} queries that evaluation leaves out, as their place has no reference: {count:,}")
