@@ -125,6 +125,13 @@ class GeoDataset:
             table["region"].to_pylist(),
         )
 
+    def columns(self, view: View, splits: Sequence[str], names: Sequence[str]) -> list[NDArray[Any]]:
+        """Some numeric columns of the rows of some splits, sorted by id, NaN for null: no image's path is read."""
+        source: pads.Dataset = getattr(self, view)
+        chosen = pc.field("split").isin(list(splits))
+        table = source.to_table(columns=list(dict.fromkeys(["id", *names])), filter=chosen).sort_by("id")
+        return [table[name].to_numpy() for name in names]
+
     def semi_positives(self, split: str) -> dict[int, NDArray[np.int64]]:
         """The semi-positive place_ids of the queries of a split that have any, by query id."""
         chosen = (pc.field("split") == split) & (pc.list_value_length(pc.field("semi_positives")) > 0)
@@ -138,16 +145,12 @@ class GeoDataset:
 
     def pairs(self, split: str) -> PairTable:
         """One row for each query and each reference of its place within a split, sorted by query id."""
-        columns = ["id", "place_id"]
-        chosen = pc.field("split") == split
-        queries = self.queries.to_table(columns=columns, filter=chosen).sort_by("id")
-        references = self.references.to_table(columns=columns, filter=chosen)
-        references = references.sort_by([("place_id", "ascending"), ("id", "ascending")])
-        query_places = queries["place_id"].to_numpy()
-        found = pairs_by_place(np.arange(len(query_places)), query_places, references["place_id"].to_numpy())
-        return PairTable(
-            queries["id"].to_numpy()[found.rows], references["id"].to_numpy()[found.columns], query_places[found.rows]
-        )
+        query_ids, query_places = self.columns("queries", [split], ["id", "place_id"])
+        reference_ids, reference_places = self.columns("references", [split], ["id", "place_id"])
+        order = np.argsort(reference_places, kind="stable")
+        reference_ids, reference_places = reference_ids[order], reference_places[order]
+        found = pairs_by_place(np.arange(len(query_places)), query_places, reference_places)
+        return PairTable(query_ids[found.rows], reference_ids[found.columns], query_places[found.rows])
 
 
 def gallery_splits(split: str) -> list[str]:

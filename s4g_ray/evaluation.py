@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from s4g_ray.errors import RunError
-from s4g_ray.neighbors import chord_of, metres_between, unit_sphere
+from s4g_ray.places import chord_of, metres_between, unit_sphere
 from s4g_ray.ranking import TIE, Block, Floats, Ints, Pairs, normalise, pairs_by_place
 
 Bools = NDArray[np.bool_]
@@ -165,10 +165,11 @@ def retrieve(
     hits, literal = np.zeros((2, count), bool), np.zeros((2, count), bool)
     within = {float(radius): np.zeros((2, count), np.int64) for radius in radii_m} if around else {}
     size = max(1, BLOCK_SCORES // max(len(references), 1))
+    buffer = np.empty((min(size, count), len(references)), np.float32)
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
-        block = Block(normalise(query_embeddings[rows], query_places[rows], "query", start), references)
-        top[rows] = block.scores.argmax(axis=1) if len(references) else 0
+        block = Block(normalise(query_embeddings[rows], query_places[rows], "query", start), references, buffer)
+        top[rows] = block.top()
         mine = own.take(rows)
         ranks[:, rows], ap[:, rows], best = _own_ranks(block, mine)
         if semi is not None:

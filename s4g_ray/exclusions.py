@@ -1,33 +1,25 @@
-"""False negatives: pairs of places that show the same ground, and so must never share a batch."""
+"""False negatives of a data set: places that show the same ground, and so must never share a batch."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from s4g_ray.checks import Places
 from s4g_ray.config import RunConfig
 from s4g_ray.dataset import GeoDataset
-from s4g_ray.neighbors import PlacePairs, places_within
+from s4g_ray.places import Exclusions, PlacePairs, Places
 
 
-def find_exclusions(config: RunConfig, dataset: GeoDataset, places: Places) -> PlacePairs | None:
-    """The pairs of train places that the strict protocol never uses as negatives; None when there are none.
+def find_exclusions(config: RunConfig, dataset: GeoDataset, places: Places) -> Exclusions | None:
+    """What the strict protocol never uses as negatives; None when there is nothing.
 
     Those are a place and the semi-positives of any of its queries (VIGOR), and places that lie within
     `sampling.exclude_radius_m` of each other. The paper's protocol knows none.
     """
     if config.protocol == "paper":
         return None
-    split = config.data.train_split
-    found = [semi_positive_pairs(dataset, split)]
-    if config.sampling.exclude_radius_m > 0:
-        known = np.isfinite(places.lat) & np.isfinite(places.lon)
-        lat, lon = places.lat[known], places.lon[known]
-        found.append(places_within(places.ids[known], lat, lon, config.sampling.exclude_radius_m))
-    both = PlacePairs.of(
-        np.concatenate([pairs.first for pairs in found]), np.concatenate([pairs.second for pairs in found])
-    )
-    return both if len(both) else None
+    semi = semi_positive_pairs(dataset, config.data.train_split)
+    radius = config.sampling.exclude_radius_m
+    return Exclusions(places, semi, radius) if len(semi) or radius > 0 else None
 
 
 def semi_positive_pairs(dataset: GeoDataset, split: str) -> PlacePairs:
@@ -35,7 +27,7 @@ def semi_positive_pairs(dataset: GeoDataset, split: str) -> PlacePairs:
     semi = dataset.semi_positives(split)
     if not semi:
         return PlacePairs.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    table = dataset.table("queries", [split])
-    own = table.place_ids[table.rows(np.fromiter(semi, np.int64, len(semi)))]
+    ids, places = dataset.columns("queries", [split], ["id", "place_id"])
+    own = places[np.searchsorted(ids, np.fromiter(semi, np.int64, len(semi)))]
     counts = [len(places) for places in semi.values()]
     return PlacePairs.of(np.repeat(own, counts), np.concatenate(list(semi.values())))

@@ -26,7 +26,7 @@ from s4g_ray.inventory import (
     num_distinct,
     queries_near_train,
 )
-from s4g_ray.neighbors import EARTH_RADIUS_M, format_metres, metres_between
+from s4g_ray.places import EARTH_RADIUS_M, format_metres, metres_between
 from s4g_ray.progress import Update, ignore
 
 __all__ = ["Finding", "Inspection", "findings_table", "inspect_dataset"]
@@ -172,7 +172,7 @@ def _matches(rows: Inventory) -> list[Finding]:
     findings = [Finding("ok", "places", text, values=values)]
     unused = references[~np.isin(rows.place_ids[references], rows.place_ids[queries])]
     if len(unused):
-        text = f"{plural(len(unused), 'train reference')} of places without a train query: training never shows them"
+        text = f"{plural(len(unused), 'train reference')} of places without a train query: gallery negatives at most"
         findings.append(Finding("note", "places", text, first_lines(map(rows.label, unused)), {"unused": len(unused)}))
     for split in HELD_OUT:
         held_out = rows.rows("queries", split)

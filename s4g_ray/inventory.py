@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray import storage
 from s4g_ray.dataset import SPLITS, VIEWS, GeoDataset, View, gallery_splits
-from s4g_ray.neighbors import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
+from s4g_ray.places import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
 from s4g_ray.progress import Update
 
 Item = TypeVar("Item")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
+from numpy.typing import NDArray
 
 from s4g_ray import storage
+from s4g_ray.place_tree import BarredNeighbors, Metres, PlaceTree, blocks_of, curve_order
+from s4g_ray.places import Exclusions, Places, unit_sphere
+from s4g_ray.progress import Update, ignore
 
-EARTH_RADIUS_M = 6_371_008.8  # mean radius, IUGG
-ROWS_PER_PART = 500_000
+# half the size and a third of the reading time of Parquet's defaults: ids of near places differ by little
+ENCODINGS = {"neighbors.list.element": "DELTA_BINARY_PACKED", "scores.list.element": "BYTE_STREAM_SPLIT"}
 
 
 @dataclass(frozen=True)
@@ -45,119 +48,100 @@ class NeighborGraph:
         self, uri: str, *, stamp: storage.Stamp | None = None, info: dict[str, Any] | None = None
     ) -> storage.Manifest:
         """Publish as partitioned Parquet; pads are not written."""
-        parts = []
-        for number, start in enumerate(range(0, max(len(self.place_ids), 1), ROWS_PER_PART)):
-            rows = slice(start, start + ROWS_PER_PART)
-            data = self._encode(rows)
-            name = f"part-{number:05d}.parquet"
-            parts.append(storage.write_part(uri, name, data, len(self.place_ids[rows])))
-        return storage.publish(uri, "neighbors", parts, stamp, {**(info or {}), "k": self.neighbors.shape[1]})
+        k = self.neighbors.shape[1]
+        blocks = list(blocks_of(len(self.place_ids), k)) or [slice(0, 0)]
+        parts = [write_graph_part(uri, number, self.take(block)) for number, block in enumerate(blocks)]
+        return publish_graph(uri, parts, k, stamp=stamp, info=info)
 
-    def _encode(self, rows: slice) -> bytes:
-        present = self.neighbors[rows] >= 0
-        offsets = pa.array(np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32))
-        table = {
-            "place_id": pa.array(self.place_ids[rows]),
-            "neighbors": pa.ListArray.from_arrays(offsets, pa.array(self.neighbors[rows][present])),
-        }
-        if self.scores is not None:
-            table["scores"] = pa.ListArray.from_arrays(offsets, pa.array(self.scores[rows][present]))
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(table), buffer)
-        return buffer.getvalue()
+    def take(self, rows: slice) -> NeighborGraph:
+        """Some of its places."""
+        scores = None if self.scores is None else self.scores[rows]
+        return NeighborGraph(self.place_ids[rows], self.neighbors[rows], scores)
 
     @classmethod
     def load(cls, uri: str, *, stamp: storage.Stamp | None = None) -> NeighborGraph:
         """Read a published graph. Raises RunError when it is unpublished, altered, or not made from `stamp`."""
-        manifest = storage.open_published(uri, "neighbors", stamp)
-        data = [storage.read_part(uri, part) for part in manifest.parts]
-        table = pa.concat_tables([pq.read_table(io.BytesIO(part)) for part in data]).combine_chunks()
-        lists = table["neighbors"].combine_chunks()
-        counts = np.diff(lists.offsets.to_numpy())
-        shape = (len(table), int(manifest.info["k"]))
-        filled = np.arange(shape[1]) < counts[:, None]
-        neighbors = np.full(shape, -1, dtype=np.int64)
-        neighbors[filled] = lists.flatten().to_numpy()
-        scores = None
-        if "scores" in table.column_names:
-            scores = np.full(shape, -np.inf, dtype=np.float32)
-            scores[filled] = table["scores"].combine_chunks().flatten().to_numpy()
-        return cls(table["place_id"].to_numpy(), neighbors, scores)
+        parts = list(read_graph(uri, stamp=stamp))
+        scores = [part.scores for part in parts if part.scores is not None]
+        return cls(
+            np.concatenate([part.place_ids for part in parts]),
+            np.concatenate([part.neighbors for part in parts]),
+            np.concatenate(scores) if scores else None,
+        )
 
 
-@dataclass(frozen=True)
-class PlacePairs:
-    """A symmetric set of pairs of places: for each pair (a, b) also (b, a). Sorted, each once."""
+def write_graph_part(uri: str, number: int, graph: NeighborGraph, *, row_group_size: int | None = None) -> storage.Part:
+    """Write some places of a graph that is to be published, as one Parquet file; pads are not written.
 
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, first: NDArray[np.int64], second: NDArray[np.int64]) -> PlacePairs:
-        """The set of first[n], second[n] and their reverse; pairs of a place with itself are left out."""
-        both = np.stack([np.concatenate([first, second]), np.concatenate([second, first])], axis=1)
-        unique = np.unique(both[both[:, 0] != both[:, 1]], axis=0)
-        return cls(unique[:, 0], unique[:, 1])
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    @property
-    def most(self) -> int:
-        """The largest number of pairs of one place."""
-        return int(np.unique(self.first, return_counts=True)[1].max(initial=0))
-
-    def contains(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each pair of first[...] and second[...] (same shape) is in the set."""
-        if not len(self):
-            return np.zeros(first.shape, dtype=bool)
-        places = np.unique(self.first)
-        keys = np.searchsorted(places, self.first) * len(places) + np.searchsorted(places, self.second)
-        a, b = (np.minimum(np.searchsorted(places, x), len(places) - 1) for x in (first, second))
-        known = (places[a] == first) & (places[b] == second)
-        return np.asarray(known & np.isin(a * len(places) + b, keys))
-
-    def graph(self) -> NeighborGraph:
-        """The pairs as a graph of unordered neighbors."""
-        places, starts, counts = np.unique(self.first, return_index=True, return_counts=True)
-        neighbors = np.full((len(places), self.most), -1, dtype=np.int64)
-        column = np.arange(len(self)) - np.repeat(starts, counts)
-        neighbors[np.repeat(np.arange(len(places)), counts), column] = self.second
-        return NeighborGraph(places, neighbors)
+    row_group_size: places in a row group, for a file that is read by ranges of places; none: Parquet's default.
+    """
+    present = graph.neighbors >= 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32))
+    table = {
+        "place_id": pa.array(graph.place_ids),
+        "neighbors": pa.ListArray.from_arrays(offsets, _flat(graph.neighbors, present)),
+    }
+    if graph.scores is not None:
+        table["scores"] = pa.ListArray.from_arrays(offsets, _flat(graph.scores, present))
+    buffer = io.BytesIO()
+    encodings = {name: code for name, code in ENCODINGS.items() if name.partition(".")[0] in table}
+    pq.write_table(
+        pa.table(table), buffer, row_group_size, compression="zstd", use_dictionary=False, column_encoding=encodings
+    )
+    return storage.write_part(uri, f"part-{number:05d}.parquet", buffer.getvalue(), len(graph.place_ids))
 
 
-def places_within(
-    place_ids: NDArray[np.int64], lat: NDArray[np.float64], lon: NDArray[np.float64], radius_m: float
-) -> PlacePairs:
-    """All pairs of places at most `radius_m` apart, from coordinates in degrees; exact, by a k-d tree."""
-    a, b = cKDTree(unit_sphere(lat, lon)).query_pairs(chord_of(radius_m), output_type="ndarray").T
-    inside = metres_between(lat[a], lon[a], lat[b], lon[b]) <= radius_m
-    return PlacePairs.of(place_ids[a[inside]], place_ids[b[inside]])
+def _flat(values: NDArray[Any], present: NDArray[np.bool_]) -> pa.Array:
+    """What is present of values[P, K], without a copy where all is."""
+    return pa.array(values.ravel() if present.all() else values[present])
 
 
-def unit_sphere(lat: ArrayLike, lon: ArrayLike) -> NDArray[np.float64]:
-    """lat[N], lon[N] in degrees -> xyz[N, 3] on the unit sphere."""
-    phi, lam = np.radians(np.asarray(lat, np.float64)), np.radians(np.asarray(lon, np.float64))
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
+def publish_graph(
+    uri: str,
+    parts: Sequence[storage.Part],
+    k: int,
+    *,
+    stamp: storage.Stamp | None = None,
+    info: dict[str, Any] | None = None,
+) -> storage.Manifest:
+    """Publish written parts as a graph of at most k neighbors a place; every place stands in one part."""
+    return storage.publish(uri, "neighbors", parts, stamp, {**(info or {}), "k": k})
 
 
-def chord_of(radius_m: float) -> float:
-    """The chord on the unit sphere of a distance and 6 micrometres more: metres_between settles the border."""
-    return float(2 * np.sin(min(radius_m / EARTH_RADIUS_M, np.pi) / 2) * (1 + 1e-9) + 1e-12)
+def read_graph(uri: str, *, stamp: storage.Stamp | None = None) -> Iterator[NeighborGraph]:
+    """The parts of a published graph, one after the other. Raises RunError as NeighborGraph.load does."""
+    manifest = storage.open_published(uri, "neighbors", stamp)
+    for part in manifest.parts:
+        yield _padded(read_graph_part(uri, part, with_scores=True), int(manifest.info["k"]))
 
 
-def metres_between(lat_a: ArrayLike, lon_a: ArrayLike, lat_b: ArrayLike, lon_b: ArrayLike) -> NDArray[np.float64]:
-    """Great-circle metres between points in degrees, elementwise (haversine, mean Earth radius)."""
-    phi_a, lam_a, phi_b, lam_b = (np.radians(np.asarray(x, np.float64)) for x in (lat_a, lon_a, lat_b, lon_b))
-    half = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin((lam_b - lam_a) / 2) ** 2
-    return np.asarray(2 * EARTH_RADIUS_M * np.arcsin(np.sqrt(np.minimum(half, 1.0))))
+class GraphPart(NamedTuple):
+    """Some places of a graph: the neighbors of places[i] are ids[offsets[i] : offsets[i + 1]], nearest first."""
+
+    places: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32] | None = None
 
 
-def format_metres(metres: float) -> str:
-    """A distance for people: kilometres from 10 km on, metres below."""
-    if not np.isfinite(metres):
-        return "distance unknown"
-    return f"{metres / 1000:,.0f} km" if metres >= 10_000 else f"{metres:,.0f} m"
+def read_graph_part(uri: str, part: storage.Part, *, with_scores: bool = False) -> GraphPart:
+    """A file of a published graph. Raises RunError when it is not what was published."""
+    columns = None if with_scores else ["place_id", "neighbors"]
+    table = pq.read_table(io.BytesIO(storage.read_part(uri, part)), columns=columns).combine_chunks()
+    lists = table["neighbors"].combine_chunks()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    scores = table["scores"].combine_chunks().flatten().to_numpy() if "scores" in table.column_names else None
+    return GraphPart(table["place_id"].to_numpy(), offsets - offsets[:1].sum(), lists.flatten().to_numpy(), scores)
+
+
+def _padded(part: GraphPart, k: int) -> NeighborGraph:
+    filled = np.arange(k) < np.diff(part.offsets)[:, None]
+    neighbors, scores = _unfilled(len(filled), k)
+    neighbors[filled] = part.ids
+    if part.scores is None:
+        return NeighborGraph(part.places, neighbors)
+    scores[filled] = part.scores
+    return NeighborGraph(part.places, neighbors, scores)
 
 
 def geographic_neighbors(
@@ -169,40 +153,131 @@ def geographic_neighbors(
     is O(N k). A point is never its own neighbor; another point at the same position is. Raises ValueError
     when k is not within 1..N-1 or a coordinate is not finite.
     """
-    num_points = len(lat)
-    if not 1 <= k <= num_points - 1:
-        raise ValueError(f"k={k} is not within 1..{num_points - 1}: there are {num_points} points")
-    if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
-        raise ValueError("a coordinate is not finite")
-    xyz = unit_sphere(lat, lon)
-    found = np.asarray(cKDTree(xyz).query(xyz, k=k + 1, workers=-1)[1])
-    own = found == np.arange(num_points)[:, None]
-    own[~own.any(axis=1), -1] = True  # more than k points at one position: the last goes instead
-    indices = found[~own].reshape(num_points, k).astype(np.int64)
-    metres = metres_between(lat[:, None], lon[:, None], lat[indices], lon[indices])
+    tree = _tree(Places(np.arange(len(lat)), lat, lon), k, np.float64)
+    indices, metres = np.empty((len(lat), k), np.int64), np.empty((len(lat), k))
+    for block, found, apart in tree.search(tree.ids, tree.xyz, k):
+        indices[tree.order[block]], metres[tree.order[block]] = found, apart
     return indices, metres
 
 
-def geographic_graph(
-    place_ids: NDArray[np.int64],
-    lat: NDArray[np.float64],
-    lon: NDArray[np.float64],
-    k: int,
-    exclusions: PlacePairs | None = None,
-) -> NeighborGraph:
-    """The graph of the k nearest places, from place_ids[P] and the coordinates of each place in degrees.
+def geographic_graph(places: Places, k: int, exclusions: Exclusions | None = None) -> NeighborGraph:
+    """The graph of the k nearest places of each place that `exclusions` do not bar from it; scores are minus metres.
 
-    Excluded pairs are passed over, and the next nearest take their place. Scores are minus metres. Raises
-    ValueError as geographic_neighbors does.
+    Pads where too few are left. Raises ValueError as geographic_neighbors does.
     """
-    more = exclusions.most if exclusions else 0
-    indices, metres = geographic_neighbors(lat, lon, min(k + more, max(len(lat) - 1, k)))
-    graph = NeighborGraph(place_ids, place_ids[indices], (-metres).astype(np.float32))
-    if exclusions is None or graph.scores is None:
-        return graph
-    kept = ~exclusions.contains(np.broadcast_to(place_ids[:, None], graph.neighbors.shape), graph.neighbors)
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]  # the kept ones first, as they stood
-    kept = np.take_along_axis(kept, order, 1)
-    neighbors = np.where(kept, np.take_along_axis(graph.neighbors, order, 1), -1)
-    scores = np.where(kept, np.take_along_axis(graph.scores, order, 1), -np.inf)
-    return NeighborGraph(place_ids, neighbors, scores.astype(np.float32))
+    return _assemble(places, k, geographic_blocks(places, k, exclusions))
+
+
+def geographic_blocks(
+    places: Places, k: int, exclusions: Exclusions | None = None, *, block: int | None = None
+) -> Iterator[NeighborGraph]:
+    """geographic_graph in blocks of `block` places (none: about 16 million pairs), along a space-filling curve.
+
+    Each place stands in one block. Memory is O(N + block x k). Raises ValueError as geographic_neighbors does.
+    """
+    tree = _tree(places, k)
+    bars = None if exclusions is None else BarredNeighbors(exclusions, places)
+    for rows, neighbors, metres in tree.search(tree.ids, tree.xyz, k, bars, block):
+        yield NeighborGraph(tree.ids[rows], neighbors, np.negative(metres, out=metres))
+
+
+def write_geographic_graph(
+    uri: str,
+    places: Places,
+    k: int,
+    exclusions: Exclusions | None = None,
+    *,
+    info: dict[str, Any] | None = None,
+    on_progress: Update = ignore,
+) -> storage.Manifest:
+    """Publish the geographic graph block by block, without ever holding it; on_progress counts places.
+
+    Raises ValueError as geographic_neighbors does.
+    """
+    return _write_blocks(uri, geographic_blocks(places, k, exclusions), len(places), k, info, on_progress)
+
+
+def nearest_places(queries: Places, targets: Places, k: int, exclusions: Exclusions | None = None) -> NeighborGraph:
+    """The k nearest targets of each query place, but for itself and what `exclusions` bar; scores are minus metres.
+
+    Pads where there are fewer; a place without coordinates finds none, and none finds it. Raises ValueError for
+    k < 1.
+    """
+    return _assemble(queries, k, nearest_blocks(queries, targets, k, exclusions))
+
+
+def nearest_blocks(
+    queries: Places, targets: Places, k: int, exclusions: Exclusions | None = None
+) -> Iterator[NeighborGraph]:
+    """nearest_places in blocks of about 16 million pairs, along a space-filling curve, unknown positions last.
+
+    Each query place stands in one block. Memory is O(N + block x k). Raises ValueError for k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"{k=} is less than 1")
+    asking, known = _located(queries), _located(targets)
+    xyz = unit_sphere(queries.lat[asking], queries.lon[asking])
+    order = curve_order(xyz)
+    ids, xyz = queries.ids[asking[order]], xyz[order]
+    tree = PlaceTree(targets.ids[known], targets.lat[known], targets.lon[known])
+    bars = None if exclusions is None else BarredNeighbors(exclusions, queries, targets)
+    for rows, found, metres in tree.search(ids, xyz, k, bars):
+        yield NeighborGraph(ids[rows], found, np.negative(metres, out=metres))
+    lost = np.delete(queries.ids, asking)
+    for rows in blocks_of(len(lost), k):
+        yield NeighborGraph(lost[rows], *_unfilled(len(lost[rows]), k))
+
+
+def write_nearest_places(
+    uri: str,
+    queries: Places,
+    targets: Places,
+    k: int,
+    exclusions: Exclusions | None = None,
+    *,
+    info: dict[str, Any] | None = None,
+    on_progress: Update = ignore,
+) -> storage.Manifest:
+    """Publish the graph of nearest_places block by block, as write_geographic_graph does. Raises ValueError alike."""
+    return _write_blocks(uri, nearest_blocks(queries, targets, k, exclusions), len(queries), k, info, on_progress)
+
+
+def _assemble(places: Places, k: int, blocks: Iterator[NeighborGraph]) -> NeighborGraph:
+    """The graph whose blocks hold all places, in the order of `places`."""
+    neighbors, scores = _unfilled(len(places), k)
+    for block in blocks:
+        rows = places.rows(block.place_ids)
+        neighbors[rows], scores[rows] = block.neighbors, block.scores
+    return NeighborGraph(places.ids, neighbors, scores)
+
+
+def _write_blocks(
+    uri: str, blocks: Iterator[NeighborGraph], count: int, k: int, info: dict[str, Any] | None, on_progress: Update
+) -> storage.Manifest:
+    """Publish blocks that hold `count` places together, one at a time."""
+    parts: list[storage.Part] = []
+    done = 0
+    for number, block in enumerate(blocks):
+        parts.append(write_graph_part(uri, number, block))
+        done += len(block.place_ids)
+        on_progress(done, count)
+    return publish_graph(uri, parts, k, info=info)
+
+
+def _tree(places: Places, k: int, dtype: type[Metres] = np.float32) -> PlaceTree:
+    num_places = len(places)
+    if not 1 <= k <= num_places - 1:
+        raise ValueError(f"k={k} is not within 1..{num_places - 1}: there are {num_places} places")
+    if len(_located(places)) < num_places:
+        raise ValueError(f"{num_places - len(_located(places))} places have a coordinate that is not finite")
+    return PlaceTree(places.ids, places.lat, places.lon, dtype)
+
+
+def _located(places: Places) -> NDArray[np.int64]:
+    """The rows of places whose position is known."""
+    return np.flatnonzero(np.isfinite(places.lat) & np.isfinite(places.lon))
+
+
+def _unfilled(count: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """neighbors[count, k] and scores[count, k], all pads."""
+    return np.full((count, k), -1, np.int64), np.full((count, k), -np.inf, np.float32)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from s4g_ray import storage
 from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits
-from s4g_ray.embedding import read_rows
+from s4g_ray.embedding_table import read_rows
 from s4g_ray.evaluation import PROTOCOLS, Protocol, retrieve_both
-from s4g_ray.neighbors import format_metres
+from s4g_ray.places import format_metres
 from s4g_ray.ranking import Floats
 
 Metrics = dict[str, float]

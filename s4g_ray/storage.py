@@ -233,21 +233,55 @@ def open_published(folder: str, kind: str, stamp: Stamp | None = None) -> Manife
 
 def read_part(folder: str, part: Part) -> bytes:
     """Read a file of a published folder. Raises RunError when it is missing or not what was published."""
-    uri = join(folder, part.name)
     try:
-        data = read_bytes(uri)
+        data = read_bytes(join(folder, part.name))
     except FileNotFoundError as error:
-        raise RunError(f"{uri} is in the manifest but missing; remove {folder} and resume") from error
+        raise _missing(folder, part) from error
     if len(data) != part.num_bytes or fingerprint(data) != part.sha256:
-        raise RunError(f"{uri} is not what was published: cut short or altered; remove {folder} and resume")
+        raise altered(folder, part)
     return data
+
+
+def open_part(folder: str, part: Part) -> Any:
+    """Open a file of a published folder, to read a piece of it.
+
+    Raises RunError when it is missing or of another length; what was altered in place is seen by read_part alone.
+    """
+    filesystem, path = filesystem_of(join(folder, part.name))
+    try:
+        size = filesystem.size(path)
+    except FileNotFoundError as error:
+        raise _missing(folder, part) from error
+    if size != part.num_bytes:
+        raise altered(folder, part)
+    return filesystem.open(path, "rb")
+
+
+def altered(folder: str, part: Part) -> RunError:
+    """The error of a file that is not what was published."""
+    uri = join(folder, part.name)
+    return RunError(f"{uri} is not what was published: cut short or altered; remove {folder} and resume")
+
+
+def _missing(folder: str, part: Part) -> RunError:
+    uri = join(folder, part.name)
+    return RunError(f"{uri} is in the manifest but missing; remove {folder} and resume")
+
+
+def list_versions(folder: str, key: str) -> list[int]:
+    """N of the sub-folders `key=N` of a folder, published or not, rising."""
+    pattern = re.compile(re.escape(key) + r"=(\d+)$")
+    return sorted(int(match[1]) for name in list_names(folder) if (match := pattern.match(name)))
+
+
+def published_versions(folder: str, key: str) -> list[int]:
+    """N of the published sub-folders `key=N` of a folder, rising."""
+    return [v for v in list_versions(folder, key) if is_published(join(folder, f"{key}={v:04d}"))]
 
 
 def latest_version(folder: str, key: str, at_most: int | None = None) -> int | None:
     """The highest N among the published sub-folders `key=N` of a folder."""
-    pattern = re.compile(re.escape(key) + r"=(\d+)$")
-    found = [int(match[1]) for name in list_names(folder) if (match := pattern.match(name))]
-    for version in sorted(found, reverse=True):
+    for version in reversed(list_versions(folder, key)):
         if (at_most is None or version <= at_most) and is_published(join(folder, f"{key}={version:04d}")):
             return version
     return None

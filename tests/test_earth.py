@@ -13,7 +13,7 @@ from s4g_ray.datasets import earth
 from s4g_ray.datasets.earth import EarthOptions, Pose, from_local, query_pose, region_of, sample_map, tile_grid
 from s4g_ray.errors import InputError
 from s4g_ray.images import decode
-from s4g_ray.neighbors import metres_between
+from s4g_ray.places import metres_between
 
 COARSE: dict[str, Any] = {"tile_km": 900.0, "step_km": 900.0, "size": 32}
 

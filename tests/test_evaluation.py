@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from s4g_ray.dataset import write_dataset
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation import PROTOCOLS, retrieval_metrics, retrieve
-from s4g_ray.neighbors import metres_between
+from s4g_ray.places import metres_between
 from s4g_ray.ranking import normalise
 from s4g_ray.scoring import score
 from tests.conftest import tables
@@ -110,6 +111,31 @@ def test_random_embeddings_equal_a_plain_loop_over_blocks(monkeypatch: pytest.Mo
     own = [set(np.flatnonzero(reference_places == place).tolist()) for place in query_places]
     wanted = [position(s, o, set(), "strict") for s, o in zip(scores_loop(q, r), own, strict=True)]
     assert found.ranks.tolist() == [wanted, wanted]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_own_references_among_a_long_gallery_equal_a_plain_loop(threads: int) -> None:
+    """Vectors from a pool, so that ties stand everywhere; more references than a core looks at in one go."""
+    rng = np.random.default_rng(6)
+    pool = rng.normal(size=(300, 8)).astype(np.float32)
+    q, r = pool[rng.integers(0, 300, 12)], pool[rng.integers(0, 300, 1300)]
+    query_places, reference_places = np.arange(12), rng.integers(0, 40, 1300)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = {p: retrieval_metrics(q, r, query_places, reference_places, protocol=p) for p in PROTOCOLS}
+        top = retrieve(q, r, query_places, reference_places).top
+    finally:
+        torch.set_num_threads(before)
+    scores = scores_loop(q, r)
+    assert [scores[i][column] for i, column in enumerate(top)] == pytest.approx([max(row) for row in scores])
+    for protocol in PROTOCOLS:
+        rounded = [[round(score, 12) for score in row] for row in scores]
+        wanted = metrics_loop(
+            rounded, query_places.tolist(), reference_places.tolist(), [[]] * 12, np.full((12, 1300), np.inf), protocol
+        )
+        for key in ("recall@1", "recall@5", "recall@10", "ap"):
+            assert found[protocol][key] == pytest.approx(wanted[key]), key
 
 
 @pytest.mark.parametrize("count", [17, 550])

@@ -10,7 +10,7 @@ import pytest
 from s4g_ray.datasets import folder
 from s4g_ray.datasets.folder import eastern_strip
 from s4g_ray.errors import InputError
-from s4g_ray.neighbors import metres_between
+from s4g_ray.places import metres_between
 from tests.trees import rows
 
 # tiles a few kilometres apart across the antimeridian, and photos beside them

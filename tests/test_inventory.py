@@ -7,7 +7,7 @@ import pytest
 
 from s4g_ray.dataset import open_dataset
 from s4g_ray.inventory import Inventory, extent, group, in_parallel, nearest_of_place, num_distinct, queries_near_train
-from s4g_ray.neighbors import metres_between
+from s4g_ray.places import metres_between
 from tests.test_inspection import clean_tables, write
 
 

@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 from s4g_ray import storage
 from s4g_ray.dataset import GeoDataset, refuse_existing, write_dataset
 from s4g_ray.errors import InputError
-from s4g_ray.neighbors import EARTH_RADIUS_M, unit_sphere
+from s4g_ray.places import EARTH_RADIUS_M, unit_sphere
 from s4g_ray.progress import Update, ignore
 
 Floats = NDArray[np.float64]

@@ -17,7 +17,7 @@ from s4g_ray import storage
 from s4g_ray.dataset import SPLITS, GeoDataset, View, refuse_existing
 from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, valid_position
 from s4g_ray.errors import InputError
-from s4g_ray.neighbors import metres_between, unit_sphere
+from s4g_ray.places import metres_between, unit_sphere
 
 Pair = Literal["nearest", "key"]
 VIEWS = {"references": "aerial image", "queries": "photo"}
