@@ -8,21 +8,29 @@ A plan depends on the pairs, the graph, the seed and the epoch, and not on the n
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray import storage
+from s4g_ray.assembly import PLACE, POSITION, Turns, assemble, count_hard
+from s4g_ray.bars import Bars
 from s4g_ray.neighbors import NeighborGraph
+from s4g_ray.place_rows import PlaceLookup, PlaceRows
+from s4g_ray.places import Exclusions
 
 Ints = NDArray[np.int64]
-RETRIES_PER_PAIR = 50  # of pairs looked at again in batches that could not be filled
-_PLAN_STREAM = 0x706C616E  # keeps the planner's random stream apart from others of the same (seed, epoch)
+Protocol = Literal["strict", "paper"]
+PLAN_STREAM = 0x706C616E  # keeps the planner's random stream apart from others of the same (seed, epoch)
+ROWS_PER_GROUP = 1_000_000  # of a saved plan: bounds the memory of writing it
+_SCHEMA = pa.schema(
+    [("batch", pa.int32()), ("slot", pa.int32()), ("query_id", pa.int64()), ("reference_id", pa.int64())]
+)
 
 
 @dataclass(frozen=True)
@@ -49,266 +57,141 @@ class PlanStats:
     num_planned: int
     num_left_out: int  # did not fit a full batch; the next epoch starts from another order
     hardness: float  # mean over planned pairs: how many of its num_hard_negatives nearest places share its batch
+    num_cells: int = 1  # geographic cells that were planned on their own
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """batches[B, batch_size]: rows of the pair table. Rank r of W takes slots r*b .. (r+1)*b - 1."""
+    """batches[B, batch_size]: rows of the pair table. Rank r of W takes slots r*b .. (r+1)*b - 1.
+
+    gallery[B, n]: reference ids that join each batch without a query, -1 for none; None is n = 0.
+    """
 
     batches: Ints
     stats: PlanStats
+    gallery: Ints | None = None
 
     def save(self, uri: str, pairs: PairTable, **metadata: Any) -> None:
-        """Write as Parquet (batch, slot, query_id, reference_id); stats go into the file's metadata."""
+        """Write as Parquet (batch, slot, query_id, reference_id); stats go into the file's metadata.
+
+        Gallery rows follow the pairs: slot is batch_size + column, query_id null.
+        """
         num_batches, batch_size = self.batches.shape
-        rows = self.batches.ravel()
-        batch, slot = np.divmod(np.arange(rows.size, dtype=np.int32), np.int32(batch_size))
-        table = pa.table(
-            {
-                "batch": pa.array(batch, pa.int32()),
-                "slot": pa.array(slot, pa.int32()),
-                "query_id": pairs.query_ids[rows],
-                "reference_id": pairs.reference_ids[rows],
-            }
-        )
+        gallery_size = 0 if self.gallery is None else self.gallery.shape[1]
         stats = {**asdict(self.stats), **metadata, "num_batches": num_batches, "batch_size": batch_size}
+        stats["gallery_size"] = gallery_size
+        schema = _SCHEMA.with_metadata({f"s4g.{key}": str(value) for key, value in stats.items()})
         buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata({f"s4g.{k}": str(v) for k, v in stats.items()}), buffer)
+        with pq.ParquetWriter(buffer, schema, use_dictionary=["batch", "slot"]) as writer:
+            for columns in self._columns(pairs):
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         storage.write_bytes(uri, buffer.getvalue())
+
+    def _columns(self, pairs: PairTable) -> Iterator[list[pa.Array]]:
+        """The file's columns: first all pairs, by batch and slot, then the gallery, ROWS_PER_GROUP rows at a time."""
+        batch_size = self.batches.shape[1]
+        step = max(1, ROWS_PER_GROUP // batch_size)
+        for start in range(0, len(self.batches), step):
+            rows = self.batches[start : start + step]
+            batch, slot = np.indices(rows.shape, dtype=np.int32).reshape(2, -1)
+            ids = pairs.query_ids[rows.ravel()], pairs.reference_ids[rows.ravel()]
+            yield [pa.array(batch + np.int32(start)), pa.array(slot), *map(pa.array, ids)]
+        if self.gallery is not None and self.gallery.size:
+            at, column = np.nonzero(self.gallery >= 0)
+            ids = pa.nulls(len(at), pa.int64()), pa.array(self.gallery[at, column])
+            yield [pa.array(at.astype(np.int32)), pa.array((batch_size + column).astype(np.int32)), *ids]
 
 
 def load_plan(uri: str) -> tuple[Ints, Ints]:
     """query_ids[B, batch_size] and reference_ids[B, batch_size] of a saved plan."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    batch_size = int(table.schema.metadata[b"s4g.batch_size"])
-    queries, references = table["query_id"].to_numpy(), table["reference_id"].to_numpy()
-    return queries.reshape(-1, batch_size), references.reshape(-1, batch_size)
+    pairs, num_batches, batch_size, _ = _read_plan(uri, ["query_id", "reference_id"], gallery=False)
+    queries, references = (pairs[name].to_numpy() for name in ("query_id", "reference_id"))
+    return queries.reshape(num_batches, batch_size), references.reshape(num_batches, batch_size)
+
+
+def load_gallery(uri: str) -> Ints:
+    """gallery[B, n] of a saved plan: reference ids that join each batch without a query, -1 for none; n may be 0."""
+    columns = ["batch", "slot", "reference_id"]
+    rows, num_batches, batch_size, gallery_size = _read_plan(uri, columns, gallery=True)
+    gallery = np.full((num_batches, gallery_size), -1, dtype=np.int64)
+    gallery[rows["batch"].to_numpy(), rows["slot"].to_numpy() - batch_size] = rows["reference_id"].to_numpy()
+    return gallery
+
+
+def _read_plan(uri: str, columns: list[str], *, gallery: bool) -> tuple[pa.Table, int, int, int]:
+    """The pairs of a saved plan or its gallery rows, without reading the others; num_batches, batch_size, gallery_size.
+
+    A row group holds one or the other.
+    """
+    filesystem, path = storage.filesystem_of(uri)
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        known = file.metadata.metadata
+        num_batches, batch_size, gallery_size = (
+            int(known[f"s4g.{name}".encode()]) for name in ("num_batches", "batch_size", "gallery_size")
+        )
+        counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        first = int(np.searchsorted(np.cumsum(counts), num_batches * batch_size, side="right"))
+        groups = range(first, len(counts)) if gallery else range(first)
+        return file.read_row_groups(list(groups), columns=columns), num_batches, batch_size, gallery_size
 
 
 def plan_batches(
     pairs: PairTable,
-    graph: NeighborGraph | None,
+    graph: NeighborGraph | PlaceRows | None,
     *,
     batch_size: int,
     num_hard_negatives: int = 64,
     neighbor_pool_size: int = 128,
     seed: int,
     epoch: int,
-    protocol: Literal["strict", "paper"] = "strict",
-    exclusions: NeighborGraph | None = None,
+    protocol: Protocol = "strict",
+    exclusions: NeighborGraph | Exclusions | None = None,
 ) -> BatchPlan:
     """Arrange pairs into full batches of `batch_size`; without a graph, at random.
 
     Each pair stands in at most one batch, no place twice in a batch, and no two places that `exclusions`
     holds in either direction. What does not fill a batch is left out and counted. `strict` shuffles the
     order of the batches (as built they go from hard to easy); `paper` keeps it. Raises ValueError for
-    impossible sizes. Source: arXiv 2303.11851, section 3.3.
+    impossible sizes, and for a pair whose place is not among those of PlaceRows. Source: arXiv 2303.11851,
+    section 3.3.
     """
+    check_sizes(batch_size, num_hard_negatives, neighbor_pool_size)
+    rng = np.random.default_rng((seed, epoch, PLAN_STREAM))
+    places = graph.places if isinstance(graph, PlaceRows) else np.unique(pairs.place_ids)
+    rows = graph_rows(graph, places, neighbor_pool_size)
+    lookup = PlaceLookup.of(places)
+    turns, bars = Turns.draw(place_rows(pairs, lookup), len(places), rng), Bars.of(exclusions, lookup)
+    built = assemble(
+        turns, rows, bars,
+        batch_size=batch_size, num_hard=num_hard_negatives, pool_size=neighbor_pool_size, rng=rng,
+    )  # fmt: skip
+    hardness = count_hard(built[..., PLACE], rows, num_hard_negatives) / max(built.size // 2, 1)
+    positions = built[..., POSITION]
+    if protocol == "strict":
+        positions = positions[rng.permutation(len(positions))]
+    stats = PlanStats(len(pairs), positions.size, len(pairs) - positions.size, hardness)
+    return BatchPlan(turns.pairs[positions].astype(np.int64), stats)
+
+
+def check_sizes(batch_size: int, num_hard_negatives: int, neighbor_pool_size: int) -> None:
+    """Raises ValueError for sizes that no plan can have."""
     if batch_size < 2:
         raise ValueError(f"batch_size={batch_size} is below 2: a batch needs a negative")
     if not 0 <= num_hard_negatives <= neighbor_pool_size:
         raise ValueError(f"{num_hard_negatives=} exceeds {neighbor_pool_size=}; lower the first or raise the second")
-    rng = np.random.default_rng((seed, epoch, _PLAN_STREAM))
-    places, place_of_pair = np.unique(pairs.place_ids, return_inverse=True)
-    neighbors = _rows_by_place(graph, places, neighbor_pool_size)
-    blocked = _symmetric_rows(exclusions, places)
-    order = rng.permutation(len(pairs)).astype(np.int64)
-    pairs_by_place = order[np.argsort(place_of_pair[order], kind="stable")]
-    starts = np.searchsorted(place_of_pair[pairs_by_place], np.arange(len(places) + 1))
-    batches = _assemble(
-        order, place_of_pair.astype(np.int64), pairs_by_place, starts.astype(np.int64), neighbors, *blocked,
-        batch_size, num_hard_negatives, rng,
-    )  # fmt: skip
-    if protocol == "strict":
-        batches = rng.permutation(batches)
-    hardness = _hardness(place_of_pair[batches].astype(np.int64), neighbors[:, :num_hard_negatives])
-    stats = PlanStats(len(pairs), batches.size, len(pairs) - batches.size, float(hardness))
-    return BatchPlan(batches, stats)
 
 
-def _rows_by_place(graph: NeighborGraph | None, places: Ints, width: int) -> Ints:
-    """The graph as rows of `places`, [P, K], K <= width: unknown places are dropped, -1 pads."""
+def graph_rows(graph: NeighborGraph | PlaceRows | None, places: Ints, width: int) -> NDArray[np.int32]:
+    """rows[P, K] of a graph's places, K = 0 without one."""
     if graph is None:
-        return np.full((len(places), 0), -1, dtype=np.int64)
-    found = _positions(places, graph.neighbors)
-    rows = _positions(places, graph.place_ids)
-    packed = np.full_like(found, -1)
-    kept = found >= 0
-    row, _ = np.nonzero(kept)
-    packed[row, (np.cumsum(kept, axis=1) - 1)[kept]] = found[kept]
-    result = np.full((len(places), min(width, found.shape[1])), -1, dtype=np.int64)
-    result[rows[rows >= 0]] = packed[rows >= 0, : result.shape[1]]
-    return result
+        return np.zeros((len(places), 0), dtype=np.int32)
+    return graph.rows if isinstance(graph, PlaceRows) else PlaceRows.of(graph, places, width).rows
 
 
-def _positions(places: Ints, ids: Ints) -> Ints:
-    """Positions of ids in the sorted `places`, -1 for those that are not there."""
-    at = np.minimum(np.searchsorted(places, ids), max(len(places) - 1, 0))
-    return np.where(places[at] == ids, at, -1) if len(places) else np.full(ids.shape, -1)
-
-
-def _symmetric_rows(exclusions: NeighborGraph | None, places: Ints) -> tuple[Ints, Ints]:
-    """Exclusions in both directions, as CSR over rows of `places`: starts[P + 1], members[E]."""
-    if exclusions is None:
-        return np.zeros(len(places) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    source = _positions(places, np.repeat(exclusions.place_ids, exclusions.neighbors.shape[1]))
-    target = _positions(places, exclusions.neighbors.ravel())
-    known = (source >= 0) & (target >= 0)
-    both = np.concatenate([source[known], target[known]]), np.concatenate([target[known], source[known]])
-    order = np.argsort(both[0], kind="stable")
-    return np.searchsorted(both[0][order], np.arange(len(places) + 1)).astype(np.int64), both[1][order]
-
-
-@numba.njit(cache=True)
-def _place_is_free(place: int, attempt: int, in_batch: Ints, barred: Ints) -> bool:  # pragma: no cover (compiled)
-    return bool(in_batch[place] != attempt and barred[place] != attempt)
-
-
-@numba.njit(cache=True)
-def _assemble(
-    order: Ints,
-    place_of_pair: Ints,
-    pairs_by_place: Ints,
-    starts: Ints,
-    neighbors: Ints,
-    barred_starts: Ints,
-    barred_members: Ints,
-    batch_size: int,
-    num_hard: int,
-    rng: np.random.Generator,
-) -> Ints:  # pragma: no cover (compiled)
-    """One greedy pass with O(1) state for each pair and place.
-
-    A pair whose place cannot join the current batch waits in `deferred` and is tried first in the next one.
-    """
-    num_pairs, num_places = len(order), len(starts) - 1
-    batches = np.empty((num_pairs // batch_size, batch_size), np.int64)
-    used = np.zeros(num_pairs, np.bool_)
-    next_of_place = starts[:-1].copy()
-    in_batch = np.full(num_places, -1, np.int64)  # the last attempt at a batch that holds the place
-    barred = np.full(num_places, -1, np.int64)  # the last attempt that an exclusion bars it from
-    deferred = np.empty(num_pairs, np.int64)
-    state = np.zeros(2, np.int64)  # how far `order` is read, and how many pairs are deferred
-    attempt, batch, retries = 0, 0, RETRIES_PER_PAIR * num_pairs
-    while batch < len(batches) and retries >= 0:
-        size = _fill_batch(
-            batches[batch], attempt, state, order, deferred, used, in_batch, barred, place_of_pair, pairs_by_place,
-            starts, next_of_place, neighbors, barred_starts, barred_members, num_hard, rng,
-        )  # fmt: skip
-        attempt += 1
-        if size == batch_size:
-            batch += 1
-            continue
-        # nothing is left that may join. Without its first pair, which may bar the others, they may still fill it
-        for i in range(size):
-            used[batches[batch, i]] = False
-            if i > 0:
-                deferred[state[1]] = batches[batch, i]
-                state[1] += 1
-        retries -= state[1]
-        if state[1] < batch_size:
-            break
-    return batches[:batch]
-
-
-@numba.njit(cache=True)
-def _fill_batch(
-    out: Ints,
-    attempt: int,
-    state: Ints,
-    order: Ints,
-    deferred: Ints,
-    used: NDArray[np.bool_],
-    in_batch: Ints,
-    barred: Ints,
-    place_of_pair: Ints,
-    pairs_by_place: Ints,
-    starts: Ints,
-    next_of_place: Ints,
-    neighbors: Ints,
-    barred_starts: Ints,
-    barred_members: Ints,
-    num_hard: int,
-    rng: np.random.Generator,
-) -> int:  # pragma: no cover (compiled)
-    """Fill a batch from the deferred pairs, then from `order`, as far as they go; returns how many joined."""
-    chosen = np.empty(num_hard + 1, np.int64)  # an anchor's pair, then its neighbors' pairs
-    size, kept, read = 0, 0, 0
-    while size < len(out) and (read < state[1] or state[0] < len(order)):
-        if read < state[1]:
-            anchor = deferred[read]
-            read += 1
-        else:
-            anchor = order[state[0]]
-            state[0] += 1
-        if used[anchor]:
-            continue
-        place = place_of_pair[anchor]
-        if not _place_is_free(place, attempt, in_batch, barred):
-            deferred[kept] = anchor
-            kept += 1
-            continue
-        chosen[0] = anchor
-        count = 1 + _neighbor_pairs(
-            neighbors[place], num_hard, used, starts, next_of_place, pairs_by_place, rng, chosen[1:]
-        )
-        for i in range(count):
-            place = place_of_pair[chosen[i]]
-            if size < len(out) and _place_is_free(place, attempt, in_batch, barred):
-                out[size] = chosen[i]
-                size += 1
-                used[chosen[i]] = True
-                in_batch[place] = attempt
-                for j in range(barred_starts[place], barred_starts[place + 1]):
-                    barred[barred_members[j]] = attempt
-    unread = state[1] - read
-    deferred[kept : kept + unread] = deferred[read : state[1]].copy()
-    state[1] = kept + unread
-    return size
-
-
-@numba.njit(cache=True)
-def _neighbor_pairs(
-    pool: Ints,
-    num_hard: int,
-    used: NDArray[np.bool_],
-    starts: Ints,
-    next_of_place: Ints,
-    pairs_by_place: Ints,
-    rng: np.random.Generator,
-    out: Ints,
-) -> int:  # pragma: no cover (compiled)
-    """An unused pair of each neighbor: the nearest half always, the other half drawn from the rest of the pool."""
-    size = 0
-    while size < len(pool) and pool[size] >= 0:
-        size += 1
-    nearest = min(num_hard // 2, size)
-    drawn = min(num_hard - num_hard // 2, size - nearest)
-    ranks = np.arange(size)
-    for i in range(nearest, nearest + drawn):
-        other = rng.integers(i, size)
-        ranks[i], ranks[other] = ranks[other], ranks[i]
-    count = 0
-    for i in range(nearest + drawn):
-        place = pool[ranks[i]]
-        while next_of_place[place] < starts[place + 1] and used[pairs_by_place[next_of_place[place]]]:
-            next_of_place[place] += 1
-        if next_of_place[place] < starts[place + 1]:
-            out[count] = pairs_by_place[next_of_place[place]]
-            count += 1
-    return count
-
-
-@numba.njit(cache=True)
-def _hardness(batch_places: Ints, nearest: Ints) -> float:  # pragma: no cover (compiled)
-    """Mean over the places of all batches of how many of their `nearest` places share their batch."""
-    in_batch = np.full(len(nearest), -1, np.int64)
-    total = 0
-    for batch in range(len(batch_places)):
-        for place in batch_places[batch]:
-            in_batch[place] = batch
-        for place in batch_places[batch]:
-            for neighbor in nearest[place]:
-                if neighbor >= 0 and in_batch[neighbor] == batch:
-                    total += 1
-    return total / max(batch_places.size, 1)
+def place_rows(pairs: PairTable, lookup: PlaceLookup) -> NDArray[np.int32]:
+    """The row of each pair's place. Raises ValueError when one has none."""
+    rows = lookup.rows(pairs.place_ids)
+    if (rows < 0).any():
+        lost = pairs.place_ids[rows < 0]
+        raise ValueError(f"{len(lost)} pairs are of places without a row in the graph, the first of {lost[0]}")
+    return rows

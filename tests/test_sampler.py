@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s4g_ray.neighbors import NeighborGraph, geographic_graph
-from s4g_ray.sampler import BatchPlan, PairTable, load_plan, plan_batches
+from s4g_ray.place_rows import PlaceRows
+from s4g_ray.places import Exclusions, PlacePairs, Places, metres_between
+from s4g_ray.sampler import BatchPlan, PairTable, load_gallery, load_plan, plan_batches
 
 
 def make_pairs(places: list[int]) -> PairTable:
@@ -129,7 +132,7 @@ def test_the_nearest_half_joins_always_and_the_rest_is_drawn_from_the_pool() -> 
 def test_geographic_batches_are_harder_than_random_ones_and_strict_shuffles_their_order() -> None:
     rng = np.random.default_rng(0)
     places = np.arange(600)
-    graph = geographic_graph(places, rng.uniform(0, 1, 600), rng.uniform(0, 1, 600), 24)
+    graph = geographic_graph(Places(places, rng.uniform(0, 1, 600), rng.uniform(0, 1, 600)), 24)
     pairs = make_pairs(places.tolist())
     options: dict[str, Any] = {
         "batch_size": 24,
@@ -177,3 +180,165 @@ def test_a_place_that_bars_nearly_all_others_costs_little_more_than_itself(share
     for epoch in range(12):
         plan = plan_batches(make_pairs(places.tolist()), None, batch_size=8, seed=0, epoch=epoch, exclusions=hub)
         assert plan.stats.num_left_out <= 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems)
+def test_a_graph_in_rows_gives_the_plan_of_the_graph(problem: dict[str, Any]) -> None:
+    pairs, graph, exclusions, plan = solve({**problem, "with_graph": True})
+    assert graph is not None
+    rows = PlaceRows.of(graph, np.unique(pairs.place_ids), 12)
+    again = plan_batches(
+        pairs, rows, batch_size=problem["batch_size"], num_hard_negatives=problem["k"], neighbor_pool_size=12,
+        seed=problem["seed"], epoch=problem["epoch"], protocol=problem["protocol"], exclusions=exclusions,
+    )  # fmt: skip
+    assert np.array_equal(again.batches, plan.batches)
+    assert again.stats == plan.stats
+
+
+def test_a_pair_of_a_place_that_has_no_row_is_refused() -> None:
+    rows = PlaceRows(np.array([1, 2]), np.full((2, 3), -1, dtype=np.int32))
+    with pytest.raises(ValueError, match="1 pairs are of places without a row in the graph, the first of 7"):
+        plan_batches(make_pairs([1, 7, 2]), rows, batch_size=2, seed=0, epoch=0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(2, 60), st.integers(2, 9), st.integers(0, 2**32),
+    st.sampled_from([0.0, 30.0, 300.0, 2e7]), st.integers(0, 20), st.booleans(),
+)  # fmt: skip
+def test_no_two_places_within_the_radius_and_no_semi_positives_share_a_batch(
+    count: int, batch_size: int, seed: int, radius_m: float, num_named: int, at_the_pole: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    lat = 89.999 + rng.uniform(0, 0.001, count) if at_the_pole else rng.uniform(-0.005, 0.005, count)
+    lon = rng.uniform(-180, 180, count) if at_the_pole else (180 + rng.uniform(-0.005, 0.005, count) + 180) % 360 - 180
+    lat[rng.random(count) < 0.1] = np.nan
+    places = Places(np.arange(count) * 3, lat, lon)
+    named = PlacePairs.of(*rng.choice(places.ids, (2, num_named)))
+    exclusions = Exclusions(places, named, radius_m)
+    pairs = make_pairs(rng.choice([*places.ids, 20_000, 20_001], 3 * count).tolist())
+    plan = plan_batches(
+        pairs, random_graph(np.unique(pairs.place_ids), 6, seed), batch_size=batch_size, num_hard_negatives=4,
+        neighbor_pool_size=6, seed=seed, epoch=0, exclusions=exclusions,
+    )  # fmt: skip
+    barred = set(zip(named.first.tolist(), named.second.tolist(), strict=True))
+    for batch in plan.batches:
+        met = pairs.place_ids[batch].tolist()
+        assert len(set(met)) == batch_size
+        assert not any((a, b) in barred for a in met for b in met)
+        at = [place // 3 for place in met if place < 20_000]
+        metres = metres_between(lat[at][:, None], lon[at][:, None], lat[at], lon[at])
+        assert radius_m == 0 or (metres <= radius_m).sum() == np.isfinite(lat[at]).sum()  # each to itself alone
+
+
+def test_with_a_radius_that_leaves_room_no_more_is_left_out_than_an_incomplete_batch() -> None:
+    rng = np.random.default_rng(0)
+    places = Places(np.arange(3000), rng.uniform(0, 0.05, 3000), rng.uniform(0, 0.05, 3000))  # 100 in a square km
+    graph = geographic_graph(places, 32)
+    exclusions = Exclusions(places, PlacePairs.of(*np.zeros((2, 0), dtype=np.int64)), 100.0)
+    pairs = PairTable(*[places.ids] * 3)
+    plan = plan_batches(
+        pairs, graph, batch_size=64, num_hard_negatives=16, neighbor_pool_size=32, seed=0, epoch=0,
+        exclusions=exclusions,
+    )  # fmt: skip
+    assert plan.stats.num_left_out <= 3000 % 64
+
+
+@pytest.mark.parametrize("with_graph", [False, True])
+def test_with_many_pairs_of_each_place_only_those_of_the_last_few_places_are_left_out(with_graph: bool) -> None:
+    """University-1652: 701 buildings with 54 drone images each."""
+    places = np.arange(701)
+    graph = random_graph(places, 128, 0) if with_graph else None
+    pairs = make_pairs(np.repeat(places, 54).tolist())
+    plan = plan_batches(pairs, graph, batch_size=128, seed=0, epoch=0)
+    left = np.delete(pairs.place_ids, plan.batches.ravel())
+    assert len(np.unique(left)) < 128
+    assert len(left) < 0.02 * len(pairs)
+
+
+@pytest.mark.parametrize("num_places", [128, 131])
+def test_all_pairs_of_little_more_places_than_a_batch_holds_are_used(num_places: int) -> None:
+    pairs = make_pairs(np.repeat(np.arange(num_places), 2000).tolist())
+    plan = plan_batches(pairs, None, batch_size=128, seed=0, epoch=0)
+    assert plan.stats.num_left_out < 0.02 * len(pairs)
+
+
+def test_pairs_of_fewer_places_than_a_batch_holds_are_left_out_at_once() -> None:
+    plan = plan_batches(make_pairs(np.repeat(np.arange(100), 5000).tolist()), None, batch_size=128, seed=0, epoch=0)
+    assert plan.batches.shape == (0, 128)
+    assert plan.stats.num_left_out == 500_000
+
+
+def test_two_groups_that_bar_each_other_get_batches_of_their_own() -> None:
+    places = np.arange(64)
+    groups = NeighborGraph(places[:32], np.broadcast_to(places[32:], (32, 32)))
+    plan = plan_batches(make_pairs(places.tolist()), None, batch_size=16, seed=0, epoch=0, exclusions=groups)
+    assert plan.stats.num_left_out == 0
+    assert all(len({int(place) // 32 for place in batch}) == 1 for batch in plan.batches)
+
+
+def test_hardness_is_level_over_an_epoch_in_strict_and_falls_in_paper() -> None:
+    rng = np.random.default_rng(0)
+    places = Places(np.arange(40_000), rng.uniform(0, 0.2, 40_000), rng.uniform(0, 0.2, 40_000))
+    graph = PlaceRows.of(geographic_graph(places, 128), places.ids, 128)
+    pairs = PairTable(*[places.ids] * 3)
+
+    def by_tenth(protocol: Any) -> list[float]:
+        batches = plan_batches(pairs, graph, batch_size=128, seed=0, epoch=0, protocol=protocol).batches
+        hard = [np.isin(graph.rows[batch, :64], batch).sum() / 128 for batch in batches]
+        return [float(part.mean()) for part in np.array_split(np.array(hard), 10)]
+
+    strict, paper = by_tenth("strict"), by_tenth("paper")
+    assert max(strict) < 1.35 * min(strict)
+    assert paper[0] > 2 * paper[-1]
+    assert np.mean(strict) == pytest.approx(np.mean(paper), rel=0.01)
+
+
+def test_gallery_rows_of_a_plan_are_kept_apart_from_its_pairs(tmp_path: Path) -> None:
+    pairs = make_pairs(list(range(20)))
+    plan = plan_batches(pairs, None, batch_size=4, seed=0, epoch=0)
+    gallery = np.array([[7, -1, 8], [-1, -1, -1], [9, 7, -1], [1, 2, 3], [-1, -1, 5]])
+    uri = str(tmp_path / "plan.parquet")
+    BatchPlan(plan.batches, plan.stats, gallery).save(uri, pairs)
+    query_ids, reference_ids = load_plan(uri)
+    assert np.array_equal(query_ids, pairs.query_ids[plan.batches])
+    assert np.array_equal(reference_ids, pairs.reference_ids[plan.batches])
+    assert np.array_equal(load_gallery(uri), gallery)
+    extra = pq.read_table(uri).filter(pc.field("slot") >= 4).to_pylist()
+    assert extra[1] == {"batch": 0, "slot": 6, "query_id": None, "reference_id": 8}
+    assert len(extra) == 8
+
+
+def test_the_pairs_of_a_plan_are_read_without_its_gallery_and_the_gallery_without_the_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4g_ray.sampler.ROWS_PER_GROUP", 8)
+    pairs = make_pairs(list(range(20)))
+    plan = plan_batches(pairs, None, batch_size=4, seed=0, epoch=0)
+    gallery = np.arange(15).reshape(5, 3)
+    uri, damaged = tmp_path / "plan.parquet", tmp_path / "damaged.parquet"
+    BatchPlan(plan.batches, plan.stats, gallery).save(str(uri), pairs)
+    data, groups = uri.read_bytes(), pq.ParquetFile(uri).metadata
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [8, 8, 4, 15]
+    last = [groups.row_group(3).column(i) for i in range(4)]
+    start = last[0].dictionary_page_offset
+    end = start + sum(column.total_compressed_size for column in last)
+    damaged.write_bytes(bytes(start) + data[start:])
+    assert np.array_equal(load_gallery(str(damaged)), gallery)
+    damaged.write_bytes(data[:start] + bytes(end - start) + data[end:])
+    assert np.array_equal(load_plan(str(damaged))[0], pairs.query_ids[plan.batches])
+
+
+@pytest.mark.parametrize("gallery", [None, np.zeros((5, 0), dtype=np.int64)])
+def test_a_plan_without_a_gallery_has_one_of_no_columns(tmp_path: Path, gallery: Any) -> None:
+    pairs = make_pairs(list(range(20)))
+    plan = plan_batches(pairs, None, batch_size=4, seed=0, epoch=0)
+    BatchPlan(plan.batches, plan.stats, gallery).save(str(tmp_path / "plan.parquet"), pairs)
+    assert load_gallery(str(tmp_path / "plan.parquet")).shape == (5, 0)
+
+
+def test_an_empty_plan_is_saved_and_loaded(tmp_path: Path) -> None:
+    pairs = make_pairs([1, 1, 1])
+    plan_batches(pairs, None, batch_size=2, seed=0, epoch=0).save(str(tmp_path / "plan.parquet"), pairs)
+    assert load_plan(str(tmp_path / "plan.parquet"))[0].shape == (0, 2)
