@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -29,29 +28,13 @@ from s4g_ray.config import DataConfig, RunConfig
 from s4g_ray.dataset import VIEWS, GeoDataset, ImageTable, View
 from s4g_ray.encoder import Numerics, load_encoder
 from s4g_ray.errors import BadImageError, RunError
+from s4g_ray.failures import reason_of
 from s4g_ray.images import load_view
 from s4g_ray.progress import Update, ignore
 
 Row = dict[str, Any]
 PART_BYTES = 64_000_000  # of pixels: a loading task holds a few times as much
 LOADER_CPUS = 0.25  # logical, of a task that reads and decodes a part
-
-
-@dataclass(frozen=True)
-class EmbeddingTable:
-    """ids[N], place_ids[N], vectors[N, D] float32, in the order of the parts."""
-
-    ids: NDArray[np.int64]
-    place_ids: NDArray[np.int64]
-    vectors: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, ids: NDArray[np.int64]) -> EmbeddingTable:
-        """The rows whose id is among `ids`."""
-        rows = np.isin(self.ids, ids)
-        return EmbeddingTable(self.ids[rows], self.place_ids[rows], self.vectors[rows])
 
 
 @dataclass(frozen=True)
@@ -96,7 +79,7 @@ def embed(
             results.append(row)
             on_progress(done, total)
     except RayError as error:
-        raise RunError(f"the embedding job failed after {done} of {total} images: {_reason(error)}") from error
+        raise RunError(f"the embedding job failed after {done} of {total} images: {reason_of(error)}") from error
     bad = tuple(reason for row in results for reason in json.loads(row["bad"]))
     for view in views:
         if not sum(row["rows"] for row in results if row["view"] == view):
@@ -105,13 +88,6 @@ def embed(
             )
     _publish(target, results, stamp, splits, bad)
     return EmbeddingReport(total - len(bad), time.perf_counter() - started, warm_rate(results), bad)
-
-
-def _reason(error: RayError) -> str:
-    """What went wrong: the last line of the traceback that names an exception which is not Ray's own."""
-    lines = [line.strip() for line in str(error).strip().splitlines()]
-    named = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
-    return (named or lines)[-1]
 
 
 def warm_rate(results: list[Row]) -> float:
@@ -125,27 +101,6 @@ def warm_rate(results: list[Row]) -> float:
         seconds = max(row["finished"] for row in rows) - min(row["started"] for row in rows)
         rate += sum(row["images"] for row in rows) / seconds
     return rate
-
-
-def read_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = None) -> EmbeddingTable:
-    """Read one view of a published table. Raises RunError when unpublished, altered, or not made from `stamp`."""
-    manifest = storage.open_published(folder, "embeddings", stamp)
-    parts = [part for part in manifest.parts if part.name.startswith(f"{view}/")]
-    tables = [pq.read_table(io.BytesIO(storage.read_part(folder, part))) for part in parts]
-    if not tables:
-        raise RunError(f"{folder} holds no {view}")
-    table = pa.concat_tables(tables).combine_chunks()
-    column = table["embedding"].combine_chunks()
-    vectors = column.flatten().to_numpy().reshape(len(table), -1).astype(np.float32)
-    return EmbeddingTable(table["id"].to_numpy(), table["place_id"].to_numpy(), vectors)
-
-
-def read_rows(
-    folder: str, view: View, table: ImageTable, *, stamp: storage.Stamp | None = None
-) -> tuple[EmbeddingTable, ImageTable]:
-    """As read_embeddings, of the rows of a table only, with those rows in the same order; skipped images lack both."""
-    embedded = read_embeddings(folder, view, stamp=stamp).take(table.ids)
-    return embedded, table.take(table.rows(embedded.ids))
 
 
 def _plan_parts(tables: dict[View, ImageTable], config: RunConfig) -> list[Row]:

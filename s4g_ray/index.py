@@ -1,194 +1,399 @@
-"""FAISS: VectorIndex (no Ray), the IndexShard actor, and the IndexService client.
-
-The metric is the inner product of L2-normalised vectors; VectorIndex alone normalises and names it.
-"""
+"""The index service: versions of an index over the references, sharded over Ray actors; its client and its builds."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import threading
-from typing import Any, Literal, Self
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from s4g_ray import storage
 from s4g_ray.config import MiningConfig
-from s4g_ray.embedding import read_embeddings
 from s4g_ray.errors import RunError
+from s4g_ray.index_effort import check_recall, effort_range, is_as_asked, plan_for, raise_effort, recall_of
+from s4g_ray.index_plan import IndexPlan
+from s4g_ray.index_shard import IndexShard, ShardSetup, Staged, version_folder
+from s4g_ray.shards import (
+    Floats,
+    Found,
+    Ints,
+    PartCount,
+    Slice,
+    Source,
+    check_vectors,
+    merge_found,
+    open_sources,
+    share_rows,
+    sorted_ids,
+    spread_rows,
+)
+from s4g_ray.vector_index import VectorIndex as VectorIndex
 
-
-def installed_faiss(distributions: set[str]) -> str:
-    """The one FAISS build among installed distributions. Raises ImportError for none or several."""
-    builds = sorted(distributions & {"faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"})
-    if not builds:
-        raise ImportError("FAISS is not installed; install s4g-ray[cpu] or s4g-ray[gpu]")
-    if len(builds) > 1:
-        raise ImportError(
-            f"{' and '.join(builds)} are both installed and overwrite each other: pip uninstall both,"
-            " then install either s4g-ray[cpu] or s4g-ray[gpu]"
-        )
-    return builds[0]
-
-
-installed_faiss({(d.metadata["Name"] or "").lower() for d in importlib.metadata.distributions()})
-import faiss  # noqa: E402
-
-Kind = Literal["auto", "flat", "sqfp16"]
 VERSIONS_KEPT = 2
-BYTES_PER_VALUE = {"flat": 4, "sqfp16": 2}
+SEARCHES = 2  # that a shard answers at the same time: one is sent and merged while the other computes
+RETRIES = 3  # of a call whose shard died under it; a call that kills its shard each time fails then
+SAMPLE_SEED = 0
 
 
-def choose_kind(num_vectors: int, dim: int, memory_gb: float | None) -> Literal["flat", "sqfp16"]:
-    """The most exact kind that fits: float32 vectors, else float16. Raises ValueError when neither does."""
-    needed = {kind: num_vectors * dim * width / 1e9 for kind, width in BYTES_PER_VALUE.items()}
-    for kind in ("flat", "sqfp16"):
-        if memory_gb is None or needed[kind] <= memory_gb:
-            return kind
-    raise ValueError(
-        f"{num_vectors} vectors of D={dim} need {needed['sqfp16']:.2f} GB as float16, over {memory_gb=};"
-        " raise mining.index_memory_gb"
-    )
+@dataclass(frozen=True)
+class PartialResult:
+    """What the shards that answered found: ids[M, n], scores[M, n], n = k unless they hold fewer vectors."""
+
+    ids: Ints
+    scores: Floats
+    missing_shards: tuple[int, ...]
 
 
-class VectorIndex:
-    """Nearest vectors by cosine, with our own ids."""
+@dataclass(frozen=True)
+class IndexReport:
+    """A version that is in service, as it was built."""
 
-    def __init__(self, index: Any, kind: str) -> None:
-        self._index, self.kind = index, kind
+    version: int
+    kind: str
+    num_vectors: int
+    num_shards: int
+    memory_gb: float  # of all shards' files
+    k: int
+    recall: float | None  # recall@k against exact search; none where no sample of queries was given
+    effort: int | None  # nprobe or ef_search; none where there is nothing to choose
+    engine: str  # of exact search
+    read_s: float
+    build_s: float
+    probe_s: float
 
-    @classmethod
-    def build(
-        cls,
-        vectors: NDArray[Any],
-        ids: NDArray[np.int64],
-        *,
-        kind: Kind = "auto",
-        memory_gb: float | None = None,
-    ) -> Self:
-        """vectors[N, D], ids[N] unique and not negative. `auto` is exact (flat), or float16 where memory_gb asks.
 
-        Raises ValueError for shapes, ids and non-finite vectors that cannot be indexed.
+@dataclass(frozen=True)
+class IndexClient:
+    """Asks the shards. Small and picklable: for Ray tasks and Ray Data."""
+
+    shards: tuple[Any, ...]
+
+    def search(self, version: int, queries: Floats, k: int) -> Found:
+        """queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first, ties by lower id, from one version.
+
+        Raises RunError for a version that is not in service, for queries or k that do not fit it, and for a shard
+        that is dead or cannot load its file. A shard that is starting again is waited for.
         """
-        if vectors.ndim != 2 or len(vectors) != len(ids) or not len(ids):
-            raise ValueError(f"vectors{list(vectors.shape)} and ids{list(ids.shape)} are not [N, D] and [N], N >= 1")
-        if len(np.unique(ids)) != len(ids) or ids.min() < 0:
-            raise ValueError("ids must be unique and not negative")
-        dim = vectors.shape[1]
-        chosen = choose_kind(len(ids), dim, memory_gb) if kind == "auto" else kind
-        inner: Any
-        if chosen == "flat":
-            inner = faiss.IndexFlatIP(dim)
-        else:
-            inner = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        index = faiss.IndexIDMap(inner)
-        index.add_with_ids(_unit_rows(vectors), ids.astype(np.int64))
-        return cls(index, chosen)
+        return merge_found(_answers(self._ask(version, queries, k)), k)
+
+    def search_partial(self, version: int, queries: Floats, k: int, *, timeout_s: float = 60.0) -> PartialResult:
+        """As search, but of the shards that answer within timeout_s, naming those that do not.
+
+        A late call is taken back, unless its shard computes it already: it then goes on, and nobody hears of it.
+        Raises RunError when none answers, and for queries or k that do not fit the version.
+        """
+        calls = self._ask(version, queries, k)
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+        found, missing, faults = [], [], [f"no shard answered within {timeout_s:g} s"]
+        for number, call in enumerate(calls):
+            try:
+                if call in late:
+                    missing.append(number)
+                    ray.cancel(call)
+                else:
+                    found.append(ray.get(call))
+            except ValueError as error:  # a request that no shard could answer
+                raise _fault(number, error) from error
+            except RayError as error:
+                missing.append(number)
+                faults.append(str(_fault(number, error)))
+        if not found:
+            raise RunError(faults[-1])
+        return PartialResult(*merge_found(found, k), tuple(missing))
+
+    def _ask(self, version: int, queries: Floats, k: int) -> list[Any]:
+        shared = ray.put(queries)
+        return [shard.search.options(concurrency_group="search").remote(version, shared, k) for shard in self.shards]
+
+
+class _Shards:
+    """The actors; what is asked here runs beside their searches, one call of a shard after the other."""
+
+    def __init__(self, cfg: MiningConfig, folder: str) -> None:
+        actor, use_gpu = ray.remote(**_shard_options(cfg))(IndexShard), cfg.gpus_per_shard > 0
+        setups = [ShardSetup(folder, n, cfg.num_shards, cfg.index_threads, use_gpu) for n in range(cfg.num_shards)]
+        self.client = IndexClient(tuple(actor.remote(setup) for setup in setups))
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self.client.shards)
 
-    @property
-    def dim(self) -> int:
-        """D of the vectors."""
-        return int(self._index.d)
+    def _ask(self, method: str, each: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
+        called = [getattr(shard, method) for shard in self.client.shards]
+        return [
+            method.options(concurrency_group="build", **options).remote(*arguments)
+            for method, arguments in zip(called, each, strict=True)
+        ]
 
-    def search(self, queries: NDArray[Any], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first.
+    def all(self, method: str, each: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answers of every shard to its own arguments. Raises RunError for a shard that fails."""
+        return _answers(self._ask(method, each))
 
-        Raises ValueError when k exceeds the collection, D differs, or a query is not finite.
-        """
-        if not 1 <= k <= len(self):
-            raise ValueError(f"k={k} is not within 1..{len(self)}, the size of the index")
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ValueError(f"queries{list(queries.shape)} do not fit an index of D={self.dim}")
-        scores, ids = self._index.search(_unit_rows(queries), k)
-        if (ids < 0).any():
-            raise RunError(f"the index returned fewer than k={k} vectors")
-        return ids, scores
+    def both(self, method: str, each: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any]]:
+        """As all, of a method that gives two things: the first, and references to the second, which stay away."""
+        calls = self._ask(method, each, num_returns=2)
+        kept = [call[1] for call in calls]
+        return _answers([call[0] for call in calls], kept), kept
 
-    def save(self, uri: str) -> None:
-        """Publish the index as one file and a manifest."""
-        data = faiss.serialize_index(self._index).tobytes()
-        part = storage.write_part(uri, "index.faiss", data, len(self))
-        storage.publish(uri, "index", [part], info={"kind": self.kind})
+    def same(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of every shard to the same arguments. Raises RunError for a shard that fails."""
+        return self.all(method, [arguments] * len(self))
 
-    @classmethod
-    def load(cls, uri: str) -> Self:
-        """Read a published index. Raises RunError when it is missing, cut short or altered."""
-        manifest = storage.open_published(uri, "index")
-        data = storage.read_part(uri, manifest.parts[0])
-        return cls(faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8)), manifest.info["kind"])
+    def first(self, method: str, *arguments: Any) -> Any:
+        """The answer of the first shard alone. Raises RunError when it fails."""
+        call = getattr(self.client.shards[0], method).options(concurrency_group="build")
+        return _answers([call.remote(*arguments)])[0]
 
 
-def _unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():
-        raise ValueError(f"{int((~np.isfinite(norms)).sum())} vectors are not finite")
-    return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
-
-
-class IndexShard:
-    """An actor that holds the newest versions of an index and answers searches."""
-
-    def __init__(self, num_threads: int) -> None:
-        faiss.omp_set_num_threads(num_threads)
-        self._versions: dict[int, VectorIndex] = {}
-        self._swap = threading.Lock()
-
-    def build(self, version: int, embeddings: str, ids: NDArray[np.int64], kind: Kind, memory_gb: float | None) -> int:
-        """Index the rows `ids` of an embedding table beside the current version, then swap; returns the size."""
-        table = read_embeddings(embeddings, "references")
-        chosen = np.isin(table.ids, ids)
-        index = VectorIndex.build(table.vectors[chosen], table.ids[chosen], kind=kind, memory_gb=memory_gb)
-        with self._swap:
-            newest = sorted([*self._versions, version])[-VERSIONS_KEPT:]
-            self._versions = {v: index if v == version else self._versions[v] for v in newest}
-        return len(index)
-
-    def search(
-        self, version: int, queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """As VectorIndex.search, on one version. Raises KeyError for a version that is not held."""
-        return self._versions[version].search(queries, k)
+def _shard_options(cfg: MiningConfig) -> dict[str, Any]:
+    """What Ray is told of a shard."""
+    return {
+        "num_cpus": cfg.cpus_per_shard,
+        "num_gpus": cfg.gpus_per_shard,
+        "scheduling_strategy": cfg.shard_placement,
+        "max_restarts": -1,
+        "max_task_retries": RETRIES,
+        # a GPU index answers one search at a time
+        "concurrency_groups": {"build": 1, "search": 1 if cfg.gpus_per_shard else SEARCHES},
+    }
 
 
 class IndexService:
-    """The client of the index actor, started with it; a context manager that stops it."""
+    """The shards and the versions that they serve from `folder`; a context manager that stops them.
 
-    def __init__(self, cfg: MiningConfig) -> None:
-        self._cfg = cfg
-        actor = ray.remote(IndexShard).options(num_cpus=0, max_concurrency=2)
-        self._shard: Any = actor.remote(cfg.index_threads)
+    A shard that dies is started again and loads what is published. `engine` is that of exact search where an
+    earlier start chose it: then it is not measured again.
+    """
 
-    def build(self, version: int, embeddings: str, ids: NDArray[np.int64]) -> int:
-        """Index the references `ids` of an embedding table under a version; returns how many there were.
+    def __init__(self, cfg: MiningConfig, folder: str, *, engine: str | None = None) -> None:
+        self._cfg, self._folder = cfg, storage.absolute(folder)
+        self._engine = engine or (None if cfg.exact_engine == "auto" else cfg.exact_engine)
+        self._shards = _Shards(cfg, self._folder)
 
-        Raises RunError for what the actor refuses, and when it has died.
+    @property
+    def client(self) -> IndexClient:
+        """What asks the shards, from any process of the cluster."""
+        return self._shards.client
+
+    @property
+    def engine(self) -> str | None:
+        """The engine of exact search; none until a first build has measured it."""
+        return self._engine
+
+    def search(self, version: int, queries: Floats, k: int) -> Found:
+        """As IndexClient.search."""
+        return self.client.search(version, queries, k)
+
+    def search_partial(self, version: int, queries: Floats, k: int, *, timeout_s: float = 60.0) -> PartialResult:
+        """As IndexClient.search_partial."""
+        return self.client.search_partial(version, queries, k, timeout_s=timeout_s)
+
+    def report(self, version: int, *, stamp: storage.Stamp | None = None) -> IndexReport | None:
+        """How a version was built; None when it is not in service on every shard, or not from `stamp` or as asked now.
+
+        The engine of exact search is taken from it where none is chosen yet.
         """
-        cfg = self._cfg
-        call = self._shard.build.remote(version, embeddings, ray.put(ids), cfg.index_kind, cfg.index_memory_gb)
-        return int(_answer(call))
+        folder = version_folder(self._folder, version)
+        if not all(version in serving for serving in self._shards.same("versions")):
+            return None
+        manifest = storage.open_published(folder, "index")
+        if (stamp is not None and manifest.stamp != stamp) or not is_as_asked(manifest.info, self._cfg):
+            return None
+        report = IndexReport(**{field.name: manifest.info[field.name] for field in fields(IndexReport)})
+        self._engine = self._engine or report.engine
+        return report
 
-    def search(
-        self, version: int, queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """queries[M, D] -> ids[M, k], scores[M, k], best first, from one version. Raises RunError as build does."""
-        ids, scores = _answer(self._shard.search.remote(version, ray.put(queries), k))
-        return ids, scores
+    def build(
+        self,
+        version: int,
+        embeddings: str | Sequence[str],
+        ids: Ints | None = None,
+        *,
+        sample: Floats | None = None,
+        k: int,
+        stamp: storage.Stamp | None = None,
+    ) -> IndexReport:
+        """Index the references of published embedding tables beside what is in service, then put that in service.
+
+        ids: the references to index; none: all. sample[S, D]: queries that recall@k is measured on against exact
+        search over the same embeddings; effort is raised until it reaches mining.min_recall, unless it is set.
+        This version and the highest other ones stay, VERSIONS_KEPT in all. Raises RunError, with all versions in
+        service as before, for tables, ids and k that do not fit each other or the budget of memory, for recall below
+        mining.min_recall, and for a shard that fails. A version that is there already goes out of service once the
+        rows of the new one are counted and checked.
+        """
+        tables = [embeddings] if isinstance(embeddings, str) else list(embeddings)
+        build = _Build(self._cfg, self._folder, self._shards, version, self._engine)
+        try:
+            return build.run(tables, ids, sample, k, stamp)
+        except Exception:
+            with suppress(RunError):  # of a shard that is dead; why the build failed is what counts
+                self._shards.same("discard")
+            if not storage.is_published(version_folder(self._folder, version)):
+                storage.remove(version_folder(self._folder, version))
+            raise
+        finally:
+            self._engine = build.engine
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.kill(self._shard)
+        for shard in self.client.shards:
+            ray.kill(shard)
 
 
-def _answer(call: Any) -> Any:
-    try:
-        return ray.get(call)
-    except RayError as error:
-        raise RunError(f"the index failed: {str(error).strip().splitlines()[-1]}") from error
+class _Build:
+    """A build of one version, in progress."""
+
+    def __init__(self, cfg: MiningConfig, folder: str, shards: _Shards, version: int, engine: str | None) -> None:
+        self._cfg, self._folder, self._shards, self._version = cfg, folder, shards, version
+        self.engine = engine
+
+    def run(
+        self, tables: Sequence[str], ids: Ints | None, sample: Floats | None, k: int, stamp: storage.Stamp | None
+    ) -> IndexReport:
+        """All of it: count, check, train, stage, measure, publish, put in service."""
+        if self._cfg.gpus_per_shard:
+            self._shards.same("require_gpu")
+        clock = [time.perf_counter()]
+        sources, stamp = open_sources([storage.absolute(table) for table in tables], stamp)
+        wanted = ray.put(sorted_ids(ids))
+        counts, dim = self._count(sources, wanted, stamp)
+        slices = share_rows(sources, counts, len(self._shards))
+        plan = self._plan(sum(counts), dim, k)
+        if sample is not None and sample.shape[1:] != (dim,):
+            raise RunError(f"the sample of queries{list(sample.shape)} does not fit embeddings of D={dim}")
+        self.engine = self.engine or str(self._shards.first("choose_engine", dim))
+        clock.append(time.perf_counter())
+        template = self._train(plan, slices, wanted)
+        clock.append(time.perf_counter())
+        self._withdraw()
+        recipes = [(self._version, own, wanted, plan, template, self.engine) for own in slices]
+        staged: list[Staged] = self._shards.all("stage", recipes)
+        clock.append(time.perf_counter())
+        recall, effort = self._measure(plan, staged, slices, wanted, sample, k)
+        report = IndexReport(
+            version=self._version, kind=plan.kind, num_vectors=plan.num_vectors, num_shards=len(slices),
+            memory_gb=sum(s.part.num_bytes for s in staged) / 1e9, k=k, recall=recall, effort=effort,
+            engine=self.engine, read_s=clock[1] - clock[0] + max(s.read_s for s in staged),
+            build_s=clock[2] - clock[1] + max(s.build_s for s in staged), probe_s=time.perf_counter() - clock[3],
+        )  # fmt: skip
+        self._put_in_service(report, plan, staged, stamp)
+        return report
+
+    def _count(self, sources: list[Source], wanted: Any, stamp: storage.Stamp | None) -> tuple[list[int], int]:
+        """The kept rows of each part, and D. Parts are divided among the shards; ids go from shard to shard."""
+        bounds = [len(sources) * n // len(self._shards) for n in range(len(self._shards) + 1)]
+        own = [(sources[a:b], wanted) for a, b in pairwise(bounds)]
+        answers, kept_ids = self._shards.both("read_heads", own)
+        heads: list[PartCount] = [head for own in answers for head in own]
+        dim = check_vectors(sources, heads, stamp)
+        counts = [head.kept for head in heads]
+        self._shards.first("check_ids", counts, sources, wanted, *kept_ids)
+        return counts, dim
+
+    def _plan(self, num_vectors: int, dim: int, k: int) -> IndexPlan:
+        if not 1 <= k <= num_vectors:
+            raise RunError(f"k={k} is not within 1..{num_vectors}, the number of references to index; lower k")
+        try:
+            return plan_for(self._cfg, num_vectors, dim)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    def _train(self, plan: IndexPlan, slices: Sequence[Sequence[Slice]], wanted: Any) -> Any:
+        """The trained, empty index that all shards share (a reference to it); None for kinds that need no training.
+
+        The rows to train on do not depend on the number of shards.
+        """
+        if not plan.train_size:
+            return None
+        rows = spread_rows(plan.num_vectors, plan.train_size, SAMPLE_SEED)
+        sizes = [sum(len(piece) for piece in own) for own in slices]
+        starts = np.cumsum([0, *sizes])
+        own = [
+            (pieces, wanted, rows[(rows >= first) & (rows < first + size)] - first)
+            for pieces, first, size in zip(slices, starts, sizes, strict=False)
+        ]
+        _, samples = self._shards.both("sample", own)
+        return ray.put(self._shards.first("train", plan, *samples))
+
+    def _withdraw(self) -> None:
+        """What is there of this version goes: out of service first, then its files."""
+        folder = version_folder(self._folder, self._version)
+        if storage.is_published(folder):
+            storage.remove(storage.join(folder, storage.MANIFEST))
+            self._shards.same("withdraw", self._version)
+        storage.remove(folder)
+
+    def _measure(
+        self, plan: IndexPlan, staged: list[Staged], slices: Sequence[Sequence[Slice]], wanted: Any,
+        sample: Floats | None, k: int,
+    ) -> tuple[float | None, int | None]:  # fmt: skip
+        """recall@k of what is staged, and the effort that it takes. Raises RunError below mining.min_recall."""
+        effort, most = effort_range(plan, self._cfg)
+        if sample is None or not len(sample):
+            return None, effort
+        queries = ray.put(sample)
+        one_more = min(k + 1, plan.num_vectors)
+        recipes = [(own, wanted, queries, one_more, self.engine) for own in slices]
+        exact = merge_found(self._shards.all("search_exactly", recipes), one_more)
+
+        def recall_at(effort: int | None) -> float:
+            calls = [(one, self.engine, queries, k, effort) for one in staged]
+            return recall_of(merge_found(self._shards.all("probe", calls), k)[0], *exact)
+
+        recall, effort = raise_effort(recall_at, effort, most, self._cfg.min_recall)
+        check_recall(recall, effort, plan, self._cfg, k)
+        return recall, effort
+
+    def _put_in_service(
+        self, report: IndexReport, plan: IndexPlan, staged: list[Staged], stamp: storage.Stamp | None
+    ) -> None:
+        """Publish, activate on all shards, then remove what is older."""
+        folder, version = self._folder, self._version
+        info = {**staged[0].info, **asdict(report), "plan": asdict(plan)}
+        storage.publish(version_folder(folder, version), "index", [one.part for one in staged], stamp, info)
+        others = [v for v in storage.published_versions(folder, "v") if v != version]
+        kept = others[len(others) - (VERSIONS_KEPT - 1) :]
+        try:
+            self._shards.same("activate", version)
+        except RunError:
+            self._withdraw()
+            raise
+        self._shards.same("retire", (*kept, version))
+        for old in storage.list_versions(folder, "v"):
+            if old not in (*kept, version):
+                storage.remove(version_folder(folder, old))
+
+
+def _answers(calls: Sequence[Any], twins: Sequence[Any] = ()) -> list[Any]:
+    """The answers of all shards. Raises RunError for the first that failed, when all have ended.
+
+    twins: second results of the same calls, which fail with them; Ray prints an error that nobody looked at.
+    """
+    answers, faults = [], []
+    for number, call in enumerate(calls):
+        try:
+            answers.append(ray.get(call))
+        except RayError as error:
+            faults.append((number, error))
+            with suppress(RayError):
+                ray.get(list(twins[number : number + 1]))
+    if faults:
+        raise _fault(*faults[0]) from faults[0][1]
+    return answers
+
+
+def _fault(number: int, error: Exception) -> RunError:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, (RunError, ValueError)):
+        return RunError(f"index shard {number}: {cause}")
+    if isinstance(cause, RayError):
+        return RunError(f"index shard {number} is dead: {str(cause).strip().splitlines()[0]}")
+    return RunError(f"index shard {number} failed: {type(cause).__name__}: {cause}")
