@@ -1,81 +1,378 @@
-"""Hard-negative mining: embeddings -> index -> NeighborGraph of the visually nearest places."""
+"""The Ray Data job of hard-negative mining: embeddings -> index -> NeighborGraph of the visually nearest places.
+
+The job streams *groups* of consecutive parts of the queries' embeddings: a task reads a group, asks the index, filters
+and merges what it answers, writes a part of the graph and then a small commit beside it, which a job that starts again
+keeps. Places whose queries stand in several groups are set aside by the groups and merged by further tasks, a range
+of places each. The driver sees ids, counts and, to compare with, a sample of the previous graph alone.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
-from s4g_ray.embedding import EmbeddingTable
-from s4g_ray.index import IndexService
-from s4g_ray.neighbors import NeighborGraph, PlacePairs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from s4g_ray import __version__, storage
+from s4g_ray.candidates import Filters, Kept, References, Widths, check_ascending, find_neighbors, merge_neighbors
+from s4g_ray.config import MiningConfig
+from s4g_ray.embedding_table import read_heads
+from s4g_ray.errors import InputError, RunError
+from s4g_ray.failures import reason_of
+from s4g_ray.graph_rows import SampledRows, choose_rows, read_rows, sample_places
+from s4g_ray.mining_plan import SEARCHER_CPUS, Counts, MiningReport, count_groups, cut_ranges, job_key, plan_groups
+from s4g_ray.neighbors import NeighborGraph, publish_graph, write_graph_part
+from s4g_ray.places import Exclusions, rows_of
 from s4g_ray.progress import Update, ignore
 
+Row = dict[str, Any]
 Ints = NDArray[np.int64]
+Scores = NDArray[np.float32]
+WORK = "_work"  # commits, and candidates of places that several groups share; removed when the graph is published
+CANDIDATE_ROWS = 2_000  # in a row group: a range of places reads few others'
+# settings of the index and the filters that a graph depends on; the others change when and where it is computed
+DECIDING = {
+    "index_kind", "index_memory_gb", "nprobe", "ef_search", "min_recall", "recall_sample", "num_shards",
+    "max_score", "relative_margin", "range_min", "max_candidates", "part_queries",
+}  # fmt: skip
 
 
-def mine_neighbors(
-    service: IndexService,
+class Searcher(Protocol):
+    """An index that Ray tasks can ask: it is pickled into them."""
+
+    def search(self, version: int, queries: Scores, k: int) -> tuple[Ints, Scores]:
+        """queries[M, D] -> ids[M, k], scores[M, k], best first. Raises RunError."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The arrays that the tasks share, once in Ray's object store."""
+
+    query_ids: Ints
+    shared: Ints  # places that several groups share
+    references: References
+    exclusions: Exclusions | None
+    previous: SampledRows | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task knows."""
+
+    search: Searcher
+    version: int
+    embeddings: str
+    target: str
+    cfg: MiningConfig
+    k: int
+    widths: Widths
+    key: str
+    tables: Any  # reference to _Tables
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a task wrote and counted: a part of the graph, candidates of shared places."""
+
+    counts: Counts
+    part: storage.Part | None
+    candidates: storage.Part | None = None
+    low: int = 0  # first and last place of the candidates
+    high: int = 0
+
+    @classmethod
+    def of(cls, value: Row) -> _Outcome:
+        parts = {name: value[name] and storage.Part(**value[name]) for name in ("part", "candidates")}
+        return cls(Counts.of_json(value["counts"]), low=value["low"], high=value["high"], **parts)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The groups of a job."""
+
+    rows: list[Row]  # a row for each group
+    sample: Ints  # places that are looked up in the previous graph
+    shared: Ints  # places of several groups
+    num_groups: Ints  # of each of them
+    missing: int  # queries without an embedding
+
+
+@dataclass
+class _Progress:
+    """What the driver gathers from the tasks."""
+
+    on_progress: Update
+    total: int  # queries
+    outcomes: list[_Outcome] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    reused: int = 0
+
+    def add(self, outcome: _Outcome, reused: bool) -> None:
+        """A task is done."""
+        self.outcomes.append(outcome)
+        self.counts += outcome.counts
+        self.reused += reused
+        self.on_progress(self.counts.queries, self.total)
+
+
+def mine(
+    search: Searcher,
     version: int,
-    queries: EmbeddingTable,
+    embeddings: str,
+    target: str,
+    *,
+    cfg: MiningConfig,
+    k: int,
+    query_ids: Ints,
     reference_ids: Ints,
     reference_places: Ints,
-    *,
-    k: int,
-    block: int,
-    exclusions: PlacePairs | None = None,
+    exclusions: Exclusions | None,
+    stamp: storage.Stamp,
+    info: dict[str, Any] | None = None,
+    previous: str | None = None,
     on_progress: Update = ignore,
-) -> NeighborGraph:
-    """Each query place's k visually nearest other places, from an indexed version of the references.
+) -> MiningReport:
+    """Publish at `target` the graph of the k visually nearest other places of each query place.
 
-    reference_ids[R] sorted, reference_places[R]: the indexed references. Asks for enough references that k
-    other places are among them that `exclusions` do not bar, whatever place has the most. Source: dynamic
-    similarity sampling, arXiv 2303.11851, section 3.3.
+    embeddings: a published table; its queries with an id of query_ids[Q] (ascending) are mined. reference_ids[R]
+    (ascending) and reference_places[R]: what `version` of the index holds. exclusions: places that are never
+    negatives of each other. previous: the graph that is replaced, for the overlap. What an interrupted job committed
+    is kept where it was made from the same, and a published graph made anew. Its manifest keeps the metrics, and
+    `info` beside them, as info["round"].
+
+    Raises InputError for impossible k and ids; RunError for embeddings that are unpublished, altered, not made from
+    `stamp` or lack queries, and for what the index says. Source: dynamic similarity sampling, arXiv 2303.11851,
+    section 3.3.
     """
-    per_place = int(np.unique(reference_places, return_counts=True)[1].max())
-    barred = exclusions.most if exclusions else 0
-    wanted = min((k + 1 + barred) * per_place, len(reference_ids))
-    places, scores = [], []
-    for start in range(0, len(queries), block):
-        ids, found = service.search(version, queries.vectors[start : start + block], wanted)
-        places.append(reference_places[np.searchsorted(reference_ids, ids)])
-        scores.append(found)
-        on_progress(min(start + block, len(queries)), len(queries))
-    return merge_neighbors(queries.place_ids, np.concatenate(places), np.concatenate(scores), k, exclusions)
+    started = time.perf_counter()
+    check_ascending(query_ids, "query")
+    references = References(reference_ids, reference_places)
+    widths = Widths.of(references, Filters.of(cfg, k, exclusions), cfg.max_candidates)
+    if previous == target:
+        raise InputError(f"{target} cannot be mined beside itself: previous names the graph that is replaced")
+    manifest = storage.open_published(embeddings, "embeddings", stamp)
+    parts = [part for part in manifest.parts if part.name.startswith("queries/")]
+    plan = _plan_groups(embeddings, parts, query_ids, len(manifest.info.get("bad_images", ())), cfg, stamp)
+    settings = {
+        "release": __version__, "version": version, "k": k, "widths": asdict(widths), "stamp": asdict(stamp),
+        "previous": _identity(previous),
+        "parts": [part.sha256 for part in parts], "cfg": cfg.model_dump(mode="json", include=DECIDING),
+    }  # fmt: skip
+    key = job_key(settings, query_ids, references, exclusions)
+    sampled = None if previous is None else SampledRows.read(previous, plan.sample)
+    if exclusions is not None and exclusions.radius_m > 0:
+        _ = exclusions.places.xyz  # kept there: or each task would reckon them anew
+    tables = ray.put(_Tables(query_ids, plan.shared, references, exclusions, sampled))
+    job = _Job(search, version, embeddings, target, cfg, k, widths, key, tables)
+    if storage.is_published(target):
+        storage.remove(target)
+    done = _Progress(on_progress, len(query_ids) - plan.missing)
+    _run(job, _mine_group, plan.rows, done)
+    _run(job, _merge_range, _plan_merges(job, plan, done.outcomes), done)
+    report = MiningReport.of(
+        done.counts, k, has_previous=previous is not None, without_embedding=plan.missing,
+        seconds=time.perf_counter() - started, reused_parts=done.reused,
+    )  # fmt: skip
+    _publish(target, done.outcomes, k, stamp, {**(info or {}), **report.metrics()})
+    return report
 
 
-def merge_neighbors(
-    query_places: Ints,
-    found_places: Ints,
-    scores: NDArray[np.float32],
-    k: int,
-    exclusions: PlacePairs | None = None,
-) -> NeighborGraph:
-    """query_places[M], found_places[M, n], scores[M, n] -> the k best other places of each place.
+def _identity(graph: str | None) -> str | None:
+    """What a published graph holds, as a fingerprint."""
+    if graph is None:
+        return None
+    manifest = storage.open_published(graph, "neighbors")
+    return storage.fingerprint(*(part.sha256.encode() for part in manifest.parts))
 
-    The query's own place is removed, and what `exclusions` bar from it (false negatives). A place found through
-    several queries (a tile with two panoramas) or references counts once, with its best score; equal scores are
-    ordered by place_id.
-    """
-    source = np.repeat(query_places, found_places.shape[1])
-    target, score = found_places.ravel(), scores.ravel()
-    other = source != target
-    if exclusions is not None:
-        other &= ~exclusions.contains(source, target)
-    source, target, score = source[other], target[other], score[other]
-    order = np.lexsort((-score, target, source))
-    source, target, score = source[order], target[order], score[order]
-    first = np.ones(len(source), dtype=bool)
-    first[1:] = (source[1:] != source[:-1]) | (target[1:] != target[:-1])
-    source, target, score = source[first], target[first], score[first]
-    order = np.lexsort((target, -score, source))
-    source, target, score = source[order], target[order], score[order]
-    places = np.unique(query_places)
-    starts = np.searchsorted(source, places)
-    rank = np.arange(len(source)) - starts[np.searchsorted(places, source)]
-    row = np.searchsorted(places, source)
-    kept = rank < k
-    neighbors = np.full((len(places), k), -1, dtype=np.int64)
-    neighbor_scores = np.full((len(places), k), -np.inf, dtype=np.float32)
-    neighbors[row[kept], rank[kept]] = target[kept]
-    neighbor_scores[row[kept], rank[kept]] = score[kept]
-    return NeighborGraph(places, neighbors, neighbor_scores)
+
+def _plan_groups(
+    embeddings: str, parts: Sequence[storage.Part], query_ids: Ints, bad_images: int, cfg: MiningConfig,
+    stamp: storage.Stamp,
+) -> _Plan:  # fmt: skip
+    """The job's groups, and what they share. Raises RunError for tables that do not fit."""
+    ids, places = _query_columns(embeddings, parts, query_ids, stamp)
+    missing = _count_missing(embeddings, query_ids, ids, bad_images)
+    groups = plan_groups([len(part) for part in ids], cfg.part_queries)
+    found, num_groups = count_groups([np.concatenate([places[i] for i in group]) for group in groups])
+    shared = num_groups > 1
+    rows = [{"number": n, "parts": json.dumps([asdict(parts[i]) for i in group])} for n, group in enumerate(groups)]
+    return _Plan(rows, sample_places(found), found[shared], num_groups[shared], missing)
+
+
+def _query_columns(
+    embeddings: str, parts: Sequence[storage.Part], query_ids: Ints, stamp: storage.Stamp
+) -> tuple[list[Ints], list[Ints]]:
+    """ids and places, of each part, of the queries that are mined. Raises RunError for vectors unlike the stamp's."""
+    ids, places = [], []
+    for part, head in zip(parts, read_heads((embeddings, part) for part in parts), strict=True):
+        if (head.dim, head.dtype) != (stamp.dim, stamp.dtype):
+            raise RunError(
+                f"{storage.join(embeddings, part.name)} holds {head.dtype} vectors of D={head.dim}, but"
+                f" {stamp.dtype} of D={stamp.dim} are wanted; remove {embeddings} and resume"
+            )
+        mined = rows_of(query_ids, head.ids) >= 0
+        ids.append(head.ids[mined])
+        places.append(head.place_ids[mined])
+    return ids, places
+
+
+def _count_missing(embeddings: str, query_ids: Ints, ids: Sequence[Ints], bad_images: int) -> int:
+    """How many queries have no embedding. Raises RunError when those are more than images were left out, or all."""
+    found = np.sort(np.concatenate([np.zeros(0, np.int64), *ids]))
+    twice = found[1:][found[1:] == found[:-1]]
+    if len(twice):
+        raise RunError(f"{embeddings} holds query id {twice[0]} twice; remove it and resume")
+    lost = query_ids[rows_of(found, query_ids) < 0]
+    if len(lost) > bad_images or not len(found):
+        raise RunError(
+            f"{len(lost)} of {len(query_ids)} queries have no embedding in {embeddings}, from which {bad_images} images"
+            f" were left out; the first is query id {lost[0]}; remove {embeddings} and resume"
+        )
+    return len(lost)
+
+
+def _run(job: _Job, task: Callable[..., Row], rows: list[Row], done: _Progress) -> None:
+    """Run a task for each row, num_searchers at a time. Raises RunError with the message of the first that fails."""
+    try:
+        for row in _stream(job, task, rows) if rows else ():
+            if row["fault"]:
+                raise RunError(row["fault"])
+            done.add(_Outcome.of(json.loads(row["outcome"])), row["reused"])
+    except RayError as error:
+        at = f"after {done.counts.queries} of {done.total} queries"
+        raise RunError(f"the mining job failed {at}: {reason_of(error)}") from error
+
+
+def _stream(job: _Job, task: Callable[..., Row], rows: list[Row]) -> Iterator[Row]:
+    """The task's rows, in any order."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised and said once
+    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        task,
+        fn_kwargs={"job": job},
+        compute=ray.data.TaskPoolStrategy(size=job.cfg.num_searchers),
+        num_cpus=SEARCHER_CPUS,
+    )
+    yield from results.iter_rows()
+
+
+def _mine_group(row: Row, *, job: _Job) -> Row:
+    """Task: the neighbors of the places of a group; candidates where other groups have queries of the place too."""
+
+    def compute() -> _Outcome:
+        tables: _Tables = ray.get(job.tables)
+        places, kept = _search_group(row, job, tables)
+        graph = merge_neighbors(places, kept.neighbors, kept.scores, job.k)
+        shared = rows_of(tables.shared, graph.place_ids) >= 0
+        outcome = _write_part(job, row["number"], choose_rows(graph, ~shared), Counts.of_queries(kept))
+        if not shared.any():
+            return outcome
+        candidates = choose_rows(graph, shared)
+        work = storage.join(job.target, WORK)
+        part = write_graph_part(work, row["number"], candidates, row_group_size=CANDIDATE_ROWS)
+        low, high = int(candidates.place_ids[0]), int(candidates.place_ids[-1])
+        return _Outcome(outcome.counts, outcome.part, part, low, high)
+
+    return _committed(job, f"group-{row['number']:05d}", job.key, compute)
+
+
+def _search_group(row: Row, job: _Job, tables: _Tables) -> tuple[Ints, Kept]:
+    """The places of a group's queries, and what each keeps."""
+    parts = [storage.Part(**part) for part in json.loads(row["parts"])]
+    table = pa.concat_tables(
+        pq.read_table(io.BytesIO(storage.read_part(job.embeddings, part)), partitioning=None) for part in parts
+    ).combine_chunks()
+    mined = rows_of(tables.query_ids, table["id"].to_numpy()) >= 0
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[mined]
+    own = table["place_id"].to_numpy()[mined]
+    kept = find_neighbors(
+        lambda queries, width: job.search.search(job.version, queries, width),
+        vectors.astype(np.float32, copy=False), own, tables.references,
+        Filters.of(job.cfg, job.k, tables.exclusions), job.widths, block=job.cfg.query_block,
+    )  # fmt: skip
+    return own, kept
+
+
+def _plan_merges(job: _Job, plan: _Plan, outcomes: list[_Outcome]) -> list[Row]:
+    """A row for each range of shared places: the candidates that may hold them."""
+    rows, ranges = [], cut_ranges(plan.shared, plan.num_groups, job.cfg.part_queries)
+    for number, (low, high) in enumerate(ranges, start=len(plan.rows)):
+        touched = [o.candidates for o in outcomes if o.candidates and o.low <= high and o.high >= low]
+        parts = [asdict(part) for part in sorted(touched, key=lambda part: part.name)]
+        rows.append({"number": number, "low": low, "high": high, "parts": json.dumps(parts)})
+    return rows
+
+
+def _merge_range(row: Row, *, job: _Job) -> Row:
+    """Task: the neighbors of a range of shared places, from the candidates of all groups."""
+
+    def compute() -> _Outcome:
+        uris = [storage.join(job.target, WORK, part["name"]) for part in json.loads(row["parts"])]
+        found = [read_rows(uri, row["low"], row["high"], job.k) for uri in uris]
+        places, neighbors, scores = (np.concatenate(column) for column in zip(*found, strict=True))
+        merged = merge_neighbors(places, neighbors, scores, job.k)
+        return _write_part(job, row["number"], merged, Counts())
+
+    key = storage.fingerprint(job.key.encode(), row["parts"].encode(), f"{row['low']} {row['high']}".encode())
+    return _committed(job, f"merge-{row['number']:05d}", key, compute)
+
+
+def _committed(job: _Job, name: str, key: str, compute: Callable[[], _Outcome]) -> Row:
+    """What an earlier job committed under that name from the same key, or what is computed and committed now."""
+    uri = storage.join(job.target, WORK, f"{name}.json")
+    outcome, reused = _read_commit(job, uri, key), True
+    if outcome is None:
+        try:
+            outcome, reused = compute(), False
+        except (RunError, InputError) as error:
+            return {"fault": str(error), "outcome": "", "reused": False}
+        storage.write_json(uri, {"key": key, "outcome": asdict(outcome)})
+    return {"fault": "", "outcome": json.dumps(asdict(outcome)), "reused": reused}
+
+
+def _read_commit(job: _Job, uri: str, key: str) -> _Outcome | None:
+    """A commit whose key fits and whose files are whole."""
+    try:
+        value = storage.read_json(uri)
+        if value["key"] != key:
+            return None
+        outcome = _Outcome.of(value["outcome"])
+        for folder, part in ((job.target, outcome.part), (storage.join(job.target, WORK), outcome.candidates)):
+            if part is not None:
+                storage.read_part(folder, part)
+    except (FileNotFoundError, RunError):  # not computed yet; cut short or altered
+        return None
+    except (KeyError, TypeError, AttributeError):  # JSON, but no commit
+        return None
+    return outcome
+
+
+def _write_part(job: _Job, number: int, graph: NeighborGraph, counts: Counts) -> _Outcome:
+    """Write a part of the graph, when it has places, and count it."""
+    if not len(graph.place_ids):
+        return _Outcome(counts, None)
+    previous: SampledRows | None = ray.get(job.tables).previous
+    compared = previous.compare(graph) if previous is not None else ()
+    return _Outcome(counts + Counts.of_graph(graph, *compared), write_graph_part(job.target, number, graph))
+
+
+def _publish(target: str, outcomes: list[_Outcome], k: int, stamp: storage.Stamp, metrics: dict[str, Any]) -> None:
+    """Publish what was written; what lies beside it from an earlier job goes."""
+    parts = sorted((o.part for o in outcomes if o.part), key=lambda part: part.name)
+    names = {part.name for part in parts}
+    for name in storage.list_names(target):
+        if name.startswith("part-") and name not in names:
+            storage.remove(storage.join(target, name))
+    publish_graph(target, parts, k, stamp=stamp, info={"source": "similarity", "round": metrics})
+    storage.remove(storage.join(target, WORK))
