@@ -100,8 +100,11 @@ class Encoder(nn.Module):
         return self.model(x)  # type: ignore[no-any-return]
 
     def forward(self, queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed both views in one call (DDP needs a single forward)."""
-        if queries.shape == references.shape:
+        """uint8 queries[b, 3, h, w], references[m, 3, H, W] -> embeddings[b, D], [m, D] and exp(logit_scale).
+
+        One call for both views, as DDP needs; one pass where the images are of one size.
+        """
+        if queries.shape[1:] == references.shape[1:]:
             both = self.embed(torch.cat([queries, references]))
             embedded_q, embedded_r = both[: len(queries)], both[len(queries) :]
         else:

@@ -2,7 +2,7 @@
 
 Images travel as uint8 [3, H, W]; the encoder normalises. Augmentation uses torchvision's v2 functional
 operations with our own random draws, keyed by (seed, epoch, query id), so that a pair looks the same
-whatever loads it.
+whatever loads it; a reference without a query by its own id.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ from s4g_ray.errors import BadImageError
 
 LARGEST_JPEG = 65_500  # pixels a side
 Fit = Callable[[Tensor], Tensor]
+Loaded = TypeVar("Loaded")
 _HEADING_STREAM = 0x686561  # as below, of the headings that embeddings see
 _AUGMENT_STREAM = 0x617567  # keeps augmentation's random stream apart from others of the same (seed, epoch)
+_GALLERY_STREAM = 0x676175  # as above, of references without a query
 
 
 def decode(data: bytes) -> Tensor:
@@ -135,6 +138,17 @@ def augment_pair(
     return query, reference
 
 
+def augment_reference(reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit = _as_it_is) -> Tensor:
+    """Augment a reference that has no query, uint8 [3, h, w], as augment_pair does those that have one."""
+    reference = _augment_view(reference, cfg, rng, fit)
+    if rng.random() < cfg.flip_probability:
+        reference = F.horizontal_flip(reference)
+    turns = int(rng.integers(1, 4))
+    if cfg.rotate not in ("none", "query") and rng.random() < cfg.rotate_probability:
+        reference = rotate_pair(reference, reference, turns, "reference")[1]
+    return reference
+
+
 def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple[Tensor, Tensor]:
     """Turn the reference counter-clockwise by `turns` * 90 degrees, and the query so that the pair still matches.
 
@@ -207,7 +221,11 @@ def grid_dropout(image: Tensor, rng: np.random.Generator, ratio: float = 0.4) ->
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A rank's share of a global batch: uint8 [b, 3, H, W] for each view, valid[b] bool."""
+    """A rank's share of a global batch: uint8 [b, 3, H, W] for each view, valid[b] bool.
+
+    gallery: references without a query, uint8 [e, 3, H, W], of gallery_ids[e], gallery_valid[e] bool; None
+    where none were asked for.
+    """
 
     number: int  # of the batch in its plan
     query_ids: NDArray[np.int64]
@@ -215,6 +233,16 @@ class PairBatch:
     references: Tensor
     valid: Tensor  # false: an image of the pair could not be decoded (data.on_bad_image=skip)
     bad_images: tuple[str, ...]  # reasons
+    gallery: Tensor | None = None
+    gallery_ids: NDArray[np.int64] | None = None
+    gallery_valid: Tensor | None = None  # false: as above, or its id is -1
+
+    @property
+    def gallery_masked(self) -> int:
+        """How many gallery images could not be decoded."""
+        if self.gallery_ids is None or self.gallery_valid is None:
+            return 0
+        return int((self.gallery_ids >= 0).sum() - self.gallery_valid.sum())
 
 
 class PairLoader:
@@ -236,15 +264,24 @@ class PairLoader:
         self._ahead = num_threads
 
     def load(
-        self, query_ids: NDArray[np.int64], reference_ids: NDArray[np.int64], *, epoch: int
+        self,
+        query_ids: NDArray[np.int64],
+        reference_ids: NDArray[np.int64],
+        *,
+        epoch: int,
+        gallery_ids: NDArray[np.int64] | None = None,
     ) -> Iterator[PairBatch]:
-        """query_ids[B, b], reference_ids[B, b] -> PairBatches in order. Raises BadImageError if so configured."""
+        """query_ids[B, b], reference_ids[B, b], gallery_ids[B, e] (-1: none) -> PairBatches in order.
+
+        Raises BadImageError if so configured.
+        """
         waiting: deque[Future[PairBatch]] = deque()
         numbers = iter(range(len(query_ids)))
         try:
             while True:
                 while len(waiting) <= self._ahead and (number := next(numbers, None)) is not None:
-                    ids = query_ids[number], reference_ids[number]
+                    gallery = None if gallery_ids is None else gallery_ids[number]
+                    ids = query_ids[number], reference_ids[number], gallery
                     waiting.append(self._pool.submit(self._batch, number, *ids, epoch))
                 if not waiting:
                     return
@@ -254,24 +291,50 @@ class PairLoader:
                 future.cancel()
 
     def _batch(
-        self, number: int, query_ids: NDArray[np.int64], reference_ids: NDArray[np.int64], epoch: int
+        self,
+        number: int,
+        query_ids: NDArray[np.int64],
+        reference_ids: NDArray[np.int64],
+        gallery_ids: NDArray[np.int64] | None,
+        epoch: int,
     ) -> PairBatch:
         rows = zip(self.queries.rows(query_ids), self.references.rows(reference_ids), strict=True)
-        pairs: list[tuple[Tensor, Tensor] | None] = []
         bad: list[str] = []
-        for query, reference in rows:
-            try:
-                pairs.append(self._pair(int(query), int(reference), epoch))
-            except BadImageError as error:
-                if self.data.on_bad_image == "fail":
-                    raise
-                bad.append(str(error))
-                pairs.append(None)
+        pairs = [self._unless_bad(partial(self._pair, int(q), int(r), epoch), bad) for q, r in rows]
         valid = torch.tensor([pair is not None for pair in pairs])
         sizes = self.data.visible_query_size, self.data.reference_size
         blank = [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]
         queries, references = (torch.stack([(pair or blank)[view] for pair in pairs]) for view in (0, 1))
-        return PairBatch(number, query_ids, queries, references, valid, tuple(bad))
+        batch = PairBatch(number, query_ids, queries, references, valid, tuple(bad))
+        return batch if gallery_ids is None else self._with_gallery(batch, gallery_ids, epoch)
+
+    def _with_gallery(self, batch: PairBatch, ids: NDArray[np.int64], epoch: int) -> PairBatch:
+        rows = np.full(len(ids), -1, dtype=np.int64)
+        rows[ids >= 0] = self.references.rows(ids[ids >= 0])
+        bad = list(batch.bad_images)
+        images = torch.zeros(len(ids), 3, *self.data.reference_size, dtype=torch.uint8)
+        valid = torch.zeros(len(ids), dtype=torch.bool)
+        for i in np.flatnonzero(rows >= 0).tolist():
+            image = self._unless_bad(partial(self._gallery_image, int(rows[i]), epoch), bad)
+            if image is not None:
+                images[i], valid[i] = image, True
+        return replace(batch, bad_images=tuple(bad), gallery=images, gallery_ids=ids, gallery_valid=valid)
+
+    def _unless_bad(self, load: Callable[[], Loaded], bad: list[str]) -> Loaded | None:
+        """What is loaded; where bad images are skipped, None for one, and its reason joins `bad`."""
+        try:
+            return load()
+        except BadImageError as error:
+            if self.data.on_bad_image == "fail":
+                raise
+            bad.append(str(error))
+            return None
+
+    def _gallery_image(self, reference: int, epoch: int) -> Tensor:
+        rng = np.random.default_rng((self.seed, epoch, int(self.references.ids[reference]), _GALLERY_STREAM))
+        return augment_reference(
+            load_raw(self.references, reference), self.augment, rng, partial(fit_reference, data=self.data)
+        )
 
     def _pair(self, query: int, reference: int, epoch: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, epoch, int(self.queries.ids[query]), _AUGMENT_STREAM))

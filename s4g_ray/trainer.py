@@ -1,4 +1,4 @@
-"""Ray Train: the loop that a worker runs, the mailbox between workers and driver, checkpoints.
+"""Ray Train: the loop that a worker runs, the driver's end of it, checkpoints.
 
 The driver decides which plan an epoch uses and posts it, once; every rank asks the mailbox for the plan of
 its next epoch and waits for it. Ranks never poll and never decide.
@@ -6,7 +6,6 @@ its next epoch and waits for it. Ranks never poll and never decide.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import math
@@ -22,6 +21,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import FailureConfig
 from torch.nn.parallel import DistributedDataParallel
@@ -33,56 +33,11 @@ from s4g_ray.encoder import WEIGHTS, Encoder, Numerics, encode_weights, load_enc
 from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.images import PairBatch, PairLoader
 from s4g_ray.loss import symmetric_info_nce
-from s4g_ray.sampler import load_plan
+from s4g_ray.mailbox import Mailbox, Message
+from s4g_ray.sampler import load_gallery, load_plan
 
-Message = dict[str, Any]
 STATE = "training_state.pt"
 _ERRORS: dict[str, type[Exception]] = {e.__name__: e for e in (BadImageError, InputError, RunError)}
-
-
-class Mailbox:
-    """An asynchronous actor: messages of the workers to the driver, plans of the driver to the workers."""
-
-    def __init__(self) -> None:
-        self._messages: list[Message] = []
-        self._plans: dict[int, str] = {}
-        self._stopped = False
-        self._changed = asyncio.Condition()
-
-    async def post(self, message: Message) -> None:
-        """A worker's message to the driver."""
-        async with self._changed:
-            self._messages.append(message)
-            self._changed.notify_all()
-
-    async def take(self, timeout_s: float) -> list[Message]:
-        """All new messages, after waiting for the first of them up to a time."""
-        async with self._changed:
-            if not self._messages:
-                try:
-                    await asyncio.wait_for(self._changed.wait_for(lambda: bool(self._messages)), timeout_s)
-                except TimeoutError:
-                    return []
-            taken, self._messages = self._messages, []
-            return taken
-
-    async def put_plan(self, epoch: int, uri: str) -> None:
-        """The driver's plan of an epoch."""
-        async with self._changed:
-            self._plans[epoch] = uri
-            self._changed.notify_all()
-
-    async def plan(self, epoch: int) -> str | None:
-        """A rank's wait for the plan of an epoch; None when the run is stopped."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: epoch in self._plans or self._stopped)
-            return self._plans.get(epoch)
-
-    async def stop(self) -> None:
-        """Let waiting ranks go home."""
-        async with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
 
 
 def save_checkpoint(uri: str, encoder: Encoder, state: dict[str, Any] | None, *, epoch: int, step: int) -> None:
@@ -171,10 +126,11 @@ def _build_worker(job: dict[str, Any]) -> _Worker:
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
     dataset = open_dataset(config.data.uri)
-    splits = [config.data.train_split]
+    split, sampling = config.data.train_split, config.sampling
+    reference_splits = {split, *(sampling.gallery_splits if sampling.gallery_negatives else ())}
     loader = PairLoader(
-        dataset.table("queries", splits), dataset.table("references", splits), config.data, config.augment,
-        seed=config.seed, num_threads=cfg.loader_threads,
+        dataset.table("queries", [split]), dataset.table("references", sorted(reference_splits)), config.data,
+        config.augment, seed=config.seed, num_threads=cfg.loader_threads,
     )  # fmt: skip
     epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
     return _Worker(
@@ -182,9 +138,9 @@ def _build_worker(job: dict[str, Any]) -> _Worker:
     )
 
 
-def rank_slots(batch_size: int, num_workers: int, rank: int) -> slice:
-    """The slots of a global batch that a rank takes."""
-    share = batch_size // num_workers
+def rank_slots(num_slots: int, num_workers: int, rank: int) -> slice:
+    """The slots of a global batch, or of its gallery, that a rank takes."""
+    share = num_slots // num_workers
     return slice(rank * share, (rank + 1) * share)
 
 
@@ -197,7 +153,10 @@ def _train_epoch(worker: _Worker, plan: str) -> None:
     worker.ddp.train()
     worker.steps_skipped = 0
     meter = _Meter(worker, len(query_ids))
-    batches = worker.loader.load(query_ids[:, mine], reference_ids[:, mine], epoch=worker.epoch)
+    gallery_ids = _gallery_share(worker, plan)
+    batches = worker.loader.load(
+        query_ids[:, mine], reference_ids[:, mine], epoch=worker.epoch, gallery_ids=gallery_ids
+    )
     for batch in meter.time_loading(batches):
         position = worker.epoch - 1 + (batch.number + 0.5) / len(query_ids)
         for group in worker.optimizer.param_groups:
@@ -218,6 +177,12 @@ def _train_epoch(worker: _Worker, plan: str) -> None:
     meter.report_epoch()
 
 
+def _gallery_share(worker: _Worker, plan: str) -> NDArray[np.int64] | None:
+    """The gallery references of a plan that this rank takes, [B, e]; None where the run has none."""
+    num, num_workers = worker.config.sampling.gallery_negatives, worker.config.train.num_workers
+    return load_gallery(plan)[:, rank_slots(num, num_workers, worker.rank)] if num else None
+
+
 def _train_step(worker: _Worker, batch: PairBatch) -> float:
     """Forward, backward, clip by value, step; the share of this rank in the global loss.
 
@@ -225,19 +190,23 @@ def _train_step(worker: _Worker, batch: PairBatch) -> float:
     """
     cfg = worker.config.train
     queries = worker.numerics.layout(batch.queries.to(worker.device))
-    references = worker.numerics.layout(batch.references.to(worker.device))
+    tiles = batch.references if batch.gallery is None else torch.cat([batch.references, batch.gallery])
+    references = worker.numerics.layout(tiles.to(worker.device))
     with worker.numerics.autocast(worker.device):
-        embedded_q, embedded_r, scale = worker.ddp(queries, references)
+        embedded_q, embedded_tiles, scale = worker.ddp(queries, references)
+    embedded_r, embedded_g = embedded_tiles[: len(queries)], embedded_tiles[len(queries) :]
     loss = symmetric_info_nce(
         embedded_q,
         embedded_r,
         scale,
         label_smoothing=cfg.label_smoothing,
         valid=batch.valid.to(worker.device),
+        extra_references=None if batch.gallery is None else embedded_g,
+        extra_valid=None if batch.gallery_valid is None else batch.gallery_valid.to(worker.device),
     )
     value = loss.item()
     if not math.isfinite(value):
-        raise RunError(_describe_non_finite(worker, batch, value, torch.cat([embedded_q, embedded_r])))
+        raise RunError(_describe_non_finite(worker, batch, value, torch.cat([embedded_q, embedded_tiles])))
     worker.optimizer.zero_grad(set_to_none=True)
     worker.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     worker.scaler.unscale_(worker.optimizer)
@@ -250,10 +219,15 @@ def _train_step(worker: _Worker, batch: PairBatch) -> float:
 
 
 def _describe_non_finite(worker: _Worker, batch: PairBatch, value: float, embedded: torch.Tensor) -> str:
-    bad = torch.nonzero(~embedded.isfinite().all(dim=1)).flatten() % len(batch.query_ids)
-    ids = sorted({int(batch.query_ids[i]) for i in bad.tolist()})[:5]
+    """embedded[b + b + e, D]: queries, their references, gallery references."""
+    bad = torch.nonzero(~embedded.isfinite().all(dim=1)).flatten().cpu().numpy()
+    pairs = len(batch.query_ids)
+    found = {"query ids": batch.query_ids[bad[bad < 2 * pairs] % pairs]}
+    if batch.gallery_ids is not None:
+        found["gallery reference ids"] = batch.gallery_ids[bad[bad >= 2 * pairs] - 2 * pairs]
+    shown = [f"{name} {np.unique(ids)[:5].tolist()}" for name, ids in found.items() if len(ids)]
     where = f"step {worker.step + 1} (epoch {worker.epoch}, batch {batch.number} of its plan)"
-    embeddings = f"; non-finite embeddings for query ids {ids}" if ids else ""
+    embeddings = f"; non-finite embeddings for {' and '.join(shown)}" if shown else ""
     remedy = "start a new run with a lower train.learning_rate or train.precision=fp32"
     return f"the loss is {value} at {where}{embeddings}; {remedy}"
 
@@ -267,7 +241,7 @@ class _Meter:
         self.load_s = self.seconds = 0.0
         self.losses: list[float] = []
         self.logged = 0
-        self.masked = 0
+        self.masked = self.gallery_masked = 0
 
     def time_loading(self, batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
         while True:
@@ -282,6 +256,7 @@ class _Meter:
         self.losses.append(loss)
         if batch.bad_images:
             self.masked += int((~batch.valid).sum())
+            self.gallery_masked += batch.gallery_masked
             self.worker.post("bad_images", reasons=list(batch.bad_images))
         done = len(self.losses)
         if done % self.worker.config.train.log_every_steps == 0 or done == self.num_batches:
@@ -294,13 +269,15 @@ class _Meter:
         self.seconds = time.perf_counter() - self.started
 
     def report_epoch(self) -> None:
-        load_s, masked = self._mean([self.load_s]), self._mean([self.masked]) * dist.get_world_size()
+        load_s, masked = self._mean([self.load_s]), {"pairs_masked": self._sum(self.masked)}
+        if self.worker.config.sampling.gallery_negatives:
+            masked["gallery_masked"] = self._sum(self.gallery_masked)
         content = self._state(self._mean(self.losses))
         if self.worker.rank == 0:
             pairs = len(self.losses) * self.worker.config.train.batch_size
             self.worker.post(
-                "epoch", **content, pairs_per_s=pairs / self.seconds, pairs_masked=round(masked),
-                load_s=load_s, step_s=self.seconds - load_s, steps_skipped=self.worker.steps_skipped,
+                "epoch", **content, pairs_per_s=pairs / self.seconds, **masked, load_s=load_s,
+                step_s=self.seconds - load_s, steps_skipped=self.worker.steps_skipped,
             )  # fmt: skip
 
     def _state(self, loss: float) -> dict[str, float]:
@@ -311,6 +288,10 @@ class _Meter:
             "learning_rate": float(self.worker.optimizer.param_groups[0]["lr"]),
             "temperature": float((-self.worker.encoder.logit_scale.detach()).exp().item()),
         }
+
+    def _sum(self, count: int) -> int:
+        """Of all ranks."""
+        return round(self._mean([count]) * dist.get_world_size())
 
     def _mean(self, values: list[Any]) -> float:
         mean = torch.tensor(float(np.mean(values)) if values else 0.0, device=self.worker.device)

@@ -48,8 +48,12 @@ def test_both_views_in_one_call_equal_each_alone_and_normalise_as_the_model_says
         mean, std = (torch.tensor(data[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
         by_hand = encoder.model((images(3) / 255.0 - mean) / std)
         q_same, r_same, _ = encoder(images(3), images(3))
+        q_fewer, r_more, _ = encoder(images(3), images(5))
+        five = encoder.embed(images(5))
     torch.testing.assert_close(q, by_hand, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(q_same, r_same)
+    torch.testing.assert_close(q_fewer, by_hand, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(r_more, five)
     assert r.shape == (2, encoder.dim)
     assert scale.item() == pytest.approx(1 / 0.07)
 
