@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s4g_ray.config import RunConfig
 from s4g_ray.dataset import GeoDataset, gallery_splits
 from s4g_ray.embedding import LOADER_CPUS
 from s4g_ray.errors import InputError
+from s4g_ray.gallery import gallery_references
+from s4g_ray.index_effort import plan_for
+from s4g_ray.mining_plan import SEARCHER_CPUS
+from s4g_ray.places import Places
+from s4g_ray.planning import PLANNER_CPUS
 
 
 def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
@@ -26,6 +31,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
         )
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
+    faults += _gallery_faults(config, dataset)
     if faults:
         raise InputError("\n".join(faults))
 
@@ -44,6 +50,21 @@ def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
             " have no lat and lon; add them, or use sampling.mode=random"
         )
     return faults
+
+
+def _gallery_faults(config: RunConfig, dataset: GeoDataset) -> list[str]:
+    wanted, splits = config.sampling.gallery_negatives, config.sampling.gallery_splits
+    found = gallery_references(config, dataset) if wanted else None
+    if found is None or len(found.places) >= wanted:
+        return []
+    total = len(dataset.table("references", splits))
+    remedy = "add references without a query to the train split, or lower it"
+    if "gallery" not in splits and len(dataset.table("references", ["gallery"])):
+        remedy = "set sampling.gallery_splits=[train, gallery], " + remedy
+    return [
+        f"sampling.gallery_negatives={wanted} exceeds the {len(found.places)} places without a training pair: of"
+        f" {total} references of {' and '.join(splits)}, {total - len(found)} stand at places with pairs; {remedy}"
+    ]
 
 
 def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
@@ -74,41 +95,66 @@ def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
 def check_resources(config: RunConfig, cluster: Mapping[str, float], *, training: bool = True) -> None:
     """Raises InputError when embedding actors, and workers when training, need more than the cluster has.
 
-    They live side by side: training waits for a mining round and holds its resources meanwhile.
+    They live side by side: training waits for a mining round and holds its resources meanwhile, and so do the
+    indexes. The tasks that search them run when the embedding is over, and those that plan cells after these.
     """
-    train, embedding = config.train, config.embedding
-    num_workers = train.num_workers if training else 0
-    wanted = {
-        "CPU": (num_workers, train.cpus_per_worker, embedding.num_actors, embedding.cpus_per_actor, LOADER_CPUS),
-        "GPU": (num_workers, train.gpus, embedding.num_actors, embedding.gpus_per_actor, 0.0),
-    }
-    for name, (workers, each, actors, each_actor, loading) in wanted.items():
-        total = workers * each + actors * each_actor + loading
-        if total > cluster.get(name, 0.0) + 1e-9:
-            remedy = {
-                "CPU": "lower num_workers, num_actors or what each takes, or raise ray.num_cpus",
-                "GPU": "to do without, set train.use_gpu=false train.precision=auto embedding.gpus_per_actor=0",
-            }[name]
-            parts = [f"{workers} workers x {each:g}"] if training else []
-            parts += [f"{actors} embedding actors x {each_actor:g}", *([f"{loading:g} for loading"] if loading else [])]
-            raise InputError(
-                f"{total:g} {name}s are needed ({' + '.join(parts)}), but the cluster has {cluster.get(name, 0.0):g};"
-                f" {remedy}"
-            )
+    train, embedding, mining = config.train, config.embedding, config.mining
+    mines = training and config.sampling.mode == "similarity"
+    always = [_Need(train.num_workers, "workers", train.cpus_per_worker, train.gpus)] if training else []
+    if mines:
+        num_shards = mining.num_shards * (2 if config.sampling.gallery_negatives else 1)  # the gallery has an index too
+        always.append(_Need(num_shards, "index shards", mining.cpus_per_shard, mining.gpus_per_shard))
+    actors = _Need(embedding.num_actors, "embedding actors", embedding.cpus_per_actor, embedding.gpus_per_actor)
+    phases = [[*always, actors, _Need(1, "loading task", LOADER_CPUS, 0.0)]]
+    if mines:
+        phases.append([*always, _Need(mining.num_searchers, "searching tasks", SEARCHER_CPUS, 0.0)])
+    if training and config.sampling.mode != "random":
+        phases.append([*always, _Need(1, "planning task", PLANNER_CPUS, 0.0)])
+    for needs in phases:
+        _check_resource("CPU", needs, cluster)
+        _check_resource("GPU", needs, cluster)
 
 
 @dataclass(frozen=True)
-class Places:
-    """ids[P] and coordinates of places: those of the first reference."""
+class _Need:
+    """What actors or tasks of one kind take of a cluster, each."""
 
-    ids: NDArray[np.int64]
-    lat: NDArray[np.float64]
-    lon: NDArray[np.float64]
+    count: int
+    name: str
+    cpus: float
+    gpus: float
+
+
+def _check_resource(kind: Literal["CPU", "GPU"], needs: Sequence[_Need], cluster: Mapping[str, float]) -> None:
+    shares = [(need.count, need.name, need.cpus if kind == "CPU" else need.gpus) for need in needs]
+    total, available = sum(count * each for count, _, each in shares), cluster.get(kind, 0.0)
+    if total > available + 1e-9:
+        remedy = {
+            "CPU": "lower num_workers, num_actors, num_shards, num_searchers or what each takes, or raise ray.num_cpus",
+            "GPU": "to do without, set train.use_gpu=false train.precision=auto embedding.gpus_per_actor=0"
+            " mining.gpus_per_shard=0",
+        }[kind]
+        parts = " + ".join(f"{count} {name} x {each:g}" for count, name, each in shares if each)
+        raise InputError(f"{total:g} {kind}s are needed ({parts}), but the cluster has {available:g}; {remedy}")
+
+
+def check_index(config: RunConfig, num_references: int, dim: int) -> None:
+    """Raises InputError when references cannot be indexed as `mining` asks: a round would fail after epochs."""
+    cfg = config.mining
+    if num_references < cfg.num_shards:
+        raise InputError(
+            f"mining.num_shards={cfg.num_shards} exceeds the {num_references} references to index; lower it"
+        )
+    try:
+        plan_for(cfg, num_references, dim)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def train_places(config: RunConfig, dataset: GeoDataset) -> Places:
-    """The places of the train split that have a pair: others can be in no batch, so they are nobody's neighbors."""
-    table = dataset.table("references", [config.data.train_split])
-    table = table.take(np.flatnonzero(np.isin(table.place_ids, dataset.pairs(config.data.train_split).place_ids)))
-    ids, first = np.unique(table.place_ids, return_index=True)
-    return Places(ids, table.lat[first], table.lon[first])
+    """The places of the train split that have a pair, where their first reference lies; no others can be in a batch."""
+    split = config.data.train_split
+    place_ids, lat, lon = dataset.columns("references", [split], ["place_id", "lat", "lon"])
+    ids, first = np.unique(place_ids, return_index=True)
+    first = first[np.isin(ids, dataset.pairs(split).place_ids)]
+    return Places(place_ids[first], lat[first], lon[first])

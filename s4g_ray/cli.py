@@ -9,6 +9,7 @@ import typer
 from s4g_ray.cli_common import fail, interruptible, make_reporter, print_json
 from s4g_ray.convert_cli import convert_app
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.index_cli import index_app
 
 app = typer.Typer(
     help="Cross-view geo-localisation: train with hard negatives mined across a cluster.",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 GO_ON = "interrupted; what was published stays: go on with the same run_dir and values and --resume (`s4g train`)"
 app.add_typer(convert_app, name="convert")
+app.add_typer(index_app, name="index")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

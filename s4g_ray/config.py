@@ -142,6 +142,11 @@ class SamplingConfig(Section):
     neighbor_pool_size: int = Field(128, ge=2)  # nearest places that they are drawn from
     # metres; strict protocol: places that near each other never share a batch, as semi-positives never do
     exclude_radius_m: float = Field(0, ge=0)
+    # references without a query that join each batch as negatives of its queries, over all workers; 0: none
+    gallery_negatives: int = Field(0, ge=0)
+    # where those references are taken from
+    gallery_splits: tuple[Literal["train", "gallery"], ...] = Field(("train",), min_length=1)
+    max_pairs_per_cell: int = Field(20_000_000, ge=2)  # planned in one pass; more are divided into geographic cells
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -158,10 +163,29 @@ class MiningConfig(Section):
 
     every_epochs: int = Field(4, ge=1)
     schedule: Literal["sync"] = "sync"  # training waits for the round
-    index_kind: Literal["auto", "flat", "sqfp16"] = "auto"
-    index_memory_gb: float | None = Field(None, gt=0)  # limit of one index; none: no limit
-    index_threads: int = Field(2, ge=1)
+    # auto: the most exact kind that index_memory_gb holds and that searches in reasonable time
+    index_kind: Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"] = "auto"
+    # limit of one version over all shards; none: no limit. While one is built, shards hold up to three
+    index_memory_gb: float | None = Field(None, gt=0)
+    index_threads: int = Field(2, ge=1)  # of one shard
+    # exact search: the faster of faiss and torch, measured once a run (auto)
+    exact_engine: Literal["auto", "faiss", "torch", "torch_bf16"] = "auto"
+    nprobe: int | None = Field(None, ge=1)  # IVF: lists that a query visits; none: as many as min_recall needs
+    ef_search: int | None = Field(None, ge=1)  # HNSW: length of a query's candidate list; none: as min_recall needs
+    min_recall: float = Field(0.9, ge=0, le=1)  # of the index against exact search; a round below it fails
+    recall_sample: int = Field(256, ge=1)  # queries that recall is measured on
+    num_shards: int = Field(1, ge=1)  # actors that hold the index, each a range of the references
+    cpus_per_shard: float = Field(0, ge=0)  # logical
+    gpus_per_shard: float = Field(0, ge=0)
+    shard_placement: Literal["SPREAD", "DEFAULT"] = "SPREAD"  # over the nodes, or as Ray packs them
     query_block: int = Field(1000, ge=1)  # queries in one request to the index
+    num_searchers: int = Field(2, ge=1)  # tasks that ask the index at the same time
+    part_queries: int = Field(20_000, ge=1)  # queries in one part of the job, which is what a resumed job keeps
+    # filters of likely false negatives; each is counted in metrics.jsonl
+    max_score: float | None = Field(None, ge=-1, le=1)  # drop what scores above this
+    relative_margin: float | None = Field(None, ge=0)  # m: drop above p - |p| m, p the best positive's score
+    range_min: int = Field(0, ge=0)  # drop each query's first so many other places
+    max_candidates: int = Field(1024, ge=1)  # a query whose candidates are filtered away asks for more, up to this many
 
 
 class EmbeddingConfig(Section):
@@ -212,6 +236,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.sampling.gallery_negatives % self.train.num_workers:
+            raise ValueError(
+                f"sampling.gallery_negatives={self.sampling.gallery_negatives} is not divisible by train.num_workers="
+                f"{self.train.num_workers}: each worker takes the same share"
+            )
         turned = {"none": (), "planar": ("query_size", "reference_size"), "query": ("query_size",)}
         for name in turned.get(self.augment.rotate, ("reference_size",)):
             height, width = getattr(self.data, name)

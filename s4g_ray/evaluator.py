@@ -20,8 +20,8 @@ from s4g_ray.encoder import Encoder, Numerics, load_encoder
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS, Protocol
 from s4g_ray.export import Source, open_source
-from s4g_ray.neighbors import format_metres
 from s4g_ray.pipeline import ray_session
+from s4g_ray.places import format_metres
 from s4g_ray.progress import Reporter
 from s4g_ray.scoring import Metrics, Score, score_tables
 from s4g_ray.trainer import save_checkpoint, stamp_of

@@ -10,27 +10,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import ray
 
 from s4g_ray import storage
 from s4g_ray.baseline import score_gradient_correlation
-from s4g_ray.checks import check_against_dataset, check_resources, train_places
+from s4g_ray.checks import check_against_dataset, check_index, check_resources
 from s4g_ray.config import RunConfig
 from s4g_ray.dataset import GeoDataset, open_dataset
-from s4g_ray.embedding import embed, read_rows
+from s4g_ray.embedding import embed
 from s4g_ray.encoder import Encoder, Numerics, measure_numerics, numerics_choices
 from s4g_ray.errors import BadImageError, InputError
-from s4g_ray.exclusions import find_exclusions
-from s4g_ray.index import IndexService
-from s4g_ray.mining import mine_neighbors
-from s4g_ray.neighbors import NeighborGraph, geographic_graph
+from s4g_ray.graphs import Graphs, Miner
+from s4g_ray.mailbox import Message
+from s4g_ray.plans import Planner
 from s4g_ray.progress import Reporter, without_native_ray_logs
 from s4g_ray.report import write_report
 from s4g_ray.run_folder import Record, RunFolder, version_of
-from s4g_ray.sampler import PairTable, plan_batches
 from s4g_ray.scoring import score_tables
-from s4g_ray.trainer import Message, Training, save_checkpoint, stamp_of
+from s4g_ray.trainer import Training, save_checkpoint, stamp_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,10 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     with ray_session(config) as cluster:
         check_resources(config, cluster)  # before weights are looked for, or downloaded
         encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
+        runner = _Run(config, dataset, folder, encoder, reporter or Reporter())
+        runner.check()
         folder.start()
-        return _Run(config, dataset, folder, encoder, reporter or Reporter()).go(start)
+        return runner.go(start)
 
 
 @contextmanager
@@ -100,12 +99,16 @@ class _Run:
         data = config.data.model_copy(update={"uri": dataset.uri})
         self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
         self.dataset, self.folder, self.reporter = dataset, folder, reporter
-        self.pairs: PairTable = dataset.pairs(config.data.train_split)
-        self.places = train_places(config, dataset)
-        self.exclusions = find_exclusions(config, dataset, self.places)
-        self.barred = self.exclusions.graph() if self.exclusions else None
+        self.graphs = Graphs.of(self.config, dataset, folder)
+        self.planner = Planner(self.graphs)
         self.encoder = encoder  # as the run starts
         self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
+
+    def check(self) -> None:
+        """Raises InputError for what could be known to fail only epochs later, were it not looked at now."""
+        if self.config.sampling.mode == "similarity":
+            for collection in self.graphs.collections:
+                check_index(self.config, len(self.graphs.references(collection)[0]), self.encoder.dim)
 
     def go(self, start: int | None) -> RunResult:
         """All epochs from the last published one on (None: there is none yet), then the report."""
@@ -124,14 +127,14 @@ class _Run:
 
     def _train(self, start: int) -> None:
         """Plans out, epochs in, rounds between them."""
-        with IndexService(self.config.mining) as self.index:
+        with Miner(self.graphs, self.reporter) as miner:
             training = Training(self.config, self.folder.checkpoint(start), self.numerics)
             try:
-                self._round(start)
+                self._round(start, miner)
                 for epoch in range(start + 1, self.config.train.epochs + 1):
                     training.post_plan(epoch, self._plan(epoch))
                     self._follow_epoch(training, epoch)
-                    self._round(epoch)
+                    self._round(epoch, miner)
             finally:
                 training.close()
 
@@ -151,7 +154,7 @@ class _Run:
     def _log_epoch(self, message: Message) -> None:
         record = {**message, **self._plan_stats}
         self.folder.log(**record)
-        if record["pairs_masked"] == len(self.pairs) - record["pairs_left_out"]:
+        if record["pairs_masked"] == len(self.planner.pairs) - record["pairs_left_out"]:
             raise BadImageError("no pair of this epoch could be decoded; see bad_images.jsonl in the run folder")
         self.reporter.line(
             f"epoch {record['epoch']:>3}  loss {record['loss']:.3f}  temperature {record['temperature']:.4f}"
@@ -159,80 +162,39 @@ class _Run:
             f"  {record['pairs_per_s']:.0f} pairs/s"
         )
 
-    def _round(self, epoch: int) -> None:
+    def _plan(self, epoch: int) -> str:
+        with self._timed("plan"):
+            uri, self._plan_stats = self.planner.plan(epoch)
+        self._plan_stats["plan_s"] = self.seconds["plan"]
+        return uri
+
+    def _round(self, epoch: int, miner: Miner) -> None:
         """After an epoch: embeddings, neighbors and metrics where they are due and not there yet."""
-        mining, evaluating = self._mines_after(epoch), self._evaluates_after(epoch)
+        mining, evaluating = self.graphs.mines_after(epoch), self._evaluates_after(epoch)
         evaluating = evaluating and not self._records("evaluation", epoch)
-        mining = mining and not self._graph_is_current(epoch)
+        mining = mining and not self._is_mined(epoch)
         self.seconds = {}
         if mining or evaluating:
-            cfg = self.config.data
-            self._embed(epoch, [s for s, due in ((cfg.train_split, mining), (cfg.test_split, evaluating)) if due])
+            self._embed(epoch, self._splits(mining, evaluating))
         if mining:
-            self._mine(epoch)
+            self._mine(epoch, miner)
         if evaluating:
             self._evaluate(epoch)
         if self.seconds:
             self.folder.log("round", epoch=epoch, **{f"{name}_s": s for name, s in self.seconds.items()})
         self._prune(epoch)
 
-    def _mines_after(self, epoch: int) -> bool:
-        due = epoch > 0 and epoch % self.config.mining.every_epochs == 0
-        return due and self.config.sampling.mode == "similarity" and epoch < self.config.train.epochs
+    def _splits(self, mining: bool, evaluating: bool) -> list[str]:
+        """The splits that a round embeds."""
+        cfg, gallery = self.config.data, self.graphs.gallery is not None
+        splits = [cfg.train_split, *self.config.sampling.gallery_splits * gallery] if mining else []
+        return list(dict.fromkeys([*splits, *[cfg.test_split] * evaluating]))
 
     def _evaluates_after(self, epoch: int) -> bool:
         cfg = self.config.evaluation
         if epoch == 0:
             return cfg.before_training
         return epoch % cfg.every_epochs == 0 or epoch == self.config.train.epochs
-
-    def _plan(self, epoch: int) -> str:
-        """Build and save the plan of an epoch."""
-        cfg, uri = self.config.sampling, self.folder.path(f"plans/epoch={epoch:04d}.parquet")
-        with self._timed("plan"):
-            graph, version = self._graph_for(epoch)
-            plan = plan_batches(
-                self.pairs, graph, batch_size=self.config.train.batch_size,
-                num_hard_negatives=cfg.num_hard_negatives, neighbor_pool_size=cfg.neighbor_pool_size,
-                seed=self.config.seed, epoch=epoch, protocol=self.config.protocol,
-                exclusions=self.barred,
-            )  # fmt: skip
-            if not len(plan.batches):
-                raise InputError(
-                    f"no batch of {self.config.train.batch_size} places can be built: each place may not meet up to"
-                    f" {self.exclusions.most if self.exclusions else 0} others; lower sampling.exclude_radius_m or"
-                    " train.batch_size"
-                )
-            plan.save(uri, self.pairs, **asdict(plan.stats), graph=version)
-        self._plan_stats: Record = {
-            "hardness": plan.stats.hardness,
-            "pairs_left_out": plan.stats.num_left_out,
-            "graph": version,
-            "plan_s": self.seconds["plan"],
-        }
-        return uri
-
-    def _graph_for(self, epoch: int) -> tuple[NeighborGraph | None, str]:
-        """The newest graph that an epoch may use: one mined after an earlier epoch, else the geographic one."""
-        if self.config.sampling.mode == "random":
-            return None, "none"
-        mined = [e for e in range(1, epoch) if self._mines_after(e)]
-        if mined:
-            return NeighborGraph.load(self._graph_uri(mined[-1])), f"similarity v={mined[-1]:04d}"
-        uri = self._graph_uri(0)
-        if not storage.is_published(uri):
-            places, k = self.places, self.config.sampling.neighbor_pool_size
-            graph = geographic_graph(places.ids, places.lat, places.lon, k, self.exclusions)
-            graph.save(uri, info={"source": "geographic", "dataset": self.dataset.fingerprint})
-        return NeighborGraph.load(uri), "geographic"
-
-    def _graph_is_current(self, epoch: int) -> bool:
-        """Whether an epoch's graph is there, mined from the checkpoint that is there."""
-        uri = self._graph_uri(epoch)
-        return storage.is_published(uri) and storage.open_published(uri, "neighbors").stamp == self._stamp(epoch)
-
-    def _graph_uri(self, epoch: int) -> str:
-        return self.folder.path(f"neighbors/v={epoch:04d}")
 
     def _embeddings_uri(self, epoch: int) -> str:
         return self.folder.path(f"embeddings/v={epoch:04d}")
@@ -241,9 +203,14 @@ class _Run:
         return stamp_of(self.config, self.encoder, self.folder.checkpoint(epoch), self.dataset.fingerprint)
 
     def _embed(self, epoch: int, splits: list[str]) -> None:
+        uri = self._embeddings_uri(epoch)
+        if storage.is_published(uri):  # by a run that was cut off later in this round
+            found = storage.open_published(uri, "embeddings")
+            if found.stamp == self._stamp(epoch) and set(splits) <= set(found.info["splits"]):
+                return
         with self._timed("embed"), self.reporter.stage(f"embedding {' and '.join(splits)}") as update:
             report = embed(
-                self.config, self.dataset, self.folder.checkpoint(epoch), self._embeddings_uri(epoch),
+                self.config, self.dataset, self.folder.checkpoint(epoch), uri,
                 splits=splits, numerics=self.numerics, stamp=self._stamp(epoch), on_progress=update,
             )  # fmt: skip
         self.folder.log_bad_images(report.bad_images)
@@ -254,35 +221,20 @@ class _Run:
         left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
         self.reporter.line(f"           embedded {report.images} images{left_out} in {report.seconds:.0f} s")
 
-    def _mine(self, epoch: int) -> None:
-        uri, cfg = self._embeddings_uri(epoch), self.config.mining
-        references = self.dataset.table("references", [self.config.data.train_split])
-        train_queries = self.dataset.table("queries", [self.config.data.train_split])
-        with self._timed("mine"), self.reporter.stage("mining neighbors") as update:
-            queries, _ = read_rows(uri, "queries", train_queries, stamp=self._stamp(epoch))
-            _, indexed = read_rows(uri, "references", references)
-            indexed = indexed.take(np.flatnonzero(np.isin(indexed.place_ids, self.places.ids)))
-            indexed = indexed.take(np.argsort(indexed.ids))
-            size = self.index.build(epoch, uri, indexed.ids)
-            graph = mine_neighbors(
-                self.index, epoch, queries, indexed.ids, indexed.place_ids,
-                k=self.config.sampling.neighbor_pool_size, block=cfg.query_block,
-                exclusions=self.exclusions, on_progress=update,
-            )  # fmt: skip
-            graph.save(self._graph_uri(epoch), stamp=self._stamp(epoch), info={"source": "similarity"})
-        overlap = self._overlap_with_geographic(graph)
-        self.folder.log("mining", epoch=epoch, references=size, places=len(graph.place_ids), overlap=overlap)
-        self.reporter.line(
-            f"           mined {graph.neighbors.shape[1]} neighbors of {len(graph.place_ids)} places,"
-            f" {overlap:.0%} of them geographic"
-        )
+    def _mine(self, epoch: int, miner: Miner) -> None:
+        logged = self._logged_collections(epoch)
+        with self._timed("mine"):
+            for record in miner.mine(epoch, self._embeddings_uri(epoch), self._stamp(epoch)):
+                if record["collection"] not in logged:
+                    self.folder.log("mining", epoch=epoch, **record)
 
-    def _overlap_with_geographic(self, graph: NeighborGraph) -> float:
-        """The share of a graph's neighbors that are geographic ones too."""
-        near = NeighborGraph.load(self._graph_uri(0))
-        rows = np.searchsorted(near.place_ids, graph.place_ids)
-        shared = [np.isin(a[a >= 0], b).sum() for a, b in zip(graph.neighbors, near.neighbors[rows], strict=True)]
-        return float(np.sum(shared) / max((graph.neighbors >= 0).sum(), 1))
+    def _is_mined(self, epoch: int) -> bool:
+        """Whether an epoch's graphs are there, mined from the checkpoint that is there, and logged."""
+        stamp, logged = self._stamp(epoch), self._logged_collections(epoch)
+        return all(c in logged and self.graphs.is_current(epoch, c, stamp) for c in self.graphs.collections)
+
+    def _logged_collections(self, epoch: int) -> set[str]:
+        return {record["collection"] for record in self._records("mining", epoch)}
 
     def _evaluate(self, epoch: int) -> None:
         uri, cfg = self._embeddings_uri(epoch), self.config
@@ -334,11 +286,17 @@ class _Run:
         cfg = self.config
         train = cfg.train
         self.reporter.line(
-            f"data set {self.dataset.name}: {len(self.pairs)} train pairs, {len(self.places.ids)} places"
+            f"data set {self.dataset.name}: {len(self.planner.pairs)} train pairs, {len(self.graphs.places)} places"
         )
-        if self.exclusions:
-            pairs = len(self.exclusions) // 2
-            self.reporter.line(f"{pairs} pairs of places are never negatives of each other (protocol {cfg.protocol})")
+        if self.graphs.gallery is not None:
+            self.reporter.line(f"{len(self.graphs.gallery.ids)} references without a query serve as gallery negatives")
+        if (excluded := self.graphs.exclusions) is not None:
+            semi = len(excluded.semi_positives) // 2
+            named = [f"{semi} semi-positive pairs of places"] if semi else []
+            near = [f"all places within {excluded.radius_m:g} m"] if excluded.radius_m > 0 else []
+            self.reporter.line(
+                f"{' and '.join(named + near)} are never negatives of each other (protocol {cfg.protocol})"
+            )
         self.reporter.line(f"run folder {self.folder.uri}")
         self.reporter.line(
             f"{cfg.model.name}, {train.epochs} epochs of batches of {train.batch_size} pairs on"

@@ -20,10 +20,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 from s4g_ray import storage
 from s4g_ray.config import RunConfig, Size, load_config
 from s4g_ray.dataset import GeoDataset, ImageTable, gallery_splits, open_dataset
-from s4g_ray.embedding import EmbeddingTable, read_rows
+from s4g_ray.embedding_table import EmbeddingTable, read_rows
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.images import load_raw, resize
-from s4g_ray.neighbors import NeighborGraph, format_metres, metres_between
+from s4g_ray.neighbors import read_graph
+from s4g_ray.places import format_metres, metres_between
 from s4g_ray.run_folder import Record, read_records
 
 NUM_EXAMPLES = 8
@@ -160,7 +161,7 @@ def _mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterato
     version = storage.latest_version(storage.join(uri, "neighbors"), "v")
     if not version:
         return
-    graph = NeighborGraph.load(storage.join(uri, f"neighbors/v={version:04d}"))
+    graph = next(read_graph(storage.join(uri, f"neighbors/v={version:04d}")))  # some of its places
     queries = dataset.table("queries", [config.data.train_split])
     references = dataset.table("references", [config.data.train_split])
     rng = np.random.default_rng((config.seed, 2))

@@ -17,13 +17,20 @@ from s4g_ray.errors import InputError
 Record = dict[str, Any]
 
 
-# what may change when a run goes on: how and where it computes, not what
+# what may change when a run goes on: how and where it computes, not what; and what a round's index is made of, which
+# errors of an index say to change: rounds to come follow it, and one that was cut off is indexed again
 FREE_ON_RESUME = {
     "run_dir", "data.uri", "data.on_bad_image", "embedding.num_actors", "embedding.cpus_per_actor",
     "embedding.gpus_per_actor", "embedding.threads_per_actor", "embedding.part_rows", "mining.index_memory_gb",
-    "mining.index_threads", "mining.query_block", "train.cpus_per_worker", "train.loader_threads",
-    "train.log_every_steps", "train.keep_checkpoints", "train.gpus_per_worker", "model.grad_checkpointing",
+    "mining.index_kind", "mining.nprobe", "mining.ef_search", "mining.min_recall", "mining.recall_sample",
+    "mining.num_shards", "mining.index_threads", "mining.query_block", "mining.cpus_per_shard", "mining.gpus_per_shard",
+    "mining.shard_placement", "mining.num_searchers", "mining.part_queries", "train.cpus_per_worker",
+    "train.loader_threads", "train.log_every_steps", "train.keep_checkpoints", "train.gpus_per_worker",
+    "model.grad_checkpointing", "sampling.max_pairs_per_cell",  # which changes plans to come: memory may ask for it
 }  # fmt: skip
+
+# folders of artefacts by epoch, or by the epoch that they were made after
+VERSIONED = ("checkpoints", "embeddings", "neighbors", "gallery_neighbors", "index", "gallery_index", "plans")
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
@@ -109,7 +116,7 @@ class RunFolder:
     def rewind(self, epoch: int) -> None:
         """Forget what was logged and computed after an epoch: it is done again."""
         self.records = [record for record in self.records if record.get("epoch", 0) <= epoch]
-        for folder in ("checkpoints", "embeddings", "neighbors", "plans"):
+        for folder in VERSIONED:
             for name in storage.list_names(self.path(folder)):
                 version = version_of(name)
                 if version is not None and version > epoch:

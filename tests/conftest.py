@@ -50,10 +50,13 @@ def tables(rows: int = 4) -> tuple[pa.Table, pa.Table]:
     return pa.table(columns), pa.table(columns)
 
 
-def write_synthetic(folder: Path) -> GeoDataset:
-    """NUM_TRAIN + NUM_TEST places: the reference is a pattern, the query the same with channels swapped and noise."""
+def write_synthetic(folder: Path, num_gallery: int = 0) -> GeoDataset:
+    """NUM_TRAIN + NUM_TEST places: the reference is a pattern, the query the same with channels swapped and noise.
+
+    Beside them `num_gallery` train references without a query.
+    """
     rng = np.random.default_rng(7)
-    count = NUM_TRAIN + NUM_TEST
+    count = NUM_TRAIN + NUM_TEST + num_gallery
     for view in ("references", "queries"):
         (folder / "images" / view).mkdir(parents=True)
     for i in range(count):
@@ -72,9 +75,10 @@ def write_synthetic(folder: Path) -> GeoDataset:
                 "uri": [f"images/{view}/{i}.png" for i in range(count)],
                 "lat": lat,
                 "lon": lon,
-                "split": ["train"] * NUM_TRAIN + ["test"] * NUM_TEST,
+                "split": ["train"] * NUM_TRAIN + ["test"] * NUM_TEST + ["train"] * num_gallery,
             }
         )
+    made["queries"] = made["queries"].slice(0, NUM_TRAIN + NUM_TEST)
     return write_dataset(str(folder), made["references"], made["queries"], name="synthetic")
 
 

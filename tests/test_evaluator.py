@@ -20,15 +20,16 @@ from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
 from s4g_ray.dataset import GeoDataset, ImageTable, View, gallery_splits, open_dataset
 from s4g_ray.datasets import cvact, cvusa, university1652, vigor
-from s4g_ray.embedding import read_embeddings
+from s4g_ray.embedding_table import read_embeddings
 from s4g_ray.encoder import Encoder, Numerics, encode_weights, load_encoder
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS
 from s4g_ray.evaluator import evaluate, evaluation_tables
 from s4g_ray.export import Source, export, find_checkpoint
 from s4g_ray.images import load_view
-from s4g_ray.neighbors import NeighborGraph, metres_between
+from s4g_ray.neighbors import NeighborGraph
 from s4g_ray.pipeline import RunResult, run
+from s4g_ray.places import metres_between
 from s4g_ray.sampler import load_plan
 from tests.test_evaluation import metrics_loop, scores_loop
 from tests.trees import cvact_tree, cvusa_tree, university_tree, vigor_tree

@@ -15,13 +15,17 @@ from s4g_ray import storage
 from s4g_ray.baseline import gradient_correlation_embeddings
 from s4g_ray.config import RunConfig
 from s4g_ray.dataset import GeoDataset, open_dataset
-from s4g_ray.embedding import embed, read_embeddings
+from s4g_ray.embedding import embed
+from s4g_ray.embedding_table import read_embeddings
 from s4g_ray.encoder import Numerics, load_encoder
 from s4g_ray.errors import BadImageError, InputError, RunError
+from s4g_ray.graphs import Graphs
 from s4g_ray.images import load_raw
 from s4g_ray.neighbors import NeighborGraph
 from s4g_ray.pipeline import RunResult, run
+from s4g_ray.plans import Planner
 from s4g_ray.report import great_circle, write_report
+from s4g_ray.run_folder import RunFolder
 from s4g_ray.sampler import load_plan, plan_batches
 from s4g_ray.trainer import save_checkpoint, stamp_of
 from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
@@ -239,6 +243,8 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
         ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
         ({"train": {"use_gpu": True}}, "2 GPUs are needed"),
+        ({"mining": {"index_memory_gb": 1e-6}}, r"mining\.index_memory_gb"),
+        ({"mining": {"num_shards": 97}}, "num_shards=97 exceeds the 96 references"),
     ],
 )
 def test_what_a_data_set_cannot_give_is_refused_before_anything_is_written(
@@ -247,6 +253,17 @@ def test_what_a_data_set_cannot_give_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         run(tiny_config(tmp_path / "run", synthetic.uri, **sections))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_radius_that_leaves_no_batch_is_refused_by_name(synthetic: GeoDataset, tmp_path: Path) -> None:
+    def plan(radius: float) -> str:
+        config = tiny_config(tmp_path / f"r{radius}", synthetic.uri, sampling={"exclude_radius_m": radius})
+        folder = RunFolder.open(config, synthetic, resume=False)
+        return Planner(Graphs.of(config, synthetic, folder)).plan(1)[0]
+
+    with pytest.raises(InputError, match=r"no batch of 16 places .* up to 95 others; lower sampling\.exclude_radius_m"):
+        plan(2.1e7)
+    assert plan(0.0).endswith("epoch=0001.parquet")
 
 
 def test_a_folder_that_holds_other_things_is_not_written_into(synthetic: GeoDataset, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def test_a_folder_without_a_manifest_is_not_there_for_readers(tmp_path: Path) ->
     publish(tmp_path / "v=0001")
     storage.write_part(str(tmp_path / "v=0002"), "part", b"half", 1)
     assert storage.latest_version(str(tmp_path), "v") == 1
+    assert storage.published_versions(str(tmp_path), "v") == [1]
+    assert storage.list_versions(str(tmp_path), "v") == [1, 2]
     assert storage.latest_version(str(tmp_path / "none"), "v") is None
     with pytest.raises(RunError, match="no published thing"):
         storage.open_published(str(tmp_path / "v=0002"), "thing")
