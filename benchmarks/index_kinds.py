@@ -1,0 +1,140 @@
+"""Kinds of index on clustered vectors: memory, build time, recall@128 against exact search, and queries per second.
+
+    python -m benchmarks.index_kinds [--count 1000000] [--dim 256] [--queries 2000] [--threads 2]
+
+Vectors are a mixture of Gaussian clusters of about 64, whose centres lie in a subspace of 24 dimensions, so that a
+query's neighbors fill several clusters; made in blocks from a seed. Queries are drawn from the same mixture.
+IVF kinds are measured at several nprobe. One thread pool of --threads serves building and searching alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.record import Cell, Measured, Meter, apart, record
+from s4g_ray.exact_search import Found
+from s4g_ray.index_effort import recall_of
+from s4g_ray.index_plan import IVF_KINDS, IndexPlan, Kind, lists_for, plan_index
+from s4g_ray.vector_index import VectorIndex
+
+K = 128
+BLOCK = 65_536
+CLUSTER, SUBSPACE = 64, 24  # vectors of a cluster; dimensions of the centres
+SPREAD = 0.4  # of a cluster, against centres of spread 1
+NPROBES = (8, 32, 128)
+EF_SEARCHES = (128, 512)
+HNSW_SHARE = 10  # of the vectors one in so many: a graph of all takes minutes to build
+
+
+def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
+    """Blocks of vectors around the same centres, whatever the seed."""
+    shared = np.random.default_rng(0)
+    centres = shared.standard_normal((max(1, count // CLUSTER), SUBSPACE), dtype=np.float32)
+    centres = centres @ shared.standard_normal((SUBSPACE, dim), dtype=np.float32) / np.float32(SUBSPACE**0.5)
+    for start in range(0, count, BLOCK):
+        rng, rows = np.random.default_rng((seed, start)), min(BLOCK, count - start)
+        vectors = rng.standard_normal((rows, dim), dtype=np.float32)
+        vectors *= SPREAD
+        vectors += centres[rng.integers(0, len(centres), rows)]
+        yield vectors
+
+
+def sample(count: int, dim: int, seed: int, size: int) -> NDArray[np.float32]:
+    """The first `size` vectors of a mixture, which are in no order."""
+    taken: list[NDArray[np.float32]] = []
+    for block in mixture(count, dim, seed):
+        taken.append(block[: size - sum(map(len, taken))])
+        if sum(map(len, taken)) == size:
+            break
+    return np.concatenate(taken)
+
+
+def build(plan: IndexPlan, threads: int) -> VectorIndex:
+    """Train and fill an index, block by block."""
+    template = VectorIndex.template(plan, sample(plan.num_vectors, plan.dim, 1, plan.train_size))
+    index = VectorIndex.empty(plan, template, num_threads=threads)
+    for number, block in enumerate(mixture(plan.num_vectors, plan.dim, 1)):
+        index.add(block, np.arange(len(block)) + number * BLOCK)
+    index.seal()
+    return index
+
+
+def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None) -> dict[str, Any]:
+    """Build one kind and search it with each effort; in a process of its own."""
+    from s4g_ray.faiss_library import set_num_threads
+
+    set_num_threads(threads)
+    meter = Meter()
+    queries = sample(plan.num_vectors, plan.dim, 2, num_queries)
+    built = meter(build, plan, threads)
+    index: VectorIndex = built.value
+    index.search(queries[:64], K)  # the first search compiles, or measures engines
+    rows: list[list[Cell]] = []
+    found: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
+    for effort in efforts(plan):
+        if effort is not None:
+            index.effort = effort
+        searched: Measured = meter(index.search, queries, K)
+        found = searched.value
+        recall = 1.0 if exact is None else recall_of(found[0], *exact)
+        bits = f" {plan.bits} bit" if plan.bits else ""
+        rows.append(
+            [
+                plan.kind + bits, plan.num_vectors, "" if effort is None else effort, round(plan.memory_gb, 3),
+                round(built.extra_gb, 3), round(built.seconds, 1), round(recall, 4),
+                round(num_queries / searched.seconds),
+            ]
+        )  # fmt: skip
+    return {"rows": rows, "found": found}
+
+
+def efforts(plan: IndexPlan) -> list[int | None]:
+    """nprobe or ef_search of the searches; none for exact kinds."""
+    if plan.exact:
+        return [None]
+    return [min(n, plan.num_lists) for n in NPROBES] if plan.kind in IVF_KINDS else list(EF_SEARCHES)
+
+
+def plans(count: int, dim: int) -> list[IndexPlan]:
+    """Every kind; hnsw on a tenth of the vectors, behind the exact answers of that tenth."""
+    kinds: tuple[Kind, ...] = ("flat", "sqfp16", "ivf_sq8", "ivf_rabitq")
+    all_of = [plan_index(count, dim, kind=kind) for kind in kinds]
+    one_bit = plan_index(count, dim, kind="ivf_rabitq", memory_gb=all_of[-1].memory_gb * 0.99)
+    small = [plan_index(count // HNSW_SHARE, dim, kind="flat"), plan_index(count // HNSW_SHARE, dim, kind="hnsw")]
+    return [*all_of, one_bit, *small]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    rows: list[list[Cell]] = []
+    exact: Found | None = None
+    for plan in plans(options.count, options.dim):
+        reference = None if plan.kind == "flat" else exact
+        result = apart(measure, plan, options.queries, options.threads, reference)
+        exact = result["found"] if plan.kind == "flat" else exact
+        rows += result["rows"]
+        print(*result["rows"], sep="\n", flush=True)
+    record(
+        "index_kinds",
+        title=f"Kinds of index on clustered vectors, D = {options.dim}",
+        text="memory as planned and as seen while building, build time with training, recall@128 against exact search.",
+        command=f"python -m benchmarks.index_kinds --count {options.count} --dim {options.dim}",
+        columns=["kind", "vectors", "nprobe or ef", "planned GB", "seen GB", "build s", "recall@128", "queries/s"],
+        rows=rows,
+        config={**vars(options), "k": K, "spread": SPREAD, "lists": lists_for(options.count)},
+        order=60,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Batch plans: ours against the published form on lists, and at sizes where the list form cannot go.
+
+    python -m benchmarks.planning [--compare 10000 100000 300000] [--scale 1000000 10000000]
+
+Each row is measured in processes of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.published_planning import plan_with_lists
+from benchmarks.record import Cell, Meter, apart, record
+from s4g_ray.neighbors import NeighborGraph, geographic_graph
+from s4g_ray.place_rows import PlaceRows
+from s4g_ray.places import Exclusions, PlacePairs, Places
+from s4g_ray.sampler import PairTable, plan_batches
+
+SIZES: dict[str, Any] = {"batch_size": 128, "num_hard_negatives": 64, "neighbor_pool_size": 128}
+SPACING_M, RADIUS_M = 30.0, 50.0  # of the lattice; of the row with a radius
+TILE = 32  # places of a tile of the lattice follow each other
+METRES_PER_DEGREE = 111_195.0
+REPEATS = 5
+
+
+def city(count: int) -> tuple[Places, NeighborGraph]:
+    """Places spread evenly over a square, 100 in a square kilometre, with their 128 nearest neighbors."""
+    rng, side = np.random.default_rng(0), 0.1 * count**0.5 * 1000 / METRES_PER_DEGREE
+    places = Places(np.arange(count), rng.uniform(0, side, count), rng.uniform(0, side, count))
+    return places, geographic_graph(places, 128)
+
+
+def lists(count: int) -> dict[str, float]:
+    """The published form at `count` pairs."""
+    places, graph = city(count)
+    neighbors = dict(zip(places.ids.tolist(), graph.neighbors.tolist(), strict=True))
+    pairs = [(place, number) for number, place in enumerate(places.ids.tolist())]
+    done = Meter()(plan_with_lists, pairs, neighbors, batch_size=128, num_hard=64, pool_size=128, seed=0)
+    batches = np.array([[place for place, _ in batch] for batch in done.value])
+    hard = sum(int(np.isin(graph.neighbors[batch, :64], batch).sum()) for batch in batches)
+    return {
+        "seconds": done.seconds, "gb": done.extra_gb, "hardness": hard / batches.size,
+        "left_out": count - batches.size,
+    }  # fmt: skip
+
+
+def ours(count: int) -> dict[str, float]:
+    """plan_batches at `count` pairs, on rows of the graph; the median of some calls, after one that compiles."""
+    places, graph = city(count)
+    pairs, started = PairTable(*[places.ids] * 3), time.perf_counter()
+    PlaceRows.of(graph, places.ids, 128)  # compiles
+    started = time.perf_counter()
+    rows = PlaceRows.of(graph, places.ids, 128)
+    converted = time.perf_counter() - started
+    plan_batches(pairs, rows, **SIZES, seed=0, epoch=0)  # compiles
+    done = [Meter()(plan_batches, pairs, rows, **SIZES, seed=0, epoch=epoch) for epoch in range(1, 1 + REPEATS)]
+    stats = done[0].value.stats
+    return {
+        "seconds": float(np.median([d.seconds for d in done])), "gb": max(d.extra_gb for d in done),
+        "hardness": stats.hardness, "left_out": stats.num_left_out, "converted": converted,
+    }  # fmt: skip
+
+
+def lattice(count: int) -> tuple[Places, PlaceRows]:
+    """A made-up city of at least `count` places: a lattice on a torus, tile after tile, its neighbors by offsets."""
+    side = TILE * -(-int(np.ceil(count**0.5)) // TILE)
+    tiles = np.arange(side * side, dtype=np.int32).reshape(side // TILE, side // TILE, TILE, TILE)
+    number = tiles.transpose(0, 2, 1, 3).reshape(side, side)  # of the place at y, x
+    y, x = np.empty(side * side, dtype=np.int32), np.empty(side * side, dtype=np.int32)
+    y[number], x[number] = np.indices((side, side), dtype=np.int32)
+    dy, dx = np.indices((15, 15)).reshape(2, -1) - 7
+    nearest = np.argsort(dy**2 + dx**2, kind="stable")[1:129]
+    rows = np.empty((side * side, 128), dtype=np.int32)
+    for start in range(0, side * side, 50_000):
+        block = slice(start, start + 50_000)
+        rows[block] = number[(y[block, None] + dy[nearest]) % side, (x[block, None] + dx[nearest]) % side]
+    degrees = SPACING_M / METRES_PER_DEGREE
+    lat, lon = ((axis.astype(np.float64) - side / 2) * degrees for axis in (y, x))
+    places = Places(np.arange(side * side), lat, lon)
+    return places, PlaceRows(places.ids, rows)
+
+
+def scale(count: int, radius_m: float) -> dict[str, float]:
+    """plan_batches on the lattice; memory is beyond the graph and the pairs."""
+    plan_small(radius_m)
+    places, graph = lattice(count)
+    ids: NDArray[np.int64] = places.ids[:count]
+    pairs, exclusions = PairTable(ids, ids, ids), exclude(places, radius_m)
+    done = Meter()(plan_batches, pairs, graph, **SIZES, seed=0, epoch=1, exclusions=exclusions)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Meter()(done.value.save, f"{folder}/plan.parquet", pairs)
+    stats = done.value.stats
+    return {
+        "seconds": done.seconds, "gb": done.extra_gb, "hardness": stats.hardness, "left_out": stats.num_left_out,
+        "save_seconds": saved.seconds, "save_gb": saved.extra_gb, "graph_gb": graph.rows.nbytes / 1e9,
+    }  # fmt: skip
+
+
+def plan_small(radius_m: float) -> None:
+    """Compile what `scale` measures."""
+    places, graph = lattice(1024)
+    plan_batches(
+        PairTable(*[places.ids] * 3), graph, **SIZES, seed=0, epoch=0, exclusions=exclude(places, radius_m)
+    )  # fmt: skip
+
+
+def exclude(places: Places, radius_m: float) -> Exclusions | None:
+    """All places within a radius; none: nothing."""
+    return Exclusions(places, PlacePairs.of(*np.zeros((2, 0), dtype=np.int64)), radius_m) if radius_m else None
+
+
+def compare(counts: list[int]) -> None:
+    rows: list[list[Cell]] = []
+    for count in counts:
+        theirs, own = apart(lists, count), apart(ours, count)
+        rows.append(
+            [
+                count, f"{theirs['seconds']:.2f}", f"{own['seconds'] * 1000:.1f}",
+                f"{theirs['seconds'] / own['seconds']:.0f}", f"{own['converted'] * 1000:.0f}",
+                f"{theirs['hardness']:.2f}", f"{own['hardness']:.2f}",
+                f"{theirs['left_out'] / count:.3%}", f"{own['left_out'] / count:.3%}",
+                f"{theirs['gb']:.2f}", f"{own['gb']:.3f}",
+            ]
+        )  # fmt: skip
+    record(
+        "planning", title="Batch plans against the published form", order=30,
+        text="one pair a place, a uniform city, the same geographic graph. Lists: a shuffled Python list read with"
+        " pop(0), deep-copied neighbor lists. Ours: `plan_batches` on int32 rows, hardness counted too; making the"
+        " rows from a graph in memory stands beside it. Hardness: how many of a place's 64 nearest share its batch."
+        " Memory is beyond the graph and the pairs.",
+        command="python -m benchmarks.planning", config={**SIZES, "neighbors": 128, "repeats": REPEATS},
+        columns=[
+            "pairs", "lists, s", "ours, ms", "ratio", "rows, ms", "hardness, lists", "ours", "left out, lists", "ours",
+            "GB, lists", "ours",
+        ],
+        rows=rows,
+    )  # fmt: skip
+
+
+def grow(counts: list[int]) -> None:
+    rows: list[list[Cell]] = []
+    rates: dict[str, float] = {}
+    for count in counts:
+        for radius_m in (0.0, RADIUS_M):
+            own: dict[str, Any] = apart(scale, count, radius_m)
+            rows.append(
+                [
+                    count, f"{radius_m:.0f}", f"{own['seconds']:.2f}", f"{own['gb']:.2f}", f"{own['graph_gb']:.2f}",
+                    f"{own['hardness']:.2f}", f"{own['left_out'] / count:.4%}", f"{own['save_seconds']:.2f}",
+                    f"{own['save_gb']:.2f}",
+                ]
+            )  # fmt: skip
+            if not radius_m:  # of the largest, in the end
+                rates = {"pairs_per_s": count / own["seconds"], "bytes_per_pair": own["gb"] * 1e9 / count}
+    record(
+        "planning_scale", title="Batch plans at scale", order=31,
+        text=f"one pair a place in one pass. The graph is made up, not searched: a lattice of {SPACING_M:.0f} m on a"
+        " torus in tiles of 32 x 32, each place with its 128 nearest lattice points, int32. What binds is random"
+        " reads: a graph row of 512 bytes an anchor and 16 bytes of state a candidate. Memory is beyond the graph"
+        " and the pairs.",
+        command="python -m benchmarks.planning", config={**SIZES, "neighbors": 128},
+        columns=[
+            "pairs", "exclude_radius_m", "plan, s", "GB", "graph, GB", "hardness", "left out", "save, s", "save, GB"
+        ],
+        rows=rows, rates=rates,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--compare", type=int, nargs="*", default=[10_000, 100_000, 300_000])
+    parser.add_argument("--scale", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    options = parser.parse_args()
+    if options.compare:
+        compare(options.compare)
+    if options.scale:
+        grow(options.scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What 10^8 and 10^9 places would take on a named cluster, reckoned from measured rates and stated assumptions.
+
+    python -m benchmarks.projection
+
+Rates come from benchmarks/results; one that is missing is an error, never a guess. What a cluster of GPUs gives is
+assumed below, from published peaks: no figure of a GPU was measured for this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.record import Cell, read_results, record
+from s4g_ray.config import SamplingConfig
+from s4g_ray.index_plan import bytes_per_vector
+
+DIM, K = 1024, 128
+IMAGES_PER_PLACE = 2  # a query and a reference
+FORWARD_FLOP = 90.2e9  # of ConvNeXt-B at 384 x 384, two a multiplication with its addition (torch's FLOP counter)
+TRAINING_FLOP = 3 * FORWARD_FLOP  # forward, and twice as much backward
+MIN_RECALL = 0.9  # of IVF against exact search, at k = 128
+KINDS = {"flat": 32, "sqfp16": 16, "ivf_sq8": 8, "ivf_rabitq 4 bit": 4, "ivf_rabitq 1 bit": 1}  # bits a value
+PAIRS_PER_CELL = SamplingConfig.model_fields["max_pairs_per_cell"].default
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Assumed: eight nodes of eight NVIDIA H100 SXM."""
+
+    nodes: int = 8
+    gpus: int = 64
+    gpu_memory_gb: float = 80.0
+    cores: int = 768
+    memory_gb: float = 8 * 1024.0
+    peak_flops: float = 989e12  # of a GPU, dense bf16 (NVIDIA's data sheet)
+    encoder_utilisation: float = 0.35  # depthwise convolutions and normalisation are bound by memory
+    search_utilisation: float = 0.40  # a product whose result is reduced to its top-k
+    store_gb_per_s: float = 25.0  # object store, all nodes together
+    image_kb: float = 60.0  # JPEG of 384 x 384, as `s4g pack` may write them
+    decode_ms: float = 0.6  # of a core, for such an image
+    augment_ms: float = 3.7  # of a core, beside decoding, in training
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured, of one core but for sizes."""
+
+    neighbors_per_s: float
+    tree_bytes_per_place: float
+    graph_bytes_per_pair: float
+    product_flops: float
+    planned_pairs_per_s: float
+    planning_bytes_per_pair: float
+    ivf_build_values_per_s: float  # D of them a vector
+    ivf_scan_values_per_s: float
+    ivf_nprobe: float  # lists that reach MIN_RECALL
+    ivf_lists: float  # with which that was measured,
+    ivf_vectors: float  # on so many vectors
+
+    @classmethod
+    def read(cls, results: Mapping[str, Mapping[str, Any]]) -> Rates:
+        """From recorded results. Raises SystemExit that names the benchmark to run."""
+        evaluation, kinds = _result(results, "evaluation"), _result(results, "index_kinds")
+        threads, dim = float(kinds["config"]["threads"]), float(kinds["config"]["dim"])
+        lists = float(kinds["config"]["lists"])
+        rows = [dict(zip(kinds["columns"], row, strict=True)) for row in kinds["rows"]]
+        good = [row for row in rows if row["kind"] == "ivf_sq8" and row["recall@128"] >= MIN_RECALL]
+        if not good:
+            raise SystemExit(f"index_kinds: no row of ivf_sq8 has recall@128 >= {MIN_RECALL}; measure a higher nprobe")
+        ivf = max(good, key=lambda row: float(row["queries/s"]))
+        nprobe, vectors = float(ivf["nprobe or ef"]), float(ivf["vectors"])
+        return cls(
+            neighbors_per_s=_rate(results, "neighbors", "neighbors_per_s_per_core"),
+            tree_bytes_per_place=_rate(results, "neighbors", "bytes_per_place"),
+            graph_bytes_per_pair=_rate(results, "neighbors", "disk_bytes_per_pair"),
+            product_flops=_rate(results, "evaluation", "product_gflops") * 1e9 / evaluation["config"]["threads"],
+            planned_pairs_per_s=_rate(results, "planning_scale", "pairs_per_s"),
+            planning_bytes_per_pair=_rate(results, "planning_scale", "bytes_per_pair"),
+            ivf_build_values_per_s=vectors * dim / ivf["build s"] / threads,
+            ivf_scan_values_per_s=ivf["queries/s"] * (nprobe * vectors / lists + lists) * dim / threads,
+            ivf_nprobe=nprobe, ivf_lists=lists, ivf_vectors=vectors,
+        )  # fmt: skip
+
+
+def _result(results: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    if name not in results:
+        raise SystemExit(f"the projection needs benchmarks/results/{name}.json; run `{_command(name)}`")
+    return results[name]
+
+
+def _rate(results: Mapping[str, Mapping[str, Any]], name: str, key: str) -> float:
+    rates = _result(results, name).get("rates", {})
+    if key not in rates:
+        raise SystemExit(f"benchmarks/results/{name}.json holds no rate {key!r}; run `{_command(name)}`")
+    return float(rates[key])
+
+
+def _command(result: str) -> str:
+    return f"python -m benchmarks {result.removesuffix('_scale')}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the work: its memory or size, its hours (none: it takes no time of its own), and what binds it."""
+
+    name: str
+    gigabytes: float
+    hours: float | None
+    binds: str
+
+
+def project(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
+    """What each stage takes."""
+    return [
+        _images("embedding, ConvNeXt-B, 384 px", places, FORWARD_FLOP, cluster.decode_ms, cluster),
+        *(_index(kind, places, cluster) for kind in KINDS),
+        *_searches(places, rates, cluster),
+        *_graphs(places, rates, cluster),
+        _images("training, one epoch", places, TRAINING_FLOP, cluster.decode_ms + cluster.augment_ms, cluster),
+    ]
+
+
+def _images(name: str, places: int, flop: float, core_ms: float, cluster: Cluster) -> Stage:
+    """Encoding every image once; the size is that of the embeddings as float16."""
+    images = places * IMAGES_PER_PLACE
+    seconds = {
+        "GPU arithmetic": images * flop / (cluster.gpus * cluster.peak_flops * cluster.encoder_utilisation),
+        "decoding and augmenting on CPUs": images * core_ms / 1e3 / cluster.cores,
+        "reading the object store": images * cluster.image_kb / 1e6 / cluster.store_gb_per_s,
+    }
+    binds = max(seconds, key=lambda what: seconds[what])
+    return Stage(name, images * DIM * 2 / 1e9, seconds[binds] / 3600, binds)
+
+
+def _index(kind: str, places: int, cluster: Cluster) -> Stage:
+    gigabytes = places * _vector_bytes(kind) / 1e9
+    on_gpus, in_memory = cluster.gpus * cluster.gpu_memory_gb, cluster.memory_gb
+    where = "fits the GPUs" if gigabytes < 0.8 * on_gpus else "fits the nodes' memory, not the GPUs"
+    return Stage(f"index, {kind}", gigabytes, None, where if gigabytes < 0.8 * in_memory else "does not fit")
+
+
+def _vector_bytes(kind: str) -> float:
+    return bytes_per_vector(kind.split()[0], DIM, KINDS[kind])
+
+
+def _searches(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
+    """All places as queries, k nearest: exactly on GPUs and on CPUs, by IVF on CPUs; and the IVF's build."""
+    flop, half = 2.0 * places**2 * DIM, places * DIM * 2 / 1e9
+    lists = rates.ivf_lists * (places / rates.ivf_vectors) ** 0.5
+    scanned = (rates.ivf_nprobe * places / lists + lists) * DIM
+    gpu_s = flop / (cluster.gpus * cluster.peak_flops * cluster.search_utilisation)
+    codes = places * _vector_bytes("ivf_sq8") / 1e9
+    build_s = places * DIM / rates.ivf_build_values_per_s / cluster.cores * (lists / rates.ivf_lists)
+    return [
+        Stage("exact search, GPUs", half, gpu_s / 3600, "GPU arithmetic, grows as places squared"),
+        Stage("exact search, CPUs", half, flop / rates.product_flops / cluster.cores / 3600, "CPU arithmetic"),
+        Stage("IVF build, CPUs", codes, build_s / 3600, "assigning vectors to lists on CPUs"),
+        Stage(
+            "IVF search, CPUs", codes, places * scanned / rates.ivf_scan_values_per_s / cluster.cores / 3600,
+            f"scanning codes, recall >= {MIN_RECALL}",
+        ),
+    ]  # fmt: skip
+
+
+def _graphs(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
+    """The geographic graph on one node, a graph on disk, and a plan: a core a cell, then the cells above them.
+
+    The leaves hold all pairs; what they leave over is so little that the levels above take no time beside them.
+    """
+    pairs, cells = places * K, max(1, 2 ** math.ceil(math.log2(places / PAIRS_PER_CELL)))
+    disk = pairs * rates.graph_bytes_per_pair / 1e9
+    planning_s = {
+        "reading the graph": disk / cluster.store_gb_per_s,
+        "the greedy pass, a core a cell": places / rates.planned_pairs_per_s / min(cluster.cores, cells),
+    }
+    binds = max(planning_s, key=lambda what: planning_s[what])
+    return [
+        Stage(
+            "geographic graph", places * rates.tree_bytes_per_place / 1e9,
+            pairs / rates.neighbors_per_s / (cluster.cores / cluster.nodes) / 3600, "tree queries on one node's CPUs",
+        ),
+        Stage("graph on disk", disk, disk / cluster.store_gb_per_s / 3600, "writing to the object store"),
+        Stage(
+            "planning", places * (rates.planning_bytes_per_pair + 4 * K) / 1e9, planning_s[binds] / 3600, binds,
+        ),
+    ]  # fmt: skip
+
+
+def bound(stages: list[Stage]) -> str:
+    """What binds the whole: the longest of the stages that a run needs (the faster of its searches)."""
+    timed = [stage for stage in stages if stage.hours is not None]
+    searches = [stage for stage in timed if "search" in stage.name]
+    fastest = min(searches, key=lambda stage: stage.hours or 0)
+    longest = max((s for s in timed if s not in searches or s is fastest), key=lambda stage: stage.hours or 0)
+    return f"{longest.name} ({longest.hours:,.1f} h; {longest.binds})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--places", type=int, nargs="*", default=[10**8, 10**9])
+    options = parser.parse_args()
+    rates, cluster = Rates.read(read_results()), Cluster()
+    found = {places: project(places, rates, cluster) for places in options.places}
+    rows: list[list[Cell]] = [
+        [places, s.name, f"{s.gigabytes:,.0f} GB", "-" if s.hours is None else f"{s.hours:,.2f}", s.binds]
+        for places, stages in found.items()
+        for s in stages
+    ]
+    bounds = "; ".join(f"at {places:.0e} places: {bound(stages)}" for places, stages in found.items())
+    record(
+        "projection",
+        title="Projection to 10^8 and 10^9 places",
+        text="reckoned, not measured: rates of a core from the results above, the cluster's assumed from published"
+        " peaks (benchmarks/projection.py says which). The cluster is 8 nodes, each 8 x H100 80 GB, 96 cores and 1 TB."
+        f" What binds a run with one mining round and one epoch: {bounds}.",
+        command="python -m benchmarks.projection",
+        columns=["places", "stage", "memory or size", "hours", "what binds"],
+        rows=rows,
+        config={"D": DIM, "k": K, **asdict(cluster)},
+        rates=asdict(rates),
+        order=100,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The index service against the same index called in process: batches of 1,000 queries, in one run.
+
+    python -m benchmarks.service [--counts 10000 100000] [--dim 1024] [--repeats 7]
+
+Two shards of one thread each against one index of two threads, with the same engine of exact search. Each repeat
+asks both, one after the other: the service as one caller that waits for each answer, and as two callers do (mining
+asks from mining.num_searchers tasks). What the calls cost is seen where the shards hold next to nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from benchmarks.record import record
+from s4g_ray import storage
+from s4g_ray.config import MiningConfig
+from s4g_ray.exact_search import unit_rows
+from s4g_ray.index import IndexService
+from s4g_ray.vector_index import VectorIndex
+
+K, BATCH, PART_ROWS, BATCHES = 128, 1000, 4096, 4
+Array = NDArray[Any]
+
+
+def write_table(folder: str, vectors: Array) -> str:
+    """Publish an embedding table with the rows' numbers as ids."""
+    parts = []
+    for number, start in enumerate(range(0, len(vectors), PART_ROWS)):
+        rows = vectors[start : start + PART_ROWS]
+        ids = pa.array(np.arange(start, start + len(rows)))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        buffer = io.BytesIO()
+        table = pa.table({"id": ids, "place_id": ids, "embedding": column})
+        pq.write_table(table, buffer, compression="none", use_dictionary=False)
+        name = f"references/part-{number:05d}.parquet"
+        parts.append(storage.write_part(folder, name, buffer.getvalue(), len(rows)))
+    storage.publish(folder, "embeddings", parts)
+    return folder
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def compare(service: IndexService, version: int, index: VectorIndex, queries: Array, repeats: int) -> list[list[float]]:
+    """Seconds of a batch: in process, from one caller, from two callers; of each repeat."""
+    batches = [queries] * BATCHES
+    with ThreadPoolExecutor(2) as callers:
+
+        def ask(batch: Array) -> None:
+            service.search(version, batch, K)
+
+        ways: list[Callable[[], object]] = [
+            lambda: [index.search(batch, K) for batch in batches],
+            lambda: [ask(batch) for batch in batches],  # type: ignore[func-returns-value]
+            lambda: list(callers.map(ask, batches)),
+        ]
+        for way in ways:
+            way()
+        return [[seconds(way) / BATCHES for way in ways] for _ in range(repeats)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 35_532, 100_000])
+    parser.add_argument("--engines", nargs="+", default=["faiss", "torch"])
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    rng, rows = np.random.default_rng(0), []
+    queries = unit_rows(rng.standard_normal((BATCH, options.dim), dtype=np.float32))
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for engine in options.engines:
+        cfg = MiningConfig(num_shards=2, index_threads=1, index_kind="flat", exact_engine=engine)
+        with tempfile.TemporaryDirectory() as folder, IndexService(cfg, f"{folder}/index") as service:
+            for version, count in enumerate([2 * K, *options.counts]):
+                vectors = unit_rows(rng.standard_normal((count, options.dim), dtype=np.float32))
+                service.build(version, write_table(f"{folder}/{version}", vectors), k=K)
+                storage.remove(f"{folder}/{version}")
+                index = VectorIndex.build(vectors, np.arange(count), kind="flat", engine=engine, num_threads=2)
+                same = (service.search(version, queries, K)[0] == index.search(queries, K)[0]).mean()
+                found = compare(service, version, index, queries, options.repeats)
+                alone, one, two = (statistics.median(times) for times in zip(*found, strict=True))
+                rows.append([
+                    engine, count, round(BATCH / alone), round(BATCH / one), round(BATCH / two),
+                    *(f"{statistics.median(times[0] / times[way] for times in found):.0%}" for way in (1, 2)),
+                    round(1e3 * (one - alone), 1), f"{same:.3%}",
+                ])  # fmt: skip
+    ray.shutdown()
+    record(
+        "service",
+        title="Index service: two shards against the same index in process",
+        text="queries/s of batches of 1,000, top-128; the shares are medians over the repeats of a run in which both"
+        " alternate. The smallest collection shows what the calls, the copies and the merging cost.",
+        command="python -m benchmarks.service",
+        columns=[
+            "engine", "vectors", "in process, 2 threads", "service, 2 x 1 thread, one caller", "two callers",
+            "share, one caller", "share, two callers", "more for a batch, one caller, ms", "same ids",
+        ],
+        rows=rows,
+        config={"D": options.dim, "k": K, "batch": BATCH, "repeats": options.repeats, "shards": 2, "kind": "flat"},
+        order=50,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
