@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from s4g_ray import storage
+from s4g_ray.config_keys import describe_unknown_key, leaf_keys, valid_keys
 from s4g_ray.errors import InputError
 
 Probability = float
@@ -29,6 +29,7 @@ class DataConfig(Section):
     uri: str  # a canonical data set: a folder or s3://...
     train_split: str = "train"
     test_split: str = "test"
+    val_split: str | None = None  # evaluated when the test split is; the best checkpoint is chosen by it, or none is
     query_size: Size = (384, 384)
     reference_size: Size = (384, 384)
     antialias: bool = True  # of resizing, which is bilinear; the published code goes without
@@ -95,7 +96,10 @@ class TrainConfig(Section):
 
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(128, ge=2)  # pairs, over all workers
-    num_workers: int = Field(2, ge=1)
+    # [min, max]: elastic; training goes on with fewer workers after a loss, and grows back
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 2
+    # pairs of one worker in one pass, the gradient being that of the whole batch (GradCache); none: all of its pairs
+    micro_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_epochs: float = Field(1.0, ge=0)
@@ -108,23 +112,35 @@ class TrainConfig(Section):
     use_gpu: bool = False
     gpus_per_worker: float = Field(1, gt=0, le=1)  # with use_gpu; below 1 leaves a share to the embedding actors
     threads_per_worker: int = Field(1, ge=1)
-    loader_threads: int = Field(2, ge=1)
+    loader_processes: int = Field(2, ge=0)  # of one worker, which load batches ahead; 0: threads of its own process
+    label_selector: dict[str, str] = {}  # Ray labels of the nodes that workers may run on
+    max_failures: int = Field(3, ge=0)  # losses of workers after which training goes on by itself; 0: the run stops
+    resize_every_s: float = Field(60, gt=0)  # elastic: seconds between two looks for room for more workers
     log_every_steps: int = Field(5, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
 
     @property
     def gpus(self) -> float:
         """GPUs of one worker."""
         return self.gpus_per_worker if self.use_gpu else 0.0
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.batch_size % self.num_workers:
+        least, most = self.workers
+        if not least <= most <= self.batch_size:
             raise ValueError(
-                f"batch_size={self.batch_size} is not divisible by num_workers={self.num_workers}; "
-                f"{self.batch_size - self.batch_size % self.num_workers or self.num_workers} is"
+                f"num_workers={list(self.workers)} must be [min, max] with min <= max <= batch_size={self.batch_size}"
             )
-        if self.use_gpu and self.num_workers > 1 and self.gpus_per_worker <= 0.5:
+        if least == most and self.batch_size % most:  # elastic workers take what is left over as empty slots
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by num_workers={most}; "
+                f"{self.batch_size - self.batch_size % most or most} is"
+            )
+        if self.use_gpu and most > 1 and self.gpus_per_worker <= 0.5:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g} would put two workers on one GPU, which NCCL refuses;"
                 " above 0.5 each has its own"
@@ -162,7 +178,17 @@ class MiningConfig(Section):
     """When neighbors are recomputed from embeddings."""
 
     every_epochs: int = Field(4, ge=1)
-    schedule: Literal["sync"] = "sync"  # training waits for the round
+    # sync: training waits for the round; overlap: it goes on meanwhile, and a graph mined after epoch e is first used
+    # by epoch e + 1 + lag_epochs
+    schedule: Literal["sync", "overlap"] = "sync"
+    lag_epochs: int = Field(1, ge=0)  # overlap
+    # overlap, for a graph that is late. wait: training waits for it; reuse: it goes on with the newest that is there,
+    # until that is max_staleness_epochs old
+    when_late: Literal["wait", "reuse"] = "wait"
+    # the oldest graph that is reused or stands in for a failed round, in epochs since it was mined (the geographic one:
+    # since epoch 0); none: 2 every_epochs + lag_epochs
+    max_staleness_epochs: int | None = Field(None, ge=1)
+    max_retries: int = Field(2, ge=0)  # of a round that failed
     # auto: the most exact kind that index_memory_gb holds and that searches in reasonable time
     index_kind: Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"] = "auto"
     # limit of one version over all shards; none: no limit. While one is built, shards hold up to three
@@ -178,6 +204,7 @@ class MiningConfig(Section):
     cpus_per_shard: float = Field(0, ge=0)  # logical
     gpus_per_shard: float = Field(0, ge=0)
     shard_placement: Literal["SPREAD", "DEFAULT"] = "SPREAD"  # over the nodes, or as Ray packs them
+    label_selector: dict[str, str] = {}  # Ray labels of the nodes that shards may run on
     query_block: int = Field(1000, ge=1)  # queries in one request to the index
     num_searchers: int = Field(2, ge=1)  # tasks that ask the index at the same time
     part_queries: int = Field(20_000, ge=1)  # queries in one part of the job, which is what a resumed job keeps
@@ -187,6 +214,26 @@ class MiningConfig(Section):
     range_min: int = Field(0, ge=0)  # drop each query's first so many other places
     max_candidates: int = Field(1024, ge=1)  # a query whose candidates are filtered away asks for more, up to this many
 
+    @property
+    def lag(self) -> int:
+        """Epochs that begin between the end of a mining epoch and the first use of its graph."""
+        return self.lag_epochs if self.schedule == "overlap" else 0
+
+    @property
+    def staleness_bound(self) -> int:
+        """The oldest that a graph may be when an epoch uses it, in epochs since it was mined."""
+        return self.max_staleness_epochs or 2 * self.every_epochs + self.lag
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        least = self.every_epochs + self.lag - 1
+        if self.staleness_bound < least:
+            raise ValueError(
+                f"max_staleness_epochs={self.max_staleness_epochs} is below every_epochs + lag_epochs - 1 = {least},"
+                " the age that each graph reaches before the next is due"
+            )
+        return self
+
 
 class EmbeddingConfig(Section):
     """The Ray Data job that turns a collection into an embedding table."""
@@ -195,6 +242,7 @@ class EmbeddingConfig(Section):
     cpus_per_actor: float = Field(0.25, gt=0)  # logical
     gpus_per_actor: float = Field(0, ge=0)
     threads_per_actor: int = Field(1, ge=1)
+    label_selector: dict[str, str] = {}  # Ray labels of the nodes that actors may run on
     batch_size: int = Field(128, ge=1)  # images in one forward pass
     part_rows: int = Field(512, ge=1)  # images in one part of the table
     dtype: Literal["float16", "float32"] = "float32"
@@ -207,6 +255,16 @@ class EvaluationConfig(Section):
     before_training: bool = True  # the untrained encoder, as the first point of the curve
     radii_m: tuple[Annotated[float, Field(ge=0)], ...] = (25, 50, 100)  # recall@k within so many metres
     correlation_baseline: bool = False  # gradient correlation, a hand-made method, beside it
+    # on data.val_split, in the run's protocol: the checkpoint with the highest is the best
+    best_metric: Literal["recall@1", "recall@5", "recall@10", "recall@1%", "ap"] = "recall@1"
+
+
+class CheckpointConfig(Section):
+    """What is published of the training's state; after each epoch in any case."""
+
+    every_steps: int | None = Field(None, ge=1)  # within an epoch too
+    keep: int = Field(2, ge=1)  # the newest; the best and the untrained stay beside them
+    grace_s: float = Field(25, gt=0)  # SIGTERM: seconds in which a last checkpoint may be published
 
 
 class RayConfig(Section):
@@ -214,6 +272,7 @@ class RayConfig(Section):
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)  # logical CPUs of a cluster started here
+    start_timeout_s: float = Field(120, gt=0)  # for workers and actors to start, in each try
 
 
 class RunConfig(Section):
@@ -232,15 +291,24 @@ class RunConfig(Section):
     mining: MiningConfig = MiningConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.sampling.gallery_negatives % self.train.num_workers:
+        least, most = self.train.workers
+        if least == most and self.sampling.gallery_negatives % most:
             raise ValueError(
                 f"sampling.gallery_negatives={self.sampling.gallery_negatives} is not divisible by train.num_workers="
-                f"{self.train.num_workers}: each worker takes the same share"
+                f"{most}: each worker takes the same share"
             )
+        if (least < most or self.train.micro_batch_size) and not self.model.freeze_batch_norm:
+            raise ValueError(
+                "train.micro_batch_size and elastic train.num_workers need model.freeze_batch_norm=true: batch"
+                " statistics would be those of a part, or of empty slots"
+            )
+        if self.data.val_split in (self.data.test_split, self.data.train_split):
+            raise ValueError(f"data.val_split={self.data.val_split!r} is the test or the train split; choose another")
         turned = {"none": (), "planar": ("query_size", "reference_size"), "query": ("query_size",)}
         for name in turned.get(self.augment.rotate, ("reference_size",)):
             height, width = getattr(self.data, name)
@@ -282,7 +350,11 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     """Validate a nested mapping. Raises InputError with one line a fault."""
-    faults = [_unknown_key(key) for key in _leaf_keys(tree) if not _is_known(key)]
+    faults = [
+        describe_unknown_key(RunConfig, key)
+        for key in leaf_keys(RunConfig, tree)
+        if key not in set(valid_keys(RunConfig))
+    ]
     if faults:
         raise InputError("\n".join(faults))
     try:
@@ -311,44 +383,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             node[part] = {}
         child = node[part]
         if not isinstance(child, dict):
-            raise InputError(_unknown_key(key))
+            raise InputError(describe_unknown_key(RunConfig, key))
         node = child
     node[parts[-1]] = value
-
-
-def _leaf_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaf_keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _valid_keys(field.annotation, f"{prefix}{name}.")
-
-
-def _is_known(key: str) -> bool:
-    return key in set(_valid_keys())
-
-
-def _unknown_key(key: str) -> str:
-    valid = list(_valid_keys())
-    leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == leaf]
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in valid}
-    close_leaf = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
-    if same_leaf:
-        nearest = difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
-    elif close_leaf and difflib.SequenceMatcher(None, key, close[0]).ratio() < 0.8:
-        nearest = by_leaf[close_leaf[0]]
-    else:
-        nearest = close[0]
-    return f"unknown key {key!r}; did you mean {nearest!r}?"
 
 
 def _describe(fault: Any) -> str:

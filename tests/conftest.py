@@ -10,7 +10,6 @@ os.environ.update(
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_TRAIN_ENABLE_PRINT_PATCH="0",
-    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="60",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
 )
 
@@ -97,7 +96,7 @@ def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -
         "model": {"name": "test_convnext", "pretrained": False},
         "train": {
             "epochs": 3, "batch_size": 16, "num_workers": 2, "learning_rate": 1e-3, "warmup_epochs": 0.5,
-            "precision": "fp32", "channels_last": False, "log_every_steps": 1,
+            "precision": "fp32", "channels_last": False, "log_every_steps": 1, "loader_processes": 0,
         },
         "sampling": {"mode": "similarity", "num_hard_negatives": 6, "neighbor_pool_size": 12},
         "mining": {"every_epochs": 1},
@@ -114,6 +113,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray session for all tests that need one."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests")
     yield
     ray.shutdown()
