@@ -119,6 +119,11 @@ class Numerics:
     precision: Precision = "fp32"  # of autocast
     channels_last: bool = False
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.precision + (" channels_last" if self.channels_last else "")
+
     def prepare(self, encoder: Encoder) -> None:
         """Lay the weights out in memory as the inputs will be."""
         if self.channels_last:
@@ -155,7 +160,7 @@ def measure_numerics(
     fastest of some steps counts (machines are shared); a choice must gain 10 % over plainer ones.
     """
     torch.set_num_threads(train.threads_per_worker)
-    count = min(train.batch_size // train.num_workers, 16)
+    count = min(train.batch_size // train.workers[1], 16)
     images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8).to(device)
     speeds = []
     for numerics in numerics_choices(train):
