@@ -11,3 +11,11 @@ class BadImageError(InputError):
 
 class RunError(RuntimeError):
     """A run that cannot go on (non-finite loss or embeddings, a dead worker). Exit code 1."""
+
+
+class WriteError(RunError, OSError):
+    """A store that is full, or that refuses. Exit code 1."""
+
+
+class DeadProcessError(RuntimeError):
+    """A process that a worker needs has died: the worker is lost, and started again as one that died itself."""

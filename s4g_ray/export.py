@@ -54,7 +54,7 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         storage.write_bytes(storage.join(target, PUBLISHED_WEIGHTS), published.getvalue())
         storage.write_json(storage.join(target, DESCRIPTION), description)
     except OSError as error:
-        raise InputError(f"cannot write to {target}: {error}") from error
+        raise InputError(str(error)) from error
     return description
 
 

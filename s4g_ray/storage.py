@@ -18,10 +18,12 @@ from typing import Any
 
 import fsspec
 
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, RunError, WriteError
 
 MANIFEST = "_MANIFEST.json"
 PACKAGE_SCHEME = "package://"
+NEAR = 65_536  # bytes between two ranges of a file that cost less to read than a second read does
+Range = tuple[str, int | None, int | None]  # uri, offset, length, as read_bytes takes them
 
 
 def is_local(uri: str) -> bool:
@@ -88,10 +90,19 @@ def list_names(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder and all that is in it; nothing when it is not there."""
+    """Remove a file or a folder and all that is in it; nothing when it is not there.
+
+    A published folder loses its manifest first: what is removed by half is not taken for whole. Raises WriteError for
+    a store that refuses.
+    """
     filesystem, path = filesystem_of(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    try:
+        if filesystem.exists(f"{path}/{MANIFEST}"):
+            filesystem.rm_file(f"{path}/{MANIFEST}")
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+    except OSError as error:
+        raise WriteError(f"cannot remove {uri}: {error.strerror or error}; give access") from error
 
 
 def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -> bytes:
@@ -99,22 +110,117 @@ def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -
 
     Raises OSError (FileNotFoundError among them), and EOFError when the range ends past the object.
     """
-    if is_local(uri):
-        with Path(uri).open("rb") as file:
-            there = os.fstat(file.fileno()).st_size - (offset or 0)  # or a wrong length would want its memory first
-            file.seek(offset or 0)
-            data = file.read(-1 if length is None else max(0, min(length, there)))
-    else:
+    return _of_length(_read(uri, offset or 0, length), uri, offset, length)
+
+
+def _read(uri: str, start: int, length: int | None) -> bytes:
+    """What is there of a range."""
+    if not is_local(uri):
         filesystem, path = filesystem_of(uri)
-        start = offset or 0
-        data = filesystem.cat_file(path, start=start, end=None if length is None else start + length)
+        return bytes(filesystem.cat_file(path, start=start, end=None if length is None else start + length))
+    with Path(uri).open("rb") as file:
+        there = os.fstat(file.fileno()).st_size - start  # or a wrong length would want its memory first
+        file.seek(start)
+        return file.read(-1 if length is None else max(0, min(length, there)))
+
+
+def _of_length(data: bytes, uri: str, offset: int | None, length: int | None) -> bytes:
     if length is not None and len(data) != length:
         raise EOFError(f"{uri}: {length} bytes wanted from offset {offset or 0}, {len(data)} there")
-    return bytes(data)
+    return data
+
+
+def read_ranges(ranges: Sequence[Range]) -> list[bytes | OSError | EOFError]:
+    """What read_bytes gives for each (uri, offset, length), or what it raises; ranges may overlap.
+
+    Ranges of a file that lie NEAR each other are one read, and remote reads run at the same time.
+    """
+    spans = _spans(ranges)
+    found: list[Any] = [None] * len(ranges)
+    for span, data in zip(spans, _read_spans(spans), strict=True):
+        for i in span.members:
+            found[i] = data if isinstance(data, Exception) else _cut(data, span.start, ranges[i])
+    return found
+
+
+@dataclass
+class _Span:
+    """A part of an object that holds the ranges `members`; to its end, where length is None."""
+
+    uri: str
+    start: int
+    length: int | None
+    members: list[int]
+
+
+def _spans(ranges: Sequence[Range]) -> list[_Span]:
+    spans: list[_Span] = []
+    order = sorted(range(len(ranges)), key=lambda i: (ranges[i][0], ranges[i][1] or 0))
+    for i in order:
+        uri, start, length = ranges[i][0], ranges[i][1] or 0, ranges[i][2]
+        last = spans[-1] if spans and spans[-1].uri == uri else None
+        if last is None or last.length is None or length is None or start > last.start + last.length + NEAR:
+            spans.append(_Span(uri, start, length, [i]))
+        else:
+            last.length = max(last.length, start + length - last.start)
+            last.members.append(i)
+    return spans
+
+
+def _read_spans(spans: Sequence[_Span]) -> list[bytes | OSError | EOFError]:
+    found: list[Any] = [None] * len(spans)
+    remote: dict[Any, list[int]] = {}  # by file system
+    for i, span in enumerate(spans):
+        if is_local(span.uri):
+            try:
+                found[i] = _read(span.uri, span.start, span.length)
+            except OSError as error:
+                found[i] = error
+        else:
+            remote.setdefault(filesystem_of(span.uri)[0], []).append(i)
+    for filesystem, members in remote.items():
+        paths = [filesystem_of(spans[i].uri)[1] for i in members]
+        edges = [(spans[i].start, spans[i].length) for i in members]
+        ends = [None if length is None else start + length for start, length in edges]
+        results = filesystem.cat_ranges(paths, [start for start, _ in edges], ends, on_error="return")
+        for i, result in zip(members, results, strict=True):
+            if isinstance(result, Exception) and not isinstance(result, OSError | EOFError):
+                raise result
+            found[i] = result
+    return found
+
+
+def _cut(data: bytes, start: int, wanted: Range) -> bytes | EOFError:
+    """A range out of what was read from `start` on."""
+    uri, offset, length = wanted
+    first = (offset or 0) - start
+    part = data if length is None else data[first : first + length]
+    try:
+        return _of_length(part, uri, offset, length)
+    except EOFError as error:
+        return error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole object, so that a reader sees the old one or the new one and never a part."""
+    """Write a whole object, so that a reader sees the old one or the new one and never a part.
+
+    Raises WriteError for a store that is full or refuses.
+    """
+    try:
+        _write_whole(uri, data)
+    except OSError as error:
+        raise _refused(uri, data, error) from error
+
+
+def _refused(uri: str, data: bytes, error: OSError) -> WriteError:
+    reason = error.strerror or str(error) or type(error).__name__
+    return WriteError(
+        f"cannot write {uri} ({len(data)} bytes): {reason}; what was published stays readable: make room, or give"
+        " access"
+    )
+
+
+def _write_whole(uri: str, data: bytes) -> None:
     if is_local(uri):
         target = Path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +233,16 @@ def write_bytes(uri: str, data: bytes) -> None:
     else:
         filesystem, path = filesystem_of(uri)
         filesystem.pipe_file(path, data)
+
+
+def append_bytes(path: str, data: bytes) -> None:
+    """Add to the end of a local file; a writer that dies leaves a part at most. Raises WriteError as write_bytes."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise _refused(path, data, error) from error
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from s4g_ray import storage
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, RunError, WriteError
+from s4g_ray.run_folder import read_records
 
 STAMP = storage.Stamp(step=1, weights_sha256="a", preprocessing="p", dataset="d", dim=4, dtype="float32")
 
@@ -93,6 +97,77 @@ def test_a_range_past_the_end_is_refused_without_asking_for_its_memory(
         storage.read_bytes(str(tmp_path / "a"), offset, length)
 
 
+CONTENT = {"a": bytes(range(256)) * 600, "b": b"0123456789", "empty": b""}
+OFFSETS = st.none() | st.integers(0, 160_000) | st.sampled_from([0, 10, 10**12])
+LENGTHS = st.none() | st.integers(0, 70_000) | st.sampled_from([1, 10**12])
+
+
+def one_by_one(ranges: list[storage.Range]) -> list[bytes | Exception]:
+    found: list[bytes | Exception] = []
+    for wanted in ranges:
+        try:
+            found.append(storage.read_bytes(*wanted))
+        except (OSError, EOFError) as error:
+            found.append(error)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["local", "memory"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(wanted=st.lists(st.tuples(st.sampled_from([*CONTENT, "none"]), OFFSETS, LENGTHS), max_size=12))
+def test_ranges_read_together_are_those_read_one_by_one(
+    tmp_path: Path, scheme: str, wanted: list[tuple[str, int | None, int | None]]
+) -> None:
+    folder = str(tmp_path) if scheme == "local" else "memory://ranges"
+    for name, data in CONTENT.items():
+        if not storage.exists(f"{folder}/{name}"):
+            storage.write_bytes(f"{folder}/{name}", data)
+    ranges: list[storage.Range] = [(f"{folder}/{name}", offset, length) for name, offset, length in wanted]
+    for found, alone in zip(storage.read_ranges(ranges), one_by_one(ranges), strict=True):
+        assert type(found) is type(alone)
+        assert str(found) == str(alone)
+
+
+def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of a packed file: 64 images of 1 kB one after the other, two that are far from them, and two files."""
+    reads: list[tuple[str, int | None, int | None]] = []
+    content = bytes(300_000)
+
+    def cat_file(self: Any, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        reads.append((path, start, end))
+        return content[start:end]
+
+    def read(uri: str, start: int, length: int | None) -> bytes:
+        reads.append((uri.removeprefix(str(tmp_path)), start, None if length is None else start + length))
+        return content[start : None if length is None else start + length]
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
+    monkeypatch.setattr(storage, "_read", read)
+    for folder in ("memory://", str(tmp_path)):
+        near = [(f"{folder}/packed", 1000 * i, 1000) for i in reversed(range(64))]
+        far = [(f"{folder}/packed", 64_000 + storage.NEAR + 1, 10), (f"{folder}/packed", 200_000, 10)]
+        reads.clear()
+        storage.read_ranges([*near, *far, (f"{folder}/other", None, None), (f"{folder}/third", None, None)])
+        assert sorted(reads, key=str) == sorted(
+            [
+                ("/packed", 0, 64_000), ("/packed", 129_537, 129_547), ("/packed", 200_000, 200_010),
+                ("/other", 0, None), ("/third", 0, None),
+            ],
+            key=str,
+        )  # fmt: skip
+
+
+def test_what_a_remote_read_raises_besides_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cat_file(*_: Any, **__: Any) -> bytes:
+        raise TypeError("a mistake")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
+    with pytest.raises(TypeError, match="a mistake"):
+        storage.read_ranges([("memory://x", 0, 1)])
+
+
 def test_an_empty_object_named_as_a_folder_is_not_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles of object stores make such markers, and listings give them back."""
 
@@ -111,3 +186,15 @@ def test_package_files_resolve_and_missing_ones_are_named() -> None:
     for uri in ("package://s4g_ray/none.bin", "package://no_such_package/x", "package://no.such.package/x"):
         with pytest.raises(InputError, match="no installed Python package"):
             storage.resolve_package(uri)
+
+
+def test_a_store_that_refuses_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for write in (storage.write_bytes, storage.append_bytes):
+        with pytest.raises(WriteError, match=r"cannot write .*file/a \(3 bytes\): (Not a directory|File exists)"):
+            write(str(tmp_path / "file" / "a"), b"abc")
+
+
+def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    storage.append_bytes(f"{tmp_path}/metrics.jsonl", b'{"kind": "step", "step": 1}\n{"kind": "st')
+    assert read_records(str(tmp_path)) == [{"kind": "step", "step": 1}]
