@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 
-from s4g_ray.config import RunConfig
+from s4g_ray.config import RunConfig, TrainConfig
 from s4g_ray.dataset import GeoDataset, gallery_splits
 from s4g_ray.embedding import LOADER_CPUS
 from s4g_ray.errors import InputError
 from s4g_ray.gallery import gallery_references
 from s4g_ray.index_effort import plan_for
 from s4g_ray.mining_plan import SEARCHER_CPUS
+from s4g_ray.placement import Need, Node, actor_need, check_room, shard_need
 from s4g_ray.places import Places
 from s4g_ray.planning import PLANNER_CPUS
 
@@ -22,6 +21,8 @@ from s4g_ray.planning import PLANNER_CPUS
 def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
     """Raises InputError for what a configuration asks and a data set cannot give: a line for each fault."""
     check_test_split(config, dataset)
+    if config.data.val_split is not None:
+        check_scored(config, dataset, "val_split", config.data.val_split)
     check_headings(config, dataset, config.data.train_split)
     places, faults = train_places(config, dataset), []
     if len(places.ids) < config.train.batch_size:
@@ -69,12 +70,16 @@ def _gallery_faults(config: RunConfig, dataset: GeoDataset) -> list[str]:
 
 def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
     """Raises InputError when the test split cannot be evaluated."""
-    split = config.data.test_split
+    check_scored(config, dataset, "test_split", config.data.test_split)
+
+
+def check_scored(config: RunConfig, dataset: GeoDataset, key: str, split: str) -> None:
+    """Raises InputError when a split, which a key of `data` names, cannot be evaluated."""
     tested = dataset.table("queries", [split]).place_ids
     gallery = dataset.table("references", gallery_splits(split)).place_ids
     if not np.isin(tested, gallery).any():
         raise InputError(
-            f"data.test_split={split!r} holds no query whose place has a reference in {dataset.uri}:"
+            f"data.{key}={split!r} holds no query whose place has a reference in {dataset.uri}:"
             f" {len(tested)} queries, {len(gallery)} references"
         )
     check_headings(config, dataset, split)
@@ -92,50 +97,47 @@ def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
         )
 
 
-def check_resources(config: RunConfig, cluster: Mapping[str, float], *, training: bool = True) -> None:
-    """Raises InputError when embedding actors, and workers when training, need more than the cluster has.
+def check_resources(
+    config: RunConfig, nodes: Sequence[Node], *, training: bool = True, num_pairs: int | None = None
+) -> None:
+    """Raises InputError when what lives at the same time, in training or when embedding alone, finds no room.
 
-    They live side by side: training waits for a mining round and holds its resources meanwhile, and so do the
-    indexes. The tasks that search them run when the embedding is over, and those that plan cells after these.
+    num_pairs: so few that one pass plans them need no tasks for it; None: unknown.
+    """
+    cells = training and (num_pairs is None or num_pairs > config.sampling.max_pairs_per_cell)
+    check_room(*_needs_of(config, training, cells, _workers_at_once(config.train, nodes)), nodes)
+
+
+def _workers_at_once(train: TrainConfig, nodes: Sequence[Node]) -> int:
+    """Of an elastic range, how many Ray Train starts: it looks at what nodes have, not at who else is on them."""
+    least, most = train.workers
+    kinds = [(train.cpus_per_worker, "cpus"), *[(train.gpus, "gpus")] * train.use_gpu]
+    room = sum(min(int(getattr(node, name) // each) for each, name in kinds) for node in nodes)
+    return max(least, min(most, room))
+
+
+def _needs_of(config: RunConfig, training: bool, cells: bool, workers: int) -> tuple[list[Need], list[list[Need]]]:
+    """What holds its resources all the time, and the tasks that each phase adds.
+
+    Workers (of an elastic range as many as would start) hold them through a round, and embedding actors and the
+    indexes between rounds. The tasks that search run when the embedding is over, and those that plan after these, or
+    beside them where rounds overlap with training. What a worker's loader takes is the worker's.
     """
     train, embedding, mining = config.train, config.embedding, config.mining
     mines = training and config.sampling.mode == "similarity"
-    always = [_Need(train.num_workers, "workers", train.cpus_per_worker, train.gpus)] if training else []
+    always = []
+    if training:
+        always.append(Need(workers, "worker", train.cpus_per_worker, train.gpus, train.label_selector, "train"))
     if mines:
         num_shards = mining.num_shards * (2 if config.sampling.gallery_negatives else 1)  # the gallery has an index too
-        always.append(_Need(num_shards, "index shards", mining.cpus_per_shard, mining.gpus_per_shard))
-    actors = _Need(embedding.num_actors, "embedding actors", embedding.cpus_per_actor, embedding.gpus_per_actor)
-    phases = [[*always, actors, _Need(1, "loading task", LOADER_CPUS, 0.0)]]
-    if mines:
-        phases.append([*always, _Need(mining.num_searchers, "searching tasks", SEARCHER_CPUS, 0.0)])
-    if training and config.sampling.mode != "random":
-        phases.append([*always, _Need(1, "planning task", PLANNER_CPUS, 0.0)])
-    for needs in phases:
-        _check_resource("CPU", needs, cluster)
-        _check_resource("GPU", needs, cluster)
-
-
-@dataclass(frozen=True)
-class _Need:
-    """What actors or tasks of one kind take of a cluster, each."""
-
-    count: int
-    name: str
-    cpus: float
-    gpus: float
-
-
-def _check_resource(kind: Literal["CPU", "GPU"], needs: Sequence[_Need], cluster: Mapping[str, float]) -> None:
-    shares = [(need.count, need.name, need.cpus if kind == "CPU" else need.gpus) for need in needs]
-    total, available = sum(count * each for count, _, each in shares), cluster.get(kind, 0.0)
-    if total > available + 1e-9:
-        remedy = {
-            "CPU": "lower num_workers, num_actors, num_shards, num_searchers or what each takes, or raise ray.num_cpus",
-            "GPU": "to do without, set train.use_gpu=false train.precision=auto embedding.gpus_per_actor=0"
-            " mining.gpus_per_shard=0",
-        }[kind]
-        parts = " + ".join(f"{count} {name} x {each:g}" for count, name, each in shares if each)
-        raise InputError(f"{total:g} {kind}s are needed ({parts}), but the cluster has {available:g}; {remedy}")
+        always.append(shard_need(mining, num_shards))
+    always.append(actor_need(embedding))
+    loading = Need(1, "loading task", LOADER_CPUS)
+    rounds = [loading, *[Need(mining.num_searchers, "searching task", SEARCHER_CPUS)] * mines]
+    planning = [Need(1, "planning task", PLANNER_CPUS)] if cells and config.sampling.mode != "random" else []
+    if mining.schedule == "overlap":
+        return always, [[task, *planning] for task in rounds]
+    return always, [[task] for task in [*rounds, *planning]]
 
 
 def check_index(config: RunConfig, num_references: int, dim: int) -> None:

@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from s4g_ray import storage
+from s4g_ray.checkpoint import save_checkpoint, stamp_of
 from s4g_ray.checks import check_resources, check_test_split
 from s4g_ray.config import RunConfig, override_config
 from s4g_ray.dataset import GeoDataset, View, open_dataset
 from s4g_ray.embedding import embed
 from s4g_ray.encoder import Encoder, Numerics, load_encoder
+from s4g_ray.encoder_pool import EncoderPool
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS, Protocol
 from s4g_ray.export import Source, open_source
@@ -24,7 +26,6 @@ from s4g_ray.pipeline import ray_session
 from s4g_ray.places import format_metres
 from s4g_ray.progress import Reporter
 from s4g_ray.scoring import Metrics, Score, score_tables
-from s4g_ray.trainer import save_checkpoint, stamp_of
 
 MARKER = "evaluation.json"  # says that a folder of --out is an evaluation's
 
@@ -87,11 +88,12 @@ def evaluate(
     )
     with _work_folder(out, made_with) as folder:
         encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
-        with ray_session(base) as cluster:
-            check_resources(base, cluster, training=False)
-            job = _Job(opened, numerics, dataset, encoder, folder, reporter)
-            job.embed(configs[0], "references", "references")
-            found = [job.evaluate(config) for config in configs]
+        with ray_session(base) as nodes:
+            check_resources(base, nodes, training=False)
+            with EncoderPool(base) as pool:
+                job = _Job(opened, numerics, dataset, encoder, folder, pool, reporter)
+                job.embed(configs[0], "references", "references")
+                found = [job.evaluate(config) for config in configs]
         if out is not None:
             storage.write_json(storage.join(folder, "result.json"), [result.as_dict() for result in found])
     return found
@@ -144,9 +146,11 @@ class _Job:
         dataset: GeoDataset,
         encoder: Encoder,
         folder: str,
+        pool: EncoderPool,
         reporter: Reporter,
     ) -> None:
         self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
+        self.pool = pool
         self.source, self.numerics = source, numerics
         self.bad_images: dict[str, tuple[str, ...]] = {}
         self.checkpoint = source.checkpoint or storage.join(folder, "checkpoint")
@@ -164,8 +168,8 @@ class _Job:
             return uri
         with self.reporter.stage(f"embedding {name} of {split}") as update:
             report = embed(
-                config, self.dataset, self.checkpoint, uri, splits=[split], numerics=self.numerics, views=[view],
-                stamp=stamp, on_progress=update,
+                self.pool, config, self.dataset, self.checkpoint, uri, splits=[split], numerics=self.numerics,
+                views=[view], stamp=stamp, on_progress=update,
             )  # fmt: skip
         self.bad_images[name] = report.bad_images
         left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""

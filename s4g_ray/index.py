@@ -11,14 +11,18 @@ from typing import Any, Self
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
 
 from s4g_ray import storage
+from s4g_ray.actors import await_start, kill
 from s4g_ray.config import MiningConfig
 from s4g_ray.errors import RunError
+from s4g_ray.index_client import IndexClient as IndexClient
+from s4g_ray.index_client import PartialResult as PartialResult
+from s4g_ray.index_client import answers_of
 from s4g_ray.index_effort import check_recall, effort_range, is_as_asked, plan_for, raise_effort, recall_of
 from s4g_ray.index_plan import IndexPlan
 from s4g_ray.index_shard import IndexShard, ShardSetup, Staged, version_folder
+from s4g_ray.placement import shard_need
 from s4g_ray.shards import (
     Floats,
     Found,
@@ -42,15 +46,6 @@ SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True)
-class PartialResult:
-    """What the shards that answered found: ids[M, n], scores[M, n], n = k unless they hold fewer vectors."""
-
-    ids: Ints
-    scores: Floats
-    missing_shards: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class IndexReport:
     """A version that is in service, as it was built."""
 
@@ -68,57 +63,14 @@ class IndexReport:
     probe_s: float
 
 
-@dataclass(frozen=True)
-class IndexClient:
-    """Asks the shards. Small and picklable: for Ray tasks and Ray Data."""
-
-    shards: tuple[Any, ...]
-
-    def search(self, version: int, queries: Floats, k: int) -> Found:
-        """queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first, ties by lower id, from one version.
-
-        Raises RunError for a version that is not in service, for queries or k that do not fit it, and for a shard
-        that is dead or cannot load its file. A shard that is starting again is waited for.
-        """
-        return merge_found(_answers(self._ask(version, queries, k)), k)
-
-    def search_partial(self, version: int, queries: Floats, k: int, *, timeout_s: float = 60.0) -> PartialResult:
-        """As search, but of the shards that answer within timeout_s, naming those that do not.
-
-        A late call is taken back, unless its shard computes it already: it then goes on, and nobody hears of it.
-        Raises RunError when none answers, and for queries or k that do not fit the version.
-        """
-        calls = self._ask(version, queries, k)
-        _, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
-        found, missing, faults = [], [], [f"no shard answered within {timeout_s:g} s"]
-        for number, call in enumerate(calls):
-            try:
-                if call in late:
-                    missing.append(number)
-                    ray.cancel(call)
-                else:
-                    found.append(ray.get(call))
-            except ValueError as error:  # a request that no shard could answer
-                raise _fault(number, error) from error
-            except RayError as error:
-                missing.append(number)
-                faults.append(str(_fault(number, error)))
-        if not found:
-            raise RunError(faults[-1])
-        return PartialResult(*merge_found(found, k), tuple(missing))
-
-    def _ask(self, version: int, queries: Floats, k: int) -> list[Any]:
-        shared = ray.put(queries)
-        return [shard.search.options(concurrency_group="search").remote(version, shared, k) for shard in self.shards]
-
-
 class _Shards:
     """The actors; what is asked here runs beside their searches, one call of a shard after the other."""
 
-    def __init__(self, cfg: MiningConfig, folder: str) -> None:
+    def __init__(self, cfg: MiningConfig, folder: str, start_timeout_s: float) -> None:
         actor, use_gpu = ray.remote(**_shard_options(cfg))(IndexShard), cfg.gpus_per_shard > 0
         setups = [ShardSetup(folder, n, cfg.num_shards, cfg.index_threads, use_gpu) for n in range(cfg.num_shards)]
         self.client = IndexClient(tuple(actor.remote(setup) for setup in setups))
+        await_start(self.client.shards, shard_need(cfg, cfg.num_shards), start_timeout_s)
 
     def __len__(self) -> int:
         return len(self.client.shards)
@@ -132,13 +84,13 @@ class _Shards:
 
     def all(self, method: str, each: Sequence[Sequence[Any]]) -> list[Any]:
         """The answers of every shard to its own arguments. Raises RunError for a shard that fails."""
-        return _answers(self._ask(method, each))
+        return answers_of(self._ask(method, each))
 
     def both(self, method: str, each: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any]]:
         """As all, of a method that gives two things: the first, and references to the second, which stay away."""
         calls = self._ask(method, each, num_returns=2)
         kept = [call[1] for call in calls]
-        return _answers([call[0] for call in calls], kept), kept
+        return answers_of([call[0] for call in calls], kept), kept
 
     def same(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of every shard to the same arguments. Raises RunError for a shard that fails."""
@@ -147,7 +99,7 @@ class _Shards:
     def first(self, method: str, *arguments: Any) -> Any:
         """The answer of the first shard alone. Raises RunError when it fails."""
         call = getattr(self.client.shards[0], method).options(concurrency_group="build")
-        return _answers([call.remote(*arguments)])[0]
+        return answers_of([call.remote(*arguments)])[0]
 
 
 def _shard_options(cfg: MiningConfig) -> dict[str, Any]:
@@ -156,6 +108,7 @@ def _shard_options(cfg: MiningConfig) -> dict[str, Any]:
         "num_cpus": cfg.cpus_per_shard,
         "num_gpus": cfg.gpus_per_shard,
         "scheduling_strategy": cfg.shard_placement,
+        "label_selector": cfg.label_selector,
         "max_restarts": -1,
         "max_task_retries": RETRIES,
         # a GPU index answers one search at a time
@@ -167,13 +120,16 @@ class IndexService:
     """The shards and the versions that they serve from `folder`; a context manager that stops them.
 
     A shard that dies is started again and loads what is published. `engine` is that of exact search where an
-    earlier start chose it: then it is not measured again.
+    earlier start chose it: then it is not measured again. Raises RunError for shards that find no room within
+    start_timeout_s; what they read afterwards may take longer.
     """
 
-    def __init__(self, cfg: MiningConfig, folder: str, *, engine: str | None = None) -> None:
+    def __init__(
+        self, cfg: MiningConfig, folder: str, *, engine: str | None = None, start_timeout_s: float = 120.0
+    ) -> None:
         self._cfg, self._folder = cfg, storage.absolute(folder)
         self._engine = engine or (None if cfg.exact_engine == "auto" else cfg.exact_engine)
-        self._shards = _Shards(cfg, self._folder)
+        self._shards = _Shards(cfg, self._folder, start_timeout_s)
 
     @property
     def client(self) -> IndexClient:
@@ -244,8 +200,7 @@ class IndexService:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for shard in self.client.shards:
-            ray.kill(shard)
+        kill(self.client.shards)
 
 
 class _Build:
@@ -370,30 +325,3 @@ class _Build:
         for old in storage.list_versions(folder, "v"):
             if old not in (*kept, version):
                 storage.remove(version_folder(folder, old))
-
-
-def _answers(calls: Sequence[Any], twins: Sequence[Any] = ()) -> list[Any]:
-    """The answers of all shards. Raises RunError for the first that failed, when all have ended.
-
-    twins: second results of the same calls, which fail with them; Ray prints an error that nobody looked at.
-    """
-    answers, faults = [], []
-    for number, call in enumerate(calls):
-        try:
-            answers.append(ray.get(call))
-        except RayError as error:
-            faults.append((number, error))
-            with suppress(RayError):
-                ray.get(list(twins[number : number + 1]))
-    if faults:
-        raise _fault(*faults[0]) from faults[0][1]
-    return answers
-
-
-def _fault(number: int, error: Exception) -> RunError:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, (RunError, ValueError)):
-        return RunError(f"index shard {number}: {cause}")
-    if isinstance(cause, RayError):
-        return RunError(f"index shard {number} is dead: {str(cause).strip().splitlines()[0]}")
-    return RunError(f"index shard {number} failed: {type(cause).__name__}: {cause}")

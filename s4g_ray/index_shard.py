@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,9 @@ class _Held:
     num_vectors: int  # over all shards
 
 
+_Versions = Mapping[int, _Held | RunError]
+
+
 class IndexShard:
     """Holds the versions in service and, while one is built, that one beside them.
 
@@ -63,9 +67,19 @@ class IndexShard:
     def __init__(self, setup: ShardSetup) -> None:
         self._setup = setup
         self._staged: tuple[int, VectorIndex] | None = None
-        self._versions: Mapping[int, _Held | RunError] = {
-            version: self._load(version) for version in storage.published_versions(setup.folder, "v")
-        }
+        loader = ThreadPoolExecutor(1)  # an actor has started when it answers, which is not when all is read
+        self._served: Future[_Versions] = loader.submit(self._load_published)
+
+    @property
+    def _versions(self) -> _Versions:
+        """What is in service; waits for the files of what was published when this started."""
+        return self._served.result()
+
+    @_versions.setter
+    def _versions(self, versions: _Versions) -> None:
+        served: Future[_Versions] = Future()  # in place of that before, whose result would stay in memory
+        served.set_result(versions)
+        self._served = served
 
     def versions(self) -> list[int]:
         """The versions that this shard serves."""
@@ -181,6 +195,9 @@ class IndexShard:
     def discard(self) -> None:
         """Forget the version that was being built."""
         self._staged = None
+
+    def _load_published(self) -> _Versions:
+        return {version: self._load(version) for version in storage.published_versions(self._setup.folder, "v")}
 
     def _load(self, version: int, index: VectorIndex | None = None) -> _Held | RunError:
         """A published version as its manifest says, from its file unless `index` is that already."""

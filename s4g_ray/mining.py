@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 
 from s4g_ray import __version__, storage
 from s4g_ray.candidates import Filters, Kept, References, Widths, check_ascending, find_neighbors, merge_neighbors
+from s4g_ray.commits import WORK, Files, read_commit, write_commit
 from s4g_ray.config import MiningConfig
 from s4g_ray.embedding_table import read_heads
 from s4g_ray.errors import InputError, RunError
@@ -38,7 +39,6 @@ from s4g_ray.progress import Update, ignore
 Row = dict[str, Any]
 Ints = NDArray[np.int64]
 Scores = NDArray[np.float32]
-WORK = "_work"  # commits, and candidates of places that several groups share; removed when the graph is published
 CANDIDATE_ROWS = 2_000  # in a row group: a range of places reads few others'
 # settings of the index and the filters that a graph depends on; the others change when and where it is computed
 DECIDING = {
@@ -331,31 +331,18 @@ def _merge_range(row: Row, *, job: _Job) -> Row:
 def _committed(job: _Job, name: str, key: str, compute: Callable[[], _Outcome]) -> Row:
     """What an earlier job committed under that name from the same key, or what is computed and committed now."""
     uri = storage.join(job.target, WORK, f"{name}.json")
-    outcome, reused = _read_commit(job, uri, key), True
+
+    def files(outcome: _Outcome) -> Files:
+        return [(job.target, outcome.part), (storage.join(job.target, WORK), outcome.candidates)]
+
+    outcome, reused = read_commit(uri, key, _Outcome.of, files), True
     if outcome is None:
         try:
             outcome, reused = compute(), False
         except (RunError, InputError) as error:
             return {"fault": str(error), "outcome": "", "reused": False}
-        storage.write_json(uri, {"key": key, "outcome": asdict(outcome)})
+        write_commit(uri, key, outcome)
     return {"fault": "", "outcome": json.dumps(asdict(outcome)), "reused": reused}
-
-
-def _read_commit(job: _Job, uri: str, key: str) -> _Outcome | None:
-    """A commit whose key fits and whose files are whole."""
-    try:
-        value = storage.read_json(uri)
-        if value["key"] != key:
-            return None
-        outcome = _Outcome.of(value["outcome"])
-        for folder, part in ((job.target, outcome.part), (storage.join(job.target, WORK), outcome.candidates)):
-            if part is not None:
-                storage.read_part(folder, part)
-    except (FileNotFoundError, RunError):  # not computed yet; cut short or altered
-        return None
-    except (KeyError, TypeError, AttributeError):  # JSON, but no commit
-        return None
-    return outcome
 
 
 def _write_part(job: _Job, number: int, graph: NeighborGraph, counts: Counts) -> _Outcome:

@@ -11,6 +11,7 @@ import pytest
 from s4g_ray.checks import check_against_dataset, check_resources
 from s4g_ray.dataset import GeoDataset, write_dataset
 from s4g_ray.errors import InputError
+from s4g_ray.placement import Node
 from tests.conftest import tables, tiny_config
 
 RESOURCES: dict[str, dict[str, Any]] = {
@@ -20,10 +21,10 @@ RESOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-def refusal(cluster: dict[str, float], sections: dict[str, dict[str, Any]], *, training: bool = True) -> str | None:
+def refusal(nodes: list[Node], sections: dict[str, dict[str, Any]], *, training: bool = True) -> str | None:
     merged = {name: {**values, **sections.get(name, {})} for name, values in RESOURCES.items()}
     try:
-        check_resources(tiny_config("r", "d", **{**sections, **merged}), cluster, training=training)
+        check_resources(tiny_config("r", "d", **{**sections, **merged}), nodes, training=training)
     except InputError as error:
         return str(error)
     return None
@@ -32,27 +33,39 @@ def refusal(cluster: dict[str, float], sections: dict[str, dict[str, Any]], *, t
 @pytest.mark.parametrize(
     ("cpus", "sections", "training", "message"),
     [
-        (5.25, {}, True, None),
+        (5.75, {}, True, None),
         (5.2, {}, True, "5.25 CPUs are needed (2 workers x 1 + 4 index shards x 0.5 + 2 embedding actors x 0.5"
          " + 1 loading task x 0.25), but the cluster has 5.2; lower num_workers, num_actors, num_shards"),
-        (5.25, {"mining": {"num_searchers": 6}}, True, "5.5 CPUs are needed (2 workers x 1 + 4 index shards x 0.5"
-         " + 6 searching tasks x 0.25), but the cluster has 5.25"),
-        (7.25, {"sampling": {"gallery_negatives": 2}}, True, None),
+        (5.7, {}, True, "5.75 CPUs are needed (2 workers x 1 + 4 index shards x 0.5 + 2 embedding actors x 0.5"
+         " + 3 searching tasks x 0.25), but the cluster has 5.7"),
+        (5.25, {"mining": {"num_searchers": 2}}, True, "5.5 CPUs are needed (2 workers x 1 + 4 index shards x 0.5"
+         " + 2 embedding actors x 0.5 + 2 searching tasks x 0.25), but the cluster has 5.25"),
+        (5.75, {"mining": {"num_searchers": 2}}, True, None),
+        (5.5, {"mining": {"num_searchers": 1}}, True, None),
+        (5.74, {"mining": {"num_searchers": 1, "schedule": "overlap"}}, True, "5.75 CPUs are needed (2 workers x 1 + 4"
+         " index shards x 0.5 + 2 embedding actors x 0.5 + 1 loading task x 0.25 + 1 planning task x 0.5)"),
+        (5.75, {"mining": {"num_searchers": 1, "schedule": "overlap"}}, True, None),
+        (6.2, {"mining": {"schedule": "overlap"}}, True, "6.25 CPUs are needed (2 workers x 1 + 4 index shards x 0.5"
+         " + 2 embedding actors x 0.5 + 3 searching tasks x 0.25 + 1 planning task x 0.5)"),
+        (5.75, {"train": {"num_workers": [1, 2]}}, True, None),
+        (4.75, {"train": {"num_workers": [1, 8]}}, True, "7.25 CPUs are needed (4 workers x 1 + 4 index shards"),
+        (7.75, {"sampling": {"gallery_negatives": 2}}, True, None),
         (7.2, {"sampling": {"gallery_negatives": 2}}, True,
          "7.25 CPUs are needed (2 workers x 1 + 8 index shards x 0.5 + "),
         (2.4, {"sampling": {"mode": "geographic"}, "embedding": {"num_actors": 1, "cpus_per_actor": 0.1}}, True,
-         "2.5 CPUs are needed (2 workers x 1 + 1 planning task x 0.5), but the cluster has 2.4"),
+         "2.6 CPUs are needed (2 workers x 1 + 1 embedding actor x 0.1 + 1 planning task x 0.5), but the"),
         (2.4, {"sampling": {"mode": "random"}, "embedding": {"num_actors": 1, "cpus_per_actor": 0.1}}, True, None),
-        (3.25, {"sampling": {"mode": "geographic"}, "mining": {"num_searchers": 90}}, True, None),
+        (3.5, {"sampling": {"mode": "geographic"}, "mining": {"num_searchers": 90}}, True, None),
         (3.2, {"sampling": {"mode": "random"}}, True, "3.25 CPUs are needed (2 workers x 1 + 2 embedding actors"),
         (1.25, {"mining": {"num_searchers": 90}}, False, None),
+        (3.25, {"sampling": {"mode": "random"}, "mining": {"schedule": "overlap"}}, True, None),
         (1.2, {}, False, "1.25 CPUs are needed (2 embedding actors x 0.5 + 1 loading task x 0.25)"),
     ],
 )  # fmt: skip
 def test_what_lives_at_the_same_time_must_fit_the_cluster(
     cpus: float, sections: dict[str, dict[str, Any]], training: bool, message: str | None
 ) -> None:
-    found = refusal({"CPU": cpus}, sections, training=training)
+    found = refusal([Node(cpus)], sections, training=training)
     assert found is None if message is None else (found or "").startswith(message)
 
 
@@ -61,11 +74,25 @@ def test_gpus_of_shards_stand_beside_those_of_workers_and_actors() -> None:
         "train": {"use_gpu": True, "gpus_per_worker": 0.6}, "embedding": {"gpus_per_actor": 0.2},
         "mining": {"gpus_per_shard": 0.1},
     }  # fmt: skip
-    assert refusal({"CPU": 99, "GPU": 2}, sections) is None
-    found = refusal({"CPU": 99, "GPU": 1}, sections)
+    assert refusal([Node(99, 2)], sections) is None
+    found = refusal([Node(99, 1)], sections)
     assert found is not None
     parts = r"2 workers x 0\.6 \+ 4 index shards x 0\.1 \+ 2 embedding actors x 0\.2"
     assert re.match(rf"2 GPUs are needed \({parts}\), .*mining\.gpus_per_shard=0", found)
+
+
+def test_each_kind_goes_where_its_labels_say() -> None:
+    zones = [Node(2.25, 0, {"zone": "a"}), Node(3.5, 0, {"zone": "b"})]
+    workers = {"train": {"label_selector": {"zone": "a"}}}
+    assert refusal(zones, workers) is None
+    shards = {"mining": {"label_selector": {"zone": "a"}}}
+    assert "that mining.label_selector={'zone': 'a'} fits has room for an index shard" in str(
+        refusal(zones, {**workers, **shards})
+    )
+    actors = {"embedding": {"label_selector": {"zone": "in(c,d)"}}}
+    assert str(refusal(zones, actors)).startswith(
+        "embedding.label_selector={'zone': 'in(c,d)'} fits no node; the labels there are {'zone': 'a'}, {'zone': 'b'};"
+    )
 
 
 @pytest.fixture

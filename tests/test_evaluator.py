@@ -22,6 +22,7 @@ from s4g_ray.dataset import GeoDataset, ImageTable, View, gallery_splits, open_d
 from s4g_ray.datasets import cvact, cvusa, university1652, vigor
 from s4g_ray.embedding_table import read_embeddings
 from s4g_ray.encoder import Encoder, Numerics, encode_weights, load_encoder
+from s4g_ray.encoder_pool import EncoderPool
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS
 from s4g_ray.evaluator import evaluate, evaluation_tables
@@ -39,7 +40,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [  # the paper's configuration, on a processor and in seconds
     "model.name=test_convnext", "model.pretrained=false", "train.use_gpu=false", "train.precision=fp32",
     "train.channels_last=false", "train.batch_size=8", "train.num_workers=2", "train.warmup_epochs=0",
-    "train.loader_threads=1", "train.log_every_steps=1", "sampling.num_hard_negatives=2",
+    "train.loader_processes=0", "train.log_every_steps=1", "sampling.num_hard_negatives=2",
     "embedding.gpus_per_actor=0", "embedding.part_rows=40",
 ]  # fmt: skip
 Made = tuple[RunConfig, RunResult, GeoDataset]
@@ -169,10 +170,19 @@ def test_an_export_and_its_weights_evaluate_exactly_as_the_run_does(vigor_run: M
             evaluate(str(tmp_path / "damaged"), dataset.uri)
 
 
-def test_fields_of_view_share_the_gallery_and_are_those_of_the_images(cvusa_run: Made, tmp_path: Path) -> None:
+def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_images(
+    cvusa_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, _, dataset = cvusa_run
-    out = tmp_path / "out"
+    out, start, starts = tmp_path / "out", EncoderPool._start, []
+
+    def count(pool: EncoderPool, timeout_s: float) -> Any:
+        starts.append(pool)
+        return start(pool, timeout_s)
+
+    monkeypatch.setattr(EncoderPool, "_start", count)
     found = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
+    assert len(starts) == 1
     assert [(e.fov_deg, e.heading) for e in found] == [(360, "random"), (90, "random")]
     encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
     table = dataset.table("queries", ["test"])

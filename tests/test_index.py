@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
@@ -332,3 +334,19 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     table = write_table(tmp_path / "e", np.arange(50), random_unit(np.random.default_rng(0), 50))
     with pytest.raises(RunError, match="gpus_per_shard=0"):
         stage(shard, table, 1, 50)
+
+
+def test_a_version_that_was_loaded_at_the_start_is_freed_when_it_retires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = RunError("a version, as good as any")
+    freed = weakref.ref(held)
+    box = [{1: held}]
+    monkeypatch.setattr(IndexShard, "_load_published", lambda self: box.pop())
+    shard = IndexShard(ShardSetup(str(tmp_path / "index"), 0, 1, 1, use_gpu=False))
+    with pytest.raises(RunError, match="as good as any"):
+        shard.search(1, np.zeros((1, 2), np.float32), 1)
+    shard.retire([])
+    del held
+    gc.collect()
+    assert freed() is None
