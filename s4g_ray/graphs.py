@@ -15,6 +15,7 @@ from s4g_ray.checks import train_places
 from s4g_ray.config import MiningConfig, RunConfig
 from s4g_ray.dataset import GeoDataset
 from s4g_ray.embedding_table import open_embeddings, read_embedding_part, read_heads
+from s4g_ray.errors import RunError
 from s4g_ray.exclusions import find_exclusions
 from s4g_ray.gallery import GalleryReferences, gallery_references
 from s4g_ray.index import IndexReport, IndexService
@@ -65,21 +66,14 @@ class Graphs:
         """Where the graph of a version is published."""
         return self.folder.path(f"{FOLDERS[collection]}/v={version:04d}")
 
-    def mines_after(self, epoch: int) -> bool:
-        """Whether a mining round is due after an epoch."""
-        due = epoch > 0 and epoch % self.config.mining.every_epochs == 0
-        return due and self.config.sampling.mode == "similarity" and epoch < self.config.train.epochs
+    def newest_before(self, version: int, collection: Collection) -> int | None:
+        """The newest graph that is there and older than a version."""
+        return storage.latest_version(self.folder.path(FOLDERS[collection]), "v", at_most=version - 1)
 
-    def version_for(self, epoch: int) -> int | None:
-        """The graph that an epoch uses: mined after an earlier epoch, else geographic (0); None without neighbors."""
-        if self.config.sampling.mode == "random":
-            return None
-        return max((e for e in range(1, epoch) if self.mines_after(e)), default=0)
-
-    def is_current(self, epoch: int, collection: Collection, stamp: storage.Stamp) -> bool:
-        """Whether an epoch's graph is there, mined from the checkpoint that is there."""
+    def is_there(self, epoch: int, collection: Collection, stamp: storage.Stamp | None) -> bool:
+        """Whether an epoch's graph is there, mined from its checkpoint as `stamp` says (None: that is gone already)."""
         uri = self.uri(epoch, collection)
-        return storage.is_published(uri) and storage.open_published(uri, "neighbors").stamp == stamp
+        return storage.is_published(uri) and stamp in (None, storage.open_published(uri, "neighbors").stamp)
 
     def round_record(self, epoch: int, collection: Collection) -> Record:
         """What the round found that mined an epoch's graph; published with the graph."""
@@ -129,17 +123,19 @@ class Miner:
         self._graphs, self._reporter = graphs, reporter
         self._services: dict[Collection, IndexService] = {}
         self._stack = ExitStack()
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed = True
         self._stack.close()
 
     def mine(self, epoch: int, embeddings: str, stamp: storage.Stamp) -> Iterator[Record]:
         """Index an epoch's embeddings and publish its graphs where they are not there; yields the record of each."""
         for collection in self._graphs.collections:
-            if not self._graphs.is_current(epoch, collection, stamp):
+            if not self._graphs.is_there(epoch, collection, stamp):
                 self._mine(collection, epoch, embeddings, stamp)
             yield self._graphs.round_record(epoch, collection)
 
@@ -150,7 +146,7 @@ class Miner:
         ids, places = ids[embedded], places[embedded]
         (queries,) = graphs.dataset.columns("queries", [config.data.train_split], ["id"])
         service = self._service(collection)
-        k, previous = min(graphs.width(collection), len(np.unique(places))), graphs.version_for(epoch)
+        k, previous = min(graphs.width(collection), len(np.unique(places))), graphs.newest_before(epoch, collection)
         rng = np.random.default_rng((config.seed, epoch, _SAMPLE_STREAM))
         sample = _sample_queries(embeddings, queries, config.mining.recall_sample, rng)
         index = service.report(epoch, stamp=stamp) or service.build(  # there already: of a round that was cut off
@@ -170,9 +166,13 @@ class Miner:
         if collection not in self._services:
             folder = self._graphs.folder
             service = IndexService(
-                self._graphs.config.mining, folder.path(INDEXES[collection]), engine=folder.info.get("exact_engine")
-            )
+                self._graphs.config.mining, folder.path(INDEXES[collection]), engine=folder.info.get("exact_engine"),
+                start_timeout_s=self._graphs.config.ray.start_timeout_s,
+            )  # fmt: skip
             self._services[collection] = self._stack.enter_context(service)
+            if self._closed:  # while they started
+                self._stack.close()
+                raise RunError("the index shards are stopped: the run ends")
         return self._services[collection]
 
     def _say(self, collection: Collection, found: MiningReport) -> None:

@@ -1,69 +1,79 @@
-"""The run: epochs and mining rounds, from a configuration to a folder of published artefacts."""
+"""The run: epochs with mining rounds between or beside them, from a configuration to a folder of artefacts."""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import ray
 
-from s4g_ray import storage
-from s4g_ray.baseline import score_gradient_correlation
+from s4g_ray.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from s4g_ray.checks import check_against_dataset, check_index, check_resources
 from s4g_ray.config import RunConfig
+from s4g_ray.coordinator import Coordinator
 from s4g_ray.dataset import GeoDataset, open_dataset
-from s4g_ray.embedding import embed
 from s4g_ray.encoder import Encoder, Numerics, measure_numerics, numerics_choices
-from s4g_ray.errors import BadImageError, InputError
+from s4g_ray.encoder_pool import EncoderPool
+from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.graphs import Graphs, Miner
 from s4g_ray.mailbox import Message
+from s4g_ray.placement import Node, nodes_of
 from s4g_ray.plans import Planner
-from s4g_ray.progress import Reporter, without_native_ray_logs
+from s4g_ray.preemption import PreemptedError, Preemption
+from s4g_ray.progress import Reporter, Update, without_ray_lines
 from s4g_ray.report import write_report
-from s4g_ray.run_folder import Record, RunFolder, version_of
-from s4g_ray.scoring import score_tables
-from s4g_ray.trainer import Training, save_checkpoint, stamp_of
+from s4g_ray.rounds import RoundWork, Span, overlap
+from s4g_ray.run_folder import Record, RunFolder, result_of
+from s4g_ray.run_folder import RunResult as RunResult
+from s4g_ray.sampler import load_record
+from s4g_ray.schedule import Schedule
+from s4g_ray.trainer import Training
 
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run ended with: test metrics of the trained encoder, and of the untrained one where evaluated."""
-
-    run_dir: str
-    metrics: dict[str, float]
-    untrained: dict[str, float] | None
-    records: list[Record] = field(repr=False)
+CLOSE_S = 30.0  # for workers to end
 
 
 def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> RunResult:
     """Train, mine and evaluate as configured; everything is published in `config.run_dir`.
 
-    A run folder that exists is gone on with only when `resume` is given. Raises InputError for bad input
-    (before anything is written), RunError when the run cannot go on.
+    A run folder that exists is gone on with only when `resume` is given. SIGTERM ends the run within
+    checkpoint.grace_s, with a checkpoint of the step that it came in. Raises InputError for bad input (before
+    anything is written), RunError when the run cannot go on.
     """
-    dataset = open_dataset(config.data.uri)
-    check_against_dataset(config, dataset)
-    folder = RunFolder.open(config, dataset, resume=resume)
-    start = storage.latest_version(folder.path("checkpoints"), "epoch")
-    with ray_session(config) as cluster:
-        check_resources(config, cluster)  # before weights are looked for, or downloaded
-        encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
-        runner = _Run(config, dataset, folder, encoder, reporter or Reporter())
-        runner.check()
-        folder.start()
-        return runner.go(start)
+    told = Preemption()
+    with told.watched():
+        dataset = open_dataset(config.data.uri)
+        check_against_dataset(config, dataset)
+        folder = RunFolder.open(config, dataset, resume=resume)
+        start = newest_checkpoint(folder.uri)
+        with ray_session(config) as nodes, told.watched():  # again: Ray has put a handler of its own there
+            try:
+                told.check()
+                num_pairs = len(dataset.pairs(config.data.train_split))
+                check_resources(config, nodes, num_pairs=num_pairs)  # before weights are looked for, or downloaded
+                encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
+                runner = _Run(config, dataset, folder, encoder, reporter or Reporter(), told)
+                runner.check()
+                folder.start()
+                runner.go(start)
+            except PreemptedError:
+                return result_of(folder, finished=False)
+        return result_of(folder, finished=True)
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[Mapping[str, float]]:
-    """A Ray session: the caller's, that of the configured address, or one on this machine; yields its resources."""
+def ray_session(config: RunConfig) -> Iterator[list[Node]]:
+    """A Ray session: the caller's, that of the configured address, or one on this machine; yields its nodes."""
     if ray.is_initialized():
-        yield ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         return
     # Ray Train: a dead worker is seen within a second, and nothing but our own lines is printed
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -71,12 +81,14 @@ def ray_session(config: RunConfig) -> Iterator[Mapping[str, float]]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # else Ray stops idle processes but for one a CPU: on few cores, each embedding job would start its tasks' anew
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(8, os.cpu_count() or 1)))
     warnings.filterwarnings("ignore", module="ray")
     remote = config.ray.address or os.environ.get("RAY_ADDRESS")
-    with without_native_ray_logs():
+    with without_ray_lines():
         try:
             ray.init(
-                address=remote,
+                address=remote or "local",  # none: ours, even where another runs on this machine
                 num_cpus=None if remote else config.ray.num_cpus,
                 include_dashboard=None if remote else False,
                 log_to_driver=False,
@@ -85,24 +97,30 @@ def ray_session(config: RunConfig) -> Iterator[Mapping[str, float]]:
         except ConnectionError as error:
             raise InputError(f"no Ray cluster answers at {remote}: {error}") from error
         try:
-            yield ray.cluster_resources()  # type: ignore[no-untyped-call]
+            yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
 
 
 class _Run:
-    """A run in progress, on the driver."""
+    """A run in progress, on the driver. Three threads: this one follows the training, one plans, one does rounds."""
 
     def __init__(
-        self, config: RunConfig, dataset: GeoDataset, folder: RunFolder, encoder: Encoder, reporter: Reporter
-    ) -> None:
+        self, config: RunConfig, dataset: GeoDataset, folder: RunFolder, encoder: Encoder, reporter: Reporter,
+        told: Preemption,
+    ) -> None:  # fmt: skip
         data = config.data.model_copy(update={"uri": dataset.uri})
         self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
         self.dataset, self.folder, self.reporter = dataset, folder, reporter
         self.graphs = Graphs.of(self.config, dataset, folder)
-        self.planner = Planner(self.graphs)
+        self.planner, self.schedule = Planner(self.graphs), Schedule(self.config)
         self.encoder = encoder  # as the run starts
-        self.seconds: dict[str, float] = {}  # of this epoch's embed, mine, plan, evaluate
+        self.told = told
+        self.waits: list[Span] = []  # of the workers, for their plans
+        self.plans: dict[int, Future[Record]] = {}
+        self.finished = 0  # the last finished epoch
+        self.over = threading.Event()
+        self.deadline = 0.0  # of a run that SIGTERM ends
 
     def check(self) -> None:
         """Raises InputError for what could be known to fail only epochs later, were it not looked at now."""
@@ -110,179 +128,242 @@ class _Run:
             for collection in self.graphs.collections:
                 check_index(self.config, len(self.graphs.references(collection)[0]), self.encoder.dim)
 
-    def go(self, start: int | None) -> RunResult:
-        """All epochs from the last published one on (None: there is none yet), then the report."""
+    def go(self, start: Checkpoint | None) -> None:
+        """All epochs from the newest checkpoint on (None: there is none yet), then the report."""
         if self.folder.info["status"] == "done":
             self.reporter.line(f"{self.folder.uri} is finished already")
-            return self._result()
-        self.folder.rewind(start or 0)
+            return
         self._describe(start)
         if start is None:
             save_checkpoint(self.folder.checkpoint(0), self.encoder, None, epoch=0, step=0)
-        self.numerics = self._choose_numerics()
-        self._train(start or 0)
-        self.folder.update(status="done")
+            start = newest_checkpoint(self.folder.uri)
+            assert start is not None
+        self.folder.rewind(start)
+        self._restore_lines(start)
+        self._train(start, self._choose_numerics())
+        if (best := self.folder.info.get("best")) is not None:
+            value = f"{self.config.data.val_split} {best['metric']} {best['value']:.3f}"
+            self.reporter.line(f"best checkpoint: {self.folder.checkpoint(best['epoch'])} ({value})")
         self.reporter.line(f"report: {write_report(self.folder.uri)}")
-        return self._result()
+        self.folder.update(status="done")
 
-    def _train(self, start: int) -> None:
-        """Plans out, epochs in, rounds between them."""
-        with Miner(self.graphs, self.reporter) as miner:
-            training = Training(self.config, self.folder.checkpoint(start), self.numerics)
+    def _train(self, start: Checkpoint, numerics: Numerics) -> None:
+        """Set the stage: actors for rounds, their coordinator, the planner's thread, the workers."""
+        miner, pool = Miner(self.graphs, self.reporter), EncoderPool(self.config)
+        self.rounds = RoundWork(self.graphs, self.schedule, miner, pool, self.encoder, numerics, self.reporter)
+        past = range(start.epoch + 1)
+        ready = {e for e in past if self.schedule.mines_after(e) and not self.rounds.needs_mining(e)}
+        first = start.epoch + 1
+        self.coordinator = Coordinator(self.schedule, self.rounds, ready=ready, first_epoch=first)
+        self.planning = ThreadPoolExecutor(1, thread_name_prefix="planner")
+        with ExitStack() as stack:  # what is last here ends first: nothing is begun anew when actors are stopped
+            stack.enter_context(self.coordinator)
+            stack.enter_context(miner)
+            stack.enter_context(pool)
+            stack.callback(self.planning.shutdown, wait=False, cancel_futures=True)
+            stack.callback(self.over.set)
+            stack.callback(self.coordinator.end)
+            for epoch in past:
+                self._submit(epoch, oldest=self.schedule.version_for(first) or 0)
+            self.training = Training(self.config, numerics)
             try:
-                self._round(start, miner)
-                for epoch in range(start + 1, self.config.train.epochs + 1):
-                    training.post_plan(epoch, self._plan(epoch))
-                    self._follow_epoch(training, epoch)
-                    self._round(epoch, miner)
+                self._epochs(start)
+                self.coordinator.finish(self._check)
+            except PreemptedError:
+                self._preempt()
+                raise
             finally:
-                training.close()
+                self.training.close(max(1.0, self.deadline - time.monotonic()) if self.deadline else CLOSE_S)
 
-    def _follow_epoch(self, training: Training, epoch: int) -> None:
+    def _epochs(self, start: Checkpoint) -> None:
+        """Plans out, epochs in, rounds between or beside them."""
+        self.finished, last = start.epoch, self.config.train.epochs
+        for epoch in range(start.epoch + 1, last + 1):
+            self._start_planning(epoch, start)
+            if self.schedule.overlaps and epoch < last:
+                self._start_planning(epoch + 1, start)
+            self._follow_epoch(epoch)
+            self.finished = epoch
+            self._submit(epoch)
+            self._prune()
+
+    def _submit(self, epoch: int, oldest: int = 0) -> None:
+        """Hand an epoch's round over, as far as it is not done; graphs older than one that serves are not mined."""
+        mining = epoch >= oldest and self.rounds.needs_mining(epoch)
+        evaluating = self.rounds.needs_evaluation(epoch)
+        if mining or evaluating:
+            self.coordinator.submit(epoch, mining=mining, evaluating=evaluating)
+
+    def _start_planning(self, epoch: int, start: Checkpoint) -> None:
+        if epoch not in self.plans:
+            begun = start.batch > 0 and epoch == start.epoch + 1
+            self.plans[epoch] = self.planning.submit(self._plan, epoch, begun)
+
+    def _plan(self, epoch: int, begun: bool) -> Record:
+        """In the planner's thread: choose an epoch's graph, plan the epoch, and give the plan to the workers.
+
+        begun: a checkpoint within the epoch is gone on from, with the plan that is there.
+        """
+        if begun:
+            record = load_record(self.planner.uri(epoch))
+        else:
+            late = partial(self._is_due, epoch)
+            version = self.coordinator.graph_for(epoch, late=late, check=self._check)
+            started = time.perf_counter()
+            record = self.planner.plan(epoch, version, due=self.schedule.version_for(epoch))
+            record["plan_s"] = time.perf_counter() - started
+        self.training.post_plan(epoch, self.planner.uri(epoch))
+        return record
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether an epoch could begin now."""
+        return self.finished >= epoch - 1
+
+    def _check(self) -> None:
+        """Raises what ends the run, wherever it waits."""
+        self.told.check()
+        if self.over.is_set():
+            raise PreemptedError
+
+    def _follow_epoch(self, epoch: int) -> None:
         """Show and log an epoch until rank 0 says that its checkpoint is published."""
         with self.reporter.stage(f"epoch {epoch} of {self.config.train.epochs}") as update:
-            for message in training.messages():
-                if message["kind"] == "bad_images":
-                    self.folder.log_bad_images(message["reasons"])
-                elif message["kind"] == "step":
-                    update(message.pop("done"), message.pop("total"))
-                    self.folder.log(**message)
-                elif message["kind"] == "epoch":
-                    self._log_epoch(message)
-                    return
+            while not self.folder.find("epoch", epoch):
+                self._check()
+                self.coordinator.check()
+                for plan in [plan for plan in self.plans.values() if plan.done()]:
+                    plan.result()
+                for message in self.training.take():
+                    self._hear(epoch, message, update)
 
-    def _log_epoch(self, message: Message) -> None:
-        record = {**message, **self._plan_stats}
-        self.folder.log(**record)
+    def _hear(self, epoch: int, message: Message, update: Update) -> None:
+        """What the workers say in an epoch."""
+        kind = message.pop("kind")
+        if kind == "bad_images":
+            self.folder.log_bad_images(message["reasons"])
+        elif kind == "step":
+            update(message.pop("done"), message.pop("total"))
+            self.folder.log("step", **message)
+        elif kind == "waited":
+            self.waits.append((message["since"], message["until"]))
+        elif kind == "checkpoint":
+            self._prune()
+        elif kind == "lost":
+            self.folder.log("lost", during_epoch=epoch, **message)
+            ranks = " and ".join(map(str, message["ranks"]))
+            self.reporter.line(f"           lost worker {ranks}: {message['reason']}")
+        elif kind == "started":
+            self._start_again(epoch, message)
+        elif kind == "epoch":
+            self._log_epoch(message, self.plans[message["epoch"]].result())
+
+    def _start_again(self, epoch: int, message: Message) -> None:
+        """Workers have started: from the checkpoint that they name on, all is heard anew."""
+        for ended in range(self.finished + 1, message["epoch"] + 1):
+            if not self.folder.find("epoch", ended):  # who published its checkpoint died before a word
+                record = Checkpoint.read(self.folder.checkpoint(ended)).info["record"]
+                self._log_epoch(dict(record), self.plans[ended].result())
+        self.folder.forget(message["epoch"], message["step"])
+        self.folder.log("workers", during_epoch=epoch, workers=message["workers"], after_step=message["step"])
+        if any(record["kind"] == "lost" for record in self.folder.records):
+            self.reporter.line(f"           going on with {message['workers']} workers after step {message['step']}")
+
+    def _log_epoch(self, record: Record, plan: Record) -> None:
+        record = {**record, **plan}
+        if (span := self.rounds.spans.get(self._mined_version(record))) is not None:
+            record["mining_overlap"] = overlap(span, self.waits)
+        self.folder.log("epoch", **record)
         if record["pairs_masked"] == len(self.planner.pairs) - record["pairs_left_out"]:
             raise BadImageError("no pair of this epoch could be decoded; see bad_images.jsonl in the run folder")
+        workers = (
+            f"  {record['workers']} workers" if self.config.train.workers[0] < self.config.train.workers[1] else ""
+        )
+        late = "  graph late" if record["graph_late"] else ""
+        waited = f"  waited {record['wait_share']:.0%}" if self.schedule.overlaps else ""
         self.reporter.line(
             f"epoch {record['epoch']:>3}  loss {record['loss']:.3f}  temperature {record['temperature']:.4f}"
             f"  hardness {record['hardness']:.1f}  left out {record['pairs_left_out']}"
-            f"  {record['pairs_per_s']:.0f} pairs/s"
+            f"  {record['pairs_per_s']:.0f} pairs/s{waited}{late}{workers}"
         )
 
-    def _plan(self, epoch: int) -> str:
-        with self._timed("plan"):
-            uri, self._plan_stats = self.planner.plan(epoch)
-        self._plan_stats["plan_s"] = self.seconds["plan"]
-        return uri
+    def _mined_version(self, record: Record) -> int:
+        """The version of an epoch's graph, where the epoch is the first to use it; else -1."""
+        version = record["epoch"] - 1 - (record["graph_age"] or 0)
+        used = [r for r in self.folder.records if r["kind"] == "epoch" and r["graph"] == record["graph"]]
+        return -1 if used else version
 
-    def _round(self, epoch: int, miner: Miner) -> None:
-        """After an epoch: embeddings, neighbors and metrics where they are due and not there yet."""
-        mining, evaluating = self.graphs.mines_after(epoch), self._evaluates_after(epoch)
-        evaluating = evaluating and not self._records("evaluation", epoch)
-        mining = mining and not self._is_mined(epoch)
-        self.seconds = {}
-        if mining or evaluating:
-            self._embed(epoch, self._splits(mining, evaluating))
-        if mining:
-            self._mine(epoch, miner)
-        if evaluating:
-            self._evaluate(epoch)
-        if self.seconds:
-            self.folder.log("round", epoch=epoch, **{f"{name}_s": s for name, s in self.seconds.items()})
-        self._prune(epoch)
+    def _restore_lines(self, start: Checkpoint) -> None:
+        """Log what is known of the steps and the epoch before a checkpoint whose driver died before it could."""
+        ended = [Checkpoint.read(self.folder.checkpoint(start.epoch))] if start.epoch else []
+        for checkpoint in dict.fromkeys(c.uri for c in [*ended, start]):
+            info = Checkpoint.read(checkpoint).info
+            for line in info.get("lines", ()):
+                if not any(record["step"] == line["step"] for record in self.folder.find("step", line["epoch"])):
+                    self.folder.log("step", **line)
+            if "record" in info and not self.folder.find("epoch", start.epoch):
+                self.folder.log("epoch", **info["record"], **load_record(self.planner.uri(start.epoch)))
 
-    def _splits(self, mining: bool, evaluating: bool) -> list[str]:
-        """The splits that a round embeds."""
-        cfg, gallery = self.config.data, self.graphs.gallery is not None
-        splits = [cfg.train_split, *self.config.sampling.gallery_splits * gallery] if mining else []
-        return list(dict.fromkeys([*splits, *[cfg.test_split] * evaluating]))
+    def _preempt(self) -> None:
+        """SIGTERM has come: have a checkpoint published, where workers train, within the time that there is."""
+        limit = self.config.checkpoint.grace_s
+        self.deadline = time.monotonic() + limit
+        self.reporter.line("SIGTERM: stopping")
+        training = self.training.is_training
+        try:
+            self.training.stop("save")
+            with self.reporter.stage("last checkpoint") as update:
+                while training and time.monotonic() < self.deadline:
+                    for message in self.training.take(0.5):
+                        training = training and message["kind"] != "stopped"
+                        self._hear(self.finished + 1, message, update)
+                    training = training and self.training.is_training
+        except (RunError, InputError) as error:
+            self.reporter.line(f"           {error}")
+        newest = newest_checkpoint(self.folder.uri)
+        assert newest is not None
+        late = f" (a later one was not ready within {limit:g} s)" if training else ""
+        self.reporter.line(f"stopped; the newest checkpoint is that of step {newest.step}{late}")
 
-    def _evaluates_after(self, epoch: int) -> bool:
-        cfg = self.config.evaluation
-        if epoch == 0:
-            return cfg.before_training
-        return epoch % cfg.every_epochs == 0 or epoch == self.config.train.epochs
-
-    def _embeddings_uri(self, epoch: int) -> str:
-        return self.folder.path(f"embeddings/v={epoch:04d}")
-
-    def _stamp(self, epoch: int) -> storage.Stamp:
-        return stamp_of(self.config, self.encoder, self.folder.checkpoint(epoch), self.dataset.fingerprint)
-
-    def _embed(self, epoch: int, splits: list[str]) -> None:
-        uri = self._embeddings_uri(epoch)
-        if storage.is_published(uri):  # by a run that was cut off later in this round
-            found = storage.open_published(uri, "embeddings")
-            if found.stamp == self._stamp(epoch) and set(splits) <= set(found.info["splits"]):
-                return
-        with self._timed("embed"), self.reporter.stage(f"embedding {' and '.join(splits)}") as update:
-            report = embed(
-                self.config, self.dataset, self.folder.checkpoint(epoch), uri,
-                splits=splits, numerics=self.numerics, stamp=self._stamp(epoch), on_progress=update,
-            )  # fmt: skip
-        self.folder.log_bad_images(report.bad_images)
-        self.folder.log(
-            "embedding", epoch=epoch, splits=splits, images=report.images, seconds=report.seconds,
-            warm_images_per_s=report.warm_images_per_s, bad_images=len(report.bad_images),
-        )  # fmt: skip
-        left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
-        self.reporter.line(f"           embedded {report.images} images{left_out} in {report.seconds:.0f} s")
-
-    def _mine(self, epoch: int, miner: Miner) -> None:
-        logged = self._logged_collections(epoch)
-        with self._timed("mine"):
-            for record in miner.mine(epoch, self._embeddings_uri(epoch), self._stamp(epoch)):
-                if record["collection"] not in logged:
-                    self.folder.log("mining", epoch=epoch, **record)
-
-    def _is_mined(self, epoch: int) -> bool:
-        """Whether an epoch's graphs are there, mined from the checkpoint that is there, and logged."""
-        stamp, logged = self._stamp(epoch), self._logged_collections(epoch)
-        return all(c in logged and self.graphs.is_current(epoch, c, stamp) for c in self.graphs.collections)
-
-    def _logged_collections(self, epoch: int) -> set[str]:
-        return {record["collection"] for record in self._records("mining", epoch)}
-
-    def _evaluate(self, epoch: int) -> None:
-        uri, cfg = self._embeddings_uri(epoch), self.config
-        with self._timed("evaluate"), self.reporter.stage("evaluating"):
-            found = score_tables(
-                self.dataset, cfg.data.test_split, uri, uri, stamp=self._stamp(epoch), radii_m=cfg.evaluation.radii_m
-            )
-            if epoch == 0 and cfg.evaluation.correlation_baseline:
-                baseline = score_gradient_correlation(cfg, self.dataset).of(cfg.protocol)
-                self.folder.log("baseline", epoch=0, name="gradient correlation", **baseline)
-        self.folder.log("evaluation", epoch=epoch, **found.of(cfg.protocol))
-        self.reporter.line(f"           test {found.summary(cfg.protocol)}")
-
-    def _prune(self, epoch: int) -> None:
-        """Keep the newest checkpoints, and the first: it is what the run started from."""
-        oldest = epoch - self.config.train.keep_checkpoints
-        for name in storage.list_names(self.folder.path("checkpoints")):
-            number = version_of(name)
-            if number is not None and 0 < number <= oldest:
-                storage.remove(self.folder.checkpoint(number))
+    def _prune(self) -> None:
+        """Keep the newest checkpoints, the first (what the run started from), the best, and what rounds still need."""
+        needed = self.coordinator.waiting()  # before the best: a round names it before it ends
+        needed.add(self.folder.info.get("best", {}).get("epoch", 0))
+        keep = self.config.checkpoint.keep
+        prune_checkpoints(self.folder.uri, keep=keep, epochs=needed, since=self.finished)
 
     def _choose_numerics(self) -> Numerics:
         """What the configuration says; where it says auto, what is fastest here, measured once a run."""
         if "numerics" in self.folder.info:
             return Numerics(**self.folder.info["numerics"])
-        cfg, choices = self.config.train, numerics_choices(self.config.train)
+        choices = numerics_choices(self.config.train)
         chosen, speeds = choices[0], {}
         if len(choices) > 1:
-            remote = ray.remote(num_cpus=cfg.cpus_per_worker, num_gpus=cfg.gpus, max_calls=1)
-            measure = remote(measure_numerics)
-            device = "cuda" if cfg.use_gpu else "cpu"
-            with self.reporter.stage("measuring precisions"):
-                size, checkpoint = self.config.data.reference_size, self.folder.checkpoint(0)
-                measured = ray.get(measure.remote(self.config.model, cfg, size, checkpoint, device))
+            measured = self._measure_numerics()
             chosen = measured[0][0]
-            speeds = {_numerics_name(numerics): round(speed, 1) for numerics, speed in measured}
+            speeds = {numerics.name: round(speed, 1) for numerics, speed in measured}
             shown = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-            self.reporter.line(f"precision: {_numerics_name(chosen)} (images/s: {shown})")
+            self.reporter.line(f"precision: {chosen.name} (images/s: {shown})")
         self.folder.update(numerics=asdict(chosen), numerics_measured=speeds)
         return chosen
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
+    def _measure_numerics(self) -> list[tuple[Numerics, float]]:
+        """Where a worker would run. Raises RunError when there is no room for it in time."""
+        cfg, size, checkpoint = self.config.train, self.config.data.reference_size, self.folder.checkpoint(0)
+        options = {"num_cpus": cfg.cpus_per_worker, "num_gpus": cfg.gpus, "label_selector": cfg.label_selector}
+        measure: Any = ray.remote(max_calls=1, **options)(measure_numerics)  # type: ignore[call-overload]
+        call = measure.remote(self.config.model, cfg, size, checkpoint, "cuda" if cfg.use_gpu else "cpu")
+        deadline = time.monotonic() + self.config.ray.start_timeout_s
+        with self.reporter.stage("measuring precisions"):
+            while not ray.wait([call], timeout=1.0)[0]:
+                self._check()
+                if time.monotonic() > deadline:
+                    raise RunError(
+                        "precisions were not measured within ray.start_timeout_s: is there room for a worker? set"
+                        " train.precision and train.channels_last to do without"
+                    )
+            return ray.get(call)  # type: ignore[no-any-return]
 
-    def _describe(self, start: int | None) -> None:
+    def _describe(self, start: Checkpoint | None) -> None:
         cfg = self.config
         train = cfg.train
         self.reporter.line(
@@ -300,22 +381,8 @@ class _Run:
         self.reporter.line(f"run folder {self.folder.uri}")
         self.reporter.line(
             f"{cfg.model.name}, {train.epochs} epochs of batches of {train.batch_size} pairs on"
-            f" {train.num_workers} workers, {cfg.sampling.mode} sampling"
+            f" {' to '.join(str(n) for n in dict.fromkeys(train.workers))} workers, {cfg.sampling.mode} sampling"
         )
         if start is not None:
-            self.reporter.line(f"going on after epoch {start}")
-
-    def _records(self, kind: str, epoch: int) -> list[Record]:
-        return [r for r in self.folder.records if r["kind"] == kind and r["epoch"] == epoch]
-
-    def _result(self) -> RunResult:
-        evaluations = [r for r in self.folder.records if r["kind"] == "evaluation"]
-        metrics = [{k: v for k, v in r.items() if isinstance(v, float)} for r in evaluations]
-        for values in metrics:
-            del values["time"]
-        untrained = metrics[0] if evaluations and evaluations[0]["epoch"] == 0 else None
-        return RunResult(self.folder.uri, metrics[-1], untrained, self.folder.records)
-
-
-def _numerics_name(numerics: Numerics) -> str:
-    return numerics.precision + (" channels_last" if numerics.channels_last else "")
+            within = f" and {start.batch} batches of the next" if start.batch else ""
+            self.reporter.line(f"going on after epoch {start.epoch}{within} (step {start.step})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -23,13 +24,18 @@ class Planner:
         self.pairs: PairTable = graphs.dataset.pairs(graphs.config.data.train_split)
         self._read: dict[Collection, tuple[str, PlaceRows]] = {}  # the graphs that were used last
 
-    def plan(self, epoch: int) -> tuple[str, Record]:
-        """Build and save the plan of an epoch: where it lies, and what became of the pairs.
+    def uri(self, epoch: int) -> str:
+        """Where an epoch's plan lies."""
+        return self.graphs.folder.path(f"plans/epoch={epoch:04d}.parquet")
+
+    def plan(self, epoch: int, version: int | None, *, due: int | None) -> Record:
+        """Build and save the plan of an epoch from a version of the graphs; what became of the pairs.
+
+        due: the version that the epoch was to use, had it not been late.
 
         Raises InputError when exclusions leave no batch, RunError when a graph is unpublished, altered or of another
         data set.
         """
-        version, uri = self.graphs.version_for(epoch), self.graphs.folder.path(f"plans/epoch={epoch:04d}.parquet")
         if version == 0:
             self.graphs.write_geographic()
         plan = self._pairs_plan(epoch, version)
@@ -44,13 +50,15 @@ class Planner:
             "pairs_left_out": plan.stats.num_left_out,
             "cells": plan.stats.num_cells,
             "graph": "none" if version is None else f"similarity v={version:04d}" if version else "geographic",
-            "graph_age": None if not version else epoch - 1 - version,  # epochs since it was mined
+            # epochs since it was mined; the geographic graph counts as of epoch 0
+            "graph_age": None if version is None else epoch - 1 - version,
+            "graph_late": int(version != due),
         }
         if self.graphs.gallery is not None:
             plan, more = self._with_gallery(plan, epoch, version)
             record.update(more)
-        plan.save(uri, self.pairs, graph=record["graph"])
-        return uri, record
+        plan.save(self.uri(epoch), self.pairs, record=json.dumps(record))
+        return record
 
     def _pairs_plan(self, epoch: int, version: int | None) -> BatchPlan:
         cfg, graphs = self.config.sampling, self.graphs

@@ -69,7 +69,7 @@ def write_report(run_dir: str) -> str:
     retrieval = _Retrieval.read(uri, config, dataset, evaluations[-1]["epoch"])
     page = _template().render(
         run=uri.rstrip("/").rsplit("/", 1)[-1],
-        info=info,
+        info={"best": None, **info},
         views=dataset.views,
         config=config,
         config_text=config_text,
@@ -83,6 +83,7 @@ def write_report(run_dir: str) -> str:
         examples=list(retrieval.examples(config)),
         negatives=list(_mined_examples(uri, config, dataset)),
         mining=[r for r in records if r["kind"] == "mining"],
+        epochs=[r for r in records if r["kind"] == "epoch"],
         bad_images=read_records(uri, "bad_images.jsonl"),
     )
     target = storage.join(uri, "report.html")

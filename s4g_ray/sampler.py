@@ -8,6 +8,7 @@ A plan depends on the pairs, the graph, the seed and the epoch, and not on the n
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -116,6 +117,13 @@ def load_gallery(uri: str) -> Ints:
     gallery = np.full((num_batches, gallery_size), -1, dtype=np.int64)
     gallery[rows["batch"].to_numpy(), rows["slot"].to_numpy() - batch_size] = rows["reference_id"].to_numpy()
     return gallery
+
+
+def load_record(uri: str) -> dict[str, Any]:
+    """What the run's planner said of a saved plan (graph, hardness, what was left out); nothing without one."""
+    filesystem, path = storage.filesystem_of(uri)
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        return json.loads(file.metadata.metadata.get(b"s4g.record", b"{}"))  # type: ignore[no-any-return]
 
 
 def _read_plan(uri: str, columns: list[str], *, gallery: bool) -> tuple[pa.Table, int, int, int]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from s4g_ray.checkpoint import save_checkpoint
 from s4g_ray.config import dump_config
 from s4g_ray.dataset import GeoDataset
 from s4g_ray.encoder import Encoder
 from s4g_ray.run_folder import RunFolder
-from s4g_ray.trainer import save_checkpoint
 from tests.conftest import NUM_TEST, tiny_config
 
 

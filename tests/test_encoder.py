@@ -8,6 +8,7 @@ import safetensors.torch
 import timm
 import torch
 
+from s4g_ray.checkpoint import save_checkpoint
 from s4g_ray.config import DataConfig, ModelConfig, TrainConfig, load_config
 from s4g_ray.encoder import (
     Encoder,
@@ -23,7 +24,6 @@ from s4g_ray.encoder import (
 )
 from s4g_ray.errors import InputError
 from s4g_ray.storage import resolve_package
-from s4g_ray.trainer import save_checkpoint
 
 TINY = ModelConfig(name="test_convnext", pretrained=False)
 EARTH = load_config(Path(__file__).parent.parent / "configs/earth.yaml")

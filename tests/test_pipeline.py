@@ -13,11 +13,13 @@ import torch
 
 from s4g_ray import storage
 from s4g_ray.baseline import gradient_correlation_embeddings
+from s4g_ray.checkpoint import save_checkpoint, stamp_of
 from s4g_ray.config import RunConfig
 from s4g_ray.dataset import GeoDataset, open_dataset
 from s4g_ray.embedding import embed
 from s4g_ray.embedding_table import read_embeddings
 from s4g_ray.encoder import Numerics, load_encoder
+from s4g_ray.encoder_pool import EncoderPool
 from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.graphs import Graphs
 from s4g_ray.images import load_raw
@@ -27,7 +29,6 @@ from s4g_ray.plans import Planner
 from s4g_ray.report import great_circle, write_report
 from s4g_ray.run_folder import RunFolder
 from s4g_ray.sampler import load_plan, plan_batches
-from s4g_ray.trainer import save_checkpoint, stamp_of
 from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
 
 pytestmark = pytest.mark.cluster
@@ -38,7 +39,7 @@ Tiny = tuple[RunConfig, RunResult]
 def tiny(synthetic: GeoDataset, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     config = tiny_config(
         tmp_path_factory.mktemp("runs") / "tiny", synthetic.uri,
-        train={"keep_checkpoints": 5}, evaluation={"correlation_baseline": True},
+        checkpoint={"keep": 5}, evaluation={"correlation_baseline": True},
     )  # fmt: skip
     return config, run(config)
 
@@ -226,10 +227,13 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         next(encoder.model.parameters()).fill_(float("nan"))
     checkpoint = str(tmp_path / "nan")
     save_checkpoint(checkpoint, encoder, None, epoch=1, step=1)
-    stamp = stamp_of(config, encoder, checkpoint, synthetic.fingerprint)
-    with pytest.raises(RunError, match=r"the embedding of (queries|references) id \d+ is not finite"):
-        embed(config, synthetic, checkpoint, str(tmp_path / "e"), splits=["test"], numerics=Numerics(), stamp=stamp)
-    assert not storage.is_published(str(tmp_path / "e"))
+    stamp, target = stamp_of(config, encoder, checkpoint, synthetic.fingerprint), str(tmp_path / "e")
+    with (
+        EncoderPool(config) as pool,
+        pytest.raises(RunError, match=r"the embedding of (queries|references) id \d+ is not finite"),
+    ):
+        embed(pool, config, synthetic, checkpoint, target, splits=["test"], numerics=Numerics(), stamp=stamp)
+    assert not storage.is_published(target)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +263,9 @@ def test_a_radius_that_leaves_no_batch_is_refused_by_name(synthetic: GeoDataset,
     def plan(radius: float) -> str:
         config = tiny_config(tmp_path / f"r{radius}", synthetic.uri, sampling={"exclude_radius_m": radius})
         folder = RunFolder.open(config, synthetic, resume=False)
-        return Planner(Graphs.of(config, synthetic, folder)).plan(1)[0]
+        planner = Planner(Graphs.of(config, synthetic, folder))
+        planner.plan(1, 0, due=0)
+        return planner.uri(1)
 
     with pytest.raises(InputError, match=r"no batch of 16 places .* up to 95 others; lower sampling\.exclude_radius_m"):
         plan(2.1e7)

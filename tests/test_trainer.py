@@ -11,45 +11,41 @@ import pytest
 import torch
 
 from s4g_ray import storage
-from s4g_ray.config import AugmentConfig, ModelConfig, RunConfig, TrainConfig
+from s4g_ray.checkpoint import epoch_uri, save_checkpoint
+from s4g_ray.config import RunConfig
 from s4g_ray.dataset import GeoDataset, write_dataset
-from s4g_ray.encoder import Encoder, Numerics, encode_weights
+from s4g_ray.encoder import Encoder, Numerics
 from s4g_ray.gallery import choose_gallery, gallery_references
-from s4g_ray.images import PairLoader
+from s4g_ray.loader import PairLoader
 from s4g_ray.loss import symmetric_info_nce
 from s4g_ray.mailbox import Mailbox, Message
 from s4g_ray.sampler import plan_batches
-from s4g_ray.trainer import (
-    Training,
-    _describe_non_finite,
-    _train_step,
-    _Worker,
-    learning_rate,
-    rank_slots,
-    save_checkpoint,
-)
+from s4g_ray.trainer import Training
+from s4g_ray.worker import Totals, rank_share
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id
 
 
-def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -> None:
-    cfg = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.2)
-    assert learning_rate(cfg, 0.5) == pytest.approx(0.1)
-    assert learning_rate(cfg, 1.0) == pytest.approx(0.2)
-    assert learning_rate(cfg, 6.0) == pytest.approx(0.1)
-    assert learning_rate(cfg, 11.0) == pytest.approx(0.0, abs=1e-12)
-    rates = [learning_rate(cfg, 1 + i / 10) for i in range(101)]
-    assert rates == sorted(rates, reverse=True)
-    no_warmup = TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.2)
-    assert learning_rate(no_warmup, 0.0) == 0.2
-
-
-@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 8])
 def test_the_ranks_together_take_each_slot_of_the_plan_once_and_in_order(num_workers: int) -> None:
+    """Where they cannot share evenly, the last slots of the last ranks are empty."""
     slots = np.arange(24).reshape(3, 8)
-    shares = [slots[:, rank_slots(8, num_workers, rank)] for rank in range(num_workers)]
-    assert np.array_equal(np.concatenate(shares, axis=1), slots)
+    shares = [rank_share(slots, num_workers, rank) for rank in range(num_workers)]
+    assert len({share.shape for share in shares}) == 1
+    together = np.concatenate(shares, axis=1)
+    assert np.array_equal(together[:, :8], slots)
+    assert (together[:, 8:] == -1).all()
+    assert together.shape[1] < 8 + num_workers
+
+
+def test_an_epochs_metrics_are_sums_over_its_steps() -> None:
+    totals = Totals(batches=4, loss=8.0, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0)
+    record = totals.record(16, gallery=False)
+    assert (record["loss"], record["pairs_per_s"], record["step_s"]) == (2.0, 12.8, 4.0)
+    assert (record["load_wait"], record["wait_share"]) == (0.2, 0.75)
+    assert "gallery_masked" not in record
+    assert Totals().record(16, gallery=True)["pairs_per_s"] == 0.0
 
 
 def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:
@@ -70,8 +66,17 @@ def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> No
         mailbox = Mailbox()
         rank = asyncio.create_task(mailbox.plan(1))
         await asyncio.sleep(0)
+        told = asyncio.create_task(mailbox.stopped())
+        await asyncio.sleep(0)
+        assert not told.done()
+        assert not await mailbox.is_stopped()
+        await mailbox.stop("save")
         await mailbox.stop()
         assert await rank is None
+        assert await told == "save"
+        assert await mailbox.is_stopped()
+        await mailbox.put_plan(2, "too late")
+        assert await mailbox.plan(2) is None
         assert await mailbox.take(0.01) == []
         waiting = asyncio.create_task(mailbox.take(5))
         await mailbox.post({"n": 1})
@@ -81,53 +86,6 @@ def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> No
         assert [m["n"] for m in await mailbox.take(1)] == [0, 1, 2]
 
     asyncio.run(scene())
-
-
-def worker_of(dataset: GeoDataset, init_scale: float = 2.0**10) -> _Worker:
-    """A rank in fp16, alone."""
-    config = tiny_config("x", dataset.uri)
-    encoder = Encoder.build(ModelConfig(name="test_convnext", pretrained=False)).train()
-    tables = dataset.table("queries", ["train"]), dataset.table("references", ["train"])
-    loader = PairLoader(*tables, config.data, AugmentConfig(), seed=0)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
-    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
-    return _Worker(
-        config, Numerics("fp16"), None, encoder, encoder, optimizer, scaler, loader, torch.device("cpu"), 1, 0
-    )
-
-
-@pytest.mark.parametrize(("init_scale", "skipped"), [(2.0**10, 0), (2.0**40, 1)])
-def test_a_step_whose_scaled_gradients_overflow_is_left_out_counted_and_lowers_the_scale(
-    synthetic: GeoDataset, init_scale: float, skipped: int
-) -> None:
-    worker = worker_of(synthetic, init_scale)
-    before = encode_weights(worker.encoder)
-    ids = np.arange(8).reshape(1, 8)
-    (batch,) = worker.loader.load(ids, ids, epoch=1)
-    assert np.isfinite(_train_step(worker, batch))
-    assert worker.steps_skipped == skipped
-    assert (encode_weights(worker.encoder) == before) == bool(skipped)
-    assert (worker.scaler.get_scale() < init_scale) == bool(skipped)
-
-
-@pytest.mark.parametrize(
-    ("rows", "named"),
-    [
-        ([1, 5, 6], "non-finite embeddings for query ids [31, 32]; start"),
-        ([2, 8], "non-finite embeddings for query ids [32] and gallery reference ids [70]; start"),
-        ([9], "non-finite embeddings for gallery reference ids [71]; start"),
-        ([], "of its plan); start"),
-    ],
-)
-def test_embeddings_that_are_not_finite_are_named_by_query_and_by_gallery_reference(
-    synthetic: GeoDataset, rows: list[int], named: str
-) -> None:
-    worker = worker_of(synthetic)
-    pairs, gallery = np.array([[30, 31, 32, 33]]), np.array([[70, 71]])
-    (batch,) = worker.loader.load(pairs, pairs, epoch=1, gallery_ids=gallery)
-    embedded = torch.zeros(10, 5)
-    embedded[rows, 3] = torch.nan
-    assert named in _describe_non_finite(worker, batch, float("nan"), embedded)
 
 
 def with_gallery(synthetic: GeoDataset, folder: Path) -> GeoDataset:
@@ -162,8 +120,8 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
     gallery[0, 1], gallery[0, 6], gallery[2, 3] = CORRUPT, -1, CORRUPT
     replace(plan, gallery=gallery).save(f"{config.run_dir}/plan.parquet", pairs)
     encoder = Encoder.build(config.model, seed=3)
-    save_checkpoint(f"{config.run_dir}/first", encoder, None, epoch=0, step=0)
-    messages = train_one_epoch(config, f"{config.run_dir}/first", f"{config.run_dir}/plan.parquet")
+    save_checkpoint(epoch_uri(config.run_dir, 0), encoder, None, epoch=0, step=0)
+    messages = train_one_epoch(config, f"{config.run_dir}/plan.parquet")
 
     tables = dataset.table("queries", ["train"]), dataset.table("references", ["train", "gallery"])
     loader = PairLoader(*tables, config.data, config.augment, seed=3)
@@ -187,15 +145,13 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
     assert all(f"id {CORRUPT}, " in reason and "broken.png" in reason for reason in reasons)
 
 
-def train_one_epoch(config: RunConfig, checkpoint: str, plan: str) -> list[Message]:
-    training = Training(config, checkpoint, Numerics())
+def train_one_epoch(config: RunConfig, plan: str) -> list[Message]:
+    training = Training(config, Numerics())
     try:
         training.post_plan(1, plan)
         messages: list[Message] = []
-        for message in training.messages():
-            messages.append(message)
-            if message["kind"] == "epoch":
-                break
+        while not any(message["kind"] == "epoch" for message in messages):
+            messages += training.take()
     finally:
         training.close()
     return messages

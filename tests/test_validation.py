@@ -1,0 +1,66 @@
+"""A run with a validation split, loader processes, micro-batches and one kept checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from s4g_ray import storage
+from s4g_ray.dataset import GeoDataset, write_dataset
+from s4g_ray.pipeline import run
+from s4g_ray.rounds import best_epoch
+from s4g_ray.run_folder import read_records
+from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_metric_on_the_validation_split() -> None:
+    records = [
+        {"kind": kind, "epoch": epoch, "recall@1": value}
+        for kind, epoch, value in (
+            ("validation", 0, 0.1), ("evaluation", 1, 0.9), ("validation", 1, 0.5), ("validation", 2, 0.4),
+            ("validation", 3, 0.5),
+        )
+    ]  # fmt: skip
+    assert best_epoch(records, "recall@1") == {"epoch": 1, "metric": "recall@1", "value": 0.5}
+
+
+@pytest.fixture
+def validated(synthetic: GeoDataset, tmp_path: Path) -> GeoDataset:
+    """Half of the test places are a validation split."""
+    made = []
+    for table in (synthetic.references.to_table(), synthetic.queries.to_table()):
+        split = ["train"] * NUM_TRAIN + ["val"] * (NUM_TEST // 2) + ["test"] * (NUM_TEST // 2)
+        uris = [storage.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
+        for name, values in (("split", split), ("uri", uris)):
+            table = table.sort_by("id").set_column(table.column_names.index(name), name, pa.array(values))
+        made.append(table)
+    return write_dataset(str(tmp_path / "data"), *made, name="validated")
+
+
+@pytest.mark.cluster
+def test_the_best_checkpoint_by_the_validation_split_outlives_newer_ones(
+    ray_cluster: None, validated: GeoDataset, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        tmp_path / "run", validated.uri, data={"val_split": "val"}, checkpoint={"keep": 1},
+        train={"loader_processes": 1, "micro_batch_size": 3, "learning_rate": 0.02}, evaluation={"every_epochs": 1},
+        mining={"schedule": "overlap", "lag_epochs": 1, "every_epochs": 1}, sampling={"mode": "geographic"},
+    )  # fmt: skip
+    result = run(config)
+    records = read_records(config.run_dir)
+    scores = {r["epoch"]: r["recall@1"] for r in records if r["kind"] == "validation"}
+    assert set(scores) == {0, 1, 2, 3}
+    best = min(epoch for epoch in scores if scores[epoch] == max(scores.values()))
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    assert info["best"] == {"epoch": best, "metric": "recall@1", "value": scores[best]}
+    assert storage.list_names(f"{config.run_dir}/checkpoints") == [f"epoch={e:04d}" for e in sorted({0, best, 3})]
+    (tested,) = (r for r in records if r["kind"] == "evaluation" and r["epoch"] == 3)
+    assert tested["queries"] == NUM_TEST // 2
+    assert result.metrics["recall@1"] == tested["recall@1"]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    assert all(np.isfinite([r["loss"], r["load_wait"], r["wait_share"]]).all() for r in epochs)
+    assert "(best)" in (tmp_path / "run/report.html").read_text() or best == 0
