@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as harness
-from benchmarks import planning, published_evaluation
+from benchmarks import loading, planning, published_evaluation, published_loading
 from benchmarks import record as records
 from benchmarks.evaluation import embeddings
 from benchmarks.projection import Cluster, Rates, Stage, bound, project
@@ -25,6 +25,14 @@ RESULT = {
     "rows": [[35532, "1.5 s"], [10, 0.25]], "config": {"k": 128}, "rates": {"per_s": 3.0}, "order": 5,
     "date": "2026-01-31", "machine": {"cpu": "fast", "cores": 2},
 }  # fmt: skip
+
+
+def test_the_table_of_faults_is_what_was_measured() -> None:
+    page_of_faults = records.RELIABILITY.read_text()
+    assert page_of_faults == records.with_table(page_of_faults, read_results()["faults"])
+    assert {"a training worker (kill -9)", "the driver (kill -9)"} <= {
+        row[0] for row in read_results()["faults"]["rows"]
+    }
 
 
 def test_the_page_of_benchmarks_is_what_its_results_render_to() -> None:
@@ -86,6 +94,8 @@ def test_an_unknown_benchmark_is_refused_and_a_failing_one_fails_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(records, "PAGE", tmp_path / "benchmarks.md")
+    (tmp_path / "reliability.md").write_text(records.RELIABILITY.read_text())
+    monkeypatch.setattr(records, "RELIABILITY", tmp_path / "reliability.md")
     assert harness.main(["neighbours"]) == 2
     assert "unknown benchmark 'neighbours'; there are neighbors, mining" in capsys.readouterr().err
     monkeypatch.setattr(harness, "NAMES", ("machine", "no_such_module"))
@@ -112,6 +122,14 @@ def test_the_published_evaluations_agree_with_the_one_here() -> None:
     assert 0 < found["ap"] < 1
     assert published_evaluation.average_precision(*data) == pytest.approx(found["ap"])
     assert published_evaluation.average_precision_of_matrix(*data) == pytest.approx(found["ap"])
+
+
+def test_the_published_loading_agrees_with_the_one_here(tmp_path: Path) -> None:
+    table = loading.cut_images(tmp_path, "s", (75, 80), 3)
+    found = loading.load_here(table, (38, 40), antialias=False, normalised=True)
+    levels = (found - published_loading.load_batch(table.uris, (38, 40))) * loading.STD
+    assert levels.abs().max() <= 2.01
+    assert levels.abs().mean() < 0.5
 
 
 KINDS_COLUMNS = ["kind", "vectors", "nprobe or ef", "planned GB", "seen GB", "build s", "recall@128", "queries/s"]
