@@ -12,7 +12,8 @@ from benchmarks import record
 
 # in this order: the last reckons with what the others measured
 NAMES = (
-    "neighbors", "mining", "planning", "evaluation", "service", "index_kinds", "embedding", "precision", "projection",
+    "neighbors", "mining", "planning", "evaluation", "service", "index_kinds", "embedding", "precision",
+    "micro_batches", "loading", "overlap", "faults", "projection",
 )  # fmt: skip
 
 

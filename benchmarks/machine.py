@@ -9,7 +9,17 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("numpy", "scipy", "numba", "faiss-cpu", "faiss-gpu", "ray", "pyarrow")
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "numba",
+    "faiss-cpu",
+    "faiss-gpu",
+    "ray",
+    "pyarrow",
+    "simplejpeg",
+    "opencv-python-headless",
+)
 
 
 def versions() -> dict[str, str]:

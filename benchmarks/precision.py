@@ -11,9 +11,9 @@ from __future__ import annotations
 import tempfile
 
 from benchmarks.record import Cell, record
+from s4g_ray.checkpoint import save_checkpoint
 from s4g_ray.config import ModelConfig, TrainConfig, load_config
 from s4g_ray.encoder import Encoder, Precision, measure_numerics
-from s4g_ray.trainer import save_checkpoint
 
 CASES = {
     "tf_efficientnet_lite0, 64 px (configs/earth.yaml)": (load_config("configs/earth.yaml").model, 64),

@@ -18,6 +18,7 @@ from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+RELIABILITY = PAGE.with_name("reliability.md")
 PREFACE = """# Benchmarks
 
 Written by `make bench` from benchmarks/results/*.json; `.venv/bin/python -m benchmarks NAME` runs one of them again.
@@ -98,16 +99,20 @@ def record(
 
 def render(result: Mapping[str, Any]) -> str:
     """A result as Markdown: what was asked, on what, and the table."""
-    rows = [" | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in row) for row in result["rows"]]
     machine_line = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
     settings = ", ".join(f"{k}={v}" for k, v in result["config"].items()) or "none"
     lines = [
-        f"## {result['title']}", "", f"`{result['command']}`: {result['text']}", "",
-        f"| {' | '.join(result['columns'])} |", "|" + "---|" * len(result["columns"]),
-        *(f"| {row} |" for row in rows), "",
+        f"## {result['title']}", "", f"`{result['command']}`: {result['text']}", "", table(result), "",
         f"Configuration: {settings}. {result['date']}; {machine_line}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rows of a result as Markdown."""
+    rows = [" | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in row) for row in result["rows"]]
+    head = [f"| {' | '.join(result['columns'])} |", "|" + "---|" * len(result["columns"])]
+    return "\n".join([*head, *(f"| {row} |" for row in rows)])
 
 
 def read_results() -> dict[str, dict[str, Any]]:
@@ -121,9 +126,19 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([PREFACE, *(render(result) for result in results.values())])
 
 
+def with_table(text: str, result: Mapping[str, Any]) -> str:
+    """A page with its first table replaced by that of a result."""
+    before, _, after = text.partition("\n| ")
+    rest = after.split("\n\n", 1)[1]
+    return f"{before}\n{table(result)}\n\n{rest}"
+
+
 def main() -> None:
-    PAGE.write_text(page(read_results()))
-    print(f"{PAGE} holds {len(read_results())} results")
+    results = read_results()
+    PAGE.write_text(page(results))
+    if "faults" in results:
+        RELIABILITY.write_text(with_table(RELIABILITY.read_text(), results["faults"]))
+    print(f"{PAGE} holds {len(results)} results")
 
 
 if __name__ == "__main__":

