@@ -31,6 +31,7 @@ from s4g_ray.config import AugmentConfig, DataConfig, Size
 from s4g_ray.dataset import ImageTable
 from s4g_ray.images import decode, load_views, resize, unless_bad
 from s4g_ray.loader import PairLoader
+from s4g_ray.ranges import Range, read_ranges
 
 # what is stored, and what the encoder sees: CVUSA's and CVACT's sizes
 SATELLITE: tuple[Size, Size] = (750, 750), (384, 384)
@@ -139,12 +140,12 @@ def ranges_rows(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell
     contents = [Path(uri).read_bytes() for uri in table.uris]
     edges = np.cumsum([0, *map(len, contents)]).tolist()
     (folder / "packed").write_bytes(b"".join(contents))
-    packed: list[storage.Range] = [(str(folder / "packed"), start, end - start) for start, end in pairwise(edges)]
-    single: list[storage.Range] = [(uri, None, None) for uri in table.uris]
+    packed: list[Range] = [(str(folder / "packed"), start, end - start) for start, end in pairwise(edges)]
+    single: list[Range] = [(uri, None, None) for uri in table.uris]
     forms: dict[str, Callable[[], object]] = {}
     for name, ranges in (("files of their own", single), ("one packed file", packed)):
         forms[f"{name}, one by one"] = partial(_each, lambda wanted: storage.read_bytes(*wanted), ranges)
-        forms[f"{name}, read_ranges"] = partial(storage.read_ranges, ranges)
+        forms[f"{name}, read_ranges"] = partial(read_ranges, ranges)
     seconds = alternate(forms, 5 * repeats)
     return [[name, f"{1e6 * value / len(table):.0f}"] for name, value in seconds.items()]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from s4g_ray import storage
 from s4g_ray.config import DataConfig, Size
 from s4g_ray.errors import BadImageError
+from s4g_ray.ranges import read_ranges
 
 if TYPE_CHECKING:  # loader processes need no tables, and these take a second to import
     from s4g_ray.dataset import ImageTable, View
@@ -91,11 +91,11 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
 def read_images(files: Sequence[ImageFile]) -> Iterator[Tensor | BadImageError]:
     """Each image as it is stored, uint8 [3, h, w], or what is wrong with it; in order.
 
-    Bytes are read READ_AT_ONCE images at a time, neighbors in a file by one read (storage.read_ranges).
+    Bytes are read READ_AT_ONCE images at a time, neighbors in a file by one read (ranges.py).
     """
     for start in range(0, len(files), READ_AT_ONCE):
         some = files[start : start + READ_AT_ONCE]
-        found = storage.read_ranges([(file.uri, file.offset, file.length) for file in some])
+        found = read_ranges([(file.uri, file.offset, file.length) for file in some])
         yield from (_decoded(file, data) for file, data in zip(some, found, strict=True))
 
 

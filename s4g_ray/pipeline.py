@@ -294,11 +294,11 @@ class _Run:
 
     def _restore_lines(self, start: Checkpoint) -> None:
         """Log what is known of the steps and the epoch before a checkpoint whose driver died before it could."""
-        ended = [Checkpoint.read(self.folder.checkpoint(start.epoch))] if start.epoch else []
-        for checkpoint in dict.fromkeys(c.uri for c in [*ended, start]):
-            info = Checkpoint.read(checkpoint).info
+        logged = {record["step"] for record in self.folder.records if record["kind"] == "step"}
+        infos = [Checkpoint.read(self.folder.checkpoint(start.epoch)).info] if start.epoch else []
+        for info in [*infos, start.info] if start.batch else infos:
             for line in info.get("lines", ()):
-                if not any(record["step"] == line["step"] for record in self.folder.find("step", line["epoch"])):
+                if line["step"] not in logged:
                     self.folder.log("step", **line)
             if "record" in info and not self.folder.find("epoch", start.epoch):
                 self.folder.log("epoch", **info["record"], **load_record(self.planner.uri(start.epoch)))

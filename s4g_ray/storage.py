@@ -22,8 +22,6 @@ from s4g_ray.errors import InputError, RunError, WriteError
 
 MANIFEST = "_MANIFEST.json"
 PACKAGE_SCHEME = "package://"
-NEAR = 65_536  # bytes between two ranges of a file that cost less to read than a second read does
-Range = tuple[str, int | None, int | None]  # uri, offset, length, as read_bytes takes them
 
 
 def is_local(uri: str) -> bool:
@@ -110,11 +108,11 @@ def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -
 
     Raises OSError (FileNotFoundError among them), and EOFError when the range ends past the object.
     """
-    return _of_length(_read(uri, offset or 0, length), uri, offset, length)
+    return of_length(read_there(uri, offset or 0, length), uri, offset, length)
 
 
-def _read(uri: str, start: int, length: int | None) -> bytes:
-    """What is there of a range."""
+def read_there(uri: str, start: int, length: int | None) -> bytes:
+    """What is there of a range; less than `length` where the object ends before. Raises OSError."""
     if not is_local(uri):
         filesystem, path = filesystem_of(uri)
         return bytes(filesystem.cat_file(path, start=start, end=None if length is None else start + length))
@@ -124,81 +122,11 @@ def _read(uri: str, start: int, length: int | None) -> bytes:
         return file.read(-1 if length is None else max(0, min(length, there)))
 
 
-def _of_length(data: bytes, uri: str, offset: int | None, length: int | None) -> bytes:
+def of_length(data: bytes, uri: str, offset: int | None, length: int | None) -> bytes:
+    """The data of a range. Raises EOFError when it is not `length` bytes."""
     if length is not None and len(data) != length:
         raise EOFError(f"{uri}: {length} bytes wanted from offset {offset or 0}, {len(data)} there")
     return data
-
-
-def read_ranges(ranges: Sequence[Range]) -> list[bytes | OSError | EOFError]:
-    """What read_bytes gives for each (uri, offset, length), or what it raises; ranges may overlap.
-
-    Ranges of a file that lie NEAR each other are one read, and remote reads run at the same time.
-    """
-    spans = _spans(ranges)
-    found: list[Any] = [None] * len(ranges)
-    for span, data in zip(spans, _read_spans(spans), strict=True):
-        for i in span.members:
-            found[i] = data if isinstance(data, Exception) else _cut(data, span.start, ranges[i])
-    return found
-
-
-@dataclass
-class _Span:
-    """A part of an object that holds the ranges `members`; to its end, where length is None."""
-
-    uri: str
-    start: int
-    length: int | None
-    members: list[int]
-
-
-def _spans(ranges: Sequence[Range]) -> list[_Span]:
-    spans: list[_Span] = []
-    order = sorted(range(len(ranges)), key=lambda i: (ranges[i][0], ranges[i][1] or 0))
-    for i in order:
-        uri, start, length = ranges[i][0], ranges[i][1] or 0, ranges[i][2]
-        last = spans[-1] if spans and spans[-1].uri == uri else None
-        if last is None or last.length is None or length is None or start > last.start + last.length + NEAR:
-            spans.append(_Span(uri, start, length, [i]))
-        else:
-            last.length = max(last.length, start + length - last.start)
-            last.members.append(i)
-    return spans
-
-
-def _read_spans(spans: Sequence[_Span]) -> list[bytes | OSError | EOFError]:
-    found: list[Any] = [None] * len(spans)
-    remote: dict[Any, list[int]] = {}  # by file system
-    for i, span in enumerate(spans):
-        if is_local(span.uri):
-            try:
-                found[i] = _read(span.uri, span.start, span.length)
-            except OSError as error:
-                found[i] = error
-        else:
-            remote.setdefault(filesystem_of(span.uri)[0], []).append(i)
-    for filesystem, members in remote.items():
-        paths = [filesystem_of(spans[i].uri)[1] for i in members]
-        edges = [(spans[i].start, spans[i].length) for i in members]
-        ends = [None if length is None else start + length for start, length in edges]
-        results = filesystem.cat_ranges(paths, [start for start, _ in edges], ends, on_error="return")
-        for i, result in zip(members, results, strict=True):
-            if isinstance(result, Exception) and not isinstance(result, OSError | EOFError):
-                raise result
-            found[i] = result
-    return found
-
-
-def _cut(data: bytes, start: int, wanted: Range) -> bytes | EOFError:
-    """A range out of what was read from `start` on."""
-    uri, offset, length = wanted
-    first = (offset or 0) - start
-    part = data if length is None else data[first : first + length]
-    try:
-        return _of_length(part, uri, offset, length)
-    except EOFError as error:
-        return error
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from s4g_ray import storage
 from s4g_ray.errors import InputError, RunError, WriteError
+from s4g_ray.ranges import NEAR, Range, read_ranges
 from s4g_ray.run_folder import read_records
 
 STAMP = storage.Stamp(step=1, weights_sha256="a", preprocessing="p", dataset="d", dim=4, dtype="float32")
@@ -102,7 +103,7 @@ OFFSETS = st.none() | st.integers(0, 160_000) | st.sampled_from([0, 10, 10**12])
 LENGTHS = st.none() | st.integers(0, 70_000) | st.sampled_from([1, 10**12])
 
 
-def one_by_one(ranges: list[storage.Range]) -> list[bytes | Exception]:
+def one_by_one(ranges: list[Range]) -> list[bytes | Exception]:
     found: list[bytes | Exception] = []
     for wanted in ranges:
         try:
@@ -122,8 +123,8 @@ def test_ranges_read_together_are_those_read_one_by_one(
     for name, data in CONTENT.items():
         if not storage.exists(f"{folder}/{name}"):
             storage.write_bytes(f"{folder}/{name}", data)
-    ranges: list[storage.Range] = [(f"{folder}/{name}", offset, length) for name, offset, length in wanted]
-    for found, alone in zip(storage.read_ranges(ranges), one_by_one(ranges), strict=True):
+    ranges: list[Range] = [(f"{folder}/{name}", offset, length) for name, offset, length in wanted]
+    for found, alone in zip(read_ranges(ranges), one_by_one(ranges), strict=True):
         assert type(found) is type(alone)
         assert str(found) == str(alone)
 
@@ -144,12 +145,12 @@ def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
         return content[start : None if length is None else start + length]
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
-    monkeypatch.setattr(storage, "_read", read)
+    monkeypatch.setattr(storage, "read_there", read)
     for folder in ("memory://", str(tmp_path)):
         near = [(f"{folder}/packed", 1000 * i, 1000) for i in reversed(range(64))]
-        far = [(f"{folder}/packed", 64_000 + storage.NEAR + 1, 10), (f"{folder}/packed", 200_000, 10)]
+        far = [(f"{folder}/packed", 64_000 + NEAR + 1, 10), (f"{folder}/packed", 200_000, 10)]
         reads.clear()
-        storage.read_ranges([*near, *far, (f"{folder}/other", None, None), (f"{folder}/third", None, None)])
+        read_ranges([*near, *far, (f"{folder}/other", None, None), (f"{folder}/third", None, None)])
         assert sorted(reads, key=str) == sorted(
             [
                 ("/packed", 0, 64_000), ("/packed", 129_537, 129_547), ("/packed", 200_000, 200_010),
@@ -165,7 +166,7 @@ def test_what_a_remote_read_raises_besides_is_raised(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
     with pytest.raises(TypeError, match="a mistake"):
-        storage.read_ranges([("memory://x", 0, 1)])
+        read_ranges([("memory://x", 0, 1)])
 
 
 def test_an_empty_object_named_as_a_folder_is_not_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
