@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from s4g_ray import storage
 from s4g_ray.config_keys import describe_unknown_key, leaf_keys, valid_keys
+from s4g_ray.config_system import CheckpointConfig as CheckpointConfig
+from s4g_ray.config_system import EmbeddingConfig as EmbeddingConfig
+from s4g_ray.config_system import EvaluationConfig as EvaluationConfig
+from s4g_ray.config_system import RayConfig as RayConfig
+from s4g_ray.config_system import Section
+from s4g_ray.config_system import StorageConfig as StorageConfig
 from s4g_ray.errors import InputError
 
 Probability = float
 Size = tuple[int, int]  # height, width in pixels
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -113,7 +113,8 @@ class TrainConfig(Section):
     gpus_per_worker: float = Field(1, gt=0, le=1)  # with use_gpu; below 1 leaves a share to the embedding actors
     threads_per_worker: int = Field(1, ge=1)
     loader_processes: int = Field(2, ge=0)  # of one worker, which load batches ahead; 0: threads of its own process
-    label_selector: dict[str, str] = {}  # Ray labels of the nodes that workers may run on
+    label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of the nodes that workers may run on
+    placement: Literal["PACK", "SPREAD"] = "SPREAD"  # of workers: on as few nodes as hold them, or over the nodes
     max_failures: int = Field(3, ge=0)  # losses of workers after which training goes on by itself; 0: the run stops
     resize_every_s: float = Field(60, gt=0)  # elastic: seconds between two looks for room for more workers
     log_every_steps: int = Field(5, ge=1)
@@ -204,7 +205,7 @@ class MiningConfig(Section):
     cpus_per_shard: float = Field(0, ge=0)  # logical
     gpus_per_shard: float = Field(0, ge=0)
     shard_placement: Literal["SPREAD", "DEFAULT"] = "SPREAD"  # over the nodes, or as Ray packs them
-    label_selector: dict[str, str] = {}  # Ray labels of the nodes that shards may run on
+    label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of the nodes that shards may run on
     query_block: int = Field(1000, ge=1)  # queries in one request to the index
     num_searchers: int = Field(2, ge=1)  # tasks that ask the index at the same time
     part_queries: int = Field(20_000, ge=1)  # queries in one part of the job, which is what a resumed job keeps
@@ -235,46 +236,6 @@ class MiningConfig(Section):
         return self
 
 
-class EmbeddingConfig(Section):
-    """The Ray Data job that turns a collection into an embedding table."""
-
-    num_actors: int = Field(2, ge=1)
-    cpus_per_actor: float = Field(0.25, gt=0)  # logical
-    gpus_per_actor: float = Field(0, ge=0)
-    threads_per_actor: int = Field(1, ge=1)
-    label_selector: dict[str, str] = {}  # Ray labels of the nodes that actors may run on
-    batch_size: int = Field(128, ge=1)  # images in one forward pass
-    part_rows: int = Field(512, ge=1)  # images in one part of the table
-    dtype: Literal["float16", "float32"] = "float32"
-
-
-class EvaluationConfig(Section):
-    """When the test region is evaluated: always after training, and on this schedule."""
-
-    every_epochs: int = Field(4, ge=1)
-    before_training: bool = True  # the untrained encoder, as the first point of the curve
-    radii_m: tuple[Annotated[float, Field(ge=0)], ...] = (25, 50, 100)  # recall@k within so many metres
-    correlation_baseline: bool = False  # gradient correlation, a hand-made method, beside it
-    # on data.val_split, in the run's protocol: the checkpoint with the highest is the best
-    best_metric: Literal["recall@1", "recall@5", "recall@10", "recall@1%", "ap"] = "recall@1"
-
-
-class CheckpointConfig(Section):
-    """What is published of the training's state; after each epoch in any case."""
-
-    every_steps: int | None = Field(None, ge=1)  # within an epoch too
-    keep: int = Field(2, ge=1)  # the newest; the best and the untrained stay beside them
-    grace_s: float = Field(25, gt=0)  # SIGTERM: seconds in which a last checkpoint may be published
-
-
-class RayConfig(Section):
-    """Where the work runs. address none: the running cluster of RAY_ADDRESS, else one on this machine."""
-
-    address: str | None = None
-    num_cpus: int | None = Field(None, ge=1)  # logical CPUs of a cluster started here
-    start_timeout_s: float = Field(120, gt=0)  # for workers and actors to start, in each try
-
-
 class RunConfig(Section):
     """Everything that determines a run."""
 
@@ -293,6 +254,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     ray: RayConfig = RayConfig()
+    storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

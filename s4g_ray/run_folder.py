@@ -31,7 +31,7 @@ FREE_ON_RESUME = {
     "mining.shard_placement", "mining.num_searchers", "mining.part_queries", "mining.max_retries",
     "mining.label_selector", "embedding.label_selector", "train.label_selector", "train.num_workers",
     "train.cpus_per_worker", "train.loader_processes", "train.log_every_steps", "train.gpus_per_worker",
-    "mining.max_staleness_epochs", "mining.when_late",
+    "train.placement", "mining.max_staleness_epochs", "mining.when_late",
     "train.micro_batch_size", "train.max_failures", "train.resize_every_s", "checkpoint.every_steps",
     "checkpoint.keep", "checkpoint.grace_s",
     "model.grad_checkpointing", "sampling.max_pairs_per_cell",  # which changes plans to come: memory may ask for it
@@ -43,7 +43,7 @@ VERSIONED = ("checkpoints", "embeddings", "neighbors", "gallery_neighbors", "ind
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     """The values, by dotted key, that a run may not change when it goes on."""
-    tree = config.model_dump(exclude={"ray"})
+    tree = config.model_dump(exclude={"ray", "storage"})
     sections = {key: value if isinstance(value, dict) else {"": value} for key, value in tree.items()}
     flat = {f"{s}.{key}".rstrip("."): value for s, values in sections.items() for key, value in values.items()}
     return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}

@@ -137,6 +137,7 @@ def _trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) 
             num_workers=most if least == most else (least, most),  # type: ignore[arg-type]
             use_gpu=cfg.use_gpu,
             resources_per_worker={"CPU": cfg.cpus_per_worker, "GPU": cfg.gpus},
+            placement_strategy=cfg.placement,
             label_selector=cfg.label_selector or None,  # type: ignore[call-arg]
             elastic_resize_monitor_interval_s=cfg.resize_every_s,
         ),
