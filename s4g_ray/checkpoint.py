@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ import torch
 from s4g_ray import storage
 from s4g_ray.config import RunConfig
 from s4g_ray.encoder import WEIGHTS, Encoder, encode_weights
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, StoreError
 
 STATE = "training_state.pt"
 FOLDER = "checkpoints"
@@ -53,11 +52,21 @@ class Checkpoint:
         return self.step, self.epoch
 
     def training_state(self) -> dict[str, Any] | None:
-        """State of optimiser and scaler; none before training. Raises RunError when it is not what was published."""
+        """State of optimiser and scaler; none before training.
+
+        Raises RunError when it is not what was published, or holds more than tensors and plain values.
+        """
         part = storage.open_published(self.uri, "checkpoint").part(STATE)
         if part is None:
             return None
-        return torch.load(io.BytesIO(storage.read_part(self.uri, part)), weights_only=True)  # type: ignore[no-any-return]
+        data = storage.read_part(self.uri, part)
+        try:
+            return torch.load(io.BytesIO(data), weights_only=True)  # type: ignore[no-any-return]
+        except Exception as error:  # torch raises errors of many kinds
+            raise RunError(
+                f"{storage.join(self.uri, STATE)} is damaged, or holds more than tensors and plain values, and was not"
+                f" loaded ({type(error).__name__}); remove {self.uri} and resume"
+            ) from error
 
 
 def save_checkpoint(
@@ -103,8 +112,12 @@ def newest_checkpoint(run: str) -> Checkpoint | None:
     epoch, step = (storage.latest_version(folder, key) for key in ("epoch", "step"))
     found = [] if epoch is None else [Checkpoint.read(epoch_uri(run, epoch))]
     if step is not None:
-        with suppress(RunError):  # removed meanwhile: a newer epoch's is there
+        try:
             found.append(Checkpoint.read(step_uri(run, step)))
+        except StoreError:
+            raise
+        except RunError:  # removed meanwhile: a newer epoch's is there
+            pass
     return max(found, key=lambda checkpoint: checkpoint.order, default=None)
 
 

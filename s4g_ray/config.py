@@ -18,6 +18,7 @@ from s4g_ray.config_system import RayConfig as RayConfig
 from s4g_ray.config_system import Section
 from s4g_ray.config_system import StorageConfig as StorageConfig
 from s4g_ray.errors import InputError
+from s4g_ray.object_store import raise_outage
 
 Probability = float
 Size = tuple[int, int]  # height, width in pixels
@@ -291,6 +292,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         tree = yaml.safe_load(storage.read_bytes(storage.absolute(str(path))))
     except OSError as error:
+        raise_outage(error)
         raise InputError(f"cannot read the configuration {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

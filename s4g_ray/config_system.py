@@ -51,7 +51,22 @@ class RayConfig(Section):
 
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)  # logical CPUs of a cluster started here
+    metrics_port: int | None = Field(None, ge=1, le=65535)  # of /metrics of one started here; none: a free one
     start_timeout_s: float = Field(120, gt=0)  # for workers and actors to start, in each try
+    # for nodes that an autoscaler is asked for when a command does not fit on those there are; 0: it is refused at once
+    nodes_timeout_s: float = Field(0, ge=0)
+
+
+def fault_of_endpoint(url: str) -> str | None:
+    """What is wrong with the address of a store, to be said after its name; what may hold a secret is not repeated."""
+    if "@" in url:
+        return " holds a user name or password; give credentials by AWS variables or a profile"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that are not closed
+        good = False
+    return None if good else f"={url!r} is not http(s)://HOST[:PORT]"
 
 
 class StorageConfig(Section):
@@ -70,13 +85,6 @@ class StorageConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.endpoint_url is None:
-            return self
-        parts = urlsplit(self.endpoint_url)
-        if parts.username or parts.password:
-            raise ValueError(
-                "endpoint_url holds a user name or password; give credentials by AWS variables or a profile"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"endpoint_url={self.endpoint_url!r} is not http(s)://HOST[:PORT]")
+        if self.endpoint_url is not None and (fault := fault_of_endpoint(self.endpoint_url)):
+            raise ValueError(f"endpoint_url{fault}")
         return self

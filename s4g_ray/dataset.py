@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray import storage
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, RunError, StoreError
+from s4g_ray.object_store import raise_outage
 from s4g_ray.ranking import pairs_by_place
 from s4g_ray.sampler import PairTable
 
@@ -171,6 +172,7 @@ def open_dataset(uri: str) -> GeoDataset:
             f"no data set at {uri}: dataset.json is missing; make one with `s4g convert` or dataset.write_dataset"
         ) from error
     except RunError as error:
+        raise_outage(error)
         raise InputError(str(error)) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != 1:
         raise InputError(f"{uri}/dataset.json is not of format {FORMAT!r}, version 1")
@@ -261,6 +263,18 @@ def _conform(table: pa.Table, view: View) -> pa.Table:
     return pa.table(columns, names=SCHEMAS[view].names)
 
 
+def _read_checked(filesystem: Any, file: str, view: View) -> pa.Table:
+    """The columns of a file that validation reads, if its schema is right."""
+    try:
+        with filesystem.open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=True) as parquet:
+            _check_schema(file, parquet.schema_arrow, SCHEMAS[view])
+            return parquet.read(columns=_CHECKED[view])
+    except StoreError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} is not a readable Parquet file: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Columns:
     """The columns that validation reads, and the file of each row."""
@@ -285,14 +299,7 @@ class _Columns:
             raise InputError(f"{folder} holds no part-*.parquet; the data set is incomplete, make it again")
         filesystem, path = storage.filesystem_of(folder)
         files = [f"{path}/{name}" for name in names]
-        tables = []
-        for file in files:
-            try:
-                schema = pq.read_schema(file, filesystem=filesystem)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(f"{file} is not a readable Parquet file: {error}") from error
-            _check_schema(file, schema, SCHEMAS[view])
-            tables.append(pq.read_table(file, columns=_CHECKED[view], filesystem=filesystem, partitioning=None))
+        tables = [_read_checked(filesystem, file, view) for file in files]
         first = np.cumsum([0, *(len(t) for t in tables)][:-1])
         return cls(view, pa.concat_tables(tables, promote_options="permissive"), files, first, filesystem)
 

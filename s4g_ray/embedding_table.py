@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray import storage
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, StoreError
+from s4g_ray.parquet import plain
 
 if TYPE_CHECKING:  # an index shard reads parts alone, and starts in half the time
     from s4g_ray.dataset import ImageTable, View
@@ -71,8 +72,9 @@ def open_embeddings(folder: str, view: View, *, stamp: storage.Stamp | None = No
 
 def read_embedding_part(folder: str, part: storage.Part) -> EmbeddingTable:
     """Read a part of a published table. Raises RunError when it is missing, altered or of another schema."""
-    table = pq.read_table(io.BytesIO(storage.read_part(folder, part))).combine_chunks()
-    dim, _ = _vector_type(table.schema, storage.join(folder, part.name))
+    uri = storage.join(folder, part.name)
+    table = plain(pq.read_table(io.BytesIO(storage.read_part(folder, part))), uri).combine_chunks()
+    dim, _ = _vector_type(table.schema, uri)
     column = table["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(table), dim).astype(np.float32, copy=False)
     return EmbeddingTable(table["id"].to_numpy(), table["place_id"].to_numpy(), vectors)
@@ -92,8 +94,10 @@ def read_part_head(folder: str, part: storage.Part) -> PartHead:
     with storage.open_part(folder, part) as file:
         try:
             parquet = pq.ParquetFile(file)
-            table = parquet.read(columns=["id", "place_id"])
+            table = plain(parquet.read(columns=["id", "place_id"]), storage.join(folder, part.name))
             ids, place_ids = (table[name].to_numpy() for name in ("id", "place_id"))
+        except StoreError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise storage.altered(folder, part) from error
         return PartHead(ids, place_ids, *_vector_type(parquet.schema_arrow, storage.join(folder, part.name)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from s4g_ray import storage
 from s4g_ray.config import DataConfig, ModelConfig, TrainConfig
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.object_store import raise_outage
 
 StateDict = Mapping[str, Tensor]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -185,8 +186,12 @@ def encode_weights(encoder: Encoder) -> bytes:
 
 
 def load_weights(encoder: Encoder, data: bytes, source: str) -> None:
-    """Load what encode_weights gave. Raises InputError that lists keys and shapes that do not fit."""
-    _load_strictly(encoder, safetensors.torch.load(data), source)
+    """Load what encode_weights gave. Raises InputError for other bytes, or lists keys and shapes that do not fit."""
+    try:
+        state = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{source} is not a safetensors file: {error}") from error
+    _load_strictly(encoder, state, source)
 
 
 def load_encoder(cfg: ModelConfig, checkpoint: str) -> Encoder:
@@ -227,6 +232,7 @@ def read_state(uri: str) -> StateDict:
     try:
         data = storage.read_bytes(path)
     except OSError as error:
+        raise_outage(error)
         raise InputError(f"cannot read weights: {error}") from error
     try:
         if path.endswith(".safetensors"):

@@ -17,5 +17,9 @@ class WriteError(RunError, OSError):
     """A store that is full, or that refuses. Exit code 1."""
 
 
+class StoreError(RunError, OSError):
+    """An object store that refuses, or did not answer however often it was asked: names bucket and key. Exit code 1."""
+
+
 class DeadProcessError(RuntimeError):
     """A process that a worker needs has died: the worker is lost, and started again as one that died itself."""

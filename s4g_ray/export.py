@@ -12,6 +12,7 @@ from s4g_ray import storage
 from s4g_ray.config import RunConfig, load_config, parse_config
 from s4g_ray.encoder import WEIGHTS, Numerics, encode_weights, load_encoder
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.object_store import raise_outage
 
 DESCRIPTION = "model.json"
 PUBLISHED_WEIGHTS = "model.pth"
@@ -54,6 +55,7 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         storage.write_bytes(storage.join(target, PUBLISHED_WEIGHTS), published.getvalue())
         storage.write_json(storage.join(target, DESCRIPTION), description)
     except OSError as error:
+        raise_outage(error)
         raise InputError(str(error)) from error
     return description
 

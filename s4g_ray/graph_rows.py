@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from s4g_ray import storage
 from s4g_ray.candidate_kernels import count_shared_rows
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, StoreError
 from s4g_ray.neighbors import NeighborGraph, read_graph_part
+from s4g_ray.parquet import plain
 from s4g_ray.places import rows_of
 from s4g_ray.shards import spread_rows
 
@@ -34,12 +35,15 @@ def read_rows(uri: str, low: int, high: int, k: int) -> tuple[Ints, Ints, NDArra
     """
     filesystem, path = storage.filesystem_of(uri)
     try:
-        table = pq.read_table(
+        read = pq.read_table(
             path, columns=["place_id", "neighbors", "scores"], filesystem=filesystem, partitioning=None,
             filters=[("place_id", ">=", low), ("place_id", "<=", high)],
-        ).combine_chunks()  # fmt: skip
+        )  # fmt: skip
+    except StoreError:
+        raise
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(f"{uri} cannot be read ({error}); it is missing, cut short or altered") from error
+    table = plain(read, uri).combine_chunks()
     neighbors, scores = (table[name].combine_chunks() for name in ("neighbors", "scores"))
     filled = np.arange(k) < neighbors.value_lengths().to_numpy(zero_copy_only=False)[:, None]
     padded = np.full(filled.shape, -1, dtype=np.int64)

@@ -7,6 +7,7 @@ Images are uint8 [3, H, W]; the encoder normalises, a batch at a time. Decoded p
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,13 +19,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from s4g_ray.config import DataConfig, Size
-from s4g_ray.errors import BadImageError
+from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.ranges import read_ranges
 
 if TYPE_CHECKING:  # loader processes need no tables, and these take a second to import
     from s4g_ray.dataset import ImageTable, View
 
+MAX_PIXELS = 200_000_000  # of an image: its pixels take three times as many bytes
+# which decode by themselves: Pillow's list has EPS, which is a program that it hands to Ghostscript
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "BMP", "GIF", "PPM", "AVIF")
 READ_AT_ONCE = 64  # images whose bytes are read together; decoded they are one at a time in memory
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses more than twice as many, by the file's header
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # and warns from there on
 _HEADING_STREAM = 0x686561  # keeps the headings that embeddings see apart from other draws of the same seed
 
 
@@ -47,26 +53,39 @@ def image_files(table: ImageTable, rows: Sequence[int]) -> list[ImageFile]:
 
 
 def decode(data: bytes) -> Tensor:
-    """The bytes of an image file -> RGB uint8 [3, H, W], upright as its EXIF says. Raises ValueError when corrupt."""
+    """The bytes of an image file -> RGB uint8 [3, H, W], upright as its EXIF says.
+
+    Raises ValueError when it is corrupt, of none of FORMATS, or has more than MAX_PIXELS: that is known before anything
+    is decoded.
+    """
     if not data:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             turned = "exif" in image.info or "xmp" in image.info  # else transposing would only copy
             plain = image.format == "JPEG" and image.mode == "RGB" and not turned
-            pixels = _decode_jpeg(data) if plain else None
+            pixels = _decode_jpeg(data, image.size) if plain else None
             if pixels is None:
                 pixels = _rgb(ImageOps.exif_transpose(image) if turned else image)
             return torch.from_numpy(pixels).permute(2, 0, 1)
     except UnidentifiedImageError as error:
         raise ValueError("not an image file of a known format") from error
+    except Image.DecompressionBombError as error:
+        size = str(error).split(",")[0]  # "Image size (... pixels) exceeds limit of ... pixels"
+        raise ValueError(f"{size}: decoding it could take all memory; cut it up or make it smaller") from error
     except Exception as error:  # a damaged file makes Pillow raise many kinds: OSError, SyntaxError, struct.error...
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
-    """As Pillow decodes it, in two thirds of the time; None for a file with any fault, which is for Pillow to judge."""
+def _decode_jpeg(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """As Pillow decodes it, in two thirds of the time; None for a file with any fault, which is for Pillow to judge.
+
+    size: width and height as Pillow has read them, and found them not too large.
+    """
     try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if (width, height) != size:
+            return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
     except ValueError:
         return None
@@ -91,7 +110,7 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
 def read_images(files: Sequence[ImageFile]) -> Iterator[Tensor | BadImageError]:
     """Each image as it is stored, uint8 [3, h, w], or what is wrong with it; in order.
 
-    Bytes are read READ_AT_ONCE images at a time, neighbors in a file by one read (ranges.py).
+    Bytes are read READ_AT_ONCE images at a time, neighbors in a file by one read (ranges.py). Raises StoreError.
     """
     for start in range(0, len(files), READ_AT_ONCE):
         some = files[start : start + READ_AT_ONCE]
@@ -100,6 +119,9 @@ def read_images(files: Sequence[ImageFile]) -> Iterator[Tensor | BadImageError]:
 
 
 def _decoded(file: ImageFile, data: bytes | OSError | EOFError) -> Tensor | BadImageError:
+    """Raises StoreError: that a store does not answer is no fault of an image."""
+    if isinstance(data, StoreError):
+        raise data
     try:
         if isinstance(data, Exception):
             raise data

@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray import storage
 from s4g_ray.dataset import SPLITS, VIEWS, GeoDataset, View, gallery_splits
+from s4g_ray.errors import InputError, StoreError
 from s4g_ray.places import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
 from s4g_ray.progress import Update
 
@@ -189,6 +190,8 @@ def missing_files(paths: Sequence[str], *, num_threads: int, on_progress: Update
     def missing(folder: str) -> dict[int, str]:
         try:
             names = set(storage.list_names(folder))
+        except (StoreError, InputError):  # of the store, not of these files
+            raise
         except (OSError, ValueError, ImportError) as error:  # ValueError: no such protocol; ImportError: its package
             return dict.fromkeys(folders[folder], f"{type(error).__name__}: {error}")
         return {number: "missing" for number in folders[folder] if paths[number].rpartition("/")[2] not in names}
@@ -217,6 +220,8 @@ def decode_images(inventory: Inventory, rows: Rows, *, num_threads: int, on_prog
         try:
             data = storage.read_bytes(inventory.paths[inventory.files[row]], *part)
             height, width = decode(data).shape[-2:]
+        except StoreError:
+            raise
         except OSError as error:
             return (0, 0), b"", f"{type(error).__name__}: {error}"
         except (ValueError, EOFError) as error:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from s4g_ray.augment import augment_pair, augment_reference
 from s4g_ray.config import AugmentConfig, DataConfig
-from s4g_ray.errors import BadImageError, DeadProcessError
+from s4g_ray.errors import BadImageError, DeadProcessError, StoreError
 from s4g_ray.images import ImageFile, fit_query, fit_reference, image_files, look, read_images
 
 if TYPE_CHECKING:  # as in images.py
@@ -109,6 +109,11 @@ class PairLoader:
         """End the processes or threads; nothing can be loaded afterwards."""
         self._source.close()
 
+    @property
+    def num_ready(self) -> int:
+        """Batches of the load in progress that are loaded and not taken yet."""
+        return self._source.num_ready()
+
     def load(
         self,
         query_ids: NDArray[np.int64],
@@ -147,18 +152,18 @@ def _files(table: ImageTable, ids: NDArray[np.int64]) -> list[ImageFile]:
 
 
 @dataclass(frozen=True)
-class _BatchMaker(Dataset[PairBatch | BadImageError]):
+class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
     """Makes batches, the same in any process and thread."""
 
     data: DataConfig
     augment: AugmentConfig
     seed: int
 
-    def __getitem__(self, order: _Order) -> PairBatch | BadImageError:
+    def __getitem__(self, order: _Order) -> PairBatch | BadImageError | StoreError:
         """A batch, or why there is none: torch would bury the message of what is raised in a process's traceback."""
         try:
             return self.make(order)
-        except BadImageError as error:
+        except (BadImageError, StoreError) as error:
             return error
 
     def make(self, order: _Order) -> PairBatch:
@@ -226,6 +231,8 @@ class _Source(Protocol):
 
     def load(self, orders: Iterator[_Order]) -> Iterator[PairBatch]: ...
 
+    def num_ready(self) -> int: ...
+
     def close(self) -> None: ...
 
 
@@ -235,9 +242,11 @@ class _Threads:
     def __init__(self, maker: _BatchMaker) -> None:
         self._maker = maker
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pair-loader")
+        self._waiting: deque[Future[PairBatch]] = deque()
 
     def load(self, orders: Iterator[_Order]) -> Iterator[PairBatch]:
         waiting: deque[Future[PairBatch]] = deque()
+        self._waiting = waiting
         try:
             while True:
                 while len(waiting) <= NUM_THREADS and (order := next(orders, None)) is not None:
@@ -248,6 +257,9 @@ class _Threads:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def num_ready(self) -> int:
+        return sum(future.done() for future in self._waiting)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -269,7 +281,7 @@ class _Processes:
     def __init__(self, maker: _BatchMaker, num_processes: int) -> None:
         self._orders = _Orders()
         self._loads = 0
-        self._loader: DataLoader[PairBatch | BadImageError] = DataLoader(
+        self._loader: DataLoader[PairBatch | BadImageError | StoreError] = DataLoader(
             maker,
             sampler=self._orders,
             batch_size=None,  # an item is a batch
@@ -288,7 +300,7 @@ class _Processes:
         load, self._orders.next = self._loads, orders
         items = self._guard(iter, self._loader)  # discards what an unfinished load has asked for
         while (item := self._guard(next, items, None)) is not None:
-            if isinstance(item, BadImageError):
+            if isinstance(item, Exception):
                 raise item
             yield item
             if load != self._loads:
@@ -308,6 +320,11 @@ class _Processes:
                 f"loader process {dead.pid} died with exit code {dead.exitcode}; if memory (-9) or /dev/shm (-7) ran"
                 " out, lower train.loader_processes"
             ) from error
+
+    def num_ready(self) -> int:
+        """Those in the queue to this process, and those taken out of it before their turn; torch has no public way."""
+        early = sum(len(task) == 2 for task in self._items._task_info.values())  # the process, and its answer
+        return early + int(self._items._data_queue.qsize())
 
     def close(self) -> None:
         self._items._shutdown_workers()  # torch has no public way

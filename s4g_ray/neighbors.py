@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray import storage
+from s4g_ray.parquet import plain
 from s4g_ray.place_tree import BarredNeighbors, Metres, PlaceTree, blocks_of, curve_order
 from s4g_ray.places import Exclusions, Places, unit_sphere
 from s4g_ray.progress import Update, ignore
@@ -127,7 +128,8 @@ class GraphPart(NamedTuple):
 def read_graph_part(uri: str, part: storage.Part, *, with_scores: bool = False) -> GraphPart:
     """A file of a published graph. Raises RunError when it is not what was published."""
     columns = None if with_scores else ["place_id", "neighbors"]
-    table = pq.read_table(io.BytesIO(storage.read_part(uri, part)), columns=columns).combine_chunks()
+    read = pq.read_table(io.BytesIO(storage.read_part(uri, part)), columns=columns)
+    table = plain(read, storage.join(uri, part.name)).combine_chunks()
     lists = table["neighbors"].combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     scores = table["scores"].combine_chunks().flatten().to_numpy() if "scores" in table.column_names else None

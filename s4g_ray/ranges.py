@@ -8,14 +8,16 @@ from typing import Any
 
 from s4g_ray import storage
 
-NEAR = 65_536  # bytes between two ranges of a file that cost less to read than a second read does
+# bytes between two ranges of a file that cost less to read than a second read does; a request to a store costs more
+NEAR, NEAR_REMOTE = 65_536, 262_144
 Range = tuple[str, int | None, int | None]  # uri, offset, length, as storage.read_bytes takes them
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes | OSError | EOFError]:
     """What storage.read_bytes gives for each (uri, offset, length), or what it raises; ranges may overlap.
 
-    Ranges of a file that lie NEAR each other are one read, and remote reads run at the same time.
+    Ranges of a file that lie NEAR (NEAR_REMOTE) each other are one read, and so are those of the same offset to its
+    end; remote reads run at the same time.
     """
     spans = _spans(ranges)
     found: list[Any] = [None] * len(ranges)
@@ -37,11 +39,14 @@ class _Span:
 
 def _spans(ranges: Sequence[Range]) -> list[_Span]:
     spans: list[_Span] = []
-    order = sorted(range(len(ranges)), key=lambda i: (ranges[i][0], ranges[i][1] or 0))
+    order = sorted(range(len(ranges)), key=lambda i: (ranges[i][0], ranges[i][1] or 0, ranges[i][2] is not None))
     for i in order:
         uri, start, length = ranges[i][0], ranges[i][1] or 0, ranges[i][2]
         last = spans[-1] if spans and spans[-1].uri == uri else None
-        if last is None or last.length is None or length is None or start > last.start + last.length + NEAR:
+        near = NEAR if storage.is_local(uri) else NEAR_REMOTE
+        if last is not None and last.length is None and (start, length) == (last.start, None):
+            last.members.append(i)
+        elif last is None or last.length is None or length is None or start > last.start + last.length + near:
             spans.append(_Span(uri, start, length, [i]))
         else:
             last.length = max(last.length, start + length - last.start)
@@ -51,6 +56,7 @@ def _spans(ranges: Sequence[Range]) -> list[_Span]:
 
 def _read_spans(spans: Sequence[_Span]) -> list[bytes | OSError | EOFError]:
     found: list[Any] = [None] * len(spans)
+    reached = {uri: storage.filesystem_of(uri) for uri in {s.uri for s in spans} if not storage.is_local(uri)}
     remote: dict[Any, list[int]] = {}  # by file system
     for i, span in enumerate(spans):
         if storage.is_local(span.uri):
@@ -59,9 +65,9 @@ def _read_spans(spans: Sequence[_Span]) -> list[bytes | OSError | EOFError]:
             except OSError as error:
                 found[i] = error
         else:
-            remote.setdefault(storage.filesystem_of(span.uri)[0], []).append(i)
+            remote.setdefault(reached[span.uri][0], []).append(i)
     for filesystem, members in remote.items():
-        paths = [storage.filesystem_of(spans[i].uri)[1] for i in members]
+        paths = [reached[spans[i].uri][1] for i in members]
         edges = [(spans[i].start, spans[i].length) for i in members]
         ends = [None if length is None else start + length for start, length in edges]
         results = filesystem.cat_ranges(paths, [start for start, _ in edges], ends, on_error="return")

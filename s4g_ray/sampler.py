@@ -22,6 +22,7 @@ from s4g_ray import storage
 from s4g_ray.assembly import PLACE, POSITION, Turns, assemble, count_hard
 from s4g_ray.bars import Bars
 from s4g_ray.neighbors import NeighborGraph
+from s4g_ray.parquet import plain
 from s4g_ray.place_rows import PlaceLookup, PlaceRows
 from s4g_ray.places import Exclusions
 
@@ -140,7 +141,8 @@ def _read_plan(uri: str, columns: list[str], *, gallery: bool) -> tuple[pa.Table
         counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         first = int(np.searchsorted(np.cumsum(counts), num_batches * batch_size, side="right"))
         groups = range(first, len(counts)) if gallery else range(first)
-        return file.read_row_groups(list(groups), columns=columns), num_batches, batch_size, gallery_size
+        rows = plain(file.read_row_groups(list(groups), columns=columns), uri)
+        return rows, num_batches, batch_size, gallery_size
 
 
 def plan_batches(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import fsspec
 
 from s4g_ray.errors import InputError, RunError, WriteError
+from s4g_ray.object_store import is_object_store
 
 MANIFEST = "_MANIFEST.json"
 PACKAGE_SCHEME = "package://"
@@ -37,8 +39,13 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path (or file:// URI) made absolute (workers run in other folders); s3:// URIs as they are."""
+    """A local path (or file:// URI) made absolute (workers run in other folders); s3:// URIs as they are.
+
+    Raises InputError for an empty path and for s3:// without a bucket, which unset variables leave.
+    """
     uri = uri.removeprefix("file://")
+    if not uri or re.fullmatch(r"s3a?://*", uri):
+        raise InputError(f"{uri!r} names no {'bucket' if uri else 'path'}; is a variable unset?")
     return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
 
 
@@ -64,6 +71,10 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     """The file system of a URI, and the path there; a local path is taken as it is, whatever signs it holds."""
     if is_local(uri):
         return fsspec.filesystem("file"), uri
+    if is_object_store(uri):
+        from s4g_ray.s3_filesystem import s3_filesystem  # takes a second to import
+
+        return s3_filesystem(), uri.partition("://")[2].rstrip("/")
     filesystem, path = fsspec.url_to_fs(uri)
     return filesystem, path
 
@@ -95,12 +106,12 @@ def remove(uri: str) -> None:
     """
     filesystem, path = filesystem_of(uri)
     try:
-        if filesystem.exists(f"{path}/{MANIFEST}"):
+        if filesystem.isfile(f"{path}/{MANIFEST}"):
             filesystem.rm_file(f"{path}/{MANIFEST}")
-        if filesystem.exists(path):
+        if is_object_store(uri) or filesystem.exists(path):
             filesystem.rm(path, recursive=True)
     except OSError as error:
-        raise WriteError(f"cannot remove {uri}: {error.strerror or error}; give access") from error
+        raise WriteError(f"cannot remove {uri}: {_reason(uri, error)}; give access") from error
 
 
 def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -> bytes:
@@ -141,11 +152,15 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def _refused(uri: str, data: bytes, error: OSError) -> WriteError:
-    reason = error.strerror or str(error) or type(error).__name__
     return WriteError(
-        f"cannot write {uri} ({len(data)} bytes): {reason}; what was published stays readable: make room, or give"
-        " access"
+        f"cannot write {uri} ({len(data)} bytes): {_reason(uri, error)}; what was published stays readable: make room,"
+        " or give access"
     )
+
+
+def _reason(uri: str, error: OSError) -> str:
+    """What went wrong with a URI, without the URI."""
+    return (error.strerror or str(error) or type(error).__name__).removeprefix(f"{uri}: ")
 
 
 def _write_whole(uri: str, data: bytes) -> None:
@@ -182,7 +197,7 @@ def read_json(uri: str) -> Any:
     """Read a JSON document. Raises FileNotFoundError, and RunError when it is not JSON."""
     try:
         return json.loads(read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{uri} is not valid JSON ({error}); it was cut short or altered") from error
 
 
@@ -222,6 +237,14 @@ class Part:
     num_bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        """Raises RunError for a name by which a file outside the folder would be read, or none."""
+        steps = self.name.split("/")
+        if "://" in self.name or "\0" in self.name or any(step in ("", ".", "..") for step in steps):
+            raise RunError(
+                f"a published folder names a file outside itself, or none: {self.name!r}; it was altered, remove it"
+            )
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -258,7 +281,9 @@ def publish(
 
 def is_published(folder: str) -> bool:
     """Whether a folder has its manifest."""
-    return exists(join(folder, MANIFEST))
+    filesystem, path = filesystem_of(join(folder, MANIFEST))
+    filesystem.invalidate_cache()
+    return bool(filesystem.isfile(path))
 
 
 def open_published(folder: str, kind: str, stamp: Stamp | None = None) -> Manifest:
@@ -267,12 +292,20 @@ def open_published(folder: str, kind: str, stamp: Stamp | None = None) -> Manife
         value = read_json(join(folder, MANIFEST))
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no published {kind}: {MANIFEST} is missing") from error
-    if value.get("kind") != kind:
-        raise RunError(f"{folder} holds {value.get('kind')!r}, not {kind!r}")
-    found = Stamp(**value["stamp"]) if value["stamp"] else None
+    if not isinstance(value, dict) or value.get("kind") != kind:
+        raise RunError(f"{folder} holds {value.get('kind') if isinstance(value, dict) else value!r}, not {kind!r}")
+    try:
+        found = Stamp(**value["stamp"]) if value["stamp"] else None
+        manifest = Manifest(kind, tuple(Part(**part) for part in value["parts"]), found, value["info"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{join(folder, MANIFEST)} is no manifest ({error!r}); remove {folder} and resume") from error
+    except RunError as error:
+        raise RunError(f"{join(folder, MANIFEST)}: {error}") from error
+    if not isinstance(manifest.info, dict):
+        raise RunError(f"{join(folder, MANIFEST)} is no manifest (info={manifest.info!r}); remove {folder} and resume")
     if stamp is not None and found is not None:
         stamp.require(found, folder)
-    return Manifest(kind, tuple(Part(**part) for part in value["parts"]), found, value["info"])
+    return manifest
 
 
 def read_part(folder: str, part: Part) -> bytes:
@@ -293,12 +326,15 @@ def open_part(folder: str, part: Part) -> Any:
     """
     filesystem, path = filesystem_of(join(folder, part.name))
     try:
-        size = filesystem.size(path)
+        file = filesystem.open(path, "rb")
+        size = file.seek(0, io.SEEK_END)  # of a remote file: the request that opening it made has told
+        file.seek(0)
     except FileNotFoundError as error:
         raise _missing(folder, part) from error
     if size != part.num_bytes:
+        file.close()
         raise altered(folder, part)
-    return filesystem.open(path, "rb")
+    return file
 
 
 def altered(folder: str, part: Part) -> RunError:

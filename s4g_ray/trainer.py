@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -46,8 +47,7 @@ class Training:
 
     def __init__(self, config: RunConfig, numerics: Numerics) -> None:
         self._config = config
-        self._scratch = storage.join(config.run_dir, ".ray_train")  # Ray wants one; our checkpoints lie elsewhere
-        storage.remove(self._scratch)
+        self._scratch = _make_scratch(config.run_dir)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.ray.start_timeout_s:g}"
@@ -148,6 +148,19 @@ def _trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) 
             callbacks=[_Losses(mailbox)],  # type: ignore[list-item]
         ),
     )
+
+
+def _make_scratch(run_dir: str) -> str:
+    """A folder for what Ray Train says of itself, on the driver's node; our checkpoints lie elsewhere.
+
+    Never on an object store: Ray would go there by a client of its own, and only checkpoints reported to Ray, which
+    ours are not, must be seen by all nodes.
+    """
+    if not storage.is_local(run_dir):
+        return tempfile.mkdtemp(prefix="s4g-ray-train-")
+    folder = storage.join(run_dir, ".ray_train")
+    storage.remove(folder)  # of a driver that was killed
+    return folder
 
 
 def _last_line(error: BaseException | None) -> str:

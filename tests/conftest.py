@@ -23,8 +23,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.s3_server import client, environment, serving
+from s4g_ray import object_store, storage
 from s4g_ray.config import RunConfig, parse_config
 from s4g_ray.dataset import GeoDataset, write_dataset
+from tests.object_store import Store, copy_dataset, proxied
 
 NUM_TRAIN, NUM_TEST, SIZE = 96, 24, 32
 
@@ -86,6 +89,18 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> GeoDataset:
     return write_synthetic(tmp_path_factory.mktemp("data") / "synthetic")
 
 
+def with_validation(synthetic: GeoDataset, folder: Path, name: str = "validated") -> GeoDataset:
+    """The same images, half of the test places a validation split; half in a region named as the data set."""
+    made = []
+    for table in (synthetic.references.to_table(), synthetic.queries.to_table()):
+        split = ["train"] * NUM_TRAIN + ["val"] * (NUM_TEST // 2) + ["test"] * (NUM_TEST // 2)
+        uris = [storage.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
+        for column, values in (("split", split), ("uri", uris), ("region", [name, "elsewhere"] * (len(uris) // 2))):
+            table = table.sort_by("id").set_column(table.column_names.index(column), column, pa.array(values))
+        made.append(table)
+    return write_dataset(str(folder), *made, name=name)
+
+
 def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -> RunConfig:
     """A configuration that runs in seconds; keyword arguments change its sections."""
     tree: dict[str, Any] = {
@@ -116,3 +131,27 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests")
     yield
     ray.shutdown()
+
+
+ATTEMPTS = 6  # of a request to the store
+
+
+@pytest.fixture(scope="session")
+def object_server(synthetic: GeoDataset) -> Iterator[Store]:
+    """A store with the synthetic data set as s3://data/synthetic."""
+    with serving("data") as endpoint, proxied(endpoint) as proxy:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment(endpoint).items():
+                patch.setenv(name, value)
+            copy_dataset(synthetic, "s3://data/synthetic")
+        yield Store(proxy, client(endpoint))
+
+
+@pytest.fixture
+def store(object_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store, reached through its proxy by the environment, with short waits between attempts."""
+    for name, value in {**environment(object_server.proxy.endpoint), "AWS_MAX_ATTEMPTS": str(ATTEMPTS)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.02)
+    object_server.proxy.reset()
+    return object_server

@@ -33,10 +33,11 @@ class Command:
     faults: Sequence[Fault] = ()
     resume: bool = False
     module: str = "s4g_ray.cli"
+    folder: Path | None = None  # configuration and output lie beside it; the run's own, if not given
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        run = Path(self.config.run_dir)
+        run = self.folder or Path(self.config.run_dir)
         run.parent.mkdir(parents=True, exist_ok=True)
         config = run.with_suffix(".yaml")
         config.write_text(dump_config(self.config))
@@ -106,14 +107,15 @@ class Command:
         """Titles of processes that outlive the command by so long, some titles left out."""
         deadline = time.monotonic() + within_s
         while True:
-            titles = [title for title in map(_title, self.processes()) if title != "Z"]
+            titles = [title for title in map(title_of, self.processes()) if title != "Z"]
             left = [title for title in titles if not any(name in title for name in but)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
 
 
-def _title(number: int) -> str:
+def title_of(number: int) -> str:
+    """The command line of a process."""
     try:
         return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except FileNotFoundError:  # it has ended meanwhile

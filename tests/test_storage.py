@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from s4g_ray import storage
 from s4g_ray.errors import InputError, RunError, WriteError
-from s4g_ray.ranges import NEAR, Range, read_ranges
+from s4g_ray.ranges import NEAR, NEAR_REMOTE, Range, read_ranges
 from s4g_ray.run_folder import read_records
 
 STAMP = storage.Stamp(step=1, weights_sha256="a", preprocessing="p", dataset="d", dim=4, dtype="float32")
@@ -134,7 +134,7 @@ def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
 ) -> None:
     """A batch of a packed file: 64 images of 1 kB one after the other, two that are far from them, and two files."""
     reads: list[tuple[str, int | None, int | None]] = []
-    content = bytes(300_000)
+    content = bytes(700_000)
 
     def cat_file(self: Any, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         reads.append((path, start, end))
@@ -146,14 +146,14 @@ def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
     monkeypatch.setattr(storage, "read_there", read)
-    for folder in ("memory://", str(tmp_path)):
+    for folder, edge in (("memory://", 64_000 + NEAR_REMOTE), (str(tmp_path), 64_000 + NEAR)):
         near = [(f"{folder}/packed", 1000 * i, 1000) for i in reversed(range(64))]
-        far = [(f"{folder}/packed", 64_000 + NEAR + 1, 10), (f"{folder}/packed", 200_000, 10)]
+        far = [(f"{folder}/packed", edge + 1, 10), (f"{folder}/packed", 650_000, 10)]
         reads.clear()
         read_ranges([*near, *far, (f"{folder}/other", None, None), (f"{folder}/third", None, None)])
         assert sorted(reads, key=str) == sorted(
             [
-                ("/packed", 0, 64_000), ("/packed", 129_537, 129_547), ("/packed", 200_000, 200_010),
+                ("/packed", 0, 64_000), ("/packed", edge + 1, edge + 11), ("/packed", 650_000, 650_010),
                 ("/other", 0, None), ("/third", 0, None),
             ],
             key=str,
@@ -179,7 +179,7 @@ def test_an_empty_object_named_as_a_folder_is_not_in_the_folder(monkeypatch: pyt
             return ["bucket/train/drone/", "bucket/train/drone/0007/", "bucket/train/drone/a.jpg"]
 
     monkeypatch.setattr("fsspec.url_to_fs", lambda uri: (Marked(), "bucket/train/drone"))
-    assert storage.list_names("s3://bucket/train/drone") == ["0007", "a.jpg"]
+    assert storage.list_names("gs://bucket/train/drone") == ["0007", "a.jpg"]
 
 
 def test_package_files_resolve_and_missing_ones_are_named() -> None:
@@ -199,3 +199,9 @@ def test_a_store_that_refuses_is_named_with_the_reason(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     storage.append_bytes(f"{tmp_path}/metrics.jsonl", b'{"kind": "step", "step": 1}\n{"kind": "st')
     assert read_records(str(tmp_path)) == [{"kind": "step", "step": 1}]
+
+
+@pytest.mark.parametrize("uri", ["", "s3://", "s3:///", "file://"])
+def test_a_path_that_an_unset_variable_leaves_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="is a variable unset"):
+        storage.absolute(uri)
