@@ -329,7 +329,7 @@ def _draw_background(axes: Any) -> None:
     except InputError:
         axes.imshow(np.full((1, 1, 3), 225, dtype=np.uint8), extent=(-180, 180, -90, 90))
         return
-    with Image.open(uri) as image:
+    with Image.open(uri, formats=("JPEG",)) as image:
         axes.imshow(np.asarray(image.convert("RGB").resize((1800, 900))), extent=(-180, 180, -90, 90), alpha=0.75)
 
 

