@@ -128,6 +128,12 @@ class Coordinator:
             failed = {epoch for epoch in self._failures if epoch > max(self._ready)}
             return {*self._mining, *self._evaluating, *running, *failed}
 
+    @property
+    def queue_length(self) -> int:
+        """Epochs whose rounds wait to be begun."""
+        with self._changed:
+            return len({*self._mining, *self._evaluating})
+
     def _is_busy(self) -> bool:
         return self._fatal is None and bool(self._mining or self._evaluating or self._running is not None)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import ray
 
+from s4g_ray import object_store
+from s4g_ray.autoscaling import await_room
 from s4g_ray.checkpoint import Checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
 from s4g_ray.checks import check_against_dataset, check_index, check_resources
 from s4g_ray.config import RunConfig
@@ -26,16 +24,17 @@ from s4g_ray.encoder_pool import EncoderPool
 from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.graphs import Graphs, Miner
 from s4g_ray.mailbox import Message
-from s4g_ray.placement import Node, nodes_of
+from s4g_ray.metrics import Exporter
 from s4g_ray.plans import Planner
 from s4g_ray.preemption import PreemptedError, Preemption
-from s4g_ray.progress import Reporter, Update, without_ray_lines
+from s4g_ray.progress import Reporter, Update
 from s4g_ray.report import write_report
 from s4g_ray.rounds import RoundWork, Span, overlap
 from s4g_ray.run_folder import Record, RunFolder, result_of
 from s4g_ray.run_folder import RunResult as RunResult
 from s4g_ray.sampler import load_record
 from s4g_ray.schedule import Schedule
+from s4g_ray.session import ray_session
 from s4g_ray.trainer import Training
 
 CLOSE_S = 30.0  # for workers to end
@@ -48,6 +47,7 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     checkpoint.grace_s, with a checkpoint of the step that it came in. Raises InputError for bad input (before
     anything is written), RunError when the run cannot go on.
     """
+    object_store.apply(config.storage)
     told = Preemption()
     with told.watched():
         dataset = open_dataset(config.data.uri)
@@ -58,48 +58,17 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
             try:
                 told.check()
                 num_pairs = len(dataset.pairs(config.data.train_split))
-                check_resources(config, nodes, num_pairs=num_pairs)  # before weights are looked for, or downloaded
+                fits = partial(check_resources, config, num_pairs=num_pairs)
+                reporter = reporter or Reporter()
+                await_room(config.ray, fits, nodes, reporter, tick=told.check)  # before weights are downloaded
                 encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
-                runner = _Run(config, dataset, folder, encoder, reporter or Reporter(), told)
+                runner = _Run(config, dataset, folder, encoder, reporter, told)
                 runner.check()
                 folder.start()
                 runner.go(start)
             except PreemptedError:
                 return result_of(folder, finished=False)
         return result_of(folder, finished=True)
-
-
-@contextmanager
-def ray_session(config: RunConfig) -> Iterator[list[Node]]:
-    """A Ray session: the caller's, that of the configured address, or one on this machine; yields its nodes."""
-    if ray.is_initialized():
-        yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
-        return
-    # Ray Train: a dead worker is seen within a second, and nothing but our own lines is printed
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # else Ray stops idle processes but for one a CPU: on few cores, each embedding job would start its tasks' anew
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(8, os.cpu_count() or 1)))
-    warnings.filterwarnings("ignore", module="ray")
-    remote = config.ray.address or os.environ.get("RAY_ADDRESS")
-    with without_ray_lines():
-        try:
-            ray.init(
-                address=remote or "local",  # none: ours, even where another runs on this machine
-                num_cpus=None if remote else config.ray.num_cpus,
-                include_dashboard=None if remote else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except ConnectionError as error:
-            raise InputError(f"no Ray cluster answers at {remote}: {error}") from error
-        try:
-            yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
-        finally:
-            ray.shutdown()
 
 
 class _Run:
@@ -139,6 +108,7 @@ class _Run:
             start = newest_checkpoint(self.folder.uri)
             assert start is not None
         self.folder.rewind(start)
+        self.exporter = self._open_exporter()
         self._restore_lines(start)
         self._train(start, self._choose_numerics())
         if (best := self.folder.info.get("best")) is not None:
@@ -146,6 +116,14 @@ class _Run:
             self.reporter.line(f"best checkpoint: {self.folder.checkpoint(best['epoch'])} ({value})")
         self.reporter.line(f"report: {write_report(self.folder.uri)}")
         self.folder.update(status="done")
+
+    def _open_exporter(self) -> Exporter:
+        """Whatever is logged from now on is exported."""
+        data = self.config.data
+        splits = {"evaluation": data.test_split, **({"validation": data.val_split} if data.val_split else {})}
+        exporter = Exporter(self.folder.uri, splits, self.folder.records)
+        self.folder.on_record = exporter.hear
+        return exporter
 
     def _train(self, start: Checkpoint, numerics: Numerics) -> None:
         """Set the stage: actors for rounds, their coordinator, the planner's thread, the workers."""
@@ -168,7 +146,7 @@ class _Run:
             self.training = Training(self.config, numerics)
             try:
                 self._epochs(start)
-                self.coordinator.finish(self._check)
+                self.coordinator.finish(self._watch)
             except PreemptedError:
                 self._preempt()
                 raise
@@ -225,11 +203,18 @@ class _Run:
         if self.over.is_set():
             raise PreemptedError
 
+    def _watch(self) -> None:
+        """As _check, for the main thread, which shows what waits whenever it looks."""
+        self._check()
+        ahead = [epoch for epoch, plan in list(self.plans.items()) if epoch > self.finished + 1 and plan.done()]
+        self.exporter.show_queue("plans", len(ahead))
+        self.exporter.show_queue("rounds", self.coordinator.queue_length)
+
     def _follow_epoch(self, epoch: int) -> None:
         """Show and log an epoch until rank 0 says that its checkpoint is published."""
         with self.reporter.stage(f"epoch {epoch} of {self.config.train.epochs}") as update:
             while not self.folder.find("epoch", epoch):
-                self._check()
+                self._watch()
                 self.coordinator.check()
                 for plan in [plan for plan in self.plans.values() if plan.done()]:
                     plan.result()
@@ -243,6 +228,7 @@ class _Run:
             self.folder.log_bad_images(message["reasons"])
         elif kind == "step":
             update(message.pop("done"), message.pop("total"))
+            self.exporter.show_queue("batches", message.pop("ahead"))
             self.folder.log("step", **message)
         elif kind == "waited":
             self.waits.append((message["since"], message["until"]))

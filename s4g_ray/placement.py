@@ -107,6 +107,14 @@ def describe_labels(nodes: Sequence[Node]) -> str:
     return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
 
 
+class NoRoomError(InputError):
+    """What runs at the same time does not fit on the nodes there are; `needs` would have to."""
+
+    def __init__(self, message: str, needs: Iterable[Need]) -> None:
+        super().__init__(message)
+        self.needs = tuple(needs)
+
+
 @dataclass(frozen=True)
 class Placed:
     """One of a need's actors or tasks, on a node, by number, and on GPUs of it, by number."""
@@ -170,37 +178,39 @@ def _pack(always: Sequence[Need], phases: Sequence[Sequence[Need]], nodes: Seque
 
     The largest go first, then other orders are tried. It is a rule of thumb: it may miss a tight packing, and Ray,
     which places one after the other, may get stuck where this finds room (starts that time out tell). Raises
-    InputError that names what does not fit when the largest go first.
+    NoRoomError that names what does not fit when the largest go first.
     """
-    refusal = None
+    refusal: NoRoomError | None = None
     for order in permutations(_largest_first(always)):
-        packing = Packing(nodes)
+        packing, needs = Packing(nodes), [*always]
         stuck, packings = packing.add_all(order), []
         for extra in phases if stuck is None else ():
             packings.append(packing.copy())
             packing_stuck = packings[-1].add_all(_largest_first(extra))
             if packing_stuck is not None:
-                stuck, packing = packing_stuck, packings[-1]
+                stuck, packing, needs = packing_stuck, packings[-1], [*always, *extra]
                 break
         if stuck is None:
             return packings
-        refusal = refusal or _describe_stuck(stuck, packing)
-    raise InputError(refusal)
+        refusal = refusal or NoRoomError(_describe_stuck(stuck, packing), needs)
+    assert refusal is not None
+    raise refusal
 
 
 def check_room(always: Sequence[Need], phases: Sequence[Sequence[Need]], nodes: Sequence[Node]) -> list[Packing]:
     """What is always there and what each phase adds beside it -> where it could be, for each phase.
 
-    Raises InputError with the arithmetic when some phase does not fit: in all, by labels, or node by node.
+    Raises NoRoomError with the arithmetic when some phase does not fit: in all, by labels, or node by node.
     """
     for extra in phases:
         _check_total("CPU", [*always, *extra], nodes)
         _check_total("GPU", [*always, *extra], nodes)
     for need in (*always, *(need for extra in phases for need in extra)):
         if not any(need.fits(node) for node in nodes):
-            raise InputError(
+            raise NoRoomError(
                 f"{need.selection} fits no node; the labels there are {describe_labels(nodes)}; change it, or start"
-                " nodes with `ray start --labels`"
+                " nodes with `ray start --labels`",
+                [*always, *(need for extra in phases for need in extra)],
             )
     return _pack(always, phases, nodes)
 
@@ -210,8 +220,9 @@ def _check_total(kind: Literal["CPU", "GPU"], needs: Sequence[Need], nodes: Sequ
     there = sum(_units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
     if needed > there:
         sums = _sum_up(kind, {need: need.count for need in needs})
-        raise InputError(
-            f"{needed / UNIT:g} {kind}s are needed ({sums}), but the cluster has {there / UNIT:g}; {REMEDIES[kind]}"
+        raise NoRoomError(
+            f"{needed / UNIT:g} {kind}s are needed ({sums}), but the cluster has {there / UNIT:g}; {REMEDIES[kind]}",
+            needs,
         )
 
 

@@ -61,7 +61,8 @@ def _remote(num_cpus: float) -> Callable[..., Any]:
     """remote(function, num_returns, *arguments) runs it as a task and gives its references."""
 
     def call(function: Callable[..., Any], num_returns: int, *arguments: Any) -> Any:
-        found = _task(function).options(num_cpus=num_cpus, num_returns=num_returns).remote(*arguments)
+        options = {"num_cpus": num_cpus, "num_returns": num_returns, "scheduling_strategy": "SPREAD"}
+        found = _task(function).options(**options).remote(*arguments)
         return [found] if num_returns == 1 else found
 
     return call

@@ -7,6 +7,7 @@ import math
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,7 @@ class RunFolder:
     ) -> None:
         self.uri, self.config, self.info = uri, config, info
         self.records, self.bad_images = records, bad_images
+        self.on_record: Callable[[Record], None] | None = None  # told each line, in the thread that logs it
         self._lock = threading.RLock()  # rounds write beside the training
         self._written = 0.0  # when an object store got metrics.jsonl
 
@@ -120,7 +122,12 @@ class RunFolder:
             elif kind != "step" or time.monotonic() - self._written > STEPS_EVERY_S:  # whole objects only
                 self._written = time.monotonic()
                 self._write_lines("metrics.jsonl", self.records)
+            self._tell(record)
         return record
+
+    def _tell(self, record: Record) -> None:
+        if self.on_record is not None:
+            self.on_record(record)
 
     def find(self, kind: str, epoch: int) -> list[Record]:
         """The lines of a kind about an epoch."""
@@ -135,6 +142,7 @@ class RunFolder:
             if new:
                 self.bad_images += [{"reason": reason} for reason in new]
                 self._write_lines("bad_images.jsonl", self.bad_images)
+                self._tell({"kind": "bad_images", "new": len(new)})
 
     def rewind(self, start: Checkpoint) -> None:
         """Forget what was logged and computed after a checkpoint: it is done again. Its own plan stays."""

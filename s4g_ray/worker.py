@@ -25,13 +25,15 @@ from s4g_ray.checkpoint import Checkpoint, epoch_uri, newest_checkpoint, save_ch
 from s4g_ray.config import RunConfig
 from s4g_ray.dataset import open_dataset
 from s4g_ray.encoder import Encoder, load_encoder
-from s4g_ray.errors import BadImageError, InputError, RunError, WriteError
+from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, WriteError
 from s4g_ray.loader import PairBatch, PairLoader
 from s4g_ray.sampler import load_gallery, load_plan, load_record
 from s4g_ray.steps import Outcome, Schedule, Stepper, step_seed
 
 Ints = NDArray[np.int64]
-FAILURES: dict[str, type[Exception]] = {e.__name__: e for e in (BadImageError, InputError, RunError, WriteError)}
+FAILURES: dict[str, type[Exception]] = {
+    e.__name__: e for e in (BadImageError, InputError, RunError, StoreError, WriteError)
+}
 LINES_KEPT = 200  # of metrics.jsonl about an epoch, in its checkpoints: a driver that dies may not have written them
 _VOTES = {"stop": 1, "save": 2}
 
@@ -119,6 +121,7 @@ class _Worker:
         self.device = get_device()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.stopped = self.mailbox.stopped.remote()
+        self.ahead = 0.0  # batches loaded ahead, mean of the ranks
         self.loader = loader
         self.encoder: Encoder = load_encoder(config.model, start.uri)
         self.stepper = Stepper(self.encoder, job["numerics"], cfg, self.device)
@@ -211,10 +214,11 @@ class _Worker:
         vote = 0
         if self.rank == 0 and ray.wait([self.stopped], timeout=0)[0]:
             vote = _VOTES[ray.get(self.stopped)]
-        values = [float(outcome.loss), load_s, batch.pairs_masked, batch.gallery_masked, vote]
+        values = [float(outcome.loss), load_s, batch.pairs_masked, batch.gallery_masked, self.loader.num_ready, vote]
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(shared)
-        loss, load_s, masked, gallery_masked, vote_all = shared.tolist()
+        loss, load_s, masked, gallery_masked, ahead, vote_all = shared.tolist()
+        self.ahead = ahead / self.size
         totals = self.totals
         totals.batches += 1
         totals.loss += loss / self.size
@@ -234,7 +238,7 @@ class _Worker:
         totals.logged, totals.logged_loss = totals.batches, totals.loss
         if self.rank == 0:
             self.lines.append({**self._state(self.epoch + 1), "loss": mean})
-            self.post("step", done=self.batch, total=num_batches, **self.lines[-1])
+            self.post("step", done=self.batch, total=num_batches, ahead=self.ahead, **self.lines[-1])
 
     def _state(self, epoch: int) -> dict[str, float]:
         return {

@@ -110,6 +110,24 @@ def damage(made: PairLoader, folder: Path) -> None:
     made.queries.uris[2], made.references.uris[5] = str(folder / "broken.png"), str(folder / "none.png")
 
 
+@pytest.mark.parametrize("threads", [True, False])
+def test_batches_that_are_loaded_and_not_taken_are_counted(
+    synthetic: GeoDataset, processes: PairLoader, threads: bool
+) -> None:
+    with loader(synthetic) as of_threads:
+        made = of_threads if threads else processes
+        load = made.load(IDS, IDS, epoch=5)
+        next(load)
+        deadline = time.monotonic() + 60
+        while made.num_ready < 2:  # all that are left
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert next(load).number == 1
+        assert made.num_ready == 1
+        list(load)
+        assert made.num_ready == 0
+
+
 @pytest.mark.parametrize("num_processes", [0, 1])
 def test_a_corrupt_image_fails_by_name_or_masks_its_pair(
     synthetic: GeoDataset, tmp_path: Path, num_processes: int

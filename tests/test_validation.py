@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, write_dataset
+from s4g_ray.dataset import GeoDataset
 from s4g_ray.pipeline import run
 from s4g_ray.rounds import best_epoch
 from s4g_ray.run_folder import read_records
-from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
+from tests.conftest import NUM_TEST, tiny_config, with_validation
 
 
 def test_the_best_epoch_is_the_first_with_the_highest_metric_on_the_validation_split() -> None:
@@ -30,15 +29,7 @@ def test_the_best_epoch_is_the_first_with_the_highest_metric_on_the_validation_s
 
 @pytest.fixture
 def validated(synthetic: GeoDataset, tmp_path: Path) -> GeoDataset:
-    """Half of the test places are a validation split."""
-    made = []
-    for table in (synthetic.references.to_table(), synthetic.queries.to_table()):
-        split = ["train"] * NUM_TRAIN + ["val"] * (NUM_TEST // 2) + ["test"] * (NUM_TEST // 2)
-        uris = [storage.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
-        for name, values in (("split", split), ("uri", uris)):
-            table = table.sort_by("id").set_column(table.column_names.index(name), name, pa.array(values))
-        made.append(table)
-    return write_dataset(str(tmp_path / "data"), *made, name="validated")
+    return with_validation(synthetic, tmp_path / "data")
 
 
 @pytest.mark.cluster

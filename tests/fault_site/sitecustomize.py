@@ -1,8 +1,9 @@
 """Faults on cue: in every process of a run that has this folder on its PYTHONPATH, when a certain object is written.
 
-S4G_FAULTS is a JSON list of {"at": parts of the object's URI, "do": kill | full | die, "marker": file}. kill: half of
-the object is written under a temporary name, then the process is killed; die: the thread ends; both once, which the
-marker remembers. full: that object and all after it are refused, as by a full disk, while the marker is there.
+S4G_FAULTS is a JSON list of {"at": parts of the object's URI, "do": kill | full | refuse | die, "marker": file}. kill:
+half of the object is written under a temporary name, then the process is killed; refuse: the write fails; die: the
+thread ends; each once, which the marker remembers. full: that object and all after it are refused, as by a full disk,
+while the marker is there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def _strike(fault: dict[str, str], uri: str, data: bytes) -> None:
     if not _meant(fault, uri) or marker.exists():
         return
     marker.touch()
+    if fault["do"] == "refuse":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
     if fault["do"] == "die":
         raise SystemExit("on cue")
     target = Path(uri)
