@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli_common import fail, interruptible, make_reporter, print_json
+from s4g_ray.cli_common import interruptible, make_reporter, print_json, run_app
 from s4g_ray.convert_cli import convert_app
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError
 from s4g_ray.index_cli import index_app
+from s4g_ray.job import check_kept, stop_note
+from s4g_ray.pack_cli import pack
+from s4g_ray.stage_cli import embed, mine
 
 app = typer.Typer(
     help="Cross-view geo-localisation: train with hard negatives mined across a cluster.",
@@ -22,6 +25,9 @@ app = typer.Typer(
 GO_ON = "interrupted; what was published stays: go on with the same run_dir and values and --resume (`s4g train`)"
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
+app.command()(pack)
+app.command()(embed)
+app.command()(mine)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -51,16 +57,25 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate as a configuration says."""
+    again = shlex.join(["s4g", "train", config, *(overrides or []), "--resume"])
+    train_as_configured(config, overrides or [], resume=resume, as_json=as_json, again=again)
+
+
+def train_as_configured(config: str, overrides: list[str], *, resume: bool, as_json: bool, again: str) -> None:
+    """The command, and jobs/train.py; `again` is what goes on with an unfinished run."""
     from s4g_ray.config import load_config
 
-    loaded = load_config(config, overrides or [])  # before the slow imports: a misspelt key is answered at once
+    loaded = load_config(config, overrides)  # before the slow imports: a misspelt key is answered at once
+    check_kept("run_dir", loaded.run_dir)
     from s4g_ray.pipeline import run
 
     reporter = make_reporter(as_json)
+    if (note := stop_note(loaded.checkpoint.grace_s)) is not None:
+        reporter.line(note)
     with interruptible(GO_ON):
         result = run(loaded, resume=resume, reporter=reporter)
     if not result.finished:
-        reporter.line(f"resume with: {shlex.join(['s4g', 'train', config, *(overrides or []), '--resume'])}")
+        reporter.line(f"resume with: {again}")
     print_json(as_json, {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished})
 
 
@@ -161,17 +176,8 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def main() -> None:
-    """Run the command; one clear message instead of a traceback for what a user can act on."""
-    try:
-        app()
-    except InputError as error:
-        fail(str(error), 2)
-    except RunError as error:
-        fail(str(error), 1)
-    except ImportError as error:
-        if "faiss" not in str(error):
-            raise
-        fail(str(error), 1)
+    """Run the command."""
+    run_app(app)
 
 
 if __name__ == "__main__":

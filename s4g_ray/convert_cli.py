@@ -8,8 +8,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli_common import interruptible, make_reporter, print_json
+from s4g_ray.job import check_kept
 
-convert_app = typer.Typer(help="Convert a source into a canonical data set.", no_args_is_help=True)
+convert_app = typer.Typer(
+    help="Convert a source into a canonical data set.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 FolderOf = Annotated[str, typer.Argument(help="The data set's folder as published, or s3://...")]
 Target = Annotated[str, typer.Argument(help="Where the data set goes: a folder or s3://...")]
@@ -144,6 +151,7 @@ def earth(
     from s4g_ray.datasets import earth
 
     options = {"tile_km": tile_km, "step_km": step_km, "size": size, "test_region": test_region, "seed": seed}
+    check_kept("TARGET", target)
     reporter = make_reporter(as_json)
     with interruptible(), reporter.stage("cutting tiles") as update:
         dataset = earth.convert(source, target, on_progress=update, **options)
@@ -152,6 +160,7 @@ def earth(
 
 def _convert(convert: Callable[..., Any], source: str, target: str, as_json: bool, **options: Any) -> None:
     """Convert, saying what is left out, then what was made."""
+    check_kept("TARGET", target)
     reporter, notes = make_reporter(as_json), list[str]()
 
     def note(line: str) -> None:

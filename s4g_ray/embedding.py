@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
 from s4g_ray import __version__, storage
-from s4g_ray.commits import WORK, Files, read_commit, write_commit
+from s4g_ray.commits import WORK, Files, check_reached, read_commit, write_commit
 from s4g_ray.config import DataConfig, RunConfig, Size
 from s4g_ray.dataset import VIEWS, GeoDataset, ImageTable, View
 from s4g_ray.encoder import Numerics
@@ -34,6 +34,7 @@ from s4g_ray.progress import Update, ignore
 Row = dict[str, Any]
 PART_BYTES = 64_000_000  # of pixels: a loading task holds a few times as much
 LOADER_CPUS = 0.25  # logical, of a task that reads and decodes a part
+SHOWN = 10  # images that were left out
 LOADERS = 2  # for each actor: while it encodes the part of one, the other reads the next
 
 
@@ -49,6 +50,14 @@ class EmbeddingReport:
     warm_images_per_s: float
     bad_images: tuple[str, ...]
     reused_parts: int = 0  # committed by a job that was cut off
+
+    def lines(self, name: str) -> list[str]:
+        """What is said of a job that embedded images of that name, and of the first few that were left out."""
+        bad = self.bad_images
+        left_out = f", left out {len(bad)}" if bad else ""
+        said = [f"embedded {self.images} {name}{left_out} in {self.seconds:.0f} s"]
+        more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        return said + [f"  {reason}" for reason in bad[:SHOWN]] + more
 
 
 @dataclass(frozen=True)
@@ -273,7 +282,8 @@ def _raise_fault(row: Row) -> None:
 def _publish(
     target: str, parts: list[storage.Part], stamp: storage.Stamp, splits: Sequence[str], bad: tuple[str, ...]
 ) -> None:
-    """Publish what was written; what lies beside it from an earlier job goes."""
+    """Publish what was written; what lies beside it from an earlier job goes. Raises RunError for lost parts."""
+    check_reached(target, parts)
     names = {part.name for part in parts}
     for folder in set(storage.list_names(target)) - {WORK}:
         stale = {f"{folder}/{name}" for name in storage.list_names(storage.join(target, folder))} - names

@@ -6,14 +6,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
 from rich.table import Table
 
-from s4g_ray import storage
+from s4g_ray import object_store, storage
+from s4g_ray.autoscaling import await_room
 from s4g_ray.checkpoint import save_checkpoint, stamp_of
 from s4g_ray.checks import check_resources, check_test_split
+from s4g_ray.commits import claim_folder
 from s4g_ray.config import RunConfig, override_config
 from s4g_ray.dataset import GeoDataset, View, open_dataset
 from s4g_ray.embedding import embed
@@ -22,10 +25,12 @@ from s4g_ray.encoder_pool import EncoderPool
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation import PROTOCOLS, Protocol
 from s4g_ray.export import Source, open_source
-from s4g_ray.pipeline import ray_session
+from s4g_ray.job import check_kept
+from s4g_ray.placement import Node
 from s4g_ray.places import format_metres
 from s4g_ray.progress import Reporter
 from s4g_ray.scoring import Metrics, Score, score_tables
+from s4g_ray.session import ray_session
 
 MARKER = "evaluation.json"  # says that a folder of --out is an evaluation's
 
@@ -73,8 +78,11 @@ def evaluate(
     for bad input, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
+    if config is not None:
+        object_store.apply(config.storage)
     opened = open_source(source, storage.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
+    object_store.apply(base.storage)
     dataset = open_dataset(base.data.uri)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
     heading = heading or base.data.query_heading
@@ -89,7 +97,7 @@ def evaluate(
     with _work_folder(out, made_with) as folder:
         encoder = load_encoder(base.model, opened.checkpoint) if opened.checkpoint else Encoder.build(base.model)
         with ray_session(base) as nodes:
-            check_resources(base, nodes, training=False)
+            await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base) as pool:
                 job = _Job(opened, numerics, dataset, encoder, folder, pool, reporter)
                 job.embed(configs[0], "references", "references")
@@ -97,6 +105,13 @@ def evaluate(
         if out is not None:
             storage.write_json(storage.join(folder, "result.json"), [result.as_dict() for result in found])
     return found
+
+
+def _check_nodes(config: RunConfig, out: str | None, nodes: Sequence[Node]) -> None:
+    """Raises InputError for several nodes without a folder that all of them reach, and NoRoomError."""
+    if out is None and len(nodes) > 1:  # one of them alone may have CPUs, and not be the driver's
+        raise InputError(f"the cluster has {len(nodes)} nodes; give --out s3://... or a folder that all of them reach")
+    check_resources(config, nodes, training=False)
 
 
 def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> str:
@@ -122,17 +137,10 @@ def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
             yield folder
         return
     folder = storage.absolute(out)
-    marker, names = storage.join(folder, MARKER), storage.list_names(folder)
-    if "result.json" in names:
+    check_kept("--out", folder)
+    if storage.exists(storage.join(folder, "result.json")):
         raise InputError(f"{out} holds a finished evaluation; remove it or choose another folder")
-    if MARKER in names and storage.read_json(marker) != made_with:
-        raise InputError(f"{out} was begun with {storage.read_json(marker)}, not {made_with}; choose another folder")
-    if names and MARKER not in names:
-        raise InputError(f"{out} is not empty, and was not begun by an evaluation; choose another folder")
-    try:
-        storage.write_json(marker, made_with)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error}") from error
+    claim_folder(folder, MARKER, made_with, "an evaluation")
     yield folder
 
 
@@ -172,12 +180,8 @@ class _Job:
                 views=[view], stamp=stamp, on_progress=update,
             )  # fmt: skip
         self.bad_images[name] = report.bad_images
-        left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
-        self.reporter.line(f"embedded {report.images} {name}{left_out} in {report.seconds:.0f} s")
-        for reason in report.bad_images[:10]:
-            self.reporter.line(f"  {reason}")
-        if len(report.bad_images) > 10:
-            self.reporter.line(f"  and {len(report.bad_images) - 10} more")
+        for line in report.lines(name):
+            self.reporter.line(line)
         return uri
 
     def evaluate(self, config: RunConfig) -> Evaluation:

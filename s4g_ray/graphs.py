@@ -148,7 +148,7 @@ class Miner:
         service = self._service(collection)
         k, previous = min(graphs.width(collection), len(np.unique(places))), graphs.newest_before(epoch, collection)
         rng = np.random.default_rng((config.seed, epoch, _SAMPLE_STREAM))
-        sample = _sample_queries(embeddings, queries, config.mining.recall_sample, rng)
+        sample = sample_queries(embeddings, queries, config.mining.recall_sample, rng)
         index = service.report(epoch, stamp=stamp) or service.build(  # there already: of a round that was cut off
             epoch, embeddings, ids, sample=sample, k=k, stamp=stamp
         )
@@ -158,7 +158,7 @@ class Miner:
                 service.client, epoch, embeddings, graphs.uri(epoch, collection), cfg=graphs.mining_of(collection), k=k,
                 query_ids=queries, reference_ids=ids, reference_places=places, exclusions=graphs.exclusions,
                 stamp=stamp, previous=graphs.uri(previous, collection) if previous is not None else None,
-                info={**_describe(index), "age": epoch - (previous or 0)}, on_progress=update,
+                info={**describe_index(index), "age": epoch - (previous or 0)}, on_progress=update,
             )  # fmt: skip
         self._say(collection, found)
 
@@ -183,7 +183,8 @@ class Miner:
         )
 
 
-def _describe(index: IndexReport) -> Record:
+def describe_index(index: IndexReport) -> Record:
+    """What a graph's manifest keeps of the index that it was mined with."""
     return {
         "index": index.kind, "references": index.num_vectors, "shards": index.num_shards, "index_gb": index.memory_gb,
         "recall": index.recall, "effort": index.effort, "engine": index.engine,
@@ -197,7 +198,7 @@ def _embedded_ids(embeddings: str, stamp: storage.Stamp) -> Ints:
     return np.concatenate([head.ids for head in read_heads((embeddings, part) for part in parts)])
 
 
-def _sample_queries(embeddings: str, ids: Ints, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def sample_queries(embeddings: str, ids: Ints, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Vectors of about `count` of some queries, from a few parts that are drawn at random: [n, D]."""
     parts = open_embeddings(embeddings, "queries").parts
     share = max(1, -(-count // min(len(parts), SAMPLED_PARTS)))

@@ -14,6 +14,7 @@ import ray
 
 from s4g_ray import storage
 from s4g_ray.actors import await_start, kill
+from s4g_ray.commits import check_reached
 from s4g_ray.config import MiningConfig
 from s4g_ray.errors import RunError
 from s4g_ray.index_client import IndexClient as IndexClient
@@ -310,10 +311,12 @@ class _Build:
     def _put_in_service(
         self, report: IndexReport, plan: IndexPlan, staged: list[Staged], stamp: storage.Stamp | None
     ) -> None:
-        """Publish, activate on all shards, then remove what is older."""
+        """Publish, activate on all shards, then remove what is older. Raises RunError for parts that are lost."""
         folder, version = self._folder, self._version
         info = {**staged[0].info, **asdict(report), "plan": asdict(plan)}
-        storage.publish(version_folder(folder, version), "index", [one.part for one in staged], stamp, info)
+        target, parts = version_folder(folder, version), [one.part for one in staged]
+        check_reached(target, parts)
+        storage.publish(target, "index", parts, stamp, info)
         others = [v for v in storage.published_versions(folder, "v") if v != version]
         kept = others[len(others) - (VERSIONS_KEPT - 1) :]
         try:

@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 
 from s4g_ray import __version__, storage
 from s4g_ray.candidates import Filters, Kept, References, Widths, check_ascending, find_neighbors, merge_neighbors
-from s4g_ray.commits import WORK, Files, read_commit, write_commit
+from s4g_ray.commits import WORK, Files, check_reached, read_commit, write_commit
 from s4g_ray.config import MiningConfig
 from s4g_ray.embedding_table import read_heads
 from s4g_ray.errors import InputError, RunError
@@ -33,6 +33,7 @@ from s4g_ray.failures import reason_of
 from s4g_ray.graph_rows import SampledRows, choose_rows, read_rows, sample_places
 from s4g_ray.mining_plan import SEARCHER_CPUS, Counts, MiningReport, count_groups, cut_ranges, job_key, plan_groups
 from s4g_ray.neighbors import NeighborGraph, publish_graph, write_graph_part
+from s4g_ray.parquet import plain
 from s4g_ray.places import Exclusions, rows_of
 from s4g_ray.progress import Update, ignore
 
@@ -292,7 +293,8 @@ def _search_group(row: Row, job: _Job, tables: _Tables) -> tuple[Ints, Kept]:
     parts = [storage.Part(**part) for part in json.loads(row["parts"])]
     table = pa.concat_tables(
         pq.read_table(io.BytesIO(storage.read_part(job.embeddings, part)), partitioning=None) for part in parts
-    ).combine_chunks()
+    )
+    table = plain(table, job.embeddings).combine_chunks()
     mined = rows_of(tables.query_ids, table["id"].to_numpy()) >= 0
     vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[mined]
     own = table["place_id"].to_numpy()[mined]
@@ -355,8 +357,9 @@ def _write_part(job: _Job, number: int, graph: NeighborGraph, counts: Counts) ->
 
 
 def _publish(target: str, outcomes: list[_Outcome], k: int, stamp: storage.Stamp, metrics: dict[str, Any]) -> None:
-    """Publish what was written; what lies beside it from an earlier job goes."""
+    """Publish what was written; what lies beside it from an earlier job goes. Raises RunError for lost parts."""
     parts = sorted((o.part for o in outcomes if o.part), key=lambda part: part.name)
+    check_reached(target, parts)
     names = {part.name for part in parts}
     for name in storage.list_names(target):
         if name.startswith("part-") and name not in names:

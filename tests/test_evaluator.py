@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from s4g_ray.export import Source, export, find_checkpoint
 from s4g_ray.images import load_view
 from s4g_ray.neighbors import NeighborGraph
 from s4g_ray.pipeline import RunResult, run
+from s4g_ray.placement import Node
 from s4g_ray.places import metres_between
 from s4g_ray.sampler import load_plan
 from tests.test_evaluation import metrics_loop, scores_loop
@@ -349,3 +351,15 @@ def test_sources_that_cannot_be_evaluated_are_refused(synthetic: GeoDataset, tmp
         with pytest.raises(InputError, match=message):
             evaluate(str(tmp_path / "w.pth"), synthetic.uri, config=config, overrides=overrides, **options)
     assert open_dataset(synthetic.uri).name == "synthetic"
+
+
+@pytest.mark.parametrize("cpus", [(2.0, 2.0), (0.0, 2.0)])
+def test_several_nodes_without_a_folder_of_all_are_refused_before_anything_is_embedded(
+    cpus: tuple[float, ...], synthetic: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(CONFIGS / "cvusa.yaml", [*SMALL, "data.query_heading=as_is"])
+    torch.save(Encoder.build(config.model).state_dict(), tmp_path / "w.pth")
+    nodes = [Node(number) for number in cpus]
+    monkeypatch.setattr("s4g_ray.evaluator.ray_session", lambda _: nullcontext(nodes))
+    with pytest.raises(InputError, match=r"^the cluster has 2 nodes; give --out s3://\.\.\. or a folder that all"):
+        evaluate(str(tmp_path / "w.pth"), synthetic.uri, config=config)

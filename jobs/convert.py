@@ -1,0 +1,9 @@
+"""`s4g convert` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/convert.py NAME ...`."""
+
+from __future__ import annotations
+
+from s4g_ray.cli_common import run_app
+from s4g_ray.convert_cli import convert_app
+
+if __name__ == "__main__":
+    run_app(convert_app)

@@ -1,0 +1,9 @@
+"""`s4g embed` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/embed.py ...`."""
+
+from __future__ import annotations
+
+from s4g_ray.cli_common import run_command
+from s4g_ray.stage_cli import embed
+
+if __name__ == "__main__":
+    run_command(embed)

@@ -1,0 +1,9 @@
+"""`s4g evaluate` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/evaluate.py ...`."""
+
+from __future__ import annotations
+
+from s4g_ray.cli import evaluate
+from s4g_ray.cli_common import run_command
+
+if __name__ == "__main__":
+    run_command(evaluate)

@@ -1,0 +1,9 @@
+"""`s4g mine` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/mine.py ...`."""
+
+from __future__ import annotations
+
+from s4g_ray.cli_common import run_command
+from s4g_ray.stage_cli import mine
+
+if __name__ == "__main__":
+    run_command(mine)

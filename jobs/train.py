@@ -1,0 +1,28 @@
+"""`s4g train` as a Ray job: `ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from s4g_ray.cli import AsJson, Overrides, train_as_configured
+from s4g_ray.cli_common import run_command
+
+
+def train(
+    config: Annotated[str, typer.Option(help="A YAML file in the working directory, or s3://...")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in run_dir, if there is one.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, mine and evaluate as a configuration says."""
+    arguments = [argument for argument in sys.argv if argument != "--resume"]
+    again = f"ray job submit ... -- {shlex.join(['python', *arguments, '--resume'])}"
+    train_as_configured(config, overrides or [], resume=resume, as_json=as_json, again=again)
+
+
+if __name__ == "__main__":
+    run_command(train)
