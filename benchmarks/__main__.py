@@ -13,7 +13,7 @@ from benchmarks import record
 # in this order: the last reckons with what the others measured
 NAMES = (
     "neighbors", "mining", "planning", "evaluation", "service", "index_kinds", "embedding", "precision",
-    "micro_batches", "loading", "overlap", "faults", "projection",
+    "micro_batches", "loading", "packing", "object_reads", "overlap", "faults", "projection",
 )  # fmt: skip
 
 

