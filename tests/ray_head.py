@@ -68,7 +68,7 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
             _await_port(port, head, folder / "head.log")
             yield Head(python, f"http://127.0.0.1:{port}", environment)
         finally:
-            _end(head, token)
+            _end(head, token, name)
 
 
 def _dependencies_only(folder: Path) -> Path:
@@ -97,13 +97,13 @@ def _await_port(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"the head does not answer: {log.read_text()}")
 
 
-def _end(head: subprocess.Popen[bytes], token: str) -> None:
-    """The head's processes are those that hold its token."""
+def _end(head: subprocess.Popen[bytes], token: str, folder: str) -> None:
+    """The head's processes are those that hold its token, or write to its folder: titles may overwrite variables."""
     head.terminate()
     with suppress(subprocess.TimeoutExpired):
         head.wait(5)
     deadline = time.monotonic() + 20
-    while (left := _holders(token)) and time.monotonic() < deadline:
+    while (left := _holders(token, folder)) and time.monotonic() < deadline:
         for number in left:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -111,10 +111,11 @@ def _end(head: subprocess.Popen[bytes], token: str) -> None:
     head.wait()
 
 
-def _holders(token: str) -> list[int]:
+def _holders(token: str, folder: str) -> list[int]:
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile, or is another user's
-            if token.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
+            ours = token.encode() in (process / "environ").read_bytes()
+            if ours or (process / "fd/1").readlink().is_relative_to(folder):
+                found.append(int(process.name))
     return found

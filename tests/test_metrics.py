@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from s4g_ray.config import RunConfig
@@ -65,13 +66,16 @@ def test_a_run_that_goes_on_shows_last_values_and_counts_anew() -> None:
 
 @pytest.mark.parametrize(
     ("run", "tag"),
-    [("/work/a/earth", "a/earth"), ("s3://bucket/b/earth/", "b/earth"), ("s3://bucket/c", "bucket/c"), ("/d", "d")],
+    [("/data/a/earth", "a/earth"), ("s3://bucket/b/earth/", "b/earth"), ("s3://bucket/c", "bucket/c"), ("/d", "d")],
 )
 def test_runs_of_one_name_in_different_folders_have_different_tags(run: str, tag: str) -> None:
     assert run_tag(run) == tag
 
 
-def test_a_metrics_port_that_is_taken_is_refused_before_ray_starts(synthetic: GeoDataset, tmp_path: Path) -> None:
+def test_a_metrics_port_that_is_taken_is_refused_before_ray_starts(
+    synthetic: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests have a session
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         config = tiny_config(tmp_path, synthetic.uri, ray={"metrics_port": port})
