@@ -78,8 +78,6 @@ def evaluate(
     for bad input, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
-    if config is not None:
-        object_store.apply(config.storage)
     opened = open_source(source, storage.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     object_store.apply(base.storage)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from s4g_ray import storage
+from s4g_ray import object_store, storage
 from s4g_ray.config import RunConfig, load_config, parse_config
 from s4g_ray.encoder import WEIGHTS, Numerics, encode_weights, load_encoder
 from s4g_ray.errors import InputError, RunError
@@ -94,8 +94,11 @@ def open_source(uri: str, data_uri: str, *, config: RunConfig | None = None, epo
     """Open a run's folder, an exported folder, or a file of weights, for use on a data set.
 
     A file of weights takes its architecture and sizes from model.json beside it, or from `config`, which goes
-    before what a run or an export says. Raises InputError for what is none of these.
+    before what a run or an export says, and says how the object store is reached. Raises InputError for what is none
+    of these.
     """
+    if config is not None:
+        object_store.apply(config.storage)
     path = storage.resolve_package(storage.absolute(uri))
     is_file = path.endswith((".pth", ".pt", ".safetensors"))
     if not is_file and storage.exists(storage.join(path, "run.json")):

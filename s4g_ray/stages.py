@@ -63,8 +63,6 @@ def embed_collection(
     """
     reporter, target = reporter or Reporter(), storage.absolute(target)
     check_kept("TARGET", target)
-    if config is not None:
-        object_store.apply(config.storage)
     opened = open_source(source, storage.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     object_store.apply(base.storage)
