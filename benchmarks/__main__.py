@@ -8,13 +8,26 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from benchmarks import record
+from benchmarks.support import record as records
 
 # in this order: the last reckons with what the others measured
 NAMES = (
-    "neighbors", "mining", "planning", "evaluation", "service", "index_kinds", "embedding", "precision",
-    "micro_batches", "loading", "packing", "object_reads", "overlap", "faults", "projection",
-)  # fmt: skip
+    "neighbors",
+    "mining",
+    "planning",
+    "evaluation",
+    "service",
+    "index_kinds",
+    "embedding",
+    "precision",
+    "micro_batches",
+    "loading",
+    "packing",
+    "object_reads",
+    "overlap",
+    "faults",
+    "projection",
+)
 
 
 def main(names: list[str]) -> int:
@@ -28,7 +41,7 @@ def main(names: list[str]) -> int:
         print(f"== {name}", flush=True)
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
             failed.append(name)
-    record.main()
+    records.main()
     if failed:
         print(f"failed: {', '.join(failed)}; what they measured before stays", file=sys.stderr)
     return 1 if failed else 0

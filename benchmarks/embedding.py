@@ -20,15 +20,17 @@ from typing import Any
 import ray
 import torch
 
-from benchmarks.record import Cell, record
-from s4g_ray import storage
-from s4g_ray.checkpoint import save_checkpoint, stamp_of
-from s4g_ray.config import RunConfig, load_config
-from s4g_ray.dataset import open_dataset
-from s4g_ray.embedding import embed
-from s4g_ray.encoder import Encoder, Numerics, load_encoder
-from s4g_ray.encoder_pool import EncoderPool
-from s4g_ray.session import ray_session
+from benchmarks.support.record import Cell, record
+from s4g_ray.config.loading import load_config
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import open_dataset
+from s4g_ray.distributed.session import ray_session
+from s4g_ray.encoder.actors import EncoderPool
+from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint, stamp_of
+from s4g_ray.encoder.embedding_job import embed
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics
+from s4g_ray.storage import files
 
 
 class Bare:
@@ -75,17 +77,29 @@ def main() -> None:
     numerics = Numerics(channels_last=True)
     speeds: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as folder, ray_session(config), EncoderPool(config) as pool:
-        checkpoint = storage.join(folder, "checkpoint")
+        checkpoint = files.join(folder, "checkpoint")
         encoder = Encoder.build(config.model)
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
         stamp = stamp_of(config, encoder, checkpoint, dataset.fingerprint)
         for _ in range(arguments.repeats):
             report = embed(
-                pool, config, dataset, checkpoint, storage.join(folder, "embeddings"),
-                splits=["train", "test"], numerics=numerics, stamp=stamp,
-            )  # fmt: skip
+                pool,
+                config,
+                dataset,
+                checkpoint,
+                files.join(folder, "embeddings"),
+                splits=["train", "test"],
+                numerics=numerics,
+                stamp=stamp,
+            )
             bare = bare_speed(config, checkpoint, numerics, report.images)
-            speeds.append((report.warm_images_per_s, bare, report.seconds - report.images / report.warm_images_per_s))
+            speeds.append(
+                (
+                    report.warm_images_per_s,
+                    bare,
+                    report.seconds - report.images / report.warm_images_per_s,
+                )
+            )
     rows: list[list[Cell]] = [
         [i, f"{job:.0f}", f"{bare:.0f}", f"{job / bare:.1%}", f"{rest_s:.1f}"]
         for i, (job, bare, rest_s) in enumerate(speeds)
@@ -104,13 +118,17 @@ def main() -> None:
         columns=["repeat", "job", "bare", "share", "beyond, s"],
         rows=rows,
         config={
-            "encoder": config.model.name, "size": config.data.query_size[0], "images": report.images,
-            "actors": config.embedding.num_actors, "threads": config.embedding.threads_per_actor,
-            "precision": numerics.precision, "channels_last": numerics.channels_last,
+            "encoder": config.model.name,
+            "size": config.data.query_size[0],
+            "images": report.images,
+            "actors": config.embedding.num_actors,
+            "threads": config.embedding.threads_per_actor,
+            "precision": numerics.precision,
+            "channels_last": numerics.channels_last,
         },
         rates={"images_per_s": statistics.median(job for job, _, _ in speeds)},
         order=70,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

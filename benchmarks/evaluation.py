@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import published_evaluation
-from benchmarks.record import Cell, Meter, apart, record
-from s4g_ray.evaluation import BLOCK_SCORES, retrieve
+from benchmarks.published import evaluation as published_evaluation
+from benchmarks.support.record import Cell, Meter, apart, record
+from s4g_ray.evaluation.metrics import BLOCK_SCORES, retrieve
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
 
-def embeddings(num_queries: int, per_place: int, num_references: int, dim: int, noise: float) -> Embeddings:
+def embeddings(
+    num_queries: int, per_place: int, num_references: int, dim: int, noise: float
+) -> Embeddings:
     """Queries, references and their places; the references of a place are as far from it as the queries."""
     rng = np.random.default_rng(0)
     places = np.arange(num_references) // per_place
@@ -56,7 +58,12 @@ def ours(*shape: Any) -> dict[str, Any]:
     found = Meter()(retrieve, *data)
     bare = Meter()(product, *data[:2])
     metrics = found.value.metrics("paper")
-    return {"seconds": found.seconds, "extra_gb": found.extra_gb, "product_s": bare.seconds, **metrics}
+    return {
+        "seconds": found.seconds,
+        "extra_gb": found.extra_gb,
+        "product_s": bare.seconds,
+        **metrics,
+    }
 
 
 def published(function: str, *shape: Any) -> dict[str, Any]:
@@ -72,18 +79,24 @@ def recall_row(count: int, dim: int, with_published: bool) -> tuple[list[Cell], 
     here = apart(ours, *shape)
     gflops = 2 * count**2 * dim / here["product_s"] / 1e9
     row: list[Cell] = [
-        count, f"{here['product_s']:.1f} s ({gflops:.0f} GFLOP/s)", f"{here['seconds']:.1f} s",
-        f"{here['seconds'] / here['product_s']:.2f}", f"{here['extra_gb']:.2f} GB",
-    ]  # fmt: skip
+        count,
+        f"{here['product_s']:.1f} s ({gflops:.0f} GFLOP/s)",
+        f"{here['seconds']:.1f} s",
+        f"{here['seconds'] / here['product_s']:.2f}",
+        f"{here['extra_gb']:.2f} GB",
+    ]
     if not with_published:
         return [*row, "-", "-", "-", "-"], gflops
     there = apart(published, "recalls", *shape)
     if any(abs(value - here[key]) > 2 / count for key, value in there["value"].items()):
         raise SystemExit(f"{count}: the forms disagree: {there['value']}, {here}")
     return [
-        *row, f"{there['seconds']:.1f} s", f"{there['extra_gb']:.1f} GB",
-        f"{there['seconds'] / here['seconds']:.1f}x", f"1/{there['extra_gb'] / here['extra_gb']:.0f}",
-    ], gflops  # fmt: skip
+        *row,
+        f"{there['seconds']:.1f} s",
+        f"{there['extra_gb']:.1f} GB",
+        f"{there['seconds'] / here['seconds']:.1f}x",
+        f"1/{there['extra_gb'] / here['extra_gb']:.0f}",
+    ], gflops
 
 
 def ap_row(num_queries: int, num_references: int, dim: int, noise: float) -> list[Cell]:
@@ -96,21 +109,35 @@ def ap_row(num_queries: int, num_references: int, dim: int, noise: float) -> lis
         if abs(there["value"] - here["ap"]) > 1e-4:
             raise SystemExit(f"the forms disagree: {there['value']}, {here}")
     return [
-        num_queries, num_references, f"{here['ap']:.3f}", f"{here['product_s']:.2f} s", f"{here['seconds']:.2f} s",
-        f"{sorting['seconds']:.1f} s", f"{sorting['seconds'] / here['seconds']:.1f}x", f"{at_once['seconds']:.1f} s",
+        num_queries,
+        num_references,
+        f"{here['ap']:.3f}",
+        f"{here['product_s']:.2f} s",
+        f"{here['seconds']:.2f} s",
+        f"{sorting['seconds']:.1f} s",
+        f"{sorting['seconds'] / here['seconds']:.1f}x",
+        f"{at_once['seconds']:.1f} s",
         f"{at_once['seconds'] / here['seconds']:.1f}x",
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=35_532)
-    parser.add_argument("--large", type=int, default=92_802, help="without the published form; 0: none")
-    parser.add_argument("--ap", type=int, nargs=2, default=[701, 51_355], help="queries and references; 0 0: none")
+    parser.add_argument(
+        "--large", type=int, default=92_802, help="without the published form; 0: none"
+    )
+    parser.add_argument(
+        "--ap", type=int, nargs=2, default=[701, 51_355], help="queries and references; 0 0: none"
+    )
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--name", default="evaluation")
     options = parser.parse_args()
-    rows = [recall_row(count, options.dim, count == options.count) for count in (options.count, options.large) if count]
+    rows = [
+        recall_row(count, options.dim, count == options.count)
+        for count in (options.count, options.large)
+        if count
+    ]
     record(
         options.name,
         title="Exact evaluation",
@@ -120,14 +147,21 @@ def main() -> None:
         " only). Both give the same recall. 92,802 is the size of CVACT's test set.",
         command="python -m benchmarks.evaluation",
         columns=[
-            "queries = references", "product", "here", "here / product", "memory", "published", "its memory",
-            "faster", "share",
+            "queries = references",
+            "product",
+            "here",
+            "here / product",
+            "memory",
+            "published",
+            "its memory",
+            "faster",
+            "share",
         ],
         rows=[row for row, _ in rows],
         config={"D": options.dim, "threads": torch.get_num_threads()},
         rates={"product_gflops": rows[0][1]},
         order=40,
-    )  # fmt: skip
+    )
     if options.ap[0]:
         record(
             f"{options.name}_ap",
@@ -138,13 +172,23 @@ def main() -> None:
             " each row of one product.",
             command="python -m benchmarks.evaluation",
             columns=[
-                "queries", "references", "AP", "product", "here", "each query sorted", "faster",
-                "product, then sorted", "faster",
+                "queries",
+                "references",
+                "AP",
+                "product",
+                "here",
+                "each query sorted",
+                "faster",
+                "product, then sorted",
+                "faster",
             ],
-            rows=[ap_row(options.ap[0], options.ap[1], options.dim, noise) for noise in (1.5, 4.0, 100.0)],
+            rows=[
+                ap_row(options.ap[0], options.ap[1], options.dim, noise)
+                for noise in (1.5, 4.0, 100.0)
+            ],
             config={"D": options.dim, "threads": torch.get_num_threads()},
             order=41,
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

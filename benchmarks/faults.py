@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import record
-from s4g_ray.config import RunConfig
+from benchmarks.support.record import record
+from s4g_ray.config.schema import RunConfig
 from tests.conftest import tiny_config, write_synthetic
-from tests.faulty_runs import ENCODER, SHARD, TRAINER, Command, records, steps
+from tests.support.faulty_runs import ENCODER, SHARD, TRAINER, Command, records, steps
 
 EVERY_STEPS = 10
 Row = list[str | int | float]
@@ -33,10 +33,19 @@ class Scene:
     def start(cls, folder: Path, dataset: str) -> Scene:
         """With workers that train and rounds beside them."""
         config = tiny_config(
-            folder / "run", dataset, ray={"num_cpus": 4}, train={"epochs": 400, "max_failures": 9},
-            checkpoint={"every_steps": EVERY_STEPS}, evaluation={"every_epochs": 400, "before_training": False},
-            mining={"schedule": "overlap", "every_epochs": 5, "lag_epochs": 5, "exact_engine": "torch"},
-        )  # fmt: skip
+            folder / "run",
+            dataset,
+            ray={"num_cpus": 4},
+            train={"epochs": 400, "max_failures": 9},
+            checkpoint={"every_steps": EVERY_STEPS},
+            evaluation={"every_epochs": 400, "before_training": False},
+            mining={
+                "schedule": "overlap",
+                "every_epochs": 5,
+                "lag_epochs": 5,
+                "exact_engine": "torch",
+            },
+        )
         return cls(config, Command(config))
 
     def reached(self) -> int:
@@ -48,7 +57,9 @@ class Scene:
         goal = self.reached() + more
         self.command.wait_for(lambda: self.reached() >= goal)
 
-    def recovery(self, name: str, how: str, strike: Callable[[], None], resume: bool = False) -> Row:
+    def recovery(
+        self, name: str, how: str, strike: Callable[[], None], resume: bool = False
+    ) -> Row:
         """Let the run go on for a while, then strike."""
         self.train_on()
         before, started = len(records(self.config, "workers")), time.perf_counter()
@@ -70,7 +81,12 @@ class Scene:
         self.command.wait_for(lambda: len(records(self.config, "workers")) > before)
         newest = records(self.config, "workers")[-1]["after_step"]
         self.command.wait_for(lambda: self.reached() > max(step, newest))
-        row: Row = [name, how, f"{max(0, step - newest)} steps", round(time.perf_counter() - started, 1)]
+        row: Row = [
+            name,
+            how,
+            f"{max(0, step - newest)} steps",
+            round(time.perf_counter() - started, 1),
+        ]
         print(row, flush=True)
         return row
 
@@ -85,11 +101,15 @@ class Scene:
         return row
 
 
-def publishing(scene: Scene, name: str, at: str, folder: Path, do: str = "kill", resume: bool = True) -> Row:
+def publishing(
+    scene: Scene, name: str, at: str, folder: Path, do: str = "kill", resume: bool = True
+) -> Row:
     """What publishes such an object dies over it (kill), or its thread ends (die), or the disk is full (full)."""
     scene.command.end()
     marker = folder / f"{do}-{at.split()[0].strip('/').replace('/', '-')}"
-    scene.command = Command(scene.config, [{"at": at, "do": do, "marker": str(marker)}], resume=True)
+    scene.command = Command(
+        scene.config, [{"at": at, "do": do, "marker": str(marker)}], resume=True
+    )
     before = len(records(scene.config, "workers"))
     scene.command.wait_for(marker.exists, until_it_ends=True)
     how = "--resume" if resume else "by itself"
@@ -127,11 +147,18 @@ def measure(scene: Scene, folder: Path) -> list[Row]:
         scene.round_recovery("an embedding actor", f"{ENCODER}.encode"),
         scene.round_recovery("an index shard", f"{SHARD}."),
         scene.recovery(
-            "the driver (kill -9)", "--resume", lambda: os.kill(command.process.pid, signal.SIGKILL), resume=True
+            "the driver (kill -9)",
+            "--resume",
+            lambda: os.kill(command.process.pid, signal.SIGKILL),
+            resume=True,
         ),
     ]
     told = scene.command
-    rows.append(scene.recovery("SIGTERM", "--resume", lambda: told.process.send_signal(signal.SIGTERM), resume=True))
+    rows.append(
+        scene.recovery(
+            "SIGTERM", "--resume", lambda: told.process.send_signal(signal.SIGTERM), resume=True
+        )
+    )
     for name, at, do, resume in (
         ("the driver, publishing embeddings", "embeddings/v= _MANIFEST", "kill", True),
         ("the driver, publishing a graph", "/neighbors/v= _MANIFEST", "kill", True),

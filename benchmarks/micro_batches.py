@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.record import Cell, Meter, apart, record
-from s4g_ray.config import ModelConfig, TrainConfig
-from s4g_ray.encoder import Encoder, Numerics
-from s4g_ray.loader import PairBatch
-from s4g_ray.steps import Stepper
+from benchmarks.support.record import Cell, Meter, apart, record
+from s4g_ray.config.schema import ModelConfig, TrainConfig
+from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics
+from s4g_ray.training.step import Stepper
 
 MICRO: tuple[int | None, ...] = (None, 32, 16, 8)
 ROUNDS, THREADS = 4, 2
@@ -49,7 +50,9 @@ class Case:
 
     def step(self) -> float:
         """The loss; at a learning rate of 0, so that all steps are the same."""
-        return self.stepper.step(self.batch, seed=0, position=float(self.train.epochs), where="the benchmark").loss
+        return self.stepper.step(
+            self.batch, seed=0, position=float(self.train.epochs), where="the benchmark"
+        ).loss
 
 
 def memory_gb(shape: Shape, micro: int | None) -> float:
@@ -61,16 +64,28 @@ def time_in_turns(shape: Shape) -> list[Timed]:
     losses = [case.step() for case in cases]  # the first one allocates
     rounds = [[Meter()(case.step).seconds for case in cases] for _ in range(ROUNDS)]
     weights = [case.stepper.encoder.parameters() for case in cases]
-    gradients = [torch.cat([p.grad.flatten() for p in each if p.grad is not None]).numpy() for each in weights]
-    return [Timed(*of) for of in zip(np.min(rounds, axis=0).tolist(), losses, gradients, strict=True)]
+    gradients = [
+        torch.cat([p.grad.flatten() for p in each if p.grad is not None]).numpy()
+        for each in weights
+    ]
+    return [
+        Timed(*of) for of in zip(np.min(rounds, axis=0).tolist(), losses, gradients, strict=True)
+    ]
 
 
-def row_of(micro: int | None, gigabytes: float, found: Timed, plain_gb: float, plain: Timed) -> list[Cell]:
+def row_of(
+    micro: int | None, gigabytes: float, found: Timed, plain_gb: float, plain: Timed
+) -> list[Cell]:
     difference = np.linalg.norm(found.gradient - plain.gradient) / np.linalg.norm(plain.gradient)
     return [
-        micro or "none", f"{gigabytes:.2f} GB", f"{gigabytes / plain_gb:.2f}", f"{found.seconds:.2f} s",
-        f"{found.seconds / plain.seconds:.2f}", f"{abs(found.loss - plain.loss):.0e}", f"{difference:.0e}",
-    ]  # fmt: skip
+        micro or "none",
+        f"{gigabytes:.2f} GB",
+        f"{gigabytes / plain_gb:.2f}",
+        f"{found.seconds:.2f} s",
+        f"{found.seconds / plain.seconds:.2f}",
+        f"{abs(found.loss - plain.loss):.0e}",
+        f"{difference:.0e}",
+    ]
 
 
 def main() -> None:
@@ -92,15 +107,24 @@ def main() -> None:
         " rounding: the norm of the difference over all weights, relative.",
         command="python -m benchmarks.micro_batches",
         columns=[
-            "micro_batch_size", "memory", "memory / none's", "step", "step / none's", "loss differs by", "gradient by",
+            "micro_batch_size",
+            "memory",
+            "memory / none's",
+            "step",
+            "step / none's",
+            "loss differs by",
+            "gradient by",
         ],
         rows=[row_of(*of, memory[0], timed[0]) for of in zip(MICRO, memory, timed, strict=True)],
         config={
-            "encoder": arguments.model, "size": arguments.size, "pairs": arguments.pairs, "precision": "fp32",
+            "encoder": arguments.model,
+            "size": arguments.size,
+            "pairs": arguments.pairs,
+            "precision": "fp32",
             "threads": THREADS,
         },
         order=85,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.published_mining import nearest_places, train_recall
-from benchmarks.record import Cell, Meter, apart, record
-from s4g_ray import exact_search
-from s4g_ray.candidates import Filters, References, Widths, find_neighbors, merge_neighbors
-from s4g_ray.mining_plan import Counts, MiningReport
+from benchmarks.published.mining import nearest_places, train_recall
+from benchmarks.support.record import Cell, Meter, apart, record
+from s4g_ray.index import exact_search
+from s4g_ray.mining.candidates import Filters, References, Widths, find_neighbors, merge_neighbors
+from s4g_ray.mining.report import Counts, MiningReport
 
 Vectors = NDArray[np.float32]
 BLOCK = 8192  # queries in one search
@@ -37,7 +37,9 @@ def embeddings(num_queries: int, num_references: int, dim: int) -> tuple[Vectors
     queries = rng.standard_normal((num_queries, dim), dtype=np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     for start in range(0, num_queries, BLOCK):
-        queries[start : start + BLOCK] += SIMILARITY * references[:num_queries][start : start + BLOCK]
+        queries[start : start + BLOCK] += (
+            SIMILARITY * references[:num_queries][start : start + BLOCK]
+        )
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     return queries, references
 
@@ -48,14 +50,22 @@ def published(count: int, dim: int, k: int, num_threads: int) -> dict[str, Any]:
     queries, references = (torch.from_numpy(vectors) for vectors in embeddings(count, count, dim))
     nearest_places(queries[:500], references[:500], k)  # starts the threads
     meter = Meter()
-    mined, recalled = meter(nearest_places, queries, references, k), meter(train_recall, queries, references)
+    mined, recalled = (
+        meter(nearest_places, queries, references, k),
+        meter(train_recall, queries, references),
+    )
     return {
-        "top_k_s": mined.seconds, "round_s": mined.seconds + recalled.seconds, "recall": recalled.value,
-        "extra_gb": max(mined.extra_gb, recalled.extra_gb), "sample": [mined.value[i] for i in range(CHECKED)],
-    }  # fmt: skip
+        "top_k_s": mined.seconds,
+        "round_s": mined.seconds + recalled.seconds,
+        "recall": recalled.value,
+        "extra_gb": max(mined.extra_gb, recalled.extra_gb),
+        "sample": [mined.value[i] for i in range(CHECKED)],
+    }
 
 
-def mine_exactly(queries: Vectors, references: Vectors, k: int, engine: Any, num_threads: int) -> Any:
+def mine_exactly(
+    queries: Vectors, references: Vectors, k: int, engine: Any, num_threads: int
+) -> Any:
     """Graph and train recall of queries and references of the same row, in one pass."""
     places = np.arange(len(references))
     known, filters = References(places, places), Filters(k)
@@ -64,15 +74,24 @@ def mine_exactly(queries: Vectors, references: Vectors, k: int, engine: Any, num
         lambda asked, width: exact_search.search(
             asked, references, places, width, engine=engine, num_threads=num_threads
         ),
-        queries, places[: len(queries)], known, filters, widths, block=BLOCK,
-    )  # fmt: skip
+        queries,
+        places[: len(queries)],
+        known,
+        filters,
+        widths,
+        block=BLOCK,
+    )
     graph = merge_neighbors(places[: len(queries)], kept.neighbors, kept.scores, k)
     counts = Counts.of_queries(kept) + Counts.of_graph(graph, 0)
-    report = MiningReport.of(counts, k, has_previous=False, without_embedding=0, seconds=0, reused_parts=0)
+    report = MiningReport.of(
+        counts, k, has_previous=False, without_embedding=0, seconds=0, reused_parts=0
+    )
     return graph, report
 
 
-def ours(num_queries: int, num_references: int, dim: int, k: int, num_threads: int) -> dict[str, Any]:
+def ours(
+    num_queries: int, num_references: int, dim: int, k: int, num_threads: int
+) -> dict[str, Any]:
     """The round here: seconds, extra memory, what it found. The engine is chosen and compiled before."""
     queries, references = embeddings(num_queries, num_references, dim)
     engine = exact_search.choose_engine(dim, num_threads)
@@ -80,9 +99,12 @@ def ours(num_queries: int, num_references: int, dim: int, k: int, num_threads: i
     mined = Meter()(mine_exactly, queries, references, k, engine, num_threads)
     graph, report = mined.value
     return {
-        "round_s": mined.seconds, "extra_gb": mined.extra_gb, "recall": report.train_recall, "engine": engine,
+        "round_s": mined.seconds,
+        "extra_gb": mined.extra_gb,
+        "recall": report.train_recall,
+        "engine": engine,
         "sample": graph.neighbors[:CHECKED].tolist(),
-    }  # fmt: skip
+    }
 
 
 def agreement(a: list[list[int]], b: list[list[int]]) -> float:
@@ -96,23 +118,35 @@ def compare(num_queries: int, num_references: int, options: argparse.Namespace) 
     dim, k, threads = options.dim, options.k, options.threads
     here = apart(ours, num_queries, num_references, dim, k, threads)
     row: list[Cell] = [
-        num_queries, num_references, f"{here['round_s']:.1f} s", f"{1000 * here['extra_gb']:.0f} MB",
-        here["engine"], f"{here['recall'][1]:.1%}",
-    ]  # fmt: skip
+        num_queries,
+        num_references,
+        f"{here['round_s']:.1f} s",
+        f"{1000 * here['extra_gb']:.0f} MB",
+        here["engine"],
+        f"{here['recall'][1]:.1%}",
+    ]
     if num_queries < num_references:
         return [*row, *["-"] * 6]
-    need_gb = (8 * num_references + 8 * dim) * num_queries / 1e9  # blocks and the matrix that joins them, vectors
+    need_gb = (
+        (8 * num_references + 8 * dim) * num_queries / 1e9
+    )  # blocks and the matrix that joins them, vectors
     if need_gb > options.memory_gb:
         return [*row, "-", "-", f"{need_gb:.0f} GB wanted", "-", "-", "-"]
     there = apart(published, num_references, dim, k, threads)
     same = agreement(there["sample"], here["sample"])
     if same < 0.999 or abs(there["recall"][1] - here["recall"][1]) > 1e-3:
-        raise SystemExit(f"{num_references}: graphs agree in {same:.2%}; {there['recall']}, {here['recall']}")
+        raise SystemExit(
+            f"{num_references}: graphs agree in {same:.2%}; {there['recall']}, {here['recall']}"
+        )
     return [
-        *row, f"{there['top_k_s']:.1f} s", f"{there['round_s']:.1f} s", f"{there['extra_gb']:.1f} GB",
-        f"{there['top_k_s'] / here['round_s']:.1f}x", f"{there['round_s'] / here['round_s']:.1f}x",
+        *row,
+        f"{there['top_k_s']:.1f} s",
+        f"{there['round_s']:.1f} s",
+        f"{there['extra_gb']:.1f} GB",
+        f"{there['top_k_s'] / here['round_s']:.1f}x",
+        f"{there['round_s'] / here['round_s']:.1f}x",
         f"{there['extra_gb'] / here['extra_gb']:.0f}x",
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
@@ -137,13 +171,25 @@ def main() -> None:
         " beyond the embeddings. Times grow with queries x references: the last row searches a sample of its queries.",
         command="python -m benchmarks.mining",
         columns=[
-            "queries", "references", "here", "memory", "engine", "train R@1",
-            "published top-k", "published round", "its memory", "top-k / here", "round / here", "memory ratio",
+            "queries",
+            "references",
+            "here",
+            "memory",
+            "engine",
+            "train R@1",
+            "published top-k",
+            "published round",
+            "its memory",
+            "top-k / here",
+            "round / here",
+            "memory ratio",
         ],
-        rows=[compare(num_queries, num_references, options) for num_queries, num_references in sizes],
+        rows=[
+            compare(num_queries, num_references, options) for num_queries, num_references in sizes
+        ],
         config={"D": options.dim, "k": options.k, "threads": options.threads, "block": BLOCK},
         order=20,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

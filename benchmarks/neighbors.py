@@ -18,10 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.published_geography import nearest
-from benchmarks.record import Cell, Meter, apart, record
-from s4g_ray.neighbors import geographic_blocks, geographic_graph, geographic_neighbors, write_graph_part
-from s4g_ray.places import Places
+from benchmarks.published.geography import nearest
+from benchmarks.support.record import Cell, Meter, apart, record
+from s4g_ray.data.places import Places
+from s4g_ray.data.tables.neighbor_graph import write_graph_part
+from s4g_ray.sampling.geographic_neighbors import (
+    geographic_blocks,
+    geographic_graph,
+    geographic_neighbors,
+)
 
 SPACING_DEG = 30 / 111_195
 REPEATS, FEW = 5, 100_000  # the median of so many runs, for so few places: they take a second
@@ -36,7 +41,11 @@ def city(count: int) -> Places:
 
 def stream(places: Places, k: int, folder: str) -> dict[str, float]:
     """Seconds of computing and of writing, and what was written."""
-    blocks, number, found = geographic_blocks(places, k), 0, {"compute_s": 0.0, "write_s": 0.0, "bytes": 0.0}
+    blocks, number, found = (
+        geographic_blocks(places, k),
+        0,
+        {"compute_s": 0.0, "write_s": 0.0, "bytes": 0.0},
+    )
     while True:
         started = time.perf_counter()
         block = next(blocks, None)
@@ -85,9 +94,12 @@ def row_of(count: int, k: int, with_published: bool) -> tuple[list[Cell], dict[s
         "disk_bytes_per_pair": here["bytes"] / count / k,
     }
     row: list[Cell] = [
-        count, f"{here['compute_s']:.2f} s", f"{here['extra_gb']:.2f} GB", f"{here['write_s']:.2f} s",
+        count,
+        f"{here['compute_s']:.2f} s",
+        f"{here['extra_gb']:.2f} GB",
+        f"{here['write_s']:.2f} s",
         f"{here['bytes'] / 1e9:.2f} GB",
-    ]  # fmt: skip
+    ]
     if not with_published:
         return [*row, "-", "-", "-", "-"], rates
     there = apart(published, count, k)
@@ -95,19 +107,27 @@ def row_of(count: int, k: int, with_published: bool) -> tuple[list[Cell], dict[s
     if same < 0.9999:
         raise SystemExit(f"{count}: the forms agree on {same:.2%} of the neighbors only")
     return [
-        *row, f"{there['seconds']:.1f} s", f"{there['extra_gb']:.2f} GB",
-        f"{there['seconds'] / here['compute_s']:.0f}x", f"1/{there['extra_gb'] / here['extra_gb']:.0f}",
-    ], rates  # fmt: skip
+        *row,
+        f"{there['seconds']:.1f} s",
+        f"{there['extra_gb']:.2f} GB",
+        f"{there['seconds'] / here['compute_s']:.0f}x",
+        f"1/{there['extra_gb'] / here['extra_gb']:.0f}",
+    ], rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--counts", type=int, nargs="*", default=[10_000, 35_532], help="compared with N x N")
+    parser.add_argument(
+        "--counts", type=int, nargs="*", default=[10_000, 35_532], help="compared with N x N"
+    )
     parser.add_argument("--large", type=int, nargs="*", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--k", type=int, default=128)
     parser.add_argument("--name", default="neighbors")
     options = parser.parse_args()
-    found = [row_of(count, options.k, count in options.counts) for count in [*options.counts, *options.large]]
+    found = [
+        row_of(count, options.k, count in options.counts)
+        for count in [*options.counts, *options.large]
+    ]
     record(
         options.name,
         title="Geographic neighbors",
@@ -116,12 +136,22 @@ def main() -> None:
         " neighbors. Up to 100,000 places the median of five runs. Memory is beyond the places' coordinates and holds"
         " a block as it is written; the share is of the published form's.",
         command="python -m benchmarks.neighbors",
-        columns=["places", "here", "memory", "writing Parquet", "on disk", "N x N", "its memory", "faster", "share"],
+        columns=[
+            "places",
+            "here",
+            "memory",
+            "writing Parquet",
+            "on disk",
+            "N x N",
+            "its memory",
+            "faster",
+            "share",
+        ],
         rows=[row for row, _ in found],
         config={"k": options.k},
         rates=found[-1][1],
         order=10,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import aiohttp
 import numpy as np
 
-from benchmarks.record import record
-from benchmarks.s3_server import ACCESS_KEY, client, environment, serving
-from s4g_ray.images import READ_AT_ONCE
-from s4g_ray.loader import NUM_THREADS
-from s4g_ray.ranges import read_ranges
+from benchmarks.support.record import record
+from benchmarks.support.s3_server import ACCESS_KEY, client, environment, serving
+from s4g_ray.data.images import READ_AT_ONCE
+from s4g_ray.data.pair_loader import NUM_THREADS
+from s4g_ray.storage.byte_ranges import read_ranges
 
 IMAGES, KILOBYTES, CONNECTIONS, REPEATS = 512, 30, 32, 5
 BUCKET = "bench"
@@ -34,7 +34,9 @@ def read_here(keys: Sequence[str]) -> list[bytes]:
         return read_ranges([(f"s3://{BUCKET}/{key}", None, None) for key in batch])
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return [data for found in pool.map(read, batches) for data in found if isinstance(data, bytes)]
+        return [
+            data for found in pool.map(read, batches) for data in found if isinstance(data, bytes)
+        ]
 
 
 def boto_reader(endpoint: str) -> Read:
@@ -43,7 +45,9 @@ def boto_reader(endpoint: str) -> Read:
 
     def read(keys: Sequence[str]) -> list[bytes]:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            return list(pool.map(lambda key: store.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys))
+            return list(
+                pool.map(lambda key: store.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys)
+            )
 
     return read
 
@@ -51,7 +55,9 @@ def boto_reader(endpoint: str) -> Read:
 def http_reader(endpoint: str) -> Read:
     """Bare HTTP over as many connections, its signature made up and nothing checked: what the server gives at most."""
     scope = f"{ACCESS_KEY}/20260101/us-east-1/s3/aws4_request"  # by which the server tells S3 from other services
-    headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"}
+    headers = {
+        "Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
+    }
 
     async def read_all(keys: Sequence[str]) -> list[bytes]:
         connector = aiohttp.TCPConnector(limit=CONNECTIONS)
@@ -66,7 +72,9 @@ def http_reader(endpoint: str) -> Read:
     return lambda keys: asyncio.run(read_all(keys))
 
 
-def measure(readers: dict[str, Read], images: dict[str, bytes], rng: np.random.Generator) -> dict[str, list[float]]:
+def measure(
+    readers: dict[str, Read], images: dict[str, bytes], rng: np.random.Generator
+) -> dict[str, list[float]]:
     """Seconds for all images in random order, in turns; REPEATS of each after one that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(REPEATS + 1):
@@ -88,7 +96,11 @@ def main() -> None:
         store = client(endpoint)
         for key, data in images.items():
             store.put_object(Bucket=BUCKET, Key=key, Body=data)
-        readers = {"here (read_ranges)": read_here, "boto3": boto_reader(endpoint), "bare HTTP": http_reader(endpoint)}
+        readers = {
+            "here (read_ranges)": read_here,
+            "boto3": boto_reader(endpoint),
+            "bare HTTP": http_reader(endpoint),
+        }
         seconds = measure(readers, images, rng)
     bound = seconds["bare HTTP"]
     rows: list[list[str | int | float]] = []
@@ -106,7 +118,12 @@ def main() -> None:
         command="python -m benchmarks.object_reads",
         columns=["client", "images/s", "MB/s", "of bare HTTP"],
         rows=rows,
-        config={"images": IMAGES, "kilobytes": KILOBYTES, "connections": CONNECTIONS, "repeats": REPEATS},
+        config={
+            "images": IMAGES,
+            "kilobytes": KILOBYTES,
+            "connections": CONNECTIONS,
+            "repeats": REPEATS,
+        },
         order=86,
     )
 

@@ -11,17 +11,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.record import record
-from s4g_ray.config import RunConfig, load_config, override_config
-from s4g_ray.coordinator import Coordinator
+from benchmarks.support.record import record
+from s4g_ray.config.loading import load_config, override_config
+from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import RunError
-from s4g_ray.pipeline import run
-from s4g_ray.schedule import Schedule
+from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.rounds.coordinator import Coordinator
+from s4g_ray.pipeline.rounds.schedule import Schedule
 
 COSTS = (0.5, 1.0, 2.0)  # of a mining round, in training intervals
 SETTINGS = {
-    "sync": ("sync", "wait"), "overlap, wait": ("overlap", "wait"), "overlap, reuse": ("overlap", "reuse"),
-}  # fmt: skip
+    "sync": ("sync", "wait"),
+    "overlap, wait": ("overlap", "wait"),
+    "overlap, reuse": ("overlap", "reuse"),
+}
 
 
 class Sleeper:
@@ -48,7 +51,9 @@ def simulate(config: RunConfig, epoch_s: float, round_s: float) -> tuple[float, 
     finished = 0
 
     def choose(epoch: int) -> int:
-        version = coordinator.graph_for(epoch, late=lambda: finished >= epoch - 1, check=lambda: None)
+        version = coordinator.graph_for(
+            epoch, late=lambda: finished >= epoch - 1, check=lambda: None
+        )
         assert version is not None
         return schedule.age(version, epoch)
 
@@ -78,10 +83,17 @@ def simulated_rows(config: RunConfig, epoch_s: float) -> list[list[Any]]:
             for name, (how, late) in SETTINGS.items():
                 if (how == "sync" and lag != 1) or (late == "reuse" and cost <= lag / every):
                     continue
-                mining = {"schedule": how, "when_late": late, "every_epochs": every, "lag_epochs": lag}
+                mining = {
+                    "schedule": how,
+                    "when_late": late,
+                    "every_epochs": every,
+                    "lag_epochs": lag,
+                }
                 made = config.model_copy(update={"mining": config.mining.model_copy(update=mining)})
                 waited, seconds, age = simulate(made, epoch_s, cost * every * epoch_s)
-                rows.append([every, lag, f"{cost:g}x", name, f"{waited / seconds:.1%}", f"{age:.1f}"])
+                rows.append(
+                    [every, lag, f"{cost:g}x", name, f"{waited / seconds:.1%}", f"{age:.1f}"]
+                )
                 print(rows[-1], flush=True)
     return rows
 
@@ -94,14 +106,23 @@ def real_rows(config: RunConfig) -> list[list[Any]]:
             made = override_config(config, [f"run_dir={folder}/run", f"mining.schedule={name}"])
             found = run(made).records
         epochs = [r for r in found if r["kind"] == "epoch"][1:]
-        waited, trained = sum(r["wait_s"] for r in epochs), sum(r["load_s"] + r["step_s"] for r in epochs)
+        waited, trained = (
+            sum(r["wait_s"] for r in epochs),
+            sum(r["load_s"] + r["step_s"] for r in epochs),
+        )
         rounds = [r for r in found if r["kind"] == "round" and "mine_s" in r]
         round_s = sum(r.get("embed_s", 0) + r["mine_s"] for r in rounds) / len(rounds)
         hidden = [r["mining_overlap"] for r in epochs if "mining_overlap" in r]
-        rows.append([
-            name, f"{trained / len(epochs):.1f}", f"{round_s:.1f}", f"{waited / (waited + trained):.1%}",
-            f"{sum(hidden) / len(hidden):.0%}", f"{waited + trained:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{trained / len(epochs):.1f}",
+                f"{round_s:.1f}",
+                f"{waited / (waited + trained):.1%}",
+                f"{sum(hidden) / len(hidden):.0%}",
+                f"{waited + trained:.0f}",
+            ]
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -113,7 +134,9 @@ def main() -> None:
     parser.add_argument("--data", default="data/earth")
     parser.add_argument("--simulated-only", action="store_true")
     args = parser.parse_args()
-    earth = load_config("configs/earth.yaml", [f"data.uri={args.data}", f"train.epochs={args.epochs}"])
+    earth = load_config(
+        "configs/earth.yaml", [f"data.uri={args.data}", f"train.epochs={args.epochs}"]
+    )
     record(
         "overlap_simulated",
         title="Mining beside training: simulated costs",
@@ -121,14 +144,25 @@ def main() -> None:
         " intervals (every_epochs epochs). Wait: the trainer's share of the wall time. A round is hidden when it takes"
         " no longer than lag_epochs epochs.",
         command="python -m benchmarks.overlap",
-        columns=["every_epochs", "lag_epochs", "cost", "schedule", "trainer waits", "mean age of graph, epochs"],
+        columns=[
+            "every_epochs",
+            "lag_epochs",
+            "cost",
+            "schedule",
+            "trainer waits",
+            "mean age of graph, epochs",
+        ],
         rows=simulated_rows(earth, args.epoch_s),
         config={"epoch_s": args.epoch_s, "epochs": args.epochs},
         order=75,
     )
     if args.simulated_only:
         return
-    plain = ["evaluation.before_training=false", "evaluation.every_epochs=4", "evaluation.correlation_baseline=false"]
+    plain = [
+        "evaluation.before_training=false",
+        "evaluation.every_epochs=4",
+        "evaluation.correlation_baseline=false",
+    ]
     fixed = ["mining.exact_engine=torch", "train.precision=fp32", "train.channels_last=false"]
     small = override_config(earth, ["train.epochs=4", "mining.every_epochs=1", *plain, *fixed])
     record(
@@ -137,7 +171,14 @@ def main() -> None:
         text="configs/earth.yaml, a round after each epoch; training, embedding and searching share the cores of one"
         " machine, so what is hidden is not saved: it is paid by slower steps.",
         command="python -m benchmarks.overlap",
-        columns=["schedule", "epoch, s", "round, s", "trainer waits", "round hidden", "all epochs, s"],
+        columns=[
+            "schedule",
+            "epoch, s",
+            "round, s",
+            "trainer waits",
+            "round hidden",
+            "all epochs, s",
+        ],
         rows=real_rows(small),
         config={"epochs": 4, "every_epochs": 1, "lag_epochs": 1, "workers": 2},
         order=76,

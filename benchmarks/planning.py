@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.published_planning import plan_with_lists
-from benchmarks.record import Cell, Meter, apart, record
-from s4g_ray.neighbors import NeighborGraph, geographic_graph
-from s4g_ray.place_rows import PlaceRows
-from s4g_ray.places import Exclusions, PlacePairs, Places
-from s4g_ray.sampler import PairTable, plan_batches
+from benchmarks.published.planning import plan_with_lists
+from benchmarks.support.record import Cell, Meter, apart, record
+from s4g_ray.data.exclusions import Exclusions, PlacePairs
+from s4g_ray.data.pairs import PairTable
+from s4g_ray.data.places import Places
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.geographic_neighbors import geographic_graph
+from s4g_ray.sampling.sampler import plan_batches
 
 SIZES: dict[str, Any] = {"batch_size": 128, "num_hard_negatives": 64, "neighbor_pool_size": 128}
 SPACING_M, RADIUS_M = 30.0, 50.0  # of the lattice; of the row with a radius
@@ -41,13 +44,17 @@ def lists(count: int) -> dict[str, float]:
     places, graph = city(count)
     neighbors = dict(zip(places.ids.tolist(), graph.neighbors.tolist(), strict=True))
     pairs = [(place, number) for number, place in enumerate(places.ids.tolist())]
-    done = Meter()(plan_with_lists, pairs, neighbors, batch_size=128, num_hard=64, pool_size=128, seed=0)
+    done = Meter()(
+        plan_with_lists, pairs, neighbors, batch_size=128, num_hard=64, pool_size=128, seed=0
+    )
     batches = np.array([[place for place, _ in batch] for batch in done.value])
     hard = sum(int(np.isin(graph.neighbors[batch, :64], batch).sum()) for batch in batches)
     return {
-        "seconds": done.seconds, "gb": done.extra_gb, "hardness": hard / batches.size,
+        "seconds": done.seconds,
+        "gb": done.extra_gb,
+        "hardness": hard / batches.size,
         "left_out": count - batches.size,
-    }  # fmt: skip
+    }
 
 
 def ours(count: int) -> dict[str, float]:
@@ -59,12 +66,18 @@ def ours(count: int) -> dict[str, float]:
     rows = PlaceRows.of(graph, places.ids, 128)
     converted = time.perf_counter() - started
     plan_batches(pairs, rows, **SIZES, seed=0, epoch=0)  # compiles
-    done = [Meter()(plan_batches, pairs, rows, **SIZES, seed=0, epoch=epoch) for epoch in range(1, 1 + REPEATS)]
+    done = [
+        Meter()(plan_batches, pairs, rows, **SIZES, seed=0, epoch=epoch)
+        for epoch in range(1, 1 + REPEATS)
+    ]
     stats = done[0].value.stats
     return {
-        "seconds": float(np.median([d.seconds for d in done])), "gb": max(d.extra_gb for d in done),
-        "hardness": stats.hardness, "left_out": stats.num_left_out, "converted": converted,
-    }  # fmt: skip
+        "seconds": float(np.median([d.seconds for d in done])),
+        "gb": max(d.extra_gb for d in done),
+        "hardness": stats.hardness,
+        "left_out": stats.num_left_out,
+        "converted": converted,
+    }
 
 
 def lattice(count: int) -> tuple[Places, PlaceRows]:
@@ -79,7 +92,9 @@ def lattice(count: int) -> tuple[Places, PlaceRows]:
     rows = np.empty((side * side, 128), dtype=np.int32)
     for start in range(0, side * side, 50_000):
         block = slice(start, start + 50_000)
-        rows[block] = number[(y[block, None] + dy[nearest]) % side, (x[block, None] + dx[nearest]) % side]
+        rows[block] = number[
+            (y[block, None] + dy[nearest]) % side, (x[block, None] + dx[nearest]) % side
+        ]
     degrees = SPACING_M / METRES_PER_DEGREE
     lat, lon = ((axis.astype(np.float64) - side / 2) * degrees for axis in (y, x))
     places = Places(np.arange(side * side), lat, lon)
@@ -97,22 +112,36 @@ def scale(count: int, radius_m: float) -> dict[str, float]:
         saved = Meter()(done.value.save, f"{folder}/plan.parquet", pairs)
     stats = done.value.stats
     return {
-        "seconds": done.seconds, "gb": done.extra_gb, "hardness": stats.hardness, "left_out": stats.num_left_out,
-        "save_seconds": saved.seconds, "save_gb": saved.extra_gb, "graph_gb": graph.rows.nbytes / 1e9,
-    }  # fmt: skip
+        "seconds": done.seconds,
+        "gb": done.extra_gb,
+        "hardness": stats.hardness,
+        "left_out": stats.num_left_out,
+        "save_seconds": saved.seconds,
+        "save_gb": saved.extra_gb,
+        "graph_gb": graph.rows.nbytes / 1e9,
+    }
 
 
 def plan_small(radius_m: float) -> None:
     """Compile what `scale` measures."""
     places, graph = lattice(1024)
     plan_batches(
-        PairTable(*[places.ids] * 3), graph, **SIZES, seed=0, epoch=0, exclusions=exclude(places, radius_m)
-    )  # fmt: skip
+        PairTable(*[places.ids] * 3),
+        graph,
+        **SIZES,
+        seed=0,
+        epoch=0,
+        exclusions=exclude(places, radius_m),
+    )
 
 
 def exclude(places: Places, radius_m: float) -> Exclusions | None:
     """All places within a radius; none: nothing."""
-    return Exclusions(places, PlacePairs.of(*np.zeros((2, 0), dtype=np.int64)), radius_m) if radius_m else None
+    return (
+        Exclusions(places, PlacePairs.of(*np.zeros((2, 0), dtype=np.int64)), radius_m)
+        if radius_m
+        else None
+    )
 
 
 def compare(counts: list[int]) -> None:
@@ -121,26 +150,44 @@ def compare(counts: list[int]) -> None:
         theirs, own = apart(lists, count), apart(ours, count)
         rows.append(
             [
-                count, f"{theirs['seconds']:.2f}", f"{own['seconds'] * 1000:.1f}",
-                f"{theirs['seconds'] / own['seconds']:.0f}", f"{own['converted'] * 1000:.0f}",
-                f"{theirs['hardness']:.2f}", f"{own['hardness']:.2f}",
-                f"{theirs['left_out'] / count:.3%}", f"{own['left_out'] / count:.3%}",
-                f"{theirs['gb']:.2f}", f"{own['gb']:.3f}",
+                count,
+                f"{theirs['seconds']:.2f}",
+                f"{own['seconds'] * 1000:.1f}",
+                f"{theirs['seconds'] / own['seconds']:.0f}",
+                f"{own['converted'] * 1000:.0f}",
+                f"{theirs['hardness']:.2f}",
+                f"{own['hardness']:.2f}",
+                f"{theirs['left_out'] / count:.3%}",
+                f"{own['left_out'] / count:.3%}",
+                f"{theirs['gb']:.2f}",
+                f"{own['gb']:.3f}",
             ]
-        )  # fmt: skip
+        )
     record(
-        "planning", title="Batch plans against the published form", order=30,
+        "planning",
+        title="Batch plans against the published form",
+        order=30,
         text="one pair a place, a uniform city, the same geographic graph. Lists: a shuffled Python list read with"
         " pop(0), deep-copied neighbor lists. Ours: `plan_batches` on int32 rows, hardness counted too; making the"
         " rows from a graph in memory stands beside it. Hardness: how many of a place's 64 nearest share its batch."
         " Memory is beyond the graph and the pairs.",
-        command="python -m benchmarks.planning", config={**SIZES, "neighbors": 128, "repeats": REPEATS},
+        command="python -m benchmarks.planning",
+        config={**SIZES, "neighbors": 128, "repeats": REPEATS},
         columns=[
-            "pairs", "lists, s", "ours, ms", "ratio", "rows, ms", "hardness, lists", "ours", "left out, lists", "ours",
-            "GB, lists", "ours",
+            "pairs",
+            "lists, s",
+            "ours, ms",
+            "ratio",
+            "rows, ms",
+            "hardness, lists",
+            "ours",
+            "left out, lists",
+            "ours",
+            "GB, lists",
+            "ours",
         ],
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def grow(counts: list[int]) -> None:
@@ -151,25 +198,46 @@ def grow(counts: list[int]) -> None:
             own: dict[str, Any] = apart(scale, count, radius_m)
             rows.append(
                 [
-                    count, f"{radius_m:.0f}", f"{own['seconds']:.2f}", f"{own['gb']:.2f}", f"{own['graph_gb']:.2f}",
-                    f"{own['hardness']:.2f}", f"{own['left_out'] / count:.4%}", f"{own['save_seconds']:.2f}",
+                    count,
+                    f"{radius_m:.0f}",
+                    f"{own['seconds']:.2f}",
+                    f"{own['gb']:.2f}",
+                    f"{own['graph_gb']:.2f}",
+                    f"{own['hardness']:.2f}",
+                    f"{own['left_out'] / count:.4%}",
+                    f"{own['save_seconds']:.2f}",
                     f"{own['save_gb']:.2f}",
                 ]
-            )  # fmt: skip
+            )
             if not radius_m:  # of the largest, in the end
-                rates = {"pairs_per_s": count / own["seconds"], "bytes_per_pair": own["gb"] * 1e9 / count}
+                rates = {
+                    "pairs_per_s": count / own["seconds"],
+                    "bytes_per_pair": own["gb"] * 1e9 / count,
+                }
     record(
-        "planning_scale", title="Batch plans at scale", order=31,
+        "planning_scale",
+        title="Batch plans at scale",
+        order=31,
         text=f"one pair a place in one pass. The graph is made up, not searched: a lattice of {SPACING_M:.0f} m on a"
         " torus in tiles of 32 x 32, each place with its 128 nearest lattice points, int32. What binds is random"
         " reads: a graph row of 512 bytes an anchor and 16 bytes of state a candidate. Memory is beyond the graph"
         " and the pairs.",
-        command="python -m benchmarks.planning", config={**SIZES, "neighbors": 128},
+        command="python -m benchmarks.planning",
+        config={**SIZES, "neighbors": 128},
         columns=[
-            "pairs", "exclude_radius_m", "plan, s", "GB", "graph, GB", "hardness", "left out", "save, s", "save, GB"
+            "pairs",
+            "exclude_radius_m",
+            "plan, s",
+            "GB",
+            "graph, GB",
+            "hardness",
+            "left out",
+            "save, s",
+            "save, GB",
         ],
-        rows=rows, rates=rates,
-    )  # fmt: skip
+        rows=rows,
+        rates=rates,
+    )
 
 
 def main() -> None:

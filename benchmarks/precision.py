@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import tempfile
 
-from benchmarks.record import Cell, record
-from s4g_ray.checkpoint import save_checkpoint
-from s4g_ray.config import ModelConfig, TrainConfig, load_config
-from s4g_ray.encoder import Encoder, Precision, measure_numerics
+from benchmarks.support.record import Cell, record
+from s4g_ray.config.loading import load_config
+from s4g_ray.config.schema import ModelConfig, TrainConfig
+from s4g_ray.encoder.checkpoint import save_checkpoint
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Precision, measure_numerics
 
 CASES = {
-    "tf_efficientnet_lite0, 64 px (configs/earth.yaml)": (load_config("configs/earth.yaml").model, 64),
+    "tf_efficientnet_lite0, 64 px (configs/earth.yaml)": (
+        load_config("configs/earth.yaml").model,
+        64,
+    ),
     "convnext_atto, 64 px": (ModelConfig(name="convnext_atto", pretrained=False), 64),
     "convnext_nano, 128 px": (ModelConfig(name="convnext_nano", pretrained=False), 128),
 }

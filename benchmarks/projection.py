@@ -14,16 +14,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.record import Cell, read_results, record
-from s4g_ray.config import SamplingConfig
-from s4g_ray.index_plan import bytes_per_vector
+from benchmarks.support.record import Cell, read_results, record
+from s4g_ray.config.schema import SamplingConfig
+from s4g_ray.index.plan import bytes_per_vector
 
 DIM, K = 1024, 128
 IMAGES_PER_PLACE = 2  # a query and a reference
 FORWARD_FLOP = 90.2e9  # of ConvNeXt-B at 384 x 384, two a multiplication with its addition (torch's FLOP counter)
 TRAINING_FLOP = 3 * FORWARD_FLOP  # forward, and twice as much backward
 MIN_RECALL = 0.9  # of IVF against exact search, at k = 128
-KINDS = {"flat": 32, "sqfp16": 16, "ivf_sq8": 8, "ivf_rabitq 4 bit": 4, "ivf_rabitq 1 bit": 1}  # bits a value
+KINDS = {
+    "flat": 32,
+    "sqfp16": 16,
+    "ivf_sq8": 8,
+    "ivf_rabitq 4 bit": 4,
+    "ivf_rabitq 1 bit": 1,
+}  # bits a value
 PAIRS_PER_CELL = SamplingConfig.model_fields["max_pairs_per_cell"].default
 
 
@@ -37,7 +43,9 @@ class Cluster:
     cores: int = 768
     memory_gb: float = 8 * 1024.0
     peak_flops: float = 989e12  # of a GPU, dense bf16 (NVIDIA's data sheet)
-    encoder_utilisation: float = 0.35  # depthwise convolutions and normalisation are bound by memory
+    encoder_utilisation: float = (
+        0.35  # depthwise convolutions and normalisation are bound by memory
+    )
     search_utilisation: float = 0.40  # a product whose result is reduced to its top-k
     store_gb_per_s: float = 25.0  # object store, all nodes together
     image_kb: float = 60.0  # JPEG of 384 x 384, as `s4g pack` may write them
@@ -70,32 +78,45 @@ class Rates:
         rows = [dict(zip(kinds["columns"], row, strict=True)) for row in kinds["rows"]]
         good = [row for row in rows if row["kind"] == "ivf_sq8" and row["recall@128"] >= MIN_RECALL]
         if not good:
-            raise SystemExit(f"index_kinds: no row of ivf_sq8 has recall@128 >= {MIN_RECALL}; measure a higher nprobe")
+            raise SystemExit(
+                f"index_kinds: no row of ivf_sq8 has recall@128 >= {MIN_RECALL}; measure a higher nprobe"
+            )
         ivf = max(good, key=lambda row: float(row["queries/s"]))
         nprobe, vectors = float(ivf["nprobe or ef"]), float(ivf["vectors"])
         return cls(
             neighbors_per_s=_rate(results, "neighbors", "neighbors_per_s_per_core"),
             tree_bytes_per_place=_rate(results, "neighbors", "bytes_per_place"),
             graph_bytes_per_pair=_rate(results, "neighbors", "disk_bytes_per_pair"),
-            product_flops=_rate(results, "evaluation", "product_gflops") * 1e9 / evaluation["config"]["threads"],
+            product_flops=_rate(results, "evaluation", "product_gflops")
+            * 1e9
+            / evaluation["config"]["threads"],
             planned_pairs_per_s=_rate(results, "planning_scale", "pairs_per_s"),
             planning_bytes_per_pair=_rate(results, "planning_scale", "bytes_per_pair"),
             ivf_build_values_per_s=vectors * dim / ivf["build s"] / threads,
-            ivf_scan_values_per_s=ivf["queries/s"] * (nprobe * vectors / lists + lists) * dim / threads,
-            ivf_nprobe=nprobe, ivf_lists=lists, ivf_vectors=vectors,
-        )  # fmt: skip
+            ivf_scan_values_per_s=ivf["queries/s"]
+            * (nprobe * vectors / lists + lists)
+            * dim
+            / threads,
+            ivf_nprobe=nprobe,
+            ivf_lists=lists,
+            ivf_vectors=vectors,
+        )
 
 
 def _result(results: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     if name not in results:
-        raise SystemExit(f"the projection needs benchmarks/results/{name}.json; run `{_command(name)}`")
+        raise SystemExit(
+            f"the projection needs benchmarks/results/{name}.json; run `{_command(name)}`"
+        )
     return results[name]
 
 
 def _rate(results: Mapping[str, Mapping[str, Any]], name: str, key: str) -> float:
     rates = _result(results, name).get("rates", {})
     if key not in rates:
-        raise SystemExit(f"benchmarks/results/{name}.json holds no rate {key!r}; run `{_command(name)}`")
+        raise SystemExit(
+            f"benchmarks/results/{name}.json holds no rate {key!r}; run `{_command(name)}`"
+        )
     return float(rates[key])
 
 
@@ -120,7 +141,13 @@ def project(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
         *(_index(kind, places, cluster) for kind in KINDS),
         *_searches(places, rates, cluster),
         *_graphs(places, rates, cluster),
-        _images("training, one epoch", places, TRAINING_FLOP, cluster.decode_ms + cluster.augment_ms, cluster),
+        _images(
+            "training, one epoch",
+            places,
+            TRAINING_FLOP,
+            cluster.decode_ms + cluster.augment_ms,
+            cluster,
+        ),
     ]
 
 
@@ -128,7 +155,9 @@ def _images(name: str, places: int, flop: float, core_ms: float, cluster: Cluste
     """Encoding every image once; the size is that of the embeddings as float16."""
     images = places * IMAGES_PER_PLACE
     seconds = {
-        "GPU arithmetic": images * flop / (cluster.gpus * cluster.peak_flops * cluster.encoder_utilisation),
+        "GPU arithmetic": images
+        * flop
+        / (cluster.gpus * cluster.peak_flops * cluster.encoder_utilisation),
         "decoding and augmenting on CPUs": images * core_ms / 1e3 / cluster.cores,
         "reading the object store": images * cluster.image_kb / 1e6 / cluster.store_gb_per_s,
     }
@@ -140,7 +169,9 @@ def _index(kind: str, places: int, cluster: Cluster) -> Stage:
     gigabytes = places * _vector_bytes(kind) / 1e9
     on_gpus, in_memory = cluster.gpus * cluster.gpu_memory_gb, cluster.memory_gb
     where = "fits the GPUs" if gigabytes < 0.8 * on_gpus else "fits the nodes' memory, not the GPUs"
-    return Stage(f"index, {kind}", gigabytes, None, where if gigabytes < 0.8 * in_memory else "does not fit")
+    return Stage(
+        f"index, {kind}", gigabytes, None, where if gigabytes < 0.8 * in_memory else "does not fit"
+    )
 
 
 def _vector_bytes(kind: str) -> float:
@@ -154,16 +185,25 @@ def _searches(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
     scanned = (rates.ivf_nprobe * places / lists + lists) * DIM
     gpu_s = flop / (cluster.gpus * cluster.peak_flops * cluster.search_utilisation)
     codes = places * _vector_bytes("ivf_sq8") / 1e9
-    build_s = places * DIM / rates.ivf_build_values_per_s / cluster.cores * (lists / rates.ivf_lists)
+    build_s = (
+        places * DIM / rates.ivf_build_values_per_s / cluster.cores * (lists / rates.ivf_lists)
+    )
     return [
         Stage("exact search, GPUs", half, gpu_s / 3600, "GPU arithmetic, grows as places squared"),
-        Stage("exact search, CPUs", half, flop / rates.product_flops / cluster.cores / 3600, "CPU arithmetic"),
+        Stage(
+            "exact search, CPUs",
+            half,
+            flop / rates.product_flops / cluster.cores / 3600,
+            "CPU arithmetic",
+        ),
         Stage("IVF build, CPUs", codes, build_s / 3600, "assigning vectors to lists on CPUs"),
         Stage(
-            "IVF search, CPUs", codes, places * scanned / rates.ivf_scan_values_per_s / cluster.cores / 3600,
+            "IVF search, CPUs",
+            codes,
+            places * scanned / rates.ivf_scan_values_per_s / cluster.cores / 3600,
             f"scanning codes, recall >= {MIN_RECALL}",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _graphs(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
@@ -175,19 +215,31 @@ def _graphs(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
     disk = pairs * rates.graph_bytes_per_pair / 1e9
     planning_s = {
         "reading the graph": disk / cluster.store_gb_per_s,
-        "the greedy pass, a core a cell": places / rates.planned_pairs_per_s / min(cluster.cores, cells),
+        "the greedy pass, a core a cell": places
+        / rates.planned_pairs_per_s
+        / min(cluster.cores, cells),
     }
     binds = max(planning_s, key=lambda what: planning_s[what])
     return [
         Stage(
-            "geographic graph", places * rates.tree_bytes_per_place / 1e9,
-            pairs / rates.neighbors_per_s / (cluster.cores / cluster.nodes) / 3600, "tree queries on one node's CPUs",
+            "geographic graph",
+            places * rates.tree_bytes_per_place / 1e9,
+            pairs / rates.neighbors_per_s / (cluster.cores / cluster.nodes) / 3600,
+            "tree queries on one node's CPUs",
         ),
-        Stage("graph on disk", disk, disk / cluster.store_gb_per_s / 3600, "writing to the object store"),
         Stage(
-            "planning", places * (rates.planning_bytes_per_pair + 4 * K) / 1e9, planning_s[binds] / 3600, binds,
+            "graph on disk",
+            disk,
+            disk / cluster.store_gb_per_s / 3600,
+            "writing to the object store",
         ),
-    ]  # fmt: skip
+        Stage(
+            "planning",
+            places * (rates.planning_bytes_per_pair + 4 * K) / 1e9,
+            planning_s[binds] / 3600,
+            binds,
+        ),
+    ]
 
 
 def bound(stages: list[Stage]) -> str:
@@ -195,7 +247,9 @@ def bound(stages: list[Stage]) -> str:
     timed = [stage for stage in stages if stage.hours is not None]
     searches = [stage for stage in timed if "search" in stage.name]
     fastest = min(searches, key=lambda stage: stage.hours or 0)
-    longest = max((s for s in timed if s not in searches or s is fastest), key=lambda stage: stage.hours or 0)
+    longest = max(
+        (s for s in timed if s not in searches or s is fastest), key=lambda stage: stage.hours or 0
+    )
     return f"{longest.name} ({longest.hours:,.1f} h; {longest.binds})"
 
 
@@ -206,11 +260,19 @@ def main() -> None:
     rates, cluster = Rates.read(read_results()), Cluster()
     found = {places: project(places, rates, cluster) for places in options.places}
     rows: list[list[Cell]] = [
-        [places, s.name, f"{s.gigabytes:,.0f} GB", "-" if s.hours is None else f"{s.hours:,.2f}", s.binds]
+        [
+            places,
+            s.name,
+            f"{s.gigabytes:,.0f} GB",
+            "-" if s.hours is None else f"{s.hours:,.2f}",
+            s.binds,
+        ]
         for places, stages in found.items()
         for s in stages
     ]
-    bounds = "; ".join(f"at {places:.0e} places: {bound(stages)}" for places, stages in found.items())
+    bounds = "; ".join(
+        f"at {places:.0e} places: {bound(stages)}" for places, stages in found.items()
+    )
     record(
         "projection",
         title="Projection to 10^8 and 10^9 places",
@@ -223,7 +285,7 @@ def main() -> None:
         config={"D": DIM, "k": K, **asdict(cluster)},
         rates=asdict(rates),
         order=100,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from benchmarks.record import record
-from s4g_ray import storage
-from s4g_ray.config import MiningConfig
-from s4g_ray.exact_search import unit_rows
-from s4g_ray.index import IndexService
-from s4g_ray.vector_index import VectorIndex
+from benchmarks.support.record import record
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.index.exact_search import unit_rows
+from s4g_ray.index.sharded.service import IndexService
+from s4g_ray.index.vector_index import VectorIndex
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import publish, write_part
 
 K, BATCH, PART_ROWS, BATCHES = 128, 1000, 4096, 4
 Array = NDArray[Any]
@@ -47,8 +48,8 @@ def write_table(folder: str, vectors: Array) -> str:
         table = pa.table({"id": ids, "place_id": ids, "embedding": column})
         pq.write_table(table, buffer, compression="none", use_dictionary=False)
         name = f"references/part-{number:05d}.parquet"
-        parts.append(storage.write_part(folder, name, buffer.getvalue(), len(rows)))
-    storage.publish(folder, "embeddings", parts)
+        parts.append(write_part(folder, name, buffer.getvalue(), len(rows)))
+    publish(folder, "embeddings", parts)
     return folder
 
 
@@ -58,7 +59,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compare(service: IndexService, version: int, index: VectorIndex, queries: Array, repeats: int) -> list[list[float]]:
+def compare(
+    service: IndexService, version: int, index: VectorIndex, queries: Array, repeats: int
+) -> list[list[float]]:
     """Seconds of a batch: in process, from one caller, from two callers; of each repeat."""
     batches = [queries] * BATCHES
     with ThreadPoolExecutor(2) as callers:
@@ -88,20 +91,37 @@ def main() -> None:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     for engine in options.engines:
         cfg = MiningConfig(num_shards=2, index_threads=1, index_kind="flat", exact_engine=engine)
-        with tempfile.TemporaryDirectory() as folder, IndexService(cfg, f"{folder}/index") as service:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            IndexService(cfg, f"{folder}/index") as service,
+        ):
             for version, count in enumerate([2 * K, *options.counts]):
                 vectors = unit_rows(rng.standard_normal((count, options.dim), dtype=np.float32))
                 service.build(version, write_table(f"{folder}/{version}", vectors), k=K)
-                storage.remove(f"{folder}/{version}")
-                index = VectorIndex.build(vectors, np.arange(count), kind="flat", engine=engine, num_threads=2)
-                same = (service.search(version, queries, K)[0] == index.search(queries, K)[0]).mean()
+                files.remove(f"{folder}/{version}")
+                index = VectorIndex.build(
+                    vectors, np.arange(count), kind="flat", engine=engine, num_threads=2
+                )
+                same = (
+                    service.search(version, queries, K)[0] == index.search(queries, K)[0]
+                ).mean()
                 found = compare(service, version, index, queries, options.repeats)
                 alone, one, two = (statistics.median(times) for times in zip(*found, strict=True))
-                rows.append([
-                    engine, count, round(BATCH / alone), round(BATCH / one), round(BATCH / two),
-                    *(f"{statistics.median(times[0] / times[way] for times in found):.0%}" for way in (1, 2)),
-                    round(1e3 * (one - alone), 1), f"{same:.3%}",
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        engine,
+                        count,
+                        round(BATCH / alone),
+                        round(BATCH / one),
+                        round(BATCH / two),
+                        *(
+                            f"{statistics.median(times[0] / times[way] for times in found):.0%}"
+                            for way in (1, 2)
+                        ),
+                        round(1e3 * (one - alone), 1),
+                        f"{same:.3%}",
+                    ]
+                )
     ray.shutdown()
     record(
         "service",
@@ -110,13 +130,27 @@ def main() -> None:
         " alternate. The smallest collection shows what the calls, the copies and the merging cost.",
         command="python -m benchmarks.service",
         columns=[
-            "engine", "vectors", "in process, 2 threads", "service, 2 x 1 thread, one caller", "two callers",
-            "share, one caller", "share, two callers", "more for a batch, one caller, ms", "same ids",
+            "engine",
+            "vectors",
+            "in process, 2 threads",
+            "service, 2 x 1 thread, one caller",
+            "two callers",
+            "share, one caller",
+            "share, two callers",
+            "more for a batch, one caller, ms",
+            "same ids",
         ],
         rows=rows,
-        config={"D": options.dim, "k": K, "batch": BATCH, "repeats": options.repeats, "shards": 2, "kind": "flat"},
+        config={
+            "D": options.dim,
+            "k": K,
+            "batch": BATCH,
+            "repeats": options.repeats,
+            "shards": 2,
+            "kind": "flat",
+        },
         order=50,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -36,19 +36,37 @@ ROOT = Path(__file__).resolve().parent.parent
 NETWORK = "10.77.0"  # the command itself is 10.77.0.1
 TOOLS = ("ip", "mount", "nsenter", "setpriv", "unshare")
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
-OUTER = ("setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc")
+OUTER = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "unshare",
+    *NAMESPACES,
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)
 HOST = ("unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c")
 INIT = "while :; do sleep 3600 & wait; done"  # a host's first process: it reaps the others, and they end with it
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 STORE_PORT, RAY_PORT, DASHBOARD_PORT = 5000, 6379, 8265
 DATA, RUNS = "s3://s4g/earth", "s3://s4g/runs"
 STARTED, START_S, JOB_S = time.monotonic(), 120.0, 900.0
-RAY_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC|WARNING) ")  # of `ray job submit` itself
+RAY_LINE = re.compile(
+    r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC|WARNING) "
+)  # of `ray job submit` itself
 TINY = (  # of configs/earth.yaml: two cores train it in a minute
-    "train.epochs=2", "train.batch_size=16", "train.precision=fp32", "train.channels_last=false",
-    "train.log_every_steps=1", "checkpoint.every_steps=3", "mining.every_epochs=1", "evaluation.every_epochs=2",
-    "evaluation.before_training=false", "evaluation.correlation_baseline=false",
-)  # fmt: skip
+    "train.epochs=2",
+    "train.batch_size=16",
+    "train.precision=fp32",
+    "train.channels_last=false",
+    "train.log_every_steps=1",
+    "checkpoint.every_steps=3",
+    "mining.every_epochs=1",
+    "evaluation.every_epochs=2",
+    "evaluation.before_training=false",
+    "evaluation.correlation_baseline=false",
+)
 SETTINGS = {
     "HOME": "/root",
     "PYTHONUNBUFFERED": "1",
@@ -96,7 +114,9 @@ def execute(*command: str, stdin: str = "") -> str:
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()[-15:]
-        raise HostsError("\n".join([f"{' '.join(command[:12])} failed with exit code {done.returncode}:", *said]))
+        raise HostsError(
+            "\n".join([f"{' '.join(command[:12])} failed with exit code {done.returncode}:", *said])
+        )
     return done.stdout
 
 
@@ -131,7 +151,15 @@ class Host:
 
     def inside(self, *command: str) -> list[str]:
         """The command that runs a command there, in the repository's folder."""
-        return ["nsenter", "--target", str(self.pid), *NAMESPACES, "env", f"--chdir={ROOT}", *command]
+        return [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            *NAMESPACES,
+            "env",
+            f"--chdir={ROOT}",
+            *command,
+        ]
 
     def execute(self, *command: str, stdin: str = "") -> str:
         """As execute, there."""
@@ -150,21 +178,44 @@ class Hosts:
         self.token = secrets.token_hex(32)
         self._names = {name: number for number, name in enumerate(names, 2)}
         address = f"address add {NETWORK}.1/24 dev bridge"
-        for command in ("link set lo up", "link add bridge type bridge", address, "link set bridge up"):
+        for command in (
+            "link set lo up",
+            "link add bridge type bridge",
+            address,
+            "link set bridge up",
+        ):
             execute("ip", *command.split())
 
     def add(self, name: str) -> Host:
         """A new host, connected, with nothing running."""
         number = self._names[name]
-        init = child_of(subprocess.Popen([*HOST, INIT], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)
+        init = child_of(
+            subprocess.Popen([*HOST, INIT], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
+        )
         host = Host(name, number, init)
-        for command in (f"add host{number} type veth peer eth0 netns {init}", f"set host{number} master bridge up"):
+        for command in (
+            f"add host{number} type veth peer eth0 netns {init}",
+            f"set host{number} master bridge up",
+        ):
             execute("ip", "link", *command.split())
         enter = host.inside()[:-2]  # its folders are not there yet
-        for command in ("link set lo up", f"address add {host.address}/24 dev eth0", "link set eth0 up"):
+        for command in (
+            "link set lo up",
+            f"address add {host.address}/24 dev eth0",
+            "link set eth0 up",
+        ):
             execute(*enter, "ip", *command.split())
         known = "".join(f"{NETWORK}.{n} {name}\n" for name, n in self._names.items())
-        execute(*enter, "sh", "-ec", FURNISH, "sh", name, *images(), stdin=f"127.0.0.1 localhost\n{known}")
+        execute(
+            *enter,
+            "sh",
+            "-ec",
+            FURNISH,
+            "sh",
+            name,
+            *images(),
+            stdin=f"127.0.0.1 localhost\n{known}",
+        )
         host.execute("sh", "-c", "umask 077; cat > /run/token", stdin=self.token)
         say(f"{name} is at {host.address}")
         return host
@@ -172,7 +223,12 @@ class Hosts:
 
 def images() -> list[str]:
     """The repository and the Python environment, wherever they lie: a host's own folders in memory may hide them."""
-    return sorted(map(str, {ROOT, Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent}))
+    return sorted(
+        map(
+            str,
+            {ROOT, Path(sys.prefix), Path(sys.base_prefix), Path(sys.executable).resolve().parent},
+        )
+    )
 
 
 class Job:
@@ -181,11 +237,21 @@ class Job:
     def __init__(self, head: Host, *entrypoint: str) -> None:
         self.name = " ".join(entrypoint[:4])
         say(f"submitted: {' '.join(entrypoint)}")
-        submit = [*RAY, "job", "submit", "--log-color", "false", "--address", f"http://{head.address}:{DASHBOARD_PORT}"]
+        submit = [
+            *RAY,
+            "job",
+            "submit",
+            "--log-color",
+            "false",
+            "--address",
+            f"http://{head.address}:{DASHBOARD_PORT}",
+        ]
         self._process = subprocess.Popen(
             head.inside(*submit, "--working-dir", ".", "--", *entrypoint),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         self._show = threading.Thread(target=self._show_lines, daemon=True)
         self._show.start()
 
@@ -213,7 +279,9 @@ def start_store(host: Host) -> None:
     import boto3
     from botocore.exceptions import BotoCoreError
 
-    command = host.inside(sys.executable, "-m", "moto.server", "-H", host.address, "-p", str(STORE_PORT))
+    command = host.inside(
+        sys.executable, "-m", "moto.server", "-H", host.address, "-p", str(STORE_PORT)
+    )
     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def answers() -> bool:
@@ -229,7 +297,13 @@ def start_store(host: Host) -> None:
 
 def start_ray(host: Host, *options: str) -> None:
     """Start Ray there."""
-    host.execute(*RAY, "start", f"--node-ip-address={host.address}", "--object-store-memory=200000000", *options)
+    host.execute(
+        *RAY,
+        "start",
+        f"--node-ip-address={host.address}",
+        "--object-store-memory=200000000",
+        *options,
+    )
     say(f"{host.name} runs Ray: {' '.join(options)}")
 
 
@@ -248,48 +322,61 @@ def join_cluster(worker: Host, head: Host) -> None:
 
 def num_ranks(host: Host) -> int:
     """Training workers that a host runs."""
-    return int(host.execute("sh", "-c", "grep -l '^ray::RayTrainWorker' /proc/[0-9]*/cmdline 2>/dev/null | wc -l"))
+    return int(
+        host.execute(
+            "sh", "-c", "grep -l '^ray::RayTrainWorker' /proc/[0-9]*/cmdline 2>/dev/null | wc -l"
+        )
+    )
 
 
 def check_apart(hosts: Sequence[Host]) -> None:
     """Raises HostsError when a host sees what another has written, or can write to what they share."""
     for host in hosts:
-        host.execute("sh", "-c", f"touch /tmp/{host.name} /dev/shm/{host.name} /run/{host.name} /root/{host.name}")
+        host.execute(
+            "sh",
+            "-c",
+            f"touch /tmp/{host.name} /dev/shm/{host.name} /run/{host.name} /root/{host.name}",
+        )
     for host in hosts:
         names = host.execute("sh", "-c", "ls /tmp /dev/shm /run /root").split()
         if others := {other.name for other in hosts if other is not host} & set(names):
             raise HostsError(f"{host.name} sees files of {', '.join(sorted(others))}")
         for folder in ("/", "/usr", str(ROOT), sys.prefix):
-            if host.execute("sh", "-c", f"touch '{folder}/probe' 2>/dev/null && echo written || true"):
+            if host.execute(
+                "sh", "-c", f"touch '{folder}/probe' 2>/dev/null && echo written || true"
+            ):
                 raise HostsError(f"{host.name} can write to {folder}, which the hosts share")
     say("no host sees what another has written, or can write to what they share")
 
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:
     """Lines of a kind in a run's metrics.jsonl."""
-    from s4g_ray.run_folder import read_records
+    from s4g_ray.pipeline.run_folder import read_records
 
     return [record for record in read_records(run) if record["kind"] == kind]
 
 
 def weights(run: str) -> str:
     """The fingerprint of the newest weights of a run. Raises HostsError where there are none."""
-    from s4g_ray import checkpoint, storage
+    from s4g_ray.encoder.checkpoint import newest_checkpoint
+    from s4g_ray.storage.files import fingerprint, join, read_bytes
 
-    if (newest := checkpoint.newest_checkpoint(run)) is None:
+    if (newest := newest_checkpoint(run)) is None:
         raise HostsError(f"{run} holds no checkpoint")
-    return storage.fingerprint(storage.read_bytes(storage.join(newest.uri, "model.safetensors")))
+    return fingerprint(read_bytes(join(newest.uri, "model.safetensors")))
 
 
 def train_job(head: Host, run: str, overrides: Sequence[str]) -> Job:
     """Submit the earth run."""
     where = [f"run_dir={run}", f"data.uri={DATA}"]
-    return Job(head, "python", "jobs/train.py", "--config", "configs/earth.yaml", *where, *TINY, *overrides)
+    return Job(
+        head, "python", "jobs/train.py", "--config", "configs/earth.yaml", *where, *TINY, *overrides
+    )
 
 
 def lose_a_host(job: Job, run: str, workers: Sequence[Host]) -> None:
     """Cut a worker's host off in the middle of the second epoch."""
-    from s4g_ray.checkpoint import newest_checkpoint
+    from s4g_ray.encoder.checkpoint import newest_checkpoint
 
     def is_there() -> bool:
         last = newest_checkpoint(run)
@@ -308,7 +395,9 @@ def compare(whole: str, run: str) -> None:
     """Raises HostsError when the second run has not lost a worker, or did not end as the first."""
     lost = [len(records(each, "lost")) for each in (whole, run)]
     if lost[0] or not lost[1]:
-        raise HostsError(f"workers were lost {lost[0]} times without a fault and {lost[1]} times with it")
+        raise HostsError(
+            f"workers were lost {lost[0]} times without a fault and {lost[1]} times with it"
+        )
     steps = [[record["step"] for record in records(each, "step")] for each in (whole, run)]
     if steps[0] != steps[1]:
         raise HostsError(f"the steps are {steps[1]} instead of {steps[0]}")
@@ -340,13 +429,19 @@ def refusal() -> str:
     """Why hosts cannot be made here; empty where they can."""
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"hosts are made by {', '.join(missing)}, not found here; install iproute2 and util-linux (Linux)"
-    if missing := [name for name in ("boto3", "flask", "moto") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name for name in ("boto3", "flask", "moto") if importlib.util.find_spec(name) is None
+    ]:
         return f"the object store needs {', '.join(missing)}, not installed here; pip install -e '.[cpu,dev]' does it"
     if os.geteuid() != 0:
         return "network namespaces and mounts need root; run it with sudo"
     probe = ["unshare", *NAMESPACES, "--fork", "ip", "link", "add", "probe", "type", "bridge"]
     done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return f"no namespaces or bridges can be made here: {done.stderr.strip()}" if done.returncode else ""
+    return (
+        f"no namespaces or bridges can be made here: {done.stderr.strip()}"
+        if done.returncode
+        else ""
+    )
 
 
 @contextmanager
@@ -374,9 +469,15 @@ def forget_environment() -> None:
 
 def main() -> None:
     """The command: outside, it makes namespaces and starts itself in them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for both runs, such as train.epochs=4")
-    parser.add_argument("--replace", action="store_true", help="another host joins for the one that is cut off")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for both runs, such as train.epochs=4"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="another host joins for the one that is cut off"
+    )
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside and (why := refusal()):
@@ -387,7 +488,13 @@ def main() -> None:
             forget_environment()
             rehearse(arguments.overrides, arguments.replace)
         else:
-            command = [*OUTER, sys.executable, str(Path(__file__).resolve()), "--inside", *sys.argv[1:]]
+            command = [
+                *OUTER,
+                sys.executable,
+                str(Path(__file__).resolve()),
+                "--inside",
+                *sys.argv[1:],
+            ]
             process = subprocess.Popen(command, start_new_session=True)
             with ended_by_signals(process):
                 sys.exit(process.wait())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from s4g_ray.cli_common import run_app
-from s4g_ray.convert_cli import convert_app
+from s4g_ray.cli.console import run_app
+from s4g_ray.cli.convert import convert_app
 
 if __name__ == "__main__":
     run_app(convert_app)

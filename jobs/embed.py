@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from s4g_ray.cli_common import run_command
-from s4g_ray.stage_cli import embed
+from s4g_ray.cli.console import run_command
+from s4g_ray.cli.stages import embed
 
 if __name__ == "__main__":
     run_command(embed)

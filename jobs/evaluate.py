@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from s4g_ray.cli import evaluate
-from s4g_ray.cli_common import run_command
+from s4g_ray.cli.app import evaluate
+from s4g_ray.cli.console import run_command
 
 if __name__ == "__main__":
     run_command(evaluate)

@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli import AsJson, Overrides, train_as_configured
-from s4g_ray.cli_common import run_command
+from s4g_ray.cli.app import AsJson, Overrides, train_as_configured
+from s4g_ray.cli.console import run_command
 
 
 def train(
     config: Annotated[str, typer.Option(help="A YAML file in the working directory, or s3://...")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in run_dir, if there is one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in run_dir, if there is one.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate as a configuration says."""

@@ -1,5 +1,9 @@
 """The errors that a user can act on; the command line maps them to exit codes."""
 
+from __future__ import annotations
+
+import re
+
 
 class InputError(ValueError):
     """Bad input or configuration: the message gives value, limit and remedy. Exit code 2."""
@@ -23,3 +27,12 @@ class StoreError(RunError, OSError):
 
 class DeadProcessError(RuntimeError):
     """A process that a worker needs has died: the worker is lost, and started again as one that died itself."""
+
+
+def reason_of(error: Exception) -> str:
+    """The last line of an error's traceback that names an exception which is not Ray's own, or its last line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    named = [
+        line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Arrow\w+): ", line)
+    ]
+    return (named or lines)[-1]

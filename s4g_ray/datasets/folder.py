@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from s4g_ray import storage
-from s4g_ray.dataset import SPLITS, GeoDataset, View, refuse_existing
+from s4g_ray.arrays import Bools, Floats64
+from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.data.image_table import View
+from s4g_ray.data.schema import SPLITS
+from s4g_ray.data.sphere import metres_between, unit_sphere
 from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, valid_position
 from s4g_ray.errors import InputError
-from s4g_ray.places import metres_between, unit_sphere
+from s4g_ray.storage import files
 
 Pair = Literal["nearest", "key"]
 VIEWS = {"references": "aerial image", "queries": "photo"}
@@ -44,8 +46,12 @@ class _Options:
             raise InputError(f"pair={self.pair!r} is none of {', '.join(get_args(Pair))}")
         if not 0 <= self.test_fraction <= 1:
             raise InputError(f"test_fraction={self.test_fraction} is not within 0..1")
-        if self.max_distance_m is not None and (self.pair != "nearest" or not self.max_distance_m > 0):
-            raise InputError(f"max_distance_m={self.max_distance_m} must be above 0, and needs pair=nearest")
+        if self.max_distance_m is not None and (
+            self.pair != "nearest" or not self.max_distance_m > 0
+        ):
+            raise InputError(
+                f"max_distance_m={self.max_distance_m} must be above 0, and needs pair=nearest"
+            )
 
 
 def convert(
@@ -81,34 +87,48 @@ def convert(
     `strict`, and for a target that holds a data set.
     """
     options = _Options(
-        pair, path_column, lat_column, lon_column, key_column, max_distance_m,
-        split_column, test_fraction, region_column, heading_column, id_column,
-    )  # fmt: skip
-    target = storage.absolute(target)
+        pair,
+        path_column,
+        lat_column,
+        lon_column,
+        key_column,
+        max_distance_m,
+        split_column,
+        test_fraction,
+        region_column,
+        heading_column,
+        id_column,
+    )
+    target = files.absolute(target)
     refuse_existing(target)
-    files = Source(source, report)
-    tiles, photos = _read(files, references, "references", options), _read(files, queries, "queries", options)
+    source_folder = Source(source, report)
+    tiles, photos = (
+        _read(source_folder, references, "references", options),
+        _read(source_folder, queries, "queries", options),
+    )
     if pair == "key":
-        tiles, photos = _pair_by_key(files, tiles, photos)
+        tiles, photos = _pair_by_key(source_folder, tiles, photos)
     else:
-        tiles, photos = _pair_nearest(files, tiles, photos, max_distance_m)
+        tiles, photos = _pair_nearest(source_folder, tiles, photos, max_distance_m)
     if split_column is None:
         tiles, photos = _split_by_strip(tiles, photos, test_fraction)
-    files.prefetch(entry.path.rpartition("/")[0] for entry in [*tiles, *photos])
-    return files.write(
+    source_folder.prefetch(entry.path.rpartition("/")[0] for entry in [*tiles, *photos])
+    return source_folder.write(
         target,
-        [_row(files, tile) for tile in tiles if files.image(tile.path)],
-        [_row(files, photo) for photo in photos if files.image(photo.path)],
-        name=name or files.uri.rstrip("/").rpartition("/")[2] or "folder",
+        [_row(source_folder, tile) for tile in tiles if source_folder.image(tile.path)],
+        [_row(source_folder, photo) for photo in photos if source_folder.image(photo.path)],
+        name=name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder",
         views=VIEWS,
         strict=strict,
     )
 
 
-def eastern_strip(lon: NDArray[np.float64], fraction: float) -> NDArray[np.bool_]:
+def eastern_strip(lon: Floats64, fraction: float) -> Bools:
     """Which of lon[N] are the easternmost share; equal longitudes stay together (the share is the nearest)."""
     values, counts = np.unique(lon, return_counts=True)
-    num_east = np.append(np.cumsum(counts[::-1])[::-1], 0)  # points at each value or east of it; and none
+    num_east = np.append(
+        np.cumsum(counts[::-1])[::-1], 0
+    )  # points at each value or east of it; and none
     cut = int(np.argmin(np.abs(num_east - fraction * len(lon))))
     return np.asarray(lon >= np.append(values, np.inf)[cut])
 
@@ -129,11 +149,11 @@ class _Entry:
     place_id: int = -1
 
 
-def _row(files: Source, entry: _Entry) -> Row:
+def _row(source_folder: Source, entry: _Entry) -> Row:
     return Row(
         id=entry.id,
         place_id=entry.place_id,
-        uri=files.join(entry.path),
+        uri=source_folder.join(entry.path),
         split=entry.split,
         lat=entry.lat,
         lon=entry.lon,
@@ -143,10 +163,10 @@ def _row(files: Source, entry: _Entry) -> Row:
     )
 
 
-def _read(files: Source, name: str, view: View, options: _Options) -> list[_Entry]:
+def _read(source_folder: Source, name: str, view: View, options: _Options) -> list[_Entry]:
     """All lines of a CSV file, checked."""
-    reader = csv.reader(io.StringIO(files.read_text(name), newline=""), strict=True)
-    uri, entries = files.join(name), list[_Entry]()
+    reader = csv.reader(io.StringIO(source_folder.read_text(name), newline=""), strict=True)
+    uri, entries = source_folder.join(name), list[_Entry]()
     columns: _Columns | None = None
     try:
         for fields in reader:
@@ -160,13 +180,19 @@ def _read(files: Source, name: str, view: View, options: _Options) -> list[_Entr
     except csv.Error as error:
         raise InputError(f"{uri}, line {reader.line_num}: not CSV: {error}") from error
     if columns is None or not entries:
-        raise InputError(f"{uri}, line {reader.line_num + 1}: the file ends without a row; list the {view} in it")
+        raise InputError(
+            f"{uri}, line {reader.line_num + 1}: the file ends without a row; list the {view} in it"
+        )
     if "lat" not in columns.index:
-        files.note(f"{uri} has no columns {options.lat_column} and {options.lon_column}: coordinates are null")
+        source_folder.note(
+            f"{uri} has no columns {options.lat_column} and {options.lon_column}: coordinates are null"
+        )
     seen: dict[int, str] = {}
     for entry in entries:
         if entry.id in seen:
-            raise InputError(f"{entry.at}: id {entry.id} stands already at {seen[entry.id]}; give each row its own")
+            raise InputError(
+                f"{entry.at}: id {entry.id} stands already at {seen[entry.id]}; give each row its own"
+            )
         seen[entry.id] = entry.at
     return entries
 
@@ -183,23 +209,37 @@ class _Columns:
     @classmethod
     def find(cls, at: str, names: list[str], view: View, options: _Options) -> _Columns:
         wanted = {"path": options.path_column, "lat": options.lat_column, "lon": options.lon_column}
-        optional = {"split": options.split_column, "region": options.region_column, "id": options.id_column}
+        optional = {
+            "split": options.split_column,
+            "region": options.region_column,
+            "id": options.id_column,
+        }
         wanted |= {what: name for what, name in optional.items() if name is not None}
         if options.pair == "key":
             wanted["key"] = options.key_column
-            if (options.lat_column, options.lon_column) == ("lat", "lon") and not {"lat", "lon"}.intersection(names):
+            if (options.lat_column, options.lon_column) == ("lat", "lon") and not {
+                "lat",
+                "lon",
+            }.intersection(names):
                 del wanted["lat"], wanted["lon"]  # nobody asked for them
         if options.heading_column is not None and view == "queries":
             wanted["heading"] = options.heading_column
         for what, name in wanted.items():
             if name not in names:
-                close = [n for n in names if n.casefold().startswith(name.casefold())]  # Lat, latitude
+                close = [
+                    n for n in names if n.casefold().startswith(name.casefold())
+                ]  # Lat, latitude
                 close = close or difflib.get_close_matches(name, names, 1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise InputError(
                     f"{at}: no column {name!r}{hint}; columns: {', '.join(names)}; name it with {what}_column"
                 )
-        return cls(names, {what: names.index(name) for what, name in wanted.items()}, view, options.pair == "nearest")
+        return cls(
+            names,
+            {what: names.index(name) for what, name in wanted.items()},
+            view,
+            options.pair == "nearest",
+        )
 
     def entry(self, at: str, fields: Sequence[str], number: int) -> _Entry:
         """One line; `number` is its id when there is no column of ids."""
@@ -212,15 +252,31 @@ class _Columns:
         lat, lon = self._position(at, values)
         split = values.get("split", "")
         if "split" in values and split not in SPLITS[self.view]:
-            raise InputError(f"{at}: {self.name('split')}={split!r} is none of {', '.join(SPLITS[self.view])}")
+            raise InputError(
+                f"{at}: {self.name('split')}={split!r} is none of {', '.join(SPLITS[self.view])}"
+            )
         identity = values.get("id", str(number))
         if not is_number(identity):
-            raise InputError(f"{at}: {self.name('id')}={identity!r} is not a whole number from 0 on")
+            raise InputError(
+                f"{at}: {self.name('id')}={identity!r} is not a whole number from 0 on"
+            )
         heading = self._number(at, "heading", values.get("heading", ""))
         if heading is not None and not abs(heading) <= 360:
-            raise InputError(f"{at}: {self.name('heading')}={heading} is not within -360..360; or leave it empty")
+            raise InputError(
+                f"{at}: {self.name('heading')}={heading} is not within -360..360; or leave it empty"
+            )
         region = values.get("region") or None
-        return _Entry(at, int(identity), values["path"], lat, lon, values.get("key", ""), split, region, heading)
+        return _Entry(
+            at,
+            int(identity),
+            values["path"],
+            lat,
+            lon,
+            values.get("key", ""),
+            split,
+            region,
+            heading,
+        )
 
     def name(self, what: str) -> str:
         """The user's name of a column."""
@@ -238,23 +294,31 @@ class _Columns:
         lat, lon = (self._number(at, what, values.get(what, "")) for what in ("lat", "lon"))
         if lat is None or lon is None:
             if self.located:
-                raise InputError(f"{at}: coordinates are empty; fill them in, or pair by key (pair=key)")
+                raise InputError(
+                    f"{at}: coordinates are empty; fill them in, or pair by key (pair=key)"
+                )
             if (lat, lon) != (None, None):
-                raise InputError(f"{at}: {self.name('lat')} and {self.name('lon')} are given both or not at all")
+                raise InputError(
+                    f"{at}: {self.name('lat')} and {self.name('lon')} are given both or not at all"
+                )
         elif not valid_position(lat, lon):
             raise InputError(f"{at}: {lat}, {lon} is not within -90..90 and -180..180 degrees")
         return lat, lon
 
 
-def _pair_by_key(files: Source, tiles: list[_Entry], photos: list[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
+def _pair_by_key(
+    source_folder: Source, tiles: list[_Entry], photos: list[_Entry]
+) -> tuple[list[_Entry], list[_Entry]]:
     """Places numbered in the order in which the tiles' keys first appear; photos of other keys are left out."""
     places: dict[str, int] = {}
     for tile in tiles:
         places.setdefault(tile.key, len(places))
-    matched = [replace(photo, place_id=places[photo.key]) for photo in photos if photo.key in places]
+    matched = [
+        replace(photo, place_id=places[photo.key]) for photo in photos if photo.key in places
+    ]
     if len(matched) < len(photos):
         first = next(photo for photo in photos if photo.key not in places)
-        files.note(
+        source_folder.note(
             f"queries left out, as no reference has their key: {len(photos) - len(matched):,},"
             f" the first {first.key!r} at {first.at}"
         )
@@ -262,14 +326,19 @@ def _pair_by_key(files: Source, tiles: list[_Entry], photos: list[_Entry]) -> tu
 
 
 def _pair_nearest(
-    files: Source, tiles: list[_Entry], photos: list[_Entry], max_distance_m: float | None
+    source_folder: Source, tiles: list[_Entry], photos: list[_Entry], max_distance_m: float | None
 ) -> tuple[list[_Entry], list[_Entry]]:
     """Places are tiles, by number; each photo goes to the nearest of its split, missing images or not."""
     place_of = np.full(len(photos), -1, dtype=np.int64)
-    tile_splits, photo_splits = (np.array([entry.split for entry in entries]) for entries in (tiles, photos))
+    tile_splits, photo_splits = (
+        np.array([entry.split for entry in entries]) for entries in (tiles, photos)
+    )
     at_tiles, at_photos = _positions(tiles), _positions(photos)
     for split in np.unique(photo_splits):
-        candidates, asking = np.flatnonzero(tile_splits == split), np.flatnonzero(photo_splits == split)
+        candidates, asking = (
+            np.flatnonzero(tile_splits == split),
+            np.flatnonzero(photo_splits == split),
+        )
         if not len(candidates):
             raise InputError(
                 f"{photos[asking[0]].at}: no reference has the split {str(split)!r}, so none can be its place"
@@ -279,25 +348,35 @@ def _pair_nearest(
     metres = metres_between(*at_photos, *at_tiles[:, place_of])
     near = np.full(len(photos), True) if max_distance_m is None else metres <= max_distance_m
     if not near.all():
-        files.note(f"queries left out, as no tile is within {max_distance_m:g} m: {int((~near).sum()):,}")
+        source_folder.note(
+            f"queries left out, as no tile is within {max_distance_m:g} m: {int((~near).sum()):,}"
+        )
     kept = [replace(photos[i], place_id=int(place_of[i])) for i in np.flatnonzero(near)]
     return [replace(tile, place_id=number) for number, tile in enumerate(tiles)], kept
 
 
-def _positions(entries: Sequence[_Entry]) -> NDArray[np.float64]:
+def _positions(entries: Sequence[_Entry]) -> Floats64:
     """Latitudes and longitudes [2, N] in degrees."""
-    return np.array([[entry.lat for entry in entries], [entry.lon for entry in entries]], dtype=np.float64)
+    return np.array(
+        [[entry.lat for entry in entries], [entry.lon for entry in entries]], dtype=np.float64
+    )
 
 
-def _split_by_strip(tiles: list[_Entry], photos: list[_Entry], fraction: float) -> tuple[list[_Entry], list[_Entry]]:
+def _split_by_strip(
+    tiles: list[_Entry], photos: list[_Entry], fraction: float
+) -> tuple[list[_Entry], list[_Entry]]:
     """Test is the easternmost share of the places, each at its tiles' mean longitude; photos follow their place."""
     longitudes: dict[int, list[float]] = {}
     for tile in tiles:
         if tile.lon is None:
-            raise InputError(f"{tile.at}: without coordinates there is no eastern strip to test on; give split_column")
+            raise InputError(
+                f"{tile.at}: without coordinates there is no eastern strip to test on; give split_column"
+            )
         longitudes.setdefault(tile.place_id, []).append(tile.lon)
     east = eastern_strip(np.array([np.mean(lon) for lon in longitudes.values()]), fraction)
-    split = {place: "test" if tested else "train" for place, tested in zip(longitudes, east, strict=True)}
+    split = {
+        place: "test" if tested else "train" for place, tested in zip(longitudes, east, strict=True)
+    }
     return (
         [replace(tile, split=split[tile.place_id]) for tile in tiles],
         [replace(photo, split=split[photo.place_id]) for photo in photos],

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from s4g_ray import storage
-from s4g_ray.dataset import SCHEMAS, GeoDataset, gallery_splits, write_dataset
+from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.data.schema import SCHEMAS, gallery_splits
 from s4g_ray.errors import InputError
+from s4g_ray.storage import files
 
 Report = Callable[[str], None]  # takes one line about what was left out
 SIGNS = {  # what lies at the top of the sources that have a converter
@@ -67,7 +68,7 @@ class Source:
     """
 
     def __init__(self, uri: str, report: Report = silent) -> None:
-        self.uri = storage.absolute(uri)
+        self.uri = files.absolute(uri)
         self._report = report
         self._names: dict[str, frozenset[str]] = {}
         self._missing: dict[str, None] = {}  # an ordered set
@@ -76,7 +77,7 @@ class Source:
 
     def join(self, path: str) -> str:
         """The absolute path or URI of something in the source."""
-        return storage.join(self.uri, path) if path else self.uri
+        return files.join(self.uri, path) if path else self.uri
 
     def names(self, folder: str = "") -> frozenset[str]:
         """The names in a folder, listed once; empty when there is no such folder.
@@ -86,7 +87,7 @@ class Source:
         uri = self.join(folder)
         if uri not in self._names:
             try:
-                self._names[uri] = frozenset(storage.list_names(uri))
+                self._names[uri] = frozenset(files.list_names(uri))
             except NotADirectoryError:
                 self._names[uri] = frozenset()
             except OSError as error:
@@ -108,7 +109,7 @@ class Source:
         """A whole file. Raises InputError when it is missing or cannot be read."""
         uri = self.join(path)
         try:
-            return storage.read_bytes(uri)
+            return files.read_bytes(uri)
         except FileNotFoundError as error:
             raise InputError(f"{uri} is missing; {self.uri} holds {self._top()}") from error
         except OSError as error:
@@ -119,19 +120,25 @@ class Source:
         try:
             return self.read_bytes(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.join(path)} is not UTF-8 text: {error}; save it as UTF-8") from error
+            raise InputError(
+                f"{self.join(path)} is not UTF-8 text: {error}; save it as UTF-8"
+            ) from error
 
     def lines(self, path: str) -> list[tuple[str, str]]:
         """The lines of a text file that are not blank, each with its place: 'FILE, line N'."""
         found = enumerate(self.read_text(path).splitlines(), 1)
-        return [(f"{self.join(path)}, line {number}", line) for number, line in found if line.strip()]
+        return [
+            (f"{self.join(path)}, line {number}", line) for number, line in found if line.strip()
+        ]
 
     def choose(self, variants: Mapping[str, Sequence[str]], remedy: str = "") -> str:
         """The first variant whose files and folders are all there.
 
         Raises one InputError that says what each variant looks for, what is there, and which is nearest.
         """
-        lacking = {name: [path for path in paths if not self.has(path)] for name, paths in variants.items()}
+        lacking = {
+            name: [path for path in paths if not self.has(path)] for name, paths in variants.items()
+        }
         nearest = min(lacking, key=lambda name: len(lacking[name]))
         if not lacking[nearest]:
             return nearest
@@ -148,7 +155,11 @@ class Source:
         raise InputError("\n".join(lines))
 
     def _guesses(self) -> list[str]:
-        return [f"this looks like {name}: s4g convert {name}" for name, top in SIGNS.items() if top <= self.names()]
+        return [
+            f"this looks like {name}: s4g convert {name}"
+            for name, top in SIGNS.items()
+            if top <= self.names()
+        ]
 
     def image(self, path: str) -> bool:
         """Whether an image is in its folder's listing; one that is not is remembered as missing."""
@@ -197,7 +208,9 @@ class Source:
             self._report(line)
         for view, rows in (("references", references), ("queries", queries)):
             if not rows:
-                raise InputError(f"{self.uri}: no {view} are left to convert; {len(self._missing):,} images missing")
+                raise InputError(
+                    f"{self.uri}: no {view} are left to convert; {len(self._missing):,} images missing"
+                )
         tables = [
             pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMAS[view])
             for view, rows in (("references", references), ("queries", queries))
@@ -216,7 +229,9 @@ class Source:
         places = {row.place_id for row in references if row.split == "train"}
         kept = [row for row in queries if row.split != "train" or row.place_id in places]
         if len(kept) < len(queries):
-            self.note(f"train queries left out, as their place has no train reference: {len(queries) - len(kept):,}")
+            self.note(
+                f"train queries left out, as their place has no train reference: {len(queries) - len(kept):,}"
+            )
         return kept
 
     def _count_unmatched(self, references: list[Row], queries: list[Row]) -> None:
@@ -224,7 +239,9 @@ class Source:
             places = {row.place_id for row in references if row.split in gallery_splits(split)}
             count = sum(row.split == split and row.place_id not in places for row in queries)
             if count:
-                self.note(f"{split} queries that evaluation leaves out, as their place has no reference: {count:,}")
+                self.note(
+                    f"{split} queries that evaluation leaves out, as their place has no reference: {count:,}"
+                )
 
     def _top(self) -> str:
         return some(sorted(self.names())) or "nothing, or is not there"
@@ -238,6 +255,11 @@ class Source:
                 parent = parent.rpartition("/")[0]
             groups.setdefault(parent, []).append(path)
         return "; ".join(
-            some(lacking) + (f" ({parent} holds {some(sorted(self.names(parent))) or 'nothing'})" if parent else "")
+            some(lacking)
+            + (
+                f" ({parent} holds {some(sorted(self.names(parent))) or 'nothing'})"
+                if parent
+                else ""
+            )
             for parent, lacking in groups.items()
         )

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, refuse_existing
+from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, some
 from s4g_ray.errors import InputError
+from s4g_ray.storage import files
 
 VIEW_NAMES = {
     "drone": "drone image",
@@ -42,28 +42,43 @@ def convert(
     exist or are on both sides, another layout, building folders that are not numbers, and a target that holds
     a data set.
     """
-    query_views, reference_views = _views("query_view", query_view), _views("reference_view", reference_view)
+    query_views, reference_views = (
+        _views("query_view", query_view),
+        _views("reference_view", reference_view),
+    )
     shared = set(query_views).intersection(reference_views)
     if shared:
-        raise InputError(f"{', '.join(sorted(shared))} is in query_view and in reference_view; choose one side")
-    target = storage.absolute(target)
+        raise InputError(
+            f"{', '.join(sorted(shared))} is in query_view and in reference_view; choose one side"
+        )
+    target = files.absolute(target)
     refuse_existing(target)
-    files = Source(source, report)
+    source_folder = Source(source, report)
     folders = _folders(query_views, "query") + _folders(reference_views, "gallery")
-    files.choose({"University-1652": [folder.path for folder in folders]})
-    images = list(_images(files, folders))
-    tested = {image.building for image in images if image.folder.side == "query" and image.folder.split == "test"}
+    source_folder.choose({"University-1652": [folder.path for folder in folders]})
+    images = list(_images(source_folder, folders))
+    tested = {
+        image.building
+        for image in images
+        if image.folder.side == "query" and image.folder.split == "test"
+    }
     references, queries = list[Row](), list[Row]()
     for image in images:
         rows, several = (
-            (queries, len(query_views) > 1) if image.folder.side == "query" else (references, len(reference_views) > 1)
+            (queries, len(query_views) > 1)
+            if image.folder.side == "query"
+            else (references, len(reference_views) > 1)
         )
-        distractor = image.folder.side == "gallery" and image.folder.split == "test" and image.building not in tested
+        distractor = (
+            image.folder.side == "gallery"
+            and image.folder.split == "test"
+            and image.building not in tested
+        )
         rows.append(
             Row(
                 id=len(rows),
                 place_id=image.building,
-                uri=files.join(image.path),
+                uri=source_folder.join(image.path),
                 split="gallery" if distractor else image.folder.split,
                 region=image.folder.view if several else None,
                 source_id=image.path,
@@ -74,7 +89,7 @@ def convert(
         "references": " or ".join(VIEW_NAMES[view] for view in reference_views),
         "queries": " or ".join(VIEW_NAMES[view] for view in query_views),
     }
-    return files.write(target, references, queries, name=name, views=words, strict=strict)
+    return source_folder.write(target, references, queries, name=name, views=words, strict=strict)
 
 
 def _views(option: str, text: str) -> list[str]:
@@ -84,7 +99,9 @@ def _views(option: str, text: str) -> list[str]:
         if view not in VIEW_NAMES:
             raise InputError(f"{option}={text!r}: {view!r} is none of {', '.join(VIEW_NAMES)}")
     if views == [TRAIN_ONLY]:
-        raise InputError(f"{option}={text!r} has no test images; join it with another view, such as street,google")
+        raise InputError(
+            f"{option}={text!r} has no test images; join it with another view, such as street,google"
+        )
     return views
 
 
@@ -105,17 +122,21 @@ class _Image:
 
 def _folders(views: Sequence[str], side: str) -> list[_Folder]:
     train = [_Folder(f"train/{view}", view, side, "train") for view in views]
-    return train + [_Folder(f"test/{side}_{view}", view, side, "test") for view in views if view != TRAIN_ONLY]
+    return train + [
+        _Folder(f"test/{side}_{view}", view, side, "test") for view in views if view != TRAIN_ONLY
+    ]
 
 
-def _images(files: Source, folders: Sequence[_Folder]) -> Iterator[_Image]:
+def _images(source_folder: Source, folders: Sequence[_Folder]) -> Iterator[_Image]:
     """All images, folder by folder, by building and name; other files are counted."""
-    buildings = [(folder, name) for folder in folders for name in _buildings(files, folder.path)]
-    files.prefetch(f"{folder.path}/{name}" for folder, name in buildings)
+    buildings = [
+        (folder, name) for folder in folders for name in _buildings(source_folder, folder.path)
+    ]
+    source_folder.prefetch(f"{folder.path}/{name}" for folder, name in buildings)
     others = []
     for folder, building in buildings:
         inside = f"{folder.path}/{building}"
-        for name in sorted(files.names(inside)):
+        for name in sorted(source_folder.names(inside)):
             if name.startswith("."):  # of a file manager or an archive tool
                 continue
             if PurePosixPath(name).suffix.lower() in EXTENSIONS:
@@ -123,16 +144,22 @@ def _images(files: Source, folders: Sequence[_Folder]) -> Iterator[_Image]:
             else:
                 others.append(f"{inside}/{name}")
     if others:
-        files.note(f"files left out that are not {', '.join(EXTENSIONS)}: {len(others):,}: {some(others)}")
+        source_folder.note(
+            f"files left out that are not {', '.join(EXTENSIONS)}: {len(others):,}: {some(others)}"
+        )
 
 
-def _buildings(files: Source, folder: str) -> list[str]:
-    names = sorted(name for name in files.names(folder) if not name.startswith("."))
+def _buildings(source_folder: Source, folder: str) -> list[str]:
+    names = sorted(name for name in source_folder.names(folder) if not name.startswith("."))
     stray = [name for name in names if "." in name]  # a file, such as Thumbs.db
     if stray:
-        files.note(f"files of {folder} left out, as they are no building's folder: {some(stray)}")
+        source_folder.note(
+            f"files of {folder} left out, as they are no building's folder: {some(stray)}"
+        )
     names = [name for name in names if name not in stray]
     for name in names:
         if not is_number(name):
-            raise InputError(f"{files.join(folder)} holds {name!r}, which is no building's number; remove it")
+            raise InputError(
+                f"{source_folder.join(folder)} holds {name!r}, which is no building's number; remove it"
+            )
     return sorted(names, key=int)

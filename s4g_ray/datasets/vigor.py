@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
-from s4g_ray import storage
-from s4g_ray.dataset import GeoDataset, refuse_existing
+from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.source import Report, Row, Source, silent, valid_position
 from s4g_ray.errors import InputError
+from s4g_ray.storage import files
 
 Area = Literal["same", "cross"]
 Labels = Literal["original", "corrected"]
@@ -26,8 +26,13 @@ IMAGE_FOLDERS = {  # layout: of panoramas, of tiles
     "published code": ("ground/{city}", "satellite/{city}"),
 }
 CORRECTED_FOLDERS = ("splits__corrected", "split__corrected")
-LABEL_FILES: dict[Area, dict[str, tuple[tuple[str, ...], str]]] = {  # area: of each split, the cities and their file
-    "same": {"train": (CITIES, "same_area_balanced_train"), "test": (CITIES, "same_area_balanced_test")},
+LABEL_FILES: dict[
+    Area, dict[str, tuple[tuple[str, ...], str]]
+] = {  # area: of each split, the cities and their file
+    "same": {
+        "train": (CITIES, "same_area_balanced_train"),
+        "test": (CITIES, "same_area_balanced_test"),
+    },
     "cross": {
         "train": (("NewYork", "Seattle"), "pano_label_balanced"),
         "test": (("Chicago", "SanFrancisco"), "pano_label_balanced"),
@@ -54,36 +59,43 @@ def convert(
     the train cities have no row. Raises InputError for another layout, malformed label rows and names, tiles
     that satellite_list.txt lacks, missing images when `strict`, and a target that holds a data set.
     """
-    for name, value, allowed in (("area", area, get_args(Area)), ("labels", labels, get_args(Labels))):
+    for name, value, allowed in (
+        ("area", area, get_args(Area)),
+        ("labels", labels, get_args(Labels)),
+    ):
         if value not in allowed:
             raise InputError(f"{name}={value!r} is none of {', '.join(allowed)}")
-    target = storage.absolute(target)
+    target = files.absolute(target)
     refuse_existing(target)
-    files = Source(source, report)
-    layout = _choose_layout(files, area, labels)
-    files.prefetch(folder.format(city=city) for folder in layout.images for city in CITIES)
-    tiles = _read_tiles(files)
-    found = list(_read_labels(files, tiles, area, layout.labels))
+    source_folder = Source(source, report)
+    layout = _choose_layout(source_folder, area, labels)
+    source_folder.prefetch(folder.format(city=city) for folder in layout.images for city in CITIES)
+    tiles = _read_tiles(source_folder)
+    found = list(_read_labels(source_folder, tiles, area, layout.labels))
     test_cities = LABEL_FILES[area]["test"][0]
-    references = _references(files, layout, tiles, found, test_cities)
+    references = _references(source_folder, layout, tiles, found, test_cities)
     queries = [
         Row(
             id=number,
             place_id=label.tiles[0],
-            uri=files.join(path),
+            uri=source_folder.join(path),
             split=label.split,
             lat=label.lat,
             lon=label.lon,
             region=label.city,
             source_id=label.panorama.partition(",")[0],
             heading_deg=0.0,
-            semi_positives=[tile for tile in dict.fromkeys(label.tiles[1:]) if tile != label.tiles[0]],
+            semi_positives=[
+                tile for tile in dict.fromkeys(label.tiles[1:]) if tile != label.tiles[0]
+            ],
         )
         for number, label in enumerate(found)
-        if files.image(path := f"{layout.images[0].format(city=label.city)}/{label.panorama}")
+        if source_folder.image(
+            path := f"{layout.images[0].format(city=label.city)}/{label.panorama}"
+        )
     ]
     name = f"vigor_{area}" + ("_corrected" if labels == "corrected" else "")
-    return files.write(target, references, queries, name=name, views=VIEWS, strict=strict)
+    return source_folder.write(target, references, queries, name=name, views=VIEWS, strict=strict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class _Layout:
     labels: str  # {city} and {name} stand for the city and the file's name without .txt
 
 
-def _choose_layout(files: Source, area: Area, labels: Labels) -> _Layout:
+def _choose_layout(source_folder: Source, area: Area, labels: Labels) -> _Layout:
     names = [(city, name) for cities, name in LABEL_FILES[area].values() for city in cities]
     original, corrected = (
         "splits/{city}/{name}.txt",
@@ -105,7 +117,7 @@ def _choose_layout(files: Source, area: Area, labels: Labels) -> _Layout:
         layout: [*(folder.format(city=city) for folder in folders for city in CITIES), *lists]
         for layout, folders in IMAGE_FOLDERS.items()
     }
-    images = IMAGE_FOLDERS[files.choose(variants)]
+    images = IMAGE_FOLDERS[source_folder.choose(variants)]
     if labels == "original":
         return _Layout(images, original)
     wanted = {
@@ -113,7 +125,7 @@ def _choose_layout(files: Source, area: Area, labels: Labels) -> _Layout:
         for folder, path in zip(CORRECTED_FOLDERS, corrected, strict=True)
     }
     remedy = "corrected labels are a separate download; give --labels original (labels='original') for the others"
-    return _Layout(images, corrected[CORRECTED_FOLDERS.index(files.choose(wanted, remedy))])
+    return _Layout(images, corrected[CORRECTED_FOLDERS.index(source_folder.choose(wanted, remedy))])
 
 
 @dataclass(frozen=True)
@@ -135,24 +147,28 @@ class _Label:
     tiles: tuple[int, ...]  # the positive, then the three semi-positives
 
 
-def _read_tiles(files: Source) -> dict[str, _Tile]:
+def _read_tiles(source_folder: Source) -> dict[str, _Tile]:
     """All tiles by name, numbered city by city in the order of satellite_list.txt."""
     tiles: dict[str, _Tile] = {}
     for city in CITIES:
-        for at, line in files.lines(f"splits/{city}/satellite_list.txt"):
+        for at, line in source_folder.lines(f"splits/{city}/satellite_list.txt"):
             name = line.strip()
             if name in tiles:
                 raise InputError(f"{at}: tile {name!r} is listed twice; remove one")
-            lat, lon = _position(at, name, PurePosixPath(name).stem.split("_"), "satellite_LAT_LON.png")
+            lat, lon = _position(
+                at, name, PurePosixPath(name).stem.split("_"), "satellite_LAT_LON.png"
+            )
             tiles[name] = _Tile(len(tiles), city, name, lat, lon)
     return tiles
 
 
-def _read_labels(files: Source, tiles: dict[str, _Tile], area: Area, path: str) -> Iterator[_Label]:
-    """The rows of the train files, city by city, then of the test files."""
+def _read_labels(
+    source_folder: Source, tiles: dict[str, _Tile], area: Area, path: str
+) -> Iterator[_Label]:
+    """The rows of the train source_folder, city by city, then of the test source_folder."""
     for split, (cities, name) in LABEL_FILES[area].items():
         for city in cities:
-            for at, line in files.lines(path.format(city=city, name=name)):
+            for at, line in source_folder.lines(path.format(city=city, name=name)):
                 fields = line.split()
                 if len(fields) != NUM_COLUMNS:
                     raise InputError(
@@ -162,9 +178,13 @@ def _read_labels(files: Source, tiles: dict[str, _Tile], area: Area, path: str) 
                 panorama, shown = fields[0], fields[1::3]
                 unknown = [tile for tile in shown if tile not in tiles]
                 if unknown:
-                    raise InputError(f"{at}: tile {unknown[0]!r} is in no satellite_list.txt: {line!r}")
+                    raise InputError(
+                        f"{at}: tile {unknown[0]!r} is in no satellite_list.txt: {line!r}"
+                    )
                 lat, lon = _position(at, panorama, panorama.split(","), "ID,LAT,LON,.jpg")
-                yield _Label(split, city, panorama, lat, lon, tuple(tiles[tile].number for tile in shown))
+                yield _Label(
+                    split, city, panorama, lat, lon, tuple(tiles[tile].number for tile in shown)
+                )
 
 
 def _position(at: str, name: str, parts: Sequence[str], form: str) -> tuple[float, float]:
@@ -179,7 +199,7 @@ def _position(at: str, name: str, parts: Sequence[str], form: str) -> tuple[floa
 
 
 def _references(
-    files: Source,
+    source_folder: Source,
     layout: _Layout,
     tiles: dict[str, _Tile],
     labels: Sequence[_Label],
@@ -193,7 +213,7 @@ def _references(
         Row(
             id=tile.number + len(tiles) * (split == "train"),
             place_id=tile.number,
-            uri=files.join(path),
+            uri=source_folder.join(path),
             split=split,
             lat=tile.lat,
             lon=tile.lon,
@@ -201,5 +221,5 @@ def _references(
             source_id=PurePosixPath(tile.name).stem,
         )
         for split, tile in chosen
-        if files.image(path := f"{layout.images[1].format(city=tile.city)}/{tile.name}")
+        if source_folder.image(path := f"{layout.images[1].format(city=tile.city)}/{tile.name}")
     ]

@@ -1,0 +1,1 @@
+"""The published algorithm's form, measured beside ours."""

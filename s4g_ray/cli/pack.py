@@ -1,0 +1,103 @@
+"""`s4g pack`: a data set's images in tar shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from s4g_ray.config.schema import Size
+    from s4g_ray.datasets.packing.pack import Packed
+
+GO_ON = "interrupted; what was written stays: run the same command again to go on"
+
+
+def pack(
+    dataset: Annotated[str, typer.Argument(help="A canonical data set: a folder or s3://...")],
+    target: Annotated[str, typer.Argument(help="Where the packed one goes: a folder or s3://...")],
+    query_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H,W", help="Resize queries to these pixels.  [default: copied as they are]"
+        ),
+    ] = None,
+    reference_size: Annotated[
+        str | None,
+        typer.Option(metavar="H,W", help="Resize references.  [default: copied as they are]"),
+    ] = None,
+    no_antialias: Annotated[
+        bool, typer.Option("--no-antialias", help="Resize as data.antialias=false does.")
+    ] = False,
+    quality: Annotated[int, typer.Option(help="JPEG quality of what is resized, 1 to 100.")] = 95,
+    shard_mb: Annotated[float, typer.Option(help="Size of a shard, about, MB.")] = 256,
+    on_bad_image: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(
+            help="skip: rows of missing and corrupt images are left out; shards/_MANIFEST.json lists them."
+        ),
+    ] = "fail",
+    workers: Annotated[
+        int | None, typer.Option(help="Shards at a time.  [default: the processors]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Pack images into tar shards, neighbors on the ground beside each other; the same command goes on after a stop."""
+    queries, references = (
+        _size("--query-size", query_size),
+        _size("--reference-size", reference_size),
+    )
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers} is below 1")
+    from s4g_ray.datasets.packing.layout import PackOptions
+    from s4g_ray.datasets.packing.pack import pack as run_pack
+
+    options = PackOptions(queries, references, not no_antialias, quality, shard_mb, on_bad_image)
+    reporter = make_reporter(as_json)
+    with interruptible(GO_ON), reporter.stage("packing images") as update:
+        packed = run_pack(dataset, target, options, num_threads=workers, on_progress=update)
+    for line in _lines(packed):
+        reporter.line(line)
+    print_json(as_json, _as_dict(packed))
+
+
+def _size(option: str, text: str | None) -> Size | None:
+    if text is None:
+        return None
+    try:
+        height, width = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {text} is not a height and a width such as 140,768") from error
+    return height, width
+
+
+def _lines(packed: Packed) -> list[str]:
+    from s4g_ray.datasets.inspection.findings import first_lines, plural
+
+    size = f"{packed.num_bytes / 1e6:,.1f} MB"
+    reused = f" ({packed.reused_shards:,} written before)" if packed.reused_shards else ""
+    told = f"{plural(packed.num_images, 'image')} in {plural(packed.num_shards, 'shard')}{reused}, {size}, verified"
+    lines = [f"{packed.dataset.name}: {told}: {packed.dataset.uri}"]
+    if packed.skipped:
+        lines.append(f"{plural(len(packed.skipped), 'row')} left out:")
+        lines += [
+            f"  {line}"
+            for line in first_lines(f"{row.view}: {row.reason}" for row in packed.skipped)
+        ]
+    return lines
+
+
+def _as_dict(packed: Packed) -> dict[str, Any]:
+    return {
+        "uri": packed.dataset.uri,
+        "name": packed.dataset.name,
+        "fingerprint": packed.dataset.fingerprint,
+        "images": packed.num_images,
+        "shards": packed.num_shards,
+        "bytes": packed.num_bytes,
+        "reused_shards": packed.reused_shards,
+        "skipped": [vars(row) for row in packed.skipped],
+    }

@@ -1,0 +1,51 @@
+"""Columns, views and splits of the canonical data set."""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+
+from s4g_ray.storage import files
+
+FORMAT = "s4g-dataset"
+SPLITS = {"references": ("train", "val", "test", "gallery"), "queries": ("train", "val", "test")}
+ROWS_PER_PART = 1_000_000
+_COMMON = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("place_id", pa.int64(), nullable=False),
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("offset", pa.int64()),
+    pa.field("length", pa.int64()),
+    pa.field("lat", pa.float64()),
+    pa.field("lon", pa.float64()),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("region", pa.string()),
+    pa.field("source_id", pa.string()),
+]
+SCHEMAS = {
+    "references": pa.schema(_COMMON),
+    "queries": pa.schema(
+        [
+            *_COMMON,
+            pa.field("heading_deg", pa.float32()),
+            pa.field("semi_positives", pa.list_(pa.int64())),
+        ]
+    ),
+}
+
+
+def gallery_splits(split: str) -> list[str]:
+    """The splits of references that the queries of a split are searched in."""
+    return [split, "gallery"]
+
+
+def split_into_parts(rows: int) -> list[tuple[str, int]]:
+    """File names of a table's parts, and the first row of each."""
+    starts = range(0, max(rows, 1), ROWS_PER_PART)
+    return [(f"part-{number:05d}.parquet", start) for number, start in enumerate(starts)]
+
+
+def list_part_names(folder: str) -> list[str]:
+    """List the names of the Parquet parts in a folder; other files are not ours."""
+    return [name for name in files.list_names(folder) if re.fullmatch(r"part-.*\.parquet", name)]

@@ -1,0 +1,115 @@
+"""The shared encoder: a timm backbone for both views and a learnable logit scale; strict weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from torch import Tensor, nn
+
+from s4g_ray.config.schema import DataConfig, ModelConfig
+from s4g_ray.encoder.weights import first_line, load_pretrained
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+
+
+class Encoder(nn.Module):
+    """queries[b, 3, H, W], references[b, 3, h, w] uint8 -> (queries[b, D], references[b, D], scale).
+
+    Global average pooling and no further head; embeddings are not normalised (the loss and the embedding job
+    do that, in float32). scale = exp(logit_scale). Source: arXiv 2303.11851, section 3.1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, temperature: float, freeze_batch_norm: bool) -> None:
+        super().__init__()
+        self.model = backbone
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.freeze_batch_norm = freeze_batch_norm
+        data: dict[str, Any] = resolve_data_config({}, model=backbone)  # type: ignore[no-untyped-call]
+        self.register_buffer(
+            "mean", 255 * torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", 255 * torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False
+        )
+
+    @classmethod
+    def build(cls, cfg: ModelConfig, *, seed: int = 0, weights: bool = True) -> Self:
+        """Build from configuration, seeded; `weights=False` leaves the pretrained ones out.
+
+        Raises InputError for an unknown architecture, and for weights that are missing or do not fit.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                hub = weights and cfg.pretrained is True
+                backbone = timm.create_model(cfg.name, pretrained=hub, num_classes=0)
+            except RuntimeError as error:
+                close = ", ".join(timm.list_models(f"*{cfg.name.split('.')[0][:8]}*")[:5])
+                raise InputError(
+                    f"model.name={cfg.name!r}: {error}; similar: {close or 'none'}"
+                ) from error
+            except OSError as error:
+                raise InputError(
+                    f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
+                    f" ({type(error).__name__}: {first_line(error)}); give a path, or false"
+                ) from error
+        if cfg.grad_checkpointing:
+            backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        encoder = cls(backbone, cfg.temperature, cfg.freeze_batch_norm)
+        if weights and isinstance(cfg.pretrained, str):
+            load_pretrained(encoder, cfg.pretrained)
+        return encoder
+
+    @property
+    def dim(self) -> int:
+        """D, the width of an embedding."""
+        return int(self.model.num_features)  # type: ignore[arg-type]
+
+    def preprocessing(self, data: DataConfig) -> str:
+        """A hash of all that turns an image file into the encoder's input."""
+        parts = [
+            [
+                data.query_size,
+                data.query_cut,
+                data.query_heading,
+                data.query_fov_deg,
+                data.antialias,
+            ],
+            data.reference_size,
+            self.mean.flatten().tolist(),
+            self.std.flatten().tolist(),
+        ]
+        return files.fingerprint(repr(parts).encode())[:16]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode; frozen batch norms keep their running statistics."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 images[b, 3, H, W] -> embeddings[b, D], not normalised."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.model(x)  # type: ignore[no-any-return]
+
+    def forward(self, queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 queries[b, 3, h, w], references[m, 3, H, W] -> embeddings[b, D], [m, D] and exp(logit_scale).
+
+        One call for both views, as DDP needs; one pass where the images are of one size.
+        """
+        if queries.shape[1:] == references.shape[1:]:
+            both = self.embed(torch.cat([queries, references]))
+            embedded_q, embedded_r = both[: len(queries)], both[len(queries) :]
+        else:
+            embedded_q, embedded_r = self.embed(queries), self.embed(references)
+        return embedded_q, embedded_r, self.logit_scale.exp()

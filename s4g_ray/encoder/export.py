@@ -1,0 +1,61 @@
+"""Exported models: weights as safetensors and in the published form, and a JSON of all that using them takes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+
+from s4g_ray.config.loading import load_config
+from s4g_ray.encoder.checkpoint import load_encoder
+from s4g_ray.encoder.source import DATA_KEYS, DESCRIPTION, FORMAT, find_checkpoint
+from s4g_ray.encoder.weights import WEIGHTS, encode_weights
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import open_published
+from s4g_ray.storage.s3_retries import raise_outage
+
+PUBLISHED_WEIGHTS = "model.pth"
+
+
+def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, Any]:
+    """Write a checkpoint of a run (the last one) to a folder; returns what model.json holds.
+
+    model.safetensors and model.pth hold the same tensors under the same names: the timm backbone's under
+    `model.`, and `logit_scale`. Raises InputError when there is no such checkpoint, or the folder holds a model.
+    """
+    run = files.absolute(run_dir)
+    target = files.absolute(target)
+    held = {DESCRIPTION, WEIGHTS, PUBLISHED_WEIGHTS, "run.json"} & set(files.list_names(target))
+    if held:
+        raise InputError(
+            f"{target} holds {' and '.join(sorted(held))} already; choose another folder"
+        )
+    checkpoint = find_checkpoint(run, epoch)
+    config = load_config(files.join(run, "config.yaml"))
+    encoder = load_encoder(config.model, checkpoint)
+    weights, published = encode_weights(encoder), io.BytesIO()
+    torch.save(dict(encoder.state_dict()), published)
+    data = config.data.model_dump(mode="json")
+    description = {
+        "format": FORMAT,
+        "version": 1,
+        "architecture": config.model.name,
+        "dim": encoder.dim,
+        "data": {key: data[key] for key in DATA_KEYS},
+        "mean": [round(x / 255, 6) for x in encoder.mean.flatten().tolist()],  # of pixels in 0..1
+        "std": [round(x / 255, 6) for x in encoder.std.flatten().tolist()],
+        "temperature": float((-encoder.logit_scale.detach()).exp()),
+        "weights_sha256": files.fingerprint(weights),
+        "trained_on": files.read_json(files.join(run, "run.json"))["dataset"]["name"],
+        **{key: open_published(checkpoint, "checkpoint").info[key] for key in ("epoch", "step")},
+    }
+    try:
+        files.write_bytes(files.join(target, WEIGHTS), weights)
+        files.write_bytes(files.join(target, PUBLISHED_WEIGHTS), published.getvalue())
+        files.write_json(files.join(target, DESCRIPTION), description)
+    except OSError as error:
+        raise_outage(error)
+        raise InputError(str(error)) from error
+    return description

@@ -1,0 +1,151 @@
+"""Load and save state dicts strictly; published forms."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+from s4g_ray.storage.s3_retries import raise_outage
+
+StateDict = Mapping[str, Tensor]
+WEIGHTS = "model.safetensors"  # in a checkpoint
+
+
+def encode_weights(encoder: nn.Module) -> bytes:
+    """The encoder's weights as safetensors: `model.*` and `logit_scale`."""
+    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def load_weights(encoder: nn.Module, data: bytes, source: str) -> None:
+    """Load what encode_weights gave. Raises InputError for other bytes, or lists keys and shapes that do not fit."""
+    try:
+        state = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{source} is not a safetensors file: {error}") from error
+    _load_strictly(encoder, state, source)
+
+
+def load_pretrained(encoder: nn.Module, uri: str) -> None:
+    """Load a state dict: of a whole encoder, in the published form, or of a bare timm backbone.
+
+    The published form has the backbone's keys under `model.` and `logit_scale` beside them; all of it is loaded.
+    Of a backbone's, classifier weights are left out, and keys of the EfficientNet-PyTorch family are renamed to
+    timm's. Raises InputError when the file is missing, or lists the keys and shapes that do not fit.
+    """
+    state, what = read_state(uri), f"model.pretrained={uri!r}"
+    backbone = encoder.get_submodule("model")
+    if "logit_scale" in state or all(key.startswith("model.") for key in state):
+        _load_strictly(encoder, state, what)
+        return
+    if any(key.startswith("_blocks.") for key in state):
+        state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[union-attr]
+    heads = ("classifier.", "head.fc.", "fc.")
+    _load_strictly(backbone, {k: v for k, v in state.items() if not k.startswith(heads)}, what)
+
+
+def read_state(uri: str) -> StateDict:
+    """The tensors of a .safetensors file, or of a .pth that torch.load reads with weights_only=True.
+
+    Raises InputError when the file is missing, or is no state dict.
+    """
+    path = files.resolve_package(files.absolute(uri))
+    if files.exists(files.join(path, WEIGHTS)):  # an export's folder
+        path = files.join(path, WEIGHTS)
+    try:
+        data = files.read_bytes(path)
+    except OSError as error:
+        raise_outage(error)
+        raise InputError(f"cannot read weights: {error}") from error
+    try:
+        if path.endswith(".safetensors"):
+            state: Any = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:  # both libraries raise errors of many kinds for a damaged file
+        reason = f"damaged, or not tensors alone ({type(error).__name__}); only those are loaded"
+        raise InputError(f"{uri}: not a readable state dict: {reason}") from error
+    items = state.items() if isinstance(state, Mapping) else ()
+    if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
+        return dict(items)
+    held = (
+        f"its keys are {', '.join(map(str, list(state)[:5]))}"
+        if isinstance(state, Mapping)
+        else "it is none at all"
+    )
+    raise InputError(
+        f"{uri}: not a state dict, which has a tensor for each name: {held}; save that alone"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:
+    """Keys of EfficientNet-PyTorch (`_blocks.7._bn0.weight`) -> timm's (`blocks.3.1.bn1.weight`).
+
+    `depths` is the number of blocks of each timm stage.
+    """
+    blocks = [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
+    separable = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
+    }
+    inverted = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    outer = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    renamed = {}
+    for key, value in state.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            number, layer, leaf = int(match[1]), match[2], match[3]
+            names = inverted if f"_blocks.{number}._expand_conv.weight" in state else separable
+            stage, i = blocks[number] if number < len(blocks) else (len(depths), number)
+            renamed[f"blocks.{stage}.{i}.{names.get(layer, layer)}.{leaf}"] = value
+        else:
+            layer, _, leaf = key.partition(".")
+            renamed[f"{outer.get(layer, layer)}.{leaf}"] = value
+    return renamed
+
+
+def _load_strictly(module: nn.Module, state: StateDict, source: str) -> None:
+    wanted = module.state_dict()
+    faults = [f"missing {key}" for key in wanted if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in wanted]
+    faults += [
+        f"{key} has shape {list(state[key].shape)}, {list(value.shape)} is wanted"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:10]) + (
+            f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
+        )
+        raise InputError(
+            f"{source} does not fit {type(module).__name__}, {len(wanted)} tensors ({len(faults)} faults; is model.name"
+            f" right?): {shown}"
+        )
+    module.load_state_dict(dict(state))

@@ -1,0 +1,160 @@
+"""Retrievals and mined negatives, with pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.config.schema import RunConfig, Size
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.image_table import ImageTable
+from s4g_ray.data.images import load_raw, resize
+from s4g_ray.data.schema import gallery_splits
+from s4g_ray.data.sphere import format_metres, metres_between
+from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_rows
+from s4g_ray.data.tables.neighbor_graph import read_graph
+from s4g_ray.errors import BadImageError
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import latest_version
+
+NUM_EXAMPLES = 8
+NUM_TOP = 5
+THUMBNAIL = (96, 96)
+WIDEST = 168  # pixels of a panorama
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture with its caption: kind is query, right, wrong or negative."""
+
+    image: str
+    caption: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of pictures: a query (with its own reference when shown apart), then the references found for it."""
+
+    title: str
+    tiles: list[Tile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RankedQueries:
+    """The last evaluation's rankings: top[Q, NUM_TOP] rows of the gallery, best first."""
+
+    queries: ImageTable
+    gallery: ImageTable
+    top: Ints
+
+    @classmethod
+    def read(cls, uri: str, config: RunConfig, dataset: GeoDataset, epoch: int) -> RankedQueries:
+        """Read the rankings of an epoch's evaluation from its embedding tables."""
+        split = config.data.test_split
+        folder = files.join(uri, f"embeddings/v={epoch:04d}")
+        embedded_q, queries = read_rows(folder, "queries", dataset.table("queries", [split]))
+        embedded_r, gallery = read_rows(
+            folder, "references", dataset.table("references", gallery_splits(split))
+        )
+        return cls(queries, gallery, _top(embedded_q, embedded_r))
+
+    def errors_m(self, rank: int = 0) -> Floats64:
+        """Metres from each query to the reference at a rank."""
+        found = self.top[:, rank]
+        return metres_between(
+            self.queries.lat, self.queries.lon, self.gallery.lat[found], self.gallery.lon[found]
+        )
+
+    def examples(self, config: RunConfig) -> Iterator[Example]:
+        """Queries with what was found for them: half with the right place among the first, half without."""
+        rng = np.random.default_rng((config.seed, 1))
+        right = self.queries.place_ids[:, None] == self.gallery.place_ids[self.top]
+        found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
+        missed = rng.permutation(np.flatnonzero(~right.any(axis=1)))[: NUM_EXAMPLES - len(found)]
+        for row in [*sorted(found), *sorted(missed)]:
+            tiles = [Tile(_thumbnail(self.queries, row, config.data.query_size), "query", "query")]
+            for rank in range(self.top.shape[1]):
+                caption = f"{rank + 1}. {format_metres(self.errors_m(rank)[row])}"
+                kind = "right" if right[row, rank] else "wrong"
+                tiles.append(Tile(_thumbnail(self.gallery, self.top[row, rank]), caption, kind))
+            own = np.flatnonzero(self.gallery.place_ids == self.queries.place_ids[row])
+            if len(own) and not right[row].any():
+                tiles.append(Tile(_thumbnail(self.gallery, own[0]), "its own, missed", "right"))
+            yield Example(_position(self.queries, row), tiles)
+
+
+def _top(queries: EmbeddingTable, gallery: EmbeddingTable) -> Ints:
+    count = min(NUM_TOP, len(gallery))
+    top = np.empty((len(queries), count), dtype=np.int64)
+    for start in range(0, len(queries), 1024):
+        block = queries.vectors[start : start + 1024] @ gallery.vectors.T
+        top[start : start + 1024] = np.argsort(-block, axis=1, kind="stable")[:, :count]
+    return top
+
+
+def find_mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterator[Example]:
+    """Train places with the neighbors that the last mining round found for them."""
+    version = latest_version(files.join(uri, "neighbors"), "v")
+    if not version:
+        return
+    graph = next(read_graph(files.join(uri, f"neighbors/v={version:04d}")))  # some of its places
+    queries = dataset.table("queries", [config.data.train_split])
+    references = dataset.table("references", [config.data.train_split])
+    rng = np.random.default_rng((config.seed, 2))
+    for row in sorted(rng.permutation(len(graph.place_ids))[: NUM_EXAMPLES // 2]):
+        place = graph.place_ids[row]
+        query = int(np.flatnonzero(queries.place_ids == place)[0])
+        own = int(np.flatnonzero(references.place_ids == place)[0])
+        tiles = [
+            Tile(_thumbnail(queries, query, config.data.query_size), "query", "query"),
+            Tile(_thumbnail(references, own), "its own", "right"),
+        ]
+        for rank, neighbor in enumerate(graph.neighbors[row, :NUM_TOP]):
+            if neighbor < 0:
+                break
+            other = int(np.flatnonzero(references.place_ids == neighbor)[0])
+            metres = metres_between(
+                *(x[i] for i, t in ((own, references), (other, references)) for x in (t.lat, t.lon))
+            )
+            score = f", score {graph.scores[row, rank]:.2f}" if graph.scores is not None else ""
+            tiles.append(
+                Tile(
+                    _thumbnail(references, other),
+                    f"{format_metres(float(metres))}{score}",
+                    "negative",
+                )
+            )
+        yield Example(_position(queries, query), tiles)
+
+
+def _thumbnail(table: ImageTable, row: int, shape: Size = THUMBNAIL) -> str:
+    """A picture as a data URI, in the proportions of a shape."""
+    scale = min(THUMBNAIL[0] / shape[0], WIDEST / shape[1])
+    size = max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
+    try:
+        image = to_pil_image(resize(load_raw(table, int(row)), size))
+    except BadImageError:  # its row is in bad_images.jsonl
+        image = Image.new("RGB", size[::-1], "#d1d5db")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return encode_data_uri(buffer.getvalue())
+
+
+def encode_data_uri(jpeg: bytes) -> str:
+    """Encode an image as the data URI of a JPEG."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _position(table: ImageTable, row: int) -> str:
+    lat, lon = table.lat[row], table.lon[row]
+    if not np.isfinite(lat):
+        return f"place {table.place_ids[row]}"
+    return f"{abs(lat):.4f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.4f}° {'E' if lon >= 0 else 'W'}"

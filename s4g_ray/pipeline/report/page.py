@@ -1,0 +1,81 @@
+"""report.html: one self-contained page about a run, made from its folder and its data set alone."""
+
+from __future__ import annotations
+
+import importlib.resources
+
+import jinja2
+
+from s4g_ray.config.loading import load_config
+from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.sphere import format_metres
+from s4g_ray.errors import InputError
+from s4g_ray.pipeline.report.charts import (
+    draw_loss_chart,
+    draw_maps,
+    draw_recall_chart,
+    draw_time_chart,
+)
+from s4g_ray.pipeline.report.examples import RankedQueries, find_mined_examples
+from s4g_ray.pipeline.run_folder import Record, read_records
+from s4g_ray.storage import files
+
+
+def write_report(run_dir: str) -> str:
+    """Write RUN/report.html and return its URI. Raises InputError when the folder holds no evaluated run."""
+    uri = files.absolute(run_dir)
+    if not files.exists(files.join(uri, "run.json")):
+        raise InputError(f"{uri} is no run's folder: run.json is missing")
+    records = read_records(uri)
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    if not evaluations:
+        raise InputError(f"{uri} holds no evaluated run: nothing to report yet")
+    config_text = files.read_bytes(files.join(uri, "config.yaml")).decode()
+    config = load_config(files.join(uri, "config.yaml"))
+    info = files.read_json(files.join(uri, "run.json"))
+    dataset = open_dataset(info["dataset"]["uri"])
+    retrieval = RankedQueries.read(uri, config, dataset, evaluations[-1]["epoch"])
+    page = _template().render(
+        run=uri.rstrip("/").rsplit("/", 1)[-1],
+        info={"best": None, **info},
+        views=dataset.views,
+        config=config,
+        config_text=config_text,
+        rows=result_rows(records),
+        format_metres=format_metres,
+        evaluation=evaluations[-1],
+        loss=draw_loss_chart(records),
+        recall=draw_recall_chart(evaluations),
+        times=draw_time_chart(records),
+        maps=draw_maps(retrieval),
+        examples=list(retrieval.examples(config)),
+        negatives=list(find_mined_examples(uri, config, dataset)),
+        mining=[r for r in records if r["kind"] == "mining"],
+        epochs=[r for r in records if r["kind"] == "epoch"],
+        bad_images=read_records(uri, "bad_images.jsonl"),
+    )
+    target = files.join(uri, "report.html")
+    files.write_bytes(target, page.encode())
+    return target
+
+
+def result_rows(records: list[Record]) -> list[tuple[str, Record]]:
+    """The rows of the results table: untrained encoder, baseline, trained model, as far as they were evaluated."""
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    rows = [("untrained encoder", r) for r in evaluations[:1] if r["epoch"] == 0]
+    rows += [("gradient correlation", r) for r in records if r["kind"] == "baseline"]
+    rows += [(f"trained, epoch {r['epoch']}", r) for r in evaluations[-1:] if r["epoch"] > 0]
+    for record in evaluations[-1:]:
+        other = "paper" if record["protocol"] == "strict" else "strict"
+        rows += (
+            [(f"the same, protocol {other}", {**record, **record[other]})] if record[other] else []
+        )
+    return rows
+
+
+def _template() -> jinja2.Template:
+    text = (
+        importlib.resources.files("s4g_ray.pipeline.report").joinpath("report.html.j2").read_text()
+    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(text)

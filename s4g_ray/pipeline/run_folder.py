@@ -1,0 +1,294 @@
+"""A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and where its artefacts lie."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import s4g_ray
+from s4g_ray.config.loading import dump_config, load_config
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+
+Record = dict[str, Any]
+STEPS_EVERY_S = (
+    10.0  # between two writes of metrics.jsonl, to an object store, that only tell steps
+)
+
+
+# what may change when a run goes on: how and where it computes, not what; and what a round's index is made of, which
+# errors of an index say to change: rounds to come follow it, and one that was cut off is indexed again
+FREE_ON_RESUME = {
+    "run_dir",
+    "data.uri",
+    "data.on_bad_image",
+    "embedding.num_actors",
+    "embedding.cpus_per_actor",
+    "embedding.gpus_per_actor",
+    "embedding.threads_per_actor",
+    "embedding.part_rows",
+    "mining.index_memory_gb",
+    "mining.index_kind",
+    "mining.nprobe",
+    "mining.ef_search",
+    "mining.min_recall",
+    "mining.recall_sample",
+    "mining.num_shards",
+    "mining.index_threads",
+    "mining.query_block",
+    "mining.cpus_per_shard",
+    "mining.gpus_per_shard",
+    "mining.shard_placement",
+    "mining.num_searchers",
+    "mining.part_queries",
+    "mining.max_retries",
+    "mining.label_selector",
+    "embedding.label_selector",
+    "train.label_selector",
+    "train.num_workers",
+    "train.cpus_per_worker",
+    "train.loader_processes",
+    "train.log_every_steps",
+    "train.gpus_per_worker",
+    "train.placement",
+    "mining.max_staleness_epochs",
+    "mining.when_late",
+    "train.micro_batch_size",
+    "train.max_failures",
+    "train.resize_every_s",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "checkpoint.grace_s",
+    "model.grad_checkpointing",
+    "sampling.max_pairs_per_cell",  # which changes plans to come: memory may ask for it
+}
+
+# folders of artefacts by epoch, or by the epoch that they were made after
+VERSIONED = (
+    "checkpoints",
+    "embeddings",
+    "neighbors",
+    "gallery_neighbors",
+    "index",
+    "gallery_index",
+    "plans",
+)
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """The values, by dotted key, that a run may not change when it goes on."""
+    tree = config.model_dump(exclude={"ray", "storage"})
+    sections = {
+        key: value if isinstance(value, dict) else {"": value} for key, value in tree.items()
+    }
+    flat = {
+        f"{s}.{key}".rstrip("."): value
+        for s, values in sections.items()
+        for key, value in values.items()
+    }
+    return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
+
+
+class RunFolder:
+    """A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and the URIs of its artefacts."""
+
+    def __init__(
+        self,
+        uri: str,
+        config: RunConfig,
+        info: Record,
+        records: list[Record],
+        bad_images: list[Record],
+    ) -> None:
+        self.uri, self.config, self.info = uri, config, info
+        self.records, self.bad_images = records, bad_images
+        self.on_record: Callable[[Record], None] | None = (
+            None  # told each line, in the thread that logs it
+        )
+        self._lock = threading.RLock()  # rounds write beside the training
+        self._written = 0.0  # when an object store got metrics.jsonl
+
+    @classmethod
+    def open(cls, config: RunConfig, dataset: GeoDataset, *, resume: bool) -> RunFolder:
+        """A new folder, or an existing one to resume; writes nothing. Raises InputError when that must not be."""
+        uri = files.absolute(config.run_dir)
+        if files.exists(files.join(uri, "run.json")):
+            if not resume:
+                raise InputError(
+                    f"{uri} holds a run already; go on with --resume, or choose another run_dir"
+                )
+            return cls._reopen(uri, config, dataset)
+        cut_off = re.compile(r"config\.yaml|\..*\.tmp")  # what a start that was cut off leaves
+        if not all(cut_off.fullmatch(name) for name in files.list_names(uri)):
+            raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
+        info = {
+            "format": "s4g-run",
+            "version": 1,
+            "s4g_ray": s4g_ray.__version__,
+            "status": "running",
+            "dataset": {
+                "uri": dataset.uri,
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+            },
+        }
+        return cls(uri, config, info, [], [])
+
+    @classmethod
+    def _reopen(cls, uri: str, config: RunConfig, dataset: GeoDataset) -> RunFolder:
+        info = files.read_json(files.join(uri, "run.json"))
+        ours, theirs = flatten(config), flatten(load_config(files.join(uri, "config.yaml")))
+        changed = [
+            f"{key}: {theirs[key]!r} -> {ours[key]!r}" for key in ours if ours[key] != theirs[key]
+        ]
+        if changed:
+            raise InputError(
+                f"{uri} was started with other values ({'; '.join(changed)}); set them back, or start a new run"
+            )
+        if info["dataset"]["fingerprint"] != dataset.fingerprint:
+            raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
+        return cls(uri, config, info, read_records(uri), read_records(uri, "bad_images.jsonl"))
+
+    def start(self) -> None:
+        """Write the configuration, then run.json: from here on the folder holds a run."""
+        files.write_bytes(self.path("config.yaml"), dump_config(self.config).encode())
+        self.update()
+
+    def path(self, *parts: str) -> str:
+        """A URI below the folder."""
+        return files.join(self.uri, *parts)
+
+    def checkpoint(self, epoch: int) -> str:
+        """The URI of an epoch's checkpoint."""
+        return epoch_uri(self.uri, epoch)
+
+    def update(self, **values: Any) -> None:
+        """Change run.json."""
+        with self._lock:
+            self.info.update(values)
+            files.write_json(self.path("run.json"), self.info)
+
+    def log(self, kind: str, **values: Any) -> Record:
+        """Add a line to metrics.jsonl; what is not finite becomes null, for JSON knows no other way."""
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
+        record = {"kind": kind, "time": round(time.time(), 3), **finite}
+        with self._lock:
+            self.records.append(record)
+            if files.is_local(self.uri):
+                files.append_bytes(self.path("metrics.jsonl"), _lines([record]))
+            elif (
+                kind != "step" or time.monotonic() - self._written > STEPS_EVERY_S
+            ):  # whole objects only
+                self._written = time.monotonic()
+                self._write_lines("metrics.jsonl", self.records)
+            self._tell(record)
+        return record
+
+    def _tell(self, record: Record) -> None:
+        if self.on_record is not None:
+            self.on_record(record)
+
+    def find(self, kind: str, epoch: int) -> list[Record]:
+        """The lines of a kind about an epoch."""
+        with self._lock:
+            return [
+                record
+                for record in self.records
+                if record["kind"] == kind and record["epoch"] == epoch
+            ]
+
+    def log_bad_images(self, reasons: tuple[str, ...] | list[str]) -> None:
+        """List images that were left out, each once."""
+        with self._lock:
+            known = {record["reason"] for record in self.bad_images}
+            new = [reason for reason in dict.fromkeys(reasons) if reason not in known]
+            if new:
+                self.bad_images += [{"reason": reason} for reason in new]
+                self._write_lines("bad_images.jsonl", self.bad_images)
+                self._tell({"kind": "bad_images", "new": len(new)})
+
+    def rewind(self, start: Checkpoint) -> None:
+        """Forget what was logged and computed after a checkpoint: it is done again. Its own plan stays."""
+        self.forget(start.epoch, start.step)
+        for folder in VERSIONED:
+            last = start.epoch + (folder == "plans" and start.batch > 0)
+            for name in files.list_names(self.path(folder)):
+                version = version_of(name)
+                if version is not None and version > last:
+                    files.remove(self.path(folder, name))
+
+    def forget(self, epoch: int, step: int) -> None:
+        """Leave out the lines about later epochs, but for steps until `step`."""
+        with self._lock:
+            self.records = [
+                r
+                for r in self.records
+                if r.get("epoch", 0) <= epoch or r.get("step", step + 1) <= step
+            ]
+            self._write_lines("metrics.jsonl", self.records)
+
+    def _write_lines(self, name: str, records: list[Record]) -> None:
+        files.write_bytes(self.path(name), _lines(records))
+
+
+def _lines(records: list[Record]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with: test metrics of the trained encoder, and of the untrained one where evaluated.
+
+    finished: false when SIGTERM ended it early; it goes on with `resume`.
+    """
+
+    run_dir: str
+    metrics: dict[str, float]
+    untrained: dict[str, float] | None
+    records: list[Record] = field(repr=False)
+    finished: bool = True
+
+
+def result_of(folder: RunFolder, *, finished: bool) -> RunResult:
+    """What a run has reached."""
+    evaluations = [r for r in folder.records if r["kind"] == "evaluation"]
+    metrics = [
+        {k: v for k, v in r.items() if isinstance(v, float) and k != "time"} for r in evaluations
+    ]
+    untrained = metrics[0] if evaluations and evaluations[0]["epoch"] == 0 else None
+    return RunResult(
+        folder.uri, metrics[-1] if metrics else {}, untrained, folder.records, finished
+    )
+
+
+def version_of(name: str) -> int | None:
+    """The number in `epoch=0004`, `v=0004` or `epoch=0004.parquet`; None for other names."""
+    match = re.fullmatch(r"(?:epoch|v)=(\d+)(?:\.parquet)?", name)
+    return int(match[1]) if match else None
+
+
+def read_records(uri: str, name: str = "metrics.jsonl") -> list[Record]:
+    """The lines of a run's metrics.jsonl or bad_images.jsonl; none when it is not there yet.
+
+    A last line without an end was cut short by the death of its writer, and is left out.
+    """
+    path = files.join(uri, name)
+    if not files.exists(path):
+        return []
+    return [
+        json.loads(line)
+        for line in files.read_bytes(path).splitlines(keepends=True)
+        if line.endswith(b"\n")
+    ]

@@ -1,0 +1,224 @@
+"""`s4g evaluate`: a run, an export or a file of weights against a data set, its own or another (zero-shot)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pyarrow.compute as pc
+
+from s4g_ray.config.loading import override_config
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.image_table import View
+from s4g_ray.distributed.autoscaling import await_room
+from s4g_ray.distributed.placement import Node
+from s4g_ray.distributed.session import ray_session
+from s4g_ray.distributed.submitted_job import check_kept
+from s4g_ray.encoder.actors import EncoderPool
+from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint, stamp_of
+from s4g_ray.encoder.embedding_job import embed
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.source import Source, open_source
+from s4g_ray.errors import InputError
+from s4g_ray.evaluation.scores import score_tables
+from s4g_ray.evaluation.tables import Evaluation
+from s4g_ray.pipeline.preflight import check_resources, check_test_split
+from s4g_ray.progress import Reporter
+from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.manifest import is_published, open_published
+from s4g_ray.storage.part_commits import claim_folder
+
+MARKER = "evaluation.json"  # says that a folder of --out is an evaluation's
+
+
+def evaluate(
+    source: str,
+    dataset_uri: str,
+    *,
+    config: RunConfig | None = None,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    epoch: int | None = None,
+    fovs: Sequence[float] = (),
+    heading: str | None = None,
+    out: str | None = None,
+    reporter: Reporter | None = None,
+) -> list[Evaluation]:
+    """Evaluate a run (its last checkpoint, or that of `epoch`), an export or weights on a data set's split.
+
+    One evaluation for each field of view in degrees; the gallery is embedded once. `config` and `overrides`
+    go before what the source says. `out` keeps embeddings and result.json; without it, they lie in a temporary
+    folder of this machine (a cluster of several needs `out` on storage that all of them reach). After an
+    interruption the same call with `out` goes on with the tables that are published there. Raises InputError
+    for bad input, RunError for non-finite embeddings and when the job dies.
+    """
+    reporter = reporter or Reporter()
+    opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
+    base = override_config(opened.config, overrides)
+    s3_settings.apply(base.storage)
+    dataset = open_dataset(base.data.uri)
+    base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
+    heading = heading or base.data.query_heading
+    configs = [
+        _with_data(base, query_fov_deg=fov, query_heading=heading)
+        for fov in fovs or [base.data.query_fov_deg]
+    ]
+    check_test_split(configs[0], dataset)
+    data, numerics = base.data, opened.numerics_for(base)
+    made_with = {"split": data.test_split, "seed": base.seed, **asdict(numerics)}
+    reporter.line(
+        f"{base.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
+        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split {data.test_split}"
+    )
+    with _work_folder(out, made_with) as folder:
+        encoder = (
+            load_encoder(base.model, opened.checkpoint)
+            if opened.checkpoint
+            else Encoder.build(base.model)
+        )
+        with ray_session(base) as nodes:
+            await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
+            with EncoderPool(base) as pool:
+                job = _Job(opened, numerics, dataset, encoder, folder, pool, reporter)
+                job.embed(configs[0], "references", "references")
+                found = [job.evaluate(config) for config in configs]
+        if out is not None:
+            files.write_json(
+                files.join(folder, "result.json"), [result.as_dict() for result in found]
+            )
+    return found
+
+
+def _check_nodes(config: RunConfig, out: str | None, nodes: Sequence[Node]) -> None:
+    """Raises InputError for several nodes without a folder that all of them reach, and NoRoomError."""
+    if out is None and len(nodes) > 1:  # one of them alone may have CPUs, and not be the driver's
+        raise InputError(
+            f"the cluster has {len(nodes)} nodes; give --out s3://... or a folder that all of them reach"
+        )
+    check_resources(config, nodes, training=False)
+
+
+def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> str:
+    """The split asked for, else the configured one where the data set has it, else its only other one."""
+    held = [
+        name
+        for name in ("test", "val", "train")
+        if dataset.queries.count_rows(filter=pc.field("split") == name)
+    ]
+    if wanted is None:
+        wanted = (
+            configured
+            if configured in held
+            else next((s for s in held if s != "train"), configured)
+        )
+    if wanted not in held:
+        raise InputError(
+            f"{dataset.uri} has no queries of split {wanted!r}; it has {', '.join(held) or 'none'}"
+        )
+    return wanted
+
+
+def _with_data(config: RunConfig, **values: Any) -> RunConfig:
+    """A configuration with other values in section `data`, validated."""
+    return override_config(config, [f"data.{key}={value}" for key, value in values.items()])
+
+
+@contextmanager
+def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
+    """A temporary folder; or `out`: new, or that of an interrupted evaluation made with the same values."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
+            yield folder
+        return
+    folder = files.absolute(out)
+    check_kept("--out", folder)
+    if files.exists(files.join(folder, "result.json")):
+        raise InputError(f"{out} holds a finished evaluation; remove it or choose another folder")
+    claim_folder(folder, MARKER, made_with, "an evaluation")
+    yield folder
+
+
+class _Job:
+    """An encoder's checkpoint and where its tables go."""
+
+    def __init__(
+        self,
+        source: Source,
+        numerics: Numerics,
+        dataset: GeoDataset,
+        encoder: Encoder,
+        folder: str,
+        pool: EncoderPool,
+        reporter: Reporter,
+    ) -> None:
+        self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
+        self.pool = pool
+        self.source, self.numerics = source, numerics
+        self.bad_images: dict[str, tuple[str, ...]] = {}
+        self.checkpoint = source.checkpoint or files.join(folder, "checkpoint")
+        if source.checkpoint is None:
+            save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)
+
+    def embed(self, config: RunConfig, view: View, name: str) -> str:
+        """Embed one view of the test split; returns the URI of the table."""
+        uri, split = files.join(self.folder, name), config.data.test_split
+        stamp = stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
+        if is_published(uri):
+            manifest = open_published(uri, "embeddings", stamp)
+            self.bad_images[name] = tuple(manifest.info["bad_images"])
+            self.reporter.line(f"{name} are embedded already")
+            return uri
+        with self.reporter.stage(f"embedding {name} of {split}") as update:
+            report = embed(
+                self.pool,
+                config,
+                self.dataset,
+                self.checkpoint,
+                uri,
+                splits=[split],
+                numerics=self.numerics,
+                views=[view],
+                stamp=stamp,
+                on_progress=update,
+            )
+        self.bad_images[name] = report.bad_images
+        for line in report.lines(name):
+            self.reporter.line(line)
+        return uri
+
+    def evaluate(self, config: RunConfig) -> Evaluation:
+        """Embed the queries as one field of view shows them, and score them."""
+        data = config.data
+        name = f"queries-fov={data.query_fov_deg:g}-{data.query_heading}"
+        uri = self.embed(config, "queries", name)
+        with self.reporter.stage("scoring"):
+            found = score_tables(
+                self.dataset,
+                data.test_split,
+                uri,
+                files.join(self.folder, "references"),
+                stamp=stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint),
+                radii_m=config.evaluation.radii_m,
+            )
+        info = open_published(self.checkpoint, "checkpoint").info
+        made_with = {
+            "source": self.source.uri,
+            "model": config.model.name,
+            "epoch": info["epoch"],
+            "weights_sha256": info["weights_sha256"],
+            "query_size": list(data.query_size),
+            "reference_size": list(data.reference_size),
+            **asdict(self.numerics),
+            "seed": config.seed,
+            "dataset_fingerprint": self.dataset.fingerprint,
+        }
+        where = self.dataset.name, data.test_split, data.query_fov_deg, data.query_heading
+        return Evaluation(
+            *where, found, made_with, self.bad_images["references"] + self.bad_images[name]
+        )

@@ -1,0 +1,132 @@
+"""Plans of more pairs than one process should hold a graph for: cells as Ray tasks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from s4g_ray.arrays import Rows32
+from s4g_ray.data.exclusions import Exclusions
+from s4g_ray.data.pairs import PairTable
+from s4g_ray.data.places import Places
+from s4g_ray.data.tables.batch_plan import BatchPlan
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph_part
+from s4g_ray.errors import RunError
+from s4g_ray.sampling.cells import Cell, CellTree, PlanOptions, plan_tree
+from s4g_ray.sampling.compact_graph import PlaceLookup, fill_rows
+from s4g_ray.sampling.exclusion_table import Bars
+from s4g_ray.sampling.sampler import Protocol, check_sizes, place_rows
+from s4g_ray.storage.manifest import Part, open_published
+
+PLANNER_CPUS = 0.5  # logical, of a task that splits a part of a graph or plans a cell
+
+
+def plan_on_cluster(
+    pairs: PairTable,
+    graph_uri: str | None,
+    places: Places,
+    *,
+    batch_size: int,
+    num_hard_negatives: int = 64,
+    neighbor_pool_size: int = 128,
+    seed: int,
+    epoch: int,
+    protocol: Protocol = "strict",
+    exclusions: NeighborGraph | Exclusions | None = None,
+    max_pairs_per_cell: int,
+    cpus_per_task: float = PLANNER_CPUS,
+) -> BatchPlan:
+    """The plan of cells.plan_cells from a published graph, on the Ray cluster that the caller is connected to.
+
+    A task a part of the graph splits its rows by cell, a task a cell plans it. Through this process go the flat
+    arrays of pairs and places and the finished plan; the graph is in the object store, over all nodes, 4 bytes
+    a neighbor. Raises ValueError as plan_cells does, and RunError when the graph is unpublished or altered.
+    """
+    check_sizes(batch_size, num_hard_negatives, neighbor_pool_size)
+    options = PlanOptions(batch_size, num_hard_negatives, neighbor_pool_size, seed, epoch)
+    lookup = PlaceLookup.of(places.ids)
+    place_of_pair = place_rows(pairs, lookup)
+    tree = CellTree.divide(places, place_of_pair, max_pairs_per_cell, options)
+    remote = _remote(cpus_per_task)
+    fragments = _split_graph(graph_uri, neighbor_pool_size, ray.put(lookup), tree, remote)
+    cells = ([cell, *rows] for cell, rows in zip(tree.cells(place_of_pair), fragments, strict=True))
+    return plan_tree(
+        tree,
+        cells,
+        ray.put(Bars.of(exclusions, lookup)),
+        options,
+        protocol,
+        call=lambda function, *arguments: remote(function, 2, *arguments),
+        get=get_cancelling,
+    )
+
+
+def _remote(num_cpus: float) -> Callable[..., Any]:
+    """remote(function, num_returns, *arguments) runs it as a task and gives its references."""
+
+    def call(function: Callable[..., Any], num_returns: int, *arguments: Any) -> Any:
+        options = {
+            "num_cpus": num_cpus,
+            "num_returns": num_returns,
+            "scheduling_strategy": "SPREAD",
+        }
+        found = _task(function).options(**options).remote(*arguments)
+        return [found] if num_returns == 1 else found
+
+    return call
+
+
+@functools.cache
+def _task(function: Callable[..., Any]) -> Any:
+    """The Ray form of a function, made once: each one that is made is shipped to all workers."""
+    return ray.remote(function)
+
+
+def get_cancelling(references: Sequence[Any]) -> Sequence[Any]:
+    """Results of tasks; an error is raised as the task raised it, and RunError for a task that died."""
+    try:
+        return list(ray.get(list(references)))
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        why = str(error).strip().splitlines()[0]
+        remedy = "resume, with a lower sampling.max_pairs_per_cell if memory ran out"
+        raise RunError(f"planning a cell failed: {why}; {remedy}") from error
+
+
+def _split_graph(
+    uri: str | None, width: int, lookup: Any, tree: CellTree, remote: Callable[..., Any]
+) -> Iterator[list[Any]]:
+    """For each cell of the tree, references to what each part of the graph knows of it."""
+    if uri is None:
+        return iter([[] for _ in tree.leaves])
+    manifest, num_cells = open_published(uri, "neighbors"), len(tree.leaves)
+    common = min(width, int(manifest.info["k"])), lookup, ray.put(tree.leaf_of_place), num_cells
+    by_part = [remote(split_part, num_cells, uri, part, *common) for part in manifest.parts]
+    return (list(of_cell) for of_cell in zip(*by_part, strict=True))
+
+
+def split_part(
+    uri: str, part: Part, width: int, lookup: PlaceLookup, leaf_of_place: Rows32, num_cells: int
+) -> list[Cell] | Cell:
+    """The rows of one part of a graph by cell, without pairs; neighbors that are no place are dropped."""
+    graph = read_graph_part(uri, part)
+    at = lookup.rows(graph.places)
+    own = np.unique(at[at >= 0])
+    rows = np.full((len(own), width), -1, dtype=np.int32)
+    fill_rows(
+        rows,
+        lookup,
+        graph,
+        PlaceLookup.of(own.astype(np.int64)).rows(at.astype(np.int64)),
+        threads=1,
+    )
+    leaves = leaf_of_place[own]
+    of_cell = (np.flatnonzero(leaves == cell) for cell in range(num_cells))
+    found = [Cell.of_graph(own[at], rows[at]) for at in of_cell]
+    return found if num_cells > 1 else found[0]

@@ -1,0 +1,169 @@
+"""A neighbor graph in rows of a sorted list of places, int32: half the size of ids, and read part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from s4g_ray.arrays import Ints, Rows32, by_rows
+from s4g_ray.data.tables.neighbor_graph import GraphPart, NeighborGraph, read_graph_part
+from s4g_ray.storage.manifest import open_published
+
+DENSE_SPAN = (
+    4  # a table over the range of the ids when that is at most this many times their number
+)
+_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: consecutive ids spread over the table
+
+
+class PlaceLookup(NamedTuple):
+    """Finds the row of an id: a table over their range where that is dense, else an open-addressing hash table."""
+
+    places: Ints
+    table: Rows32  # rows, -1 where empty
+    low: int  # the id of table[0]; of no meaning when hashed
+    shift: int  # of the hash; 0: the table is dense
+
+    @classmethod
+    def of(cls, places: Ints) -> PlaceLookup:
+        """For places[P], ascending. Raises ValueError when they are not, or are more than an int32 counts."""
+        if len(places) > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"{len(places)} places are more than {np.iinfo(np.int32).max}; split the data set"
+            )
+        if (places[1:] <= places[:-1]).any():
+            raise ValueError("places are not ascending or repeat one; pass np.unique of them")
+        span = int(places[-1]) - int(places[0]) + 1 if len(places) else 0
+        if span <= DENSE_SPAN * len(places):
+            table = np.full(span, -1, dtype=np.int32)
+            low = int(places[0]) if span else 0
+            table[places - low] = np.arange(len(places), dtype=np.int32)
+            return cls(places, table, low, 0)
+        bits = (2 * len(places)).bit_length()
+        table = np.full(1 << bits, -1, dtype=np.int32)
+        _fill_hash_table(places, table, 64 - bits)
+        return cls(places, table, 0, 64 - bits)
+
+    def rows(self, ids: Ints) -> Rows32:
+        """The row of each of ids[n], -1 for those that are no place."""
+        found = np.empty(len(ids), dtype=np.int32)
+        _find_all(self, np.ascontiguousarray(ids), found)
+        return found
+
+
+@dataclass(frozen=True)
+class PlaceRows:
+    """A neighbor graph: places[P] int64, ascending; rows[P, K] int32, nearest first, -1 pads at the end.
+
+    They are rows of `places`, or of the `among`, ascending too, that it was made with. Neighbors that are none of
+    these are dropped, and places that the graph does not know have no neighbors.
+    """
+
+    places: Ints
+    rows: Rows32
+
+    @classmethod
+    def of(
+        cls, graph: NeighborGraph, places: Ints, width: int, *, among: Ints | None = None
+    ) -> PlaceRows:
+        """The nearest `width` neighbors, of those that are known. Raises ValueError as PlaceLookup.of does."""
+        k = graph.neighbors.shape[1]
+        part = GraphPart(
+            graph.place_ids, np.arange(len(graph.place_ids) + 1) * k, graph.neighbors.ravel()
+        )
+        return cls._of_parts([part], places, min(width, k), among)
+
+    @classmethod
+    def read(cls, uri: str, places: Ints, width: int, *, among: Ints | None = None) -> PlaceRows:
+        """As `of`, from a published graph, part by part: memory is the result and one part.
+
+        Raises RunError when it is unpublished or altered.
+        """
+        manifest = open_published(uri, "neighbors")
+        parts = (read_graph_part(uri, part) for part in manifest.parts)
+        return cls._of_parts(parts, places, min(width, int(manifest.info["k"])), among)
+
+    @classmethod
+    def _of_parts(
+        cls, parts: Iterable[GraphPart], places: Ints, width: int, among: Ints | None
+    ) -> PlaceRows:
+        own = PlaceLookup.of(places)
+        known = own if among is None else PlaceLookup.of(among)
+        rows = np.full((len(places), width), -1, dtype=np.int32)
+        for part in parts:
+            fill_rows(rows, known, part, own.rows(part.places))
+            del part  # before the next is read
+        return cls(places, rows)
+
+
+def fill_rows(
+    rows: Rows32,
+    known: PlaceLookup,
+    part: GraphPart,
+    targets: Rows32,
+    *,
+    threads: int | None = None,
+) -> None:
+    """Write the neighbors of part.places[i] into rows[targets[i]] (-1: nowhere), as rows of `known` places."""
+    by_rows(
+        lambda first, last: _fill_rows(first, last, rows, known, targets, part.offsets, part.ids),
+        len(targets),
+        threads,
+    )
+
+
+@numba.njit(cache=True)
+def _fill_hash_table(
+    places: Ints, table: Rows32, shift: int
+) -> None:  # pragma: no cover (compiled)
+    for row in range(len(places)):
+        at = np.int64((np.uint64(places[row]) * _HASH) >> np.uint64(shift))
+        while table[at] >= 0:
+            at = (at + 1) & (len(table) - 1)
+        table[at] = row
+
+
+@numba.njit(cache=True)
+def find_row(lookup: PlaceLookup, place: Any) -> Any:  # pragma: no cover (compiled)
+    """The row of a place id, -1 when there is none."""
+    if lookup.shift == 0:
+        at = place - lookup.low
+        if at < 0 or at >= len(lookup.table):  # as one expression this took 15 times as long
+            return np.int32(-1)
+        return lookup.table[at]
+    at = np.int64((np.uint64(place) * _HASH) >> np.uint64(lookup.shift))
+    while lookup.table[at] >= 0 and lookup.places[lookup.table[at]] != place:
+        at = (at + 1) & (len(lookup.table) - 1)
+    return lookup.table[at]
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_all(lookup: PlaceLookup, ids: Ints, found: Rows32) -> None:  # pragma: no cover (compiled)
+    for i in range(len(ids)):
+        found[i] = find_row(lookup, ids[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_rows(
+    start: int,
+    stop: int,
+    rows: Rows32,
+    lookup: PlaceLookup,
+    targets: Rows32,
+    offsets: Ints,
+    ids: Ints,
+) -> None:  # pragma: no cover (compiled)
+    for i in range(start, stop):
+        target, size = targets[i], 0
+        if target < 0:
+            continue
+        for j in range(offsets[i], offsets[i + 1]):
+            if size == rows.shape[1]:
+                break
+            row = find_row(lookup, ids[j])
+            if row >= 0:
+                rows[target, size] = row
+                size += 1

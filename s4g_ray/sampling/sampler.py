@@ -1,0 +1,103 @@
+"""Batch plans: which training pairs meet in which global batch.
+
+Sample4Geo's rule (arXiv 2303.11851, section 3.3): a batch starts from a random unused pair and its neighbors
+join: half of `num_hard_negatives` are the nearest of the pool, half are drawn at random from the rest of it.
+A plan depends on the pairs, the graph, the seed and the epoch, and not on the number of workers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s4g_ray.arrays import Ints
+from s4g_ray.data.exclusions import Exclusions
+from s4g_ray.data.pairs import PairTable
+from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.sampling.compact_graph import PlaceLookup, PlaceRows
+from s4g_ray.sampling.exclusion_table import Bars
+from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, Turns, assemble, count_hard
+
+Protocol = Literal["strict", "paper"]
+PLAN_STREAM = (
+    0x706C616E  # keeps the planner's random stream apart from others of the same (seed, epoch)
+)
+
+
+def plan_batches(
+    pairs: PairTable,
+    graph: NeighborGraph | PlaceRows | None,
+    *,
+    batch_size: int,
+    num_hard_negatives: int = 64,
+    neighbor_pool_size: int = 128,
+    seed: int,
+    epoch: int,
+    protocol: Protocol = "strict",
+    exclusions: NeighborGraph | Exclusions | None = None,
+) -> BatchPlan:
+    """Arrange pairs into full batches of `batch_size`; without a graph, at random.
+
+    Each pair stands in at most one batch, no place twice in a batch, and no two places that `exclusions`
+    holds in either direction. What does not fill a batch is left out and counted. `strict` shuffles the
+    order of the batches (as built they go from hard to easy); `paper` keeps it. Raises ValueError for
+    impossible sizes, and for a pair whose place is not among those of PlaceRows. Source: arXiv 2303.11851,
+    section 3.3.
+    """
+    check_sizes(batch_size, num_hard_negatives, neighbor_pool_size)
+    rng = np.random.default_rng((seed, epoch, PLAN_STREAM))
+    places = graph.places if isinstance(graph, PlaceRows) else np.unique(pairs.place_ids)
+    rows = graph_rows(graph, places, neighbor_pool_size)
+    lookup = PlaceLookup.of(places)
+    turns, bars = (
+        Turns.draw(place_rows(pairs, lookup), len(places), rng),
+        Bars.of(exclusions, lookup),
+    )
+    built = assemble(
+        turns,
+        rows,
+        bars,
+        batch_size=batch_size,
+        num_hard=num_hard_negatives,
+        pool_size=neighbor_pool_size,
+        rng=rng,
+    )
+    hardness = count_hard(built[..., PLACE], rows, num_hard_negatives) / max(built.size // 2, 1)
+    positions = built[..., POSITION]
+    if protocol == "strict":
+        positions = positions[rng.permutation(len(positions))]
+    stats = PlanStats(len(pairs), positions.size, len(pairs) - positions.size, hardness)
+    return BatchPlan(turns.pairs[positions].astype(np.int64), stats)
+
+
+def check_sizes(batch_size: int, num_hard_negatives: int, neighbor_pool_size: int) -> None:
+    """Raises ValueError for sizes that no plan can have."""
+    if batch_size < 2:
+        raise ValueError(f"batch_size={batch_size} is below 2: a batch needs a negative")
+    if not 0 <= num_hard_negatives <= neighbor_pool_size:
+        raise ValueError(
+            f"{num_hard_negatives=} exceeds {neighbor_pool_size=}; lower the first or raise the second"
+        )
+
+
+def graph_rows(
+    graph: NeighborGraph | PlaceRows | None, places: Ints, width: int
+) -> NDArray[np.int32]:
+    """rows[P, K] of a graph's places, K = 0 without one."""
+    if graph is None:
+        return np.zeros((len(places), 0), dtype=np.int32)
+    return graph.rows if isinstance(graph, PlaceRows) else PlaceRows.of(graph, places, width).rows
+
+
+def place_rows(pairs: PairTable, lookup: PlaceLookup) -> NDArray[np.int32]:
+    """The row of each pair's place. Raises ValueError when one has none."""
+    rows = lookup.rows(pairs.place_ids)
+    if (rows < 0).any():
+        lost = pairs.place_ids[rows < 0]
+        raise ValueError(
+            f"{len(lost)} pairs are of places without a row in the graph, the first of {lost[0]}"
+        )
+    return rows

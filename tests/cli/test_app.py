@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s4g_ray.config.loading import dump_config
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.encoder.checkpoint import save_checkpoint
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.pipeline.run_folder import RunFolder
+from tests.conftest import NUM_TEST, tiny_config
+
+
+def s4g(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "s4g_ray.cli.app", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def config_file(tmp_path: Path, dataset: str, name: str = "config.yaml") -> str:
+    (tmp_path / name).write_text(dump_config(tiny_config(tmp_path / "run", dataset)))
+    return str(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.epoch=3"], "s4g: unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (["train.batch_size=15"], "is not divisible by num_workers=2"),
+        (["data.uri=/no/such/data"], "no data set at /no/such/data"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(
+    synthetic: GeoDataset, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = s4g("train", config_file(tmp_path, synthetic.uri), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_configuration_and_an_unfinished_run_are_exit_2(tmp_path: Path) -> None:
+    for arguments in (
+        ["train", str(tmp_path / "none.yaml")],
+        ["report", str(tmp_path)],
+        ["convert", "earth", "x", "y"],
+    ):
+        done = s4g(*arguments)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+
+
+@pytest.mark.cluster
+def test_a_run_from_the_command_line_shows_its_progress_and_none_of_rays_noise(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    path = config_file(tmp_path, synthetic.uri)
+    done = s4g("train", path, "train.epochs=1", "evaluation.before_training=false", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metrics"]["queries"] > 0
+    lines = done.stderr.splitlines()
+    expected = (
+        "data set synthetic",
+        "run folder ",
+        "test_convnext, 1 epochs",
+        "epoch",
+        "           embedded",
+        "           test R@1",
+        "report:",
+        "  ",
+    )
+    assert [line for line in lines if not line.startswith(expected)] == []
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["epochs"] == 1
+    again = s4g("train", path, "train.epochs=1", "evaluation.before_training=false")
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+
+
+def test_check_shows_a_table_or_json_and_fails_for_a_fault(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    done = s4g("check", synthetic.uri, "--decode")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "images decoded, none undecodable" in " ".join(done.stdout.split())
+    shutil.copytree(synthetic.uri, tmp_path / "copy")
+    (tmp_path / "copy/images/queries/3.png").unlink()
+    done = s4g("check", str(tmp_path / "copy"), "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    (fault,) = [f for f in found["findings"] if f["level"] == "fault"]
+    assert "3.png" in fault["examples"][0]
+    done = s4g("check", str(tmp_path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "loose"], "--protocol loose is none of strict, paper and both"),
+        (["--fov", "360,wide"], "--fov 360,wide is not a list of numbers"),
+        (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+        ([], "is no run, no export and no .pth or .safetensors file"),
+    ],
+)
+def test_evaluate_answers_bad_input_with_one_line(
+    synthetic: GeoDataset, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = s4g("evaluate", str(tmp_path), synthetic.uri, *arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
+
+
+@pytest.mark.cluster
+def test_an_export_is_evaluated_from_the_command_line(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run", synthetic.uri)
+    folder = RunFolder.open(config, synthetic, resume=False)
+    folder.start()
+    save_checkpoint(folder.checkpoint(0), Encoder.build(config.model), None, epoch=0, step=0)
+    done = s4g("export", str(tmp_path / "run"), str(tmp_path / "model"), "--epoch", "0")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"test_convnext after epoch 0, D=64: {tmp_path / 'model'}\n",
+    ), done
+    assert (
+        s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7").returncode
+        == 2
+    )
+    done = s4g("evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert result["paper"]["queries"] == NUM_TEST
+    assert "strict" not in result

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize as torchvision_resize
+
+from s4g_ray.config.schema import DataConfig
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.images import (
+    READ_AT_ONCE,
+    decode,
+    fit_query,
+    load_raw,
+    load_raws,
+    load_view,
+    load_views,
+    look,
+    resize,
+)
+from s4g_ray.errors import BadImageError
+from tests.conftest import SIZE
+from tests.support.sample_images import encoded, picture
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_decoding_gives_the_pixels(kind: str) -> None:
+    with Image.open(io.BytesIO(encoded(kind))) as image:
+        wanted = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(decode(encoded(kind)).permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 4
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded("PNG")[:200], encoded("JPEG")[:300]])
+def test_corrupt_images_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(data)
+
+
+def test_sixteen_bit_grey_keeps_its_shades() -> None:
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    assert np.abs(decode(buffer.getvalue())[0].numpy().astype(int) - grey // 257).max() == 0
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = Image.fromarray(picture().permute(1, 2, 0).numpy()[:, :20])
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    assert decode(buffer.getvalue()).shape == (3, 20, 32)
+
+
+def by_pillow(data: bytes) -> Tensor | None:
+    """What Pillow alone makes of a file: None where it refuses it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return torch.from_numpy(
+                np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            ).permute(2, 0, 1)
+    except Exception:
+        return None
+
+
+def test_bytes_flipped_at_random_are_decoded_or_refused_as_by_pillow() -> None:
+    good = bytearray(encoded("JPEG"))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        bad = good.copy()
+        for at in rng.integers(0, len(bad), 4):
+            bad[at] = rng.integers(256)
+        wanted = by_pillow(bytes(bad))
+        if wanted is None:
+            refused += 1
+            with pytest.raises(ValueError):
+                decode(bytes(bad))
+        else:
+            assert torch.equal(decode(bytes(bad)), wanted)
+    assert 0 < refused < 300
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.95])
+def test_a_jpeg_that_was_cut_short_is_refused(cut: float) -> None:
+    data = encoded("JPEG", quality=95)
+    with pytest.raises(ValueError, match=r"(?i)truncated"):
+        decode(data[: int(cut * len(data))])
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fine": {"quality": 95, "subsampling": 0},
+    "wide": {"subsampling": 1},
+    "progressive": {"progressive": True},
+    "optimised": {"optimize": True},
+    "grey": {"mode": "L"},
+    "cmyk": {"mode": "CMYK"},
+    "rgb": {"keep_rgb": True},
+    "restarts": {"restart_marker_blocks": 1},
+    "commented": {"comment": b"Exif"},
+    "dense": {"dpi": (300, 300)},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_every_kind_of_jpeg_is_decoded_as_by_pillow(kind: str) -> None:
+    data = encoded("JPEG", **JPEGS[kind])
+    wanted = by_pillow(data)
+    assert wanted is not None
+    assert torch.equal(decode(data), wanted)
+
+
+def test_a_plain_jpeg_is_not_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded("JPEG")
+
+    def slow(self: Image.Image) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", slow)
+    assert decode(data).shape == (3, SIZE, SIZE)
+
+
+def test_grey_and_transparent_images_become_rgb() -> None:
+    for mode in ("L", "RGBA", "P"):
+        buffer = io.BytesIO()
+        Image.new(mode, (9, 7)).save(buffer, "PNG")
+        assert decode(buffer.getvalue()).shape == (3, 7, 9)
+
+
+@pytest.mark.parametrize("size", [(20, 11), (64, 64), (7, 33)])
+def test_resizing_is_exact_in_size_and_keeps_the_mean(size: tuple[int, int]) -> None:
+    image = picture()
+    small = resize(image, size)
+    assert tuple(small.shape) == (3, *size)
+    assert abs(small.float().mean() - image.float().mean()) < 3
+
+
+@pytest.mark.parametrize(
+    ("width", "fov", "wanted"), [(64, 360, 64), (64, 90, 16), (77, 180, 38), (101, 70, 20)]
+)
+def test_a_field_of_view_is_the_middle_part(width: int, fov: float, wanted: int) -> None:
+    data = DataConfig(uri="x", query_size=(8, width), query_fov_deg=fov)
+    panorama = torch.arange(width, dtype=torch.uint8).expand(3, 8, width)
+    seen = look(panorama, data, np.random.default_rng(0))
+    assert tuple(seen.shape[-2:]) == data.visible_query_size == (8, wanted)
+    columns = seen[0, 0].tolist()
+    assert columns == list(range(columns[0], columns[0] + wanted))
+    assert abs((columns[0] + columns[-1]) - (width - 1)) <= 1
+
+
+def test_random_headings_are_seeded_by_query_and_cover_the_circle(synthetic: GeoDataset) -> None:
+    table = synthetic.table("queries", ["train"])
+    data = DataConfig(uri="x", query_size=(SIZE, SIZE), query_heading="random", query_fov_deg=180)
+    views = [load_view(table, row, "queries", data, seed=1) for row in (0, 0, 1)]
+    assert torch.equal(views[0], views[1])
+    assert tuple(views[0].shape) == (3, SIZE, SIZE // 2)
+    other_seed = load_view(table, 0, "queries", data, seed=2)
+    assert not torch.equal(views[0], other_seed)
+    panorama = torch.arange(64, dtype=torch.uint8).expand(3, 8, 64)
+    rng = np.random.default_rng(0)
+    wide = data.model_copy(update={"query_size": (8, 64)})
+    starts = {int(look(panorama, wide, rng)[0, 0, 0]) for _ in range(600)}
+    assert len(starts) == 64
+
+
+def test_headings_are_used_only_when_asked_for_and_must_be_there(synthetic: GeoDataset) -> None:
+    table = synthetic.table("queries", ["train"])
+    table.headings[:] = [90.0] * 95 + [np.nan]
+    sizes = {"uri": "x", "query_size": (SIZE, SIZE)}
+    as_is = load_view(table, 0, "queries", DataConfig.model_validate(sizes), seed=0)
+    known = DataConfig.model_validate({**sizes, "query_heading": "known"})
+    assert torch.equal(
+        load_view(table, 0, "queries", known, seed=0), torch.roll(as_is, SIZE // 4, -1)
+    )
+    with pytest.raises(ValueError, match="no heading_deg"):
+        load_view(table, 95, "queries", known, seed=0)
+
+
+@pytest.mark.parametrize("height", [16, 17])
+def test_a_cut_takes_rows_from_the_top_and_the_bottom(
+    height: int, tmp_path: Path, synthetic: GeoDataset
+) -> None:
+    grey = np.repeat(np.arange(height, dtype=np.uint8)[:, None] * 10, 12, axis=1)
+    Image.fromarray(grey).save(tmp_path / "rows.png")
+    table = synthetic.table("queries", ["train"])
+    table.uris[0] = str(tmp_path / "rows.png")
+    data = DataConfig(uri="x", query_size=(height - 8, 12), query_cut=0.25)
+    rows = fit_query(load_raw(table, 0), data, 0.0)[0, :, 0]
+    assert rows.tolist() == [10 * i for i in range(4, height - 4)]
+
+
+def test_resizing_without_antialiasing_interpolates_between_the_nearest_pixels() -> None:
+    """What the published code's resizing does: bilinear, pixel centres aligned, nothing averaged."""
+    image = torch.randint(
+        0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    out = resize(image, (16, 25), antialias=False).numpy().astype(float)
+    source = image.numpy().astype(float)
+    for row, column in ((0, 0), (7, 12), (15, 24), (3, 20)):
+        y, x = (row + 0.5) * 40 / 16 - 0.5, (column + 0.5) * 60 / 25 - 0.5
+        top, left = int(y), int(x)
+        patch = source[:, top : top + 2, left : left + 2]
+        upper = patch[:, 0, 0] * (1 - (x - left)) + patch[:, 0, 1] * (x - left)
+        lower = patch[:, 1, 0] * (1 - (x - left)) + patch[:, 1, 1] * (x - left)
+        assert (
+            np.abs(out[:, row, column] - (upper * (1 - (y - top)) + lower * (y - top))).max() <= 1
+        )
+    smooth = resize(image, (16, 25)).numpy().astype(float)
+    assert smooth.std() < out.std() * 0.9
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(140, 60), (21, 33), (64, 64)])
+def test_resizing_decoded_pixels_is_torchvisions_of_planes(
+    size: tuple[int, int], antialias: bool
+) -> None:
+    """Interleaved pixels take another path through torch than planes do."""
+    image = torch.randint(
+        0, 256, (3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    interleaved = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    wanted = torchvision_resize(image, list(size), antialias=antialias)
+    assert (resize(interleaved, size, antialias=antialias).int() - wanted.int()).abs().max() <= 1
+
+
+def test_images_of_many_rows_are_those_of_one_row_at_a_time(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    table = synthetic.table("queries", ["train"])
+    packed = [Path(uri).read_bytes() for uri in table.uris[:3]]
+    (tmp_path / "packed").write_bytes(b"".join(packed))
+    for row, start in enumerate(np.cumsum([0, *map(len, packed[:2])]).tolist()):
+        table.uris[row], table.offsets[row], table.lengths[row] = (
+            str(tmp_path / "packed"),
+            start,
+            len(packed[row]),
+        )
+    table.uris[5] = str(tmp_path / "none.png")
+    table.lengths[2] = 10**9
+    rows = [*range(len(table)), 1, 0]
+    assert len(rows) > READ_AT_ONCE
+    data = DataConfig(uri="x", query_size=(16, 24), query_heading="random")
+    for row, raw, view in zip(
+        rows, load_raws(table, rows), load_views(table, rows, "queries", data, seed=1), strict=True
+    ):
+        if row in (2, 5):
+            with pytest.raises(BadImageError) as caught:
+                load_raw(table, row)
+            assert str(raw) == str(view) == str(caught.value)
+            assert ("FileNotFoundError" if row == 5 else "1000000000 bytes wanted") in str(raw)
+        else:
+            assert isinstance(raw, Tensor)
+            assert isinstance(view, Tensor)
+            assert torch.equal(raw, load_raw(table, row))
+            assert torch.equal(view, load_view(table, row, "queries", data, seed=1))

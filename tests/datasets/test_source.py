@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from s4g_ray.cli.convert import convert_app, summary
+from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.image_table import VIEWS
+from s4g_ray.data.images import decode
+from s4g_ray.datasets import cvact, cvusa, folder, university1652, vigor
+from s4g_ray.datasets.source import Row, Source, some
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+from tests.support import source_trees
+
+Make = Callable[[Path], Path]
+IMAGES = (".jpg", ".jpeg", ".png")
+
+
+def plain_tree(root: Path) -> Path:
+    for number in range(4):
+        source_trees.save_view(root / f"tiles/{number}.png", number, 0, (16, 16))
+        source_trees.save_view(root / f"photos/{number}.jpg", number, 1, (16, 16))
+    for name, view in (("references", "tiles/{}.png"), ("queries", "photos/{}.jpg")):
+        source_trees.write_lines(
+            root / f"{name}.csv",
+            [
+                "path,lat,lon",
+                *(f"{view.format(number)},{10 + number},{20 + number}" for number in range(4)),
+            ],
+        )
+    return root
+
+
+CONVERTERS: dict[str, tuple[Any, Make]] = {
+    "cvusa": (cvusa, source_trees.cvusa_tree),
+    "cvact": (cvact, source_trees.cvact_tree),
+    "vigor": (vigor, source_trees.vigor_tree),
+    "university1652": (university1652, source_trees.university_tree),
+    "folder": (folder, plain_tree),
+}
+every_converter = pytest.mark.parametrize(
+    ("converter", "make"), CONVERTERS.values(), ids=CONVERTERS
+)
+
+
+def everything(dataset: GeoDataset) -> list[Any]:
+    return [getattr(dataset, view).to_table().sort_by("id").to_pylist() for view in VIEWS]
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+@every_converter
+def test_converting_lists_each_folder_once_and_neither_opens_nor_stats_an_image(
+    converter: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(tmp_path / "source")
+    wanted = everything(converter.convert(str(source), str(tmp_path / "wanted")))
+    for path in [path for path in source.rglob("*") if path.suffix in IMAGES]:
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")  # listed, but an open or a stat fails
+    listed: list[str] = []
+    asked: list[str] = []
+
+    def recorded(function: Any, uris: list[str]) -> Any:
+        def call(uri: str, *more: Any) -> Any:
+            uris.append(uri)
+            return function(uri, *more)
+
+        return call
+
+    monkeypatch.setattr(files, "list_names", recorded(files.list_names, listed))
+    monkeypatch.setattr(files, "read_bytes", recorded(files.read_bytes, asked))
+    monkeypatch.setattr(files, "exists", recorded(files.exists, asked))
+    found = everything(converter.convert(str(source), str(tmp_path / "target")))
+    assert found == wanted
+    of_source = [uri for uri in listed if uri.startswith(str(source))]
+    assert len(of_source) == len(set(of_source)) > 0
+    assert not [uri for uri in asked if uri.endswith(IMAGES)]
+
+
+@every_converter
+def test_a_source_in_an_object_store_gives_the_same_rows_with_its_uris(
+    converter: Any, make: Make, tmp_path: Path, memory: Any
+) -> None:
+    source = make(tmp_path / "source")
+    wanted = everything(converter.convert(str(source), str(tmp_path / "local"), strict=True))
+    for path in source.rglob("*"):
+        if path.is_file():
+            memory.pipe_file(f"/bucket/set/{path.relative_to(source)}", path.read_bytes())
+    dataset = converter.convert("memory://bucket/set", "memory://made/set", strict=True)
+    found = everything(dataset)
+    for rows in found:
+        for row in rows:
+            assert row["uri"].startswith("memory://bucket/set/")
+            row["uri"] = row["uri"].replace("memory://bucket/set", str(source))
+    assert found == wanted
+    assert open_dataset("memory://made/set").fingerprint == dataset.fingerprint
+
+
+@every_converter
+def test_all_uris_are_absolute_images_and_both_views_of_a_place_are_alike(
+    converter: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    dataset = converter.convert("source", "target")
+    assert dataset.uri == str(tmp_path / "target")
+    assert set(dataset.views) == set(VIEWS)
+    references = {row["place_id"]: row["uri"] for row in dataset.references.to_table().to_pylist()}
+    queries = dataset.queries.to_table().to_pylist()
+    assert {row["uri"][: len(str(tmp_path)) + 8] for row in queries} == {f"{tmp_path}/source/"}
+
+    def colors(uri: str) -> Any:
+        image = decode(Path(uri).read_bytes()).float().numpy()
+        return image.mean(axis=(1, 2))
+
+    own = [
+        np.abs(colors(row["uri"]) - colors(references[row["place_id"]])).max() for row in queries
+    ]
+    assert max(own) < 8
+
+
+@every_converter
+def test_a_target_that_holds_a_data_set_is_refused_before_the_source_is_read(
+    converter: Any, make: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a data set already"):
+        converter.convert(str(tmp_path / "no such source"), str(tmp_path))
+
+
+def s4g_convert(*arguments: str) -> tuple[Any, list[str]]:
+    """The JSON on standard output, and the lines on standard error."""
+    done = CliRunner().invoke(convert_app, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout), done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "summed"),
+    [
+        ("cvusa", "cvusa: 4 train and 2 test queries, 6 references in {}"),
+        ("cvact", "cvact: 4 train, 2 val and 3 test queries, 9 references in {}"),
+        ("vigor", "vigor_same: 12 train and 12 test queries, 36 references in {}"),
+        (
+            "university1652",
+            "university1652_drone_to_satellite: 12 train and 6 test queries,"
+            " 7 references (1 of them gallery alone) in {}",
+        ),
+        ("folder", "source: 3 train and 1 test queries, 4 references in {}"),
+    ],
+)
+def test_each_command_says_what_it_made(name: str, summed: str, tmp_path: Path) -> None:
+    source, target = CONVERTERS[name][1](tmp_path / "source"), str(tmp_path / "target")
+    result, lines = s4g_convert(name, str(source), target)
+    dataset, header = open_dataset(target), files.read_json(f"{target}/dataset.json")
+    assert lines == [summed.format(target)]
+    assert result == {
+        "uri": target,
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "counts": header["counts"],
+        "notes": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "made"),
+    [
+        ("cvusa", ["--no-coordinates"], "cvusa"),
+        ("cvact", ["--no-test"], "cvact"),
+        ("vigor", ["--area", "cross", "--labels", "corrected"], "vigor_cross_corrected"),
+        (
+            "university1652",
+            ["--query-view", "street,google", "--reference-view", "drone"],
+            "university1652_street+google_to_drone",
+        ),
+        (
+            "folder",
+            ["--pair", "key", "--key-column", "lat", "--name", "mine", "--test-fraction", "0"],
+            "mine",
+        ),
+    ],
+)
+def test_the_options_of_each_command_reach_the_converter(
+    name: str, arguments: list[str], made: str, tmp_path: Path
+) -> None:
+    source, target = CONVERTERS[name][1](tmp_path / "source"), str(tmp_path / "target")
+    for removed in ("split_locations", "ANU_data_test"):  # what the first two are for
+        shutil.rmtree(source / removed, ignore_errors=True)
+    result, _ = s4g_convert(name, str(source), target, *arguments, "--strict")
+    assert result["name"] == made
+
+
+def test_commands_pass_notes_on_and_refuse_missing_images_when_strict(tmp_path: Path) -> None:
+    source = source_trees.cvusa_tree(tmp_path / "source")
+    (source / "streetview/panos/0000003.jpg").unlink()
+    result, lines = s4g_convert("cvusa", str(source), str(tmp_path / "target"))
+    assert (
+        result["notes"]
+        == lines[:2]
+        == [
+            "missing images: 1, left out with their rows: streetview/panos/0000003.jpg",
+            "pairs left out for a missing image: 1",
+        ]
+    )
+    with pytest.raises(InputError, match="missing images: 1"):
+        s4g_convert("cvusa", str(source), str(tmp_path / "strict"), "--strict")
+
+
+def test_every_option_of_every_command_has_a_help_text() -> None:
+    group: Any = get_command(convert_app)
+    assert set(group.commands) == {*CONVERTERS, "earth"}
+    for command in group.commands.values():
+        assert command.help
+        assert [option.name for option in command.params if not option.help] == []
+
+
+def test_the_first_complete_layout_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "list.txt").touch()
+    source = Source(str(tmp_path))
+    assert source.choose({"one": ["a/c"], "two": ["a/b", "list.txt"], "three": ["a"]}) == "two"
+    assert not source.has("list.txt/more")
+
+
+def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
+    tmp_path: Path,
+) -> None:
+    for name in ("train/street", "train/drone", *(f"n{number:02d}" for number in range(12))):
+        (tmp_path / name).mkdir(parents=True)
+    variants = {"far": ["x", "y", "z"], "near": ["n00", "train/satellite", "test/q"]}
+    with pytest.raises(InputError) as error:
+        Source(str(tmp_path)).choose(variants, "remedy")
+    assert str(error.value).splitlines() == [
+        f"{tmp_path} has no layout that is known here; it holds n00, n01, n02, n03, n04, n05, n06, n07, n08, n09"
+        " and 3 more",
+        "layout 'far' looks for x, y, z",
+        "layout 'near' looks for n00, train/satellite, test/q",
+        "nearest: 'near', which lacks train/satellite (train holds drone, street); test/q",
+        "remedy",
+    ]
+    source_trees.cvact_tree(tmp_path / "other")
+    with pytest.raises(InputError, match="this looks like cvact: s4g convert cvact"):
+        cvusa.convert(str(tmp_path / "other"), str(tmp_path / "x"))
+    with pytest.raises(InputError, match="none is empty, or is not there"):
+        Source(str(tmp_path / "none")).choose(variants)
+
+
+def test_missing_images_are_counted_once_and_the_first_ten_listed() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some([str(n) for n in range(1012)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
+
+
+def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "here.jpg").touch()
+    said: list[str] = []
+    source = Source(str(tmp_path), said.append)
+    assert source.image("here.jpg")
+    assert not source.image("x/gone.jpg")
+    assert not source.image("x/gone.jpg")
+    assert not source.pair("here.jpg", "gone.jpg")
+    assert not source.pair("no.jpg", "gone.jpg")
+    source.note("something else")
+    references = [
+        Row(id=0, place_id=5, uri="r", split="train"),
+        Row(id=1, place_id=6, uri="r", split="gallery"),
+    ]
+    queries = [
+        Row(id=number, place_id=place, uri="q", split=split)
+        for number, (place, split) in enumerate(
+            [(5, "train"), (6, "train"), (6, "test"), (5, "test"), (7, "val")]
+        )
+    ]
+    views = {"references": "tile", "queries": "photo"}
+    with pytest.raises(
+        InputError, match=r"missing images: 3: x/gone\.jpg, gone\.jpg, no\.jpg; add them"
+    ):
+        source.write(str(tmp_path / "d"), references, queries, name="n", views=views, strict=True)
+    assert said == []
+    dataset = source.write(
+        str(tmp_path / "d"), references, queries, name="n", views=views, strict=False
+    )
+    assert said == [
+        "missing images: 3, left out with their rows: x/gone.jpg, gone.jpg, no.jpg",
+        "something else",
+        "pairs left out for a missing image: 2",
+        "train queries left out, as their place has no train reference: 1",
+        "val queries that evaluation leaves out, as their place has no reference: 1",
+        "test queries that evaluation leaves out, as their place has no reference: 1",
+    ]
+    assert source_trees.rows(dataset, "queries", "id") == [(0,), (2,), (3,), (4,)]
+
+
+def test_nothing_left_and_unreadable_texts_are_refused(tmp_path: Path) -> None:
+    source = Source(str(tmp_path))
+    row = [Row(id=0, place_id=0, uri="r", split="test")]
+    with pytest.raises(InputError, match="no queries are left to convert"):
+        source.write(str(tmp_path / "d"), row, [], name="n", views={}, strict=False)
+    with pytest.raises(InputError, match="no references are left to convert"):
+        source.write(str(tmp_path / "d"), [], row, name="n", views={}, strict=False)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo")
+    with pytest.raises(InputError, match=r"latin\.txt is not UTF-8"):
+        source.read_text("latin.txt")
+    assert source.lines("mark.txt") == [
+        (f"{tmp_path}/mark.txt, line 1", "one"),
+        (f"{tmp_path}/mark.txt, line 3", "two"),
+    ]
+    with pytest.raises(InputError, match=r"none\.txt is missing; .* holds latin\.txt, mark\.txt"):
+        Source(str(tmp_path)).read_text("none.txt")
+
+
+def test_the_summary_names_queries_by_split_and_all_references() -> None:
+    counts = {
+        "queries": {"test": 8884, "train": 35532},
+        "references": {"train": 35532, "test": 8884},
+    }
+    assert (
+        summary("cvusa", "/t", counts)
+        == "cvusa: 35,532 train and 8,884 test queries, 44,416 references in /t"
+    )
+    counts = {
+        "queries": {"train": 1, "val": 2, "test": 3},
+        "references": {"train": 4, "gallery": 1000},
+    }
+    assert (
+        summary("x", "s3://t", counts)
+        == "x: 1 train, 2 val and 3 test queries, 1,004 references (1,000 of them gallery alone) in s3://t"
+    )

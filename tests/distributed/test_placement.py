@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s4g_ray.distributed.placement import Need, Node, Packing, check_room, nodes_of, selects
+from s4g_ray.errors import InputError
+
+ZONES = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
+NODES = st.lists(
+    st.builds(Node, st.integers(2, 16).map(lambda n: n / 4), st.integers(0, 2), ZONES), max_size=3
+)
+SELECTORS = st.sampled_from([{}, {}, {}, {}, {"zone": "a"}, {"zone": "!b"}, {"zone": "in(a,b)"}])
+NEEDS = st.builds(
+    Need,
+    st.integers(1, 3),
+    st.just("thing"),
+    st.integers(0, 5).map(lambda n: n / 4),
+    st.sampled_from([0.0, 0.0, 0.0, 0.0, 0.3, 0.6, 1.0, 2.0]),
+    SELECTORS,
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "matching", "others"),
+    [
+        ("a", ["a"], ["b", "", None]),
+        ("!a", ["b", "", None], ["a"]),
+        ("in(a,b)", ["a", "b"], ["c", "a,b", None]),
+        ("in(a, b)", ["a", "b"], ["c", None]),
+        ("!in(a,b)", ["c", None], ["a", "b"]),
+    ],
+)
+def test_selectors_are_understood_as_ray_does(
+    wanted: str, matching: list[str | None], others: list[str | None]
+) -> None:
+    assert all(selects(wanted, label) for label in matching)
+    assert not any(selects(wanted, label) for label in others)
+
+
+@pytest.mark.parametrize("wanted", ["in(a", "in()", "!!a", "a)"])
+def test_selectors_of_no_known_form_are_refused(wanted: str) -> None:
+    with pytest.raises(InputError, match="is none of a, !a"):
+        selects(wanted, "a")
+
+
+def test_nodes_are_those_that_are_alive() -> None:
+    alive = {
+        "Alive": True,
+        "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 9.0},
+        "Labels": {"zone": "a"},
+    }
+    found = nodes_of(
+        [alive, {**alive, "Alive": False}, {"Alive": True, "Resources": {}, "Labels": {}}]
+    )
+    assert found == [Node(4.0, 1.0, {"zone": "a"}), Node(0.0)]
+
+
+def ways_to_place(things: Sequence[Need], nodes: Sequence[Node]) -> Iterator[bool]:
+    """Whether each assignment of single things to nodes, and to GPUs there, keeps to what there is."""
+    spots = [(n, gpus) for n, node in enumerate(nodes) for gpus in _choices(int(node.gpus))]
+    for chosen in itertools.product(spots, repeat=len(things)):
+        yield _is_possible(
+            [(thing, *spot) for thing, spot in zip(things, chosen, strict=True)], nodes
+        )
+
+
+def _choices(num_gpus: int) -> list[tuple[int, ...]]:
+    return [
+        c for size in range(num_gpus + 1) for c in itertools.combinations(range(num_gpus), size)
+    ]
+
+
+def _is_possible(placed: list[tuple[Need, int, tuple[int, ...]]], nodes: Sequence[Node]) -> bool:
+    cpus: dict[int, float] = defaultdict(float)
+    gpus: dict[tuple[int, int], float] = defaultdict(float)
+    for need, node, devices in placed:
+        cpus[node] += need.cpus
+        whole = need.gpus > 1
+        if len(devices) != (round(need.gpus) if whole else int(need.gpus > 0)):
+            return False
+        for device in devices:
+            gpus[node, device] += 1.0 if whole else need.gpus
+        zone = nodes[node].labels.get("zone")
+        wanted = need.selector.get("zone")
+        if (
+            wanted is not None
+            and not {"a": zone == "a", "!b": zone != "b", "in(a,b)": zone is not None}[wanted]
+        ):
+            return False
+    full = all(cpus[n] <= nodes[n].cpus + 1e-9 for n in cpus)
+    return full and all(
+        used <= 1 + 1e-9 and device < nodes[n].gpus for (n, device), used in gpus.items()
+    )
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.lists(NEEDS, max_size=3),
+    st.lists(st.lists(NEEDS, min_size=1, max_size=2), min_size=1, max_size=2),
+    NODES,
+)
+def test_what_is_accepted_is_placed_with_what_is_always_there_in_one_place(
+    always: list[Need], phases: list[list[Need]], nodes: list[Node]
+) -> None:
+    try:
+        packings = check_room(always, phases, nodes)
+    except InputError:
+        return
+    num_always = sum(need.count for need in always)
+    for packing, extra in zip(packings, phases, strict=True):
+        found = [(placed.need, placed.node, placed.gpus) for placed in packing.placed]
+        assert _is_possible(found, nodes)
+        wanted = [need for need in (*always, *extra) for _ in range(need.count)]
+        assert sorted(map(repr, wanted)) == sorted(repr(placed.need) for placed in packing.placed)
+        assert packing.placed[:num_always] == packings[0].placed[:num_always]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(NEEDS, min_size=1, max_size=2), NODES)
+def test_what_is_refused_for_its_totals_or_labels_cannot_be_placed(
+    needs: list[Need], nodes: list[Node]
+) -> None:
+    things = [need for need in needs for _ in range(min(need.count, 2))]
+    needs = [
+        Need(things.count(need), need.name, need.cpus, need.gpus, need.selector)
+        for need in dict.fromkeys(things)
+    ]
+    try:
+        check_room([], [needs], nodes)
+    except InputError as error:
+        if re.search("are needed|fits no node", str(error)):
+            assert not any(ways_to_place(things, nodes))
+
+
+@settings(deadline=None, max_examples=150)
+@given(NEEDS, NODES)
+def test_one_kind_alone_is_placed_wherever_it_can_be(need: Need, nodes: list[Node]) -> None:
+    assert Packing(nodes).add(need) == any(ways_to_place([need] * need.count, nodes))
+
+
+def refusal(always: list[Need], extra: list[Need], nodes: list[Node]) -> str | None:
+    try:
+        check_room(always, [extra], nodes)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+LOADING = Need(1, "loading task", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("always", "nodes", "message"),
+    [
+        ([Need(2, "worker", 4)], [Node(4), Node(4.25)], None),
+        (
+            [Need(2, "worker", 4)],
+            [Node(6), Node(3)],
+            "no node has room for a worker of 4 CPUs beside 1 worker x 4: the"
+            " one with the most has 3 of 3 CPUs left; lower what each takes, or add or enlarge nodes",
+        ),
+        (
+            [Need(2, "worker", 1), Need(1, "embedding actor", 3)],
+            [Node(2.5), Node(2.75)],
+            "no node has room for an"
+            " embedding actor of 3 CPUs: the one with the most has 2.75 of 2.75 CPUs left",
+        ),
+        (
+            [Need(3, "worker", 0.1, 0.6)],
+            [Node(1, 2)],
+            "no node has room for a worker of 0.1 CPUs and 0.6 GPUs beside"
+            " 2 workers x 0.6: the one with the most has 0.8 of 1 CPUs and 0.4, 0.4 of its 2 GPUs left",
+        ),
+        ([Need(2, "worker", 0.1, 0.6), Need(2, "embedding actor", 0.1, 0.4)], [Node(1, 2)], None),
+        ([Need(30, "worker", 0.1)], [Node(3.25)], None),
+        (
+            [Need(1, "worker", 1, 0, {"zone": "c"}, "train")],
+            [Node(4), Node(4, 0, {"zone": "a", "ray.io/node-id": "f"})],
+            "train.label_selector={'zone': 'c'} fits no node; the labels there are {}, {'zone': 'a'}; change it, or",
+        ),
+        (
+            [Need(2, "worker", 2, 0, {"zone": "!b"}, "train")],
+            [Node(3), Node(4, 0, {"zone": "b"})],
+            "no node that"
+            " train.label_selector={'zone': '!b'} fits has room for a worker of 2 CPUs beside 1 worker x 2: the one with"
+            " the most has 1 of 3 CPUs left",
+        ),
+        # the shards, which may run anywhere, leave the only node in zone a to the worker
+        (
+            [Need(2, "index shard", 1), Need(1, "worker", 0.5, 0, {"zone": "a"}, "train")],
+            [Node(0.5, 0, {"zone": "a"}), Node(2.25)],
+            None,
+        ),
+        # actors that need no GPU leave the CPUs beside the GPU
+        ([Need(1, "worker", 2, 1), Need(2, "embedding actor", 1)], [Node(2, 1), Node(2.25)], None),
+    ],
+)
+def test_each_must_find_room_on_one_node(
+    always: list[Need], nodes: list[Node], message: str | None
+) -> None:
+    found = refusal(always, [LOADING], nodes)
+    assert found is None if message is None else (found or "").startswith(message)

@@ -1,0 +1,103 @@
+"""Checkpoints of a run's folder: which is the newest, which stay."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from s4g_ray.config.schema import ModelConfig
+from s4g_ray.encoder.checkpoint import (
+    Checkpoint,
+    epoch_uri,
+    newest_checkpoint,
+    prune_checkpoints,
+    published_checkpoints,
+    save_checkpoint,
+    step_uri,
+)
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.errors import RunError
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import is_published
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder.build(ModelConfig(name="test_convnext", pretrained=False))
+
+
+@pytest.fixture
+def run(encoder: Encoder, tmp_path: Path) -> str:
+    """Three epochs of 10 steps with a checkpoint every 4, and two uploads that were cut off."""
+    run = str(tmp_path)
+    for epoch in range(4):
+        save_checkpoint(epoch_uri(run, epoch), encoder, None, epoch=epoch, step=10 * epoch)
+    for step in (4, 8, 12, 16, 24, 28, 32):
+        save_checkpoint(
+            step_uri(run, step), encoder, {"lag": 0.5}, epoch=step // 10, step=step, batch=step % 10
+        )
+    for uri in (step_uri(run, 20), step_uri(run, 36)):
+        shutil.copytree(step_uri(run, 32), uri)
+        (Path(uri) / files.MANIFEST).unlink()
+    return run
+
+
+def names(run: str) -> set[str]:
+    return set(files.list_names(f"{run}/checkpoints"))
+
+
+def test_the_newest_is_that_of_the_highest_step_and_a_half_written_one_is_none(run: str) -> None:
+    found = newest_checkpoint(run)
+    assert found is not None
+    assert (found.uri, found.epoch, found.step, found.batch) == (step_uri(run, 32), 3, 32, 2)
+    files.remove(found.uri)
+    found = newest_checkpoint(run)
+    assert found is not None
+    assert (found.uri, found.batch) == (epoch_uri(run, 3), 0)
+    assert newest_checkpoint(f"{run}/none") is None
+    steps = [checkpoint.step for checkpoint in published_checkpoints(run)]
+    assert steps == [0, 4, 8, 10, 12, 16, 20, 24, 28, 30]
+
+
+def test_the_newest_the_untrained_and_those_that_are_needed_stay_and_what_was_cut_off_goes(
+    run: str,
+) -> None:
+    prune_checkpoints(run, keep=1, epochs={1}, since=2)
+    assert names(run) == {
+        "epoch=0000",
+        "epoch=0001",
+        "epoch=0002",
+        "epoch=0003",
+        "step=0032",
+        "step=0036",
+    }
+    prune_checkpoints(run, keep=2, epochs={1}, since=9)
+    assert names(run) == {"epoch=0000", "epoch=0001", "epoch=0003", "step=0032", "step=0036"}
+    prune_checkpoints(run, keep=1, epochs=(), since=9)
+    assert names(run) == {"epoch=0000", "step=0032", "step=0036"}  # the last may still be written
+
+
+def test_state_is_read_back_and_an_altered_one_is_refused(run: str) -> None:
+    state = Checkpoint.read(step_uri(run, 32)).training_state()
+    assert state == {"lag": 0.5, "epoch": 3, "step": 32}
+    assert Checkpoint.read(epoch_uri(run, 0)).training_state() is None
+    torch.save({"lag": 0.0}, f"{step_uri(run, 32)}/training_state.pt")
+    with pytest.raises(RunError, match="not what was published"):
+        Checkpoint.read(step_uri(run, 32)).training_state()
+    with pytest.raises(RunError, match="holds no published checkpoint"):
+        Checkpoint.read(step_uri(run, 36))
+
+
+def test_a_checkpoint_that_is_removed_by_half_is_no_checkpoint(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[str] = []
+    kind = type(files.filesystem_of(run)[0])
+    monkeypatch.setattr(kind, "rm", lambda self, path, recursive=False: removed.append(path))
+    files.remove(step_uri(run, 32))
+    assert len(removed) == 1
+    assert not is_published(step_uri(run, 32))
+    assert files.exists(f"{step_uri(run, 32)}/model.safetensors")

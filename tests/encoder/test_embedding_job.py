@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.images import load_view
+from s4g_ray.data.tables.embedding_table import read_embeddings
+from s4g_ray.encoder.actors import EncoderActor, EncoderPool, Encoding, Pixels, least_loaded
+from s4g_ray.encoder.checkpoint import save_checkpoint, stamp_of
+from s4g_ray.encoder.embedding_job import (
+    EmbeddingReport,
+    embed,
+    encode_part_on,
+    part_key,
+    warm_rate,
+)
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.weights import WEIGHTS
+from s4g_ray.errors import BadImageError, RunError
+from s4g_ray.storage.manifest import is_published, open_published
+from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
+
+cluster = pytest.mark.cluster
+
+
+def test_the_warm_rate_adds_what_each_actor_did_from_its_first_part_to_its_last() -> None:
+    rows = [
+        {"actor": "a", "images": 100, "started": 0.0, "finished": 1.0},
+        {"actor": "a", "images": 100, "started": 3.0, "finished": 4.0},
+        {"actor": "b", "images": 60, "started": 10.0, "finished": 12.0},
+        {"actor": "", "images": 500, "started": 0.0, "finished": 0.0},  # kept of an earlier job
+    ]
+    assert warm_rate(rows) == pytest.approx(200 / 4 + 60 / 2)
+    assert warm_rate(rows[3:]) == 0
+
+
+def test_the_key_of_a_part_changes_with_every_thing_that_it_was_made_from(
+    synthetic: GeoDataset,
+) -> None:
+    table = synthetic.table("queries", ["train"])
+    five, six = table.take(np.arange(5)), table.take(np.arange(6))
+    turned = dataclasses.replace(five, headings=np.full(5, 90.0))
+    moved = dataclasses.replace(five, uris=[*five.uris[:4], "elsewhere.png"])
+    ranged = dataclasses.replace(five, offsets=[*five.offsets[:4], 512])
+    keys = {
+        part_key("job", "queries", t)
+        for t in (five, six, turned, moved, ranged, table.take(np.arange(1, 6)))
+    }
+    keys |= {part_key("job", "references", five), part_key("another", "queries", five)}
+    assert len(keys) == 8
+    assert (
+        part_key("job", "queries", synthetic.table("queries", ["train"]).take(np.arange(5))) in keys
+    )
+
+
+@dataclass
+class Case:
+    """Checkpoints of two encoders, and a pool of two actors that stays up over the tests."""
+
+    config: RunConfig
+    dataset: GeoDataset
+    folder: Path
+    pool: EncoderPool
+    encoders: dict[str, Encoder]
+    reports: list[EmbeddingReport] = field(default_factory=list)
+
+    def embed(
+        self, target: str, checkpoint: str = "one", config: RunConfig | None = None, **options: Any
+    ) -> Any:
+        config = config or self.config
+        where, encoder = str(self.folder / checkpoint), self.encoders[checkpoint]
+        stamp = stamp_of(config, encoder, where, self.dataset.fingerprint)
+        arguments: dict[str, Any] = {
+            "splits": ["train", "test"],
+            "numerics": Numerics(),
+            "stamp": stamp,
+            **options,
+        }
+        return embed(self.pool, config, self.dataset, where, str(self.folder / target), **arguments)
+
+    def names(self) -> list[str]:
+        """Of the actors' processes."""
+        return [ray.get(actor.name.remote()) for actor in self.pool._actors]
+
+    def kill_one(self, number: int) -> None:
+        os.kill(int(self.names()[number].split(":")[1]), signal.SIGKILL)
+
+    def check(self, target: str, checkpoint: str = "one") -> None:
+        """Raises where the table is not what the encoder gives for each image by itself."""
+        for view in ("queries", "references"):
+            found = read_embeddings(str(self.folder / target), view)
+            table = self.dataset.table(view, ["train", "test"])
+            assert sorted(found.ids.tolist()) == table.ids.tolist()
+            order = np.argsort(found.ids)
+            assert found.place_ids[order].tolist() == table.place_ids.tolist()
+            rows = range(len(table))
+            images = torch.stack(
+                [load_view(table, row, view, self.config.data, seed=3) for row in rows]
+            )
+            with torch.inference_mode():
+                wanted = torch.nn.functional.normalize(
+                    self.encoders[checkpoint].eval().embed(images)
+                ).numpy()
+            np.testing.assert_allclose(found.vectors[order], wanted, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def case(
+    ray_cluster: None, synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Case]:
+    folder = tmp_path_factory.mktemp("embedding")
+    config = tiny_config(
+        folder / "run", synthetic.uri, embedding={"part_rows": 10, "num_actors": 2, "batch_size": 4}
+    )
+    encoders = {
+        name: Encoder.build(config.model, seed=seed) for name, seed in (("one", 1), ("two", 2))
+    }
+    for name, encoder in encoders.items():
+        save_checkpoint(str(folder / name), encoder, None, epoch=1, step=7)
+    with EncoderPool(config) as pool:
+        assert pool._actors == ()  # none until they are needed
+        yield Case(config, synthetic, folder, pool, encoders)
+
+
+@cluster
+def test_actors_stay_from_job_to_job_and_read_weights_only_when_they_change(case: Case) -> None:
+    first = case.embed("a")
+    names, num_parts = case.names(), 2 * -(-(NUM_TRAIN + NUM_TEST) // 10)
+    assert (first.images, first.bad_images, first.reused_parts) == (
+        2 * (NUM_TRAIN + NUM_TEST),
+        (),
+        0,
+    )
+    assert first.warm_images_per_s > 0
+    case.check("a")
+    weights = case.folder / "one" / WEIGHTS
+    shutil.move(weights, case.folder / "kept")  # what is held is not read again
+    second = case.embed("b")
+    case.check("b")
+    assert case.embed("a").reused_parts == 0  # a table that is published is made anew
+    shutil.move(case.folder / "kept", weights)
+    case.embed("c", "two")
+    case.check("c", "two")
+    case.embed("d", "one")
+    case.check("d", "one")
+    assert len(set(names)) == 2
+    assert case.names() == names
+    assert second.seconds < first.seconds
+    assert len(open_published(str(case.folder / "a"), "embeddings").parts) == num_parts
+
+
+class StopError(Exception):
+    """What a test stops a job with."""
+
+
+def interrupt(case: Case, target: str, after: int, **options: Any) -> list[Path]:
+    """A job whose driver stops when so many images are done; returns the commits that are left when all is quiet."""
+
+    def stop(done: int, total: int) -> None:
+        if done >= after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        case.embed(target, on_progress=stop, **options)
+    folder, before = case.folder / target / "_work", -1
+    while before != (now := len(list(folder.rglob("*.json")))):  # tasks that run already may end
+        before = now
+        time.sleep(1)
+    assert not is_published(str(case.folder / target))
+    return sorted(folder.rglob("*.json"))
+
+
+@cluster
+def test_an_interrupted_job_keeps_its_committed_parts_that_are_whole(case: Case) -> None:
+    commits = interrupt(case, "e", 60)
+    folder = case.folder / "e"
+    assert 2 < len(commits) < 24
+    parts = [folder / json.loads(path.read_text())["outcome"]["part"]["name"] for path in commits]
+    parts[0].write_bytes(parts[0].read_bytes()[:-1] + b"?")
+    parts[1].unlink()
+    kept = {path: path.stat().st_mtime_ns for path in parts[2:]}
+    (folder / "references/part-00099.parquet").write_bytes(b"of a job with smaller parts")
+    report = case.embed("e")
+    assert report.reused_parts == len(commits) - 2
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    case.check("e")
+    published = {part.name for part in open_published(str(folder), "embeddings").parts}
+    lying = {str(path.relative_to(folder)) for path in folder.rglob("*.parquet")}
+    assert lying == published
+    assert not (folder / "_work").exists()
+
+
+@cluster
+def test_commits_of_another_checkpoint_and_of_other_parts_are_not_kept(case: Case) -> None:
+    interrupt(case, "f", 60)
+    assert case.embed("f", "two").reused_parts == 0
+    case.check("f", "two")
+    interrupt(case, "g", 60)
+    smaller = case.config.model_copy(
+        update={"embedding": case.config.embedding.model_copy(update={"part_rows": 9})}
+    )
+    assert case.embed("g", config=smaller).reused_parts == 0
+    case.check("g")
+    interrupt(case, "h", 60)
+    assert case.embed("h", numerics=Numerics(channels_last=True)).reused_parts == 0
+
+
+@cluster
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_actor_that_is_killed_is_started_again_and_no_image_is_lost(
+    case: Case, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    at, number = int(rng.integers(1, 12)) * 10, int(rng.integers(2))
+    with case.pool.job():
+        names = case.names()
+    killed: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if done >= at and not killed:
+            killed.append(done)
+            case.kill_one(number)
+
+    target = f"k{seed}"
+    report = case.embed(target, on_progress=kill)
+    assert killed
+    assert report.images == 2 * (NUM_TRAIN + NUM_TEST)
+    case.check(target)
+    assert sum(a != b for a, b in zip(names, case.names(), strict=True)) == 1
+
+
+@cluster
+def test_images_that_are_left_out_are_listed_again_by_a_job_that_goes_on(
+    case: Case, tmp_path: Path
+) -> None:
+    dataset = write_synthetic(tmp_path / "damaged")
+    (tmp_path / "damaged/images/queries/5.png").write_bytes(b"\x89PNG nothing")
+    data = case.config.data.model_copy(update={"uri": dataset.uri, "on_bad_image": "skip"})
+    damaged = dataclasses.replace(
+        case, dataset=dataset, config=case.config.model_copy(update={"data": data})
+    )
+    one_view: dict[str, Any] = {"views": ["queries"], "splits": ["train"]}
+    interrupt(damaged, "left", 60, **one_view)
+    report = damaged.embed("left", **one_view)
+    assert report.reused_parts > 0
+    (reason,) = report.bad_images
+    assert reason.startswith("id 5, ")
+    assert open_published(str(case.folder / "left"), "embeddings").info["bad_images"] == [reason]
+    interrupt(damaged, "none", 60, **one_view)
+    failing = damaged.config.model_copy(
+        update={"data": data.model_copy(update={"on_bad_image": "fail"})}
+    )
+    with pytest.raises(
+        BadImageError, match=r"^id 5, .*; mend the image, or set data.on_bad_image=skip$"
+    ):
+        damaged.embed("none", config=failing, **one_view)
+
+
+class Busy:
+    """Says that it holds so many parts."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts = parts
+
+    def load(self) -> int:
+        time.sleep(600 if self.parts < 0 else 0)
+        return self.parts
+
+
+@cluster
+def test_a_part_goes_to_the_actor_that_holds_the_fewest_and_by_turns_among_equals(
+    ray_cluster: None,
+) -> None:
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"load": 1}}
+    actor: Any = ray.remote(**options)(Busy)
+    slow, a, b, silent = (actor.remote(parts) for parts in (2, 0, 0, -1))
+    ray.get([one.__ray_ready__.remote() for one in (slow, a, b, silent)])
+    assert [least_loaded([slow, a, b], number) for number in range(4)] == [a, a, b, a]
+    assert [least_loaded([slow, silent], number) for number in range(2)] == [slow, slow]
+    assert least_loaded([silent], 3) is silent
+    for one in (slow, a, b, silent):
+        ray.kill(one)
+
+
+@cluster
+def test_actors_that_find_no_room_are_said_and_given_up(ray_cluster: None, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        "d",
+        embedding={"num_actors": 2, "label_selector": {"zone": "mars"}},
+        ray={"start_timeout_s": 1},
+    )
+    message = (
+        r"^2 of 2 embedding actors did not start within 1 s: each asks for 0\.25 CPUs and a node of"
+        r" embedding\.label_selector=\{'zone': 'mars'\}; free in the cluster are [\d.]+ CPUs and 0 GPUs;"
+        r" the labels of its nodes are \{.*\}; ask for less"
+    )
+    with EncoderPool(config) as pool:
+        for _ in range(2):
+            with pytest.raises(RunError, match=message), pool.job():
+                pass
+    options: dict[str, Any] = {
+        "label_selector": {"zone": "mars"},
+        "concurrency_groups": {"encode": 1, "load": 1},
+    }
+    actor: Any = ray.remote(**options)(EncoderActor)
+    gone = actor.remote(config.model, 1, False)
+    encoding = Encoding("c", "w", Numerics(), str(tmp_path), 4, "float32")
+    images = np.zeros((1, 3, SIZE, SIZE), np.uint8)
+    pixels = Pixels(
+        "queries/part-00000.parquet", np.zeros(1, np.int64), np.zeros(1, np.int64), images
+    )
+    with pytest.raises(
+        RunError, match=r"an embedding actor died, and did not start again within 0\.5 s"
+    ):
+        encode_part_on(gone, encoding, pixels, timeout_s=0.5)
+    ray.kill(gone)

@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from s4g_ray.arrays import spread_rows
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.errors import RunError
+from s4g_ray.index.plan import plan_index
+from s4g_ray.index.sharded.build import VERSIONS_KEPT
+from s4g_ray.index.sharded.client import IndexClient
+from s4g_ray.index.sharded.service import IndexService
+from s4g_ray.index.vector_index import VectorIndex
+from tests.index.sharded.test_sharding import break_part
+from tests.support.embedding_tables import (
+    STAMP,
+    Array,
+    random_unit,
+    sort_everything,
+    write_parts,
+    write_table,
+)
+
+pytestmark = pytest.mark.cluster
+
+K = 12
+
+
+def config(**keys: Any) -> MiningConfig:
+    return MiningConfig(**{"num_shards": 2, "index_threads": 1, "exact_engine": "torch", **keys})
+
+
+@dataclass(frozen=True)
+class Collection:
+    ids: Array
+    vectors: Array
+    tables: list[str]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """430 references in two tables, with 20 vectors that stand three times each."""
+    rng, folder = np.random.default_rng(5), tmp_path_factory.mktemp("embeddings")
+    ids, vectors = rng.permutation(9000)[:430], random_unit(rng, 430)
+    vectors[100:120] = vectors[300:320] = vectors[400:420]
+    tables = [
+        write_table(folder / "a", ids[:230], vectors[:230]),
+        write_table(folder / "b", ids[230:], vectors[230:], part_rows=70),
+    ]
+    return Collection(ids, vectors, tables)
+
+
+@pytest.fixture(scope="module")
+def queries(collection: Collection) -> Array:
+    rng = np.random.default_rng(6)
+    return np.concatenate([random_unit(rng, 30), collection.vectors[400:410]])
+
+
+@dataclass(frozen=True)
+class Started:
+    service: IndexService
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def started(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """A service of two shards that the tests of this module share; each uses versions of its own."""
+    folder = tmp_path_factory.mktemp("index")
+    with IndexService(config(), str(folder)) as service:
+        yield Started(service, folder)
+
+
+def test_one_two_and_three_shards_answer_as_sorting_everything_does(
+    started: Started, collection: Collection, queries: Array, tmp_path: Path
+) -> None:
+    kept = np.sort(np.random.default_rng(1).choice(430, 301, replace=False))
+    wanted, wanted_scores = sort_everything(
+        queries, collection.vectors[kept], collection.ids[kept], K
+    )
+    tight = {"index_kind": "flat", "index_memory_gb": 2.5e-5}  # 301 vectors of 16 float32 and an id
+    with (
+        IndexService(config(num_shards=1), str(tmp_path / "1")) as one,
+        IndexService(config(num_shards=3, **tight), str(tmp_path / "3"), engine="faiss") as three,
+    ):
+        for shards, service, engine in (
+            (1, one, "torch"),
+            (2, started.service, "torch"),
+            (3, three, "faiss"),
+        ):
+            report = service.build(
+                10, collection.tables, collection.ids[kept], sample=queries, k=K, stamp=STAMP
+            )
+            found, scores = service.search(10, queries, K)
+            assert found.tolist() == wanted.tolist()
+            np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
+            assert (report.num_shards, report.num_vectors, report.kind, report.recall) == (
+                shards,
+                301,
+                "flat",
+                1.0,
+            )
+            assert (report.engine, service.engine) == (engine, engine)
+            assert service.report(10, stamp=STAMP) == report
+            assert service.report(10, stamp=dataclasses.replace(STAMP, step=8)) is None
+            every, _ = service.search(10, queries, 301)  # more than any one shard holds
+            assert np.sort(every, axis=1).tolist() == [sorted(collection.ids[kept].tolist())] * len(
+                queries
+            )
+        with pytest.raises(
+            RunError, match=r"430 vectors of D=16 need .* memory_gb=2.5e-05; raise mining.index_"
+        ):
+            three.build(11, collection.tables, k=K)
+        np.testing.assert_array_equal(three.search(10, queries, K)[0], wanted)
+
+
+def ask_from_a_task(client: Any, queries: Array) -> Any:
+    return client.search(20, queries, K)[0]
+
+
+def test_searches_go_on_while_versions_are_built_and_swapped_and_the_newest_two_stay(
+    started: Started, collection: Collection, queries: Array
+) -> None:
+    service, stop = started.service, threading.Event()
+    halves = {20: slice(0, 230), 21: slice(230, 430), 22: slice(0, 230)}
+    wanted = {
+        v: sort_everything(queries, collection.vectors[rows], collection.ids[rows], K)[0].tolist()
+        for v, rows in halves.items()
+    }
+    service.build(20, collection.tables[0], k=K)
+    answers: list[bool] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(service.search(20, queries, K)[0].tolist() == wanted[20])
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    task = ray.remote(num_cpus=0)(ask_from_a_task).remote(
+        pickle.loads(pickle.dumps(service.client)), queries
+    )
+    before = len(answers)
+    assert service.build(21, collection.tables[1], sample=queries, k=K).recall == 1.0
+    assert service.search(21, queries, K)[0].tolist() == wanted[21]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(answers) > before
+    assert all(answers)
+    assert ray.get(task).tolist() == wanted[20]
+
+    service.build(22, collection.tables[0], k=K)
+    folders = sorted(path.name for path in started.folder.iterdir())
+    assert folders == ["v=0021", "v=0022"]
+    assert len(folders) == VERSIONS_KEPT
+    for version in (21, 22):
+        assert service.search(version, queries, K)[0].tolist() == wanted[version]
+    with pytest.raises(
+        RunError, match=r"version 20 of \S+ is not in service \(in service: 21, 22\)"
+    ):
+        service.search(20, queries, K)
+    assert service.report(20) is None
+
+    service.build(22, collection.tables[1], k=K)  # again, from something else
+    assert service.search(22, queries, K)[0].tolist() == wanted[21]
+
+
+def test_what_cannot_be_built_is_refused_and_what_is_in_service_stays(
+    started: Started, collection: Collection, queries: Array, tmp_path: Path
+) -> None:
+    service, (a, b) = started.service, collection.tables
+    service.build(30, [a, b], k=K)
+    before, folders = (
+        service.search(30, queries, K),
+        sorted(path.name for path in started.folder.iterdir()),
+    )
+    rng, rows = np.random.default_rng(2), np.arange(60)
+    fresh, ids = random_unit(rng, 60), rows + 9000
+    later = write_table(
+        tmp_path / "later", ids, fresh, stamp=dataclasses.replace(STAMP, weights_sha256="w8")
+    )
+    narrow = write_parts(tmp_path / "narrow", [(ids, fresh[:, :8].copy())])
+    half = write_parts(tmp_path / "half", [(ids, fresh.astype(np.float16))])
+    mixed = write_parts(
+        tmp_path / "mixed", [(ids, fresh), (ids + 100, fresh[:, :8].copy())], stamp=None
+    )
+    fresh[50] = np.inf
+    infinite = write_table(tmp_path / "infinite", ids, fresh)
+    altered = write_table(tmp_path / "altered", ids, random_unit(rng, 60))
+    break_part("altered")(tmp_path / "altered/references/part-00001.parquet")
+    cut = write_table(tmp_path / "cut", ids, random_unit(rng, 60))
+    break_part("cut")(tmp_path / "cut/references/part-00001.parquet")
+    unknown = np.array([*collection.ids[:5], 20_000, 20_001])
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (
+            [a, later],
+            {},
+            r"two checkpoints in one index: \S*/a was made with weights_sha256 'w7', \S*/later with 'w8'",
+        ),
+        (later, {"stamp": STAMP}, r"/later: made with weights_sha256 'w8', but 'w7' is wanted"),
+        (
+            narrow,
+            {},
+            r"narrow/references/part-00000.parquet holds vectors of D=8, float32, where D=16, float32",
+        ),
+        (
+            half,
+            {},
+            r"half/references/part-00000.parquet holds vectors of D=16, float16, where D=16, float32",
+        ),
+        (mixed, {}, r"mixed/references/part-00001.parquet holds vectors of D=8"),
+        (
+            infinite,
+            {},
+            r"infinite/references/part-00001.parquet: the embedding of id 9050 is not finite",
+        ),
+        (
+            altered,
+            {},
+            r"altered/references/part-00001.parquet is not what was published: cut short or altered",
+        ),
+        (
+            cut,
+            {},
+            r"cut/references/part-00001.parquet is not what was published: cut short or altered",
+        ),
+        (
+            [a, b, a],
+            {},
+            r"id \d+ stands twice, in \S*/a/references/part-\S+ and in \S*/a/\S+ \(230 repeated",
+        ),
+        (a, {"ids": unknown}, r"2 of 7 ids to index are not in \S*/a, the first is 20000"),
+        (a, {"ids": np.array([1, 1])}, "the 2 ids to index hold 1 different ones"),
+        (
+            a,
+            {"ids": collection.ids[:1], "k": 1},
+            r"1 references cannot fill mining.num_shards=2; lower it",
+        ),
+        (a, {"k": 231}, r"k=231 is not within 1\.\.230, the number of references to index"),
+        (
+            a,
+            {"sample": queries[:, :5]},
+            r"the sample of queries\[40, 5\] does not fit embeddings of D=16",
+        ),
+        (str(tmp_path / "none"), {}, r"/none holds no published embeddings"),
+    ]
+    for tables, keywords, message in refused:
+        with pytest.raises(RunError, match=message):
+            service.build(31, tables, **{"k": K, **keywords})
+        assert service.report(31) is None
+        assert sorted(path.name for path in started.folder.iterdir()) == folders
+    after = service.search(30, queries, K)
+    np.testing.assert_array_equal(after[0], before[0])
+    with pytest.raises(RunError, match=r"k=431 is not within 1\.\.430, the size of version 30"):
+        service.search(30, queries, 431)
+    with pytest.raises(RunError, match=r"k=431 is not within 1\.\.430, the size of version 30"):
+        service.search_partial(30, queries, 431)
+    for bad in (queries[:, :5], np.full((2, 16), np.nan, np.float32)):
+        with pytest.raises(RunError, match=r"index shard 0: .*(do not fit|not finite)"):
+            service.search(30, bad, K)
+        with pytest.raises(RunError, match=r"index shard 0: .*(do not fit|not finite)"):
+            service.search_partial(30, bad, K)
+    assert service.build(31, [a, b], sample=queries, k=K).recall == 1.0
+
+
+def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_named(
+    started: Started, collection: Collection, queries: Array
+) -> None:
+    service = started.service
+    service.build(40, collection.tables, k=K)
+    service.build(41, collection.tables[0], k=K)
+    wanted, scores = service.search(40, queries, K)
+    ray.kill(service.client.shards[1], no_restart=False)
+    again, again_scores = service.search(40, queries, K)
+    np.testing.assert_array_equal(again, wanted)
+    np.testing.assert_array_equal(again_scores, scores)
+
+    first = service.search(41, queries, K)
+    break_part("altered")(started.folder / "v=0040/shard-00001.faiss")
+    ray.kill(service.client.shards[1], no_restart=False)
+    with pytest.raises(
+        RunError, match=r"index shard 1: \S*/v=0040/shard-00001.faiss is not what was published"
+    ):
+        service.search(40, queries, K)
+    assert service.report(40) is None
+    np.testing.assert_array_equal(service.search(41, queries, K)[0], first[0])
+    partial = service.search_partial(40, queries, K)
+    held = slice(0, 215)  # the first of two equal ranges of 430 rows
+    exact, _ = sort_everything(queries, collection.vectors[held], collection.ids[held], K)
+    assert (partial.ids.tolist(), partial.missing_shards) == (exact.tolist(), (1,))
+    assert service.search_partial(41, queries, K).missing_shards == ()
+    with pytest.raises(RunError, match=r"version 99 of .* is not in service"):
+        service.search_partial(99, queries, K)
+
+
+class OneShard:
+    """Answers with one id, after a while."""
+
+    def __init__(self, number: int, wait_s: float) -> None:
+        self.number, self.wait_s = number, wait_s
+
+    def search(self, version: int, queries: Array, k: int) -> Any:
+        time.sleep(self.wait_s)
+        return np.full((len(queries), 1), self.number), np.ones((len(queries), 1), np.float32)
+
+
+def test_a_shard_that_does_not_answer_in_time_is_missing_and_named(
+    ray_cluster: None, queries: Array
+) -> None:
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"search": 1}}
+    actor: Any = ray.remote(**options)(OneShard)
+    fast, slow = actor.remote(0, 0), actor.remote(1, 600)
+    IndexClient((fast,)).search(1, queries, 1)  # it is started
+    assert IndexClient((fast, slow, fast)).search_partial(
+        1, queries, 3, timeout_s=2
+    ).missing_shards == (1,)
+    with pytest.raises(RunError, match=r"no shard answered within 0\.5 s"):
+        IndexClient((slow,)).search_partial(1, queries, 3, timeout_s=0.5)
+    for shard in (fast, slow):
+        ray.kill(shard)
+
+
+class CountingShard:
+    """Answers with the number of its calls, after a second."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def search(self, version: int, queries: Array, k: int) -> Any:
+        time.sleep(1)
+        self.calls += 1
+        return np.full((len(queries), 1), self.calls), np.ones((len(queries), 1), np.float32)
+
+
+def test_late_calls_that_have_not_begun_are_taken_back(ray_cluster: None, queries: Array) -> None:
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "concurrency_groups": {"search": 1},
+        "max_task_retries": 3,
+    }
+    actor: Any = ray.remote(**options)(CountingShard)
+    shard = actor.remote()
+    client = IndexClient((shard,))
+    assert client.search(1, queries, 1)[0][0] == 1
+    for _ in range(6):  # the first of them runs on
+        with pytest.raises(RunError, match="no shard answered"):
+            client.search_partial(1, queries, 1, timeout_s=0.1)
+    assert client.search(1, queries, 1)[0][0] <= 4
+    ray.kill(shard)
+
+
+def test_a_version_of_other_shards_or_another_kind_is_built_again_and_the_engine_is_taken_over(
+    ray_cluster: None, collection: Collection, queries: Array, tmp_path: Path
+) -> None:
+    wanted, _ = sort_everything(queries, collection.vectors, collection.ids, K)
+    free, folder = {"exact_engine": "auto"}, str(tmp_path / "index")
+    with IndexService(config(num_shards=1), folder) as one:
+        one.build(60, collection.tables, sample=queries, k=K)
+    with IndexService(config(num_shards=2, **free), folder, engine="torch_bf16") as two:
+        assert two.report(60) is None
+        with pytest.raises(RunError, match=r"v=0060 has 1 shards, but mining.num_shards=2"):
+            two.search(60, queries, K)
+        assert two.build(60, collection.tables, sample=queries, k=K).num_shards == 2
+        assert two.search(60, queries, K)[0].tolist() == wanted.tolist()
+    with IndexService(config(**free), folder) as again:
+        report = again.report(60)
+        assert report is not None
+        assert {report.engine, again.engine} == {"torch_bf16"}
+        again._cfg = config(index_kind="sqfp16")
+        assert again.report(60) is None
+
+
+def test_effort_is_raised_until_recall_suffices_and_too_little_of_it_is_refused(
+    started: Started, collection: Collection, tmp_path: Path
+) -> None:
+    """Cells are shared: the shards answer as one index of the same cells does."""
+    rng = np.random.default_rng(8)
+    ids, vectors, queries = (
+        rng.permutation(20_000)[:12_000],
+        random_unit(rng, 12_000),
+        random_unit(rng, 50),
+    )
+    table = write_table(tmp_path / "e", ids, vectors, part_rows=1000)
+    started.service.build(50, collection.tables, k=K)
+    wrong_count = r"v=0050 has 2 shards, but mining.num_shards=1; set that to 2, or remove"
+    little = config(num_shards=1, index_kind="ivf_sq8", nprobe=1, exact_engine="auto")
+    with IndexService(little, str(started.folder)) as single:
+        with pytest.raises(RunError, match=wrong_count):
+            single.search(50, queries, K)
+        with pytest.raises(
+            RunError, match=r"recall@12 of the ivf_sq8 index at nprobe=1 is 0\.\d+, below .*=0\.9"
+        ):
+            single.build(51, table, sample=queries, k=K)
+        assert single.engine in (
+            "faiss",
+            "torch",
+            "torch_bf16",
+        )  # measured, and kept though the build failed
+    with IndexService(config(index_kind="ivf_sq8", min_recall=0.98), str(started.folder)) as other:
+        exact, _ = other.search(50, collection.vectors[:5], 1)  # what an earlier start built
+        assert exact[:, 0].tolist() == collection.ids[:5].tolist()
+        assert other.report(51) is None
+        report = other.build(51, table, sample=queries, k=K)
+        plan = plan_index(12_000, 16, kind="ivf_sq8")
+        assert report.effort is not None
+        assert plan.nprobe < report.effort <= plan.num_lists
+        found, scores = other.search(51, queries, K)
+        wanted, _ = sort_everything(queries, vectors, ids, K)
+        recall = np.mean(
+            [len(set(a) & set(b)) / K for a, b in zip(found.tolist(), wanted.tolist(), strict=True)]
+        )
+        assert report.recall == pytest.approx(recall)
+        assert recall >= 0.98
+        one = VectorIndex.empty(
+            plan, VectorIndex.template(plan, vectors[spread_rows(12_000, plan.train_size, 0)])
+        )
+        one.add(vectors, ids)
+        one.effort = report.effort
+        np.testing.assert_array_equal(found, one.search(queries, K)[0])
+        ray.kill(other.client.shards[1], no_restart=False)
+        np.testing.assert_array_equal(
+            other.search(51, queries, K)[1], scores
+        )  # at the effort that was found
+
+        ray.kill(other.client.shards[0])
+        with pytest.raises(RunError, match="index shard 0 is dead"):
+            other.search(51, queries, K)
+        assert other.search_partial(51, queries, K).missing_shards == (0,)
+        with pytest.raises(RunError, match="index shard 0 is dead"):
+            other.build(52, collection.tables, k=K)
+
+
+def test_shards_that_find_no_room_are_said_and_given_up(ray_cluster: None, tmp_path: Path) -> None:
+    message = (
+        r"^2 of 2 index shards did not start within 3 s: each asks for 0\.5 CPUs and a node of"
+        r" mining\.label_selector=\{'zone': 'mars'\}; free in the cluster are [\d.]+ CPUs and 0 GPUs; the labels of"
+    )
+    nowhere = config(label_selector={"zone": "mars"}, cpus_per_shard=0.5)
+    with pytest.raises(RunError, match=message):
+        IndexService(nowhere, str(tmp_path / "index"), start_timeout_s=3)
+    with IndexService(
+        config(label_selector={"zone": "!mars"}), str(tmp_path / "index"), start_timeout_s=60
+    ) as service:
+        assert service.report(1) is None

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.errors import RunError
+from s4g_ray.index.plan import Kind, plan_index
+from s4g_ray.index.recall import (
+    check_recall,
+    effort_range,
+    is_as_asked,
+    plan_for,
+    raise_effort,
+    recall_of,
+)
+
+KINDS: tuple[Kind, ...] = ("flat", "ivf_sq8", "hnsw")
+
+
+def test_recall_is_the_share_of_the_exact_ids_that_are_found() -> None:
+    exact, found = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 9, 1], [7, 8, 4]])
+    scores = np.array([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]], np.float32)
+    assert recall_of(found, exact, scores) == pytest.approx(3 / 6)
+    assert recall_of(exact[:, ::-1], exact, scores) == 1
+
+
+def test_what_scores_as_the_first_that_is_left_out_does_not_count_for_recall() -> None:
+    exact = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    scores = np.array([[0.9, 0.5, 0.5, 0.5], [0.9, 0.8, 0.7, 0.6]], np.float32)
+    found = np.array([[1, 11, 12], [5, 6, 13]])
+    assert recall_of(found, exact, scores) == pytest.approx(3 / 4)
+    blank = np.full((1, 4), 0.5, np.float32)
+    assert recall_of(np.array([[9, 8, 7]]), exact[:1], blank) == 1
+
+
+@pytest.mark.parametrize(
+    ("effort", "most", "wanted", "tried", "ends"),
+    [
+        (1, 20, 0.5, [1, 2, 4, 8, 16], (16 / 20, 16)),
+        (1, 20, 1.0, [1, 2, 4, 8, 16, 20], (1.0, 20)),  # all there is to visit
+        (8, 8, 1.0, [8], (8 / 20, 8)),  # as configured
+        (None, None, 1.0, [None], (0.0, None)),  # an exact kind
+    ],
+)
+def test_effort_doubles_until_recall_suffices_or_all_is_visited(
+    effort: int | None,
+    most: int | None,
+    wanted: float,
+    tried: list[int | None],
+    ends: tuple[float, int | None],
+) -> None:
+    seen: list[int | None] = []
+
+    def recall_at(value: int | None) -> float:
+        seen.append(value)
+        return (value or 0) / 20 if value != 8 or wanted != 0.5 else 0.4
+
+    assert raise_effort(recall_at, effort, most, wanted) == ends
+    assert seen == tried
+
+
+def test_effort_is_raised_only_where_the_configuration_leaves_it_open() -> None:
+    plans = {kind: plan_index(5000, 16, kind=kind) for kind in KINDS}
+    free, fixed = MiningConfig(), MiningConfig(nprobe=3, ef_search=40)
+    assert effort_range(plans["flat"], free) == (None, None)
+    assert effort_range(plans["ivf_sq8"], free) == (
+        plans["ivf_sq8"].nprobe,
+        plans["ivf_sq8"].num_lists,
+    )
+    assert effort_range(plans["hnsw"], free) == (plans["hnsw"].ef_search, 5000)
+    assert (
+        effort_range(plans["hnsw"], MiningConfig(num_shards=3))[1] == 1667
+    )  # as many as a shard holds
+    assert effort_range(plan_index(10**6, 16, kind="hnsw"), free)[1] == 16_384
+    large = plan_index(10**8, 16, kind="ivf_sq8")
+    assert (
+        effort_range(large, free)[1],
+        effort_range(large, MiningConfig(gpus_per_shard=1))[1],
+    ) == (16_384, 2048)
+    assert effort_range(plan_index(5000, 16, kind="ivf_sq8", nprobe=3), fixed) == (3, None)
+    assert effort_range(plan_index(5000, 16, kind="hnsw", ef_search=40), fixed) == (40, None)
+
+
+def test_recall_below_the_minimum_is_refused_with_the_remedy() -> None:
+    plan, cfg = plan_index(5000, 16, kind="ivf_sq8", nprobe=3), MiningConfig(min_recall=0.9)
+    check_recall(0.9, 3, plan, cfg, 10)
+    with pytest.raises(
+        RunError,
+        match=r"recall@10 of the ivf_sq8 index at nprobe=128 is 0\.899, below .*=0\.9; set",
+    ):
+        check_recall(0.899, 128, plan, cfg, 10)
+    with pytest.raises(
+        RunError, match=r"at nprobe=3 is 0\.500, .*; raise mining.nprobe, or leave it out"
+    ):
+        check_recall(0.5, 3, plan, cfg.model_copy(update={"nprobe": 3}), 10)
+    with pytest.raises(
+        RunError, match=r"of the sqfp16 index is 0\.500, .*; set mining.index_kind to a more exact"
+    ):
+        check_recall(0.5, None, plan_index(5000, 16, kind="sqfp16"), cfg, 10)
+
+
+def manifest(
+    made: dict[str, Any], effort: int | None, recall: float | None = 0.95
+) -> dict[str, Any]:
+    cfg = MiningConfig(**made)
+    plan = asdict(plan_for(cfg, 400_000, 16))
+    return {"plan": plan, "num_shards": cfg.num_shards, "effort": effort, "recall": recall}
+
+
+@pytest.mark.parametrize(
+    ("made", "effort", "asked", "fits"),
+    [
+        ({}, None, {"index_threads": 8, "recall_sample": 3, "nprobe": 1}, True),
+        ({"index_kind": "flat"}, None, {"index_kind": "auto"}, True),  # which is flat
+        ({}, None, {"num_shards": 2}, False),
+        ({"num_shards": 2}, None, {}, False),
+        ({}, None, {"index_kind": "sqfp16"}, False),
+        ({}, None, {"index_memory_gb": 1.0}, True),
+        ({}, None, {"index_memory_gb": 0.02}, False),
+        ({}, None, {"index_memory_gb": 1e-6}, False),
+        ({}, None, {"min_recall": 0.96}, False),
+        ({"index_kind": "ivf_sq8"}, 128, {"index_kind": "ivf_sq8"}, True),  # raised from 64
+        ({"index_kind": "ivf_sq8"}, 128, {"index_kind": "ivf_sq8", "nprobe": 64}, False),
+        ({"index_kind": "ivf_sq8"}, 128, {"index_kind": "ivf_sq8", "nprobe": 128}, False),
+        (
+            {"index_kind": "ivf_sq8", "nprobe": 128},
+            128,
+            {"index_kind": "ivf_sq8", "nprobe": 128},
+            True,
+        ),
+        ({"index_kind": "ivf_sq8", "nprobe": 128}, 128, {"index_kind": "ivf_sq8"}, False),
+        (
+            {"index_kind": "hnsw", "ef_search": 300},
+            300,
+            {"index_kind": "hnsw", "ef_search": 400},
+            False,
+        ),
+        (
+            {"index_kind": "hnsw", "ef_search": 300},
+            300,
+            {"index_kind": "hnsw", "ef_search": 300},
+            True,
+        ),
+        (
+            {"index_kind": "ivf_rabitq"},
+            64,
+            {"index_kind": "ivf_rabitq", "gpus_per_shard": 1},
+            False,
+        ),
+    ],
+)
+def test_a_version_is_as_asked_when_it_would_be_built_alike(
+    made: dict[str, Any], effort: int | None, asked: dict[str, Any], fits: bool
+) -> None:
+    assert is_as_asked(manifest(made, effort), MiningConfig(**asked)) is fits
+
+
+def test_a_version_whose_recall_was_not_measured_is_as_asked() -> None:
+    assert is_as_asked(manifest({}, None, recall=None), MiningConfig(min_recall=1))

@@ -1,0 +1,207 @@
+"""What the mining job decides and refuses before any task runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.data.exclusions import Exclusions, PlacePairs
+from s4g_ray.data.places import Places
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.errors import InputError, RunError
+from s4g_ray.mining.candidates import Kept, References
+from s4g_ray.mining.groups import count_groups, cut_ranges, job_key, plan_groups
+from s4g_ray.mining.mining_job import mine
+from s4g_ray.mining.report import Counts, MiningReport
+from tests.support.mining_tables import STAMP, write_queries
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(1, 12))
+def test_groups_hold_every_part_with_queries_once_in_order_and_are_no_larger_than_asked(
+    counts: list[int], part_queries: int
+) -> None:
+    groups = plan_groups(counts, part_queries)
+    assert [part for group in groups for part in group] == [
+        i for i, count in enumerate(counts) if count
+    ]
+    sizes = [sum(counts[part] for part in group) for group in groups]
+    assert all(
+        size <= part_queries or len(group) == 1 for size, group in zip(sizes, groups, strict=True)
+    )
+    assert all(
+        a + counts[group[0]] > part_queries for a, group in zip(sizes, groups[1:], strict=False)
+    )
+
+
+def test_each_place_is_found_with_the_number_of_groups_that_it_stands_in() -> None:
+    places, groups = count_groups([np.array([4, 4, 1]), np.array([2, 1]), np.array([9, 1, 2])])
+    assert (places.tolist(), groups.tolist()) == ([1, 2, 4, 9], [3, 2, 1, 1])
+
+
+@given(st.lists(st.integers(1, 5), max_size=20), st.integers(1, 8))
+def test_ranges_cover_all_places_once_and_hold_few_rows_more_than_asked(
+    rows: list[int], at_once: int
+) -> None:
+    places = np.arange(len(rows)) * 3 + 1
+    ranges = cut_ranges(places, np.array(rows, np.int64), at_once)
+    inside = [[i for i, place in enumerate(places) if low <= place <= high] for low, high in ranges]
+    assert [i for chosen in inside for i in chosen] == list(range(len(rows)))
+    assert all(sum(rows[i] for i in chosen) < at_once + 5 for chosen in inside)
+
+
+def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
+    kept = Kept.nothing(4, 3)
+    kept.num[:], kept.above[:], kept.own_rank[:] = [3, 3, 1, 0], [3, 1, 0, 0], [7, 1, 4, 0]
+    kept.dropped[:, 0], kept.dropped[0, 5] = 1, 2
+    graph = NeighborGraph(np.array([1, 2]), np.array([[2, 3, 4], [1, -1, -1]]))
+    counts = Counts.of_queries(kept) + Counts.of_graph(graph, 2, 1)
+    report = MiningReport.of(
+        counts, 3, has_previous=True, without_embedding=1, seconds=2.0, reused_parts=5
+    )
+    assert report.metrics() == {
+        "places": 2,
+        "queries": 4,
+        "neighbors": 4,
+        "coverage": 4 / 6,
+        "short": 1,
+        "above_positive": 4 / 7,
+        "overlap": 1 / 2,
+        "train_recall@1": 1 / 4,
+        "train_recall@5": 2 / 4,
+        "train_recall@10": 3 / 4,
+        "dropped_own": 4,
+        "dropped_semi_positive": 0,
+        "dropped_near": 0,
+        "dropped_max_score": 0,
+        "dropped_relative_margin": 0,
+        "dropped_range_min": 2,
+        "without_embedding": 1,
+        "seconds": 2.0,
+        "reused_parts": 5,
+    }
+    first = MiningReport.of(
+        counts, 3, has_previous=False, without_embedding=0, seconds=1.0, reused_parts=0
+    )
+    assert first.overlap is None
+    assert "overlap" not in first.metrics()
+
+
+def test_the_key_of_a_job_differs_with_all_that_determines_it() -> None:
+    ids, places = np.arange(6), np.arange(6) + 50
+    where = Places(places, np.arange(6.0), np.zeros(6))
+    exclusions = Exclusions(where, PlacePairs.of(np.array([50]), np.array([51])), 10.0)
+    moved = replace(where, lat=where.lat + 1)
+    other_pair = PlacePairs.of(np.array([50]), np.array([52]))
+    keys = [
+        job_key({"k": 3}, ids, References(ids, places), exclusions),
+        job_key({"k": 4}, ids, References(ids, places), exclusions),
+        job_key({"k": 3}, ids[1:], References(ids, places), exclusions),
+        job_key({"k": 3}, ids, References(ids + 1, places), exclusions),
+        job_key({"k": 3}, ids, References(ids, places[::-1]), exclusions),
+        job_key({"k": 3}, ids, References(ids, places), None),
+        job_key({"k": 3}, ids, References(ids, places), replace(exclusions, radius_m=11.0)),
+        job_key({"k": 3}, ids, References(ids, places), replace(exclusions, places=moved)),
+        job_key(
+            {"k": 3}, ids, References(ids, places), replace(exclusions, semi_positives=other_pair)
+        ),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == job_key({"k": 3}, ids.copy(), References(ids, places), exclusions)
+
+
+class NeverAsked:
+    def search(self, version: int, queries: NDArray[np.float32], k: int) -> Any:
+        raise AssertionError("the index was asked")
+
+
+Change = Callable[[str], dict[str, Any]]
+REFUSALS: list[tuple[str, type[Exception], Change]] = [
+    (r"k=7 neighbors .* 6 places", InputError, lambda _: {"k": 7}),
+    (r"k=0 neighbors", InputError, lambda _: {"k": 0}),
+    ("query id 3 stands there twice", InputError, lambda _: {"query_ids": np.array([1, 3, 3])}),
+    ("query id 1 is not in ascending order", InputError, lambda _: {"query_ids": np.array([3, 1])}),
+    ("there are no query ids", InputError, lambda _: {"query_ids": np.zeros(0, np.int64)}),
+    ("6 references have 5 places", InputError, lambda _: {"reference_places": np.arange(5)}),
+    (
+        "1 references have no place; .* .id 0 first",
+        InputError,
+        lambda _: {"reference_places": np.array([-1, 1, 2, 3, 4, 5])},
+    ),
+    (
+        r"3 of 5 queries have no embedding in .*, from which 1 images were left out; the first is query id 20",
+        RunError,
+        lambda _: {"query_ids": np.array([0, 1, 20, 21, 22])},
+    ),
+    ("made with step 4, but 5 is wanted", RunError, lambda _: {"stamp": replace(STAMP, step=5)}),
+    ("holds no published neighbors", RunError, lambda folder: {"previous": folder + "/nothing"}),
+    ("holds no published embeddings", RunError, lambda folder: {"embeddings": folder + "/nothing"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "change"), REFUSALS, ids=[message[:30] for message, _, _ in REFUSALS]
+)
+def test_what_cannot_be_mined_is_refused_before_the_index_is_asked(
+    tmp_path: Path, message: str, error: type[Exception], change: Change
+) -> None:
+    write_queries(
+        str(tmp_path / "e"),
+        np.arange(6),
+        np.arange(6),
+        np.eye(6, dtype=np.float32),
+        4,
+        bad_images=1,
+    )
+    arguments: dict[str, Any] = {
+        "embeddings": str(tmp_path / "e"),
+        "query_ids": np.arange(6),
+        "reference_ids": np.arange(6),
+        "reference_places": np.arange(6),
+        "k": 2,
+        "exclusions": None,
+        "stamp": STAMP,
+        "cfg": MiningConfig(),
+        **change(str(tmp_path)),
+    }
+    with pytest.raises(error, match=message):
+        mine(NeverAsked(), 4, target=str(tmp_path / "g"), **arguments)
+
+
+def test_a_damaged_part_or_a_repeated_query_in_the_table_is_named(tmp_path: Path) -> None:
+    def run() -> None:
+        mine(
+            NeverAsked(),
+            4,
+            str(tmp_path),
+            str(tmp_path / "g"),
+            cfg=MiningConfig(),
+            k=2,
+            query_ids=np.arange(6),
+            reference_ids=np.arange(6),
+            reference_places=np.arange(6),
+            exclusions=None,
+            stamp=STAMP,
+        )
+
+    ids = np.array([0, 1, 2, 3, 4, 4])
+    write_queries(str(tmp_path), ids, ids, np.eye(6, dtype=np.float32), 4, bad_images=1)
+    with pytest.raises(RunError, match="holds query id 4 twice"):
+        run()
+    part = tmp_path / "queries" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"part-00001\.parquet is not what was published.* remove"):
+        run()
+    part.unlink()
+    with pytest.raises(
+        RunError, match=r"part-00001\.parquet is in the manifest but missing; remove"
+    ):
+        run()

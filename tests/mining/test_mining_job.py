@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from s4g_ray.arrays import Ints
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.data.exclusions import Exclusions, PlacePairs
+from s4g_ray.data.places import Places
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph
+from s4g_ray.errors import RunError
+from s4g_ray.mining.mining_job import mine
+from s4g_ray.storage.files import MANIFEST, list_names
+from s4g_ray.storage.manifest import open_published, publish
+from tests.support.mining_tables import STAMP, write_queries
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
+
+Vectors = NDArray[np.float32]
+NUM_QUERIES, NUM_PLACES, PART_ROWS, K = 60, 34, 4, 5
+
+
+@dataclass(frozen=True)
+class ExactSearch:
+    """All references in memory; notes in a folder how many queries each call asked, and fails from a call on."""
+
+    ids: Ints
+    vectors: Vectors
+    notes: str
+    fails_from: int = 10**9
+
+    def search(self, version: int, queries: Vectors, k: int) -> tuple[Ints, Vectors]:
+        assert version == 7
+        assert queries.dtype == np.float32
+        notes = Path(self.notes)
+        if len(list(notes.iterdir())) >= self.fails_from:
+            raise RunError("shard 1 of version 7 does not answer; start it again")
+        (notes / uuid.uuid4().hex).write_text(str(len(queries)))
+        scores = queries @ self.vectors.T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return self.ids[order], np.take_along_axis(scores, order, 1)
+
+    def num_asked(self) -> int:
+        return sum(int(note.read_text()) for note in Path(self.notes).iterdir())
+
+
+@dataclass
+class Case:
+    """Queries of places that repeat all over the table, references of which some places have several."""
+
+    folder: Path
+    query_ids: Ints
+    query_places: Ints
+    queries: Vectors
+    reference_ids: Ints
+    reference_places: Ints
+    references: Vectors
+    exclusions: Exclusions
+    num_searches: int = 0
+
+    def search(self, fails_from: int = 10**9) -> ExactSearch:
+        self.num_searches += 1
+        notes = self.folder / f"notes-{self.num_searches}"
+        notes.mkdir()
+        return ExactSearch(self.reference_ids, self.references, str(notes), fails_from)
+
+    def mine(self, target: str, search: ExactSearch, cfg: dict[str, Any], **changed: Any) -> Any:
+        arguments: dict[str, Any] = {
+            "query_ids": self.query_ids,
+            "reference_ids": self.reference_ids,
+            "k": K,
+            "stamp": STAMP,
+            "reference_places": self.reference_places,
+            "exclusions": self.exclusions,
+            **changed,
+        }
+        config = MiningConfig(part_queries=11, query_block=5, **cfg)
+        return mine(
+            search, 7, str(self.folder / "e"), str(self.folder / target), cfg=config, **arguments
+        )
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    rng = np.random.default_rng(5)
+
+    def unit(count: int) -> Vectors:
+        vectors = rng.standard_normal((count, 6)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+    ids = np.sort(rng.choice(500, NUM_QUERIES, replace=False))
+    places = np.concatenate(
+        [np.arange(NUM_PLACES), rng.integers(0, 8, NUM_QUERIES - NUM_PLACES)]
+    )  # 0..7 in many groups
+    reference_places = rng.permutation(
+        np.concatenate([np.arange(NUM_PLACES), rng.integers(0, NUM_PLACES, 9)])
+    )
+    reference_ids = np.sort(rng.choice(900, len(reference_places), replace=False))
+    queries, references = unit(NUM_QUERIES), unit(len(reference_places))
+    queries[::2] += (
+        2 * references[[np.argmax(reference_places == place) for place in places[::2]]]
+    )  # their own is near
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    row = Places(
+        np.arange(NUM_PLACES), np.arange(NUM_PLACES, dtype=np.float64) * 1e-3, np.zeros(NUM_PLACES)
+    )  # 111 m apart
+    pairs = PlacePairs.of(rng.integers(0, NUM_PLACES, 20), rng.integers(0, NUM_PLACES, 20))
+    write_queries(str(tmp_path / "e"), ids, places, queries, PART_ROWS)
+    exclusions = Exclusions(row, pairs, 120.0)
+    return Case(
+        tmp_path, ids, places, queries, reference_ids, reference_places, references, exclusions
+    )
+
+
+def loop_over_full_similarity(
+    case: Case, cfg: dict[str, Any]
+) -> tuple[dict[int, list[int]], dict[str, float]]:
+    """Neighbors of each place, and the figures of the report, from all scores of each query."""
+    best: dict[int, dict[int, float]] = {}
+    ranks, above, kept_in_all = [], 0, 0
+    for vector, own in zip(case.queries, case.query_places.tolist(), strict=True):
+        scores = case.references @ vector
+        by_place = {p: float(scores[case.reference_places == p].max()) for p in range(NUM_PLACES)}
+        positive = by_place[own]
+        ranks.append(int((scores > positive).sum()) + 1)
+        semi = case.exclusions.semi_positives
+        barred = {own, *semi.second[semi.first == own].tolist(), own - 1, own + 1}
+        others = sorted((-score, place) for place, score in by_place.items() if place not in barred)
+        others = others[cfg.get("range_min", 0) :]
+        limit = (
+            positive - abs(positive) * cfg["relative_margin"]
+            if "relative_margin" in cfg
+            else cfg.get("max_score", 2)
+        )
+        kept = [(place, -score) for score, place in others if -score <= limit][:K]
+        above += sum(score > positive for _, score in kept)
+        kept_in_all += len(kept)
+        row = best.setdefault(own, {})
+        for place, score in kept:
+            row[place] = max(row.get(place, -2.0), score)
+    graph = {own: sorted(row, key=lambda place: -row[place])[:K] for own, row in best.items()}
+    figures = {f"train_recall@{n}": float(np.mean(np.array(ranks) <= n)) for n in (1, 5, 10)}
+    return graph, {**figures, "above_positive": above / max(kept_in_all, 1)}
+
+
+def rows_of_graph(graph: NeighborGraph) -> dict[int, list[int]]:
+    rows = zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True)
+    return {place: [n for n in row if n >= 0] for place, row in rows}
+
+
+@pytest.mark.parametrize("cfg", [{}, {"range_min": 2, "max_score": 0.6}, {"relative_margin": 0.1}])
+def test_the_graph_and_its_figures_equal_those_of_the_full_similarity(
+    case: Case, cfg: dict[str, Any]
+) -> None:
+    seen: list[tuple[int, int]] = []
+    report = case.mine(
+        "g",
+        case.search(),
+        cfg,
+        info={"age": 3},
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert "xyz" in vars(case.exclusions.places)  # reckoned once, here, and not by each task
+    wanted, figures = loop_over_full_similarity(case, cfg)
+    uri = str(case.folder / "g")
+    parts = list(read_graph(uri, stamp=STAMP))
+    assert len(parts) > 2
+    assert (
+        rows_of_graph(NeighborGraph.load(uri)) == wanted
+    )  # load refuses places that stand in two parts
+    assert list_names(uri) == sorted(
+        [MANIFEST, *(part.name for part in open_published(uri, "neighbors").parts)]
+    )
+    assert open_published(uri, "neighbors").info == {
+        "source": "similarity",
+        "k": K,
+        "round": {"age": 3, **report.metrics()},
+    }
+    assert {name: report.metrics()[name] for name in figures} == pytest.approx(figures)
+    assert (report.queries, report.places, report.overlap) == (NUM_QUERIES, NUM_PLACES, None)
+    assert report.neighbors == sum(len(row) for row in wanted.values())
+    assert report.coverage == report.neighbors / (NUM_PLACES * K)
+    assert report.short == sum(len(row) < K for row in wanted.values())
+    assert all(report.dropped[name] > 0 for name in ("own", "semi_positive", "near", *cfg))
+    assert sorted(seen) == seen
+    assert seen[-1] == (NUM_QUERIES, NUM_QUERIES)
+
+
+def test_embeddings_of_half_precision_are_searched_in_float32(case: Case) -> None:
+    half = case.queries.astype(np.float16)
+    case.queries = half.astype(np.float32)
+    write_queries(str(case.folder / "e"), case.query_ids, case.query_places, half, PART_ROWS)
+    with pytest.raises(RunError, match=r"made with dtype 'float16', but 'float32' is wanted"):
+        case.mine("g", case.search(), {})
+    case.mine("g", case.search(), {}, stamp=replace(STAMP, dtype="float16"))
+    table = str(case.folder / "e")
+    found = open_published(table, "embeddings")
+    publish(
+        table, "embeddings", found.parts, STAMP, found.info
+    )  # parts that are not what the stamp says
+    with pytest.raises(
+        RunError, match=r"part-00000\.parquet holds float16 vectors of D=6, but float32 of D=6"
+    ):
+        case.mine("h", case.search(), {})
+    assert (
+        rows_of_graph(NeighborGraph.load(str(case.folder / "g")))
+        == loop_over_full_similarity(case, {})[0]
+    )
+
+
+def test_the_overlap_with_the_previous_graph_is_counted_place_by_place(case: Case) -> None:
+    case.mine("old", case.search(), {"range_min": 2})
+    report = case.mine("new", case.search(), {}, previous=str(case.folder / "old"))
+    old, new = (
+        rows_of_graph(NeighborGraph.load(str(case.folder / name))) for name in ("old", "new")
+    )
+    shared = sum(len(set(row) & set(old[place])) for place, row in new.items())
+    assert 0 < shared < report.neighbors
+    assert report.overlap == shared / report.neighbors
+    assert case.mine("again", case.search(), {}, previous=str(case.folder / "new")).overlap == 1
+
+
+def test_queries_that_are_not_asked_for_and_places_of_one_group_alone_need_no_second_pass(
+    case: Case,
+) -> None:
+    first = case.query_ids[:NUM_PLACES]  # each place once
+    case.mine("g", case.search(), {}, query_ids=first, exclusions=None)
+    graph = NeighborGraph.load(str(case.folder / "g"))
+    assert sorted(graph.place_ids.tolist()) == list(range(NUM_PLACES))
+    scores = case.queries[:NUM_PLACES] @ case.references.T
+    for place, row in zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True):
+        ranked = [
+            p for p in case.reference_places[np.argsort(-scores[place])].tolist() if p != place
+        ]
+        assert row == list(dict.fromkeys(ranked))[:K]
+
+
+def test_queries_whose_images_were_left_out_are_counted(case: Case) -> None:
+    folder = str(case.folder / "e")
+    write_queries(folder, case.query_ids, case.query_places, case.queries, PART_ROWS, bad_images=3)
+    report = case.mine(
+        "g", case.search(), {}, query_ids=np.concatenate([case.query_ids, [1000, 1001]])
+    )
+    assert (report.queries, report.without_embedding) == (NUM_QUERIES, 2)
+
+
+def interrupt(case: Case, target: str) -> tuple[Path, int]:
+    """A job that dies on the way; returns its folder of commits and how many queries they hold."""
+    with pytest.raises(RunError, match=r"^shard 1 of version 7 does not answer; start it again$"):
+        case.mine(target, case.search(fails_from=7), {"num_searchers": 1})
+    work = case.folder / target / "_work"
+    commits = [json.loads(path.read_text()) for path in work.glob("group-*.json")]
+    assert not (case.folder / target / MANIFEST).exists()
+    assert commits
+    return work, sum(commit["outcome"]["counts"]["queries"] for commit in commits)
+
+
+def test_an_interrupted_job_asks_only_what_it_had_not_committed_and_ends_as_if_uninterrupted(
+    case: Case,
+) -> None:
+    wanted = case.mine("whole", case.search(), {})
+    work, committed = interrupt(case, "g")
+    num_commits = len(list(work.glob("*.json")))
+    search = case.search()
+    report = case.mine("g", search, {})
+    assert 0 < committed < NUM_QUERIES
+    assert search.num_asked() == NUM_QUERIES - committed
+    assert report.reused_parts == num_commits
+    whole, resumed = (NeighborGraph.load(str(case.folder / name)) for name in ("whole", "g"))
+    assert resumed.place_ids.tolist() == whole.place_ids.tolist()
+    assert resumed.neighbors.tolist() == whole.neighbors.tolist()
+    same = {"seconds": 0.0, "reused_parts": 0}
+    assert {**report.metrics(), **same} == {**wanted.metrics(), **same}
+
+
+def test_commits_of_another_job_and_damaged_parts_are_not_kept(case: Case) -> None:
+    work, committed = interrupt(case, "g")
+    search = case.search()
+    report = case.mine("g", search, {"max_score": 0.9})  # another graph
+    assert (report.reused_parts, search.num_asked() >= NUM_QUERIES) == (0, True)
+    work, committed = interrupt(case, "h")
+    damaged = sorted(work.glob("part-*.parquet"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    whole = json.loads(sorted(work.glob("group-*.json"))[0].read_text())["outcome"]["counts"][
+        "queries"
+    ]
+    search = case.search()
+    case.mine("h", search, {})
+    assert search.num_asked() == NUM_QUERIES - committed + whole
+
+
+class Broken:
+    def search(self, version: int, queries: Vectors, k: int) -> Any:
+        raise ValueError("queries have 6 dimensions, the index 8")
+
+
+def test_what_breaks_a_task_is_said_in_its_own_words(case: Case) -> None:
+    broken: Any = Broken()
+    with pytest.raises(
+        RunError,
+        match=r"after 0 of 60 queries: ValueError: queries have 6 dimensions, the index 8$",
+    ):
+        case.mine("g", broken, {})
+
+
+def test_an_altered_embedding_part_is_named(case: Case) -> None:
+    part = case.folder / "e" / "queries" / "part-00003.parquet"
+    write_queries(
+        str(case.folder / "other"),
+        *(case.query_ids[12:16], case.query_places[12:16]),
+        -case.queries[:4],
+        4,
+    )
+    part.write_bytes((case.folder / "other" / "queries" / "part-00000.parquet").read_bytes())
+    with pytest.raises(RunError, match=r"part-00003\.parquet is not what was published"):
+        case.mine("g", case.search(), {})

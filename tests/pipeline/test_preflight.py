@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.distributed.placement import Node
+from s4g_ray.errors import InputError
+from s4g_ray.pipeline.preflight import check_against_dataset, check_resources
+from tests.conftest import tables, tiny_config
+
+RESOURCES: dict[str, dict[str, Any]] = {
+    "train": {"num_workers": 2, "cpus_per_worker": 1.0},
+    "embedding": {"num_actors": 2, "cpus_per_actor": 0.5},
+    "mining": {"num_shards": 4, "cpus_per_shard": 0.5, "num_searchers": 3},
+}
+
+
+def refusal(
+    nodes: list[Node], sections: dict[str, dict[str, Any]], *, training: bool = True
+) -> str | None:
+    merged = {name: {**values, **sections.get(name, {})} for name, values in RESOURCES.items()}
+    try:
+        check_resources(tiny_config("r", "d", **{**sections, **merged}), nodes, training=training)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("cpus", "sections", "training", "message"),
+    [
+        (5.75, {}, True, None),
+        (
+            5.2,
+            {},
+            True,
+            "5.25 CPUs are needed (2 workers x 1 + 4 index shards x 0.5 + 2 embedding actors x 0.5"
+            " + 1 loading task x 0.25), but the cluster has 5.2; lower num_workers, num_actors, num_shards",
+        ),
+        (
+            5.7,
+            {},
+            True,
+            "5.75 CPUs are needed (2 workers x 1 + 4 index shards x 0.5 + 2 embedding actors x 0.5"
+            " + 3 searching tasks x 0.25), but the cluster has 5.7",
+        ),
+        (
+            5.25,
+            {"mining": {"num_searchers": 2}},
+            True,
+            "5.5 CPUs are needed (2 workers x 1 + 4 index shards x 0.5"
+            " + 2 embedding actors x 0.5 + 2 searching tasks x 0.25), but the cluster has 5.25",
+        ),
+        (5.75, {"mining": {"num_searchers": 2}}, True, None),
+        (5.5, {"mining": {"num_searchers": 1}}, True, None),
+        (
+            5.74,
+            {"mining": {"num_searchers": 1, "schedule": "overlap"}},
+            True,
+            "5.75 CPUs are needed (2 workers x 1 + 4"
+            " index shards x 0.5 + 2 embedding actors x 0.5 + 1 loading task x 0.25 + 1 planning task x 0.5)",
+        ),
+        (5.75, {"mining": {"num_searchers": 1, "schedule": "overlap"}}, True, None),
+        (
+            6.2,
+            {"mining": {"schedule": "overlap"}},
+            True,
+            "6.25 CPUs are needed (2 workers x 1 + 4 index shards x 0.5"
+            " + 2 embedding actors x 0.5 + 3 searching tasks x 0.25 + 1 planning task x 0.5)",
+        ),
+        (5.75, {"train": {"num_workers": [1, 2]}}, True, None),
+        (
+            4.75,
+            {"train": {"num_workers": [1, 8]}},
+            True,
+            "7.25 CPUs are needed (4 workers x 1 + 4 index shards",
+        ),
+        (7.75, {"sampling": {"gallery_negatives": 2}}, True, None),
+        (
+            7.2,
+            {"sampling": {"gallery_negatives": 2}},
+            True,
+            "7.25 CPUs are needed (2 workers x 1 + 8 index shards x 0.5 + ",
+        ),
+        (
+            2.4,
+            {
+                "sampling": {"mode": "geographic"},
+                "embedding": {"num_actors": 1, "cpus_per_actor": 0.1},
+            },
+            True,
+            "2.6 CPUs are needed (2 workers x 1 + 1 embedding actor x 0.1 + 1 planning task x 0.5), but the",
+        ),
+        (
+            2.4,
+            {"sampling": {"mode": "random"}, "embedding": {"num_actors": 1, "cpus_per_actor": 0.1}},
+            True,
+            None,
+        ),
+        (3.5, {"sampling": {"mode": "geographic"}, "mining": {"num_searchers": 90}}, True, None),
+        (
+            3.2,
+            {"sampling": {"mode": "random"}},
+            True,
+            "3.25 CPUs are needed (2 workers x 1 + 2 embedding actors",
+        ),
+        (1.25, {"mining": {"num_searchers": 90}}, False, None),
+        (3.25, {"sampling": {"mode": "random"}, "mining": {"schedule": "overlap"}}, True, None),
+        (1.2, {}, False, "1.25 CPUs are needed (2 embedding actors x 0.5 + 1 loading task x 0.25)"),
+    ],
+)
+def test_what_lives_at_the_same_time_must_fit_the_cluster(
+    cpus: float, sections: dict[str, dict[str, Any]], training: bool, message: str | None
+) -> None:
+    found = refusal([Node(cpus)], sections, training=training)
+    assert found is None if message is None else (found or "").startswith(message)
+
+
+def test_gpus_of_shards_stand_beside_those_of_workers_and_actors() -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "train": {"use_gpu": True, "gpus_per_worker": 0.6},
+        "embedding": {"gpus_per_actor": 0.2},
+        "mining": {"gpus_per_shard": 0.1},
+    }
+    assert refusal([Node(99, 2)], sections) is None
+    found = refusal([Node(99, 1)], sections)
+    assert found is not None
+    parts = r"2 workers x 0\.6 \+ 4 index shards x 0\.1 \+ 2 embedding actors x 0\.2"
+    assert re.match(rf"2 GPUs are needed \({parts}\), .*mining\.gpus_per_shard=0", found)
+
+
+def test_each_kind_goes_where_its_labels_say() -> None:
+    zones = [Node(2.25, 0, {"zone": "a"}), Node(3.5, 0, {"zone": "b"})]
+    workers = {"train": {"label_selector": {"zone": "a"}}}
+    assert refusal(zones, workers) is None
+    shards = {"mining": {"label_selector": {"zone": "a"}}}
+    assert "that mining.label_selector={'zone': 'a'} fits has room for an index shard" in str(
+        refusal(zones, {**workers, **shards})
+    )
+    actors = {"embedding": {"label_selector": {"zone": "in(c,d)"}}}
+    assert str(refusal(zones, actors)).startswith(
+        "embedding.label_selector={'zone': 'in(c,d)'} fits no node; the labels there are {'zone': 'a'}, {'zone': 'b'};"
+    )
+
+
+@pytest.fixture
+def with_gallery(tmp_path: Path) -> GeoDataset:
+    """24 train places with pairs, 3 without (4 references), 5 gallery places."""
+    references, queries = tables(24)
+    more = pa.table(
+        {
+            "id": np.arange(100, 109),
+            "place_id": [300, 300, 301, 302, *range(310, 315)],
+            "uri": ["x.jpg"] * 9,
+            "lat": np.zeros(9),
+            "lon": np.zeros(9),
+            "split": ["train"] * 4 + ["gallery"] * 5,
+        }
+    )
+    test = {
+        name: [value]
+        for name, value in zip(
+            queries.column_names, [90, 400, "t.jpg", 0.0, 0.0, "test"], strict=True
+        )
+    }
+    both = pa.concat_tables([references, more, pa.table(test)])
+    return write_dataset(
+        str(tmp_path / "d"), both, pa.concat_tables([queries, pa.table(test)]), name="with gallery"
+    )
+
+
+@pytest.mark.parametrize(
+    ("num", "splits", "message"),
+    [
+        (2, ["train"], None),
+        (8, ["train", "gallery"], None),
+        (
+            4,
+            ["train"],
+            "sampling.gallery_negatives=4 exceeds the 3 places without a training pair: of 28 references"
+            " of train, 24 stand at places with pairs; set sampling.gallery_splits=[train, gallery], add references",
+        ),
+        (
+            10,
+            ["train", "gallery"],
+            "sampling.gallery_negatives=10 exceeds the 8 places without a training pair: of 33"
+            " references of train and gallery, 24 stand at places with pairs; add references without a query to the",
+        ),
+        (
+            6,
+            ["gallery"],
+            "sampling.gallery_negatives=6 exceeds the 5 places without a training pair: of 5 references"
+            " of gallery, 0 stand at places with pairs; add references",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", ["similarity", "random"])
+def test_more_gallery_negatives_than_the_gallery_has_places_are_refused_with_the_arithmetic(
+    with_gallery: GeoDataset, mode: str, num: int, splits: list[str], message: str | None
+) -> None:
+    sampling = {"mode": mode, "gallery_negatives": num, "gallery_splits": splits}
+    config = tiny_config("r", with_gallery.uri, sampling=sampling)
+    if message is None:
+        check_against_dataset(config, with_gallery)
+        return
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_against_dataset(config, with_gallery)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.errors import InputError
+from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder, flatten
+from tests.conftest import tiny_config
+
+
+def test_a_resumed_run_may_change_what_errors_of_the_index_say_to_change(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    RunFolder.open(tiny_config(tmp_path / "run", synthetic.uri), synthetic, resume=False).start()
+
+    def resume(**mining: Any) -> RunFolder:
+        return RunFolder.open(
+            tiny_config(tmp_path / "run", synthetic.uri, mining=mining), synthetic, resume=True
+        )
+
+    index = {
+        "index_kind": "ivf_sq8",
+        "nprobe": 9,
+        "ef_search": 9,
+        "min_recall": 0.5,
+        "recall_sample": 7,
+    }
+    assert (
+        resume(**index, num_shards=3, index_memory_gb=2.0, gpus_per_shard=1).config.mining.nprobe
+        == 9
+    )
+    for key, value in {"every_epochs": 2, "max_score": 0.5, "exact_engine": "torch"}.items():
+        with pytest.raises(InputError, match=rf"other values \(mining\.{key}: .* -> {value!r}\)"):
+            resume(**{key: value})
+
+
+def test_every_key_that_may_change_is_one_of_the_configuration(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path / "run", synthetic.uri)
+    tree = config.model_dump()
+    assert all(
+        key.partition(".")[2] in tree[key.partition(".")[0]] for key in FREE_ON_RESUME - {"run_dir"}
+    )
+    assert not FREE_ON_RESUME & set(flatten(config))

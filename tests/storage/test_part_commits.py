@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s4g_ray.errors import InputError, RunError
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import write_part
+from s4g_ray.storage.part_commits import check_reached, claim_folder
+
+
+def test_a_folder_whose_first_write_was_cut_off_is_claimed_again_and_one_of_another_is_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".embedding.json.0123abcd.tmp").write_text("{")
+    for _ in range(2):
+        claim_folder(str(tmp_path), "embedding.json", {"seed": 1}, "an embedding job")
+    assert files.read_json(str(tmp_path / "embedding.json")) == {"seed": 1}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.tmp").write_text("mine")
+    with pytest.raises(InputError, match="is not empty, and was not begun by an embedding job"):
+        claim_folder(str(tmp_path / "other"), "embedding.json", {"seed": 1}, "an embedding job")
+
+
+def test_parts_that_only_other_nodes_have_are_counted_and_one_is_named(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    parts = [write_part(folder, f"queries/part-{n}.parquet", bytes(10 + n), 1) for n in range(3)]
+    check_reached(folder, parts)
+    check_reached("s3://bucket/table", parts)  # one for all nodes
+    (tmp_path / parts[1].name).unlink()
+    (tmp_path / parts[2].name).write_bytes(b"an earlier job's")
+    wanted = rf"^{folder} lacks 2 of 3 parts that were written, such as queries/part-1.parquet: not all nodes reach it;"
+    with pytest.raises(RunError, match=wanted):
+        check_reached(folder, parts)

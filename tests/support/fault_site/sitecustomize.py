@@ -1,0 +1,82 @@
+"""Faults on cue: in every process of a run that has this folder on its PYTHONPATH, when a certain object is written.
+
+S4G_FAULTS is a JSON list of {"at": parts of the object's URI, "do": kill | full | refuse | die, "marker": file}. kill:
+half of the object is written under a temporary name, then the process is killed; refuse: the write fails; die: the
+thread ends; each once, which the marker remembers. full: that object and all after it are refused, as by a full disk,
+while the marker is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+FAULTS = json.loads(os.environ.get("S4G_FAULTS", "[]"))
+
+
+def _meant(fault: dict[str, str], uri: str) -> bool:
+    return all(part in uri for part in fault["at"].split())
+
+
+def _strike(fault: dict[str, str], uri: str, data: bytes) -> None:
+    marker = Path(fault["marker"])
+    if fault["do"] == "full":
+        if _meant(fault, uri):
+            marker.touch()
+        if marker.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+    if not _meant(fault, uri) or marker.exists():
+        return
+    marker.touch()
+    if fault["do"] == "refuse":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if fault["do"] == "die":
+        raise SystemExit("on cue")
+    target = Path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_name(f".{target.name}.cut.tmp").write_bytes(data[: len(data) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arm(module: Any) -> None:
+    write = module._write_whole
+
+    def write_or_strike(uri: str, data: bytes) -> None:
+        for fault in FAULTS:
+            _strike(fault, uri, data)
+        write(uri, data)
+
+    module._write_whole = write_or_strike
+
+
+class _Finder:
+    """Arms s4g_ray.storage.files when it is imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "s4g_ray.storage.files":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        loader: Any = spec.loader
+        run = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            _arm(module)
+
+        loader.exec_module = exec_module
+        return spec
+
+
+if FAULTS:
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,46 @@
+"""Published tables of query embeddings, for tests of mining."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from s4g_ray.arrays import Ints
+from s4g_ray.storage.manifest import Stamp, publish, write_part
+
+STAMP = Stamp(step=4, weights_sha256="a", preprocessing="p", dataset="d", dim=6, dtype="float32")
+
+
+def write_queries(
+    folder: str,
+    ids: Ints,
+    places: Ints,
+    vectors: NDArray[np.float32] | NDArray[np.float16],
+    part_rows: int,
+    bad_images: int = 0,
+) -> None:
+    """Publish embeddings of queries alone, in parts of so many rows."""
+    parts = []
+    for number, start in enumerate(range(0, len(ids), part_rows)):
+        rows = slice(start, start + part_rows)
+        values = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors[rows].ravel()), vectors.shape[1]
+        )
+        buffer = io.BytesIO()
+        pq.write_table(
+            pa.table({"id": ids[rows], "place_id": places[rows], "embedding": values}), buffer
+        )
+        name = f"queries/part-{number:05d}.parquet"
+        parts.append(write_part(folder, name, buffer.getvalue(), len(ids[rows])))
+    publish(
+        folder,
+        "embeddings",
+        parts,
+        replace(STAMP, dtype=str(vectors.dtype)),
+        {"bad_images": ["a reason"] * bad_images},
+    )

@@ -1,0 +1,146 @@
+"""A real `ray start --head` with token authentication, whose Python has the dependencies but not s4g_ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RAY = ("-m", "ray.scripts.scripts")
+QUIET = ("--log-style=record", "--log-color=false")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head, its dashboard's address, and the environment of who may submit jobs to it."""
+
+    python: Path
+    address: str
+    environment: dict[str, str]
+
+    def ray(
+        self, command: str, *arguments: str, **changed: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`ray job COMMAND --address ...` in the repository's root; standard error with standard output."""
+        done = subprocess.run(
+            [self.python, *RAY, "job", command, *QUIET, "--address", self.address, *arguments],
+            text=True,
+            cwd=ROOT,
+            env={**self.environment, **changed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=400,
+            check=False,
+        )
+        print(done.stdout)  # shown with a test that fails
+        return done
+
+    def submit(
+        self, *entrypoint: str, options: Sequence[str] = (), **changed: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of this repository; waits for the end unless an option says otherwise."""
+        return self.ray(
+            "submit", "--working-dir", ".", *options, "--", "python", *entrypoint, **changed
+        )
+
+
+@contextmanager
+def ray_head(num_cpus: int) -> Iterator[Head]:
+    """Start it with ports and folders of its own; all that it has started ends with it."""
+    with tempfile.TemporaryDirectory(prefix="s4g-") as name:  # short: sockets lie there
+        folder, token = Path(name), secrets.token_hex(32)
+        python = _dependencies_only(folder / "env")
+        environment = {
+            "HOME": name,
+            "PATH": f"{python.parent}:{os.defpath}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        port, client, agent = _free_ports(3)
+        options = {
+            "port": 0,
+            "node-ip-address": "127.0.0.1",
+            "dashboard-host": "127.0.0.1",
+            "dashboard-port": port,
+            "ray-client-server-port": client,
+            "dashboard-agent-listen-port": agent,
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "num-cpus": num_cpus,
+            "temp-dir": folder / "ray",
+        }
+        given = [f"--{key}={value}" for key, value in options.items()]
+        command = [str(python), *RAY, "start", "--head", "--block", *given]
+        with (folder / "head.log").open("wb") as log:
+            head = subprocess.Popen(
+                command, env=environment, cwd=name, stdout=log, stderr=subprocess.STDOUT
+            )
+        try:
+            _await_port(port, head, folder / "head.log")
+            yield Head(python, f"http://127.0.0.1:{port}", environment)
+        finally:
+            _end(head, token, name)
+
+
+def _dependencies_only(folder: Path) -> Path:
+    """A Python that sees what is installed for this one, but not what .pth files add: an editable s4g_ray."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    installed = [path for path in sys.path if path.endswith("-packages")]
+    (site / "dependencies.pth").write_text(
+        "\n".join(installed) + "\n"
+    )  # .pth files there are not read
+    return folder / "bin/python"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _await_port(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and head.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"the head does not answer: {log.read_text()}")
+
+
+def _end(head: subprocess.Popen[bytes], token: str, folder: str) -> None:
+    """The head's processes are those that hold its token, or write to its folder: titles may overwrite variables."""
+    head.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(5)
+    deadline = time.monotonic() + 20
+    while (left := _holders(token, folder)) and time.monotonic() < deadline:
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.2)
+    head.wait()
+
+
+def _holders(token: str, folder: str) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile, or is another user's
+            ours = token.encode() in (process / "environ").read_bytes()
+            if ours or (process / "fd/1").readlink().is_relative_to(folder):
+                found.append(int(process.name))
+    return found

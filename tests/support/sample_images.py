@@ -1,0 +1,55 @@
+"""Pictures, augmentations and loaders that tests of images share."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from s4g_ray.config.schema import AugmentConfig, DataConfig
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.pair_loader import PairLoader
+from tests.conftest import SIZE, tile
+
+OFF = {
+    "jpeg_probability": 0.0,
+    "color_probability": 0.0,
+    "blur_probability": 0.0,
+    "dropout_probability": 0.0,
+    "flip_probability": 0.0,
+    "rotate_probability": 0.0,
+}
+
+
+def picture(seed: int = 0) -> Tensor:
+    return torch.from_numpy(tile(np.random.default_rng(seed)).copy()).permute(2, 0, 1)
+
+
+def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """The first picture as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture().permute(1, 2, 0).numpy()).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def config(**values: object) -> AugmentConfig:
+    """An augmentation that does nothing but what is asked for."""
+    return AugmentConfig.model_validate({**OFF, **values})
+
+
+def loader(
+    dataset: GeoDataset,
+    *,
+    augment: AugmentConfig | None = None,
+    num_processes: int = 0,
+    **data: object,
+) -> PairLoader:
+    """Of the train queries, and of the train and test references."""
+    sizes = {"uri": dataset.uri, "query_size": (SIZE, SIZE), "reference_size": (SIZE, SIZE)}
+    tables = dataset.table("queries", ["train"]), dataset.table("references", ["train", "test"])
+    cfg = DataConfig.model_validate({**sizes, **data})
+    return PairLoader(*tables, cfg, augment or AugmentConfig(), seed=1, num_processes=num_processes)

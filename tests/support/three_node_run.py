@@ -1,0 +1,62 @@
+"""A run on three nodes, of which one with a worker dies in the second epoch: python -m tests.spread_run CONFIG.
+
+Where everything has run until then is written to spread.json in its folder, as numbers of nodes for each name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors, list_tasks
+
+from s4g_ray.config.loading import load_config
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.pipeline.driver import run
+from tests.conftest import NUM_TRAIN
+from tests.support.faulty_runs import steps
+from tests.support.two_node_run import until
+
+SPREAD = "spread.json"
+
+
+def places() -> list[tuple[str, str]]:
+    """The name and the node of each actor, by its class, and of each task that has run."""
+    actors: list[Any] = list_actors(limit=1000)
+    tasks: list[Any] = list_tasks(limit=10_000, filters=[("type", "=", "NORMAL_TASK")])
+    return [(a.class_name, a.node_id) for a in actors] + [
+        (t.name, t.node_id) for t in tasks if t.node_id
+    ]
+
+
+def main(config: RunConfig) -> None:
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True}
+    )
+    others = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    thread = threading.Thread(target=run, args=(config,))
+    thread.start()
+    try:
+        until(lambda: steps(config)[-1:] >= [NUM_TRAIN // config.train.batch_size + 2], thread)
+        found = defaultdict(list)
+        for name, node in places():
+            found[name].append(node)
+        lost = next(node for node in others if node.node_id in found["RayTrainWorker"])
+        cluster.remove_node(lost, allow_graceful=False)
+        Path(config.run_dir, SPREAD).write_text(json.dumps(found))
+        thread.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main(load_config(sys.argv[1]))

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from s4g_ray.config.schema import TrainConfig
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics, Precision
+from s4g_ray.errors import RunError
+from s4g_ray.training.step import (
+    Outcome,
+    Schedule,
+    Stepper,
+    describe_non_finite,
+    learning_rate,
+    step_seed,
+)
+from tests.support.step_batches import (
+    BATCHES,
+    CPU,
+    PAIRS,
+    assert_close,
+    batch_of,
+    config,
+    encoder,
+    oracle,
+    overflow,
+    step,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, which wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -> None:
+    cfg = TrainConfig(epochs=11, warmup_epochs=1, learning_rate=0.2)
+    assert learning_rate(cfg, 0.5) == pytest.approx(0.1)
+    assert learning_rate(cfg, 1.0) == pytest.approx(0.2)
+    assert learning_rate(cfg, 6.0) == pytest.approx(0.1)
+    assert learning_rate(cfg, 11.0) == pytest.approx(0.0, abs=1e-12)
+    rates = [learning_rate(cfg, 1 + i / 10) for i in range(101)]
+    assert rates == sorted(rates, reverse=True)
+    no_warmup = TrainConfig(epochs=2, warmup_epochs=0, learning_rate=0.2)
+    assert learning_rate(no_warmup, 0.0) == 0.2
+
+
+@pytest.mark.parametrize("skipped", [[], [0], [0, 1, 2], [3, 9, 10, 11], [19]])
+def test_skipped_steps_shift_the_learning_rates_of_the_steps_that_follow(
+    skipped: list[int],
+) -> None:
+    cfg, num_batches = TrainConfig(epochs=2, warmup_epochs=0.5), 10
+    unskipped = [learning_rate(cfg, (i + 0.5) / num_batches) for i in range(20)]
+    schedule, used = Schedule(), []
+    for i in range(20):
+        rate = learning_rate(
+            cfg, schedule.position(1 + i // num_batches, i % num_batches, num_batches)
+        )
+        schedule = schedule.after(Outcome(1.0, i in skipped), num_batches)
+        used += [] if i in skipped else [rate]
+    assert used == pytest.approx(unskipped[: 20 - len(skipped)], rel=1e-12)
+    assert schedule.lag == pytest.approx(len(skipped) / num_batches)
+
+
+def test_step_seeds_differ_by_run_epoch_batch_and_rank() -> None:
+    keys = [(s, e, b, r) for s in range(3) for e in range(3) for b in range(3) for r in range(3)]
+    assert len({step_seed(*key) for key in keys}) == len(keys)
+    assert step_seed(1, 2, 3, 4) == step_seed(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("micro", [None, 1, 3, 4])
+def test_a_step_in_chunks_has_the_loss_and_the_gradient_of_the_whole_batch(
+    name: str, micro: int | None
+) -> None:
+    batch = BATCHES[name]()
+    assert_close(step(encoder(), batch, micro), oracle(encoder(), batch))
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_resnet"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_chunks_have_the_gradient_of_the_whole_batch_in_float32_too(
+    name: str, channels_last: bool
+) -> None:
+    batch = BATCHES["masks"]()
+    numerics = Numerics(channels_last=channels_last)
+    found = step(encoder(name, dtype=torch.float32), batch, 3, numerics)
+    assert_close(found, oracle(encoder(name, dtype=torch.float32), batch), 1e-3)
+
+
+@pytest.mark.parametrize("micro", [PAIRS, PAIRS + 1])
+def test_chunks_as_large_as_the_batch_are_the_plain_step_bit_for_bit(micro: int) -> None:
+    found, wanted = (
+        step(encoder(drop_path=0.5), BATCHES["gallery"](), size) for size in (micro, None)
+    )
+    assert found[0] == wanted[0]
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in wanted[1].items())
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("name", ["test_convnext", "test_resnet"])
+def test_both_passes_over_a_chunk_drop_the_same_paths(name: str, again: bool) -> None:
+    """Otherwise cached gradients would meet other embeddings; `again`: activations are computed again, too."""
+    batch = BATCHES["gallery"]()
+    chunks = [slice(0, 3), slice(3, 6), slice(6, 8)]
+    wanted = oracle(encoder(name, drop_path=0.6), batch, chunks)
+    assert_close(step(encoder(name, drop_path=0.6, again=again), batch, 3), wanted)
+    without = oracle(encoder(name), batch, chunks)
+    assert abs(without[0] - wanted[0]) > 1e-6
+
+
+def test_draws_depend_on_the_step_s_seed_and_on_nothing_else() -> None:
+    losses = []
+    for seed, before in ((1, 3), (1, 4), (2, 3)):
+        stepper = Stepper(encoder(drop_path=0.6), Numerics(), config(3), CPU)
+        torch.manual_seed(before)
+        torch.rand(before)
+        losses.append(stepper.step(batch_of(), seed=seed, position=0.5, where="here").loss)
+    assert losses[0] == losses[1] != losses[2]
+
+
+class Saved:
+    """Elements of the activations that autograd holds, now and at most; weights and views of them aside."""
+
+    def __init__(self, model: Encoder) -> None:
+        self.now = self.peak = 0
+        self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(self, tensor: Tensor) -> Any:
+        if tensor.untyped_storage().data_ptr() in self.weights:
+            return tensor
+        tally, size = self, tensor.numel()
+        tally.now += size
+        tally.peak = max(tally.peak, tally.now)
+
+        class Holder:
+            held = tensor.detach()
+
+            def __del__(self) -> None:
+                tally.now -= size
+
+        return Holder()
+
+    @staticmethod
+    def unpack(packed: Any) -> Tensor:
+        found: Tensor = packed if isinstance(packed, Tensor) else packed.held
+        return found
+
+
+def test_no_more_than_one_chunk_s_activations_are_held() -> None:
+    peaks = {}
+    for micro in (None, 4, 2, 1):
+        model = encoder()
+        saved = Saved(model)
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+            step(model, batch_of(), micro)
+        assert saved.now == 0
+        peaks[micro] = saved.peak
+    assert peaks[4] == pytest.approx(peaks[None] / 2, rel=0.1)
+    assert peaks[2] == pytest.approx(peaks[None] / 4, rel=0.1)
+    assert peaks[1] == pytest.approx(peaks[None] / 8, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("micro", [None, 3])
+def test_half_precision_steps_come_close_to_float32(
+    precision: Precision, micro: int | None
+) -> None:
+    batch = BATCHES["masks"]()
+    loss, wanted = step(encoder(dtype=torch.float32), batch)
+    found_loss, found = step(encoder(dtype=torch.float32), batch, micro, Numerics(precision))
+    assert found_loss == pytest.approx(loss, rel=0.02)
+    a, b = (torch.cat([g.flatten() for g in each.values()]) for each in (found, wanted))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.98
+    assert found_loss != loss
+
+
+def trained(micro: int | None) -> dict[str, Tensor]:
+    """Weights after three steps."""
+    model = encoder()
+    stepper = Stepper(model, Numerics(), config(micro, clip_value=0.02), CPU)
+    for number, name in enumerate(BATCHES):
+        stepper.step(BATCHES[name](), seed=number, position=0.5 * number, where="here")
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def plainly_trained() -> dict[str, Tensor]:
+    """Weights after AdamW's formulas, a parameter at a time (arXiv 1711.05101, algorithm 2)."""
+    model, cfg = encoder(), config()
+    first, second = (
+        {n: torch.zeros_like(p) for n, p in model.named_parameters()} for _ in range(2)
+    )
+    for number, name in enumerate(BATCHES):
+        model.zero_grad()
+        _, found = oracle(model, BATCHES[name]())
+        rate = learning_rate(cfg, 0.5 * number)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                gradient = found[key].clamp(-0.02, 0.02)
+                first[key] += 0.1 * (gradient - first[key])
+                second[key] += 0.001 * (gradient**2 - second[key])
+                mean, square = (
+                    first[key] / (1 - 0.9 ** (number + 1)),
+                    second[key] / (1 - 0.999 ** (number + 1)),
+                )
+                parameter.sub_(
+                    rate * (mean / (square.sqrt() + 1e-8) + cfg.weight_decay * parameter)
+                )
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+def test_steps_clip_follow_the_learning_rate_and_end_at_the_same_weights_in_chunks(
+    micro: int | None, plainly_trained: dict[str, Tensor]
+) -> None:
+    found, start = trained(micro), dict(encoder().named_parameters())
+    for name, wanted in plainly_trained.items():
+        torch.testing.assert_close(found[name], wanted, rtol=1e-9, atol=1e-9)
+        assert (wanted - start[name]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_are_clipped_by_value_at_their_own_scale(precision: Precision) -> None:
+    _, clipped = step(
+        encoder(dtype=torch.float32), batch_of(), 3, Numerics(precision), clip_value=0.01
+    )
+    _, free = step(encoder(dtype=torch.float32), batch_of(), 3, Numerics(precision))
+    assert any(gradient.abs().max() > 0.02 for gradient in free.values())
+    for name, gradient in free.items():
+        assert torch.equal(clipped[name], gradient.clamp(-0.01, 0.01))
+
+
+def half_stepper(scale: float, micro: int | None = None, model: Encoder | None = None) -> Stepper:
+    """In fp16, its gradients scaled by so much."""
+    stepper = Stepper(model or encoder(dtype=torch.float32), Numerics("fp16"), config(micro), CPU)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    stepper.load({**stepper.state(), "scaler": scaler.state_dict()})
+    return stepper
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+@pytest.mark.parametrize(("scale", "skipped"), [(2.0**10, False), (2.0**40, True)])
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_told_and_lowers_the_scale(
+    scale: float, skipped: bool, micro: int | None
+) -> None:
+    stepper = half_stepper(scale, micro)
+    before = [p.clone() for p in stepper.encoder.parameters()]
+    outcome = stepper.step(batch_of(), seed=1, position=0.5, where="here")
+    assert np.isfinite(outcome.loss)
+    assert outcome.skipped == skipped
+    unchanged = [
+        torch.equal(*pair) for pair in zip(before, stepper.encoder.parameters(), strict=True)
+    ]
+    assert all(unchanged) if skipped else not any(unchanged)
+    assert stepper.scaler.get_scale() == (scale / 2 if skipped else scale)
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_run() -> None:
+    stepper = half_stepper(2.0**-19)
+    overflow(stepper.encoder)
+    assert stepper.step(batch_of(), seed=1, position=0.5, where="step 8").skipped
+    with pytest.raises(
+        RunError,
+        match=r"not finite in fp16 at step 9, though scaled by 4\.76837e-07 only, the least",
+    ):
+        stepper.step(batch_of(), seed=1, position=0.5, where="step 9")
+
+
+def test_a_scale_starts_at_the_published_value_and_only_in_fp16() -> None:
+    precisions: list[Precision] = ["fp16", "bf16", "fp32"]
+    scalers = [
+        Stepper(encoder(), Numerics(precision), config(), CPU).scaler for precision in precisions
+    ]
+    assert [scaler.get_scale() for scaler in scalers] == [1024, 1, 1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_training_goes_on_from_a_saved_state_bit_for_bit(precision: Precision) -> None:
+    def run(model: Encoder, numbers: range, state: bytes | None) -> tuple[Encoder, bytes]:
+        stepper = Stepper(model, Numerics(precision), config(3), CPU)
+        if state is not None:
+            stepper.load(torch.load(io.BytesIO(state), weights_only=True))
+        for number in numbers:
+            stepper.step(
+                batch_of(), seed=step_seed(1, 1, number, 0), position=number / 4, where="here"
+            )
+        saved = io.BytesIO()
+        torch.save(stepper.state(), saved)
+        return model, saved.getvalue()
+
+    def fresh() -> Encoder:
+        return encoder(drop_path=0.5, dtype=torch.float32)
+
+    whole, _ = run(fresh(), range(4), None)
+    half, state = run(fresh(), range(2), None)
+    resumed = fresh()
+    resumed.load_state_dict(half.state_dict())
+    torch.rand(17)
+    run(resumed, range(2, 4), state)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("micro", [None, 3])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
+    micro: int | None,
+) -> None:
+    model = encoder()
+    with torch.no_grad():
+        next(model.model.parameters()).fill_(torch.nan)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(RunError) as caught:
+        step(model, BATCHES["gallery"](), micro)
+    assert str(caught.value) == (
+        "the loss is nan at here; non-finite embeddings for query ids [30, 31, 32, 33, 34] and gallery reference ids"
+        " [70, 71, 72, 73, 74]; start a new run with a lower train.learning_rate or train.precision=fp32"
+    )
+    for a, b in zip(before, model.parameters(), strict=True):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([1, 9, 10], "non-finite embeddings for query ids [31, 32]; start"),
+        ([2, 16], "non-finite embeddings for query ids [32] and gallery reference ids [70]; start"),
+        ([17], "non-finite embeddings for gallery reference ids [71]; start"),
+        ([7, 15, 18], "at here; start"),  # empty slots
+        ([], "at here; start"),
+    ],
+)
+def test_embeddings_that_are_not_finite_are_named_by_query_and_by_gallery_reference(
+    rows: list[int], named: str
+) -> None:
+    batch = replace(
+        batch_of(gallery=3),
+        query_ids=np.array([30, 31, 32, 33, 34, 35, 36, -1]),
+        gallery_ids=np.array([70, 71, -1]),
+    )
+    embedded = torch.zeros(2 * PAIRS + 3, 5)
+    embedded[rows, 3] = torch.nan
+    assert named in describe_non_finite(batch, float("nan"), embedded, "here")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.multiprocessing.spawn import spawn
+
+from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.encoder.precision import Numerics, Precision
+from s4g_ray.training.step import Stepper
+from tests.support.step_batches import (
+    BATCHES,
+    CPU,
+    SEED,
+    Gradients,
+    assert_close,
+    config,
+    encoder,
+    gradients,
+    oracle,
+    overflow,
+)
+
+
+def share(batch: PairBatch, rank: int, world: int) -> PairBatch:
+    """A rank's slots of a global batch; those that are over when it does not divide are empty."""
+
+    def part(rows: Any) -> Any:
+        each = -(-len(rows) // world)
+        rows = torch.as_tensor(rows)
+        empty = torch.zeros(each * world - len(rows), *rows.shape[1:], dtype=rows.dtype)
+        return torch.cat([rows, empty])[rank * each : (rank + 1) * each]
+
+    mine = replace(
+        batch,
+        query_ids=part(batch.query_ids).numpy(),
+        queries=part(batch.queries),
+        references=part(batch.references),
+        valid=part(batch.valid),
+    )
+    if batch.gallery is None:
+        return mine
+    return replace(mine, gallery=part(batch.gallery), gallery_valid=part(batch.gallery_valid))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step of several ranks."""
+
+    batch: str
+    micro: int | None
+    precision: Precision = "fp32"
+
+
+def rank_main(rank: int, world: int, folder: str, cases: Sequence[Case]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
+    found = [rank_step(case, share(BATCHES[case.batch](), rank, world)) for case in cases]
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool]:
+    """Loss, gradient, how many numbers were reduced over ranks, whether the step was skipped."""
+    dtype = torch.float64 if case.precision == "fp32" else torch.float32
+    stepper = Stepper(encoder(dtype=dtype), Numerics(case.precision), config(case.micro), CPU)
+    assert isinstance(stepper.model, torch.nn.parallel.DistributedDataParallel)
+    reduced: list[int] = []
+
+    def count(bucket: Any) -> torch.futures.Future[Tensor]:
+        reduced.append(bucket.buffer().numel())
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+    stepper.model.register_comm_hook(None, lambda _, bucket: count(bucket))
+    if case.precision == "fp16" and dist.get_rank():  # one rank's gradients overflow; all must skip
+        overflow(stepper.encoder)
+    outcome = stepper.step(batch, seed=SEED, position=0.5, where="here")
+    return outcome.loss, gradients(stepper.encoder), sum(reduced), outcome.skipped
+
+
+Found = dict[Case, list[tuple[float, Gradients, int, bool]]]
+
+
+def of_ranks(world: int, folder: Path, cases: Sequence[Case]) -> Found:
+    """What each rank found."""
+    spawn(rank_main, args=(world, str(folder), cases), nprocs=world)  # type: ignore[no-untyped-call]
+    ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+    return {case: [found[i] for found in ranks] for i, case in enumerate(cases)}
+
+
+TWO = [Case(name, micro) for name in BATCHES for micro in (None, 3)]
+OVERFLOW = [Case("gallery", micro, "fp16") for micro in (None, 3)]
+THREE = [Case(name, micro) for name in ("pairs", "masks") for micro in (None, 2)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return of_ranks(2, tmp_path_factory.mktemp("two"), [*TWO, *OVERFLOW])
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return of_ranks(3, tmp_path_factory.mktemp("three"), THREE)
+
+
+def assert_one_process(found: Found, case: Case) -> None:
+    wanted = oracle(encoder(), BATCHES[case.batch]())
+    mean = float(np.mean([loss for loss, *_ in found[case]]))
+    for _, gradient, *_ in found[case]:
+        assert_close((mean, gradient), wanted)
+
+
+@pytest.mark.parametrize("case", TWO)
+def test_two_ranks_have_the_loss_and_the_gradient_of_one_process(
+    two_ranks: Found, case: Case
+) -> None:
+    assert_one_process(two_ranks, case)
+
+
+@pytest.mark.parametrize("case", THREE)
+def test_ranks_with_an_empty_slot_have_the_loss_and_the_gradient_of_one_process(
+    three_ranks: Found, case: Case
+) -> None:
+    """Eight pairs over three ranks: three slots each, one of them empty; of two gallery references, one each."""
+    assert not share(BATCHES[case.batch](), 2, 3).valid.all()
+    assert_one_process(three_ranks, case)
+
+
+@pytest.mark.parametrize("case", TWO)
+def test_each_gradient_is_reduced_over_ranks_once_a_step(two_ranks: Found, case: Case) -> None:
+    parameters = sum(p.numel() for p in encoder().parameters())
+    assert [reduced for *_, reduced, _ in two_ranks[case]] == [parameters, parameters]
+
+
+@pytest.mark.parametrize("case", OVERFLOW)
+def test_all_ranks_skip_a_step_that_overflows_on_one(two_ranks: Found, case: Case) -> None:
+    assert [skipped for *_, skipped in two_ranks[case]] == [True, True]

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.train_split import gallery_references
+from s4g_ray.encoder.checkpoint import epoch_uri, save_checkpoint
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics
+from s4g_ray.sampling.gallery_negatives import choose_gallery
+from s4g_ray.sampling.sampler import plan_batches
+from s4g_ray.storage import files
+from s4g_ray.training.loss import symmetric_info_nce
+from s4g_ray.training.mailbox import Mailbox, Message
+from s4g_ray.training.trainer import Training
+from s4g_ray.training.worker import Totals, rank_share
+from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
+
+CORRUPT = NUM_TRAIN + 3  # a reference id
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 8])
+def test_the_ranks_together_take_each_slot_of_the_plan_once_and_in_order(num_workers: int) -> None:
+    """Where they cannot share evenly, the last slots of the last ranks are empty."""
+    slots = np.arange(24).reshape(3, 8)
+    shares = [rank_share(slots, num_workers, rank) for rank in range(num_workers)]
+    assert len({share.shape for share in shares}) == 1
+    together = np.concatenate(shares, axis=1)
+    assert np.array_equal(together[:, :8], slots)
+    assert (together[:, 8:] == -1).all()
+    assert together.shape[1] < 8 + num_workers
+
+
+def test_an_epochs_metrics_are_sums_over_its_steps() -> None:
+    totals = Totals(batches=4, loss=8.0, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0)
+    record = totals.record(16, gallery=False)
+    assert (record["loss"], record["pairs_per_s"], record["step_s"]) == (2.0, 12.8, 4.0)
+    assert (record["load_wait"], record["wait_share"]) == (0.2, 0.75)
+    assert "gallery_masked" not in record
+    assert Totals().record(16, gallery=True)["pairs_per_s"] == 0.0
+
+
+def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:
+    async def scene() -> None:
+        mailbox = Mailbox()
+        ranks = [asyncio.create_task(mailbox.plan(3)) for _ in range(3)]
+        await mailbox.put_plan(2, "other")
+        await asyncio.sleep(0.01)
+        assert not any(rank.done() for rank in ranks)
+        await mailbox.put_plan(3, "plan")
+        assert await asyncio.gather(*ranks) == ["plan"] * 3
+
+    asyncio.run(scene())
+
+
+def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> None:
+    async def scene() -> None:
+        mailbox = Mailbox()
+        rank = asyncio.create_task(mailbox.plan(1))
+        await asyncio.sleep(0)
+        told = asyncio.create_task(mailbox.stopped())
+        await asyncio.sleep(0)
+        assert not told.done()
+        assert not await mailbox.is_stopped()
+        await mailbox.stop("save")
+        await mailbox.stop()
+        assert await rank is None
+        assert await told == "save"
+        assert await mailbox.is_stopped()
+        await mailbox.put_plan(2, "too late")
+        assert await mailbox.plan(2) is None
+        assert await mailbox.take(0.01) == []
+        waiting = asyncio.create_task(mailbox.take(5))
+        await mailbox.post({"n": 1})
+        assert await waiting == [{"n": 1}]
+        for n in range(3):
+            await mailbox.post({"n": n})
+        assert [m["n"] for m in await mailbox.take(1)] == [0, 1, 2]
+
+    asyncio.run(scene())
+
+
+def with_gallery(synthetic: GeoDataset, folder: Path) -> GeoDataset:
+    """The train pairs of the synthetic data set; its test references are gallery, and one of them is corrupt."""
+    tables = [source.to_table() for source in (synthetic.references, synthetic.queries)]
+    made = []
+    for table in tables:
+        uris = [files.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
+        made.append(table.set_column(table.column_names.index("uri"), "uri", pa.array(uris)))
+    references, queries = made[0].sort_by("id"), made[1].filter(pc.field("split") == "train")
+    (folder / "broken.png").write_bytes(b"\x89PNG nothing")
+    uris = references["uri"].to_pylist()
+    uris[CORRUPT] = str(folder / "broken.png")
+    splits = ["train"] * NUM_TRAIN + ["gallery"] * NUM_TEST
+    for name, values in (("uri", uris), ("split", splits)):
+        references = references.set_column(
+            references.column_names.index(name), name, pa.array(values)
+        )
+    return write_dataset(str(folder / "data"), references, queries, name="with gallery")
+
+
+@pytest.mark.cluster
+def test_two_workers_train_on_gallery_negatives_as_one_process_would(
+    ray_cluster: None, synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    dataset = with_gallery(synthetic, tmp_path)
+    config = tiny_config(
+        tmp_path / "run",
+        dataset.uri,
+        data={"on_bad_image": "skip"},
+        train={"epochs": 1},
+        sampling={"gallery_negatives": 8, "gallery_splits": ["gallery"]},
+    )
+    pairs, references = dataset.pairs("train"), gallery_references(config, dataset)
+    plan = plan_batches(pairs, None, batch_size=16, seed=3, epoch=1)
+    gallery, _ = choose_gallery(
+        pairs.place_ids[plan.batches], None, references, num=8, seed=3, epoch=1
+    )
+    gallery[0, 1], gallery[0, 6], gallery[2, 3] = CORRUPT, -1, CORRUPT
+    replace(plan, gallery=gallery).save(f"{config.run_dir}/plan.parquet", pairs)
+    encoder = Encoder.build(config.model, seed=3)
+    save_checkpoint(epoch_uri(config.run_dir, 0), encoder, None, epoch=0, step=0)
+    messages = train_one_epoch(config, f"{config.run_dir}/plan.parquet")
+
+    tables = dataset.table("queries", ["train"]), dataset.table("references", ["train", "gallery"])
+    loader = PairLoader(*tables, config.data, config.augment, seed=3)
+    ids = pairs.query_ids[plan.batches], pairs.reference_ids[plan.batches]
+    batch = next(loader.load(*ids, epoch=1, gallery_ids=gallery))
+    assert batch.gallery is not None
+    with torch.no_grad():
+        q, r, scale = encoder(batch.queries, torch.cat([batch.references, batch.gallery]))
+        extras = {"extra_references": r[16:], "extra_valid": batch.gallery_valid}
+        wanted = symmetric_info_nce(q, r[:16], scale, label_smoothing=0.1, **extras).item()
+        without = symmetric_info_nce(q, r[:16], scale, label_smoothing=0.1).item()
+    steps = [m for m in messages if m["kind"] == "step"]
+    assert steps[0]["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert abs(wanted - without) > 1e-2
+    (epoch,) = [m for m in messages if m["kind"] == "epoch"]
+    assert (len(steps), epoch["pairs_masked"]) == (6, 0)
+    assert epoch["gallery_masked"] == (gallery == CORRUPT).sum() >= 2
+    assert epoch["pairs_per_s"] * (epoch["load_s"] + epoch["step_s"]) == pytest.approx(96)
+    reasons = [reason for m in messages if m["kind"] == "bad_images" for reason in m["reasons"]]
+    assert len(reasons) == epoch["gallery_masked"]
+    assert all(f"id {CORRUPT}, " in reason and "broken.png" in reason for reason in reasons)
+
+
+def train_one_epoch(config: RunConfig, plan: str) -> list[Message]:
+    training = Training(config, Numerics())
+    try:
+        training.post_plan(1, plan)
+        messages: list[Message] = []
+        while not any(message["kind"] == "epoch" for message in messages):
+            messages += training.take()
+    finally:
+        training.close()
+    return messages
