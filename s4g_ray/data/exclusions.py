@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.places import Places
@@ -89,6 +88,8 @@ class Exclusions:
     @property
     def most(self) -> int:
         """The largest number of others that a place is kept apart from (6 micrometres beyond the radius count too)."""
+        from scipy.spatial import cKDTree
+
         places, semi = self.places, self.semi_positives
         around = np.zeros(len(places), dtype=np.int64)
         known = np.isfinite(places.xyz).all(axis=1)
@@ -113,6 +114,8 @@ class Exclusions:
 
 def check_radius(places: Places, radius_m: float) -> None:
     """Raises InputError when the median place has more than MOST_NEAR others within the radius, by a sample."""
+    from scipy.spatial import cKDTree
+
     if radius_m <= 0 or len(places) <= MOST_NEAR:
         return
     rows = np.random.default_rng(0).choice(len(places), min(len(places), COUNTED), replace=False)

@@ -1,7 +1,8 @@
 """Images: read, decode and size them, as they are stored and as evaluation and mining see them.
 
 Images are uint8 [3, H, W]; the encoder normalises, a batch at a time. Decoded pixels are a permuted view of
-[H, W, 3], which resizing is fast in.
+[H, W, 3], which resizing is fast in. torch, which takes seconds to import, is imported with the first tensor:
+decode_pixels and read_pixels give arrays, load_pixels too where images are stored in the size that is wanted.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from s4g_ray.config.schema import DataConfig, Size
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.storage.byte_ranges import read_ranges
 
 if TYPE_CHECKING:  # loader processes need no tables, and these take a second to import
+    from torch import Tensor
+
     from s4g_ray.data.image_table import ImageTable, View
 
+ImageArray = NDArray[np.uint8]  # [3, H, W]
 MAX_PIXELS = 200_000_000  # of an image: its pixels take three times as many bytes
 # which decode by themselves: Pillow's list has EPS, which is a program that it hands to Ghostscript
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "BMP", "GIF", "PPM", "AVIF")
@@ -65,6 +67,11 @@ def image_files(table: ImageTable, rows: Sequence[int]) -> list[ImageFile]:
 
 
 def decode(data: bytes) -> Tensor:
+    """As decode_pixels, as a tensor of the same memory."""
+    return _tensor(decode_pixels(data))
+
+
+def decode_pixels(data: bytes) -> ImageArray:
     """The bytes of an image file -> RGB uint8 [3, H, W], upright as its EXIF says.
 
     Raises ValueError when it is corrupt, of none of FORMATS, or has more than MAX_PIXELS: that is known before anything
@@ -79,7 +86,7 @@ def decode(data: bytes) -> Tensor:
             pixels = decode_jpeg(data, image.size) if plain else None
             if pixels is None:
                 pixels = _rgb(ImageOps.exif_transpose(image) if turned else image)
-            return torch.from_numpy(pixels).permute(2, 0, 1)
+            return pixels.transpose(2, 0, 1)
     except UnidentifiedImageError as error:
         raise ValueError("not an image file of a known format") from error
     except Image.DecompressionBombError as error:
@@ -89,6 +96,12 @@ def decode(data: bytes) -> Tensor:
         ) from error
     except Exception as error:  # a damaged file makes Pillow raise many kinds: OSError, SyntaxError, struct.error...
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _tensor(pixels: ImageArray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(pixels)
 
 
 def decode_jpeg(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
@@ -116,6 +129,8 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
     """uint8 [3, h, w] -> [3, H, W], bilinear, to exactly that size."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    import torch
+
     # by way of [1, h, w, 3]: image[None] has strides in which torch does not see interleaved pixels, half as fast
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return torch.nn.functional.interpolate(batch, size=size, mode="bilinear", antialias=antialias)[
@@ -124,6 +139,14 @@ def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
 
 
 def read_images(files: Sequence[ImageFile]) -> Iterator[Tensor | BadImageError]:
+    """As read_pixels, as tensors."""
+    return (
+        image if isinstance(image, BadImageError) else _tensor(image)
+        for image in read_pixels(files)
+    )
+
+
+def read_pixels(files: Sequence[ImageFile]) -> Iterator[ImageArray | BadImageError]:
     """Each image as it is stored, uint8 [3, h, w], or what is wrong with it; in order.
 
     Bytes are read READ_AT_ONCE images at a time, neighbors in a file by one read (ranges.py). Raises StoreError.
@@ -134,14 +157,14 @@ def read_images(files: Sequence[ImageFile]) -> Iterator[Tensor | BadImageError]:
         yield from (_decoded(file, data) for file, data in zip(some, found, strict=True))
 
 
-def _decoded(file: ImageFile, data: bytes | OSError | EOFError) -> Tensor | BadImageError:
+def _decoded(file: ImageFile, data: bytes | OSError | EOFError) -> ImageArray | BadImageError:
     """Raises StoreError: that a store does not answer is no fault of an image."""
     if isinstance(data, StoreError):
         raise data
     try:
         if isinstance(data, Exception):
             raise data
-        return decode(data)
+        return decode_pixels(data)
     except (OSError, ValueError, EOFError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         bad = BadImageError(f"id {file.id}, {file.uri}: {reason}")
@@ -164,6 +187,28 @@ def load_views(
         image if isinstance(image, BadImageError) else _seen(image, file, view, data, seed)
         for file, image in found
     ]
+
+
+def load_pixels(
+    table: ImageTable, rows: Sequence[int], view: View, data: DataConfig, *, seed: int
+) -> list[ImageArray | BadImageError]:
+    """As load_views, as arrays; torch is imported for images that are to be resized or turned alone."""
+    files = image_files(table, rows)
+    return [
+        image
+        if isinstance(image, BadImageError) or _is_seen_as_stored(image, view, data)
+        else _seen(_tensor(image), file, view, data, seed).numpy()
+        for file, image in zip(files, read_pixels(files), strict=True)
+    ]
+
+
+def _is_seen_as_stored(image: ImageArray, view: View, data: DataConfig) -> bool:
+    """Whether _seen leaves an image as it is."""
+    size = image.shape[1:]
+    if view == "references":
+        return size == tuple(data.reference_size)
+    whole = size == tuple(data.query_size) == tuple(data.visible_query_size)
+    return whole and data.query_cut == 0 and data.query_heading == "as_is"
 
 
 def _seen(image: Tensor, file: ImageFile, view: View, data: DataConfig, seed: int) -> Tensor:
@@ -215,13 +260,13 @@ def fit_query(image: Tensor, data: DataConfig, heading: float) -> Tensor:
 
 def turn_panorama(image: Tensor, degrees: float) -> Tensor:
     """Roll a panorama [3, H, W], so that what its centre column shows lies `degrees` clockwise of the new centre."""
-    return torch.roll(image, round(degrees % 360 / 360 * image.shape[-1]), -1)
+    return image.roll(round(degrees % 360 / 360 * image.shape[-1]), -1)
 
 
 def look(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:
     """What is seen of a panorama [3, H, W]: turned by any angle where the heading is random, and its middle part."""
     if data.query_heading == "random":
-        panorama = torch.roll(panorama, int(rng.integers(panorama.shape[-1])), -1)
+        panorama = panorama.roll(int(rng.integers(panorama.shape[-1])), -1)
     width = data.visible_query_size[1]
     left = (panorama.shape[-1] - width) // 2
     return panorama[..., left : left + width]

@@ -1,4 +1,7 @@
-"""Places on the sphere: coordinates and distances, pairs of places, and what excludes them from one batch."""
+"""Places on the sphere: coordinates and distances, pairs of places, and what excludes them from one batch.
+
+Tasks that mine and plan import this module; scipy's tree, which they do not need, is imported where it is built.
+"""
 
 from __future__ import annotations
 

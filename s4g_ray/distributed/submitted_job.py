@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from s4g_ray.errors import InputError
-from s4g_ray.storage import files
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # seconds from the SIGTERM of `ray job stop` to its SIGKILL
 DEFAULT_STOP_WAIT_S = 3  # Ray's
@@ -20,6 +19,8 @@ def in_job() -> bool:
 
 def check_kept(what: str, uri: str) -> None:
     """Raises InputError for results that would lie in a job's unpacked working directory, which Ray removes."""
+    from s4g_ray.storage import files  # fsspec and pydantic with it, which `s4g --help` needs not
+
     uri = files.absolute(uri)
     if not in_job() or not files.is_local(uri):
         return

@@ -1,4 +1,8 @@
-"""Actors that encode the parts of a collection, and stay alive from one embedding job to the next."""
+"""Actors that encode the parts of a collection, and stay alive from one embedding job to the next.
+
+The tasks that load images import this module too, to reach the actors: torch and the encoder are imported where an
+actor starts.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
@@ -23,12 +27,13 @@ from s4g_ray.config.schema import ModelConfig, RunConfig
 from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.distributed.actors import await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
-from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.weights import WEIGHTS, load_weights
 from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, read_part, write_part
+
+if TYPE_CHECKING:
+    from s4g_ray.encoder.encoder import Encoder
+    from s4g_ray.encoder.precision import Numerics
 
 RETRIES = 3  # of a part whose actor died under it
 QUEUE = (
@@ -77,7 +82,12 @@ class EncoderActor:
     """
 
     def __init__(self, model: ModelConfig, num_threads: int, use_gpu: bool) -> None:
-        self._model, self._device = model, torch.device("cuda" if use_gpu else "cpu")
+        import torch
+
+        from s4g_ray.encoder.encoder import Encoder
+
+        self._build = partial(Encoder.build, model, weights=False)
+        self._device = torch.device("cuda" if use_gpu else "cpu")
         self._thread = ThreadPoolExecutor(
             1, initializer=torch.set_num_threads, initargs=(num_threads,)
         )
@@ -113,10 +123,14 @@ class EncoderActor:
     def rest(self) -> None:
         """Give back the GPU memory that is only kept for the next batch."""
         if self._device.type == "cuda":
+            import torch
+
             self._thread.submit(torch.cuda.empty_cache).result()
 
     def _encode(self, job: Encoding, images: NDArray[np.uint8]) -> Floats32:
         """images[n, 3, H, W] -> float32 [n, D], L2-normalised."""
+        import torch
+
         encoder = self._encoder_for(job)
         if not len(images):
             return np.zeros((0, encoder.dim), dtype=np.float32)
@@ -131,8 +145,10 @@ class EncoderActor:
             return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
 
     def _encoder_for(self, job: Encoding) -> Encoder:
+        from s4g_ray.encoder.weights import WEIGHTS, load_weights
+
         if self._encoder is None or self._encoder[0] != job.numerics:
-            encoder = Encoder.build(self._model, weights=False).to(self._device).eval()
+            encoder = self._build().to(self._device).eval()
             job.numerics.prepare(encoder)
             self._encoder, self._weights = (job.numerics, encoder), ""
         encoder = self._encoder[1]

@@ -13,18 +13,17 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import ray.data
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from torch import Tensor
 
 from s4g_ray import __version__
 from s4g_ray.config.schema import DataConfig, RunConfig, Size
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
-from s4g_ray.data.images import load_views
+from s4g_ray.data.images import load_pixels
 from s4g_ray.encoder.actors import (
     RETRIES,
     Encoded,
@@ -34,12 +33,14 @@ from s4g_ray.encoder.actors import (
     ask_load,
     least_loaded,
 )
-from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError, RunError, reason_of
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published, publish
 from s4g_ray.storage.part_commits import WORK, Files, check_reached, read_commit, write_commit
+
+if TYPE_CHECKING:  # torch and timm take seconds to import, which the tasks of this job need not
+    from s4g_ray.encoder.precision import Numerics
 
 Row = dict[str, Any]
 PART_BYTES = 64_000_000  # of pixels: a loading task holds a few times as much
@@ -87,7 +88,8 @@ class _Job:
     """What every task knows."""
 
     actors: tuple[Any, ...]
-    encoding: Encoding
+    target: str
+    encoding: Any  # reference to the Encoding, which only actors read: it comes with torch
     data: DataConfig
     seed: int
     key: str
@@ -126,7 +128,15 @@ def embed(
     encoding = Encoding(checkpoint, weights, numerics, target, cfg.batch_size, cfg.dtype)
     key = _job_key(config, numerics, stamp)
     with pool.job() as actors:
-        job = _Job(actors, encoding, config.data, config.seed, key, config.ray.start_timeout_s)
+        job = _Job(
+            actors,
+            target,
+            ray.put(encoding),
+            config.data,
+            config.seed,
+            key,
+            config.ray.start_timeout_s,
+        )
         results = _run(job, parts, total, on_progress)
     outcomes = [_Outcome.of(json.loads(row["outcome"])) for row in results]
     bad = tuple(reason for outcome in outcomes for reason in outcome.bad)
@@ -233,11 +243,7 @@ def _stream(job: _Job, parts: list[Row]) -> Generator[Row, None, None]:
 
 def _embed_part(row: Row, *, job: _Job) -> Row:
     """Task: what an earlier job committed of a part from the same, or the part made and committed now."""
-    started, target, name = (
-        time.time(),
-        job.encoding.target,
-        f"{row['view']}/part-{row['part']:05d}.parquet",
-    )
+    started, target, name = time.time(), job.target, f"{row['view']}/part-{row['part']:05d}.parquet"
     result = {key: row[key] for key in ("view", "part", "images")}
     result |= {
         "fault": "",
@@ -278,9 +284,10 @@ def load_part(
 
     Raises BadImageError for the first that is corrupt when `data.on_bad_image` is `fail`.
     """
-    found = load_views(table, range(len(table)), view, data, seed=seed)
+    found = load_pixels(table, range(len(table)), view, data, seed=seed)
     rows = np.array(
-        [row for row, image in enumerate(found) if isinstance(image, Tensor)], dtype=np.int64
+        [row for row, image in enumerate(found) if not isinstance(image, BadImageError)],
+        dtype=np.int64,
     )
     bad = [image for image in found if isinstance(image, BadImageError)]
     if bad and data.on_bad_image == "fail":
@@ -291,11 +298,11 @@ def load_part(
     return Pixels(name, table.ids[rows], table.place_ids[rows], images), tuple(map(str, bad))
 
 
-def encode_part_on(actor: Any, encoding: Encoding, pixels: Pixels, *, timeout_s: float) -> Encoded:
+def encode_part_on(actor: Any, encoding: Any, pixels: Pixels, *, timeout_s: float) -> Encoded:
     """Have an actor encode a part; one that dies is started again, and gets the part again.
 
-    Raises RunError as EncoderActor.encode does, and for an actor that died and does not answer for timeout_s, or that
-    dies with the part again and again.
+    `encoding` may be a reference to an Encoding. Raises RunError as EncoderActor.encode does, and for an actor that
+    died and does not answer for timeout_s, or that dies with the part again and again.
     """
     call = actor.encode.options(concurrency_group="encode").remote(encoding, pixels)
     try:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-import torch
 
 from s4g_ray.arrays import Floats, Floats32, Floats64, Ints, by_rows
 from s4g_ray.data.pairs import Pairs
@@ -55,6 +54,8 @@ class Block:
         references: Floats32,
         buffer: Floats32,
     ) -> None:
+        import torch  # not at the top: opening a data set takes pairs_by_place from here
+
         self.queries, self.references, self.scores = queries, references, buffer[: len(queries)]
         # by torch: 320 GFLOP/s where numpy's BLAS gave 285, and into memory that is there
         q, r, out = map(torch.from_numpy, (queries, references, self.scores))
@@ -171,6 +172,8 @@ class Block:
 
 def _on_threads(function: Callable[[int, int], Result], count: int) -> list[Result]:
     """by_rows with as many threads as torch has."""
+    import torch
+
     return by_rows(function, count, torch.get_num_threads())
 
 

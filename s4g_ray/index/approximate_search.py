@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.errors import RunError
-from s4g_ray.index.faiss_library import faiss, set_num_threads
+from s4g_ray.index.faiss_library import faiss, set_faiss_threads
 from s4g_ray.index.plan import GPU_MAX_K, GPU_MAX_NPROBE, IVF_KINDS, IndexPlan
 
 Found = tuple[Ints, Floats32]
@@ -60,7 +60,7 @@ class ApproximateStore:
 
     def search(self, queries: Floats32, k: int, num_threads: int | None) -> Found:
         """queries[M, D] -> rows[M, k], scores[M, k]; k within 1..len. Searches on until every query has k."""
-        set_num_threads(num_threads)
+        set_faiss_threads(num_threads)
         rows, scores = self._search(queries, k, self.effort)
         short, effort = np.flatnonzero((rows < 0).any(axis=1)), self.effort
         while len(short):

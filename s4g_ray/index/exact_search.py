@@ -2,7 +2,8 @@
 
 Three engines give the same answers; which is fastest depends on the processor, and `choose_engine` measures it:
 faiss (`faiss.knn`), torch (float32 products, and a selection of our own), torch_bf16 (products in bfloat16 give
-candidates, within a proven bound of their error, that are ranked again in float32).
+candidates, within a proven bound of their error, that are ranked again in float32). torch is imported by the first
+search: approximate indexes (FAISS alone) start without the seconds that it takes.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats32, Floats64, Ints
 from s4g_ray.index.faiss_library import faiss, set_num_threads
 from s4g_ray.index.top_k import Found, TopK, buffer_width
+
+if TYPE_CHECKING:
+    import torch
 
 Engine = Literal["auto", "faiss", "torch", "torch_bf16"]
 References = Floats32 | NDArray[np.float16]
@@ -156,19 +159,21 @@ class _Task:
         return rows, scores
 
     def _torch(self, queries: Floats32) -> Found:
-        best, unit = self._best(len(queries), self.k), torch.from_numpy(queries)
-        for first, block in self._blocks(torch.float32):
-            best.fold(self._product(unit, block), np.arange(first, first + len(block))[None])
+        best, unit = self._best(len(queries), self.k), _tensor(queries)
+        for first, block in self._blocks():
+            best.fold(
+                self._product(unit, block.float()), np.arange(first, first + len(block))[None]
+            )
         return best.sorted()
 
     def _faiss(self, queries: Floats32) -> tuple[Ints, Floats32, Bools]:
         """Undecided: more than k references score as the k-th does, and faiss keeps any of them."""
         best, undecided = self._best(len(queries), self.k), np.zeros(len(queries), bool)
         size = ALL_AT_ONCE if self.references.dtype == np.float32 else REFERENCE_BLOCK
-        for first, block in self._blocks(torch.float32, size):
+        for first, block in self._blocks(size):
             scores, rows = faiss.knn(
                 queries,
-                block.numpy(),
+                block.float().numpy(),
                 min(self.k + 1, len(block)),
                 metric=faiss.METRIC_INNER_PRODUCT,
             )
@@ -186,10 +191,12 @@ class _Task:
         whatever reaches that has a product x with x + u|x| + error no less than it.
         """
         kept = min(2 * self.k + 128, len(self.references))
-        best, unit = self._best(len(queries), kept), torch.from_numpy(queries)
+        best, unit = self._best(len(queries), kept), _tensor(queries)
         half = unit.bfloat16()
-        for first, block in self._blocks(torch.bfloat16):
-            best.fold(self._product(half, block), np.arange(first, first + len(block))[None])
+        for first, block in self._blocks():
+            best.fold(
+                self._product(half, block.bfloat16()), np.arange(first, first + len(block))[None]
+            )
         rows, products = best.sorted()
         lost, length = _rounding(unit)
         lost_references, longest = self._references_rounding()
@@ -218,19 +225,15 @@ class _Task:
     def _best(self, count: int, k: int) -> TopK:
         return TopK(count, k, self.ids, self._parallel)
 
-    def _blocks(
-        self, dtype: torch.dtype, size: int | None = None
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """The references in blocks of that type, with the row of the first; nothing is copied that fits already."""
-        step = size or REFERENCE_BLOCK
-        for first in range(0, len(self.references), step):
-            yield (
-                first,
-                torch.from_numpy(_Shared.alias(self.references[first : first + step])).to(dtype),
-            )
+    def _blocks(self, size: int = REFERENCE_BLOCK) -> Iterator[tuple[int, torch.Tensor]]:
+        """The references in blocks, as they are stored, with the row of the first."""
+        for first in range(0, len(self.references), size):
+            yield first, _tensor(self.references[first : first + size])
 
     def _product(self, queries: torch.Tensor, block: torch.Tensor) -> Floats32:
         """[b, c], in memory that the next product overwrites."""
+        import torch
+
         count = len(queries) * len(block)
         if self._products.get(queries.dtype, torch.empty(0)).numel() < count:
             self._products[queries.dtype] = torch.empty(count, dtype=queries.dtype)
@@ -241,7 +244,7 @@ class _Task:
     def _references_rounding(self) -> tuple[float, float]:
         """The most that a reference loses by rounding, and the greatest length."""
         if self._rounding is None:
-            pairs = [_rounding(block) for _, block in self._blocks(torch.float32)]
+            pairs = [_rounding(block.float()) for _, block in self._blocks()]
             self._rounding = (
                 max(float(a.max()) for a, _ in pairs),
                 max(float(b.max()) for _, b in pairs),
@@ -271,8 +274,17 @@ class _Shared:
         return array if array.flags.writeable else np.asarray(cls(array))
 
 
+def _tensor(rows: References) -> torch.Tensor:
+    """The rows as a tensor, in the same memory."""
+    import torch
+
+    return torch.from_numpy(_Shared.alias(rows))
+
+
 def _rounding(rows: torch.Tensor) -> tuple[Floats64, Floats64]:
     """Of each row: the length of what bfloat16 loses, and the row's length (float32 sums: 1e-4 is added)."""
+    import torch
+
     lost = torch.linalg.vector_norm(rows - rows.bfloat16().float(), dim=1)
     length = torch.linalg.vector_norm(rows, dim=1)
     return lost.numpy().astype(np.float64) * 1.0001, length.numpy().astype(np.float64) * 1.0001

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 CORE = "OPENBLAS_CORETYPE"
 
 
@@ -60,8 +58,18 @@ def set_num_threads(num_threads: int | None) -> int:
 
     Ray starts workers with OMP_NUM_THREADS=1, so a number that is meant has to be said. Returns it.
     """
+    import torch  # not at the top: it takes seconds, and approximate indexes do without
+
     chosen = torch.get_num_threads() if num_threads is None else num_threads
     if torch.get_num_threads() != chosen:
         torch.set_num_threads(chosen)
     faiss.omp_set_num_threads(chosen)
     return chosen
+
+
+def set_faiss_threads(num_threads: int | None) -> None:
+    """Set the threads of faiss alone, process-wide and to stay; None: as many as torch has."""
+    if num_threads is None:
+        set_num_threads(None)
+    else:
+        faiss.omp_set_num_threads(num_threads)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 
 from s4g_ray.arrays import Floats32, Ints
+
+if TYPE_CHECKING:
+    pass
 
 Found = tuple[Ints, Floats32]
 Parallel = Callable[[Callable[[slice], None], int], None]

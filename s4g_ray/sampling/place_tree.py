@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints, by_rows
 from s4g_ray.data.exclusions import Exclusions
@@ -89,6 +88,8 @@ class PlaceTree:
         self, ids: Ints, lat: Floats64, lon: Floats64, dtype: type[Metres] = np.float32
     ) -> None:
         """dtype: of the metres that are found; all is reckoned in float64."""
+        from scipy.spatial import cKDTree  # not at the top, as in places.py
+
         xyz = unit_sphere(lat, lon)
         self.order = curve_order(xyz)
         self.ids, self.xyz = ids[self.order], xyz[self.order]

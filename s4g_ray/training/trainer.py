@@ -1,4 +1,8 @@
-"""Ray Train: the driver's end of a training, from the set-up of its workers to what they post."""
+"""Ray Train: the driver's end of a training, from the set-up of its workers to what they post.
+
+Ray Train's controller, a process of its own, imports this module for _Losses: what the driver alone needs of worker.py
+is imported where it is used, for timm comes with it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -18,11 +22,12 @@ from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import RunError, reason_of
 from s4g_ray.storage import files
 from s4g_ray.training.mailbox import Mailbox, Message, Stop
-from s4g_ray.training.worker import FAILURES, train_worker
+
+if TYPE_CHECKING:
+    from s4g_ray.encoder.precision import Numerics
 
 
 class _Losses(UserCallback):
@@ -80,6 +85,8 @@ class Training:
         Raises what a worker failed with, and RunError when they died more often than train.max_failures, or could
         not start.
         """
+        from s4g_ray.training.worker import FAILURES
+
         if self._failure is not None:
             raise self._failure
         alive = self._thread.is_alive()
@@ -137,6 +144,8 @@ class Training:
 
 
 def _trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) -> TorchTrainer:
+    from s4g_ray.training.worker import train_worker
+
     cfg = config.train
     least, most = cfg.workers
     return TorchTrainer(

@@ -13,10 +13,12 @@ from torchvision.transforms.v2.functional import resize as torchvision_resize
 
 from s4g_ray.config.schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.image_table import View
 from s4g_ray.data.images import (
     READ_AT_ONCE,
     decode,
     fit_query,
+    load_pixels,
     load_raw,
     load_raws,
     load_view,
@@ -260,3 +262,36 @@ def test_images_of_many_rows_are_those_of_one_row_at_a_time(
             assert isinstance(view, Tensor)
             assert torch.equal(raw, load_raw(table, row))
             assert torch.equal(view, load_view(table, row, "queries", data, seed=1))
+
+
+STORED: dict[str, Any] = {"query_size": (SIZE, SIZE), "reference_size": (SIZE, SIZE)}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"query_size": (SIZE, 16), "reference_size": (24, SIZE)},
+        {"query_cut": 0.1},
+        {"query_heading": "random"},
+        {"query_fov_deg": 180},
+    ],
+)
+def test_pixels_are_those_of_the_views(
+    synthetic: GeoDataset, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    data = DataConfig.model_validate({"uri": "x", **STORED, **keys})
+    views: tuple[View, ...] = ("references", "queries")
+    for view in views:
+        table = synthetic.table(view, ["test"])
+        table.uris[3] = str(tmp_path / "none.png")
+        rows = range(len(table))
+        wanted = load_views(table, rows, view, data, seed=5)
+        found = load_pixels(table, rows, view, data, seed=5)
+        assert [str(image) for image in found if isinstance(image, BadImageError)] == [
+            str(wanted[3])
+        ]
+        for image, seen in zip(found, wanted, strict=True):
+            if not isinstance(image, BadImageError):
+                assert isinstance(seen, Tensor)
+                assert np.array_equal(image, seen.numpy())

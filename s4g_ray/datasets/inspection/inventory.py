@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 from s4g_ray.arrays import Bools, Floats64, Ints, group
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, View
+from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.schema import SPLITS, gallery_splits
 from s4g_ray.data.sphere import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
 from s4g_ray.errors import InputError, StoreError
@@ -227,9 +228,6 @@ def decode_images(
     inventory: Inventory, rows: Ints, *, num_threads: int, on_progress: Update
 ) -> DecodedImages:
     """Read and decode the images of rows[M]; no more than `num_threads` are in memory at a time."""
-    from s4g_ray.data.images import (
-        decode,
-    )  # torch takes seconds to import, and most checks decode nothing
 
     def look(row: int) -> tuple[tuple[int, int], bytes, str]:
         part = (
@@ -239,7 +237,7 @@ def decode_images(
         )
         try:
             data = files.read_bytes(inventory.paths[inventory.files[row]], *part)
-            height, width = decode(data).shape[-2:]
+            height, width = decode_pixels(data).shape[-2:]
         except StoreError:
             raise
         except OSError as error:

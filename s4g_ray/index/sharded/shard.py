@@ -15,7 +15,7 @@ from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
 from s4g_ray.index.approximate_search import gpu_resources
 from s4g_ray.index.exact_search import Engine, choose_engine, search, unit_rows
-from s4g_ray.index.faiss_library import set_num_threads
+from s4g_ray.index.faiss_library import set_faiss_threads
 from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.sharded.sharding import (
     Found,
@@ -153,7 +153,7 @@ class IndexShard:
 
     def train(self, plan: IndexPlan, *samples: Floats32) -> bytes:
         """The trained, empty index that all shards start from."""
-        set_num_threads(self._setup.num_threads)
+        set_faiss_threads(self._setup.num_threads)
         return VectorIndex.template(
             plan, np.concatenate([sample for sample in samples if len(sample)])
         )
@@ -168,7 +168,7 @@ class IndexShard:
         engine: Engine,
     ) -> Staged:
         """Build a version beside those in service and write its file."""
-        set_num_threads(self._setup.num_threads)
+        set_faiss_threads(self._setup.num_threads)
         self._staged = None
         setup, read_s = self._setup, 0.0
         index = VectorIndex.empty(plan, template, engine=engine, num_threads=setup.num_threads)

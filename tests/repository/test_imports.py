@@ -1,0 +1,113 @@
+"""What a process imports when it starts: modules that a task, a command or a loader process loads, and none of what
+takes them seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from s4g_ray.data.dataset import GeoDataset
+from tests.conftest import SIZE
+
+SLOW = ("torch", "torchvision", "timm", "safetensors", "matplotlib", "scipy.spatial")
+# Ray processes that encode nothing: tasks that load, mine and plan, what they call, shards, and the mailbox
+TASKS = (
+    "training.mailbox",
+    "index.sharded.shard",
+    "index.sharded.client",
+    "sampling.cell_tasks",
+    "mining.mining_job",
+    "encoder.actors",
+    "encoder.embedding_job",
+)
+CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "folder", "earth")
+
+
+def faults(script: str, barred: tuple[str, ...], *arguments: str) -> list[str]:
+    """Run a script that calls `step(name)` after each of its steps -> "name: module" of the first to load each."""
+    prelude = f"""
+import importlib, json, sys
+found, barred = [], {list(barred)!r}
+def step(name):
+    for module in [m for m in barred if m in sys.modules]:
+        found.append(f"{{name}}: {{module}}")
+        barred.remove(module)
+"""
+    code = prelude + script + "\nprint(json.dumps(found))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def imports(*modules: str) -> str:
+    """A script that imports modules of s4g_ray, each a step."""
+    return f"for name in {list(modules)!r}:\n    importlib.import_module('s4g_ray.' + name)\n    step(name)\n"
+
+
+def test_tasks_that_encode_nothing_start_without_torch_and_timm(synthetic: GeoDataset) -> None:
+    """Up to the pixels of a part, whose images are stored in the size that is wanted."""
+    load = f"""
+from s4g_ray.config.schema import DataConfig
+from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.image_table import VIEWS
+from s4g_ray.encoder.embedding_job import load_part
+data = DataConfig(uri=sys.argv[1], query_size=({SIZE}, {SIZE}), reference_size=({SIZE}, {SIZE}))
+for view in VIEWS:
+    pixels, bad = load_part(open_dataset(data.uri).table(view, ["test"]), view, "part", data, seed=0)
+    assert pixels.images.any() and not bad
+step("load_part")
+"""
+    assert faults(imports(*TASKS) + load, SLOW, synthetic.uri) == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "barred"),
+    [
+        pytest.param(
+            ("data.pair_loader",),
+            ("pyarrow", "pandas", "ray", "timm", "torchvision", "numba"),
+            id="loader-process",
+        ),
+        pytest.param(
+            ("training.trainer",), ("timm", "torchvision", "matplotlib"), id="ray-train-controller"
+        ),
+        pytest.param(("index.vector_index",), ("ray", "torch", "pyarrow"), id="vector-index"),
+        pytest.param(("cli.app",), ("ray", "torch", "numpy", "pydantic", "fsspec"), id="help"),
+    ],
+)
+def test_processes_start_without_what_they_do_not_need(
+    modules: tuple[str, ...], barred: tuple[str, ...]
+) -> None:
+    assert faults(imports(*modules), barred) == []
+
+
+def test_check_and_convert_load_neither_torch_nor_ray(synthetic: GeoDataset) -> None:
+    check = """
+from typer.testing import CliRunner
+from s4g_ray.cli.app import app
+result = CliRunner().invoke(app, ["check", sys.argv[1], "--decode"])
+assert result.exit_code == 0, result.output
+step("check")
+"""
+    converters = [f"datasets.{name}" for name in CONVERTERS]
+    assert (
+        faults(imports("cli.convert", *converters) + check, ("torch", "timm", "ray"), synthetic.uri)
+        == []
+    )
+
+
+def test_a_process_that_loads_what_is_barred_is_found() -> None:
+    assert faults(imports("errors") + "import decimal\nstep('it')\n", ("torch", "decimal")) == [
+        "it: decimal"
+    ]
