@@ -26,7 +26,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint, stamp_of
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -80,7 +80,7 @@ def main() -> None:
         checkpoint = files.join(folder, "checkpoint")
         encoder = Encoder.build(config.model)
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
-        stamp = stamp_of(config, encoder, checkpoint, dataset.fingerprint)
+        stamp = checkpoint_stamp(config, encoder, checkpoint, dataset.fingerprint)
         for _ in range(arguments.repeats):
             report = embed(
                 pool,

@@ -29,7 +29,7 @@ from benchmarks.support.record import Cell, record
 from s4g_ray.config.schema import AugmentConfig, DataConfig, Size
 from s4g_ray.data import augmentation
 from s4g_ray.data.image_table import ImageTable
-from s4g_ray.data.images import decode, load_views, resize, unless_bad
+from s4g_ray.data.images import decode, load_views, resize, try_image
 from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
@@ -80,7 +80,7 @@ def load_here(table: ImageTable, size: Size, antialias: bool, normalised: bool) 
     """A batch as the embedding job loads it; normalised too, as the encoder does it where it has no GPU."""
     data = DataConfig(uri="", reference_size=size, antialias=antialias)
     images = torch.stack(
-        [unless_bad(i) for i in load_views(table, range(len(table)), "references", data, seed=0)]
+        [try_image(i) for i in load_views(table, range(len(table)), "references", data, seed=0)]
     )
     return images.float().sub_(MEAN).div_(STD) if normalised else images
 

@@ -19,7 +19,7 @@ from s4g_ray.config.schema import ModelConfig, TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.training.step import Stepper
+from s4g_ray.training.step import TrainingStep
 
 MICRO: tuple[int | None, ...] = (None, 32, 16, 8)
 ROUNDS, THREADS = 4, 2
@@ -43,7 +43,7 @@ class Case:
         torch.manual_seed(0)
         self.train = TrainConfig(batch_size=pairs, num_workers=1, micro_batch_size=micro)
         encoder = Encoder.build(ModelConfig(name=model, pretrained=False))
-        self.stepper = Stepper(encoder, Numerics(), self.train, torch.device("cpu"))
+        self.stepper = TrainingStep(encoder, Numerics(), self.train, torch.device("cpu"))
         queries, references = torch.randint(0, 256, (2, pairs, 3, size, size), dtype=torch.uint8)
         valid = torch.ones(pairs, dtype=torch.bool)
         self.batch = PairBatch(0, np.arange(pairs), queries, references, valid, ())

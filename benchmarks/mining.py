@@ -69,7 +69,7 @@ def mine_exactly(
     """Graph and train recall of queries and references of the same row, in one pass."""
     places = np.arange(len(references))
     known, filters = References(places, places), Filters(k)
-    widths = Widths.of(known, filters, 1024)
+    widths = Widths.from_references(known, filters, 1024)
     kept = find_neighbors(
         lambda asked, width: exact_search.search(
             asked, references, places, width, engine=engine, num_threads=num_threads
@@ -83,7 +83,7 @@ def mine_exactly(
     )
     graph = merge_neighbors(places[: len(queries)], kept.neighbors, kept.scores, k)
     counts = Counts.of_queries(kept) + Counts.of_graph(graph, 0)
-    report = MiningReport.of(
+    report = MiningReport.from_counts(
         counts, k, has_previous=False, without_embedding=0, seconds=0, reused_parts=0
     )
     return graph, report

@@ -32,7 +32,7 @@ from benchmarks.support.s3_server import environment, serving
 from s4g_ray.config.schema import DataConfig, Size
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.image_table import ImageTable
-from s4g_ray.data.images import decode, load_views, unless_bad
+from s4g_ray.data.images import decode, load_views, try_image
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.datasets.packing.layout import PackOptions
@@ -131,7 +131,7 @@ def compare(
 def num_requests(read: Read, batches: list[list[Range]]) -> int:
     """How many reads of a file, or requests to the store, are made for batches."""
     if files.is_local(batches[0][0][0]):
-        counter: Any = mock.patch.object(files, "read_there", wraps=files.read_there)
+        counter: Any = mock.patch.object(files, "read_available", wraps=files.read_available)
     else:
         counter = mock.patch.object(S3, "_get", autospec=True, side_effect=S3._get)
     with counter as counted:
@@ -198,7 +198,10 @@ def spans_of(batches: list[list[Range]], near: int) -> tuple[float, float]:
         sizes.append(length)
         return bytes(length)
 
-    with mock.patch.object(files, "read_there", read), mock.patch.object(byte_ranges, "NEAR", near):
+    with (
+        mock.patch.object(files, "read_available", read),
+        mock.patch.object(byte_ranges, "NEAR", near),
+    ):
         for batch in batches:
             read_ranges(batch)
     return len(sizes) / len(batches), sum(sizes) / sum(
@@ -239,7 +242,7 @@ def published(paths: list[str]) -> None:
 def load(table: ImageTable, antialias: bool) -> None:
     data = DataConfig(uri="", reference_size=SEEN, antialias=antialias)
     for image in load_views(table, range(len(table)), "references", data, seed=0):
-        unless_bad(image)
+        try_image(image)
 
 
 def main() -> None:

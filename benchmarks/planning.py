@@ -21,7 +21,7 @@ from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.geographic_neighbors import geographic_graph
 from s4g_ray.sampling.sampler import plan_batches
 
@@ -61,9 +61,9 @@ def ours(count: int) -> dict[str, float]:
     """plan_batches at `count` pairs, on rows of the graph; the median of some calls, after one that compiles."""
     places, graph = city(count)
     pairs, started = PairTable(*[places.ids] * 3), time.perf_counter()
-    PlaceRows.of(graph, places.ids, 128)  # compiles
+    CompactGraph.from_graph(graph, places.ids, 128)  # compiles
     started = time.perf_counter()
-    rows = PlaceRows.of(graph, places.ids, 128)
+    rows = CompactGraph.from_graph(graph, places.ids, 128)
     converted = time.perf_counter() - started
     plan_batches(pairs, rows, **SIZES, seed=0, epoch=0)  # compiles
     done = [
@@ -80,7 +80,7 @@ def ours(count: int) -> dict[str, float]:
     }
 
 
-def lattice(count: int) -> tuple[Places, PlaceRows]:
+def lattice(count: int) -> tuple[Places, CompactGraph]:
     """A made-up city of at least `count` places: a lattice on a torus, tile after tile, its neighbors by offsets."""
     side = TILE * -(-int(np.ceil(count**0.5)) // TILE)
     tiles = np.arange(side * side, dtype=np.int32).reshape(side // TILE, side // TILE, TILE, TILE)
@@ -98,7 +98,7 @@ def lattice(count: int) -> tuple[Places, PlaceRows]:
     degrees = SPACING_M / METRES_PER_DEGREE
     lat, lon = ((axis.astype(np.float64) - side / 2) * degrees for axis in (y, x))
     places = Places(np.arange(side * side), lat, lon)
-    return places, PlaceRows(places.ids, rows)
+    return places, CompactGraph(places.ids, rows)
 
 
 def scale(count: int, radius_m: float) -> dict[str, float]:
@@ -138,7 +138,7 @@ def plan_small(radius_m: float) -> None:
 def exclude(places: Places, radius_m: float) -> Exclusions | None:
     """All places within a radius; none: nothing."""
     return (
-        Exclusions(places, PlacePairs.of(*np.zeros((2, 0), dtype=np.int64)), radius_m)
+        Exclusions(places, PlacePairs.from_arrays(*np.zeros((2, 0), dtype=np.int64)), radius_m)
         if radius_m
         else None
     )

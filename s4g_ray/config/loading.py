@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_retries import raise_outage
+from s4g_ray.storage.s3_retries import reraise_outage
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -25,7 +25,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         tree = yaml.safe_load(files.read_bytes(files.absolute(str(path))))
     except OSError as error:
-        raise_outage(error)
+        reraise_outage(error)
         raise InputError(
             f"cannot read the configuration {path}: {error.strerror or error}"
         ) from error

@@ -22,7 +22,7 @@ from s4g_ray.data.schema import FORMAT, ROWS_PER_PART, SCHEMAS, list_part_names,
 from s4g_ray.data.validation import CheckedColumns, check_columns
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_retries import raise_outage
+from s4g_ray.storage.s3_retries import reraise_outage
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def open_dataset(uri: str) -> GeoDataset:
             f"no data set at {uri}: dataset.json is missing; make one with `s4g convert` or dataset.write_dataset"
         ) from error
     except RunError as error:
-        raise_outage(error)
+        reraise_outage(error)
         raise InputError(str(error)) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != 1:
         raise InputError(f"{uri}/dataset.json is not of format {FORMAT!r}, version 1")

@@ -24,7 +24,7 @@ class PlacePairs:
     second: Ints
 
     @classmethod
-    def of(cls, first: Ints, second: Ints) -> PlacePairs:
+    def from_arrays(cls, first: Ints, second: Ints) -> PlacePairs:
         """The set of first[n], second[n] and their reverse; pairs of a place with itself are left out."""
         both = np.stack([np.concatenate([first, second]), np.concatenate([second, first])], axis=1)
         unique = np.unique(both[both[:, 0] != both[:, 1]], axis=0)
@@ -86,7 +86,7 @@ class Exclusions:
         return found
 
     @property
-    def most(self) -> int:
+    def max_partners(self) -> int:
         """The largest number of others that a place is kept apart from (6 micrometres beyond the radius count too)."""
         from scipy.spatial import cKDTree
 

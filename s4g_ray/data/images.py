@@ -215,22 +215,22 @@ def _seen(image: Tensor, file: ImageFile, view: View, data: DataConfig, seed: in
     if view == "references":
         return fit_reference(image, data)
     rng = np.random.default_rng((seed, file.id, _HEADING_STREAM))
-    return look(fit_query(image, data, file.heading), data, rng)
+    return crop_field_of_view(fit_query(image, data, file.heading), data, rng)
 
 
 def load_raw(table: ImageTable, row: int) -> Tensor:
     """Image of a row as it is stored: uint8 [3, h, w]. Raises BadImageError with the reason."""
     (image,) = load_raws(table, [row])
-    return unless_bad(image)
+    return try_image(image)
 
 
 def load_view(table: ImageTable, row: int, view: View, data: DataConfig, *, seed: int) -> Tensor:
     """Image of a row as evaluation and mining see it. Raises BadImageError with the reason."""
     (image,) = load_views(table, [row], view, data, seed=seed)
-    return unless_bad(image)
+    return try_image(image)
 
 
-def unless_bad(image: Tensor | BadImageError) -> Tensor:
+def try_image(image: Tensor | BadImageError) -> Tensor:
     """An image that is one. Raises what is wrong with it."""
     if isinstance(image, BadImageError):
         raise image
@@ -263,7 +263,7 @@ def turn_panorama(image: Tensor, degrees: float) -> Tensor:
     return image.roll(round(degrees % 360 / 360 * image.shape[-1]), -1)
 
 
-def look(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:
+def crop_field_of_view(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:
     """What is seen of a panorama [3, H, W]: turned by any angle where the heading is random, and its middle part."""
     if data.query_heading == "random":
         panorama = panorama.roll(int(rng.integers(panorama.shape[-1])), -1)

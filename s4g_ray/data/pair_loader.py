@@ -23,7 +23,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import AugmentConfig, DataConfig
 from s4g_ray.data.augmentation import augment_pair, augment_reference
-from s4g_ray.data.images import ImageFile, fit_query, fit_reference, image_files, look, read_images
+from s4g_ray.data.images import (
+    ImageFile,
+    crop_field_of_view,
+    fit_query,
+    fit_reference,
+    image_files,
+    read_images,
+)
 from s4g_ray.errors import BadImageError, DeadProcessError, StoreError
 
 if TYPE_CHECKING:  # as in images.py
@@ -241,7 +248,9 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             partial(fit_reference, data=self.data),
         )
         panorama, tile = augment_pair(query, reference, self.augment, rng, fits)
-        return look(panorama, self.data, rng), tile  # after a roll, which needs the whole circle
+        return crop_field_of_view(
+            panorama, self.data, rng
+        ), tile  # after a roll, which needs the whole circle
 
 
 def _blank(count: int, size: tuple[int, int]) -> Tensor:

@@ -30,11 +30,11 @@ def semi_positive_pairs(dataset: GeoDataset, split: str) -> PlacePairs:
     """Each query's place with its semi-positive places."""
     semi = dataset.semi_positives(split)
     if not semi:
-        return PlacePairs.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
     ids, places = dataset.columns("queries", [split], ["id", "place_id"])
     own = places[np.searchsorted(ids, np.fromiter(semi, np.int64, len(semi)))]
     counts = [len(places) for places in semi.values()]
-    return PlacePairs.of(np.repeat(own, counts), np.concatenate(list(semi.values())))
+    return PlacePairs.from_arrays(np.repeat(own, counts), np.concatenate(list(semi.values())))
 
 
 def train_places(config: RunConfig, dataset: GeoDataset) -> Places:

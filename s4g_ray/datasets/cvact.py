@@ -18,7 +18,7 @@ from scipy.io.matlab import MatReadError
 
 from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, silent
+from s4g_ray.datasets.source import Report, Row, SourceFolder, silent
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -50,7 +50,7 @@ def convert(
     """
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = Source(source, report)
+    source_folder = SourceFolder(source, report)
     source_folder.choose(LAYOUTS)
     mat = _Mat.read(source_folder)
     images = [
@@ -104,7 +104,7 @@ class _Image:
         return f"{self.folder}/{view}/{self.name}{end}"
 
 
-def _listed(source_folder: Source, mat: _Mat) -> dict[str, list[int]]:
+def _listed(source_folder: SourceFolder, mat: _Mat) -> dict[str, list[int]]:
     """The rows of train and val, each once."""
     rows = {}
     for split, listed in mat.sets.items():
@@ -121,7 +121,7 @@ def _listed(source_folder: Source, mat: _Mat) -> dict[str, list[int]]:
     return rows
 
 
-def _test_images(source_folder: Source, mat: _Mat) -> list[_Image]:
+def _test_images(source_folder: SourceFolder, mat: _Mat) -> list[_Image]:
     """Every id in either folder of ANU_data_test, sorted; source_folder.pair leaves out what only one of them has."""
     folders = {
         f"ANU_data_test/{PANORAMAS}": PANORAMA_END,
@@ -161,7 +161,7 @@ class _Mat:
     sets: dict[str, list[int]]
 
     @classmethod
-    def read(cls, source_folder: Source) -> _Mat:
+    def read(cls, source_folder: SourceFolder) -> _Mat:
         uri, wanted = source_folder.join(MAT), ["panoIds", "utm", *SETS.values()]
         try:
             stream: Any = io.BytesIO(source_folder.read_bytes(MAT))  # the stubs know paths alone

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, valid_position
+from s4g_ray.datasets.source import Report, Row, SourceFolder, is_number, silent, valid_position
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -44,7 +44,7 @@ def convert(
     """
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = Source(source, report)
+    source_folder = SourceFolder(source, report)
     nested = source_folder.choose(LAYOUTS) == "nested bingmap"
     positions = _Positions.read(source_folder) if coordinates else None
     references, queries = [], []
@@ -85,7 +85,7 @@ class _Pair:
     panorama: str
 
 
-def _pairs(source_folder: Source) -> Iterator[_Pair]:
+def _pairs(source_folder: SourceFolder) -> Iterator[_Pair]:
     seen: dict[int, str] = {}
     for name, split in SPLIT_FILES.items():
         for at, line in source_folder.lines(name):
@@ -114,7 +114,7 @@ class _Positions:
     rows: list[str]
 
     @classmethod
-    def read(cls, source_folder: Source) -> _Positions:
+    def read(cls, source_folder: SourceFolder) -> _Positions:
         for name in COORDINATE_FILES:
             if source_folder.has(name):
                 return cls(source_folder.join(name), source_folder.read_text(name).splitlines())

@@ -17,7 +17,7 @@ from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.image_table import View
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.data.sphere import metres_between, unit_sphere
-from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, valid_position
+from s4g_ray.datasets.source import Report, Row, SourceFolder, is_number, silent, valid_position
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -101,7 +101,7 @@ def convert(
     )
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = Source(source, report)
+    source_folder = SourceFolder(source, report)
     tiles, photos = (
         _read(source_folder, references, "references", options),
         _read(source_folder, queries, "queries", options),
@@ -149,7 +149,7 @@ class _Entry:
     place_id: int = -1
 
 
-def _row(source_folder: Source, entry: _Entry) -> Row:
+def _row(source_folder: SourceFolder, entry: _Entry) -> Row:
     return Row(
         id=entry.id,
         place_id=entry.place_id,
@@ -163,7 +163,7 @@ def _row(source_folder: Source, entry: _Entry) -> Row:
     )
 
 
-def _read(source_folder: Source, name: str, view: View, options: _Options) -> list[_Entry]:
+def _read(source_folder: SourceFolder, name: str, view: View, options: _Options) -> list[_Entry]:
     """All lines of a CSV file, checked."""
     reader = csv.reader(io.StringIO(source_folder.read_text(name), newline=""), strict=True)
     uri, entries = source_folder.join(name), list[_Entry]()
@@ -307,7 +307,7 @@ class _Columns:
 
 
 def _pair_by_key(
-    source_folder: Source, tiles: list[_Entry], photos: list[_Entry]
+    source_folder: SourceFolder, tiles: list[_Entry], photos: list[_Entry]
 ) -> tuple[list[_Entry], list[_Entry]]:
     """Places numbered in the order in which the tiles' keys first appear; photos of other keys are left out."""
     places: dict[str, int] = {}
@@ -326,7 +326,10 @@ def _pair_by_key(
 
 
 def _pair_nearest(
-    source_folder: Source, tiles: list[_Entry], photos: list[_Entry], max_distance_m: float | None
+    source_folder: SourceFolder,
+    tiles: list[_Entry],
+    photos: list[_Entry],
+    max_distance_m: float | None,
 ) -> tuple[list[_Entry], list[_Entry]]:
     """Places are tiles, by number; each photo goes to the nearest of its split, missing images or not."""
     place_of = np.full(len(photos), -1, dtype=np.int64)

@@ -60,7 +60,7 @@ class Row:
     semi_positives: list[int] | None = None
 
 
-class Source:
+class SourceFolder:
     """A folder to convert from, local or any URI that fsspec reads.
 
     Images are never opened and never asked for one by one: each folder is listed once, and names are compared.

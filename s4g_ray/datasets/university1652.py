@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, is_number, silent, some
+from s4g_ray.datasets.source import Report, Row, SourceFolder, is_number, silent, some
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -53,7 +53,7 @@ def convert(
         )
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = Source(source, report)
+    source_folder = SourceFolder(source, report)
     folders = _folders(query_views, "query") + _folders(reference_views, "gallery")
     source_folder.choose({"University-1652": [folder.path for folder in folders]})
     images = list(_images(source_folder, folders))
@@ -127,7 +127,7 @@ def _folders(views: Sequence[str], side: str) -> list[_Folder]:
     ]
 
 
-def _images(source_folder: Source, folders: Sequence[_Folder]) -> Iterator[_Image]:
+def _images(source_folder: SourceFolder, folders: Sequence[_Folder]) -> Iterator[_Image]:
     """All images, folder by folder, by building and name; other files are counted."""
     buildings = [
         (folder, name) for folder in folders for name in _buildings(source_folder, folder.path)
@@ -149,7 +149,7 @@ def _images(source_folder: Source, folders: Sequence[_Folder]) -> Iterator[_Imag
         )
 
 
-def _buildings(source_folder: Source, folder: str) -> list[str]:
+def _buildings(source_folder: SourceFolder, folder: str) -> list[str]:
     names = sorted(name for name in source_folder.names(folder) if not name.startswith("."))
     stray = [name for name in names if "." in name]  # a file, such as Thumbs.db
     if stray:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, Source, silent, valid_position
+from s4g_ray.datasets.source import Report, Row, SourceFolder, silent, valid_position
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -67,7 +67,7 @@ def convert(
             raise InputError(f"{name}={value!r} is none of {', '.join(allowed)}")
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = Source(source, report)
+    source_folder = SourceFolder(source, report)
     layout = _choose_layout(source_folder, area, labels)
     source_folder.prefetch(folder.format(city=city) for folder in layout.images for city in CITIES)
     tiles = _read_tiles(source_folder)
@@ -104,7 +104,7 @@ class _Layout:
     labels: str  # {city} and {name} stand for the city and the file's name without .txt
 
 
-def _choose_layout(source_folder: Source, area: Area, labels: Labels) -> _Layout:
+def _choose_layout(source_folder: SourceFolder, area: Area, labels: Labels) -> _Layout:
     names = [(city, name) for cities, name in LABEL_FILES[area].values() for city in cities]
     original, corrected = (
         "splits/{city}/{name}.txt",
@@ -147,7 +147,7 @@ class _Label:
     tiles: tuple[int, ...]  # the positive, then the three semi-positives
 
 
-def _read_tiles(source_folder: Source) -> dict[str, _Tile]:
+def _read_tiles(source_folder: SourceFolder) -> dict[str, _Tile]:
     """All tiles by name, numbered city by city in the order of satellite_list.txt."""
     tiles: dict[str, _Tile] = {}
     for city in CITIES:
@@ -163,7 +163,7 @@ def _read_tiles(source_folder: Source) -> dict[str, _Tile]:
 
 
 def _read_labels(
-    source_folder: Source, tiles: dict[str, _Tile], area: Area, path: str
+    source_folder: SourceFolder, tiles: dict[str, _Tile], area: Area, path: str
 ) -> Iterator[_Label]:
     """The rows of the train source_folder, city by city, then of the test source_folder."""
     for split, (cities, name) in LABEL_FILES[area].items():
@@ -199,7 +199,7 @@ def _position(at: str, name: str, parts: Sequence[str], form: str) -> tuple[floa
 
 
 def _references(
-    source_folder: Source,
+    source_folder: SourceFolder,
     layout: _Layout,
     tiles: dict[str, _Tile],
     labels: Sequence[_Label],

@@ -120,7 +120,7 @@ class EncoderActor:
         finally:
             self._parts.discard(held)
 
-    def rest(self) -> None:
+    def release_gpu_memory(self) -> None:
         """Give back the GPU memory that is only kept for the next batch."""
         if self._device.type == "cuda":
             import torch
@@ -207,7 +207,10 @@ class EncoderPool:
                 yield self._actors
             finally:
                 with suppress(RayError):  # of one that is starting again: its cache is empty
-                    ray.get([actor.rest.remote() for actor in self._actors], timeout=timeout_s)
+                    ray.get(
+                        [actor.release_gpu_memory.remote() for actor in self._actors],
+                        timeout=timeout_s,
+                    )
 
     def _start(self, timeout_s: float) -> tuple[Any, ...]:
         cfg = self._config.embedding

@@ -160,7 +160,9 @@ def prune_checkpoints(run: str, *, keep: int, epochs: Collection[int], since: in
             files.remove(uri)
 
 
-def stamp_of(config: RunConfig, encoder: Encoder, checkpoint: str, fingerprint: str) -> Stamp:
+def checkpoint_stamp(
+    config: RunConfig, encoder: Encoder, checkpoint: str, fingerprint: str
+) -> Stamp:
     """The stamp of what is computed from a checkpoint."""
     info = open_published(checkpoint, "checkpoint").info
     return Stamp(

@@ -72,19 +72,19 @@ class EmbeddingReport:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class WrittenPart:
     """What was made of a part: its file, and why images were left out."""
 
     part: Part
     bad: tuple[str, ...]
 
     @classmethod
-    def of(cls, value: Row) -> Self:
+    def from_row(cls, value: Row) -> Self:
         return cls(Part(**value["part"]), tuple(value["bad"]))
 
 
 @dataclass(frozen=True)
-class _Job:
+class EmbeddingJob:
     """What every task knows."""
 
     actors: tuple[Any, ...]
@@ -128,7 +128,7 @@ def embed(
     encoding = Encoding(checkpoint, weights, numerics, target, cfg.batch_size, cfg.dtype)
     key = _job_key(config, numerics, stamp)
     with pool.job() as actors:
-        job = _Job(
+        job = EmbeddingJob(
             actors,
             target,
             ray.put(encoding),
@@ -138,7 +138,7 @@ def embed(
             config.ray.start_timeout_s,
         )
         results = _run(job, parts, total, on_progress)
-    outcomes = [_Outcome.of(json.loads(row["outcome"])) for row in results]
+    outcomes = [WrittenPart.from_row(json.loads(row["outcome"])) for row in results]
     bad = tuple(reason for outcome in outcomes for reason in outcome.bad)
     for view, table in tables.items():
         if not sum(
@@ -209,7 +209,7 @@ def part_key(job_key: str, view: str, table: ImageTable) -> str:
     )
 
 
-def _run(job: _Job, parts: list[Row], total: int, on_progress: Update) -> list[Row]:
+def _run(job: EmbeddingJob, parts: list[Row], total: int, on_progress: Update) -> list[Row]:
     """The rows of the finished parts, by view and number. Raises BadImageError and RunError as embed does."""
     done, results = 0, []
     try:
@@ -228,7 +228,7 @@ def _run(job: _Job, parts: list[Row], total: int, on_progress: Update) -> list[R
     return sorted(results, key=lambda row: (row["view"], row["part"]))
 
 
-def _stream(job: _Job, parts: list[Row]) -> Generator[Row, None, None]:
+def _stream(job: EmbeddingJob, parts: list[Row]) -> Generator[Row, None, None]:
     """Run the job; yields a row for each finished part, in any order."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised and said once
@@ -241,7 +241,7 @@ def _stream(job: _Job, parts: list[Row]) -> Generator[Row, None, None]:
     yield from results.iter_rows()
 
 
-def _embed_part(row: Row, *, job: _Job) -> Row:
+def _embed_part(row: Row, *, job: EmbeddingJob) -> Row:
     """Task: what an earlier job committed of a part from the same, or the part made and committed now."""
     started, target, name = time.time(), job.target, f"{row['view']}/part-{row['part']:05d}.parquet"
     result = {key: row[key] for key in ("view", "part", "images")}
@@ -258,10 +258,10 @@ def _embed_part(row: Row, *, job: _Job) -> Row:
         part_key(job.key, row["view"], row["table"]),
     )
 
-    def files_of(outcome: _Outcome) -> Files:
+    def files_of(outcome: WrittenPart) -> Files:
         return [(target, outcome.part)]
 
-    outcome = read_commit(uri, key, _Outcome.of, files_of)
+    outcome = read_commit(uri, key, WrittenPart.from_row, files_of)
     if outcome is not None and not outcome.bad:  # an image that was left out may have been mended
         return {**result, "outcome": json.dumps(asdict(outcome)), "finished": started}
     try:
@@ -271,7 +271,7 @@ def _embed_part(row: Row, *, job: _Job) -> Row:
         )
     except (BadImageError, RunError) as error:
         return {**result, "fault": type(error).__name__, "message": str(error), "finished": started}
-    outcome = _Outcome(encoded.part, bad)
+    outcome = WrittenPart(encoded.part, bad)
     write_commit(uri, key, outcome)
     result |= {"reused": False, "actor": encoded.actor, "started": max(started, encoded.ready)}
     return {**result, "outcome": json.dumps(asdict(outcome)), "finished": encoded.finished}

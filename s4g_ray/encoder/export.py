@@ -14,7 +14,7 @@ from s4g_ray.encoder.weights import WEIGHTS, encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import open_published
-from s4g_ray.storage.s3_retries import raise_outage
+from s4g_ray.storage.s3_retries import reraise_outage
 
 PUBLISHED_WEIGHTS = "model.pth"
 
@@ -56,6 +56,6 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         files.write_bytes(files.join(target, PUBLISHED_WEIGHTS), published.getvalue())
         files.write_json(files.join(target, DESCRIPTION), description)
     except OSError as error:
-        raise_outage(error)
+        reraise_outage(error)
         raise InputError(str(error)) from error
     return description

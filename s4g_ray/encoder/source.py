@@ -39,7 +39,7 @@ def find_checkpoint(run: str, epoch: int | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class EncoderSource:
     """Where an encoder comes from: its configuration, and a run's checkpoint or else model.pretrained."""
 
     uri: str
@@ -63,7 +63,7 @@ class Source:
 
 def open_source(
     uri: str, data_uri: str, *, config: RunConfig | None = None, epoch: int | None = None
-) -> Source:
+) -> EncoderSource:
     """Open a run's folder, an exported folder, or a file of weights, for use on a data set.
 
     A file of weights takes its architecture and sizes from model.json beside it, or from `config`, which goes
@@ -78,7 +78,7 @@ def open_source(
         checkpoint = find_checkpoint(path, epoch)
         chosen = files.read_json(files.join(path, "run.json")).get("numerics")
         config = config or load_config(files.join(path, "config.yaml"))
-        return Source(
+        return EncoderSource(
             path, _on(config, data_uri), checkpoint, Numerics(**chosen) if chosen else None
         )
     folder = path.rpartition("/")[0] if is_file else path
@@ -96,7 +96,7 @@ def open_source(
     if epoch is not None:
         raise InputError(f"{uri} is no run's folder: it has no epochs to choose from")
     model = config.model.model_copy(update={"pretrained": weights})
-    return Source(path, _on(config.model_copy(update={"model": model}), data_uri))
+    return EncoderSource(path, _on(config.model_copy(update={"model": model}), data_uri))
 
 
 def _on(config: RunConfig, data_uri: str) -> RunConfig:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_retries import raise_outage
+from s4g_ray.storage.s3_retries import reraise_outage
 
 StateDict = Mapping[str, Tensor]
 WEIGHTS = "model.safetensors"  # in a checkpoint
@@ -63,7 +63,7 @@ def read_state(uri: str) -> StateDict:
     try:
         data = files.read_bytes(path)
     except OSError as error:
-        raise_outage(error)
+        reraise_outage(error)
         raise InputError(f"cannot read weights: {error}") from error
     try:
         if path.endswith(".safetensors"):

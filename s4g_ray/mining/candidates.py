@@ -89,7 +89,7 @@ class Filters:
     exclusions: Exclusions | None = None
 
     @classmethod
-    def of(cls, cfg: MiningConfig, k: int, exclusions: Exclusions | None) -> Self:
+    def from_config(cls, cfg: MiningConfig, k: int, exclusions: Exclusions | None) -> Self:
         """Those that a configuration asks for."""
         return cls(k, cfg.max_score, cfg.relative_margin, cfg.range_min, exclusions)
 
@@ -102,7 +102,7 @@ class Widths:
     limit: int
 
     @classmethod
-    def of(cls, references: References, filters: Filters, max_candidates: int) -> Self:
+    def from_references(cls, references: References, filters: Filters, max_candidates: int) -> Self:
         """Enough for the mean place at first; at most `max_candidates`.
 
         Or as many as hold k + range_min other places whichever they are, or as train recall needs, if that is more.

@@ -51,7 +51,7 @@ from s4g_ray.progress import Update, ignore
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published, read_part
-from s4g_ray.storage.parquet import plain
+from s4g_ray.storage.parquet import refuse_extension_types
 from s4g_ray.storage.part_commits import WORK, Files, check_reached, read_commit, write_commit
 
 Row = dict[str, Any]
@@ -93,7 +93,7 @@ class _Tables:
 
 
 @dataclass(frozen=True)
-class _Job:
+class MiningJob:
     """What every task knows."""
 
     search: Searcher
@@ -108,7 +108,7 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class MinedPart:
     """What a task wrote and counted: a part of the graph, candidates of shared places."""
 
     counts: Counts
@@ -118,7 +118,7 @@ class _Outcome:
     high: int = 0
 
     @classmethod
-    def of(cls, value: Row) -> _Outcome:
+    def from_row(cls, value: Row) -> MinedPart:
         parts = {name: value[name] and Part(**value[name]) for name in ("part", "candidates")}
         return cls(Counts.of_json(value["counts"]), low=value["low"], high=value["high"], **parts)
 
@@ -140,11 +140,11 @@ class _Progress:
 
     on_progress: Update
     total: int  # queries
-    outcomes: list[_Outcome] = field(default_factory=list)
+    outcomes: list[MinedPart] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     reused: int = 0
 
-    def add(self, outcome: _Outcome, reused: bool) -> None:
+    def add(self, outcome: MinedPart, reused: bool) -> None:
         """A task is done."""
         self.outcomes.append(outcome)
         self.counts += outcome.counts
@@ -184,7 +184,9 @@ def mine(
     started = time.perf_counter()
     check_ascending(query_ids, "query")
     references = References(reference_ids, reference_places)
-    widths = Widths.of(references, Filters.of(cfg, k, exclusions), cfg.max_candidates)
+    widths = Widths.from_references(
+        references, Filters.from_config(cfg, k, exclusions), cfg.max_candidates
+    )
     if previous == target:
         raise InputError(
             f"{target} cannot be mined beside itself: previous names the graph that is replaced"
@@ -209,13 +211,13 @@ def mine(
     if exclusions is not None and exclusions.radius_m > 0:
         _ = exclusions.places.xyz  # kept there: or each task would reckon them anew
     tables = ray.put(_Tables(query_ids, plan.shared, references, exclusions, sampled))
-    job = _Job(search, version, embeddings, target, cfg, k, widths, key, tables)
+    job = MiningJob(search, version, embeddings, target, cfg, k, widths, key, tables)
     if is_published(target):
         files.remove(target)
     done = _Progress(on_progress, len(query_ids) - plan.missing)
     _run(job, _mine_group, plan.rows, done)
     _run(job, _merge_range, _plan_merges(job, plan, done.outcomes), done)
-    report = MiningReport.of(
+    report = MiningReport.from_counts(
         done.counts,
         k,
         has_previous=previous is not None,
@@ -290,19 +292,19 @@ def _count_missing(embeddings: str, query_ids: Ints, ids: Sequence[Ints], bad_im
     return len(lost)
 
 
-def _run(job: _Job, task: Callable[..., Row], rows: list[Row], done: _Progress) -> None:
+def _run(job: MiningJob, task: Callable[..., Row], rows: list[Row], done: _Progress) -> None:
     """Run a task for each row, num_searchers at a time. Raises RunError with the message of the first that fails."""
     try:
         for row in _stream(job, task, rows) if rows else ():
             if row["fault"]:
                 raise RunError(row["fault"])
-            done.add(_Outcome.of(json.loads(row["outcome"])), row["reused"])
+            done.add(MinedPart.from_row(json.loads(row["outcome"])), row["reused"])
     except RayError as error:
         at = f"after {done.counts.queries} of {done.total} queries"
         raise RunError(f"the mining job failed {at}: {reason_of(error)}") from error
 
 
-def _stream(job: _Job, task: Callable[..., Row], rows: list[Row]) -> Iterator[Row]:
+def _stream(job: MiningJob, task: Callable[..., Row], rows: list[Row]) -> Iterator[Row]:
     """The task's rows, in any order."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised and said once
@@ -315,10 +317,10 @@ def _stream(job: _Job, task: Callable[..., Row], rows: list[Row]) -> Iterator[Ro
     yield from results.iter_rows()
 
 
-def _mine_group(row: Row, *, job: _Job) -> Row:
+def _mine_group(row: Row, *, job: MiningJob) -> Row:
     """Task: the neighbors of the places of a group; candidates where other groups have queries of the place too."""
 
-    def compute() -> _Outcome:
+    def compute() -> MinedPart:
         tables: _Tables = ray.get(job.tables)
         places, kept = _search_group(row, job, tables)
         graph = merge_neighbors(places, kept.neighbors, kept.scores, job.k)
@@ -332,19 +334,19 @@ def _mine_group(row: Row, *, job: _Job) -> Row:
         work = files.join(job.target, WORK)
         part = write_graph_part(work, row["number"], candidates, row_group_size=CANDIDATE_ROWS)
         low, high = int(candidates.place_ids[0]), int(candidates.place_ids[-1])
-        return _Outcome(outcome.counts, outcome.part, part, low, high)
+        return MinedPart(outcome.counts, outcome.part, part, low, high)
 
     return _committed(job, f"group-{row['number']:05d}", job.key, compute)
 
 
-def _search_group(row: Row, job: _Job, tables: _Tables) -> tuple[Ints, Kept]:
+def _search_group(row: Row, job: MiningJob, tables: _Tables) -> tuple[Ints, Kept]:
     """The places of a group's queries, and what each keeps."""
     parts = [Part(**part) for part in json.loads(row["parts"])]
     table = pa.concat_tables(
         pq.read_table(io.BytesIO(read_part(job.embeddings, part)), partitioning=None)
         for part in parts
     )
-    table = plain(table, job.embeddings).combine_chunks()
+    table = refuse_extension_types(table, job.embeddings).combine_chunks()
     mined = rows_of(tables.query_ids, table["id"].to_numpy()) >= 0
     vectors = (
         table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[mined]
@@ -355,14 +357,14 @@ def _search_group(row: Row, job: _Job, tables: _Tables) -> tuple[Ints, Kept]:
         vectors.astype(np.float32, copy=False),
         own,
         tables.references,
-        Filters.of(job.cfg, job.k, tables.exclusions),
+        Filters.from_config(job.cfg, job.k, tables.exclusions),
         job.widths,
         block=job.cfg.query_block,
     )
     return own, kept
 
 
-def _plan_merges(job: _Job, plan: _Plan, outcomes: list[_Outcome]) -> list[Row]:
+def _plan_merges(job: MiningJob, plan: _Plan, outcomes: list[MinedPart]) -> list[Row]:
     """A row for each range of shared places: the candidates that may hold them."""
     rows, ranges = [], cut_ranges(plan.shared, plan.num_groups, job.cfg.part_queries)
     for number, (low, high) in enumerate(ranges, start=len(plan.rows)):
@@ -374,10 +376,10 @@ def _plan_merges(job: _Job, plan: _Plan, outcomes: list[_Outcome]) -> list[Row]:
     return rows
 
 
-def _merge_range(row: Row, *, job: _Job) -> Row:
+def _merge_range(row: Row, *, job: MiningJob) -> Row:
     """Task: the neighbors of a range of shared places, from the candidates of all groups."""
 
-    def compute() -> _Outcome:
+    def compute() -> MinedPart:
         uris = [files.join(job.target, WORK, part["name"]) for part in json.loads(row["parts"])]
         found = [read_rows(uri, row["low"], row["high"], job.k) for uri in uris]
         places, neighbors, scores = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -390,14 +392,14 @@ def _merge_range(row: Row, *, job: _Job) -> Row:
     return _committed(job, f"merge-{row['number']:05d}", key, compute)
 
 
-def _committed(job: _Job, name: str, key: str, compute: Callable[[], _Outcome]) -> Row:
+def _committed(job: MiningJob, name: str, key: str, compute: Callable[[], MinedPart]) -> Row:
     """What an earlier job committed under that name from the same key, or what is computed and committed now."""
     uri = files.join(job.target, WORK, f"{name}.json")
 
-    def files_of(outcome: _Outcome) -> Files:
+    def files_of(outcome: MinedPart) -> Files:
         return [(job.target, outcome.part), (files.join(job.target, WORK), outcome.candidates)]
 
-    outcome, reused = read_commit(uri, key, _Outcome.of, files_of), True
+    outcome, reused = read_commit(uri, key, MinedPart.from_row, files_of), True
     if outcome is None:
         try:
             outcome, reused = compute(), False
@@ -407,19 +409,19 @@ def _committed(job: _Job, name: str, key: str, compute: Callable[[], _Outcome]) 
     return {"fault": "", "outcome": json.dumps(asdict(outcome)), "reused": reused}
 
 
-def _write_part(job: _Job, number: int, graph: NeighborGraph, counts: Counts) -> _Outcome:
+def _write_part(job: MiningJob, number: int, graph: NeighborGraph, counts: Counts) -> MinedPart:
     """Write a part of the graph, when it has places, and count it."""
     if not len(graph.place_ids):
-        return _Outcome(counts, None)
+        return MinedPart(counts, None)
     previous: SampledRows | None = ray.get(job.tables).previous
     compared = previous.compare(graph) if previous is not None else ()
-    return _Outcome(
+    return MinedPart(
         counts + Counts.of_graph(graph, *compared), write_graph_part(job.target, number, graph)
     )
 
 
 def _publish(
-    target: str, outcomes: list[_Outcome], k: int, stamp: Stamp, metrics: dict[str, Any]
+    target: str, outcomes: list[MinedPart], k: int, stamp: Stamp, metrics: dict[str, Any]
 ) -> None:
     """Publish what was written; what lies beside it from an earlier job goes. Raises RunError for lost parts."""
     parts = sorted((o.part for o in outcomes if o.part), key=lambda part: part.name)

@@ -91,7 +91,7 @@ class MiningReport:
     reused_parts: int
 
     @classmethod
-    def of(
+    def from_counts(
         cls,
         counts: Counts,
         k: int,

@@ -33,9 +33,9 @@ from s4g_ray.pipeline.preflight import check_against_dataset, check_index, check
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
-from s4g_ray.pipeline.rounds.graphs import Graphs
+from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
-from s4g_ray.pipeline.rounds.mining_round import RoundWork, Span, overlap
+from s4g_ray.pipeline.rounds.mining_round import MiningRound, Span, overlap
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.pipeline.run_folder import Record, RunFolder, RunResult, result_of
 from s4g_ray.progress import Reporter, Update
@@ -54,26 +54,26 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
     anything is written), RunError when the run cannot go on.
     """
     s3_settings.apply(config.storage)
-    told = Preemption()
-    with told.watched():
+    preemption = Preemption()
+    with preemption.watched():
         dataset = open_dataset(config.data.uri)
         check_against_dataset(config, dataset)
         folder = RunFolder.open(config, dataset, resume=resume)
         start = newest_checkpoint(folder.uri)
         with (
             ray_session(config) as nodes,
-            told.watched(),
+            preemption.watched(),
         ):  # again: Ray has put a handler of its own there
             try:
-                told.check()
+                preemption.check()
                 num_pairs = len(dataset.pairs(config.data.train_split))
                 fits = partial(check_resources, config, num_pairs=num_pairs)
                 reporter = reporter or Reporter()
                 await_room(
-                    config.ray, fits, nodes, reporter, tick=told.check
+                    config.ray, fits, nodes, reporter, tick=preemption.check
                 )  # before weights are downloaded
                 encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
-                runner = _Run(config, dataset, folder, encoder, reporter, told)
+                runner = _Run(config, dataset, folder, encoder, reporter, preemption)
                 runner.check()
                 folder.start()
                 runner.go(start)
@@ -92,15 +92,15 @@ class _Run:
         folder: RunFolder,
         encoder: Encoder,
         reporter: Reporter,
-        told: Preemption,
+        preemption: Preemption,
     ) -> None:
         data = config.data.model_copy(update={"uri": dataset.uri})
         self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
         self.dataset, self.folder, self.reporter = dataset, folder, reporter
-        self.graphs = Graphs.of(self.config, dataset, folder)
+        self.graphs = RunGraphs.from_config(self.config, dataset, folder)
         self.planner, self.schedule = Planner(self.graphs), Schedule(self.config)
         self.encoder = encoder  # as the run starts
-        self.told = told
+        self.preemption = preemption
         self.waits: list[Span] = []  # of the workers, for their plans
         self.plans: dict[int, Future[Record]] = {}
         self.finished = 0  # the last finished epoch
@@ -151,7 +151,7 @@ class _Run:
     def _train(self, start: Checkpoint, numerics: Numerics) -> None:
         """Set the stage: actors for rounds, their coordinator, the planner's thread, the workers."""
         miner, pool = Miner(self.graphs, self.reporter), EncoderPool(self.config)
-        self.rounds = RoundWork(
+        self.rounds = MiningRound(
             self.graphs, self.schedule, miner, pool, self.encoder, numerics, self.reporter
         )
         past = range(start.epoch + 1)
@@ -214,14 +214,14 @@ class _Run:
         begun: a checkpoint within the epoch is gone on from, with the plan that is there.
         """
         if begun:
-            record = load_record(self.planner.uri(epoch))
+            record = load_record(self.planner.plan_uri(epoch))
         else:
             late = partial(self._is_due, epoch)
             version = self.coordinator.graph_for(epoch, late=late, check=self._check)
             started = time.perf_counter()
-            record = self.planner.plan(epoch, version, due=self.schedule.version_for(epoch))
+            record = self.planner.plan_epoch(epoch, version, due=self.schedule.version_for(epoch))
             record["plan_s"] = time.perf_counter() - started
-        self.training.post_plan(epoch, self.planner.uri(epoch))
+        self.training.post_plan(epoch, self.planner.plan_uri(epoch))
         return record
 
     def _is_due(self, epoch: int) -> bool:
@@ -230,7 +230,7 @@ class _Run:
 
     def _check(self) -> None:
         """Raises what ends the run, wherever it waits."""
-        self.told.check()
+        self.preemption.check()
         if self.over.is_set():
             raise PreemptedError
 
@@ -254,9 +254,9 @@ class _Run:
                 for plan in [plan for plan in self.plans.values() if plan.done()]:
                     plan.result()
                 for message in self.training.take():
-                    self._hear(epoch, message, update)
+                    self.handle_message(epoch, message, update)
 
-    def _hear(self, epoch: int, message: Message, update: Update) -> None:
+    def handle_message(self, epoch: int, message: Message, update: Update) -> None:
         """What the workers say in an epoch."""
         kind = message.pop("kind")
         if kind == "bad_images":
@@ -335,7 +335,7 @@ class _Run:
                     self.folder.log("step", **line)
             if "record" in info and not self.folder.find("epoch", start.epoch):
                 self.folder.log(
-                    "epoch", **info["record"], **load_record(self.planner.uri(start.epoch))
+                    "epoch", **info["record"], **load_record(self.planner.plan_uri(start.epoch))
                 )
 
     def _preempt(self) -> None:
@@ -350,7 +350,7 @@ class _Run:
                 while training and time.monotonic() < self.deadline:
                     for message in self.training.take(0.5):
                         training = training and message["kind"] != "stopped"
-                        self._hear(self.finished + 1, message, update)
+                        self.handle_message(self.finished + 1, message, update)
                     training = training and self.training.is_training
         except (RunError, InputError) as error:
             self.reporter.line(f"           {error}")

@@ -9,10 +9,10 @@ from typing import Any
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.pipeline.rounds.graphs import Collection, Graphs
+from s4g_ray.pipeline.rounds.graphs import Collection, RunGraphs
 from s4g_ray.pipeline.run_folder import Record
-from s4g_ray.sampling.cell_tasks import plan_on_cluster
-from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.cell_tasks import plan_cells_on_cluster
+from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage.manifest import open_published
@@ -21,16 +21,18 @@ from s4g_ray.storage.manifest import open_published
 class Planner:
     """Plans the epochs of a run and saves the plans in its folder."""
 
-    def __init__(self, graphs: Graphs) -> None:
+    def __init__(self, graphs: RunGraphs) -> None:
         self.graphs, self.config = graphs, graphs.config
         self.pairs: PairTable = graphs.dataset.pairs(graphs.config.data.train_split)
-        self._read: dict[Collection, tuple[str, PlaceRows]] = {}  # the graphs that were used last
+        self._read: dict[
+            Collection, tuple[str, CompactGraph]
+        ] = {}  # the graphs that were used last
 
-    def uri(self, epoch: int) -> str:
+    def plan_uri(self, epoch: int) -> str:
         """Where an epoch's plan lies."""
         return self.graphs.folder.path(f"plans/epoch={epoch:04d}.parquet")
 
-    def plan(self, epoch: int, version: int | None, *, due: int | None) -> Record:
+    def plan_epoch(self, epoch: int, version: int | None, *, due: int | None) -> Record:
         """Build and save the plan of an epoch from a version of the graphs; what became of the pairs.
 
         due: the version that the epoch was to use, had it not been late.
@@ -42,7 +44,7 @@ class Planner:
             self.graphs.write_geographic()
         plan = self._pairs_plan(epoch, version)
         if not len(plan.batches):
-            most = self.graphs.exclusions.most if self.graphs.exclusions else 0
+            most = self.graphs.exclusions.max_partners if self.graphs.exclusions else 0
             raise InputError(
                 f"no batch of {self.config.train.batch_size} places can be built: each place may not meet up to"
                 f" {most} others; lower sampling.exclude_radius_m or train.batch_size"
@@ -63,7 +65,7 @@ class Planner:
         if self.graphs.gallery is not None:
             plan, more = self._with_gallery(plan, epoch, version)
             record.update(more)
-        plan.save(self.uri(epoch), self.pairs, record=json.dumps(record))
+        plan.save(self.plan_uri(epoch), self.pairs, record=json.dumps(record))
         return record
 
     def _pairs_plan(self, epoch: int, version: int | None) -> BatchPlan:
@@ -80,7 +82,7 @@ class Planner:
         if version is None:
             return plan_batches(self.pairs, None, **options)
         if len(self.pairs) > cfg.max_pairs_per_cell:
-            return plan_on_cluster(
+            return plan_cells_on_cluster(
                 self.pairs,
                 self._graph(version),
                 graphs.places,
@@ -108,14 +110,14 @@ class Planner:
             f"gallery_{name}": count for name, count in counts.items()
         }
 
-    def _rows(self, version: int, collection: Collection = "pairs") -> PlaceRows:
+    def _rows(self, version: int, collection: Collection = "pairs") -> CompactGraph:
         """A graph in rows of its places, kept until another is used."""
         graphs, uri = self.graphs, self._graph(version, collection)
         if self._read.get(collection, ("", None))[0] != uri:
             self._read.pop(collection, None)  # before the next is read
             gallery = graphs.gallery if collection == "gallery" else None
             among = None if gallery is None else gallery.places.ids
-            rows = PlaceRows.read(uri, graphs.places.ids, graphs.width(collection), among=among)
+            rows = CompactGraph.read(uri, graphs.places.ids, graphs.width(collection), among=among)
             self._read[collection] = uri, rows
         return self._read[collection][1]
 

@@ -18,15 +18,15 @@ from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph_part
 from s4g_ray.errors import RunError
 from s4g_ray.sampling.cells import Cell, CellTree, PlanOptions, plan_tree
-from s4g_ray.sampling.compact_graph import PlaceLookup, fill_rows
-from s4g_ray.sampling.exclusion_table import Bars
-from s4g_ray.sampling.sampler import Protocol, check_sizes, place_rows
+from s4g_ray.sampling.compact_graph import IdLookup, fill_rows
+from s4g_ray.sampling.exclusion_table import ExclusionTable
+from s4g_ray.sampling.sampler import Protocol, check_sizes, rows_of_pairs
 from s4g_ray.storage.manifest import Part, open_published
 
 PLANNER_CPUS = 0.5  # logical, of a task that splits a part of a graph or plans a cell
 
 
-def plan_on_cluster(
+def plan_cells_on_cluster(
     pairs: PairTable,
     graph_uri: str | None,
     places: Places,
@@ -49,8 +49,8 @@ def plan_on_cluster(
     """
     check_sizes(batch_size, num_hard_negatives, neighbor_pool_size)
     options = PlanOptions(batch_size, num_hard_negatives, neighbor_pool_size, seed, epoch)
-    lookup = PlaceLookup.of(places.ids)
-    place_of_pair = place_rows(pairs, lookup)
+    lookup = IdLookup.from_ids(places.ids)
+    place_of_pair = rows_of_pairs(pairs, lookup)
     tree = CellTree.divide(places, place_of_pair, max_pairs_per_cell, options)
     remote = _remote(cpus_per_task)
     fragments = _split_graph(graph_uri, neighbor_pool_size, ray.put(lookup), tree, remote)
@@ -58,7 +58,7 @@ def plan_on_cluster(
     return plan_tree(
         tree,
         cells,
-        ray.put(Bars.of(exclusions, lookup)),
+        ray.put(ExclusionTable.from_exclusions(exclusions, lookup)),
         options,
         protocol,
         call=lambda function, *arguments: remote(function, 2, *arguments),
@@ -107,12 +107,12 @@ def _split_graph(
         return iter([[] for _ in tree.leaves])
     manifest, num_cells = open_published(uri, "neighbors"), len(tree.leaves)
     common = min(width, int(manifest.info["k"])), lookup, ray.put(tree.leaf_of_place), num_cells
-    by_part = [remote(split_part, num_cells, uri, part, *common) for part in manifest.parts]
+    by_part = [remote(split_graph_part, num_cells, uri, part, *common) for part in manifest.parts]
     return (list(of_cell) for of_cell in zip(*by_part, strict=True))
 
 
-def split_part(
-    uri: str, part: Part, width: int, lookup: PlaceLookup, leaf_of_place: Rows32, num_cells: int
+def split_graph_part(
+    uri: str, part: Part, width: int, lookup: IdLookup, leaf_of_place: Rows32, num_cells: int
 ) -> list[Cell] | Cell:
     """The rows of one part of a graph by cell, without pairs; neighbors that are no place are dropped."""
     graph = read_graph_part(uri, part)
@@ -123,7 +123,7 @@ def split_part(
         rows,
         lookup,
         graph,
-        PlaceLookup.of(own.astype(np.int64)).rows(at.astype(np.int64)),
+        IdLookup.from_ids(own.astype(np.int64)).rows(at.astype(np.int64)),
         threads=1,
     )
     leaves = leaf_of_place[own]

@@ -22,10 +22,10 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.sphere import unit_sphere
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.sampling.compact_graph import PlaceLookup, PlaceRows, find_row
-from s4g_ray.sampling.exclusion_table import Bars
-from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, Turns, assemble, count_hard
-from s4g_ray.sampling.sampler import PLAN_STREAM, Protocol, check_sizes, place_rows
+from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup, find_row
+from s4g_ray.sampling.exclusion_table import ExclusionTable
+from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, VisitOrder, count_hard, fill_batches
+from s4g_ray.sampling.sampler import PLAN_STREAM, Protocol, check_sizes, rows_of_pairs
 
 ROOT = 1  # the node of the whole; node n is divided into 2 n and 2 n + 1
 CUT = (
@@ -147,7 +147,7 @@ def _cut(ordered: Rows32, weights: Ints, share: float) -> tuple[Rows32, Rows32]:
 
 def plan_cells(
     pairs: PairTable,
-    graph: PlaceRows | None,
+    graph: CompactGraph | None,
     places: Places,
     *,
     batch_size: int,
@@ -166,12 +166,12 @@ def plan_cells(
     options = PlanOptions(batch_size, num_hard_negatives, neighbor_pool_size, seed, epoch)
     if graph is not None and not np.array_equal(graph.places, places.ids):
         raise ValueError(
-            "the graph is not in rows of the places; make it with PlaceRows.read(uri, places.ids, width)"
+            "the graph is not in rows of the places; make it with CompactGraph.read(uri, places.ids, width)"
         )
-    lookup = PlaceLookup.of(places.ids)
-    place_of_pair = place_rows(pairs, lookup)
+    lookup = IdLookup.from_ids(places.ids)
+    place_of_pair = rows_of_pairs(pairs, lookup)
     tree = CellTree.divide(places, place_of_pair, max_pairs_per_cell, options)
-    bars = Bars.of(exclusions, lookup)
+    bars = ExclusionTable.from_exclusions(exclusions, lookup)
     known = (
         [] if graph is None else [Cell.of_graph(np.arange(len(places), dtype=np.int32), graph.rows)]
     )
@@ -228,13 +228,15 @@ def _in_turn(leaves: list[Ints], upper: list[Ints]) -> Ints:
     return np.concatenate([np.concatenate(leaves)[np.argsort(turns, kind="stable")], *upper])
 
 
-def plan_cell(options: PlanOptions, node: int, bars: Bars, *parts: Cell) -> tuple[Planned, Cell]:
+def plan_cell(
+    options: PlanOptions, node: int, bars: ExclusionTable, *parts: Cell
+) -> tuple[Planned, Cell]:
     """Plan what the parts hold together: full batches, and the pairs that are left over with their neighbors."""
     cell, local = _merge(parts)
     rng = options.rng(node.bit_length(), node)
-    turns = Turns.draw(local.rows(cell.place_of_pair.astype(np.int64)), len(cell.places), rng)
+    turns = VisitOrder.draw(local.rows(cell.place_of_pair.astype(np.int64)), len(cell.places), rng)
     _number_locally(cell.rows, local)
-    built = assemble(
+    built = fill_batches(
         turns,
         cell.rows,
         bars.take(cell.places.astype(np.int64)),
@@ -252,12 +254,12 @@ def plan_cell(options: PlanOptions, node: int, bars: Bars, *parts: Cell) -> tupl
     return Planned(batches, num_hard), Cell(cell.pairs[lost], cell.place_of_pair[lost], kept, rows)
 
 
-def _merge(parts: Sequence[Cell]) -> tuple[Cell, PlaceLookup]:
+def _merge(parts: Sequence[Cell]) -> tuple[Cell, IdLookup]:
     """All pairs of the parts, with what the parts know of the neighbors of their places; and where each place is."""
     pairs, place_of_pair = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     places = np.unique(place_of_pair)
     rows = np.full((len(places), max(part.rows.shape[1] for part in parts)), -1, dtype=np.int32)
-    lookup = PlaceLookup.of(places.astype(np.int64))
+    lookup = IdLookup.from_ids(places.astype(np.int64))
     for part in parts:
         at = lookup.rows(part.places.astype(np.int64))
         rows[at[at >= 0], : part.rows.shape[1]] = part.rows[at >= 0]
@@ -265,7 +267,7 @@ def _merge(parts: Sequence[Cell]) -> tuple[Cell, PlaceLookup]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _number_locally(rows: Rows32, local: PlaceLookup) -> None:  # pragma: no cover (compiled)
+def _number_locally(rows: Rows32, local: IdLookup) -> None:  # pragma: no cover (compiled)
     """In place (rows may fill most of the memory): rows of the whole -> of the cell; -2 - row where not in the cell."""
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):

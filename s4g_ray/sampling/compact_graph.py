@@ -19,7 +19,7 @@ DENSE_SPAN = (
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: consecutive ids spread over the table
 
 
-class PlaceLookup(NamedTuple):
+class IdLookup(NamedTuple):
     """Finds the row of an id: a table over their range where that is dense, else an open-addressing hash table."""
 
     places: Ints
@@ -28,7 +28,7 @@ class PlaceLookup(NamedTuple):
     shift: int  # of the hash; 0: the table is dense
 
     @classmethod
-    def of(cls, places: Ints) -> PlaceLookup:
+    def from_ids(cls, places: Ints) -> IdLookup:
         """For places[P], ascending. Raises ValueError when they are not, or are more than an int32 counts."""
         if len(places) > np.iinfo(np.int32).max:
             raise ValueError(
@@ -55,7 +55,7 @@ class PlaceLookup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PlaceRows:
+class CompactGraph:
     """A neighbor graph: places[P] int64, ascending; rows[P, K] int32, nearest first, -1 pads at the end.
 
     They are rows of `places`, or of the `among`, ascending too, that it was made with. Neighbors that are none of
@@ -66,10 +66,10 @@ class PlaceRows:
     rows: Rows32
 
     @classmethod
-    def of(
+    def from_graph(
         cls, graph: NeighborGraph, places: Ints, width: int, *, among: Ints | None = None
-    ) -> PlaceRows:
-        """The nearest `width` neighbors, of those that are known. Raises ValueError as PlaceLookup.of does."""
+    ) -> CompactGraph:
+        """The nearest `width` neighbors, of those that are known. Raises ValueError as IdLookup.of does."""
         k = graph.neighbors.shape[1]
         part = GraphPart(
             graph.place_ids, np.arange(len(graph.place_ids) + 1) * k, graph.neighbors.ravel()
@@ -77,7 +77,7 @@ class PlaceRows:
         return cls._of_parts([part], places, min(width, k), among)
 
     @classmethod
-    def read(cls, uri: str, places: Ints, width: int, *, among: Ints | None = None) -> PlaceRows:
+    def read(cls, uri: str, places: Ints, width: int, *, among: Ints | None = None) -> CompactGraph:
         """As `of`, from a published graph, part by part: memory is the result and one part.
 
         Raises RunError when it is unpublished or altered.
@@ -89,9 +89,9 @@ class PlaceRows:
     @classmethod
     def _of_parts(
         cls, parts: Iterable[GraphPart], places: Ints, width: int, among: Ints | None
-    ) -> PlaceRows:
-        own = PlaceLookup.of(places)
-        known = own if among is None else PlaceLookup.of(among)
+    ) -> CompactGraph:
+        own = IdLookup.from_ids(places)
+        known = own if among is None else IdLookup.from_ids(among)
         rows = np.full((len(places), width), -1, dtype=np.int32)
         for part in parts:
             fill_rows(rows, known, part, own.rows(part.places))
@@ -101,7 +101,7 @@ class PlaceRows:
 
 def fill_rows(
     rows: Rows32,
-    known: PlaceLookup,
+    known: IdLookup,
     part: GraphPart,
     targets: Rows32,
     *,
@@ -127,7 +127,7 @@ def _fill_hash_table(
 
 
 @numba.njit(cache=True)
-def find_row(lookup: PlaceLookup, place: Any) -> Any:  # pragma: no cover (compiled)
+def find_row(lookup: IdLookup, place: Any) -> Any:  # pragma: no cover (compiled)
     """The row of a place id, -1 when there is none."""
     if lookup.shift == 0:
         at = place - lookup.low
@@ -141,7 +141,7 @@ def find_row(lookup: PlaceLookup, place: Any) -> Any:  # pragma: no cover (compi
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_all(lookup: PlaceLookup, ids: Ints, found: Rows32) -> None:  # pragma: no cover (compiled)
+def _find_all(lookup: IdLookup, ids: Ints, found: Rows32) -> None:  # pragma: no cover (compiled)
     for i in range(len(ids)):
         found[i] = find_row(lookup, ids[i])
 
@@ -151,7 +151,7 @@ def _fill_rows(
     start: int,
     stop: int,
     rows: Rows32,
-    lookup: PlaceLookup,
+    lookup: IdLookup,
     targets: Rows32,
     offsets: Ints,
     ids: Ints,

@@ -10,12 +10,12 @@ from s4g_ray.arrays import Floats64, Ints, Rows32
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.sphere import chord_of, unit_sphere
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.sampling.compact_graph import PlaceLookup
+from s4g_ray.sampling.compact_graph import IdLookup
 
 PLACES_PER_BLOCK = 200_000  # whose coordinates are converted at once: bounds the temporaries
 
 
-class Bars(NamedTuple):
+class ExclusionTable(NamedTuple):
     """Over the rows of P places: named pairs, and all within a radius of each other. O(P + named pairs) memory.
 
     Place p never meets members[starts[p] : starts[p + 1]] (both directions are there; starts is empty when
@@ -29,7 +29,9 @@ class Bars(NamedTuple):
     chord: float
 
     @classmethod
-    def of(cls, exclusions: NeighborGraph | Exclusions | None, lookup: PlaceLookup) -> Bars:
+    def from_exclusions(
+        cls, exclusions: NeighborGraph | Exclusions | None, lookup: IdLookup
+    ) -> ExclusionTable:
         """In rows of the lookup's places; pairs with other places are dropped."""
         places, nowhere = lookup.places, np.zeros((0, 3))
         if exclusions is None:
@@ -43,17 +45,17 @@ class Bars(NamedTuple):
         named = _by_first(lookup.rows(semi.first), lookup.rows(semi.second), len(places))
         return cls(*named, _xyz_of(exclusions, places) if radius > 0 else nowhere, chord_of(radius))
 
-    def take(self, rows: Ints) -> Bars:
+    def take(self, rows: Ints) -> ExclusionTable:
         """In rows of some of the places, rows[p], ascending. Copied: kernels are compiled anew for read-only arrays."""
         xyz = self.xyz[rows] if len(self.xyz) else self.xyz.copy()
         if not len(self.starts):
-            return Bars(self.starts.copy(), self.members.copy(), xyz, self.chord)
+            return ExclusionTable(self.starts.copy(), self.members.copy(), xyz, self.chord)
         counts = self.starts[rows + 1] - self.starts[rows]
         first = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
         offsets = np.repeat(self.starts[rows] - np.cumsum(counts) + counts, counts)
         members = self.members[np.arange(len(first)) + offsets]
-        return Bars(
-            *_by_first(first, PlaceLookup.of(rows).rows(members.astype(np.int64)), len(rows)),
+        return ExclusionTable(
+            *_by_first(first, IdLookup.from_ids(rows).rows(members.astype(np.int64)), len(rows)),
             xyz,
             self.chord,
         )

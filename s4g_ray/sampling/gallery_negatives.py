@@ -13,7 +13,7 @@ from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.places import Places
 from s4g_ray.data.sphere import chord_of, unit_sphere
 from s4g_ray.data.train_split import GalleryReferences
-from s4g_ray.sampling.compact_graph import PlaceLookup, PlaceRows, find_row
+from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup, find_row
 
 GALLERY_STREAM = (
     0x67616C  # keeps this choice's random stream apart from others of the same (seed, epoch)
@@ -32,7 +32,7 @@ class GalleryStats:
 
 def choose_gallery(
     batch_places: Ints,
-    graph: PlaceRows | None,
+    graph: CompactGraph | None,
     references: GalleryReferences,
     *,
     num: int,
@@ -68,30 +68,30 @@ def choose_gallery(
 class _Tables(NamedTuple):
     """What the choice reads, as the compiled functions take it."""
 
-    gallery: PlaceLookup  # of G places
+    gallery: IdLookup  # of G places
     starts: Ints  # [G + 1]; the references of gallery place i are rows starts[i]..starts[i + 1] - 1
-    asking: PlaceLookup  # of P places
+    asking: IdLookup  # of P places
     neighbors: Rows32  # [P, K] of gallery places, -1 pads
     semi_first: Ints  # ascending
     semi_second: Ints
-    positioned: PlaceLookup  # of N places
+    positioned: IdLookup  # of N places
     xyz: Floats64  # [N + 1, 3] of the positioned places; the last, NaN, stands for the position of all others
     gallery_xyz: Floats64  # [G, 3]
     reach: float  # the squared chord up to which places bar each other, -1 for no distance
 
 
 def _tables(
-    graph: PlaceRows | None, references: GalleryReferences, exclusions: Exclusions | None
+    graph: CompactGraph | None, references: GalleryReferences, exclusions: Exclusions | None
 ) -> _Tables:
     none = np.zeros(0, dtype=np.int64)
-    graph = PlaceRows(none, np.zeros((0, 0), dtype=np.int32)) if graph is None else graph
+    graph = CompactGraph(none, np.zeros((0, 0), dtype=np.int32)) if graph is None else graph
     if graph.rows.max(initial=-1) >= len(references.places):
         raise ValueError(
             "the graph is not in rows of the gallery's places; make it with"
-            " PlaceRows.read(uri, places, width, among=references.places.ids)"
+            " CompactGraph.read(uri, places, width, among=references.places.ids)"
         )
     exclusions = (
-        Exclusions(references.places, PlacePairs.of(none, none), 0.0)
+        Exclusions(references.places, PlacePairs.from_arrays(none, none), 0.0)
         if exclusions is None
         else exclusions
     )
@@ -105,13 +105,13 @@ def _tables(
         )
     xyz = np.vstack([unit_sphere(known.lat, known.lon), np.full((1, 3), np.nan)])
     return _Tables(
-        PlaceLookup.of(gallery),
+        IdLookup.from_ids(gallery),
         np.append(np.searchsorted(references.place_ids, gallery), len(references)),
-        PlaceLookup.of(graph.places),
+        IdLookup.from_ids(graph.places),
         graph.rows,
         np.ascontiguousarray(exclusions.semi_positives.first),
         np.ascontiguousarray(exclusions.semi_positives.second),
-        PlaceLookup.of(known.ids),
+        IdLookup.from_ids(known.ids),
         xyz,
         xyz[rows],
         chord_of(radius) ** 2 if radius > 0 else -1.0,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats64, Ints, Rows32, by_rows
-from s4g_ray.sampling.exclusion_table import Bars
+from s4g_ray.sampling.exclusion_table import ExclusionTable
 
 LOOKS_PER_SLOT = 4  # at places that wait, for each slot of a batch, before new pairs get their turn
 LOOKS_PER_PAIR = (
@@ -40,7 +40,7 @@ POSITION, PLACE = 0, 1  # columns of a batch's members
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
-class Turns(NamedTuple):
+class VisitOrder(NamedTuple):
     """The pairs in the order of their turns: places[N], positions[N]; pairs[position] is the pair that stands there."""
 
     places: Rows32
@@ -49,7 +49,7 @@ class Turns(NamedTuple):
     starts: Ints  # [P + 1]: the positions of each place
 
     @classmethod
-    def draw(cls, place_of_pair: Rows32, num_places: int, rng: np.random.Generator) -> Turns:
+    def draw(cls, place_of_pair: Rows32, num_places: int, rng: np.random.Generator) -> VisitOrder:
         """A random order of pairs whose places are place_of_pair[N]."""
         order = np.arange(len(place_of_pair), dtype=np.int32)
         rng.shuffle(order)
@@ -60,7 +60,7 @@ class Turns(NamedTuple):
         return cls(places, positions, pairs, starts)
 
 
-class _Queue(NamedTuple):
+class WaitingPlaces(NamedTuple):
     """Places that wait, each once, in a ring."""
 
     ring: Rows32  # [P]
@@ -68,10 +68,10 @@ class _Queue(NamedTuple):
     cursor: Ints  # READ, FIRST, WAITING
 
 
-def assemble(
-    turns: Turns,
+def fill_batches(
+    turns: VisitOrder,
     rows: Rows32,
-    bars: Bars,
+    bars: ExclusionTable,
     *,
     batch_size: int,
     num_hard: int,
@@ -86,7 +86,7 @@ def assemble(
     state = np.zeros((num_places, 4), dtype=np.int32)
     state[:, NEXT], state[:, END], state[:, CLOSED] = turns.starts[:-1], turns.starts[1:], -1
     ring, kept = np.empty(num_places, dtype=np.int32), np.empty(num_places, dtype=np.int32)
-    queue = _Queue(ring, kept, np.zeros(3, dtype=np.int64))
+    queue = WaitingPlaces(ring, kept, np.zeros(3, dtype=np.int64))
     grid = np.empty((1 << (2 * batch_size).bit_length()) + batch_size, dtype=np.int32)
     pool = np.empty(
         1 + min(pool_size, rows.shape[1]), dtype=np.int32
@@ -146,12 +146,12 @@ def _take_turns(
 @numba.njit(cache=True, nogil=True)
 def _assemble(
     batches: Rows32,
-    turns: Turns,
+    turns: VisitOrder,
     state: Rows32,
     rows: Rows32,
     pool: Rows32,
-    queue: _Queue,
-    bars: Bars,
+    queue: WaitingPlaces,
+    bars: ExclusionTable,
     grid: Rows32,
     num_hard: int,
     rng: np.random.Generator,
@@ -181,12 +181,12 @@ def _assemble(
 def _fill_batch(
     members: Rows32,
     attempt: int,
-    turns: Turns,
+    turns: VisitOrder,
     state: Rows32,
     rows: Rows32,
     pool: Rows32,
-    queue: _Queue,
-    bars: Bars,
+    queue: WaitingPlaces,
+    bars: ExclusionTable,
     grid: Rows32,
     num_hard: int,
     rng: np.random.Generator,
@@ -271,7 +271,7 @@ def _fill_batch(
 
 @numba.njit(cache=True, nogil=True)
 def _empty_batch(
-    members: Rows32, state: Rows32, queue: _Queue
+    members: Rows32, state: Rows32, queue: WaitingPlaces
 ) -> None:  # pragma: no cover (compiled)
     """Take back a batch that could not be filled after all turns: its places wait again, the first one behind all."""
     for place in members[:, PLACE]:
@@ -288,7 +288,7 @@ def _empty_batch(
 
 
 @numba.njit(cache=True, nogil=True)
-def _pop(queue: _Queue) -> int:  # pragma: no cover (compiled)
+def _pop(queue: WaitingPlaces) -> int:  # pragma: no cover (compiled)
     place: int = queue.ring[queue.cursor[FIRST]]
     queue.cursor[FIRST] = (queue.cursor[FIRST] + 1) % len(queue.ring)
     queue.cursor[WAITING] -= 1
@@ -296,13 +296,13 @@ def _pop(queue: _Queue) -> int:  # pragma: no cover (compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def _push(queue: _Queue, place: int) -> None:  # pragma: no cover (compiled)
+def _push(queue: WaitingPlaces, place: int) -> None:  # pragma: no cover (compiled)
     queue.ring[(queue.cursor[FIRST] + queue.cursor[WAITING]) % len(queue.ring)] = place
     queue.cursor[WAITING] += 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _push_front(queue: _Queue, place: int) -> None:  # pragma: no cover (compiled)
+def _push_front(queue: WaitingPlaces, place: int) -> None:  # pragma: no cover (compiled)
     queue.cursor[FIRST] = (queue.cursor[FIRST] - 1) % len(queue.ring)
     queue.ring[queue.cursor[FIRST]] = place
     queue.cursor[WAITING] += 1
@@ -348,7 +348,7 @@ def _add_anchor(
         if place < 0 or state[place, NEXT] == state[place, END] or state[place, CLOSED] == attempt:
             continue
         state[place, CLOSED] = attempt
-        if not barring or _admit(
+        if not barring or _may_join(
             place, size, attempt, members, state, starts, named, xyz, chord, grid
         ):
             members[size, POSITION], members[size, PLACE] = state[place, NEXT], place
@@ -360,7 +360,7 @@ def _add_anchor(
 
 
 @numba.njit(cache=True, nogil=True)
-def _admit(
+def _may_join(
     place: int,
     size: int,
     attempt: int,
@@ -373,7 +373,7 @@ def _admit(
     grid: Rows32,
 ) -> bool:  # pragma: no cover (compiled)
     """Whether nothing in the batch is too near; if so, the places that this one bars are closed to the batch."""
-    if len(xyz) and _meets_near(place, size, members, xyz, chord, grid):
+    if len(xyz) and _has_near_member(place, size, members, xyz, chord, grid):
         return False
     if len(starts):
         for i in range(starts[place], starts[place + 1]):
@@ -382,7 +382,7 @@ def _admit(
 
 
 @numba.njit(cache=True, nogil=True)
-def _meets_near(
+def _has_near_member(
     place: int, size: int, members: Rows32, xyz: Floats64, chord: float, grid: Rows32
 ) -> bool:  # pragma: no cover (compiled)
     """Whether a place is within the chord of one of the batch; if not, it is put into the grid as slot `size`.

@@ -17,9 +17,9 @@ from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.sampling.compact_graph import PlaceLookup, PlaceRows
-from s4g_ray.sampling.exclusion_table import Bars
-from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, Turns, assemble, count_hard
+from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup
+from s4g_ray.sampling.exclusion_table import ExclusionTable
+from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, VisitOrder, count_hard, fill_batches
 
 Protocol = Literal["strict", "paper"]
 PLAN_STREAM = (
@@ -29,7 +29,7 @@ PLAN_STREAM = (
 
 def plan_batches(
     pairs: PairTable,
-    graph: NeighborGraph | PlaceRows | None,
+    graph: NeighborGraph | CompactGraph | None,
     *,
     batch_size: int,
     num_hard_negatives: int = 64,
@@ -44,19 +44,19 @@ def plan_batches(
     Each pair stands in at most one batch, no place twice in a batch, and no two places that `exclusions`
     holds in either direction. What does not fill a batch is left out and counted. `strict` shuffles the
     order of the batches (as built they go from hard to easy); `paper` keeps it. Raises ValueError for
-    impossible sizes, and for a pair whose place is not among those of PlaceRows. Source: arXiv 2303.11851,
+    impossible sizes, and for a pair whose place is not among those of CompactGraph. Source: arXiv 2303.11851,
     section 3.3.
     """
     check_sizes(batch_size, num_hard_negatives, neighbor_pool_size)
     rng = np.random.default_rng((seed, epoch, PLAN_STREAM))
-    places = graph.places if isinstance(graph, PlaceRows) else np.unique(pairs.place_ids)
-    rows = graph_rows(graph, places, neighbor_pool_size)
-    lookup = PlaceLookup.of(places)
+    places = graph.places if isinstance(graph, CompactGraph) else np.unique(pairs.place_ids)
+    rows = compact_rows(graph, places, neighbor_pool_size)
+    lookup = IdLookup.from_ids(places)
     turns, bars = (
-        Turns.draw(place_rows(pairs, lookup), len(places), rng),
-        Bars.of(exclusions, lookup),
+        VisitOrder.draw(rows_of_pairs(pairs, lookup), len(places), rng),
+        ExclusionTable.from_exclusions(exclusions, lookup),
     )
-    built = assemble(
+    built = fill_batches(
         turns,
         rows,
         bars,
@@ -83,16 +83,20 @@ def check_sizes(batch_size: int, num_hard_negatives: int, neighbor_pool_size: in
         )
 
 
-def graph_rows(
-    graph: NeighborGraph | PlaceRows | None, places: Ints, width: int
+def compact_rows(
+    graph: NeighborGraph | CompactGraph | None, places: Ints, width: int
 ) -> NDArray[np.int32]:
     """rows[P, K] of a graph's places, K = 0 without one."""
     if graph is None:
         return np.zeros((len(places), 0), dtype=np.int32)
-    return graph.rows if isinstance(graph, PlaceRows) else PlaceRows.of(graph, places, width).rows
+    return (
+        graph.rows
+        if isinstance(graph, CompactGraph)
+        else CompactGraph.from_graph(graph, places, width).rows
+    )
 
 
-def place_rows(pairs: PairTable, lookup: PlaceLookup) -> NDArray[np.int32]:
+def rows_of_pairs(pairs: PairTable, lookup: IdLookup) -> NDArray[np.int32]:
     """The row of each pair's place. Raises ValueError when one has none."""
     rows = lookup.rows(pairs.place_ids)
     if (rows < 0).any():

@@ -71,7 +71,7 @@ def _read_spans(spans: Sequence[_Span]) -> list[bytes | OSError | EOFError]:
     for i, span in enumerate(spans):
         if files.is_local(span.uri):
             try:
-                found[i] = files.read_there(span.uri, span.start, span.length)
+                found[i] = files.read_available(span.uri, span.start, span.length)
             except OSError as error:
                 found[i] = error
         else:
@@ -96,6 +96,6 @@ def _cut(data: bytes, start: int, wanted: Range) -> bytes | EOFError:
     first = (offset or 0) - start
     part = data if length is None else data[first : first + length]
     try:
-        return files.of_length(part, uri, offset, length)
+        return files.check_length(part, uri, offset, length)
     except EOFError as error:
         return error

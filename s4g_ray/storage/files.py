@@ -116,10 +116,10 @@ def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -
 
     Raises OSError (FileNotFoundError among them), and EOFError when the range ends past the object.
     """
-    return of_length(read_there(uri, offset or 0, length), uri, offset, length)
+    return check_length(read_available(uri, offset or 0, length), uri, offset, length)
 
 
-def read_there(uri: str, start: int, length: int | None) -> bytes:
+def read_available(uri: str, start: int, length: int | None) -> bytes:
     """What is there of a range; less than `length` where the object ends before. Raises OSError."""
     if not is_local(uri):
         filesystem, path = filesystem_of(uri)
@@ -134,7 +134,7 @@ def read_there(uri: str, start: int, length: int | None) -> bytes:
         return file.read(-1 if length is None else max(0, min(length, there)))
 
 
-def of_length(data: bytes, uri: str, offset: int | None, length: int | None) -> bytes:
+def check_length(data: bytes, uri: str, offset: int | None, length: int | None) -> bytes:
     """The data of a range. Raises EOFError when it is not `length` bytes."""
     if length is not None and len(data) != length:
         raise EOFError(f"{uri}: {length} bytes wanted from offset {offset or 0}, {len(data)} there")

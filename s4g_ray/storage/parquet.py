@@ -7,7 +7,7 @@ import pyarrow as pa
 from s4g_ray.errors import RunError
 
 
-def plain(table: pa.Table, uri: str) -> pa.Table:
+def refuse_extension_types(table: pa.Table, uri: str) -> pa.Table:
     """A table that was read, its values not looked at yet.
 
     Raises RunError for a column of an extension type, outermost or within: who reads values of Ray's, which any process

@@ -22,7 +22,13 @@ from botocore import exceptions as boto
 from s3fs.core import S3File
 
 from s4g_ray.errors import StoreError
-from s4g_ray.storage.s3_retries import Patience, code_of, is_refusal_for_now, lasting, wait_before
+from s4g_ray.storage.s3_retries import (
+    RetryPolicy,
+    code_of,
+    is_retryable,
+    permanent_error,
+    wait_before,
+)
 from s4g_ray.storage.s3_settings import check_endpoint
 
 PIECE = 64 << 20  # bytes: what is larger is read and written in pieces, each tried again by itself
@@ -57,7 +63,7 @@ def s3_filesystem() -> S3:
     with _lock:
         if (os.getpid(), found) not in _made:
             check_endpoint()
-            _made[os.getpid(), found] = S3.of(Patience.read())
+            _made[os.getpid(), found] = S3.from_policy(RetryPolicy.read())
         return _made[os.getpid(), found]
 
 
@@ -67,10 +73,10 @@ os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock
 class S3(s3fs.S3FileSystem):  # type: ignore[misc]
     """s3fs, each request tried again until it succeeds, or fails for good with an error that names bucket and key."""
 
-    patience: Patience
+    patience: RetryPolicy
 
     @classmethod
-    def of(cls, patience: Patience) -> S3:
+    def from_policy(cls, patience: RetryPolicy) -> S3:
         """With credentials, endpoint and region from the standard AWS variables and files."""
         filesystem = cls(
             use_listings_cache=False,  # other processes publish too
@@ -99,12 +105,14 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             try:
                 return await request()
             except (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, OSError) as error:
-                passing = isinstance(error, CUT) or is_refusal_for_now(error)
+                passing = isinstance(error, CUT) or is_retryable(error)
                 if not passing or attempt == self.patience.max_attempts:
                     uri = "/".join(
                         str(where[part]) for part in ("Bucket", "Key", "Prefix") if where.get(part)
                     )
-                    raise lasting(error, f"s3://{uri.rstrip('/')}", operation, attempt) from error
+                    raise permanent_error(
+                        error, f"s3://{uri.rstrip('/')}", operation, attempt
+                    ) from error
             await asyncio.sleep(wait_before(attempt))
         raise AssertionError("unreachable")
 

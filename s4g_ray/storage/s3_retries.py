@@ -59,7 +59,7 @@ _WAIT = "see whether the store is well; storage.max_attempts and storage.timeout
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a store is waited for."""
 
     max_attempts: int  # of a request
@@ -67,7 +67,7 @@ class Patience:
     max_connections: int
 
     @classmethod
-    def read(cls) -> Patience:
+    def read(cls) -> RetryPolicy:
         """As the environment says, else as configured by default. Raises InputError for what is not such a number."""
         default = StorageConfig().model_dump()
         found: dict[str, Any] = {}
@@ -93,13 +93,13 @@ def code_of(error: BaseException | None) -> str:
     return str(_answer(error).get("Error", {}).get("Code") or type(error).__name__)
 
 
-def is_refusal_for_now(error: Exception) -> bool:
+def is_retryable(error: Exception) -> bool:
     """Whether an answer of the store asks for patience: 5xx, throttling, or a request that it had no time for."""
     status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status == 429 or status >= 500 or code_of(error) in PASSING
 
 
-def lasting(error: Exception, uri: str, operation: str, attempts: int) -> OSError:
+def permanent_error(error: Exception, uri: str, operation: str, attempts: int) -> OSError:
     """The error of a request that failed for good: FileNotFoundError, or a StoreError that says what helps."""
     code = code_of(error)
     if code in MISSING:
@@ -110,7 +110,7 @@ def lasting(error: Exception, uri: str, operation: str, attempts: int) -> OSErro
     return StoreError(f"{uri}: {code} ({said.strip().rstrip('.')}) to {operation}{tried}; {remedy}")
 
 
-def raise_outage(error: OSError | RunError) -> None:
+def reraise_outage(error: OSError | RunError) -> None:
     """Raise the error again when a store failed, but for a missing bucket and denied access: input, that can be mended.
 
     To be called where errors of reading or writing become an InputError.

@@ -39,7 +39,7 @@ def learning_rate(cfg: TrainConfig, position: float) -> float:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What came of a step."""
 
     loss: float  # this rank's share of the global loss, which is the mean over ranks
@@ -47,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateClock:
     """Where a run stands on the schedule of its learning rate, which steps that were skipped do not advance."""
 
     lag: float = 0.0  # epochs that skipped steps took
@@ -56,9 +56,9 @@ class Schedule:
         """In epochs, of the middle of a batch (0, 1, ...) of an epoch (1, 2, ...) that has so many."""
         return epoch - 1 + (batch + 0.5) / num_batches - self.lag
 
-    def after(self, outcome: Outcome, num_batches: int) -> Schedule:
+    def after(self, outcome: StepResult, num_batches: int) -> LearningRateClock:
         """The schedule of the next step."""
-        return Schedule(self.lag + 1 / num_batches) if outcome.skipped else self
+        return LearningRateClock(self.lag + 1 / num_batches) if outcome.skipped else self
 
 
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
@@ -71,7 +71,7 @@ def seed_draws(seed: int, chunk: int) -> None:
     torch.manual_seed(int(np.random.default_rng((seed, chunk)).integers(2**62)))
 
 
-class Stepper:
+class TrainingStep:
     """The encoder with its optimiser; DDP where a process group is initialised.
 
     Dropout and the like are seeded anew for each step: the state is all that must be kept to go on.
@@ -95,7 +95,7 @@ class Stepper:
             device.type, init_scale=INITIAL_GRADIENT_SCALE, enabled=numerics.precision == "fp16"
         )
 
-    def step(self, batch: PairBatch, *, seed: int, position: float, where: str) -> Outcome:
+    def step(self, batch: PairBatch, *, seed: int, position: float, where: str) -> StepResult:
         """One step on this rank's share of a global batch, at a position in epochs; clips gradients by value.
 
         The gradient is that of the whole global batch, whatever train.micro_batch_size, and is reduced over ranks
@@ -115,7 +115,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_value_(self.encoder.parameters(), self.cfg.clip_value)
         self.scaler.step(self.optimizer)
-        return Outcome(loss, self._update_scale(where))
+        return StepResult(loss, self._update_scale(where))
 
     def state(self) -> dict[str, Any]:
         """What training goes on from, beside the weights: the tensors themselves, which the next step changes."""

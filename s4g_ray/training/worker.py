@@ -35,7 +35,7 @@ from s4g_ray.encoder.checkpoint import (
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, WriteError
 from s4g_ray.storage import files
-from s4g_ray.training.step import Outcome, Schedule, Stepper, step_seed
+from s4g_ray.training.step import LearningRateClock, StepResult, TrainingStep, step_seed
 
 FAILURES: dict[str, type[Exception]] = {
     e.__name__: e for e in (BadImageError, InputError, RunError, StoreError, WriteError)
@@ -99,7 +99,7 @@ def rank_share(slots: Ints, num_workers: int, rank: int) -> Ints:
 
 
 @dataclass
-class Totals:
+class EpochTotals:
     """What an epoch has summed up so far, over all ranks; kept in checkpoints within it."""
 
     batches: int = 0
@@ -145,12 +145,12 @@ class _Worker:
         self.ahead = 0.0  # batches loaded ahead, mean of the ranks
         self.loader = loader
         self.encoder: Encoder = load_encoder(config.model, start.uri)
-        self.stepper = Stepper(self.encoder, job["numerics"], cfg, self.device)
+        self.stepper = TrainingStep(self.encoder, job["numerics"], cfg, self.device)
         if (state := start.training_state()) is not None:
             self.stepper.load(state)
         self.epoch, self.step, self.batch = start.epoch, start.step, start.batch  # finished
-        self.schedule = Schedule(float(start.info.get("schedule_lag", 0.0)))
-        self.totals = Totals(**(start.info.get("totals", {}) if start.batch else {}))
+        self.schedule = LearningRateClock(float(start.info.get("schedule_lag", 0.0)))
+        self.totals = EpochTotals(**(start.info.get("totals", {}) if start.batch else {}))
         self.start = start
         self.lines = deque(start.info.get("lines", ()) if start.batch else (), maxlen=LINES_KEPT)
         if self.rank == 0:
@@ -185,7 +185,7 @@ class _Worker:
         for batch, load_s in self._batches(ids):
             began = time.perf_counter()
             outcome = self._take_step(batch, num_batches)
-            vote = self._share(outcome, batch, load_s, began)
+            vote = self.reduce_metrics(outcome, batch, load_s, began)
             done = self.batch == num_batches
             self._log_step(num_batches, vote != 0 or done)
             if not done and (vote == _VOTES["save"] or (every and self.step % every == 0)):
@@ -224,7 +224,7 @@ class _Worker:
                 return
             yield batch, time.perf_counter() - before
 
-    def _take_step(self, batch: PairBatch, num_batches: int) -> Outcome:
+    def _take_step(self, batch: PairBatch, num_batches: int) -> StepResult:
         epoch = self.epoch + 1
         outcome = self.stepper.step(
             batch,
@@ -237,7 +237,9 @@ class _Worker:
         self.schedule = self.schedule.after(outcome, num_batches)
         return outcome
 
-    def _share(self, outcome: Outcome, batch: PairBatch, load_s: float, began: float) -> int:
+    def reduce_metrics(
+        self, outcome: StepResult, batch: PairBatch, load_s: float, began: float
+    ) -> int:
         """Add a step to the totals of all ranks, in one small reduction; the word to stop, if rank 0 has heard it."""
         if batch.bad_images:
             self.post("bad_images", reasons=list(batch.bad_images))
@@ -336,5 +338,5 @@ class _Worker:
             self.post("epoch", **record)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # embedding actors may share the GPU
-        self.totals = Totals()
+        self.totals = EpochTotals()
         self.lines.clear()

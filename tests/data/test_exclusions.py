@@ -39,6 +39,6 @@ def test_semi_positives_and_near_places_are_excluded_both_ways_and_never_in_the_
     ids = np.arange(100, 124)
     barred = found.contains(ids[:, None], ids) & (ids[:, None] != ids)
     assert {(int(ids[a]), int(ids[b])) for a, b in np.argwhere(barred)} == wanted
-    assert found.most == max(sum(a == place for a, _ in wanted) for place in ids)
+    assert found.max_partners == max(sum(a == place for a, _ in wanted) for place in ids)
     paper = config.model_copy(update={"protocol": "paper"})
     assert find_exclusions(paper, row_of_places, train_places(paper, row_of_places)) is None

@@ -16,6 +16,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import (
     READ_AT_ONCE,
+    crop_field_of_view,
     decode,
     fit_query,
     load_pixels,
@@ -23,7 +24,6 @@ from s4g_ray.data.images import (
     load_raws,
     load_view,
     load_views,
-    look,
     resize,
 )
 from s4g_ray.errors import BadImageError
@@ -150,7 +150,7 @@ def test_resizing_is_exact_in_size_and_keeps_the_mean(size: tuple[int, int]) -> 
 def test_a_field_of_view_is_the_middle_part(width: int, fov: float, wanted: int) -> None:
     data = DataConfig(uri="x", query_size=(8, width), query_fov_deg=fov)
     panorama = torch.arange(width, dtype=torch.uint8).expand(3, 8, width)
-    seen = look(panorama, data, np.random.default_rng(0))
+    seen = crop_field_of_view(panorama, data, np.random.default_rng(0))
     assert tuple(seen.shape[-2:]) == data.visible_query_size == (8, wanted)
     columns = seen[0, 0].tolist()
     assert columns == list(range(columns[0], columns[0] + wanted))
@@ -168,7 +168,7 @@ def test_random_headings_are_seeded_by_query_and_cover_the_circle(synthetic: Geo
     panorama = torch.arange(64, dtype=torch.uint8).expand(3, 8, 64)
     rng = np.random.default_rng(0)
     wide = data.model_copy(update={"query_size": (8, 64)})
-    starts = {int(look(panorama, wide, rng)[0, 0, 0]) for _ in range(600)}
+    starts = {int(crop_field_of_view(panorama, wide, rng)[0, 0, 0]) for _ in range(600)}
     assert len(starts) == 64
 
 

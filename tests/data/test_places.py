@@ -9,7 +9,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.row_lookup import rows_of
 from tests.support.sphere_oracle import KINDS, haversine_loop, points
 
-NO_PAIRS = PlacePairs.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
+NO_PAIRS = PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -26,7 +26,7 @@ def test_places_within_the_radius_equal_a_plain_loop(kind: str, share: float) ->
     assert exclusions.near(ids[:, None], ids).tolist() == wanted.tolist()
     assert exclusions.contains(*np.broadcast_arrays(ids[:, None], ids)).tolist() == wanted.tolist()
     known = np.isfinite(lat)
-    assert exclusions.most == wanted[known].sum(axis=1).max() - 1
+    assert exclusions.max_partners == wanted[known].sum(axis=1).max() - 1
     assert not exclusions.near(ids, np.full(len(ids), 4)).any()  # no such place
     assert not Exclusions(Places(ids, lat, lon), NO_PAIRS, 0).near(ids, ids).any()
 
@@ -34,20 +34,25 @@ def test_places_within_the_radius_equal_a_plain_loop(kind: str, share: float) ->
 def test_the_most_exclusions_of_a_place_count_each_other_place_once() -> None:
     """A row of places 1 degree apart, each near its neighbors; 3 and 4 are named too, and 9, which has no position."""
     row = Places(np.arange(6), np.arange(6.0), np.zeros(6))
-    pairs = PlacePairs.of(np.array([3, 3, 3, 9]), np.array([4, 5, 9, 5]))
-    assert Exclusions(row, pairs, 112_000).most == 4
-    assert Exclusions(row, pairs, 0).most == 3
+    pairs = PlacePairs.from_arrays(np.array([3, 3, 3, 9]), np.array([4, 5, 9, 5]))
+    assert Exclusions(row, pairs, 112_000).max_partners == 4
+    assert Exclusions(row, pairs, 0).max_partners == 3
     assert (
-        Exclusions(row, PlacePairs.of(np.array([7, 7, 7]), np.array([8, 9, 3])), 112_000).most == 3
+        Exclusions(
+            row, PlacePairs.from_arrays(np.array([7, 7, 7]), np.array([8, 9, 3])), 112_000
+        ).max_partners
+        == 3
     )
     assert (
-        Exclusions(Places(*(np.zeros(0, t) for t in (np.int64, float, float))), NO_PAIRS, 50).most
+        Exclusions(
+            Places(*(np.zeros(0, t) for t in (np.int64, float, float))), NO_PAIRS, 50
+        ).max_partners
         == 0
     )
 
 
 def test_a_set_of_pairs_is_symmetric() -> None:
-    pairs = PlacePairs.of(np.array([5, 5, 9, 5]), np.array([9, 2, 5, 5]))
+    pairs = PlacePairs.from_arrays(np.array([5, 5, 9, 5]), np.array([9, 2, 5, 5]))
     assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [
         (2, 5),
         (5, 2),

@@ -17,7 +17,7 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
 from s4g_ray.datasets import cvact, cvusa, folder, university1652, vigor
-from s4g_ray.datasets.source import Row, Source, some
+from s4g_ray.datasets.source import Row, SourceFolder, some
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from tests.support import source_trees
@@ -235,7 +235,7 @@ def test_every_option_of_every_command_has_a_help_text() -> None:
 def test_the_first_complete_layout_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "list.txt").touch()
-    source = Source(str(tmp_path))
+    source = SourceFolder(str(tmp_path))
     assert source.choose({"one": ["a/c"], "two": ["a/b", "list.txt"], "three": ["a"]}) == "two"
     assert not source.has("list.txt/more")
 
@@ -247,7 +247,7 @@ def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
         (tmp_path / name).mkdir(parents=True)
     variants = {"far": ["x", "y", "z"], "near": ["n00", "train/satellite", "test/q"]}
     with pytest.raises(InputError) as error:
-        Source(str(tmp_path)).choose(variants, "remedy")
+        SourceFolder(str(tmp_path)).choose(variants, "remedy")
     assert str(error.value).splitlines() == [
         f"{tmp_path} has no layout that is known here; it holds n00, n01, n02, n03, n04, n05, n06, n07, n08, n09"
         " and 3 more",
@@ -260,7 +260,7 @@ def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
     with pytest.raises(InputError, match="this looks like cvact: s4g convert cvact"):
         cvusa.convert(str(tmp_path / "other"), str(tmp_path / "x"))
     with pytest.raises(InputError, match="none is empty, or is not there"):
-        Source(str(tmp_path / "none")).choose(variants)
+        SourceFolder(str(tmp_path / "none")).choose(variants)
 
 
 def test_missing_images_are_counted_once_and_the_first_ten_listed() -> None:
@@ -273,7 +273,7 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
 ) -> None:
     (tmp_path / "here.jpg").touch()
     said: list[str] = []
-    source = Source(str(tmp_path), said.append)
+    source = SourceFolder(str(tmp_path), said.append)
     assert source.image("here.jpg")
     assert not source.image("x/gone.jpg")
     assert not source.image("x/gone.jpg")
@@ -311,7 +311,7 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
 
 
 def test_nothing_left_and_unreadable_texts_are_refused(tmp_path: Path) -> None:
-    source = Source(str(tmp_path))
+    source = SourceFolder(str(tmp_path))
     row = [Row(id=0, place_id=0, uri="r", split="test")]
     with pytest.raises(InputError, match="no queries are left to convert"):
         source.write(str(tmp_path / "d"), row, [], name="n", views={}, strict=False)
@@ -326,7 +326,7 @@ def test_nothing_left_and_unreadable_texts_are_refused(tmp_path: Path) -> None:
         (f"{tmp_path}/mark.txt, line 3", "two"),
     ]
     with pytest.raises(InputError, match=r"none\.txt is missing; .* holds latin\.txt, mark\.txt"):
-        Source(str(tmp_path)).read_text("none.txt")
+        SourceFolder(str(tmp_path)).read_text("none.txt")
 
 
 def test_the_summary_names_queries_by_split_and_all_references() -> None:

@@ -21,7 +21,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.images import load_view
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.encoder.actors import EncoderActor, EncoderPool, Encoding, Pixels, least_loaded
-from s4g_ray.encoder.checkpoint import save_checkpoint, stamp_of
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
 from s4g_ray.encoder.embedding_job import (
     EmbeddingReport,
     embed,
@@ -85,7 +85,7 @@ class Case:
     ) -> Any:
         config = config or self.config
         where, encoder = str(self.folder / checkpoint), self.encoders[checkpoint]
-        stamp = stamp_of(config, encoder, where, self.dataset.fingerprint)
+        stamp = checkpoint_stamp(config, encoder, where, self.dataset.fingerprint)
         arguments: dict[str, Any] = {
             "splits": ["train", "test"],
             "numerics": Numerics(),

@@ -126,10 +126,10 @@ def test_what_a_query_keeps_and_counts_equals_a_plain_loop_over_its_whole_rankin
     scores = scores.reshape(7, num_references)
     named = rng.integers(10, 10 + num_places, (2, 5))
     line = Places(np.arange(10, 50), np.arange(40.0), np.zeros(40))
-    exclusions = Exclusions(line, PlacePairs.of(*named), reach * STEP_M * 1.01)
+    exclusions = Exclusions(line, PlacePairs.from_arrays(*named), reach * STEP_M * 1.01)
     filters = Filters(k, max_score, margin, range_min, exclusions)
     references = References(ids, reference_places)
-    widths = Widths.of(references, filters, max_candidates)
+    widths = Widths.from_references(references, filters, max_candidates)
     index = FullRanking(ids, scores)
     found = find_neighbors(
         index.ask,
@@ -168,7 +168,9 @@ def one_query(
 
 def test_each_candidate_is_counted_under_the_first_reason_that_applies() -> None:
     line = Places(np.arange(20), np.arange(20.0), np.zeros(20))
-    exclusions = Exclusions(line, PlacePairs.of(np.array([5, 5]), np.array([9, 6])), 1.01 * STEP_M)
+    exclusions = Exclusions(
+        line, PlacePairs.from_arrays(np.array([5, 5]), np.array([9, 6])), 1.01 * STEP_M
+    )
     filters = Filters(2, 0.9, 0.25, 4, exclusions)
     # p = 0.8, so the margin's limit is 0.6: 10 is above both limits, 11 above the margin alone, 13 at it
     places = [10, 6, 9, 4, 5, 11, 5, 13, 14, 15, 16]
@@ -225,7 +227,7 @@ def test_only_queries_that_lack_neighbors_ask_for_more() -> None:
         References(np.arange(299), places),
         Filters(8),
     )
-    widths = Widths.of(references, filters, 10)
+    widths = Widths.from_references(references, filters, 10)
     vectors = np.array([[0], [1]], np.float32)
     found = find_neighbors(
         index.ask, vectors, np.array([5, 6]), references, filters, widths, block=10
@@ -242,7 +244,7 @@ def test_only_queries_that_lack_neighbors_ask_for_more() -> None:
 def test_a_repeatedly_widened_search_stops_at_the_most_candidates() -> None:
     references, filters = References(np.arange(500), np.arange(500)), Filters(3, max_score=-1)
     index = FullRanking(np.arange(500), np.zeros((1, 500), np.float32))
-    widths = Widths.of(references, filters, 100)
+    widths = Widths.from_references(references, filters, 100)
     found = find_neighbors(
         index.ask, np.zeros((1, 1), np.float32), np.array([0]), references, filters, widths, block=1
     )
@@ -265,7 +267,7 @@ def test_impossible_references_and_numbers_of_neighbors_are_refused() -> None:
     with pytest.raises(
         InputError, match=r"k=4 .* holds 3 places; set sampling\.neighbor_pool_size to 1\.\.2"
     ):
-        Widths.of(references, Filters(4), 10)
+        Widths.from_references(references, Filters(4), 10)
     with pytest.raises(RunError, match="returned id 5, which is no reference"):
         references.places_of(np.array([[1, 5]]))
     assert references.places_of(np.array([[4, 2, -1]])).tolist() == [[9, 8, -1]]

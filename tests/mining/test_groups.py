@@ -64,7 +64,7 @@ def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
     kept.dropped[:, 0], kept.dropped[0, 5] = 1, 2
     graph = NeighborGraph(np.array([1, 2]), np.array([[2, 3, 4], [1, -1, -1]]))
     counts = Counts.of_queries(kept) + Counts.of_graph(graph, 2, 1)
-    report = MiningReport.of(
+    report = MiningReport.from_counts(
         counts, 3, has_previous=True, without_embedding=1, seconds=2.0, reused_parts=5
     )
     assert report.metrics() == {
@@ -88,7 +88,7 @@ def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
         "seconds": 2.0,
         "reused_parts": 5,
     }
-    first = MiningReport.of(
+    first = MiningReport.from_counts(
         counts, 3, has_previous=False, without_embedding=0, seconds=1.0, reused_parts=0
     )
     assert first.overlap is None
@@ -98,9 +98,9 @@ def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
 def test_the_key_of_a_job_differs_with_all_that_determines_it() -> None:
     ids, places = np.arange(6), np.arange(6) + 50
     where = Places(places, np.arange(6.0), np.zeros(6))
-    exclusions = Exclusions(where, PlacePairs.of(np.array([50]), np.array([51])), 10.0)
+    exclusions = Exclusions(where, PlacePairs.from_arrays(np.array([50]), np.array([51])), 10.0)
     moved = replace(where, lat=where.lat + 1)
-    other_pair = PlacePairs.of(np.array([50]), np.array([52]))
+    other_pair = PlacePairs.from_arrays(np.array([50]), np.array([52]))
     keys = [
         job_key({"k": 3}, ids, References(ids, places), exclusions),
         job_key({"k": 4}, ids, References(ids, places), exclusions),

@@ -112,7 +112,7 @@ def case(tmp_path: Path) -> Case:
     row = Places(
         np.arange(NUM_PLACES), np.arange(NUM_PLACES, dtype=np.float64) * 1e-3, np.zeros(NUM_PLACES)
     )  # 111 m apart
-    pairs = PlacePairs.of(rng.integers(0, NUM_PLACES, 20), rng.integers(0, NUM_PLACES, 20))
+    pairs = PlacePairs.from_arrays(rng.integers(0, NUM_PLACES, 20), rng.integers(0, NUM_PLACES, 20))
     write_queries(str(tmp_path / "e"), ids, places, queries, PART_ROWS)
     exclusions = Exclusions(row, pairs, 120.0)
     return Case(

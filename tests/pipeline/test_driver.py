@@ -18,7 +18,7 @@ from s4g_ray.data.tables.batch_plan import load_plan
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint, stamp_of
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError, InputError, RunError
@@ -27,7 +27,7 @@ from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.report.charts import great_circle
 from s4g_ray.pipeline.report.page import write_report
-from s4g_ray.pipeline.rounds.graphs import Graphs
+from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.run_folder import RunFolder, RunResult
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
@@ -117,7 +117,7 @@ def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(
 ) -> None:
     config, folder = tiny[0], f"{tiny[0].run_dir}/embeddings/v=0003"
     encoder = load_encoder(config.model, f"{config.run_dir}/checkpoints/epoch=0003").eval()
-    stamp = stamp_of(
+    stamp = checkpoint_stamp(
         config, encoder, f"{config.run_dir}/checkpoints/epoch=0003", synthetic.fingerprint
     )
     table = synthetic.table("queries", ["test"])
@@ -127,7 +127,7 @@ def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(encoder.embed(images), dim=1).numpy()
     np.testing.assert_allclose(found.vectors, wanted, atol=1e-5)
-    older = stamp_of(
+    older = checkpoint_stamp(
         config, encoder, f"{config.run_dir}/checkpoints/epoch=0002", synthetic.fingerprint
     )
     with pytest.raises(RunError, match=r"made with step .* is wanted"):
@@ -283,7 +283,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
     checkpoint = str(tmp_path / "nan")
     save_checkpoint(checkpoint, encoder, None, epoch=1, step=1)
     stamp, target = (
-        stamp_of(config, encoder, checkpoint, synthetic.fingerprint),
+        checkpoint_stamp(config, encoder, checkpoint, synthetic.fingerprint),
         str(tmp_path / "e"),
     )
     with (
@@ -339,9 +339,9 @@ def test_a_radius_that_leaves_no_batch_is_refused_by_name(
             tmp_path / f"r{radius}", synthetic.uri, sampling={"exclude_radius_m": radius}
         )
         folder = RunFolder.open(config, synthetic, resume=False)
-        planner = Planner(Graphs.of(config, synthetic, folder))
-        planner.plan(1, 0, due=0)
-        return planner.uri(1)
+        planner = Planner(RunGraphs.from_config(config, synthetic, folder))
+        planner.plan_epoch(1, 0, due=0)
+        return planner.plan_uri(1)
 
     with pytest.raises(
         InputError,

@@ -16,16 +16,16 @@ from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.tables.batch_plan import load_gallery, load_plan, load_record
 from s4g_ray.errors import RunError
 from s4g_ray.pipeline.planner import Planner
-from s4g_ray.pipeline.rounds.graphs import Graphs
+from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.run_folder import RunFolder
-from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.geographic_neighbors import nearest_places
 from tests.conftest import tables, tiny_config
 
 
 @pytest.fixture
-def graphs(tmp_path: Path) -> Graphs:
+def graphs(tmp_path: Path) -> RunGraphs:
     """24 places with pairs, 10 of the gallery, some of them between these."""
     references, queries = tables(24)
     ids = np.arange(100, 110)
@@ -39,17 +39,17 @@ def graphs(tmp_path: Path) -> Graphs:
         train={"batch_size": 8},
         sampling={"mode": "geographic", "gallery_negatives": 2},
     )
-    return Graphs.of(config, dataset, RunFolder.open(config, dataset, resume=False))
+    return RunGraphs.from_config(config, dataset, RunFolder.open(config, dataset, resume=False))
 
 
-def test_a_plan_is_made_from_the_graphs_of_its_version_and_says_so(graphs: Graphs) -> None:
+def test_a_plan_is_made_from_the_graphs_of_its_version_and_says_so(graphs: RunGraphs) -> None:
     planner = Planner(graphs)
-    record, uri = planner.plan(1, 0, due=0), planner.uri(1)
+    record, uri = planner.plan_epoch(1, 0, due=0), planner.plan_uri(1)
     assert (record["graph"], record["cells"], record["gallery_mined"]) == ("geographic", 1, 6)
     assert load_record(uri) == record
     assert graphs.gallery is not None
     near = nearest_places(graphs.places, graphs.gallery.places, 10, graphs.exclusions)
-    rows = PlaceRows.of(near, graphs.places.ids, 10, among=graphs.gallery.places.ids)
+    rows = CompactGraph.from_graph(near, graphs.places.ids, 10, among=graphs.gallery.places.ids)
     places = load_plan(uri)[0] + 100
     wanted, _ = choose_gallery(
         places, rows, graphs.gallery, num=2, seed=3, epoch=1, exclusions=graphs.exclusions
@@ -60,7 +60,7 @@ def test_a_plan_is_made_from_the_graphs_of_its_version_and_says_so(graphs: Graph
 
 
 @pytest.mark.parametrize("name", ["neighbors", "gallery_neighbors"])
-def test_a_graph_of_another_data_set_is_refused(graphs: Graphs, name: str) -> None:
+def test_a_graph_of_another_data_set_is_refused(graphs: RunGraphs, name: str) -> None:
     graphs.write_geographic()
     manifest = Path(graphs.folder.uri) / name / "v=0000" / "_MANIFEST.json"
     value = json.loads(manifest.read_text())
@@ -70,4 +70,4 @@ def test_a_graph_of_another_data_set_is_refused(graphs: Graphs, name: str) -> No
         RunError,
         match=rf"run/{name}/v=0000: made of the data set 'another', but '{graphs.dataset.fingerprint}'",
     ):
-        Planner(graphs).plan(1, 0, due=0)
+        Planner(graphs).plan_epoch(1, 0, due=0)

@@ -137,8 +137,8 @@ def test_a_parquet_read_beside_a_guarded_one_is_found() -> None:
 def read(f):
     table = pq.read_table(f)
     other = pq.read_table(f)
-    whole = plain(pq.ParquetFile(f).read(columns=c), u)
-    return plain(table, u), other, pq.ParquetFile(f).read(columns=c)
+    whole = refuse_extension_types(pq.ParquetFile(f).read(columns=c), u)
+    return refuse_extension_types(table, u), other, pq.ParquetFile(f).read(columns=c)
 """
     assert unguarded_parquet_reads(source) == [4, 6]
 

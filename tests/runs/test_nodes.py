@@ -40,7 +40,7 @@ def test_the_work_is_spread_over_nodes_and_a_run_that_loses_one_ends_with_the_we
     nodes = json.loads(Path(config.run_dir, SPREAD).read_text())
     assert len(nodes["RayTrainWorker"]) == len(set(nodes["RayTrainWorker"])) == 2
     assert len(set(nodes["EncoderActor"])) == len(set(nodes["IndexShard"])) == 2
-    for tasks in ("split_part", "plan_cell", "Map(_embed_part)", "Map(_mine_group)"):
+    for tasks in ("split_graph_part", "plan_cell", "Map(_embed_part)", "Map(_mine_group)"):
         assert len(set(nodes[tasks])) >= 2, (tasks, nodes)
 
     ends = [

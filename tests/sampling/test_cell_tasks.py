@@ -13,9 +13,9 @@ from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, publish_graph, write_graph_part
 from s4g_ray.errors import RunError
-from s4g_ray.sampling.cell_tasks import get_cancelling, plan_on_cluster
+from s4g_ray.sampling.cell_tasks import get_cancelling, plan_cells_on_cluster
 from s4g_ray.sampling.cells import plan_cells
-from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.geographic_neighbors import geographic_graph
 from tests.sampling.test_cells import city, some_pairs
 
@@ -54,11 +54,11 @@ def test_a_plan_on_the_cluster_is_the_plan_of_one_process(
         "neighbor_pool_size": 20,
         "seed": 9,
         "epoch": 2,
-        "exclusions": Exclusions(places, PlacePairs.of(named[0], named[1]), 40.0),
+        "exclusions": Exclusions(places, PlacePairs.from_arrays(named[0], named[1]), 40.0),
         "max_pairs_per_cell": max_pairs,
     }
-    cluster = plan_on_cluster(pairs, uri, places, **options)
-    here = plan_cells(pairs, PlaceRows.of(graph, places.ids, 20), places, **options)
+    cluster = plan_cells_on_cluster(pairs, uri, places, **options)
+    here = plan_cells(pairs, CompactGraph.from_graph(graph, places.ids, 20), places, **options)
     assert np.array_equal(cluster.batches, here.batches)
     assert cluster.stats == here.stats
     assert cluster.stats.hardness > 1
@@ -70,7 +70,7 @@ def test_a_plan_without_a_graph_is_made_on_the_cluster_too(ray_cluster: None) ->
     pairs = some_pairs(places, 1)
     options: dict[str, Any] = {"batch_size": 8, "seed": 0, "epoch": 0, "max_pairs_per_cell": 100}
     cluster, here = (
-        plan_on_cluster(pairs, None, places, **options),
+        plan_cells_on_cluster(pairs, None, places, **options),
         plan_cells(pairs, None, places, **options),
     )
     assert np.array_equal(cluster.batches, here.batches)
@@ -84,7 +84,7 @@ def test_an_altered_part_of_the_graph_stops_the_plan_with_its_name(
     with (tmp_path / "graph" / "part-00001.parquet").open("ab") as file:
         file.write(b"more")
     with pytest.raises(RunError, match=r"part-00001\.parquet is not what was published"):
-        plan_on_cluster(
+        plan_cells_on_cluster(
             PairTable(*[places.ids] * 3),
             uri,
             places,

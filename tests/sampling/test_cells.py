@@ -16,10 +16,10 @@ from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.sampling.cells import Cell, CellTree, PlanOptions, plan_cells, plan_tree
-from s4g_ray.sampling.compact_graph import PlaceLookup, PlaceRows
-from s4g_ray.sampling.exclusion_table import Bars
+from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup
+from s4g_ray.sampling.exclusion_table import ExclusionTable
 from s4g_ray.sampling.geographic_neighbors import geographic_graph
-from s4g_ray.sampling.sampler import place_rows, plan_batches
+from s4g_ray.sampling.sampler import plan_batches, rows_of_pairs
 
 
 def city(count: int, seed: int, unlocated: float = 0.0) -> Places:
@@ -68,7 +68,7 @@ def test_cells_divide_the_places_and_hold_at_most_the_limit(
 ) -> None:
     places = city(count, seed, unlocated)
     pairs = some_pairs(places, seed)
-    place_of_pair = place_rows(pairs, PlaceLookup.of(places.ids))
+    place_of_pair = rows_of_pairs(pairs, IdLookup.from_ids(places.ids))
     tree = CellTree.divide(places, place_of_pair, limit, options(seed=seed))
     assert sorted(tree.pairs.tolist()) == list(range(len(pairs)))
     for i in range(len(tree.leaves)):
@@ -126,10 +126,10 @@ def solve(
     places = city(problem["count"], seed, problem["unlocated"])
     pairs, graph = some_pairs(places, seed), some_graph(places, 12, seed)
     named = np.random.default_rng(seed).choice(places.ids, (2, 10))
-    exclusions = Exclusions(places, PlacePairs.of(named[0], named[1]), problem["radius_m"])
+    exclusions = Exclusions(places, PlacePairs.from_arrays(named[0], named[1]), problem["radius_m"])
     plan = plan_cells(
         pairs,
-        PlaceRows.of(graph, places.ids, 12),
+        CompactGraph.from_graph(graph, places.ids, 12),
         places,
         batch_size=problem["batch_size"],
         num_hard_negatives=6,
@@ -192,12 +192,12 @@ def test_pairs_left_over_in_cells_fill_batches_of_the_cells_above() -> None:
 def test_the_plan_does_not_depend_on_who_plans_which_cell_when() -> None:
     places = city(3000, 2)
     pairs = some_pairs(places, 2)
-    graph = PlaceRows.of(geographic_graph(places, 24), places.ids, 24)
+    graph = CompactGraph.from_graph(geographic_graph(places, 24), places.ids, 24)
     settings = PlanOptions(16, 12, 24, 5, 6)
     sizes: dict[str, Any] = {"batch_size": 16, "num_hard_negatives": 12, "neighbor_pool_size": 24}
     alone = plan_cells(pairs, graph, places, seed=5, epoch=6, max_pairs_per_cell=500, **sizes)
-    lookup = PlaceLookup.of(places.ids)
-    place_of_pair = place_rows(pairs, lookup)
+    lookup = IdLookup.from_ids(places.ids)
+    place_of_pair = rows_of_pairs(pairs, lookup)
     tree = CellTree.divide(places, place_of_pair, 500, settings)
     known = Cell.of_graph(np.arange(3000, dtype=np.int32), graph.rows)
     cells = ([cell, known] for cell in tree.cells(place_of_pair))
@@ -210,7 +210,15 @@ def test_the_plan_does_not_depend_on_who_plans_which_cell_when() -> None:
         found = {i: handles[i]() for i in np.random.default_rng(8).permutation(len(handles))}
         return [found[i] for i in range(len(handles))]
 
-    spread = plan_tree(tree, cells, Bars.of(None, lookup), settings, "strict", call=call, get=get)
+    spread = plan_tree(
+        tree,
+        cells,
+        ExclusionTable.from_exclusions(None, lookup),
+        settings,
+        "strict",
+        call=call,
+        get=get,
+    )
     assert np.array_equal(alone.batches, spread.batches)
     assert alone.stats == spread.stats
 
@@ -218,7 +226,7 @@ def test_the_plan_does_not_depend_on_who_plans_which_cell_when() -> None:
 def test_hardness_in_cells_is_within_a_tenth_of_one_pass() -> None:
     places = city(200_000, 0)
     pairs = PairTable(*[places.ids] * 3)
-    graph = PlaceRows.of(geographic_graph(places, 128), places.ids, 128)
+    graph = CompactGraph.from_graph(geographic_graph(places, 128), places.ids, 128)
     whole = plan_batches(pairs, graph, batch_size=128, seed=0, epoch=0).stats
     cells = plan_cells(
         pairs, graph, places, batch_size=128, seed=0, epoch=0, max_pairs_per_cell=25_000
@@ -230,7 +238,7 @@ def test_hardness_in_cells_is_within_a_tenth_of_one_pass() -> None:
 
 def test_a_graph_of_other_places_is_refused() -> None:
     places = city(20, 0)
-    graph = PlaceRows(places.ids[1:], np.full((19, 2), -1, dtype=np.int32))
+    graph = CompactGraph(places.ids[1:], np.full((19, 2), -1, dtype=np.int32))
     with pytest.raises(ValueError, match="not in rows of the places"):
         plan_cells(
             PairTable(*[places.ids] * 3),

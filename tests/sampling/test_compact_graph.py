@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, publish_graph, write_graph_part
 from s4g_ray.errors import RunError
-from s4g_ray.sampling.compact_graph import PlaceLookup, PlaceRows
+from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup
 
 ids = st.one_of(st.integers(-20, 60), st.integers(-(2**63), 2**63 - 1))
 
@@ -23,20 +23,22 @@ def test_a_lookup_finds_the_row_of_each_place_and_of_nothing_else(
     known = np.array(sorted(places), dtype=np.int64)
     rows = {place: row for row, place in enumerate(known.tolist())}
     wanted = np.array([*places, *others], dtype=np.int64)
-    assert PlaceLookup.of(known).rows(wanted).tolist() == [rows.get(i, -1) for i in wanted.tolist()]
+    assert IdLookup.from_ids(known).rows(wanted).tolist() == [
+        rows.get(i, -1) for i in wanted.tolist()
+    ]
 
 
 def test_dense_ids_take_a_table_of_their_range_and_scattered_ones_a_hash_table() -> None:
     dense, scattered = np.arange(7, 3007, 3), np.arange(7, 10**12, 10**9)
-    assert PlaceLookup.of(dense).shift == 0
-    assert PlaceLookup.of(scattered).shift > 0
-    assert len(PlaceLookup.of(scattered).table) <= 8 * len(scattered)
+    assert IdLookup.from_ids(dense).shift == 0
+    assert IdLookup.from_ids(scattered).shift > 0
+    assert len(IdLookup.from_ids(scattered).table) <= 8 * len(scattered)
 
 
 @pytest.mark.parametrize("places", [[3, 3], [4, 3]])
 def test_places_that_do_not_ascend_are_refused(places: list[int]) -> None:
     with pytest.raises(ValueError, match="not ascending or repeat one"):
-        PlaceLookup.of(np.array(places))
+        IdLookup.from_ids(np.array(places))
 
 
 def random_graph(count: int, k: int, seed: int) -> NeighborGraph:
@@ -63,7 +65,7 @@ def test_rows_are_the_nearest_known_neighbors_in_their_order(
         np.concatenate([graph.place_ids[rng.random(count) < 0.7], rng.integers(0, 9, 2)])
     )
     among = np.sort(graph.place_ids[rng.random(count) < 0.7]) if of_others else places
-    rows = PlaceRows.of(graph, places, width, among=among if of_others else None)
+    rows = CompactGraph.from_graph(graph, places, width, among=among if of_others else None)
     assert rows.rows.dtype == np.int32
     assert rows.rows.shape == (len(places), min(width, k))
     neighbors = dict(zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True))
@@ -80,16 +82,20 @@ def test_rows_read_part_by_part_are_those_of_the_whole_graph(tmp_path: Path) -> 
     parts = [write_graph_part(uri, i, graph.take(slice(cuts[i], cuts[i + 1]))) for i in range(3)]
     publish_graph(uri, parts, 6)
     places = np.sort(graph.place_ids)[::2]
-    assert np.array_equal(PlaceRows.read(uri, places, 4).rows, PlaceRows.of(graph, places, 4).rows)
+    assert np.array_equal(
+        CompactGraph.read(uri, places, 4).rows, CompactGraph.from_graph(graph, places, 4).rows
+    )
     others = np.sort(graph.place_ids)[1::3]
-    read = PlaceRows.read(uri, places, 4, among=others)
-    assert np.array_equal(read.rows, PlaceRows.of(graph, places, 4, among=others).rows)
+    read = CompactGraph.read(uri, places, 4, among=others)
+    assert np.array_equal(read.rows, CompactGraph.from_graph(graph, places, 4, among=others).rows)
 
 
 def test_a_graph_without_neighbors_or_places_is_read(tmp_path: Path) -> None:
     empty: Any = NeighborGraph(np.zeros(0, dtype=np.int64), np.zeros((0, 3), dtype=np.int64))
     empty.save(str(tmp_path / "graph"))
-    assert PlaceRows.read(str(tmp_path / "graph"), np.arange(4), 8).rows.tolist() == [[-1] * 3] * 4
+    assert (
+        CompactGraph.read(str(tmp_path / "graph"), np.arange(4), 8).rows.tolist() == [[-1] * 3] * 4
+    )
 
 
 def test_a_part_that_was_altered_is_refused(tmp_path: Path) -> None:
@@ -97,4 +103,4 @@ def test_a_part_that_was_altered_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "graph" / "part-00000.parquet"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(RunError, match="cut short or altered"):
-        PlaceRows.read(str(tmp_path / "graph"), np.arange(4), 8)
+        CompactGraph.read(str(tmp_path / "graph"), np.arange(4), 8)

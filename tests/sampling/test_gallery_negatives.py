@@ -15,7 +15,7 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.data.train_split import GalleryReferences, gallery_references
-from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import GALLERY_STREAM, choose_gallery
 from tests.conftest import tables, tiny_config
 
@@ -48,10 +48,10 @@ class Scene:
         self.neighbors = {
             p: [n for n in neighbors[p].tolist() if n in places.ids] for p in known.tolist()
         }
-        self.graph = PlaceRows.of(
+        self.graph = CompactGraph.from_graph(
             NeighborGraph(known, neighbors[known]), np.sort(known), k, among=places.ids
         )
-        semi = PlacePairs.of(
+        semi = PlacePairs.from_arrays(
             rng.integers(0, num_places, 6), FIRST + rng.integers(0, num_gallery, 6)
         )
         self.exclusions = Exclusions(Places(ids, lat, lon), semi, radius)

@@ -85,7 +85,7 @@ def places(kind: str) -> Places:
     return Places(np.arange(len(lat)) * 7 + 3, lat, lon)
 
 
-NO_PAIRS = PlacePairs.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
+NO_PAIRS = PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 def exclusions_of(kind: str, share: float) -> Exclusions:
@@ -93,7 +93,7 @@ def exclusions_of(kind: str, share: float) -> Exclusions:
     known = places(kind)
     metres = haversine_loop(known.lat, known.lon)
     radius = float(np.quantile(metres[metres > 0], share)) * (1 + 1e-6)
-    return Exclusions(known, PlacePairs.of(known.ids[:-1:9], known.ids[1::9]), radius)
+    return Exclusions(known, PlacePairs.from_arrays(known.ids[:-1:9], known.ids[1::9]), radius)
 
 
 def assert_nearest_kept(

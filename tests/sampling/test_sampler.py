@@ -16,7 +16,7 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.batch_plan import BatchPlan, load_gallery, load_plan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.sampling.compact_graph import PlaceRows
+from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.geographic_neighbors import geographic_graph
 from s4g_ray.sampling.sampler import plan_batches
 
@@ -224,7 +224,7 @@ def test_a_place_that_bars_nearly_all_others_costs_little_more_than_itself(share
 def test_a_graph_in_rows_gives_the_plan_of_the_graph(problem: dict[str, Any]) -> None:
     pairs, graph, exclusions, plan = solve({**problem, "with_graph": True})
     assert graph is not None
-    rows = PlaceRows.of(graph, np.unique(pairs.place_ids), 12)
+    rows = CompactGraph.from_graph(graph, np.unique(pairs.place_ids), 12)
     again = plan_batches(
         pairs,
         rows,
@@ -241,7 +241,7 @@ def test_a_graph_in_rows_gives_the_plan_of_the_graph(problem: dict[str, Any]) ->
 
 
 def test_a_pair_of_a_place_that_has_no_row_is_refused() -> None:
-    rows = PlaceRows(np.array([1, 2]), np.full((2, 3), -1, dtype=np.int32))
+    rows = CompactGraph(np.array([1, 2]), np.full((2, 3), -1, dtype=np.int32))
     with pytest.raises(
         ValueError, match="1 pairs are of places without a row in the graph, the first of 7"
     ):
@@ -271,7 +271,7 @@ def test_no_two_places_within_the_radius_and_no_semi_positives_share_a_batch(
     )
     lat[rng.random(count) < 0.1] = np.nan
     places = Places(np.arange(count) * 3, lat, lon)
-    named = PlacePairs.of(*rng.choice(places.ids, (2, num_named)))
+    named = PlacePairs.from_arrays(*rng.choice(places.ids, (2, num_named)))
     exclusions = Exclusions(places, named, radius_m)
     pairs = make_pairs(rng.choice([*places.ids, 20_000, 20_001], 3 * count).tolist())
     plan = plan_batches(
@@ -302,7 +302,9 @@ def test_with_a_radius_that_leaves_room_no_more_is_left_out_than_an_incomplete_b
         np.arange(3000), rng.uniform(0, 0.05, 3000), rng.uniform(0, 0.05, 3000)
     )  # 100 in a square km
     graph = geographic_graph(places, 32)
-    exclusions = Exclusions(places, PlacePairs.of(*np.zeros((2, 0), dtype=np.int64)), 100.0)
+    exclusions = Exclusions(
+        places, PlacePairs.from_arrays(*np.zeros((2, 0), dtype=np.int64)), 100.0
+    )
     pairs = PairTable(*[places.ids] * 3)
     plan = plan_batches(
         pairs,
@@ -359,7 +361,7 @@ def test_two_groups_that_bar_each_other_get_batches_of_their_own() -> None:
 def test_hardness_is_level_over_an_epoch_in_strict_and_falls_in_paper() -> None:
     rng = np.random.default_rng(0)
     places = Places(np.arange(40_000), rng.uniform(0, 0.2, 40_000), rng.uniform(0, 0.2, 40_000))
-    graph = PlaceRows.of(geographic_graph(places, 128), places.ids, 128)
+    graph = CompactGraph.from_graph(geographic_graph(places, 128), places.ids, 128)
     pairs = PairTable(*[places.ids] * 3)
 
     def by_tenth(protocol: Any) -> list[float]:

@@ -169,7 +169,7 @@ def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
         return content[start : None if length is None else start + length]
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
-    monkeypatch.setattr(files, "read_there", read)
+    monkeypatch.setattr(files, "read_available", read)
     for folder, edge in (("memory://", 64_000 + NEAR_REMOTE), (str(tmp_path), 64_000 + NEAR)):
         near = [(f"{folder}/packed", 1000 * i, 1000) for i in reversed(range(64))]
         far = [(f"{folder}/packed", edge + 1, 10), (f"{folder}/packed", 650_000, 10)]

@@ -44,15 +44,15 @@ def test_a_store_is_waited_for_as_the_environment_says_and_the_configuration_goe
     for names in s3_settings.VARIABLES.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
-    assert s3_retries.Patience.read() == s3_retries.Patience(8, 30.0, 32)
+    assert s3_retries.RetryPolicy.read() == s3_retries.RetryPolicy(8, 30.0, 32)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
     monkeypatch.setenv("S4G_S3_TIMEOUT_S", "9")
     s3_settings.apply(StorageConfig(timeout_s=2))
-    assert s3_retries.Patience.read() == s3_retries.Patience(5, 2.0, 32)
+    assert s3_retries.RetryPolicy.read() == s3_retries.RetryPolicy(5, 2.0, 32)
     for wrong in ("many", "0"):
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", wrong)
         with pytest.raises(InputError, match="AWS_MAX_ATTEMPTS"):
-            s3_retries.Patience.read()
+            s3_retries.RetryPolicy.read()
 
 
 def test_what_equals_its_default_leaves_the_environment_alone(
@@ -60,7 +60,7 @@ def test_what_equals_its_default_leaves_the_environment_alone(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     s3_settings.apply(StorageConfig(max_attempts=8))
-    assert s3_retries.Patience.read().max_attempts == 3
+    assert s3_retries.RetryPolicy.read().max_attempts == 3
 
 
 def test_a_profile_beside_a_key_of_the_environment_is_refused(

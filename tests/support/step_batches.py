@@ -17,7 +17,7 @@ from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.loss import symmetric_info_nce
-from s4g_ray.training.step import Stepper, seed_draws
+from s4g_ray.training.step import TrainingStep, seed_draws
 
 PAIRS, GALLERY, SEED = 8, 6, 11
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def step(
     **train: Any,
 ) -> tuple[float, Gradients]:
     """The loss and the gradient of a step."""
-    stepper = Stepper(model, numerics or Numerics(), config(micro, **train), CPU)
+    stepper = TrainingStep(model, numerics or Numerics(), config(micro, **train), CPU)
     outcome = stepper.step(batch, seed=SEED, position=0.5, where="here")
     assert not outcome.skipped
     return outcome.loss, gradients(model)

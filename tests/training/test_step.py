@@ -15,9 +15,9 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics, Precision
 from s4g_ray.errors import RunError
 from s4g_ray.training.step import (
-    Outcome,
-    Schedule,
-    Stepper,
+    LearningRateClock,
+    StepResult,
+    TrainingStep,
     describe_non_finite,
     learning_rate,
     step_seed,
@@ -63,12 +63,12 @@ def test_skipped_steps_shift_the_learning_rates_of_the_steps_that_follow(
 ) -> None:
     cfg, num_batches = TrainConfig(epochs=2, warmup_epochs=0.5), 10
     unskipped = [learning_rate(cfg, (i + 0.5) / num_batches) for i in range(20)]
-    schedule, used = Schedule(), []
+    schedule, used = LearningRateClock(), []
     for i in range(20):
         rate = learning_rate(
             cfg, schedule.position(1 + i // num_batches, i % num_batches, num_batches)
         )
-        schedule = schedule.after(Outcome(1.0, i in skipped), num_batches)
+        schedule = schedule.after(StepResult(1.0, i in skipped), num_batches)
         used += [] if i in skipped else [rate]
     assert used == pytest.approx(unskipped[: 20 - len(skipped)], rel=1e-12)
     assert schedule.lag == pytest.approx(len(skipped) / num_batches)
@@ -124,7 +124,7 @@ def test_both_passes_over_a_chunk_drop_the_same_paths(name: str, again: bool) ->
 def test_draws_depend_on_the_step_s_seed_and_on_nothing_else() -> None:
     losses = []
     for seed, before in ((1, 3), (1, 4), (2, 3)):
-        stepper = Stepper(encoder(drop_path=0.6), Numerics(), config(3), CPU)
+        stepper = TrainingStep(encoder(drop_path=0.6), Numerics(), config(3), CPU)
         torch.manual_seed(before)
         torch.rand(before)
         losses.append(stepper.step(batch_of(), seed=seed, position=0.5, where="here").loss)
@@ -190,7 +190,7 @@ def test_half_precision_steps_come_close_to_float32(
 def trained(micro: int | None) -> dict[str, Tensor]:
     """Weights after three steps."""
     model = encoder()
-    stepper = Stepper(model, Numerics(), config(micro, clip_value=0.02), CPU)
+    stepper = TrainingStep(model, Numerics(), config(micro, clip_value=0.02), CPU)
     for number, name in enumerate(BATCHES):
         stepper.step(BATCHES[name](), seed=number, position=0.5 * number, where="here")
     return {name: p.detach() for name, p in model.named_parameters()}
@@ -243,9 +243,13 @@ def test_gradients_are_clipped_by_value_at_their_own_scale(precision: Precision)
         assert torch.equal(clipped[name], gradient.clamp(-0.01, 0.01))
 
 
-def half_stepper(scale: float, micro: int | None = None, model: Encoder | None = None) -> Stepper:
+def half_stepper(
+    scale: float, micro: int | None = None, model: Encoder | None = None
+) -> TrainingStep:
     """In fp16, its gradients scaled by so much."""
-    stepper = Stepper(model or encoder(dtype=torch.float32), Numerics("fp16"), config(micro), CPU)
+    stepper = TrainingStep(
+        model or encoder(dtype=torch.float32), Numerics("fp16"), config(micro), CPU
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     stepper.load({**stepper.state(), "scaler": scaler.state_dict()})
     return stepper
@@ -282,7 +286,8 @@ def test_gradients_that_no_scale_makes_finite_end_the_run() -> None:
 def test_a_scale_starts_at_the_published_value_and_only_in_fp16() -> None:
     precisions: list[Precision] = ["fp16", "bf16", "fp32"]
     scalers = [
-        Stepper(encoder(), Numerics(precision), config(), CPU).scaler for precision in precisions
+        TrainingStep(encoder(), Numerics(precision), config(), CPU).scaler
+        for precision in precisions
     ]
     assert [scaler.get_scale() for scaler in scalers] == [1024, 1, 1]
 
@@ -290,7 +295,7 @@ def test_a_scale_starts_at_the_published_value_and_only_in_fp16() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_training_goes_on_from_a_saved_state_bit_for_bit(precision: Precision) -> None:
     def run(model: Encoder, numbers: range, state: bytes | None) -> tuple[Encoder, bytes]:
-        stepper = Stepper(model, Numerics(precision), config(3), CPU)
+        stepper = TrainingStep(model, Numerics(precision), config(3), CPU)
         if state is not None:
             stepper.load(torch.load(io.BytesIO(state), weights_only=True))
         for number in numbers:

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.precision import Numerics, Precision
-from s4g_ray.training.step import Stepper
+from s4g_ray.training.step import TrainingStep
 from tests.support.step_batches import (
     BATCHES,
     CPU,
@@ -75,7 +75,7 @@ def rank_main(rank: int, world: int, folder: str, cases: Sequence[Case]) -> None
 def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool]:
     """Loss, gradient, how many numbers were reduced over ranks, whether the step was skipped."""
     dtype = torch.float64 if case.precision == "fp32" else torch.float32
-    stepper = Stepper(encoder(dtype=dtype), Numerics(case.precision), config(case.micro), CPU)
+    stepper = TrainingStep(encoder(dtype=dtype), Numerics(case.precision), config(case.micro), CPU)
     assert isinstance(stepper.model, torch.nn.parallel.DistributedDataParallel)
     reduced: list[int] = []
 

@@ -23,7 +23,7 @@ from s4g_ray.storage import files
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
 from s4g_ray.training.trainer import Training
-from s4g_ray.training.worker import Totals, rank_share
+from s4g_ray.training.worker import EpochTotals, rank_share
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id
@@ -42,12 +42,14 @@ def test_the_ranks_together_take_each_slot_of_the_plan_once_and_in_order(num_wor
 
 
 def test_an_epochs_metrics_are_sums_over_its_steps() -> None:
-    totals = Totals(batches=4, loss=8.0, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0)
+    totals = EpochTotals(
+        batches=4, loss=8.0, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0
+    )
     record = totals.record(16, gallery=False)
     assert (record["loss"], record["pairs_per_s"], record["step_s"]) == (2.0, 12.8, 4.0)
     assert (record["load_wait"], record["wait_share"]) == (0.2, 0.75)
     assert "gallery_masked" not in record
-    assert Totals().record(16, gallery=True)["pairs_per_s"] == 0.0
+    assert EpochTotals().record(16, gallery=True)["pairs_per_s"] == 0.0
 
 
 def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:

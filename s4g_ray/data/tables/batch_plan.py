@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from s4g_ray.arrays import Ints
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.storage import files
-from s4g_ray.storage.parquet import plain
+from s4g_ray.storage.parquet import refuse_extension_types
 
 ROWS_PER_GROUP = 1_000_000  # of a saved plan: bounds the memory of writing it
 _SCHEMA = pa.schema(
@@ -130,5 +130,5 @@ def _read_plan(uri: str, columns: list[str], *, gallery: bool) -> tuple[pa.Table
         counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         first = int(np.searchsorted(np.cumsum(counts), num_batches * batch_size, side="right"))
         groups = range(first, len(counts)) if gallery else range(first)
-        rows = plain(file.read_row_groups(list(groups), columns=columns), uri)
+        rows = refuse_extension_types(file.read_row_groups(list(groups), columns=columns), uri)
         return rows, num_batches, batch_size, gallery_size

@@ -24,7 +24,7 @@ from s4g_ray.storage.manifest import (
     open_published,
     read_part,
 )
-from s4g_ray.storage.parquet import plain
+from s4g_ray.storage.parquet import refuse_extension_types
 
 if TYPE_CHECKING:
     from s4g_ray.data.image_table import ImageTable, View
@@ -86,7 +86,9 @@ def open_embeddings(folder: str, view: View, *, stamp: Stamp | None = None) -> M
 def read_embedding_part(folder: str, part: Part) -> EmbeddingTable:
     """Read a part of a published table. Raises RunError when it is missing, altered or of another schema."""
     uri = files.join(folder, part.name)
-    table = plain(pq.read_table(io.BytesIO(read_part(folder, part))), uri).combine_chunks()
+    table = refuse_extension_types(
+        pq.read_table(io.BytesIO(read_part(folder, part))), uri
+    ).combine_chunks()
     dim, _ = _vector_type(table.schema, uri)
     column = table["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(table), dim).astype(np.float32, copy=False)
@@ -107,7 +109,9 @@ def read_part_head(folder: str, part: Part) -> PartHead:
     with open_part(folder, part) as file:
         try:
             parquet = pq.ParquetFile(file)
-            table = plain(parquet.read(columns=["id", "place_id"]), files.join(folder, part.name))
+            table = refuse_extension_types(
+                parquet.read(columns=["id", "place_id"]), files.join(folder, part.name)
+            )
             ids, place_ids = (table[name].to_numpy() for name in ("id", "place_id"))
         except StoreError:
             raise

@@ -24,7 +24,7 @@ from s4g_ray.storage.manifest import (
     read_part,
     write_part,
 )
-from s4g_ray.storage.parquet import plain
+from s4g_ray.storage.parquet import refuse_extension_types
 
 # half the size and a third of the reading time of Parquet's defaults: ids of near places differ by little
 ENCODINGS = {
@@ -153,7 +153,7 @@ def read_graph_part(uri: str, part: Part, *, with_scores: bool = False) -> Graph
     """A file of a published graph. Raises RunError when it is not what was published."""
     columns = None if with_scores else ["place_id", "neighbors"]
     read = pq.read_table(io.BytesIO(read_part(uri, part)), columns=columns)
-    table = plain(read, files.join(uri, part.name)).combine_chunks()
+    table = refuse_extension_types(read, files.join(uri, part.name)).combine_chunks()
     lists = table["neighbors"].combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     scores = (
@@ -210,7 +210,7 @@ def read_rows(uri: str, low: int, high: int, k: int) -> tuple[Ints, Ints, Floats
         raise RunError(
             f"{uri} cannot be read ({error}); it is missing, cut short or altered"
         ) from error
-    table = plain(read, uri).combine_chunks()
+    table = refuse_extension_types(read, uri).combine_chunks()
     neighbors, scores = (table[name].combine_chunks() for name in ("neighbors", "scores"))
     filled = np.arange(k) < neighbors.value_lengths().to_numpy(zero_copy_only=False)[:, None]
     padded = np.full(filled.shape, -1, dtype=np.int64)

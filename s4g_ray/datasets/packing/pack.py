@@ -76,7 +76,7 @@ class _Written:
         return not any(isinstance(place, str) for place in self.places)
 
     @classmethod
-    def of(cls, value: Any) -> _Written:
+    def from_json(cls, value: Any) -> _Written:
         places = [
             place if isinstance(place, str) else (place[0], place[1]) for place in value["places"]
         ]
@@ -84,7 +84,7 @@ class _Written:
 
 
 @dataclass
-class _Job:
+class PackJob:
     """What the threads share."""
 
     target: str
@@ -128,7 +128,7 @@ def pack(
     dataset = open_dataset(source)
     same = replace(options, on_bad_image="fail")  # it may be changed, to go on after a bad image
     key = files.fingerprint(repr((dataset.fingerprint, same)).encode())
-    job = _Job(target, key, options, on_progress)
+    job = PackJob(target, key, options, on_progress)
     if files.exists(files.join(target, "dataset.json")) and (finished := _finished(job)):
         return finished
     _claim(job, dataset)
@@ -147,7 +147,7 @@ def pack(
     return _publish(job, dataset, tables, plans, written)
 
 
-def _finished(job: _Job) -> Packed | None:
+def _finished(job: PackJob) -> Packed | None:
     """What an earlier call has finished with the same, if it has.
 
     Raises RunError when a shard of it is lost, StoreError when the store does not tell.
@@ -176,7 +176,7 @@ def _packed(target: str, manifest: Manifest, reused: int) -> Packed:
     )
 
 
-def _claim(job: _Job, dataset: GeoDataset) -> None:
+def _claim(job: PackJob, dataset: GeoDataset) -> None:
     """Say in the target what is being packed there.
 
     Raises InputError when it is, or was, something else, StoreError when the store does not tell.
@@ -233,7 +233,7 @@ def _table(dataset: GeoDataset, view: View) -> pa.Table:
 # The work.
 
 
-def _write_all(job: _Job, shards: Sequence[Shard], num_threads: int) -> list[_Written]:
+def _write_all(job: PackJob, shards: Sequence[Shard], num_threads: int) -> list[_Written]:
     """Write the shards, several at a time; after the first that fails, the others stop at their next images."""
     job.total = sum(len(shard.ids) for shard in shards)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="pack") as pool:
@@ -248,14 +248,14 @@ def _write_all(job: _Job, shards: Sequence[Shard], num_threads: int) -> list[_Wr
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write_shard(job: _Job, shard: Shard) -> _Written:
+def _write_shard(job: PackJob, shard: Shard) -> _Written:
     """A shard as an earlier call committed it, or written, read back and committed now.
 
     One without some images is always written: they may have been mended.
     """
     commit = files.join(job.target, WORK, f"{shard.name}.json")
     key = files.fingerprint(repr((job.key, shard)).encode())
-    found = read_commit(commit, key, _Written.of, lambda _: ())  # its file was verified then
+    found = read_commit(commit, key, _Written.from_json, lambda _: ())  # its file was verified then
     if found is not None and found.whole and _is_there(job.folder, found.part):
         job.advance(len(shard.ids), shards=1)
         return found
@@ -286,7 +286,7 @@ def _is_there(folder: str, part: Part) -> bool:
     return True
 
 
-def _contents(job: _Job, shard: Shard) -> Iterator[tuple[int, tuple[bytes, str] | str]]:
+def _contents(job: PackJob, shard: Shard) -> Iterator[tuple[int, tuple[bytes, str] | str]]:
     """Id of each image of a shard, and what is stored of it (bytes and extension), or what is wrong with it.
 
     Raises BadImageError for a bad one unless they are skipped, and RunError when the work was given up.
@@ -311,7 +311,7 @@ def _contents(job: _Job, shard: Shard) -> Iterator[tuple[int, tuple[bytes, str] 
 
 
 def _publish(
-    job: _Job,
+    job: PackJob,
     dataset: GeoDataset,
     tables: dict[View, pa.Table],
     plans: dict[View, Plan],

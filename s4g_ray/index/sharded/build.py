@@ -20,8 +20,8 @@ from s4g_ray.index.sharded.shard import Staged, version_folder
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.sharding import (
     PartCount,
-    Slice,
-    Source,
+    RowRange,
+    TablePart,
     check_vectors,
     merge_found,
     open_sources,
@@ -124,7 +124,7 @@ class VersionBuild:
         return report
 
     def _count(
-        self, sources: list[Source], wanted: Any, stamp: Stamp | None
+        self, sources: list[TablePart], wanted: Any, stamp: Stamp | None
     ) -> tuple[list[int], int]:
         """The kept rows of each part, and D. Parts are divided among the shards; ids go from shard to shard."""
         bounds = [len(sources) * n // len(self._shards) for n in range(len(self._shards) + 1)]
@@ -146,7 +146,7 @@ class VersionBuild:
         except ValueError as error:
             raise RunError(str(error)) from error
 
-    def _train(self, plan: IndexPlan, slices: Sequence[Sequence[Slice]], wanted: Any) -> Any:
+    def _train(self, plan: IndexPlan, slices: Sequence[Sequence[RowRange]], wanted: Any) -> Any:
         """The trained, empty index that all shards share (a reference to it); None for kinds that need no training.
 
         The rows to train on do not depend on the number of shards.
@@ -175,7 +175,7 @@ class VersionBuild:
         self,
         plan: IndexPlan,
         staged: list[Staged],
-        slices: Sequence[Sequence[Slice]],
+        slices: Sequence[Sequence[RowRange]],
         wanted: Any,
         sample: Floats32 | None,
         k: int,

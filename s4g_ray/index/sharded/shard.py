@@ -20,8 +20,8 @@ from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.sharded.sharding import (
     Found,
     PartCount,
-    Slice,
-    Source,
+    RowRange,
+    TablePart,
     check_ids,
     kept_rows,
     merge_found,
@@ -129,7 +129,7 @@ class IndexShard:
         return choose_engine(dim, self._setup.num_threads)
 
     def read_heads(
-        self, sources: Sequence[Source], wanted: Ints | None
+        self, sources: Sequence[TablePart], wanted: Ints | None
     ) -> tuple[list[PartCount], Ints]:
         """The count of each part, and the kept ids[n] of all of them."""
         counts, kept = [], [np.zeros(0, dtype=np.int64)]
@@ -139,13 +139,13 @@ class IndexShard:
         return counts, np.concatenate(kept)
 
     def check_ids(
-        self, counts: Sequence[int], sources: Sequence[Source], wanted: Ints | None, *ids: Ints
+        self, counts: Sequence[int], sources: Sequence[TablePart], wanted: Ints | None, *ids: Ints
     ) -> None:
         """As shards.check_ids, of the kept ids that the shards read."""
         check_ids(np.concatenate(ids), counts, sources, wanted)
 
     def sample(
-        self, slices: Sequence[Slice], wanted: Ints | None, rows: Ints
+        self, slices: Sequence[RowRange], wanted: Ints | None, rows: Ints
     ) -> tuple[int, Floats32]:
         """n and vectors[n, D] of some rows of the shard."""
         found = [vectors for _, vectors in read_slices(slices, wanted, rows)]
@@ -161,7 +161,7 @@ class IndexShard:
     def stage(
         self,
         version: int,
-        slices: Sequence[Slice],
+        slices: Sequence[RowRange],
         wanted: Ints | None,
         plan: IndexPlan,
         template: bytes | None,
@@ -187,7 +187,7 @@ class IndexShard:
 
     def search_exactly(
         self,
-        slices: Sequence[Slice],
+        slices: Sequence[RowRange],
         wanted: Ints | None,
         queries: Floats32,
         k: int,

@@ -19,7 +19,7 @@ Found = tuple[Ints, Floats32]  # ids[M, k], scores[M, k], best first
 
 
 @dataclass(frozen=True)
-class Source:
+class TablePart:
     """A part of a published embedding table."""
 
     folder: str
@@ -32,10 +32,10 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Slice:
+class RowRange:
     """Kept rows start..stop of a part. Kept are the rows that the index is to hold, in the part's order."""
 
-    source: Source
+    source: TablePart
     start: int
     stop: int
 
@@ -53,7 +53,7 @@ class PartCount(NamedTuple):
 
 def open_sources(
     folders: Sequence[str], stamp: Stamp | None = None
-) -> tuple[list[Source], Stamp | None]:
+) -> tuple[list[TablePart], Stamp | None]:
     """The parts of the references of published embedding tables, in row order, and the stamp that all of them carry.
 
     Raises RunError when a table is unpublished, not made from `stamp`, or made from something else than the first.
@@ -64,7 +64,7 @@ def open_sources(
     for folder, manifest in zip(folders, manifests, strict=True):
         _require_same_stamp(folders[0], manifests[0].stamp, folder, manifest.stamp)
     sources = [
-        Source(f, part)
+        TablePart(f, part)
         for f, manifest in zip(folders, manifests, strict=True)
         for part in manifest.parts
     ]
@@ -102,7 +102,7 @@ def sorted_ids(ids: Ints | None) -> Ints | None:
 
 
 def check_vectors(
-    sources: Sequence[Source], counts: Sequence[PartCount], stamp: Stamp | None
+    sources: Sequence[TablePart], counts: Sequence[PartCount], stamp: Stamp | None
 ) -> int:
     """D of the vectors of all parts. Raises RunError for the first part whose D or dtype is another than wanted.
 
@@ -119,7 +119,7 @@ def check_vectors(
 
 
 def check_ids(
-    ids: Ints, counts: Sequence[int], sources: Sequence[Source], wanted: Ints | None
+    ids: Ints, counts: Sequence[int], sources: Sequence[TablePart], wanted: Ints | None
 ) -> None:
     """ids[N] of the kept rows, counts[P] of each part. Raises RunError for what repeats, is negative or is missing."""
     order = np.argsort(ids, kind="stable")
@@ -146,8 +146,8 @@ def check_ids(
 
 
 def share_rows(
-    sources: Sequence[Source], counts: Sequence[int], num_shards: int
-) -> list[list[Slice]]:
+    sources: Sequence[TablePart], counts: Sequence[int], num_shards: int
+) -> list[list[RowRange]]:
     """Divide the kept rows, counts[P] of each part, into ranges of row order that differ by one row at most.
 
     Raises RunError when there are fewer rows than shards.
@@ -162,19 +162,19 @@ def share_rows(
     return [list(_slices(sources, ends, *bounds[shard : shard + 2])) for shard in range(num_shards)]
 
 
-def _slices(sources: Sequence[Source], ends: Ints, first: int, last: int) -> Iterator[Slice]:
+def _slices(sources: Sequence[TablePart], ends: Ints, first: int, last: int) -> Iterator[RowRange]:
     for number in range(int(np.searchsorted(ends, first, side="right")), len(sources)):
         offset = int(ends[number - 1]) if number else 0
         if offset >= last:
             return
         if ends[number] > offset:
-            yield Slice(
+            yield RowRange(
                 sources[number], max(first - offset, 0), min(last, int(ends[number])) - offset
             )
 
 
 def read_slices(
-    slices: Sequence[Slice], wanted: Ints | None, rows: Ints | None = None
+    slices: Sequence[RowRange], wanted: Ints | None, rows: Ints | None = None
 ) -> Iterator[tuple[Ints, Floats32]]:
     """ids[n], vectors[n, D] of each slice; of `rows` only, counted over all slices, where they are given.
 

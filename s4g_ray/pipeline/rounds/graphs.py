@@ -28,7 +28,7 @@ GALLERY_POOL = 32  # gallery places mined for each place, at least
 
 
 @dataclass(frozen=True)
-class Graphs:
+class RunGraphs:
     """What a run's graphs are about, where they lie, and which epoch uses which."""
 
     config: RunConfig
@@ -39,7 +39,7 @@ class Graphs:
     exclusions: Exclusions | None
 
     @classmethod
-    def of(cls, config: RunConfig, dataset: GeoDataset, folder: RunFolder) -> Self:
+    def from_config(cls, config: RunConfig, dataset: GeoDataset, folder: RunFolder) -> Self:
         """For a run on a data set. Raises InputError for a radius of exclusion that reaches too far."""
         places = train_places(config, dataset)
         gallery = gallery_references(config, dataset) if config.sampling.gallery_negatives else None

@@ -14,7 +14,7 @@ from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import MiningReport
-from s4g_ray.pipeline.rounds.graphs import Collection, Graphs
+from s4g_ray.pipeline.rounds.graphs import Collection, RunGraphs
 from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.storage.manifest import Stamp
@@ -26,7 +26,7 @@ _SAMPLE_STREAM = 0x70726F62  # of the queries that recall is measured on
 class Miner:
     """Mines graphs from embeddings, with an index service for each collection; a context manager."""
 
-    def __init__(self, graphs: Graphs, reporter: Reporter) -> None:
+    def __init__(self, graphs: RunGraphs, reporter: Reporter) -> None:
         self._graphs, self._reporter = graphs, reporter
         self._services: dict[Collection, IndexService] = {}
         self._stack = ExitStack()
@@ -84,7 +84,7 @@ class Miner:
                 info={**index.summary(), "age": epoch - (previous or 0)},
                 on_progress=update,
             )
-        self._say(collection, found)
+        self._log_summary(collection, found)
 
     def _service(self, collection: Collection) -> IndexService:
         if collection not in self._services:
@@ -101,7 +101,7 @@ class Miner:
                 raise RunError("the index shards are stopped: the run ends")
         return self._services[collection]
 
-    def _say(self, collection: Collection, found: MiningReport) -> None:
+    def _log_summary(self, collection: Collection, found: MiningReport) -> None:
         above = (
             f", {found.above_positive:.0%} score above the positive"
             if collection == "pairs"

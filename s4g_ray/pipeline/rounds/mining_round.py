@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import stamp_of
+from s4g_ray.encoder.checkpoint import checkpoint_stamp
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation.gradient_correlation import score_gradient_correlation
 from s4g_ray.evaluation.scores import Score, score_tables
-from s4g_ray.pipeline.rounds.graphs import Graphs
+from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.pipeline.run_folder import Record
@@ -24,12 +24,12 @@ from s4g_ray.storage.manifest import Stamp, is_published, open_published
 Span = tuple[float, float]  # seconds since the epoch of time.time()
 
 
-class RoundWork:
+class MiningRound:
     """Does rounds, one at a time, for the coordinator. spans: when each round's mining began and ended."""
 
     def __init__(
         self,
-        graphs: Graphs,
+        graphs: RunGraphs,
         schedule: Schedule,
         miner: Miner,
         pool: EncoderPool,
@@ -111,7 +111,7 @@ class RoundWork:
         return self._folder.path(f"embeddings/v={epoch:04d}")
 
     def _stamp(self, epoch: int) -> Stamp:
-        return stamp_of(
+        return checkpoint_stamp(
             self._config, self._encoder, self._folder.checkpoint(epoch), self._dataset.fingerprint
         )
 

@@ -14,7 +14,7 @@ from s4g_ray.distributed.autoscaling import await_room
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint, stamp_of
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.source import open_source
@@ -80,7 +80,7 @@ def embed_collection(
     checkpoint = opened.checkpoint or files.join(target, WORK, "checkpoint")
     if opened.checkpoint is None:
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
-    stamp = stamp_of(base, encoder, checkpoint, dataset.fingerprint)
+    stamp = checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint)
     with ray_session(base) as nodes:
         await_room(base.ray, partial(check_resources, base, training=False), nodes, reporter)
         with EncoderPool(base) as pool, reporter.stage(f"embedding {', '.join(splits)}") as update:

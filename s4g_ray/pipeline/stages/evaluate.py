@@ -20,11 +20,11 @@ from s4g_ray.distributed.placement import Node
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint, stamp_of
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.source import Source, open_source
+from s4g_ray.encoder.source import EncoderSource, open_source
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.scores import score_tables
 from s4g_ray.evaluation.tables import Evaluation
@@ -85,7 +85,7 @@ def evaluate(
         with ray_session(base) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base) as pool:
-                job = _Job(opened, numerics, dataset, encoder, folder, pool, reporter)
+                job = EvaluationJob(opened, numerics, dataset, encoder, folder, pool, reporter)
                 job.embed(configs[0], "references", "references")
                 found = [job.evaluate(config) for config in configs]
         if out is not None:
@@ -144,12 +144,12 @@ def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
     yield folder
 
 
-class _Job:
+class EvaluationJob:
     """An encoder's checkpoint and where its tables go."""
 
     def __init__(
         self,
-        source: Source,
+        source: EncoderSource,
         numerics: Numerics,
         dataset: GeoDataset,
         encoder: Encoder,
@@ -168,7 +168,7 @@ class _Job:
     def embed(self, config: RunConfig, view: View, name: str) -> str:
         """Embed one view of the test split; returns the URI of the table."""
         uri, split = files.join(self.folder, name), config.data.test_split
-        stamp = stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
+        stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         if is_published(uri):
             manifest = open_published(uri, "embeddings", stamp)
             self.bad_images[name] = tuple(manifest.info["bad_images"])
@@ -203,7 +203,9 @@ class _Job:
                 data.test_split,
                 uri,
                 files.join(self.folder, "references"),
-                stamp=stamp_of(config, self.encoder, self.checkpoint, self.dataset.fingerprint),
+                stamp=checkpoint_stamp(
+                    config, self.encoder, self.checkpoint, self.dataset.fingerprint
+                ),
                 radii_m=config.evaluation.radii_m,
             )
         info = open_published(self.checkpoint, "checkpoint").info

@@ -25,8 +25,8 @@ from s4g_ray.index.sharded.shard_group import shard_options
 from s4g_ray.index.sharded.sharding import (
     Found,
     PartCount,
-    Slice,
-    Source,
+    RowRange,
+    TablePart,
     check_ids,
     check_vectors,
     kept_rows,
@@ -48,8 +48,10 @@ from tests.support.embedding_tables import (
 )
 
 
-def fake_sources(count: int) -> list[Source]:
-    return [Source("/t", Part(f"references/part-{i:05d}.parquet", 0, 0, "")) for i in range(count)]
+def fake_sources(count: int) -> list[TablePart]:
+    return [
+        TablePart("/t", Part(f"references/part-{i:05d}.parquet", 0, 0, "")) for i in range(count)
+    ]
 
 
 @settings(max_examples=200, deadline=None)
@@ -235,7 +237,7 @@ def test_a_part_that_is_cut_altered_or_missing_is_refused_by_name(
         with pytest.raises(RunError, match=r"e/references/part-00001\.parquet"):
             shard.read_heads(sources, None)
     with pytest.raises(RunError, match=r"e/references/part-00001\.parquet"):
-        list(read_slices([Slice(source, 0, 50) for source in sources], None))
+        list(read_slices([RowRange(source, 0, 50) for source in sources], None))
 
 
 def test_vectors_that_are_not_finite_are_refused_by_file_and_id_where_they_are_to_be_indexed(
@@ -245,14 +247,15 @@ def test_vectors_that_are_not_finite_are_refused_by_file_and_id_where_they_are_t
     vectors = random_unit(rng, 100)
     vectors[70, 3] = np.nan
     sources, _ = open_sources([write_table(tmp_path / "e", np.arange(100) + 500, vectors)])
-    slices = [Slice(source, 0, 50) for source in sources]
+    slices = [RowRange(source, 0, 50) for source in sources]
     with pytest.raises(
         RunError, match=r"part-00001\.parquet: the embedding of id 570 is not finite \(1 such\)"
     ):
         list(read_slices(slices, None))
     assert (
         sum(
-            len(ids) for ids, _ in read_slices([slices[0], Slice(sources[1], 0, 49)], _without(570))
+            len(ids)
+            for ids, _ in read_slices([slices[0], RowRange(sources[1], 0, 49)], _without(570))
         )
         == 99
     )

@@ -18,7 +18,7 @@ from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.driver import run
-from s4g_ray.pipeline.rounds.graphs import Graphs
+from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.run_folder import RunFolder, RunResult
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import latest_version
@@ -170,7 +170,7 @@ def test_the_margin_to_the_positive_is_not_asked_of_the_gallery_which_holds_no_p
 ) -> None:
     mining = large.mining.model_copy(update={"relative_margin": 0.1, "max_score": 0.9})
     config = large.model_copy(update={"mining": mining, "run_dir": str(tmp_path / "none")})
-    graphs = Graphs.of(config, regional, RunFolder.open(config, regional, resume=False))
+    graphs = RunGraphs.from_config(config, regional, RunFolder.open(config, regional, resume=False))
     assert graphs.mining_of("pairs") == mining
     assert (graphs.mining_of("gallery").relative_margin, graphs.mining_of("gallery").max_score) == (
         None,

@@ -34,7 +34,7 @@ from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.export import export
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.source import Source, find_checkpoint
+from s4g_ray.encoder.source import EncoderSource, find_checkpoint
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.metrics import PROTOCOLS
@@ -385,11 +385,11 @@ def test_weights_are_used_in_the_precision_of_their_configuration_and_runs_in_th
     auto = config.model_copy(
         update={"train": config.train.model_copy(update={"precision": "auto"})}
     )
-    assert Source("x", config).numerics_for(config) == Numerics("fp16")
-    assert Source("x", auto).numerics_for(auto) == Numerics("fp32")
+    assert EncoderSource("x", config).numerics_for(config) == Numerics("fp16")
+    assert EncoderSource("x", auto).numerics_for(auto) == Numerics("fp32")
     chosen = Numerics("bf16", channels_last=True)
-    assert Source("x", auto, "checkpoint", chosen).numerics_for(auto) == chosen
-    assert Source("x", auto, "checkpoint", chosen).numerics_for(config) == Numerics("fp16")
+    assert EncoderSource("x", auto, "checkpoint", chosen).numerics_for(auto) == chosen
+    assert EncoderSource("x", auto, "checkpoint", chosen).numerics_for(config) == Numerics("fp16")
 
 
 def test_images_that_are_left_out_are_counted_and_listed_with_the_result(
