@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import pyarrow as pa
 
 from s4g_ray.storage import files
+
+ProtocolName = Literal["strict", "paper"]
 
 FORMAT = "s4g-dataset"
 SPLITS = {"references": ("train", "val", "test", "gallery"), "queries": ("train", "val", "test")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,12 +17,12 @@ from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats, Floats64, Ints
 from s4g_ray.data.pairs import Pairs, pairs_by_place
+from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import chord_of, metres_between, unit_sphere
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation.ranking import TIE, Block, normalise
 
-Protocol = Literal["strict", "paper"]
-PROTOCOLS: tuple[Protocol, Protocol] = (
+PROTOCOLS: tuple[ProtocolName, ProtocolName] = (
     "strict",
     "paper",
 )  # the order of the first axis of what is counted in both
@@ -52,7 +52,7 @@ class Retrieval:
 
     def metrics(
         self,
-        protocol: Protocol = "strict",
+        protocol: ProtocolName = "strict",
         *,
         ranks: Sequence[int] = (1, 5, 10),
         rows: Bools | None = None,
@@ -94,7 +94,7 @@ def retrieval_metrics(
     query_latlon: Floats64 | None = None,
     reference_latlon: Floats64 | None = None,
     radii_m: Sequence[float] = (25, 50, 100),
-    protocol: Protocol = "strict",
+    protocol: ProtocolName = "strict",
     distractors: Bools | None = None,
 ) -> dict[str, float]:
     """Metrics by cosine: query_embeddings[Q, D], reference_embeddings[R, D], places [Q] and [R]; fractions in 0..1.
@@ -136,11 +136,11 @@ def retrieve_both(
     *,
     reference_latlon: Floats64 | None = None,
     distractors: Bools | None = None,
-    protocols: Sequence[Protocol] = PROTOCOLS,
+    protocols: Sequence[ProtocolName] = PROTOCOLS,
     **options: Any,
-) -> dict[Protocol, Retrieval]:
+) -> dict[ProtocolName, Retrieval]:
     """By protocol, what retrieve finds: one search for both, unless there are distractors that `paper` leaves out."""
-    found: dict[Protocol, Retrieval] = {}
+    found: dict[ProtocolName, Retrieval] = {}
     for protocol in protocols:
         keep = (
             None

@@ -10,10 +10,10 @@ import numpy as np
 from s4g_ray.arrays import Bools, Floats, Ints
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable
-from s4g_ray.data.schema import gallery_splits
+from s4g_ray.data.schema import ProtocolName, gallery_splits
 from s4g_ray.data.sphere import format_metres
 from s4g_ray.data.tables.embedding_table import read_rows
-from s4g_ray.evaluation.metrics import PROTOCOLS, Protocol, retrieve_both
+from s4g_ray.evaluation.metrics import PROTOCOLS, retrieve_both
 from s4g_ray.storage.manifest import Stamp
 
 Metrics = dict[str, float]
@@ -23,10 +23,10 @@ Metrics = dict[str, float]
 class Score:
     """metrics by protocol; regions: the same for the queries of each region, against the whole gallery."""
 
-    metrics: dict[Protocol, Metrics]
-    regions: dict[str, dict[Protocol, Metrics]]
+    metrics: dict[ProtocolName, Metrics]
+    regions: dict[str, dict[ProtocolName, Metrics]]
 
-    def summary(self, protocol: Protocol) -> str:
+    def summary(self, protocol: ProtocolName) -> str:
         """The chief metrics of a protocol in a line."""
         metrics = self.metrics[protocol]
         shown = [f"R@{k} {metrics[f'recall@{k}']:.1%}" for k in (1, 5, 10)]
@@ -38,9 +38,9 @@ class Score:
         )
         return "  ".join(shown)
 
-    def of(self, protocol: Protocol) -> dict[str, float | str | dict[str, Metrics] | Metrics]:
+    def of(self, protocol: ProtocolName) -> dict[str, float | str | dict[str, Metrics] | Metrics]:
         """The metrics of a protocol, flat; beside them `regions`, and what `other` protocol gives otherwise."""
-        other: Protocol = "paper" if protocol == "strict" else "strict"
+        other: ProtocolName = "paper" if protocol == "strict" else "strict"
         regions = {name: metrics[protocol] for name, metrics in self.regions.items()}
         differing = {
             k: v for k, v in self.metrics[other].items() if self.metrics[protocol].get(k) != v

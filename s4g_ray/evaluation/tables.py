@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
+from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import format_metres
-from s4g_ray.evaluation.metrics import PROTOCOLS, Protocol
+from s4g_ray.evaluation.metrics import PROTOCOLS
 from s4g_ray.evaluation.scores import Metrics, Score
 
 
@@ -25,7 +26,7 @@ class Evaluation:
     made_with: dict[str, Any]  # source, weights, sizes, precision, data set's fingerprint
     bad_images: tuple[str, ...] = ()  # left out, with reasons
 
-    def as_dict(self, protocols: Sequence[Protocol] = PROTOCOLS) -> dict[str, Any]:
+    def as_dict(self, protocols: Sequence[ProtocolName] = PROTOCOLS) -> dict[str, Any]:
         """Plain values, for JSON."""
         chosen: dict[str, Any] = {p: self.score.metrics[p] for p in protocols}
         regions = {
@@ -53,7 +54,7 @@ REGION_COLUMNS = {
 
 
 def evaluation_tables(
-    results: Sequence[Evaluation], protocols: Sequence[Protocol] = PROTOCOLS
+    results: Sequence[Evaluation], protocols: Sequence[ProtocolName] = PROTOCOLS
 ) -> list[Table]:
     """The metrics, a column for each field of view and protocol (those that agree share one); then the regions."""
     first = results[0].score.metrics[protocols[0]]
@@ -82,7 +83,7 @@ def evaluation_tables(
     ]
 
 
-def _region_table(result: Evaluation, protocols: Sequence[Protocol]) -> Table:
+def _region_table(result: Evaluation, protocols: Sequence[ProtocolName]) -> Table:
     """A row for each region, or for each region and protocol where these differ."""
     regions = {name: _columns(metrics, protocols) for name, metrics in result.score.regions.items()}
     agree = all(len(rows) == 1 for rows in regions.values())
@@ -100,7 +101,7 @@ def _region_table(result: Evaluation, protocols: Sequence[Protocol]) -> Table:
 
 
 def _columns(
-    metrics: dict[Protocol, Metrics], protocols: Sequence[Protocol]
+    metrics: dict[ProtocolName, Metrics], protocols: Sequence[ProtocolName]
 ) -> list[tuple[str, Metrics]]:
     if len({tuple(metrics[p].items()) for p in protocols}) == 1:
         return [(" = ".join(protocols), metrics[protocols[0]])]

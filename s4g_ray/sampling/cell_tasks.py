@@ -14,13 +14,14 @@ from s4g_ray.arrays import Rows32
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
+from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph_part
 from s4g_ray.errors import RunError
 from s4g_ray.sampling.cells import Cell, CellTree, PlanOptions, plan_tree
 from s4g_ray.sampling.compact_graph import IdLookup, fill_rows
 from s4g_ray.sampling.exclusion_table import ExclusionTable
-from s4g_ray.sampling.sampler import Protocol, check_sizes, rows_of_pairs
+from s4g_ray.sampling.sampler import check_sizes, rows_of_pairs
 from s4g_ray.storage.manifest import Part, open_published
 
 PLANNER_CPUS = 0.5  # logical, of a task that splits a part of a graph or plans a cell
@@ -36,7 +37,7 @@ def plan_cells_on_cluster(
     neighbor_pool_size: int = 128,
     seed: int,
     epoch: int,
-    protocol: Protocol = "strict",
+    protocol: ProtocolName = "strict",
     exclusions: NeighborGraph | Exclusions | None = None,
     max_pairs_per_cell: int,
     cpus_per_task: float = PLANNER_CPUS,

@@ -19,13 +19,14 @@ from s4g_ray.arrays import Floats64, Ints, Rows32
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
+from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import unit_sphere
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup, find_row
 from s4g_ray.sampling.exclusion_table import ExclusionTable
 from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, VisitOrder, count_hard, fill_batches
-from s4g_ray.sampling.sampler import PLAN_STREAM, Protocol, check_sizes, rows_of_pairs
+from s4g_ray.sampling.sampler import PLAN_STREAM, check_sizes, rows_of_pairs
 
 ROOT = 1  # the node of the whole; node n is divided into 2 n and 2 n + 1
 CUT = (
@@ -155,7 +156,7 @@ def plan_cells(
     neighbor_pool_size: int = 128,
     seed: int,
     epoch: int,
-    protocol: Protocol = "strict",
+    protocol: ProtocolName = "strict",
     exclusions: NeighborGraph | Exclusions | None = None,
     max_pairs_per_cell: int,
 ) -> BatchPlan:
@@ -185,7 +186,7 @@ def plan_tree(
     cells: Iterator[Sequence[Any]],
     bars: Any,
     options: PlanOptions,
-    protocol: Protocol,
+    protocol: ProtocolName,
     *,
     call: Call = lambda function, *arguments: function(*arguments),
     get: Callable[[Sequence[Any]], Sequence[Planned]] = list,

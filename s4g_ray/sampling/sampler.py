@@ -7,21 +7,19 @@ A plan depends on the pairs, the graph, the seed and the epoch, and not on the n
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Ints
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.pairs import PairTable
+from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup
 from s4g_ray.sampling.exclusion_table import ExclusionTable
 from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, VisitOrder, count_hard, fill_batches
 
-Protocol = Literal["strict", "paper"]
 PLAN_STREAM = (
     0x706C616E  # keeps the planner's random stream apart from others of the same (seed, epoch)
 )
@@ -36,7 +34,7 @@ def plan_batches(
     neighbor_pool_size: int = 128,
     seed: int,
     epoch: int,
-    protocol: Protocol = "strict",
+    protocol: ProtocolName = "strict",
     exclusions: NeighborGraph | Exclusions | None = None,
 ) -> BatchPlan:
     """Arrange pairs into full batches of `batch_size`; without a graph, at random.
