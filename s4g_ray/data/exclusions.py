@@ -1,4 +1,8 @@
-"""Exclusions: places that are never negatives of each other."""
+"""Define Exclusions: places that are never negatives of each other.
+
+Tasks that mine and plan import this module, so scipy's tree, which they do not need, is imported
+inside the functions that build it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.sphere import chord_of, metres_between, unit_sphere
 from s4g_ray.errors import InputError
 
-MOST_NEAR = 20_000  # others within an exclusion radius: a place's neighbors are found by looking past all of them
-COUNTED, AROUND = 100_000, 1000  # places, drawn at random, that are counted around so many of these
+# Others within an exclusion radius. A search for a place's neighbors passes over all of them.
+MAX_NEAR_PLACES = 20_000
+SAMPLED_PLACES = 100_000  # places that check_radius draws at random to count near ones among
+SAMPLED_CENTRES = 1000  # drawn places around which check_radius counts
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class PlacePairs:
 
     @classmethod
     def from_arrays(cls, first: Ints, second: Ints) -> PlacePairs:
-        """The set of first[n], second[n] and their reverse; pairs of a place with itself are left out."""
+        """Make the set of first[n], second[n] and their reverse, without pairs of equal places."""
         both = np.stack([np.concatenate([first, second]), np.concatenate([second, first])], axis=1)
         unique = np.unique(both[both[:, 0] != both[:, 1]], axis=0)
         return cls(unique[:, 0], unique[:, 1])
@@ -34,34 +40,42 @@ class PlacePairs:
         return len(self.first)
 
     def ranges(self, first: Ints) -> tuple[Ints, Ints]:
-        """starts, ends (shape of `first`): second[start:end], ascending, are the partners of each place."""
-        return np.searchsorted(self.first, first), np.searchsorted(self.first, first, side="right")
+        """Return starts and ends, in the shape of `first`.
+
+        second[start:end], ascending, are the partners of each place.
+        """
+        starts = np.searchsorted(self.first, first)
+        ends = np.searchsorted(self.first, first, side="right")
+        return starts, ends
 
     def contains(self, first: Ints, second: Ints) -> Bools:
-        """Whether each pair of first[...] and second[...] (shapes that broadcast) is in the set."""
+        """Check whether each pair of first[...] and second[...] is in the set; shapes broadcast."""
         if not len(self):
             return np.zeros(np.broadcast_shapes(first.shape, second.shape), dtype=bool)
         places, keys = self._keys
-        a, b = (np.minimum(np.searchsorted(places, x), len(places) - 1) for x in (first, second))
-        wanted = a * len(places) + b
+        rows_first = np.minimum(np.searchsorted(places, first), len(places) - 1)
+        rows_second = np.minimum(np.searchsorted(places, second), len(places) - 1)
+        wanted = rows_first * len(places) + rows_second
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.asarray((places[a] == first) & (places[b] == second) & (keys[at] == wanted))
+        known = (places[rows_first] == first) & (places[rows_second] == second)
+        return np.asarray(known & (keys[at] == wanted))
 
     @cached_property
     def _keys(self) -> tuple[Ints, Ints]:
-        """The places, and a number for each pair, ascending as the pairs are."""
+        """Compute the distinct places, and one number for each pair, ascending as the pairs are."""
         places = np.unique(self.first)
-        return places, np.searchsorted(places, self.first) * len(places) + np.searchsorted(
-            places, self.second
-        )
+        rows_first = np.searchsorted(places, self.first)
+        rows_second = np.searchsorted(places, self.second)
+        return places, rows_first * len(places) + rows_second
 
 
 @dataclass(frozen=True)
 class Exclusions:
-    """Pairs of places that are never negatives of each other: they show the same ground.
+    """Pairs of places that are never negatives of each other, since they show the same ground.
 
-    semi_positives: pairs that the data set names. Beside them all places within `radius_m` of each other are
-    excluded, by the coordinates of `places`; a place without coordinates is near none. Memory is O(places).
+    semi_positives: pairs that the data set names. In addition, all places within `radius_m` of
+    each other are excluded, by the coordinates of `places`; a place without coordinates is near
+    no other. Memory is O(places).
     """
 
     places: Places
@@ -69,69 +83,76 @@ class Exclusions:
     radius_m: float
 
     def near(self, first: Ints, second: Ints) -> Bools:
-        """Whether each first[...] and second[...] (shapes that broadcast) lie within the radius."""
+        """Check whether first[...] and second[...] lie within the radius; shapes broadcast."""
         found = np.zeros(np.broadcast_shapes(first.shape, second.shape), dtype=bool)
         if not (self.radius_m > 0 and len(self.places)):
             return found
-        a, b = self.places.rows(first), self.places.rows(second)
-        apart = self.places.xyz[a] - self.places.xyz[b]
-        close = (
-            (a >= 0)
-            & (b >= 0)
-            & (np.einsum("...i,...i", apart, apart) <= chord_of(self.radius_m) ** 2)
-        )
-        a, b = np.broadcast_to(a, found.shape)[close], np.broadcast_to(b, found.shape)[close]
-        lat, lon = self.places.lat, self.places.lon
+        rows_first = self.places.rows(first)
+        rows_second = self.places.rows(second)
+        apart = self.places.xyz[rows_first] - self.places.xyz[rows_second]
+        is_known = (rows_first >= 0) & (rows_second >= 0)
+        squares = np.einsum("...i,...i", apart, apart)
+        close = is_known & (squares <= chord_of(self.radius_m) ** 2)
+        a = np.broadcast_to(rows_first, found.shape)[close]
+        b = np.broadcast_to(rows_second, found.shape)[close]
+        lat = self.places.lat
+        lon = self.places.lon
         found[close] = metres_between(lat[a], lon[a], lat[b], lon[b]) <= self.radius_m
         return found
 
     @property
     def max_partners(self) -> int:
-        """The largest number of others that a place is kept apart from (6 micrometres beyond the radius count too)."""
+        """Compute the largest number of others that a place is kept apart from.
+
+        Places up to 6 micrometres beyond the radius are counted too.
+        """
         from scipy.spatial import cKDTree
 
-        places, semi = self.places, self.semi_positives
-        around = np.zeros(len(places), dtype=np.int64)
+        places = self.places
+        semi = self.semi_positives
+        num_near = np.zeros(len(places), dtype=np.int64)
         known = np.isfinite(places.xyz).all(axis=1)
         if self.radius_m > 0 and known.any():
-            points, chord = places.xyz[known], chord_of(self.radius_m)
-            around[known] = cKDTree(points).query_ball_point(
-                points, chord, workers=-1, return_length=True
+            points = places.xyz[known]
+            num_near[known] = cKDTree(points).query_ball_point(
+                points, chord_of(self.radius_m), workers=-1, return_length=True
             )
-            around[known] -= 1  # itself
+            num_near[known] -= 1  # itself
         named, of_pair = np.unique(semi.first, return_inverse=True)
-        far = np.bincount(
-            of_pair, weights=~self.near(semi.first, semi.second), minlength=len(named)
-        ).astype(np.int64)
+        is_far = ~self.near(semi.first, semi.second)
+        num_named = np.bincount(of_pair, weights=is_far, minlength=len(named)).astype(np.int64)
         rows = places.rows(named)
-        far[rows >= 0] += around[rows[rows >= 0]]
-        return int(max(around.max(initial=0), far.max(initial=0)))
+        num_named[rows >= 0] += num_near[rows[rows >= 0]]
+        return int(max(num_near.max(initial=0), num_named.max(initial=0)))
 
     def contains(self, first: Ints, second: Ints) -> Bools:
-        """Whether each pair of first[...] and second[...] (shapes that broadcast) is excluded, for either reason."""
+        """Check whether first[...] and second[...] are excluded, by name or by distance."""
         return self.semi_positives.contains(first, second) | self.near(first, second)
 
 
 def check_radius(places: Places, radius_m: float) -> None:
-    """Raises InputError when the median place has more than MOST_NEAR others within the radius, by a sample."""
+    """Raise InputError when the median place has more than MAX_NEAR_PLACES within the radius.
+
+    The number is estimated from a sample of the places.
+    """
     from scipy.spatial import cKDTree
 
-    if radius_m <= 0 or len(places) <= MOST_NEAR:
+    if radius_m <= 0 or len(places) <= MAX_NEAR_PLACES:
         return
-    rows = np.random.default_rng(0).choice(len(places), min(len(places), COUNTED), replace=False)
+    rng = np.random.default_rng(0)
+    rows = rng.choice(len(places), min(len(places), SAMPLED_PLACES), replace=False)
     points = unit_sphere(places.lat[rows], places.lon[rows])
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
         return
-    near = (
-        cKDTree(points).query_ball_point(
-            points[:AROUND], chord_of(radius_m), workers=-1, return_length=True
-        )
-        - 1
+    num_near = cKDTree(points).query_ball_point(
+        points[:SAMPLED_CENTRES], chord_of(radius_m), workers=-1, return_length=True
     )
-    median = float(np.median(near)) * len(places) / len(rows)
-    if median > MOST_NEAR:
+    num_near -= 1  # itself
+    median = float(np.median(num_near)) * len(places) / len(rows)
+    if median > MAX_NEAR_PLACES:
         raise InputError(
-            f"sampling.exclude_radius_m={radius_m:g} keeps the median place apart from {median:,.0f} of"
-            f" {len(places) - 1:,} others; at most {MOST_NEAR:,} are possible; lower it"
+            f"sampling.exclude_radius_m={radius_m:g} keeps the median place apart from"
+            f" {median:,.0f} of {len(places) - 1:,} others; at most {MAX_NEAR_PLACES:,} are"
+            " possible; lower it"
         )

@@ -1,4 +1,4 @@
-"""ImageTable: where the images of some rows lie."""
+"""Define ImageTable: the images of the chosen rows of a data set, and where they are stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ VIEWS: tuple[View, View] = ("references", "queries")
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Where the images of some rows lie, in row order: arrays of N, coordinates and headings NaN where null."""
+    """Images of N rows, in row order: where each is stored, and its place.
+
+    Each field holds N values. Coordinates and headings are NaN where the data set has null.
+    """
 
     ids: Ints
     place_ids: Ints
@@ -36,23 +39,24 @@ class ImageTable:
         return np.argsort(self.ids, kind="stable")
 
     def rows(self, ids: Ints) -> Ints:
-        """Row numbers of ids[M]. Raises KeyError for an id that is not in the table."""
-        position = np.searchsorted(self.ids, ids, sorter=self._order)
-        rows = self._order[np.minimum(position, len(self) - 1)]
+        """Return the row numbers of ids[M]. Raises KeyError for an id that is not in the table."""
+        positions = np.searchsorted(self.ids, ids, sorter=self._order)
+        rows = self._order[np.minimum(positions, len(self) - 1)]
         if len(ids) and not np.array_equal(self.ids[rows], ids):
-            raise KeyError(int(np.asarray(ids)[self.ids[rows] != ids][0]))
+            unknown = np.asarray(ids)[self.ids[rows] != ids]
+            raise KeyError(int(unknown[0]))
         return rows
 
-    def take(self, index: Ints) -> ImageTable:
-        """The table of some rows, by number."""
+    def take(self, rows: Ints) -> ImageTable:
+        """Return the table of the given row numbers, in their order."""
         return ImageTable(
-            self.ids[index],
-            self.place_ids[index],
-            [self.uris[i] for i in index],
-            [self.offsets[i] for i in index],
-            [self.lengths[i] for i in index],
-            self.lat[index],
-            self.lon[index],
-            self.headings[index],
-            [self.regions[i] for i in index],
+            self.ids[rows],
+            self.place_ids[rows],
+            [self.uris[row] for row in rows],
+            [self.offsets[row] for row in rows],
+            [self.lengths[row] for row in rows],
+            self.lat[rows],
+            self.lon[rows],
+            self.headings[rows],
+            [self.regions[row] for row in rows],
         )

@@ -1,7 +1,4 @@
-"""Places on the sphere: coordinates and distances, pairs of places, and what excludes them from one batch.
-
-Tasks that mine and plan import this module; scipy's tree, which they do not need, is imported where it is built.
-"""
+"""Define Places: ids and coordinates of places."""
 
 from __future__ import annotations
 
@@ -27,19 +24,18 @@ class Places:
         return len(self.ids)
 
     def union(self, other: Places) -> Places:
-        """These places and those of another set, which have no place in common."""
-        ids, lat, lon = (
-            np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("ids", "lat", "lon")
-        )
+        """Return these places and those of another set, which has no place in common with it."""
+        ids = np.concatenate([self.ids, other.ids])
+        lat = np.concatenate([self.lat, other.lat])
+        lon = np.concatenate([self.lon, other.lon])
         order = np.argsort(ids)
         return Places(ids[order], lat[order], lon[order])
 
     def rows(self, ids: Ints) -> Ints:
-        """The row of each place id, -1 for those that are not there."""
+        """Return the row of each place id, -1 for ids that are not in the set."""
         return rows_of(self.ids, ids)
 
     @cached_property
     def xyz(self) -> Floats64:
-        """xyz[P, 3] on the unit sphere, NaN where unknown."""
+        """Compute xyz[P, 3] on the unit sphere, NaN where unknown."""
         return unit_sphere(self.lat, self.lon)

@@ -1,4 +1,8 @@
-"""Columns, views and splits of the canonical data set."""
+"""Define columns, views, splits and protocols of the canonical data set.
+
+A data set is a folder of dataset.json, references/part-*.parquet and queries/part-*.parquet. Opening
+it casts nothing: each of these columns must be there, with exactly this type.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +43,16 @@ SCHEMAS = {
 
 
 def gallery_splits(split: str) -> list[str]:
-    """The splits of references that the queries of a split are searched in."""
+    """Return the splits of references in which the queries of a split are searched."""
     return [split, "gallery"]
 
 
-def split_into_parts(rows: int) -> list[tuple[str, int]]:
-    """File names of a table's parts, and the first row of each."""
-    starts = range(0, max(rows, 1), ROWS_PER_PART)
+def split_into_parts(num_rows: int) -> list[tuple[str, int]]:
+    """Return the file name of each part of a table, and its first row."""
+    starts = range(0, max(num_rows, 1), ROWS_PER_PART)
     return [(f"part-{number:05d}.parquet", start) for number, start in enumerate(starts)]
 
 
 def list_part_names(folder: str) -> list[str]:
-    """List the names of the Parquet parts in a folder; other files are not ours."""
+    """List the names of the Parquet parts in a folder, without the user's other files."""
     return [name for name in files.list_names(folder) if re.fullmatch(r"part-.*\.parquet", name)]

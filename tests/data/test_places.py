@@ -92,7 +92,7 @@ def test_a_radius_around_too_many_places_is_refused_by_name_and_others_are_not(
     """A line of 2,000 places 111 m apart; within 5.6 km lie 100 others of all but the outermost."""
     line = Places(np.arange(2000), np.arange(2000.0) * 1e-3, np.zeros(2000))
     check_radius(line, 2.1e7)  # 2,000 places are few enough for any radius
-    monkeypatch.setattr("s4g_ray.data.exclusions.MOST_NEAR", 100)
+    monkeypatch.setattr("s4g_ray.data.exclusions.MAX_NEAR_PLACES", 100)
     check_radius(line, 5_620)
     check_radius(line, 0)
     with pytest.raises(
@@ -113,8 +113,8 @@ def test_the_count_of_near_places_is_about_right_from_a_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = Places(np.arange(20_000), np.arange(20_000.0) * 1e-3, np.zeros(20_000))
-    monkeypatch.setattr("s4g_ray.data.exclusions.COUNTED", 2_000)
-    monkeypatch.setattr("s4g_ray.data.exclusions.MOST_NEAR", 900)
+    monkeypatch.setattr("s4g_ray.data.exclusions.SAMPLED_PLACES", 2_000)
+    monkeypatch.setattr("s4g_ray.data.exclusions.MAX_NEAR_PLACES", 900)
     check_radius(line, 50 * 800)
     with pytest.raises(InputError, match=r" (9\d\d|1,0\d\d) of 19,999 others"):
         check_radius(line, 111.2 * 500)

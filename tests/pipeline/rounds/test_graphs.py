@@ -222,7 +222,7 @@ def test_a_round_that_was_cut_off_between_its_graphs_mines_the_missing_one_and_l
 def test_a_radius_that_bars_most_places_is_refused_before_anything_is_written(
     regional: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s4g_ray.data.exclusions.MOST_NEAR", 90)
+    monkeypatch.setattr("s4g_ray.data.exclusions.MAX_NEAR_PLACES", 90)
     config = tiny_config(tmp_path / "run", regional.uri, sampling={"exclude_radius_m": 2.1e7})
     with pytest.raises(
         InputError, match=r"sampling\.exclude_radius_m=2\.1e\+07 .* 95 of 95 others"
