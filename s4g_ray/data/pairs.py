@@ -1,4 +1,7 @@
-"""PairTable: query and reference of one place."""
+"""Define PairTable, the training pairs: a query and a reference of one place.
+
+Pairs holds row numbers instead of ids: it tells evaluation which references belong to each query.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,27 @@ from s4g_ray.arrays import Ints
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of a query and a reference: rows[n], ascending, and columns[n]."""
+    """Pairs of a query and a reference as row numbers: rows[n], ascending, and columns[n]."""
 
     rows: Ints
     columns: Ints
 
     def take(self, rows: slice) -> Pairs:
-        """Those of some rows, which are numbered from 0 on."""
+        """Return the pairs of a range of rows, renumbered from 0."""
         first, last = np.searchsorted(self.rows, [rows.start, rows.stop])
         return Pairs(self.rows[first:last] - rows.start, self.columns[first:last])
 
     def expand(self, rows: Ints) -> Pairs:
-        """For each number i of rows[p], the pairs of row rows[i], as pairs of i."""
+        """Return, for each index i of rows[p], the pairs of row rows[i] as pairs of i."""
         first = np.searchsorted(self.rows, rows, side="left")
         counts = np.searchsorted(self.rows, rows, side="right") - first
-        which = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Pairs(which, self.columns[np.repeat(first, counts) + within])
+        indices = np.repeat(np.arange(len(rows)), counts)
+        within = np.arange(len(indices)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return Pairs(indices, self.columns[np.repeat(first, counts) + within])
 
 
 def pairs_by_place(rows: Ints, places: Ints, reference_places: Ints) -> Pairs:
-    """rows[n], ascending, and a place for each -> pairs with all references of the place."""
+    """Pair each of rows[n], ascending, with all references of its place, places[n]."""
     order = np.argsort(reference_places, kind="stable")
     expanded = Pairs(reference_places[order], order).expand(places)
     return Pairs(rows[expanded.rows], expanded.columns)
@@ -47,7 +50,21 @@ class PairTable:
 
     def __post_init__(self) -> None:
         if not len(self.query_ids) == len(self.reference_ids) == len(self.place_ids):
-            raise ValueError("query_ids, reference_ids and place_ids differ in length")
+            raise ValueError(
+                f"query_ids, reference_ids and place_ids differ in length: {len(self.query_ids)},"
+                f" {len(self.reference_ids)}, {len(self.place_ids)}; give one of each for each pair"
+            )
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+
+def join_pairs(
+    query_ids: Ints, query_places: Ints, reference_ids: Ints, reference_places: Ints
+) -> PairTable:
+    """Pair each query with each reference of its place, in the order of the queries."""
+    order = np.argsort(reference_places, kind="stable")
+    found = pairs_by_place(np.arange(len(query_places)), query_places, reference_places[order])
+    return PairTable(
+        query_ids[found.rows], reference_ids[order][found.columns], query_places[found.rows]
+    )

@@ -1,7 +1,7 @@
 """Define columns, views, splits and protocols of the canonical data set.
 
-A data set is a folder of dataset.json, references/part-*.parquet and queries/part-*.parquet. Opening
-it casts nothing: each of these columns must be there, with exactly this type.
+A data set is a folder of dataset.json, references/part-*.parquet and queries/part-*.parquet.
+Opening it casts nothing: each of these columns must be there, with exactly this type.
 """
 
 from __future__ import annotations
