@@ -1,4 +1,7 @@
-"""Array types; groups of equal rows, spread samples, ranges of rows over threads."""
+"""Define the array types, and work on ranges, groups and samples of rows.
+
+Loads without numba: compiled lookups of ids are in row_lookup.py.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,23 @@ Result = TypeVar("Result")
 def by_rows(
     function: Callable[[int, int], Result], count: int, num_threads: int | None = None
 ) -> list[Result]:
-    """function(first, last) over consecutive ranges of `count` rows, one a thread (none: one a core); in order."""
-    ranges = min(num_threads or os.cpu_count() or 1, max(count, 1))
-    edges = [count * i // ranges for i in range(ranges + 1)]
-    if ranges == 1:
+    """Call function(first, last) for consecutive ranges of `count` rows, one range a thread.
+
+    Uses one thread a core when num_threads is None. Returns the results in the order of the rows.
+    """
+    num_ranges = min(num_threads or os.cpu_count() or 1, max(count, 1))
+    if num_ranges == 1:
         return [function(0, count)]
-    with ThreadPoolExecutor(ranges) as pool:
+    edges = [count * i // num_ranges for i in range(num_ranges + 1)]
+    with ThreadPoolExecutor(num_ranges) as pool:
         return list(pool.map(function, edges[:-1], edges[1:]))
 
 
 def group(*columns: NDArray[Any]) -> Ints:
-    """Columns of N (at least one) -> groups[N], numbered from 0: equal where all columns are."""
+    """Number the groups of equal rows: one or more columns[N] -> groups[N], counted from 0.
+
+    Two rows are in the same group when they are equal in every column.
+    """
     order = np.lexsort(columns)
     changed = np.zeros(len(order), dtype=bool)
     for column in columns:
@@ -44,7 +53,10 @@ def group(*columns: NDArray[Any]) -> Ints:
 
 
 def spread_rows(num_rows: int, size: int, seed: int) -> Ints:
-    """At most `size` of num_rows rows, rising: one drawn from each of `size` equal ranges."""
+    """Draw one row from each of `size` equal ranges of num_rows rows -> rows[size], ascending.
+
+    Returns all rows when `size` is at least num_rows.
+    """
     if size >= num_rows:
         return np.arange(num_rows)
     edges = num_rows * np.arange(size + 1) // size

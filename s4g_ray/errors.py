@@ -1,4 +1,7 @@
-"""The errors that a user can act on; the command line maps them to exit codes."""
+"""Define the errors that a user can act on.
+
+The command line maps each to an exit code: 2 for input that the user can fix, 1 for a failure.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,29 @@ class BadImageError(InputError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (non-finite loss or embeddings, a dead worker). Exit code 1."""
+    """A run that cannot continue (non-finite loss or embeddings, a dead worker). Exit code 1."""
 
 
 class WriteError(RunError, OSError):
-    """A store that is full, or that refuses. Exit code 1."""
+    """A file or object that cannot be written: no space, or no permission. Exit code 1."""
 
 
 class StoreError(RunError, OSError):
-    """An object store that refuses, or did not answer however often it was asked: names bucket and key. Exit code 1."""
+    """An object store that refuses a request, or fails after all retries. Exit code 1.
+
+    The message names bucket and key.
+    """
 
 
 class DeadProcessError(RuntimeError):
-    """A process that a worker needs has died: the worker is lost, and started again as one that died itself."""
+    """A process that a worker depends on has died. The worker is restarted as if it had died."""
 
 
 def reason_of(error: Exception) -> str:
-    """The last line of an error's traceback that names an exception which is not Ray's own, or its last line."""
+    """Return the reason of a Ray error: the last exception in its text that is not Ray's.
+
+    Returns the text's last line where it names no such exception.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines()]
     named = [
         line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Arrow\w+): ", line)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: bars in a terminal, plain lines elsewhere, nothing of Ray's own."""
+"""Show the progress of a command: bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-LINE_EVERY_S = 10.0  # between two lines of the same stage where there is no terminal
+LINE_EVERY_S = 10.0  # between two lines of the same stage, where there is no terminal
 Update = Callable[[int, int], None]  # done, total
 
 
 def ignore(done: int, total: int) -> None:
-    """An Update for callers that show nothing."""
+    """Do nothing: an Update for callers that show no progress."""
 
 
 class Reporter:
-    """Shows stages (with a bar each) and finished lines; from several threads."""
+    """Shows stages, each with a progress bar, and finished lines. Safe to use from many threads."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
-        self._bars: Progress | None = (
-            None  # those of all stages in progress: a terminal shows one set at a time
-        )
-        self._stages = 0
+        # holds the bars of all open stages: a terminal shows one Progress at a time
+        self._bars: Progress | None = None
+        self._num_stages = 0
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the terminal."""
         self.console.print(text, markup=False)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Update]:
-        """A stage of work: yields `update(done, total)`. The bar goes away with it."""
+        """Show a stage of work: yields `update(done, total)`, and removes the bar at the end."""
         if not self.console.is_terminal:
             yield self._line_updates(title)
             return
@@ -49,7 +48,7 @@ class Reporter:
 
     def _open_bars(self) -> Progress:
         with self._lock:
-            self._stages += 1
+            self._num_stages += 1
             if self._bars is None:
                 columns = (
                     TextColumn("  {task.description}"),
@@ -63,18 +62,18 @@ class Reporter:
 
     def _close_bars(self) -> None:
         with self._lock:
-            self._stages -= 1
-            if self._bars is not None and not self._stages:
+            self._num_stages -= 1
+            if self._bars is not None and self._num_stages == 0:
                 self._bars.stop()
                 self._bars = None
 
     def _line_updates(self, title: str) -> Update:
-        last = time.monotonic()
+        printed_at = time.monotonic()
 
         def update(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= LINE_EVERY_S:
-                last = time.monotonic()
+            nonlocal printed_at
+            if time.monotonic() - printed_at >= LINE_EVERY_S:
+                printed_at = time.monotonic()
                 self.line(f"  {title}: {done} of {total}")
 
         return update

@@ -1,6 +1,7 @@
-"""Local paths and s3:// URIs through fsspec: whole-object writes, byte-range reads, atomically published folders.
+"""Read, write, list and remove files: local paths, and s3:// and other URIs through fsspec.
 
-A published folder is its files plus `_MANIFEST.json`, written last; a reader ignores a folder without one.
+Objects are written whole. A published folder is its files plus `_MANIFEST.json`, which is written
+last (manifest.py); readers ignore a folder without one.
 """
 
 from __future__ import annotations
@@ -24,48 +25,58 @@ PACKAGE_SCHEME = "package://"
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI is a path of this machine."""
+    """Return whether a URI is a path on this machine."""
     return "://" not in uri
 
 
 def join(uri: str, *parts: str) -> str:
-    """Join below a folder; an absolute or s3:// last part wins."""
+    """Join parts to a folder's URI; an absolute path or a URI replaces all before it."""
     for part in parts:
         uri = part if part.startswith("/") or "://" in part else f"{uri.rstrip('/')}/{part}"
     return uri
 
 
 def absolute(uri: str) -> str:
-    """A local path (or file:// URI) made absolute (workers run in other folders); s3:// URIs as they are.
+    """Make a local path (or file:// URI) absolute, because workers run in other folders.
 
-    Raises InputError for an empty path and for s3:// without a bucket, which unset variables leave.
+    Returns s3:// URIs unchanged. Raises InputError for an empty path and for s3:// without a
+    bucket: both come from unset variables.
     """
     uri = uri.removeprefix("file://")
-    if not uri or re.fullmatch(r"s3a?://*", uri):
-        raise InputError(f"{uri!r} names no {'bucket' if uri else 'path'}; is a variable unset?")
-    return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
+    if not uri:
+        raise InputError(f"{uri!r} names no path; is a variable unset?")
+    if re.fullmatch(r"s3a?://*", uri):
+        raise InputError(f"{uri!r} names no bucket; is a variable unset?")
+    if not is_local(uri):
+        return uri
+    return str(Path(uri).expanduser().absolute())
 
 
 def resolve_package(uri: str) -> str:
-    """`package://PACKAGE/FILE` -> the path of a file that an installed Python package ships.
+    """Return the path of a file that an installed Python package ships: `package://PACKAGE/FILE`.
 
-    Raises InputError when the package or the file is not there.
+    Returns other URIs unchanged. Raises InputError when the package or the file does not exist.
     """
     if not uri.startswith(PACKAGE_SCHEME):
         return uri
     package, _, name = uri.removeprefix(PACKAGE_SCHEME).partition("/")
     try:
         spec = importlib.util.find_spec(package)
-    except (ModuleNotFoundError, ValueError):  # a parent package is missing; not a module's name
+    except (ModuleNotFoundError, ValueError):  # a missing parent package; an invalid module name
         spec = None
-    for folder in (spec and spec.submodule_search_locations) or []:
-        if (Path(folder) / name).is_file():
-            return str(Path(folder) / name)
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or []:
+        path = Path(folder) / name
+        if path.is_file():
+            return str(path)
     raise InputError(f"{uri}: no installed Python package {package!r} ships {name!r}")
 
 
 def filesystem_of(uri: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path there; a local path is taken as it is, whatever signs it holds."""
+    """Return the file system of a URI, and the path there.
+
+    A local path is used literally, also when it holds characters such as `*`, `[` or `#`.
+    """
     if is_local(uri):
         return fsspec.filesystem("file"), uri
     if is_object_store(uri):
@@ -77,29 +88,30 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     filesystem, path = filesystem_of(uri)
     filesystem.invalidate_cache()  # other processes publish too
     return bool(filesystem.exists(path))
 
 
 def list_names(uri: str) -> list[str]:
-    """Sorted names of what lies directly in a folder; empty when there is no such folder."""
+    """Return the sorted names of the entries of a folder; none when the folder does not exist."""
     filesystem, path = filesystem_of(uri)
     filesystem.invalidate_cache()
     try:
-        found = [name.rstrip("/") for name in filesystem.ls(path, detail=False)]
-        # an object store may hold an empty object named as the folder: it is not in the folder
-        return sorted(name.rsplit("/", 1)[-1] for name in found if name != path.rstrip("/"))
+        paths = [entry.rstrip("/") for entry in filesystem.ls(path, detail=False)]
     except FileNotFoundError:
         return []
+    # an object store may hold an empty object with the folder's own name: leave it out
+    folder = path.rstrip("/")
+    return sorted(entry.rsplit("/", 1)[-1] for entry in paths if entry != folder)
 
 
 def remove(uri: str) -> None:
-    """Remove a file or a folder and all that is in it; nothing when it is not there.
+    """Remove a file, or a folder and everything in it. Does nothing when it does not exist.
 
-    A published folder loses its manifest first: what is removed by half is not taken for whole. Raises WriteError for
-    a store that refuses.
+    Removes the manifest of a published folder first, so that no reader takes a half-removed folder
+    for a whole one. Raises WriteError when it cannot be removed.
     """
     filesystem, path = filesystem_of(uri)
     try:
@@ -108,59 +120,67 @@ def remove(uri: str) -> None:
         if is_object_store(uri) or filesystem.exists(path):
             filesystem.rm(path, recursive=True)
     except OSError as error:
-        raise WriteError(f"cannot remove {uri}: {_reason(uri, error)}; give access") from error
+        raise WriteError(
+            f"cannot remove {uri}: {_reason(uri, error)}; give write access"
+        ) from error
 
 
 def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -> bytes:
-    """A whole object, or `length` bytes from `offset`.
+    """Read a whole object, or `length` bytes from `offset`.
 
-    Raises OSError (FileNotFoundError among them), and EOFError when the range ends past the object.
+    Raises OSError (FileNotFoundError when the object does not exist), and EOFError when the range
+    ends past the end of the object.
     """
     return check_length(read_available(uri, offset or 0, length), uri, offset, length)
 
 
 def read_available(uri: str, start: int, length: int | None) -> bytes:
-    """What is there of a range; less than `length` where the object ends before. Raises OSError."""
+    """Read a range, or less where the object ends before `length` bytes. Raises OSError.
+
+    Reads to the end of the object when length is None.
+    """
     if not is_local(uri):
         filesystem, path = filesystem_of(uri)
-        return bytes(
-            filesystem.cat_file(path, start=start, end=None if length is None else start + length)
-        )
+        end = None if length is None else start + length
+        return bytes(filesystem.cat_file(path, start=start, end=end))
     with Path(uri).open("rb") as file:
-        there = (
-            os.fstat(file.fileno()).st_size - start
-        )  # or a wrong length would want its memory first
+        num_left = os.fstat(file.fileno()).st_size - start
         file.seek(start)
-        return file.read(-1 if length is None else max(0, min(length, there)))
+        if length is None:
+            return file.read()
+        # read() allocates the memory that it is asked for: a wrong length must not reach it
+        return file.read(max(0, min(length, num_left)))
 
 
 def check_length(data: bytes, uri: str, offset: int | None, length: int | None) -> bytes:
-    """The data of a range. Raises EOFError when it is not `length` bytes."""
+    """Return the data of a range. Raises EOFError when it is not `length` bytes long."""
     if length is not None and len(data) != length:
-        raise EOFError(f"{uri}: {length} bytes wanted from offset {offset or 0}, {len(data)} there")
+        raise EOFError(
+            f"{uri}: {length} bytes wanted from offset {offset or 0}, but {len(data)} found"
+        )
     return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole object, so that a reader sees the old one or the new one and never a part.
+    """Write a whole object: a reader sees the old one or the new one, never a part.
 
-    Raises WriteError for a store that is full or refuses.
+    Raises WriteError when there is no space or no permission.
     """
     try:
         _write_whole(uri, data)
     except OSError as error:
-        raise _refused(uri, data, error) from error
+        raise _write_error(uri, data, error) from error
 
 
-def _refused(uri: str, data: bytes, error: OSError) -> WriteError:
+def _write_error(uri: str, data: bytes, error: OSError) -> WriteError:
     return WriteError(
-        f"cannot write {uri} ({len(data)} bytes): {_reason(uri, error)}; what was published stays readable: make room,"
-        " or give access"
+        f"cannot write {uri} ({len(data)} bytes): {_reason(uri, error)}; what was published stays"
+        " readable; make room, or give write access"
     )
 
 
 def _reason(uri: str, error: OSError) -> str:
-    """What went wrong with a URI, without the URI."""
+    """Return the reason of an error, without the URI that it repeats."""
     return (error.strerror or str(error) or type(error).__name__).removeprefix(f"{uri}: ")
 
 
@@ -180,18 +200,22 @@ def _write_whole(uri: str, data: bytes) -> None:
 
 
 def append_bytes(path: str, data: bytes) -> None:
-    """Add to the end of a local file; a writer that dies leaves a part at most. Raises WriteError as write_bytes."""
+    """Append to a local file. A writer that dies may leave a part of the data.
+
+    Raises WriteError as write_bytes does.
+    """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("ab") as file:
             file.write(data)
     except OSError as error:
-        raise _refused(path, data, error) from error
+        raise _write_error(path, data, error) from error
 
 
 def write_json(uri: str, value: Any) -> None:
     """Write a JSON document as a whole object. Raises ValueError for NaN and infinities."""
-    write_bytes(uri, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_bytes(uri, f"{text}\n".encode())
 
 
 def read_json(uri: str) -> Any:
@@ -203,7 +227,7 @@ def read_json(uri: str) -> Any:
 
 
 def fingerprint(*chunks: bytes) -> str:
-    """The sha256 of byte strings, in hex."""
+    """Return the sha256 of byte strings, in hex."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)

@@ -1,4 +1,8 @@
-"""Published folders: parts, checksums, stamps, versions."""
+"""Publish folders, and read published ones: parts, checksums, stamps, versions.
+
+A folder is published by its manifest, `_MANIFEST.json`, which is written last. It lists the parts
+with rows, bytes and sha256, and carries a Stamp that names the inputs of the folder.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from s4g_ray.storage.files import (
 
 @dataclass(frozen=True)
 class Stamp:
-    """What an artefact was made from: consumers refuse one that does not fit."""
+    """The inputs that an artefact was made from. Consumers refuse an artefact of other inputs."""
 
     step: int  # optimiser steps of the model
     weights_sha256: str
@@ -34,12 +38,13 @@ class Stamp:
     dtype: str
 
     def require(self, other: Stamp, what: str) -> None:
-        """Raises RunError that names both values when `other` was made from something else."""
+        """Raise RunError with both values when `other` was made from other inputs."""
         for name, value in asdict(self).items():
             found = getattr(other, name)
             if value != found:
                 raise RunError(
-                    f"{what}: made with {name} {found!r}, but {value!r} is wanted; remove it and resume"
+                    f"{what}: made with {name} {found!r}, but {value!r} is wanted;"
+                    " remove it and resume"
                 )
 
 
@@ -53,21 +58,18 @@ class Part:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Raises RunError for a name by which a file outside the folder would be read, or none."""
-        steps = self.name.split("/")
-        if (
-            "://" in self.name
-            or "\0" in self.name
-            or any(step in ("", ".", "..") for step in steps)
-        ):
+        """Raise RunError for a name that leads out of the folder, or that is no file's name."""
+        has_bad_step = any(step in ("", ".", "..") for step in self.name.split("/"))
+        if "://" in self.name or "\0" in self.name or has_bad_step:
             raise RunError(
-                f"a published folder names a file outside itself, or none: {self.name!r}; it was altered, remove it"
+                f"a published folder names a file outside itself, or no file: {self.name!r};"
+                " it was altered, remove it"
             )
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a published folder holds."""
+    """The contents of a published folder."""
 
     kind: str
     parts: tuple[Part, ...]
@@ -75,12 +77,12 @@ class Manifest:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> Part | None:
-        """The file of that name, if the folder has one."""
+        """Return the part of that name, if the folder has one."""
         return next((part for part in self.parts if part.name == name), None)
 
 
 def write_part(folder: str, name: str, data: bytes, rows: int) -> Part:
-    """Write a file of a folder that is to be published."""
+    """Write a file of a folder that is published later."""
     write_bytes(join(folder, name), data)
     return Part(name, rows, len(data), fingerprint(data))
 
@@ -92,51 +94,60 @@ def publish(
     stamp: Stamp | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Make a folder visible to readers: its manifest is written, last."""
+    """Make a folder visible to readers: write its manifest, after all parts."""
     manifest = Manifest(kind, tuple(parts), stamp, dict(info or {}))
     write_json(join(folder, MANIFEST), {"format": "s4g-manifest", "version": 1, **asdict(manifest)})
     return manifest
 
 
 def is_published(folder: str) -> bool:
-    """Whether a folder has its manifest."""
+    """Return whether a folder has a manifest."""
     filesystem, path = filesystem_of(join(folder, MANIFEST))
     filesystem.invalidate_cache()
     return bool(filesystem.isfile(path))
 
 
 def open_published(folder: str, kind: str, stamp: Stamp | None = None) -> Manifest:
-    """Read the manifest of a folder. Raises RunError when there is none, or it is of another kind or stamp."""
+    """Read the manifest of a folder.
+
+    Raises RunError when there is none, or when it has another kind or another stamp.
+    """
     try:
         value = read_json(join(folder, MANIFEST))
     except FileNotFoundError as error:
         raise RunError(f"{folder} holds no published {kind}: {MANIFEST} is missing") from error
-    if not isinstance(value, dict) or value.get("kind") != kind:
-        raise RunError(
-            f"{folder} holds {value.get('kind') if isinstance(value, dict) else value!r}, not {kind!r}"
-        )
-    try:
-        found = Stamp(**value["stamp"]) if value["stamp"] else None
-        manifest = Manifest(
-            kind, tuple(Part(**part) for part in value["parts"]), found, value["info"]
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{join(folder, MANIFEST)} is no manifest ({error!r}); remove {folder} and resume"
-        ) from error
-    except RunError as error:
-        raise RunError(f"{join(folder, MANIFEST)}: {error}") from error
-    if not isinstance(manifest.info, dict):
-        raise RunError(
-            f"{join(folder, MANIFEST)} is no manifest (info={manifest.info!r}); remove {folder} and resume"
-        )
-    if stamp is not None and found is not None:
-        stamp.require(found, folder)
+    if not isinstance(value, dict):
+        raise RunError(f"{folder} holds {value!r}, not {kind!r}")
+    if value.get("kind") != kind:
+        raise RunError(f"{folder} holds {value.get('kind')!r}, not {kind!r}")
+    manifest = _parse_manifest(folder, kind, value)
+    if stamp is not None and manifest.stamp is not None:
+        stamp.require(manifest.stamp, folder)
     return manifest
 
 
+def _parse_manifest(folder: str, kind: str, value: Mapping[str, Any]) -> Manifest:
+    uri = join(folder, MANIFEST)
+    try:
+        stamp = Stamp(**value["stamp"]) if value["stamp"] else None
+        parts = tuple(Part(**part) for part in value["parts"])
+        info = value["info"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{uri} is not a manifest ({error!r}); remove {folder} and resume"
+        ) from error
+    except RunError as error:
+        raise RunError(f"{uri}: {error}") from error
+    if not isinstance(info, dict):
+        raise RunError(f"{uri} is not a manifest (info={info!r}); remove {folder} and resume")
+    return Manifest(kind, parts, stamp, info)
+
+
 def read_part(folder: str, part: Part) -> bytes:
-    """Read a file of a published folder. Raises RunError when it is missing or not what was published."""
+    """Read a file of a published folder.
+
+    Raises RunError when it is missing, or differs from the published one in size or checksum.
+    """
     try:
         data = read_bytes(join(folder, part.name))
     except FileNotFoundError as error:
@@ -147,16 +158,15 @@ def read_part(folder: str, part: Part) -> bytes:
 
 
 def open_part(folder: str, part: Part) -> Any:
-    """Open a file of a published folder, to read a piece of it.
+    """Open a file of a published folder, to read pieces of it.
 
-    Raises RunError when it is missing or of another length; what was altered in place is seen by read_part alone.
+    Raises RunError when it is missing or has another length. Does not check the checksum: only
+    read_part finds a file that was altered in place.
     """
     filesystem, path = filesystem_of(join(folder, part.name))
     try:
         file = filesystem.open(path, "rb")
-        size = file.seek(
-            0, io.SEEK_END
-        )  # of a remote file: the request that opening it made has told
+        size = file.seek(0, io.SEEK_END)  # a remote file knows its size since it was opened
         file.seek(0)
     except FileNotFoundError as error:
         raise _missing(folder, part) from error
@@ -167,7 +177,7 @@ def open_part(folder: str, part: Part) -> Any:
 
 
 def altered(folder: str, part: Part) -> RunError:
-    """The error of a file that is not what was published."""
+    """Return the error of a file that differs from the published one."""
     uri = join(folder, part.name)
     return RunError(
         f"{uri} is not what was published: cut short or altered; remove {folder} and resume"
@@ -180,21 +190,29 @@ def _missing(folder: str, part: Part) -> RunError:
 
 
 def list_versions(folder: str, key: str) -> list[int]:
-    """N of the sub-folders `key=N` of a folder, published or not, rising."""
+    """Return N of the sub-folders `key=N` of a folder, published or not, ascending."""
     pattern = re.compile(re.escape(key) + r"=(\d+)$")
-    return sorted(int(match[1]) for name in list_names(folder) if (match := pattern.match(name)))
+    matches = [pattern.match(name) for name in list_names(folder)]
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def published_versions(folder: str, key: str) -> list[int]:
-    """N of the published sub-folders `key=N` of a folder, rising."""
-    return [v for v in list_versions(folder, key) if is_published(join(folder, f"{key}={v:04d}"))]
+    """Return N of the published sub-folders `key=N` of a folder, ascending."""
+    return [
+        version
+        for version in list_versions(folder, key)
+        if is_published(join(folder, f"{key}={version:04d}"))
+    ]
 
 
 def latest_version(folder: str, key: str, at_most: int | None = None) -> int | None:
-    """The highest N among the published sub-folders `key=N` of a folder."""
+    """Return the highest N of the published sub-folders `key=N` of a folder, up to `at_most`.
+
+    Returns None when there is none.
+    """
     for version in reversed(list_versions(folder, key)):
-        if (at_most is None or version <= at_most) and is_published(
-            join(folder, f"{key}={version:04d}")
-        ):
+        if at_most is not None and version > at_most:
+            continue
+        if is_published(join(folder, f"{key}={version:04d}")):
             return version
     return None

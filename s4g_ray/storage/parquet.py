@@ -1,4 +1,4 @@
-"""Parquet tables from storage: columns of Arrow's own types alone."""
+"""Refuse Parquet tables that hold extension types: their values may be pickled objects."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from s4g_ray.errors import RunError
 
 
 def refuse_extension_types(table: pa.Table, uri: str) -> pa.Table:
-    """A table that was read, its values not looked at yet.
+    """Return a table that was read from `uri`, after a check of its types; reads no values.
 
-    Raises RunError for a column of an extension type, outermost or within: who reads values of Ray's, which any process
-    knows that has imported Ray Data, unpickles them, and so runs what the file's writer wanted run.
+    Raises RunError for a column of an extension type, at the top level or nested. Ray's extension
+    types are known to every process that has imported Ray Data, and reading their values unpickles
+    them: it would run code that the file's writer chose.
     """
     for field in table.schema:
-        if (found := extension_in(field.type)) is not None:
+        extension = extension_in(field.type)
+        if extension is not None:
             raise RunError(
-                f"{uri}: column {field.name!r} is of the extension type {found}, and is not read: it may"
-                " hold pickled objects; remove it and make it anew"
+                f"{uri}: column {field.name!r} has the extension type {extension}, which is not"
+                " read because it may hold pickled objects; remove the file and make it again"
             )
     return table
 
 
 def extension_in(kind: pa.DataType) -> str | None:
-    """The name of the first extension type in a type."""
+    """Return the name of the first extension type in a type, nested types included."""
     if isinstance(kind, pa.BaseExtensionType):
         return str(kind.extension_name)
-    inner = (
-        [kind.value_type]
-        if pa.types.is_dictionary(kind)
-        else [kind.field(i).type for i in range(kind.num_fields)]
-    )
-    return next((found for found in map(extension_in, inner) if found is not None), None)
+    if pa.types.is_dictionary(kind):
+        inner = [kind.value_type]
+    else:
+        inner = [kind.field(i).type for i in range(kind.num_fields)]
+    for inner_kind in inner:
+        extension = extension_in(inner_kind)
+        if extension is not None:
+            return extension
+    return None

@@ -1,9 +1,13 @@
-"""Small JSON files of a job that starts again: what its folder was begun with, and what each part was made from."""
+"""Record the finished parts of a job, so that the job can resume.
+
+Small JSON files hold, for each part, the key of its inputs and its outcome; a marker file in the
+job's folder holds the values that the job was begun with.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -11,15 +15,19 @@ from s4g_ray.errors import InputError, RunError, StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_part, read_part
 
-WORK = "_work"  # the folder of commits, in that of the artefact; removed when it is published
+WORK = "_work"  # the folder of commits within the artefact's; removed when that is published
 Outcome = TypeVar("Outcome")
-Files = Iterable[tuple[str, Part | None]]
+Files = Iterable[tuple[str, Part | None]]  # folder and part; None: no file
 
 
 def read_commit(
     uri: str, key: str, parse: Callable[[Any], Outcome], files_of: Callable[[Outcome], Files]
 ) -> Outcome | None:
-    """What was committed from the same key, where its files (folder and part; None: no file) are whole; else None."""
+    """Return the outcome that was committed with the same key, if all of its files are intact.
+
+    Returns None when there is no such commit, or when it or one of its files is cut short or
+    altered. Raises StoreError when the object store fails.
+    """
     try:
         value = files.read_json(uri)
         if value["key"] != key:
@@ -32,57 +40,72 @@ def read_commit(
         raise
     except (FileNotFoundError, RunError):  # not computed yet; cut short or altered
         return None
-    except (KeyError, TypeError, AttributeError):  # JSON, but no commit
+    except (KeyError, TypeError, AttributeError):  # JSON, but not a commit
         return None
     return outcome
 
 
 def write_commit(uri: str, key: str, outcome: Any) -> None:
-    """Commit what was made from a key: a dataclass. Its files come first."""
+    """Commit the outcome (a dataclass) that was computed from a key. Write its files before."""
     files.write_json(uri, {"key": key, "outcome": asdict(outcome)})
 
 
 def check_reached(folder: str, parts: Sequence[Part]) -> None:
-    """Before a local folder is published: raises RunError for parts that are not in it, but on other nodes' disks."""
+    """Check that all parts lie in a local folder before it is published.
+
+    Raises RunError when parts are missing: other nodes wrote them to their own disks.
+    """
     if not files.is_local(folder):
         return
-    lost = [part.name for part in parts if not _is_there(folder, part)]
+    lost = [part.name for part in parts if not _is_intact(folder, part)]
     if lost:
         raise RunError(
-            f"{folder} lacks {len(lost)} of {len(parts)} parts that were written, such as {lost[0]}: not all nodes"
-            " reach it; choose s3://... or a folder that they share"
+            f"{folder} lacks {len(lost)} of {len(parts)} parts that were written, such as"
+            f" {lost[0]}: not all nodes reach it; choose s3://... or a folder that they share"
         )
 
 
-def _is_there(folder: str, part: Part) -> bool:
+def _is_intact(folder: str, part: Part) -> bool:
     try:
-        open_part(folder, part).close()  # opened: a shared file system may remember an older length
+        # opens the file, because a shared file system may cache an older length
+        open_part(folder, part).close()
     except RunError:
         return False
     return True
 
 
 def claim_folder(folder: str, marker: str, made_with: dict[str, Any], by: str) -> None:
-    """Take a new folder, or go on in one that `by` has begun with the same values, as its file `marker` says.
+    """Take an empty folder, or resume in one that `by` has begun with the same values.
 
-    Raises InputError for any other folder that holds something, and for one that cannot be written to.
+    The file `marker` in the folder holds the values. Raises InputError for a folder that was begun
+    with other values, one that holds other files, and one that cannot be written to.
     """
-    found, uri = files.list_names(folder), files.join(folder, marker)
-    names = [
-        name for name in found if not (name.startswith(".") and name.endswith(".tmp"))
-    ]  # of a start cut off
-    made_with = json.loads(json.dumps(made_with))  # as it is read again
-    if marker in names and (begun := files.read_json(uri)) != made_with:
-        differing = [key for key in {**begun, **made_with} if begun.get(key) != made_with.get(key)]
-        theirs, ours = (
-            {key: values.get(key) for key in differing} for values in (begun, made_with)
-        )
-        raise InputError(f"{folder} was begun with {theirs}, not {ours}; choose another folder")
-    if names and marker not in names:
-        raise InputError(f"{folder} is not empty, and was not begun by {by}; choose another folder")
-    if names:
+    uri = files.join(folder, marker)
+    names = [name for name in files.list_names(folder) if not _is_temporary(name)]
+    made_with = json.loads(json.dumps(made_with))  # as it reads back
+    if marker in names:
+        begun_with = files.read_json(uri)
+        if begun_with != made_with:
+            theirs, ours = _differing_values(begun_with, made_with)
+            raise InputError(f"{folder} was begun with {theirs}, not {ours}; choose another folder")
         return
+    if names:
+        raise InputError(f"{folder} is not empty, and was not begun by {by}; choose another folder")
     try:
         files.write_json(uri, made_with)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}") from error
+
+
+def _is_temporary(name: str) -> bool:
+    """Return whether a file is left of a write that was cut off."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _differing_values(
+    begun_with: Mapping[str, Any], made_with: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    keys = [key for key in {**begun_with, **made_with} if begun_with.get(key) != made_with.get(key)]
+    theirs = {key: begun_with.get(key) for key in keys}
+    ours = {key: made_with.get(key) for key in keys}
+    return theirs, ours

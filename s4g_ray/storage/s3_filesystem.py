@@ -1,13 +1,14 @@
-"""S3 as storage.py uses it: s3fs, with one rule for what is tried again, and no request that nothing needs.
+"""Extend s3fs with one retry rule for all requests, and with as few requests as possible.
 
-s3fs and botocore each try again by rules of their own, which multiply and leave gaps (an answer that ends early, the
-keys that a bulk delete refuses); here both try once, and each request, the reading of its answer included, is tried
-again as object_store.py says.
+s3fs and botocore each retry by their own rules. The numbers of their attempts multiply, and neither
+retries an answer that ends early or the keys that a bulk delete refuses. Here both try once, and
+s3_retries.py decides on each request, including the reading of its answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import uuid
@@ -31,11 +32,11 @@ from s4g_ray.storage.s3_retries import (
 )
 from s4g_ray.storage.s3_settings import check_endpoint
 
-PIECE = 64 << 20  # bytes: what is larger is read and written in pieces, each tried again by itself
+PIECE = 64 << 20  # bytes: larger objects are read and written in pieces, each retried by itself
 PIECES_AT_ONCE = 8  # of one object
-READS = 4  # of an object that is replaced while its pieces are read
+READS = 4  # attempts to read an object that is replaced while its pieces are read
 KEYS_AT_ONCE = 1000  # S3's limit for a bulk delete
-# a connection that fails, or an answer that ends early or does not fit its checksum
+# a connection that fails, or an answer that ends early or does not match its checksum
 CUT = (
     boto.HTTPClientError,
     boto.ConnectionError,
@@ -46,78 +47,79 @@ CUT = (
     TimeoutError,
     ConnectionError,
 )
-_made: dict[tuple[int, frozenset[tuple[str, str]]], S3] = {}
+# process id and variables -> file system
+_filesystems: dict[tuple[int, frozenset[tuple[str, str]]], S3] = {}
 _lock = threading.Lock()
 
 
 def s3_filesystem() -> S3:
-    """This process's file system for its environment: one for all threads, made anew in a process that was forked.
+    """Return this process's file system for its environment variables, shared by all threads.
 
-    Raises InputError for an endpoint or a number in the environment that is none.
+    A forked process gets its own. Raises InputError for an invalid endpoint or number in the
+    environment.
     """
-    names = [name for name in os.environ if name.startswith(("AWS_", "S4G_S3_"))]
-    # one by one: other threads may remove a variable in the meantime
-    found = frozenset(
-        (name, value) for name in names if (value := os.environ.get(name)) is not None
-    )
+    variables = set()
+    for name in list(os.environ):
+        value = os.environ.get(name)  # None when another thread has removed it since
+        if name.startswith(("AWS_", "S4G_S3_")) and value is not None:
+            variables.add((name, value))
+    key = os.getpid(), frozenset(variables)
     with _lock:
-        if (os.getpid(), found) not in _made:
+        if key not in _filesystems:
             check_endpoint()
-            _made[os.getpid(), found] = S3.from_policy(RetryPolicy.read())
-        return _made[os.getpid(), found]
+            _filesystems[key] = S3.from_policy(RetryPolicy.read())
+        return _filesystems[key]
 
 
 os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 
 class S3(s3fs.S3FileSystem):  # type: ignore[misc]
-    """s3fs, each request tried again until it succeeds, or fails for good with an error that names bucket and key."""
+    """s3fs with requests that are retried until they succeed or their attempts are used up.
 
-    patience: RetryPolicy
+    The final error names bucket and key.
+    """
+
+    policy: RetryPolicy
 
     @classmethod
-    def from_policy(cls, patience: RetryPolicy) -> S3:
-        """With credentials, endpoint and region from the standard AWS variables and files."""
+    def from_policy(cls, policy: RetryPolicy) -> S3:
+        """Make a file system of the credentials, endpoint and region that AWS's standards give."""
         filesystem = cls(
             use_listings_cache=False,  # other processes publish too
-            default_cache_type="none",  # what is read by ranges is not read ahead
-            skip_instance_cache=True,  # s3fs would have one for each thread, with connections of its own
+            default_cache_type="none",  # byte ranges need no reading ahead
+            skip_instance_cache=True,  # s3fs would make one a thread, each with its connections
             config_kwargs={
                 "retries": {"total_max_attempts": 1, "mode": "standard"},
-                "connect_timeout": patience.timeout_s,
-                "read_timeout": patience.timeout_s,
-                "max_pool_connections": patience.max_connections,
+                "connect_timeout": policy.timeout_s,
+                "read_timeout": policy.timeout_s,
+                "max_pool_connections": policy.max_connections,
             },
         )
-        filesystem.patience = patience
-        filesystem.batch_size = patience.max_connections  # of cat_ranges
+        filesystem.policy = policy
+        filesystem.batch_size = policy.max_connections  # of cat_ranges
         return filesystem
 
     def __reduce__(self) -> tuple[Callable[[], S3], tuple[()]]:
-        """Another process has its own, by its own environment."""
+        """Unpickle to the file system of the other process, made of its own environment."""
         return s3_filesystem, ()
 
     async def _persist(
         self, operation: str, where: dict[str, Any], request: Callable[[], Awaitable[Any]]
     ) -> Any:
-        """Make a request until it succeeds. Raises FileNotFoundError and StoreError."""
-        for attempt in range(1, self.patience.max_attempts + 1):
+        """Repeat a request until it succeeds. Raises FileNotFoundError and StoreError."""
+        for attempt in range(1, self.policy.max_attempts + 1):
             try:
                 return await request()
             except (boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, OSError) as error:
-                passing = isinstance(error, CUT) or is_retryable(error)
-                if not passing or attempt == self.patience.max_attempts:
-                    uri = "/".join(
-                        str(where[part]) for part in ("Bucket", "Key", "Prefix") if where.get(part)
-                    )
-                    raise permanent_error(
-                        error, f"s3://{uri.rstrip('/')}", operation, attempt
-                    ) from error
+                may_pass = isinstance(error, CUT) or is_retryable(error)
+                if not may_pass or attempt == self.policy.max_attempts:
+                    raise permanent_error(error, _uri_of(where), operation, attempt) from error
             await asyncio.sleep(wait_before(attempt))
         raise AssertionError("unreachable")
 
     async def _call_s3(self, method: str, *more: Any, **arguments: Any) -> Any:
-        """A request of the client, by the name of its method."""
+        """Call a method of the client by its name, with retries."""
 
         async def request() -> Any:
             client = await self.set_session()
@@ -129,9 +131,9 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
     async def _get(
         self, bucket: str, key: str, first: int, end: int | None, **more: str
     ) -> tuple[bytes, int, str]:
-        """Bytes from `first` until before `end` (None: all), the object's length, and its ETag.
+        """Return bytes from `first` up to `end` (None: all), the object's length, and its ETag.
 
-        What lies past the object's end is not given, and no error.
+        Returns fewer bytes, and no error, when the range ends past the object's end.
         """
         if first or end is not None:
             more["Range"] = f"bytes={first}-{'' if end is None else end - 1}"
@@ -154,7 +156,10 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
     async def _cat_file(
         self, path: str, *_: Any, start: int | None = None, end: int | None = None, **__: Any
     ) -> bytes:
-        """Without asking for the length first: a large object's is told by the answer to the first piece."""
+        """Read a range of an object, or all of it.
+
+        Needs no request for the length: the answer to the first piece of a large object holds it.
+        """
         bucket, key, _ = self.split_path(path)
         first = start or 0
         if end is not None and end <= first:
@@ -169,16 +174,18 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         raise replaced
 
     async def _read(self, bucket: str, key: str, first: int, end: int | None) -> bytes:
-        """All pieces of one version of an object. Raises StoreError when it is replaced in the meantime."""
-        data, total, etag = await self._get(
-            bucket, key, first, min(end or first + PIECE, first + PIECE)
-        )
+        """Read all pieces of one version of an object.
+
+        Raises StoreError when the object is replaced between two pieces.
+        """
+        piece_end = first + PIECE
+        data, total, etag = await self._get(bucket, key, first, min(end or piece_end, piece_end))
         end = min(end or total, total)
         if first + len(data) >= end:
             return data
-        rest = range(first + PIECE, end, PIECE)
-        pieces = await self._together(
-            self._get(bucket, key, at, min(at + PIECE, end), IfMatch=etag) for at in rest
+        pieces = await self._run_pieces(
+            self._get(bucket, key, start, min(start + PIECE, end), IfMatch=etag)
+            for start in range(piece_end, end, PIECE)
         )
         return b"".join([data, *(piece for piece, _, _ in pieces)])
 
@@ -187,15 +194,15 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
 
     async def _put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         with Path(lpath).open("rb") as file:
-            number = file.fileno()
-            await self._write(
-                rpath, os.fstat(number).st_size, lambda first: os.pread(number, PIECE, first)
-            )
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            await self._write(rpath, size, lambda first: os.pread(descriptor, PIECE, first))
 
     async def _write(self, path: str, size: int, read: Callable[[int], bytes]) -> None:
-        """Visible when it is whole: what is larger than a piece is an upload that is completed last, or given up.
+        """Write an object that becomes visible when it is whole.
 
-        `read` gives the piece that begins at a byte, when its turn comes.
+        An object larger than PIECE is a multipart upload, which is completed last or aborted.
+        `read(first)` returns the piece that begins at byte `first`.
         """
         bucket, key, _ = self.split_path(path)
         where = {"Bucket": bucket, "Key": key}
@@ -204,7 +211,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             return
         try:
             await self._upload(where, size, read)
-        except FileNotFoundError:  # the upload is gone: the store gives up those of some age
+        except FileNotFoundError:  # the upload is gone: stores drop old uploads
             await self._upload(where, size, read)
 
     async def _upload(self, where: dict[str, str], size: int, read: Callable[[int], bytes]) -> None:
@@ -218,7 +225,8 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             )
 
         try:
-            parts = await self._together(put(number) for number in range(1, 1 - (-size // PIECE)))
+            num_pieces = math.ceil(size / PIECE)
+            parts = await self._run_pieces(put(number) for number in range(1, num_pieces + 1))
             tags = [
                 {"PartNumber": number, "ETag": part["ETag"]} for number, part in enumerate(parts, 1)
             ]
@@ -226,25 +234,30 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                 await self._call_s3(
                     "complete_multipart_upload", **upload, MultipartUpload={"Parts": tags}
                 )
-            except OSError:  # it may be done, and the answer lost on the way
+            except OSError:  # the upload may be complete, and only the answer lost
                 if not await self._has_mark(where, mark):
                     raise
         except BaseException:
-            with suppress(Exception):  # why it failed is what counts
+            with suppress(Exception):  # the first error is the one to raise
                 await self._call_s3("abort_multipart_upload", **upload)
             raise
 
     async def _has_mark(self, where: dict[str, str], mark: dict[str, str]) -> bool:
+        """Return whether an object is the one that was uploaded with this mark."""
         with suppress(OSError):
-            return bool((await self._call_s3("head_object", **where))["Metadata"] == mark)
+            answer = await self._call_s3("head_object", **where)
+            return bool(answer["Metadata"] == mark)
         return False
 
-    async def _together(self, requests: Iterator[Awaitable[Any]]) -> list[Any]:
-        """The results of requests of pieces, some at a time, in order.
+    async def _run_pieces(self, requests: Iterator[Awaitable[Any]]) -> list[Any]:
+        """Make the requests of an object's pieces, PIECES_AT_ONCE of them at a time.
 
-        After one has failed none is begun; what it failed with is raised once all that were begun have ended.
+        Returns the results in order. After a failure it starts no more requests, waits for those
+        that run, and raises the first error.
         """
-        waiting, found, errors = enumerate(requests), dict[int, Any](), list[Exception]()
+        waiting = enumerate(requests)
+        found: dict[int, Any] = {}
+        errors: list[Exception] = []
 
         async def work() -> None:
             for number, request in waiting:
@@ -255,15 +268,14 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                 if errors:
                     return
 
-        await asyncio.gather(
-            *(work() for _ in range(min(PIECES_AT_ONCE, self.patience.max_connections)))
-        )
+        num_at_once = min(PIECES_AT_ONCE, self.policy.max_connections)
+        await asyncio.gather(*(work() for _ in range(num_at_once)))
         if errors:
             raise errors[0]
         return [found[number] for number in sorted(found)]
 
     async def _isfile(self, path: str) -> bool:
-        """By one request."""
+        """Return whether an object exists, by one request."""
         bucket, key, _ = self.split_path(path)
         try:
             await self._call_s3("head_object", Bucket=bucket, Key=key)
@@ -272,7 +284,10 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         return True
 
     async def _ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
-        """What lies in a folder; s3fs would list the folder's own folder too, when there is none."""
+        """List a folder. Raises FileNotFoundError when it does not exist.
+
+        s3fs would list its parent folder in that case, too.
+        """
         path = self._strip_protocol(path)
         found = await self._lsdir(path)
         if not found:
@@ -280,30 +295,36 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         return found if detail else sorted(entry["name"] for entry in found)
 
     async def _rm(self, path: str, recursive: bool = False, **_: Any) -> None:
-        """An object and, where asked, all that lies below; nothing when there is nothing."""
+        """Remove an object and, when `recursive`, all objects below it.
+
+        Does nothing when there are none.
+        """
         bucket, key, _ = self.split_path(path)
         keys = [key]
         if recursive:
             pages = self._list_pages("list_objects_v2", Bucket=bucket, Prefix=f"{key}/")
-            keys += [entry["Key"] async for page in pages for entry in page.get("Contents", [])]
-        for at in range(0, len(keys), KEYS_AT_ONCE):
-            some = [{"Key": one} for one in keys[at : at + KEYS_AT_ONCE]]
-            where = {"Bucket": bucket, "Prefix": key}
+            async for page in pages:
+                keys.extend(entry["Key"] for entry in page.get("Contents", []))
+        for start in range(0, len(keys), KEYS_AT_ONCE):
+            await self._delete_keys(bucket, key, keys[start : start + KEYS_AT_ONCE])
 
-            async def request(some: list[dict[str, str]] = some) -> None:
-                client = await self.set_session()
-                answer = await client.delete_objects(
-                    Bucket=bucket, Delete={"Objects": some, "Quiet": True}
-                )
-                for error in answer.get(
-                    "Errors", ()
-                ):  # the others are deleted: to ask again does no harm
-                    raise boto.ClientError({"Error": error}, "DeleteObjects")
+    async def _delete_keys(self, bucket: str, prefix: str, keys: list[str]) -> None:
+        """Delete at most KEYS_AT_ONCE objects by one request, which is repeated for any refusal."""
+        objects = [{"Key": key} for key in keys]
 
-            await self._persist("delete_objects", where, request)
+        async def request() -> None:
+            client = await self.set_session()
+            answer = await client.delete_objects(
+                Bucket=bucket, Delete={"Objects": objects, "Quiet": True}
+            )
+            errors = answer.get("Errors")
+            if errors:  # a repeated request may name keys that are deleted already
+                raise boto.ClientError({"Error": errors[0]}, "DeleteObjects")
+
+        await self._persist("delete_objects", {"Bucket": bucket, "Prefix": prefix}, request)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        """A file to read pieces of; whole objects are written by pipe_file alone."""
+        """Open an object to read pieces of it. Only pipe_file and put_file write objects."""
         assert mode == "rb", mode
         return _File(
             self,
@@ -313,6 +334,12 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             cache_type="none",
             cache_options={},
         )
+
+
+def _uri_of(where: dict[str, Any]) -> str:
+    """Return the URI that a request's arguments name."""
+    parts = [str(where[name]) for name in ("Bucket", "Key", "Prefix") if where.get(name)]
+    return f"s3://{'/'.join(parts).rstrip('/')}"
 
 
 class _File(S3File):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""StorageConfig and the environment variables that carry it."""
+"""Define StorageConfig, and carry it to other processes in environment variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from s4g_ray.errors import InputError
 
 SCHEMES = ("s3://", "s3a://")
-# the standard names, where there are such; AWS_REGION is that of other SDKs than boto
+# Standard names where they exist. boto reads AWS_DEFAULT_REGION, other SDKs read AWS_REGION.
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "endpoint_url": ("AWS_ENDPOINT_URL_S3",),
     "profile": ("AWS_PROFILE",),
@@ -24,73 +24,87 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 
 
 def is_object_store(uri: str) -> bool:
-    """Whether a URI is of S3."""
+    """Return whether a URI is of S3."""
     return uri.startswith(SCHEMES)
 
 
 def variables(config: StorageConfig) -> dict[str, str]:
-    """The configuration as variables of the environment: what is not at its default, and never a credential."""
-    defaults, given = StorageConfig().model_dump(), config.model_dump()
-    changed = {key: value for key, value in given.items() if value != defaults[key]}
-    return {name: str(value) for key, value in changed.items() for name in VARIABLES[key]}
+    """Return the configuration as environment variables.
+
+    Holds only values that differ from their defaults, and never a credential.
+    """
+    defaults = StorageConfig().model_dump()
+    found = {}
+    for key, value in config.model_dump().items():
+        if value == defaults[key]:
+            continue
+        for name in VARIABLES[key]:
+            found[name] = str(value)
+    return found
 
 
 def apply(config: StorageConfig) -> dict[str, str]:
-    """Set the variables of this process before its first read.
+    """Set the variables of this process; call it before the first read.
 
-    What the configuration gives goes before the environment; a value that equals its default counts as not given, as
-    a run's config.yaml holds all keys. Processes that it starts have the variables too. Gives what was set, for
-    processes elsewhere; they, too, have credentials from their own environment, profile or role. Raises InputError
-    for a profile beside AWS_ACCESS_KEY_ID, which would be used in its place.
+    Values of the configuration replace those of the environment. A value that equals its default
+    counts as not given, because a run's config.yaml holds all keys. Child processes inherit the
+    variables. Returns the variables that were set, for processes on other nodes; those take their
+    credentials from their own environment, profile or role, too. Raises InputError for a profile
+    together with AWS_ACCESS_KEY_ID, which would be used instead of the profile.
     """
     given = variables(config)
     if config.profile and os.environ.get("AWS_ACCESS_KEY_ID"):
         raise InputError(
-            f"storage.profile={config.profile!r} and AWS_ACCESS_KEY_ID are both set, and the variable would be used:"
-            " unset AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or leave storage.profile out"
+            f"storage.profile={config.profile!r} and AWS_ACCESS_KEY_ID are both set, and the"
+            " variable would be used: unset AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and"
+            " AWS_SESSION_TOKEN, or leave storage.profile out"
         )
     os.environ.update(given)
     return given
 
 
 def check_endpoint() -> None:
-    """Raises InputError for an endpoint in the environment that is none, or holds credentials."""
+    """Raise InputError for an endpoint in the environment that is invalid or holds credentials."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         url = os.environ.get(name)
-        if url and (fault := fault_of_endpoint(url)):
-            raise InputError(f"{name}{fault}; mend it, or storage.endpoint_url")
+        fault = fault_of_endpoint(url) if url else None
+        if fault:
+            raise InputError(f"{name}{fault}; fix the variable, or set storage.endpoint_url")
 
 
 def fault_of_endpoint(url: str) -> str | None:
-    """What is wrong with the address of a store, to be said after its name; what may hold a secret is not repeated."""
+    """Return the fault of a store's address, worded to follow its name; None for a valid one.
+
+    Does not repeat an address that may hold a secret.
+    """
     if "@" in url:
         return " holds a user name or password; give credentials by AWS variables or a profile"
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, brackets that are not closed
-        good = False
-    return None if good else f"={url!r} is not http(s)://HOST[:PORT]"
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is not a number, or a bracket is not closed
+        is_valid = False
+    return None if is_valid else f"={url!r} is not http(s)://HOST[:PORT]"
 
 
 class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """How s3:// is reached; what is not given comes from the standard AWS variables and files.
+    """Access to s3://. Values that are not given come from the standard AWS variables and files.
 
-    Credentials are never part of a configuration: they come from the environment, a profile of ~/.aws, or the role
-    of the machine or pod.
+    Credentials are never part of a configuration: they come from the environment, a profile of
+    ~/.aws, or the role of the machine or pod.
     """
 
-    endpoint_url: str | None = None  # of a store that is not AWS's, such as http://minio:9000
+    endpoint_url: str | None = None  # of a store other than AWS, such as http://minio:9000
     profile: str | None = None  # of ~/.aws/config and ~/.aws/credentials, on every node
     region: str | None = None
-    max_attempts: int = Field(
-        8, ge=1
-    )  # of a request that fails with 5xx, throttling or a timeout, with backoff
+    # attempts of a request that fails with 5xx, throttling or a timeout, with backoff
+    max_attempts: int = Field(8, ge=1)
     timeout_s: float = Field(30, gt=0)  # for a connection, and between two pieces of an answer
-    max_connections: int = Field(32, ge=1)  # of one process at the same time
+    max_connections: int = Field(32, ge=1)  # open at the same time in one process
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.endpoint_url is not None and (fault := fault_of_endpoint(self.endpoint_url)):
+        fault = None if self.endpoint_url is None else fault_of_endpoint(self.endpoint_url)
+        if fault:
             raise ValueError(f"endpoint_url{fault}")
         return self

@@ -264,7 +264,7 @@ def test_objects_in_a_parquet_file_are_not_unpickled(payload: Payload, tmp_path:
         part = write_part(folder, "part.parquet", with_objects(table, name, payload), 4)
         with pytest.raises(
             RunError,
-            match=f"column '{name}' is of the extension type ray.data.arrow_pickled_object",
+            match=f"column '{name}' has the extension type ray.data.arrow_pickled_object",
         ):
             read(part)
         assert not payload.trace.exists()

@@ -261,8 +261,8 @@ def test_what_fails_for_good_names_bucket_and_key_what_the_store_said_and_the_re
         )
     )
     assert said(StoreError, files.read_bytes, "s3://data/busy/x") == (
-        f"s3://data/busy/x: SlowDown (on cue) to get_object, {ATTEMPTS} times; see whether the store is well;"
-        " storage.max_attempts and storage.timeout_s say how long it is waited for"
+        f"s3://data/busy/x: SlowDown (on cue) to get_object, {ATTEMPTS} times; check that the store works;"
+        " to wait longer for it, raise storage.max_attempts or storage.timeout_s"
     )
     denied = said(WriteError, files.write_bytes, "s3://data/secret/x", b"123")
     assert denied.startswith(
@@ -273,7 +273,7 @@ def test_what_fails_for_good_names_bucket_and_key_what_the_store_said_and_the_re
     assert "s3://data/secret/_MANIFEST.json" in said(WriteError, files.remove, "s3://data/secret")
     missing = said(InputError, open_dataset, "s3://no-such-bucket/set")
     assert missing.startswith("s3://no-such-bucket/set/dataset.json: NoSuchBucket")
-    assert "make the bucket, or mend the URI or storage.endpoint_url" in missing
+    assert "make the bucket, or fix the URI or storage.endpoint_url" in missing
     assert said(InputError, open_dataset, "s3://data/none").startswith(
         "no data set at s3://data/none"
     )
@@ -286,7 +286,7 @@ def test_what_fails_for_good_names_bucket_and_key_what_the_store_said_and_the_re
         StoreError, files.exists, "s3://data/x"
     )
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert "mend storage.profile or AWS_PROFILE" in said(
+    assert "fix storage.profile or AWS_PROFILE" in said(
         StoreError, files.read_bytes, "s3://data/x"
     )
     monkeypatch.delenv("AWS_PROFILE")
