@@ -148,17 +148,14 @@ def _counts(
         return {"pairs": (vectors, vectors if queries is None else queries)}
     if config is None:
         raise InputError("how many vectors? Give --vectors N and --dim D, or a CONFIG")
-    import numpy as np
-
     from s4g_ray.data.dataset import open_dataset
-    from s4g_ray.data.train_split import gallery_references
+    from s4g_ray.data.train_split import TrainSplit
 
-    dataset, split = open_dataset(config.data.uri), config.data.train_split
-    (places,) = dataset.columns("references", [split], ["place_id"])
-    sizes = {"pairs": int(np.isin(places, dataset.pairs(split).place_ids).sum())}
-    if config.sampling.gallery_negatives:
-        sizes["gallery"] = len(gallery_references(config, dataset))
-    asked = len(dataset.columns("queries", [split], ["id"])[0]) if queries is None else queries
+    split = TrainSplit.read(config, open_dataset(config.data.uri))
+    sizes = {"pairs": len(split.reference_ids)}
+    if split.gallery is not None:
+        sizes["gallery"] = len(split.gallery)
+    asked = len(split.query_ids) if queries is None else queries
     return {name: (size, asked) for name, size in sizes.items()}
 
 

@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from s4g_ray.arrays import Ints
+from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
+from s4g_ray.data.pairs import PairTable, join_pairs
 from s4g_ray.data.places import Places
-
-
-def find_exclusions(config: RunConfig, dataset: GeoDataset, places: Places) -> Exclusions | None:
-    """What the strict protocol never uses as negatives; None when there is nothing.
-
-    Those are a place and the semi-positives of any of its queries (VIGOR), and places that lie within
-    `sampling.exclude_radius_m` of each other. The paper's protocol knows none.
-    """
-    if config.protocol == "paper":
-        return None
-    semi = semi_positive_pairs(dataset, config.data.train_split)
-    radius = config.sampling.exclude_radius_m
-    return Exclusions(places, semi, radius) if len(semi) or radius > 0 else None
-
-
-def semi_positive_pairs(dataset: GeoDataset, split: str) -> PlacePairs:
-    """Each query's place with its semi-positive places."""
-    semi = dataset.semi_positives(split)
-    if not semi:
-        return PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    ids, places = dataset.columns("queries", [split], ["id", "place_id"])
-    own = places[np.searchsorted(ids, np.fromiter(semi, np.int64, len(semi)))]
-    counts = [len(places) for places in semi.values()]
-    return PlacePairs.from_arrays(np.repeat(own, counts), np.concatenate(list(semi.values())))
-
-
-def train_places(config: RunConfig, dataset: GeoDataset) -> Places:
-    """The places of the train split that have a pair, where their first reference lies; no others can be in a batch."""
-    split = config.data.train_split
-    place_ids, lat, lon = dataset.columns("references", [split], ["place_id", "lat", "lon"])
-    ids, first = np.unique(place_ids, return_index=True)
-    first = first[np.isin(ids, dataset.pairs(split).place_ids)]
-    return Places(place_ids[first], lat[first], lon[first])
 
 
 @dataclass(frozen=True)
 class GalleryReferences:
-    """References whose place has no training pair: ids[R], place_ids[R], a place's own side by side.
+    """References whose place has no training pair: ids[R], place_ids[R], sorted by place.
 
-    places: their places, where the first reference of each lies.
+    places: their places, each at the position of its first reference.
     """
 
     ids: Ints
@@ -61,14 +31,98 @@ class GalleryReferences:
         return len(self.ids)
 
 
-def gallery_references(config: RunConfig, dataset: GeoDataset) -> GalleryReferences:
-    """The references of `sampling.gallery_splits` whose place has no training pair, by place and then by id."""
+@dataclass(frozen=True)
+class TrainSplit:
+    """The train split of a run: what sampling, mining and the checks before a run need of it.
+
+    places: those with a pair, each at the position of its first reference; no others join a batch.
+    gallery: references without a pair that serve as negatives; None unless
+    sampling.gallery_negatives asks for them. exclusions: places that are never negatives of each
+    other; None where there are none.
+    """
+
+    name: str
+    query_ids: Ints  # ascending
+    reference_ids: Ints  # of the references of `places`, ascending
+    reference_places: Ints
+    pairs: PairTable
+    places: Places
+    gallery: GalleryReferences | None
+    exclusions: Exclusions | None
+
+    @classmethod
+    def read(cls, config: RunConfig, dataset: GeoDataset) -> Self:
+        """Read the split that data.train_split names, as sections sampling and protocol use it."""
+        split = config.data.train_split
+        query_ids, query_places = dataset.columns("queries", [split], ["id", "place_id"])
+        names = ["id", "place_id", "lat", "lon"]
+        ids, place_ids, lat, lon = dataset.columns("references", [split], names)
+        pairs = join_pairs(query_ids, query_places, ids, place_ids)
+        paired = np.isin(place_ids, pairs.place_ids)
+        places = first_positions(place_ids[paired], lat[paired], lon[paired])
+        gallery = None
+        everywhere = places
+        if config.sampling.gallery_negatives:
+            splits = config.sampling.gallery_splits
+            gallery = read_gallery_references(dataset, splits, pairs.place_ids)
+            everywhere = places.union(gallery.places)
+        exclusions = find_exclusions(config, dataset, everywhere, query_ids, query_places)
+        return cls(
+            name=split,
+            query_ids=query_ids,
+            reference_ids=ids[paired],
+            reference_places=place_ids[paired],
+            pairs=pairs,
+            places=places,
+            gallery=gallery,
+            exclusions=exclusions,
+        )
+
+
+def first_positions(place_ids: Ints, lat: Floats64, lon: Floats64) -> Places:
+    """Return the distinct places of references[R], each where its first reference lies."""
+    ids, first = np.unique(place_ids, return_index=True)
+    return Places(ids, lat[first], lon[first])
+
+
+def read_gallery_references(
+    dataset: GeoDataset, splits: Sequence[str], paired_places: Ints
+) -> GalleryReferences:
+    """Read the references of some splits whose place has no pair, sorted by place, then by id."""
     names = ["id", "place_id", "lat", "lon"]
-    ids, place_ids, lat, lon = dataset.columns("references", config.sampling.gallery_splits, names)
-    paired = dataset.pairs(config.data.train_split).place_ids
-    rows = np.flatnonzero(~np.isin(place_ids, paired))
+    ids, place_ids, lat, lon = dataset.columns("references", splits, names)
+    rows = np.flatnonzero(~np.isin(place_ids, paired_places))
     rows = rows[np.argsort(place_ids[rows], kind="stable")]
-    places, first = np.unique(place_ids[rows], return_index=True)
-    return GalleryReferences(
-        ids[rows], place_ids[rows], Places(places, lat[rows[first]], lon[rows[first]])
-    )
+    places = first_positions(place_ids[rows], lat[rows], lon[rows])
+    return GalleryReferences(ids[rows], place_ids[rows], places)
+
+
+def find_exclusions(
+    config: RunConfig, dataset: GeoDataset, places: Places, query_ids: Ints, query_places: Ints
+) -> Exclusions | None:
+    """Find the places of a train split that are never negatives of each other; None without any.
+
+    Those are a place and the semi-positives of any of its queries (VIGOR), and places within
+    sampling.exclude_radius_m of each other. The paper's protocol excludes none.
+    """
+    if config.protocol == "paper":
+        return None
+    named = dataset.semi_positives(config.data.train_split)
+    semi = pair_semi_positives(named, query_ids, query_places)
+    radius_m = config.sampling.exclude_radius_m
+    if len(semi) or radius_m > 0:
+        return Exclusions(places, semi, radius_m)
+    return None
+
+
+def pair_semi_positives(
+    semi_positives: dict[int, Ints], query_ids: Ints, query_places: Ints
+) -> PlacePairs:
+    """Pair the place of each query with its semi-positive places; query_ids ascend."""
+    if not semi_positives:
+        return PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    queries = np.fromiter(semi_positives, np.int64, len(semi_positives))
+    own = query_places[np.searchsorted(query_ids, queries)]
+    lists = list(semi_positives.values())
+    counts = [len(places) for places in lists]
+    return PlacePairs.from_arrays(np.repeat(own, counts), np.concatenate(lists))

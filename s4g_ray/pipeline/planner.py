@@ -1,4 +1,4 @@
-"""The batch plans of a run: from its graphs, in one pass or cell by cell, with gallery negatives beside them."""
+"""Planner: the batch plan of each epoch, in one pass or cell by cell, with gallery negatives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from s4g_ray.data.pairs import PairTable
+from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.rounds.graphs import Collection, RunGraphs
@@ -21,113 +21,134 @@ from s4g_ray.storage.manifest import open_published
 class Planner:
     """Plans the epochs of a run and saves the plans in its folder."""
 
-    def __init__(self, graphs: RunGraphs) -> None:
-        self.graphs, self.config = graphs, graphs.config
-        self.pairs: PairTable = graphs.dataset.pairs(graphs.config.data.train_split)
-        self._read: dict[
-            Collection, tuple[str, CompactGraph]
-        ] = {}  # the graphs that were used last
+    def __init__(self, graphs: RunGraphs, *, seed: int, protocol: ProtocolName) -> None:
+        self._graphs = graphs
+        self._split = graphs.split
+        self._seed = seed
+        self._protocol = protocol
+        self._compact: dict[Collection, tuple[str, CompactGraph]] = {}  # the last one used
 
     def plan_uri(self, epoch: int) -> str:
-        """Where an epoch's plan lies."""
-        return self.graphs.folder.path(f"plans/epoch={epoch:04d}.parquet")
+        """Return where an epoch's plan lies."""
+        return self._graphs.folder.path(f"plans/epoch={epoch:04d}.parquet")
 
     def plan_epoch(self, epoch: int, version: int | None, *, due: int | None) -> Record:
-        """Build and save the plan of an epoch from a version of the graphs; what became of the pairs.
+        """Build and save the plan of an epoch from a version of the graphs (None: without one).
 
-        due: the version that the epoch was to use, had it not been late.
+        due: the version that the epoch was meant to use; another one was late.
 
-        Raises InputError when exclusions leave no batch, RunError when a graph is unpublished, altered or of another
+        Returns the record of the plan: hardness, pairs left out, and the graph. Raises InputError
+        when exclusions leave no batch, RunError when a graph is unpublished, altered or of another
         data set.
         """
         if version == 0:
-            self.graphs.write_geographic()
-        plan = self._pairs_plan(epoch, version)
-        if not len(plan.batches):
-            most = self.graphs.exclusions.max_partners if self.graphs.exclusions else 0
-            raise InputError(
-                f"no batch of {self.config.train.batch_size} places can be built: each place may not meet up to"
-                f" {most} others; lower sampling.exclude_radius_m or train.batch_size"
-            )
+            self._graphs.write_geographic()
+        plan = self._plan_pairs(epoch, version)
+        self._check_batches(plan)
         record: Record = {
             "hardness": plan.stats.hardness,
             "pairs_left_out": plan.stats.num_left_out,
             "cells": plan.stats.num_cells,
-            "graph": "none"
-            if version is None
-            else f"similarity v={version:04d}"
-            if version
-            else "geographic",
+            "graph": _describe_graph(version),
             # epochs since it was mined; the geographic graph counts as of epoch 0
             "graph_age": None if version is None else epoch - 1 - version,
             "graph_late": int(version != due),
         }
-        if self.graphs.gallery is not None:
-            plan, more = self._with_gallery(plan, epoch, version)
-            record.update(more)
-        plan.save(self.plan_uri(epoch), self.pairs, record=json.dumps(record))
+        if self._split.gallery is not None:
+            plan, counts = self._add_gallery(plan, epoch, version)
+            record.update(counts)
+        plan.save(self.plan_uri(epoch), self._split.pairs, record=json.dumps(record))
         return record
 
-    def _pairs_plan(self, epoch: int, version: int | None) -> BatchPlan:
-        cfg, graphs = self.config.sampling, self.graphs
+    def _check_batches(self, plan: BatchPlan) -> None:
+        if len(plan.batches):
+            return
+        exclusions = self._split.exclusions
+        num_excluded = 0 if exclusions is None else exclusions.max_partners
+        raise InputError(
+            f"no batch of {self._graphs.batch_size} places can be built: exclusions keep a place"
+            f" apart from up to {num_excluded} others; lower sampling.exclude_radius_m or"
+            " train.batch_size"
+        )
+
+    def _plan_pairs(self, epoch: int, version: int | None) -> BatchPlan:
+        pairs = self._split.pairs
+        cfg = self._graphs.sampling
         options: dict[str, Any] = {
-            "batch_size": self.config.train.batch_size,
+            "batch_size": self._graphs.batch_size,
             "num_hard_negatives": cfg.num_hard_negatives,
             "neighbor_pool_size": cfg.neighbor_pool_size,
-            "seed": self.config.seed,
+            "seed": self._seed,
             "epoch": epoch,
-            "protocol": self.config.protocol,
-            "exclusions": graphs.exclusions,
+            "protocol": self._protocol,
+            "exclusions": self._split.exclusions,
         }
         if version is None:
-            return plan_batches(self.pairs, None, **options)
-        if len(self.pairs) > cfg.max_pairs_per_cell:
+            return plan_batches(pairs, None, **options)
+        if len(pairs) > cfg.max_pairs_per_cell:
             return plan_cells_on_cluster(
-                self.pairs,
-                self._graph(version),
-                graphs.places,
+                pairs,
+                self._checked_uri(version),
+                self._split.places,
                 max_pairs_per_cell=cfg.max_pairs_per_cell,
                 **options,
             )
-        return plan_batches(self.pairs, self._rows(version), **options)
+        return plan_batches(pairs, self._read_compact(version), **options)
 
-    def _with_gallery(
+    def _add_gallery(
         self, plan: BatchPlan, epoch: int, version: int | None
     ) -> tuple[BatchPlan, Record]:
-        graphs = self.graphs
-        assert graphs.gallery is not None
+        """Return the plan with gallery negatives, and how many were mined, drawn and missing."""
+        assert self._split.gallery is not None
         chosen, stats = choose_gallery(
-            self.pairs.place_ids[plan.batches],
-            None if version is None else self._rows(version, "gallery"),
-            graphs.gallery,
-            num=self.config.sampling.gallery_negatives,
-            seed=self.config.seed,
+            self._split.pairs.place_ids[plan.batches],
+            None if version is None else self._read_compact(version, "gallery"),
+            self._split.gallery,
+            num=self._graphs.sampling.gallery_negatives,
+            seed=self._seed,
             epoch=epoch,
-            exclusions=graphs.exclusions,
+            exclusions=self._split.exclusions,
         )
-        counts = {"mined": stats.num_mined, "drawn": stats.num_drawn, "missing": stats.num_missing}
-        return replace(plan, gallery=chosen), {
-            f"gallery_{name}": count for name, count in counts.items()
+        counts = {
+            "gallery_mined": stats.num_mined,
+            "gallery_drawn": stats.num_drawn,
+            "gallery_missing": stats.num_missing,
         }
+        return replace(plan, gallery=chosen), counts
 
-    def _rows(self, version: int, collection: Collection = "pairs") -> CompactGraph:
-        """A graph in rows of its places, kept until another is used."""
-        graphs, uri = self.graphs, self._graph(version, collection)
-        if self._read.get(collection, ("", None))[0] != uri:
-            self._read.pop(collection, None)  # before the next is read
-            gallery = graphs.gallery if collection == "gallery" else None
-            among = None if gallery is None else gallery.places.ids
-            rows = CompactGraph.read(uri, graphs.places.ids, graphs.width(collection), among=among)
-            self._read[collection] = uri, rows
-        return self._read[collection][1]
+    def _read_compact(self, version: int, collection: Collection = "pairs") -> CompactGraph:
+        """Read a graph in rows of its places; it is kept until another is asked for."""
+        uri = self._checked_uri(version, collection)
+        kept = self._compact.get(collection)
+        if kept is not None and kept[0] == uri:
+            return kept[1]
+        del kept
+        self._compact.pop(collection, None)  # frees the old one before the next is read
+        among = None
+        if collection == "gallery" and self._split.gallery is not None:
+            among = self._split.gallery.places.ids
+        width = self._graphs.width(collection)
+        graph = CompactGraph.read(uri, self._split.places.ids, width, among=among)
+        self._compact[collection] = (uri, graph)
+        return graph
 
-    def _graph(self, version: int, collection: Collection = "pairs") -> str:
-        """The URI of a graph; the checkpoint that it was mined from may be gone, but the data set must be the same."""
-        uri, wanted = self.graphs.uri(version, collection), self.graphs.dataset.fingerprint
+    def _checked_uri(self, version: int, collection: Collection = "pairs") -> str:
+        """Return the URI of a graph of this data set; its checkpoint may be removed already."""
+        uri = self._graphs.uri(version, collection)
+        wanted = self._graphs.fingerprint
         manifest = open_published(uri, "neighbors")
         found = manifest.stamp.dataset if manifest.stamp else manifest.info.get("dataset")
         if found != wanted:
             raise RunError(
-                f"{uri}: made of the data set {found!r}, but {wanted!r} is wanted; remove it and resume"
+                f"{uri}: made of the data set {found!r}, but {wanted!r} is wanted; remove it and"
+                " resume"
             )
         return uri
+
+
+def _describe_graph(version: int | None) -> str:
+    if version is None:
+        return "none"
+    if version == 0:
+        return "geographic"
+    return f"similarity v={version:04d}"

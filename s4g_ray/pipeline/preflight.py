@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from s4g_ray.config.schema import RunConfig, TrainConfig
+from s4g_ray.config.schema import MiningConfig, RunConfig, TrainConfig
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.exclusions import check_radius
 from s4g_ray.data.places import Places
 from s4g_ray.data.schema import gallery_splits
-from s4g_ray.data.train_split import gallery_references, train_places
+from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.placement import Need, Node, actor_need, check_room, shard_need
 from s4g_ray.encoder.embedding_job import LOADER_CPUS
 from s4g_ray.errors import InputError
@@ -19,13 +20,14 @@ from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
 
 
-def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
-    """Raises InputError for what a configuration asks and a data set cannot give: a line for each fault."""
+def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> None:
+    """Raise InputError, with a line a fault, where a data set cannot give what is configured."""
     check_test_split(config, dataset)
     if config.data.val_split is not None:
         check_scored(config, dataset, "val_split", config.data.val_split)
     check_headings(config, dataset, config.data.train_split)
-    places, faults = train_places(config, dataset), []
+    places = split.places
+    faults = []
     if len(places.ids) < config.train.batch_size:
         faults.append(
             f"train.batch_size={config.train.batch_size} exceeds the {len(places.ids)} places with pairs of split"
@@ -33,9 +35,11 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset) -> None:
         )
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
-    faults += _gallery_faults(config, dataset)
+    faults += _gallery_faults(config, dataset, split)
     if faults:
         raise InputError("\n".join(faults))
+    if split.exclusions is not None:
+        check_radius(split.exclusions.places, split.exclusions.radius_m)
 
 
 def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
@@ -54,9 +58,10 @@ def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
     return faults
 
 
-def _gallery_faults(config: RunConfig, dataset: GeoDataset) -> list[str]:
-    wanted, splits = config.sampling.gallery_negatives, config.sampling.gallery_splits
-    found = gallery_references(config, dataset) if wanted else None
+def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> list[str]:
+    wanted = config.sampling.gallery_negatives
+    splits = config.sampling.gallery_splits
+    found = split.gallery
     if found is None or len(found.places) >= wanted:
         return []
     total = len(dataset.table("references", splits))
@@ -153,9 +158,11 @@ def _needs_of(
     return always, [[task] for task in [*rounds, *planning]]
 
 
-def check_index(config: RunConfig, num_references: int, dim: int) -> None:
-    """Raises InputError when references cannot be indexed as `mining` asks: a round would fail after epochs."""
-    cfg = config.mining
+def check_index(cfg: MiningConfig, num_references: int, dim: int) -> None:
+    """Raise InputError when references cannot be indexed as section `mining` asks.
+
+    A round would fail on it, epochs after the start.
+    """
     if num_references < cfg.num_shards:
         raise InputError(
             f"mining.num_shards={cfg.num_shards} exceeds the {num_references} references to index; lower it"

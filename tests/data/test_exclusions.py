@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset, write_dataset
-from s4g_ray.data.train_split import find_exclusions, train_places
+from s4g_ray.data.train_split import TrainSplit
 from tests.conftest import tables, tiny_config
 
 
@@ -31,7 +31,7 @@ def test_semi_positives_and_near_places_are_excluded_both_ways_and_never_in_the_
     row_of_places: GeoDataset, tmp_path: Path, radius: float
 ) -> None:
     config = tiny_config(tmp_path / "r", row_of_places.uri, sampling={"exclude_radius_m": radius})
-    found = find_exclusions(config, row_of_places, train_places(config, row_of_places))
+    found = TrainSplit.read(config, row_of_places).exclusions
     assert found is not None
     reach = {0: 0, 120: 1, 250: 2}[int(radius)]
     wanted = {(a, b) for a in range(100, 124) for b in range(100, 124) if 0 < abs(a - b) <= reach}
@@ -41,4 +41,4 @@ def test_semi_positives_and_near_places_are_excluded_both_ways_and_never_in_the_
     assert {(int(ids[a]), int(ids[b])) for a, b in np.argwhere(barred)} == wanted
     assert found.max_partners == max(sum(a == place for a, _ in wanted) for place in ids)
     paper = config.model_copy(update={"protocol": "paper"})
-    assert find_exclusions(paper, row_of_places, train_places(paper, row_of_places)) is None
+    assert TrainSplit.read(paper, row_of_places).exclusions is None

@@ -17,6 +17,7 @@ from s4g_ray.data.images import load_raw
 from s4g_ray.data.tables.batch_plan import load_plan
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
@@ -287,7 +288,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         str(tmp_path / "e"),
     )
     with (
-        EncoderPool(config) as pool,
+        EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool,
         pytest.raises(
             RunError, match=r"the embedding of (queries|references) id \d+ is not finite"
         ),
@@ -339,7 +340,9 @@ def test_a_radius_that_leaves_no_batch_is_refused_by_name(
             tmp_path / f"r{radius}", synthetic.uri, sampling={"exclude_radius_m": radius}
         )
         folder = RunFolder.open(config, synthetic, resume=False)
-        planner = Planner(RunGraphs.from_config(config, synthetic, folder))
+        split = TrainSplit.read(config, synthetic)
+        graphs = RunGraphs.from_config(config, split, synthetic.fingerprint, folder)
+        planner = Planner(graphs, seed=config.seed, protocol=config.protocol)
         planner.plan_epoch(1, 0, due=0)
         return planner.plan_uri(1)
 

@@ -14,6 +14,7 @@ import pytest
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.tables.batch_plan import load_gallery, load_plan, load_record
+from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.errors import RunError
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
@@ -39,20 +40,32 @@ def graphs(tmp_path: Path) -> RunGraphs:
         train={"batch_size": 8},
         sampling={"mode": "geographic", "gallery_negatives": 2},
     )
-    return RunGraphs.from_config(config, dataset, RunFolder.open(config, dataset, resume=False))
+    split = TrainSplit.read(config, dataset)
+    folder = RunFolder.open(config, dataset, resume=False)
+    return RunGraphs.from_config(config, split, dataset.fingerprint, folder)
 
 
 def test_a_plan_is_made_from_the_graphs_of_its_version_and_says_so(graphs: RunGraphs) -> None:
-    planner = Planner(graphs)
+    planner = Planner(graphs, seed=3, protocol="strict")
     record, uri = planner.plan_epoch(1, 0, due=0), planner.plan_uri(1)
     assert (record["graph"], record["cells"], record["gallery_mined"]) == ("geographic", 1, 6)
     assert load_record(uri) == record
-    assert graphs.gallery is not None
-    near = nearest_places(graphs.places, graphs.gallery.places, 10, graphs.exclusions)
-    rows = CompactGraph.from_graph(near, graphs.places.ids, 10, among=graphs.gallery.places.ids)
+    assert graphs.split.gallery is not None
+    near = nearest_places(
+        graphs.split.places, graphs.split.gallery.places, 10, graphs.split.exclusions
+    )
+    rows = CompactGraph.from_graph(
+        near, graphs.split.places.ids, 10, among=graphs.split.gallery.places.ids
+    )
     places = load_plan(uri)[0] + 100
     wanted, _ = choose_gallery(
-        places, rows, graphs.gallery, num=2, seed=3, epoch=1, exclusions=graphs.exclusions
+        places,
+        rows,
+        graphs.split.gallery,
+        num=2,
+        seed=3,
+        epoch=1,
+        exclusions=graphs.split.exclusions,
     )
     assert np.array_equal(load_gallery(uri), wanted)
     known = pq.read_schema(uri).metadata
@@ -68,6 +81,6 @@ def test_a_graph_of_another_data_set_is_refused(graphs: RunGraphs, name: str) ->
     manifest.write_text(json.dumps(value))
     with pytest.raises(
         RunError,
-        match=rf"run/{name}/v=0000: made of the data set 'another', but '{graphs.dataset.fingerprint}'",
+        match=rf"run/{name}/v=0000: made of the data set 'another', but '{graphs.fingerprint}'",
     ):
-        Planner(graphs).plan_epoch(1, 0, due=0)
+        Planner(graphs, seed=3, protocol="strict").plan_epoch(1, 0, due=0)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.preflight import check_against_dataset, check_resources
@@ -206,8 +207,9 @@ def test_more_gallery_negatives_than_the_gallery_has_places_are_refused_with_the
 ) -> None:
     sampling = {"mode": mode, "gallery_negatives": num, "gallery_splits": splits}
     config = tiny_config("r", with_gallery.uri, sampling=sampling)
+    split = TrainSplit.read(config, with_gallery)
     if message is None:
-        check_against_dataset(config, with_gallery)
+        check_against_dataset(config, with_gallery, split)
         return
     with pytest.raises(InputError, match=re.escape(message)):
-        check_against_dataset(config, with_gallery)
+        check_against_dataset(config, with_gallery, split)

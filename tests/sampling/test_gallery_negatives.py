@@ -14,7 +14,7 @@ from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.places import Places
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.data.train_split import GalleryReferences, gallery_references
+from s4g_ray.data.train_split import GalleryReferences, TrainSplit
 from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import GALLERY_STREAM, choose_gallery
 from tests.conftest import tables, tiny_config
@@ -202,8 +202,11 @@ def test_gallery_references_are_those_of_the_splits_whose_place_has_no_pair(
     with_gallery: GeoDataset,
 ) -> None:
     def of(*splits: str) -> GalleryReferences:
-        config = tiny_config("r", with_gallery.uri, sampling={"gallery_splits": list(splits)})
-        return gallery_references(config, with_gallery)
+        sampling = {"gallery_negatives": 2, "gallery_splits": list(splits)}
+        config = tiny_config("r", with_gallery.uri, sampling=sampling)
+        gallery = TrainSplit.read(config, with_gallery).gallery
+        assert gallery is not None
+        return gallery
 
     train = of("train")
     assert (train.ids.tolist(), train.place_ids.tolist()) == ([10, 12], [300, 300])

@@ -13,7 +13,7 @@ import torch
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.pair_loader import PairLoader
-from s4g_ray.data.train_split import gallery_references
+from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.checkpoint import epoch_uri, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -123,7 +123,10 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
         train={"epochs": 1},
         sampling={"gallery_negatives": 8, "gallery_splits": ["gallery"]},
     )
-    pairs, references = dataset.pairs("train"), gallery_references(config, dataset)
+    split = TrainSplit.read(config, dataset)
+    pairs = split.pairs
+    references = split.gallery
+    assert references is not None
     plan = plan_batches(pairs, None, batch_size=16, seed=3, epoch=1)
     gallery, _ = choose_gallery(
         pairs.place_ids[plan.batches], None, references, num=8, seed=3, epoch=1

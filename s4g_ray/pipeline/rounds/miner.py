@@ -1,4 +1,4 @@
-"""Index and mine each collection of references."""
+"""Miner: index the embeddings of each collection of references, and mine its graph."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from s4g_ray.arrays import Ints
+from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
 from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.service import IndexService
@@ -24,10 +25,25 @@ _SAMPLE_STREAM = 0x70726F62  # of the queries that recall is measured on
 
 
 class Miner:
-    """Mines graphs from embeddings, with an index service for each collection; a context manager."""
+    """Mines graphs from embeddings, with an index service for each collection; a context manager.
 
-    def __init__(self, graphs: RunGraphs, reporter: Reporter) -> None:
-        self._graphs, self._reporter = graphs, reporter
+    The services start with the first round and serve all later ones.
+    """
+
+    def __init__(
+        self,
+        graphs: RunGraphs,
+        mining: MiningConfig,
+        reporter: Reporter,
+        *,
+        seed: int,
+        start_timeout_s: float,
+    ) -> None:
+        self._graphs = graphs
+        self._mining = mining
+        self._reporter = reporter
+        self._seed = seed
+        self._start_timeout_s = start_timeout_s
         self._services: dict[Collection, IndexService] = {}
         self._stack = ExitStack()
         self._closed = False
@@ -40,80 +56,84 @@ class Miner:
         self._stack.close()
 
     def mine(self, epoch: int, embeddings: str, stamp: Stamp) -> Iterator[Record]:
-        """Index an epoch's embeddings and publish its graphs where they are not there; yields the record of each."""
+        """Publish an epoch's graphs that are not published yet; yield the record of each graph."""
         for collection in self._graphs.collections:
             if not self._graphs.is_there(epoch, collection, stamp):
                 self._mine(collection, epoch, embeddings, stamp)
             yield self._graphs.round_record(epoch, collection)
 
     def _mine(self, collection: Collection, epoch: int, embeddings: str, stamp: Stamp) -> None:
-        graphs, config = self._graphs, self._graphs.config
+        graphs = self._graphs
         ids, places = graphs.references(collection)
-        embedded = np.isin(ids, _embedded_ids(embeddings, stamp))  # bad images are not
+        embedded = np.isin(ids, _embedded_ids(embeddings, stamp))  # bad images are left out
         ids, places = ids[embedded], places[embedded]
-        (queries,) = graphs.dataset.columns("queries", [config.data.train_split], ["id"])
+        k = min(graphs.width(collection), len(np.unique(places)))
         service = self._service(collection)
-        k, previous = (
-            min(graphs.width(collection), len(np.unique(places))),
-            graphs.newest_before(epoch, collection),
-        )
-        rng = np.random.default_rng((config.seed, epoch, _SAMPLE_STREAM))
-        sample = sample_queries(embeddings, queries, config.mining.recall_sample, rng)
-        index = service.report(
-            epoch, stamp=stamp
-        ) or service.build(  # there already: of a round that was cut off
-            epoch, embeddings, ids, sample=sample, k=k, stamp=stamp
-        )
-        graphs.folder.update(
-            exact_engine=index.engine
-        )  # a resumed run must not choose another: last bits differ
+        index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
+        if index is None:
+            rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
+            queries, size = graphs.split.query_ids, self._mining.recall_sample
+            sample = sample_queries(embeddings, queries, size, rng)
+            index = service.build(epoch, embeddings, ids, sample=sample, k=k, stamp=stamp)
+        # a resumed run must not choose another engine: last bits differ
+        graphs.folder.update(exact_engine=index.engine)
+        previous = graphs.newest_before(epoch, collection)
         with self._reporter.stage(f"mining {collection}") as update:
             found = mine(
                 service.client,
                 epoch,
                 embeddings,
                 graphs.uri(epoch, collection),
-                cfg=graphs.mining_of(collection),
+                cfg=self.config_for(collection),
                 k=k,
-                query_ids=queries,
+                query_ids=graphs.split.query_ids,
                 reference_ids=ids,
                 reference_places=places,
-                exclusions=graphs.exclusions,
+                exclusions=graphs.split.exclusions,
                 stamp=stamp,
-                previous=graphs.uri(previous, collection) if previous is not None else None,
+                previous=None if previous is None else graphs.uri(previous, collection),
                 info={**index.summary(), "age": epoch - (previous or 0)},
                 on_progress=update,
             )
         self._log_summary(collection, found)
 
+    def config_for(self, collection: Collection) -> MiningConfig:
+        """Return how a collection is mined.
+
+        The gallery holds no query's own reference, so no margin to it can be asked for there.
+        """
+        if collection == "pairs":
+            return self._mining
+        return self._mining.model_copy(update={"relative_margin": None})
+
     def _service(self, collection: Collection) -> IndexService:
         if collection not in self._services:
             folder = self._graphs.folder
             service = IndexService(
-                self._graphs.config.mining,
+                self._mining,
                 folder.path(INDEXES[collection]),
                 engine=folder.info.get("exact_engine"),
-                start_timeout_s=self._graphs.config.ray.start_timeout_s,
+                start_timeout_s=self._start_timeout_s,
             )
             self._services[collection] = self._stack.enter_context(service)
-            if self._closed:  # while they started
+            if self._closed:  # while the shards started
                 self._stack.close()
                 raise RunError("the index shards are stopped: the run ends")
         return self._services[collection]
 
     def _log_summary(self, collection: Collection, found: MiningReport) -> None:
-        above = (
-            f", {found.above_positive:.0%} score above the positive"
-            if collection == "pairs"
-            else ""
-        )
+        above = ""
+        if collection == "pairs":
+            above = f", {found.above_positive:.0%} score above the positive"
         self._reporter.line(
-            f"           mined {found.neighbors} neighbors of {found.places} places among {collection}"
-            f" ({found.coverage:.0%} of those wanted), {found.overlap or 0:.0%} as before{above}"
+            f"           mined {found.neighbors} neighbors of {found.places} places among"
+            f" {collection} ({found.coverage:.0%} of those wanted),"
+            f" {found.overlap or 0:.0%} as before{above}"
         )
 
 
 def _embedded_ids(embeddings: str, stamp: Stamp) -> Ints:
-    """The ids of a table's references, without their vectors."""
+    """Read the ids of a table's references, without their vectors."""
     parts = open_embeddings(embeddings, "references", stamp=stamp).parts
-    return np.concatenate([head.ids for head in read_heads((embeddings, part) for part in parts)])
+    heads = read_heads((embeddings, part) for part in parts)
+    return np.concatenate([head.ids for head in heads])

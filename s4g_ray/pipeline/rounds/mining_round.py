@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp
 from s4g_ray.encoder.embedding_job import embed
@@ -29,6 +31,8 @@ class MiningRound:
 
     def __init__(
         self,
+        config: RunConfig,
+        dataset: GeoDataset,
         graphs: RunGraphs,
         schedule: Schedule,
         miner: Miner,
@@ -36,12 +40,21 @@ class MiningRound:
         encoder: Encoder,
         numerics: Numerics,
         reporter: Reporter,
+        *,
+        spans: dict[int, Span],
     ) -> None:
-        self._graphs, self._schedule, self._miner, self._pool = graphs, schedule, miner, pool
-        self._encoder, self._numerics, self._reporter = encoder, numerics, reporter
-        self._config, self._folder, self._dataset = graphs.config, graphs.folder, graphs.dataset
+        self._config = config
+        self._dataset = dataset
+        self._graphs = graphs
+        self._folder = graphs.folder
+        self._schedule = schedule
+        self._miner = miner
+        self._pool = pool
+        self._encoder = encoder
+        self._numerics = numerics
+        self._reporter = reporter
+        self._spans = spans
         self._seconds: dict[str, float] = {}  # of this round's embed, mine, evaluate
-        self.spans: dict[int, Span] = {}
 
     def mine(self, epoch: int) -> None:
         """Embed and mine an epoch's checkpoint, and embed what its evaluation needs with it."""
@@ -51,7 +64,7 @@ class MiningRound:
             for record in self._miner.mine(epoch, self._embeddings(epoch), self._stamp(epoch)):
                 if record["collection"] not in self._logged(epoch):
                     self._folder.log("mining", epoch=epoch, **record)
-        self.spans[epoch] = began, time.time()
+        self._spans[epoch] = (began, time.time())
         if not self.needs_evaluation(epoch):
             self._log_round(epoch)
 
@@ -117,19 +130,22 @@ class MiningRound:
 
     def _splits(self, mining: bool, evaluating: bool) -> list[str]:
         """The splits that a round embeds."""
-        cfg, gallery = self._config.data, self._graphs.gallery is not None
-        splits = (
-            [cfg.train_split, *self._config.sampling.gallery_splits * gallery] if mining else []
-        )
-        tested = [split for split in (cfg.val_split, cfg.test_split) if split is not None]
-        return list(dict.fromkeys([*splits, *tested * evaluating]))
+        cfg = self._config.data
+        splits = []
+        if mining:
+            splits.append(cfg.train_split)
+            if self._graphs.split.gallery is not None:
+                splits.extend(self._config.sampling.gallery_splits)
+        if evaluating:
+            if cfg.val_split is not None:
+                splits.append(cfg.val_split)
+            splits.append(cfg.test_split)
+        return list(dict.fromkeys(splits))
 
     def _embed(self, epoch: int, *, mining: bool, evaluating: bool) -> None:
-        uri, splits, stamp = (
-            self._embeddings(epoch),
-            self._splits(mining, evaluating),
-            self._stamp(epoch),
-        )
+        uri = self._embeddings(epoch)
+        splits = self._splits(mining, evaluating)
+        stamp = self._stamp(epoch)
         if is_published(uri):  # by a round that was cut off, or for its mining
             found = open_published(uri, "embeddings")
             if found.stamp == stamp and set(splits) <= set(found.info["splits"]):

@@ -55,7 +55,7 @@ def embed_collection(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset, numerics = open_dataset(base.data.uri), opened.numerics_for(base)
+    dataset, numerics = open_dataset(base.data.uri), opened.numerics_for(base.train)
     views = _views_of(base, dataset, splits)
     encoder = (
         load_encoder(base.model, opened.checkpoint)
@@ -83,7 +83,8 @@ def embed_collection(
     stamp = checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint)
     with ray_session(base) as nodes:
         await_room(base.ray, partial(check_resources, base, training=False), nodes, reporter)
-        with EncoderPool(base) as pool, reporter.stage(f"embedding {', '.join(splits)}") as update:
+        pool = EncoderPool(base.model, base.embedding, base.ray.start_timeout_s)
+        with pool, reporter.stage(f"embedding {', '.join(splits)}") as update:
             report = embed(
                 pool,
                 base,

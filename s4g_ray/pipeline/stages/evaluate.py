@@ -70,7 +70,7 @@ def evaluate(
         for fov in fovs or [base.data.query_fov_deg]
     ]
     check_test_split(configs[0], dataset)
-    data, numerics = base.data, opened.numerics_for(base)
+    data, numerics = base.data, opened.numerics_for(base.train)
     made_with = {"split": data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(
         f"{base.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
@@ -84,7 +84,7 @@ def evaluate(
         )
         with ray_session(base) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
-            with EncoderPool(base) as pool:
+            with EncoderPool(base.model, base.embedding, base.ray.start_timeout_s) as pool:
                 job = EvaluationJob(opened, numerics, dataset, encoder, folder, pool, reporter)
                 job.embed(configs[0], "references", "references")
                 found = [job.evaluate(config) for config in configs]

@@ -15,9 +15,8 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.exclusions import Exclusions, check_radius
 from s4g_ray.data.image_table import View
-from s4g_ray.data.places import Places
 from s4g_ray.data.tables.embedding_table import read_heads, sample_queries
-from s4g_ray.data.train_split import find_exclusions
+from s4g_ray.data.train_split import find_exclusions, first_positions
 from s4g_ray.distributed.autoscaling import await_room
 from s4g_ray.distributed.placement import Need, check_room, shard_need
 from s4g_ray.distributed.session import ray_session
@@ -81,7 +80,7 @@ class _Collection:
     def of_split(self, config: RunConfig, dataset: GeoDataset) -> Self:
         """What is of the train split of a data set, and the false negatives that this names."""
         split = config.data.train_split
-        (queries,) = dataset.columns("queries", [split], ["id"])
+        queries, query_places = dataset.columns("queries", [split], ["id", "place_id"])
         ids, places, lat, lon = dataset.columns(
             "references", [split], ["id", "place_id", "lat", "lon"]
         )
@@ -90,9 +89,8 @@ class _Collection:
                 f"the table holds no query of split {split}; embed it, or set data.train_split"
             )
         there = rows_of(self.reference_ids, ids) >= 0  # bad images are not
-        _, first = np.unique(places, return_index=True)
-        everywhere = Places(places[first], lat[first], lon[first])
-        exclusions = find_exclusions(config, dataset, everywhere)
+        everywhere = first_positions(places, lat, lon)
+        exclusions = find_exclusions(config, dataset, everywhere, queries, query_places)
         if exclusions is not None:
             check_radius(everywhere, exclusions.radius_m)
         return type(self)(queries, ids[there], places[there], exclusions)
@@ -125,7 +123,7 @@ def mine_table(
     s3_settings.apply(base.storage)
     table = _open_table(embeddings)
     found = _collection_of(base, table, dataset_uri)
-    check_index(base, len(found.reference_ids), table.stamp.dim)
+    check_index(base.mining, len(found.reference_ids), table.stamp.dim)
     claim_folder(target, MINING, _mined_with(base, table, dataset_uri), "a mining job")
     if is_published(target):
         reporter.line(f"{target} is finished already")

@@ -16,10 +16,13 @@ from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.batch_plan import load_gallery, load_plan
 from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
+from s4g_ray.pipeline.rounds.miner import Miner
 from s4g_ray.pipeline.run_folder import RunFolder, RunResult
+from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import latest_version
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config, write_synthetic
@@ -170,12 +173,13 @@ def test_the_margin_to_the_positive_is_not_asked_of_the_gallery_which_holds_no_p
 ) -> None:
     mining = large.mining.model_copy(update={"relative_margin": 0.1, "max_score": 0.9})
     config = large.model_copy(update={"mining": mining, "run_dir": str(tmp_path / "none")})
-    graphs = RunGraphs.from_config(config, regional, RunFolder.open(config, regional, resume=False))
-    assert graphs.mining_of("pairs") == mining
-    assert (graphs.mining_of("gallery").relative_margin, graphs.mining_of("gallery").max_score) == (
-        None,
-        0.9,
-    )
+    split = TrainSplit.read(config, regional)
+    folder = RunFolder.open(config, regional, resume=False)
+    graphs = RunGraphs.from_config(config, split, regional.fingerprint, folder)
+    miner = Miner(graphs, mining, Reporter(), seed=config.seed, start_timeout_s=1.0)
+    assert miner.config_for("pairs") == mining
+    of_gallery = miner.config_for("gallery")
+    assert (of_gallery.relative_margin, of_gallery.max_score) == (None, 0.9)
 
 
 def test_two_versions_of_each_index_are_kept(large: RunConfig) -> None:

@@ -239,13 +239,15 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
     cvusa_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _, dataset = cvusa_run
-    out, start, starts = tmp_path / "out", EncoderPool._start, []
+    out = tmp_path / "out"
+    start = EncoderPool.start_actors
+    starts = []
 
-    def count(pool: EncoderPool, timeout_s: float) -> Any:
+    def count(pool: EncoderPool) -> Any:
         starts.append(pool)
-        return start(pool, timeout_s)
+        return start(pool)
 
-    monkeypatch.setattr(EncoderPool, "_start", count)
+    monkeypatch.setattr(EncoderPool, "start_actors", count)
     found = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
     assert len(starts) == 1
     assert [(e.fov_deg, e.heading) for e in found] == [(360, "random"), (90, "random")]
@@ -385,11 +387,12 @@ def test_weights_are_used_in_the_precision_of_their_configuration_and_runs_in_th
     auto = config.model_copy(
         update={"train": config.train.model_copy(update={"precision": "auto"})}
     )
-    assert EncoderSource("x", config).numerics_for(config) == Numerics("fp16")
-    assert EncoderSource("x", auto).numerics_for(auto) == Numerics("fp32")
+    assert EncoderSource("x", config).numerics_for(config.train) == Numerics("fp16")
+    assert EncoderSource("x", auto).numerics_for(auto.train) == Numerics("fp32")
     chosen = Numerics("bf16", channels_last=True)
-    assert EncoderSource("x", auto, "checkpoint", chosen).numerics_for(auto) == chosen
-    assert EncoderSource("x", auto, "checkpoint", chosen).numerics_for(config) == Numerics("fp16")
+    of_run = EncoderSource("x", auto, "checkpoint", chosen)
+    assert of_run.numerics_for(auto.train) == chosen
+    assert of_run.numerics_for(config.train) == Numerics("fp16")
 
 
 def test_images_that_are_left_out_are_counted_and_listed_with_the_result(
