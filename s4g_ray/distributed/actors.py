@@ -1,4 +1,7 @@
-"""Actors that start within a time, or an error that says what they ask for and what the cluster has left."""
+"""Wait for actors to start, within a time.
+
+The error of actors that do not start gives their demand and the free resources of the cluster.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from s4g_ray.errors import RunError, reason_of
 
 
 def await_start(actors: Sequence[Any], need: Need, timeout_s: float) -> None:
-    """Wait until all of them answer. Raises RunError, with none of them left, when some do not within timeout_s."""
+    """Wait until all actors answer.
+
+    Kills all of them and raises RunError when one does not answer within timeout_s, or fails.
+    """
     calls = [actor.__ray_ready__.remote() for actor in actors]
     _, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
     fault = describe_late(len(late), need, timeout_s) if late else ""
@@ -27,21 +33,23 @@ def await_start(actors: Sequence[Any], need: Need, timeout_s: float) -> None:
 
 
 def describe_late(num_late: int, need: Need, timeout_s: float) -> str:
-    """What is said of actors that wait for room, or for their node, for too long."""
+    """Return the error message of actors that waited too long for room, or for a matching node."""
     free = ray.available_resources()  # type: ignore[no-untyped-call]
+    demand = need.of_each
     labels = ""
     if need.selector:
+        demand += f" and a node of {need.selection}"
         nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         labels = f"; the labels of its nodes are {describe_labels(nodes)}"
     return (
-        f"{num_late} of {count_noun(need.count, need.name)} did not start within {timeout_s:g} s: each asks for"
-        f" {need.of_each}{' and a node of ' + need.selection if need.selector else ''}; free in the cluster are"
-        f" {free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs{labels}; ask for less, free what is asked"
-        " for, or raise ray.start_timeout_s"
+        f"{num_late} of {count_noun(need.count, need.name)} did not start within {timeout_s:g} s:"
+        f" each asks for {demand}; the cluster has {free.get('CPU', 0.0):g} CPUs and"
+        f" {free.get('GPU', 0.0):g} GPUs free{labels}; ask for less, free resources, or raise"
+        " ray.start_timeout_s"
     )
 
 
 def kill(actors: Sequence[Any]) -> None:
-    """Stop actors for good."""
+    """Stop actors, without restarts."""
     for actor in actors:
         ray.kill(actor)

@@ -1,4 +1,4 @@
-"""Nodes that are still to come: an autoscaler is asked for what a command needs, before the command starts."""
+"""Ask an autoscaler for missing nodes, and wait for them, before a command starts its work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Need, Node, NoRoomError, nodes_of
 from s4g_ray.progress import Reporter
 
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 
 
 def await_room(
@@ -24,14 +24,15 @@ def await_room(
     *,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Return when `check` raises no NoRoomError for the cluster's nodes any more.
+    """Wait until `check` raises no NoRoomError for the nodes of the cluster.
 
-    What is missing is asked of the autoscaler, as a placement group that waits, for up to nodes_timeout_s; `tick` is
-    called meanwhile. Raises what `check` raises: NoRoomError at once where nodes_timeout_s is 0, else when it is over.
+    Requests the missing resources from the autoscaler, as a pending placement group, for up to
+    nodes_timeout_s. Calls `tick` before each further check. Raises the error of `check`:
+    NoRoomError after nodes_timeout_s (at once when that is 0), any other error immediately.
     """
     deadline = time.monotonic() + config.nodes_timeout_s
     with ExitStack() as stack:
-        asked = False
+        has_asked = False
         while True:
             try:
                 check(nodes)
@@ -39,19 +40,30 @@ def await_room(
             except NoRoomError as error:
                 if time.monotonic() >= deadline:
                     raise
-                if not asked:
-                    asked = True
+                if not has_asked:
+                    has_asked = True
                     reporter.line(f"waiting up to {config.nodes_timeout_s:g} s for nodes: {error}")
-                    stack.callback(remove_placement_group, _ask_for(error.needs))
-            time.sleep(LOOK_EVERY_S)
+                    stack.callback(remove_placement_group, _request(error.needs))
+            time.sleep(CHECK_EVERY_S)
             tick()
             nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
 
 
-def _ask_for(needs: Sequence[Need]) -> PlacementGroup:
-    """Demand that an autoscaler sees; it goes with this process, however that ends."""
-    each = [need for need in needs for _ in range(need.count) if need.cpus or need.gpus]
-    bundles = [{"CPU": need.cpus, **({"GPU": need.gpus} if need.gpus else {})} for need in each]
-    selectors = [dict(need.selector) for need in each]
+def _request(needs: Sequence[Need]) -> PlacementGroup:
+    """Create a placement group that an autoscaler sees as demand.
+
+    Ray removes it when this process ends, however that happens.
+    """
+    bundles = []
+    selectors = []
+    for need in needs:
+        bundle = {"CPU": need.cpus}
+        if need.gpus:
+            bundle["GPU"] = need.gpus
+        if not any(bundle.values()):
+            continue
+        for _ in range(need.count):
+            bundles.append(dict(bundle))
+            selectors.append(dict(need.selector))
     group: PlacementGroup = placement_group(bundles, bundle_label_selector=selectors)
     return group

@@ -1,4 +1,8 @@
-"""Whether what a run keeps alive at the same time finds room on the nodes of a cluster. No Ray."""
+"""Check whether everything that runs at the same time fits on the nodes of a cluster.
+
+Pure: imports no Ray. A Need describes actors or tasks of one kind. check_room places all needs on
+the nodes, or raises NoRoomError with the arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,19 @@ from s4g_ray.config.schema import EmbeddingConfig, MiningConfig
 from s4g_ray.errors import InputError
 
 UNIT = 10_000  # Ray counts a resource in ten-thousandths
-NODE_ID = "ray.io/node-id"  # a label that Ray gives each node, of no use to a reader
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node; left out of messages
+Kind = Literal["CPU", "GPU"]
 REMEDIES = {
-    "CPU": "lower num_workers, num_actors, num_shards, num_searchers or what each takes, or raise ray.num_cpus",
-    "GPU": "to do without, set train.use_gpu=false train.precision=auto embedding.gpus_per_actor=0"
-    " mining.gpus_per_shard=0",
+    "CPU": "lower num_workers, num_actors, num_shards, num_searchers or what each takes, or raise"
+    " ray.num_cpus",
+    "GPU": "to run without GPUs, set train.use_gpu=false train.precision=auto"
+    " embedding.gpus_per_actor=0 mining.gpus_per_shard=0",
 }
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node of the cluster has in all."""
+    """The total resources of a node of the cluster."""
 
     cpus: float
     gpus: float = 0.0
@@ -33,7 +39,7 @@ class Node:
 
 
 def nodes_of(ray_nodes: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The nodes that are alive, from what ray.nodes() gives."""
+    """Return the nodes that are alive, from the answer of ray.nodes()."""
     return [
         Node(
             node["Resources"].get("CPU", 0.0),
@@ -47,36 +53,40 @@ def nodes_of(ray_nodes: Iterable[Mapping[str, Any]]) -> list[Node]:
 
 @dataclass(frozen=True)
 class Need:
-    """What actors or tasks of one kind take of a cluster, each; `name` is of one of them."""
+    """The resources that each of `count` actors or tasks of one kind takes."""
 
     count: int
-    name: str
+    name: str  # of one of them, such as "worker"
     cpus: float
     gpus: float = 0.0
     selector: Mapping[str, str] = field(default_factory=dict, hash=False)
-    section: str = ""  # of the configuration, that the selector stands in
+    section: str = ""  # the section of the configuration that holds the selector
 
     @property
     def of_each(self) -> str:
-        """`4 CPUs and 1 GPUs`."""
-        return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+        """Return the resources of each, as `4 CPUs and 1 GPUs`."""
+        if not self.gpus:
+            return f"{self.cpus:g} CPUs"
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
     @property
     def selection(self) -> str:
-        """The selector as its configuration key; empty where there is none."""
-        return f"{self.section}.label_selector={dict(self.selector)}" if self.selector else ""
+        """Return the selector with its configuration key; empty without a selector."""
+        if not self.selector:
+            return ""
+        return f"{self.section}.label_selector={dict(self.selector)}"
 
     def fits(self, node: Node) -> bool:
-        """Whether the node's labels are those that are selected."""
+        """Return whether the selector accepts the node's labels."""
         return all(selects(wanted, node.labels.get(key)) for key, wanted in self.selector.items())
 
-    def share(self, kind: Literal["CPU", "GPU"]) -> float:
-        """CPUs or GPUs of each."""
+    def share(self, kind: Kind) -> float:
+        """Return the CPUs or GPUs of each."""
         return self.cpus if kind == "CPU" else self.gpus
 
 
 def actor_need(cfg: EmbeddingConfig) -> Need:
-    """What the actors take that encode."""
+    """Return the need of the actors that embed images."""
     return Need(
         cfg.num_actors,
         "embedding actor",
@@ -88,21 +98,22 @@ def actor_need(cfg: EmbeddingConfig) -> Need:
 
 
 def shard_need(cfg: MiningConfig, count: int) -> Need:
-    """What so many shards of the index take."""
+    """Return the need of `count` index shards."""
     return Need(
         count, "index shard", cfg.cpus_per_shard, cfg.gpus_per_shard, cfg.label_selector, "mining"
     )
 
 
 def count_noun(count: int, one: str) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{count} {one}" + "s" * (count != 1)
+    """Return a count with its noun: `1 worker`, `2 workers`."""
+    return f"{count} {one}" if count == 1 else f"{count} {one}s"
 
 
 def selects(wanted: str, label: str | None) -> bool:
-    """Whether `a`, `!a`, `in(a,b)` or `!in(a,b)` selects a node with that label (None: without the key).
+    """Return whether `a`, `!a`, `in(a,b)` or `!in(a,b)` selects a node with that label.
 
-    A node without the key is one that is not `a`. Raises InputError for another form. Source: Ray, label selectors.
+    `label` is None for a node without the key; `!a` and `!in(a,b)` select it. Raises InputError for
+    any other form. Source: Ray, label selectors.
     """
     match = re.fullmatch(r"(!?)(?:in\(([^()!]+)\)|([^()!]*))", wanted)
     if match is None:
@@ -112,14 +123,18 @@ def selects(wanted: str, label: str | None) -> bool:
 
 
 def describe_labels(nodes: Sequence[Node]) -> str:
-    """The labels of the nodes, each kind once."""
-    kinds = [{k: v for k, v in node.labels.items() if k != NODE_ID} for node in nodes]
-    shown = list(dict.fromkeys(str(dict(sorted(kind.items()))) for kind in kinds))
-    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+    """Return the labels of the nodes as text: each set of labels once, at most 10 of them."""
+    sets: list[str] = []
+    for node in nodes:
+        labels = {key: node.labels[key] for key in sorted(node.labels) if key != NODE_ID}
+        if str(labels) not in sets:
+            sets.append(str(labels))
+    text = ", ".join(sets[:10])
+    return f"{text} and {len(sets) - 10} more" if len(sets) > 10 else text
 
 
 class NoRoomError(InputError):
-    """What runs at the same time does not fit on the nodes there are; `needs` would have to."""
+    """The error of `needs` that run at the same time and do not fit on the nodes."""
 
     def __init__(self, message: str, needs: Iterable[Need]) -> None:
         super().__init__(message)
@@ -128,7 +143,7 @@ class NoRoomError(InputError):
 
 @dataclass(frozen=True)
 class Placed:
-    """One of a need's actors or tasks, on a node, by number, and on GPUs of it, by number."""
+    """One actor or task of a need, with its node and its GPUs there, both by number."""
 
     need: Need
     node: int
@@ -136,7 +151,7 @@ class Placed:
 
 
 class _Room:
-    """What is left of a node, in Ray's units."""
+    """The free resources of a node, in Ray's units: CPUs in all, and the rest of each GPU."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -146,107 +161,142 @@ class _Room:
         ]
 
     def take(self, need: Need) -> tuple[int, ...] | None:
-        """Make room for one, and name its GPUs; None where there is no room. A share of a GPU is of one GPU."""
+        """Take the resources of one, and return its GPUs; None where there is no room.
+
+        A share of a GPU comes from a single GPU, the one with the least left that holds it.
+        """
         if _units(need.cpus) > self.cpus or not need.fits(self.node):
             return None
-        share, num = min(_units(need.gpus), UNIT), math.ceil(_units(need.gpus) / UNIT)
+        share = min(_units(need.gpus), UNIT)
+        num_gpus = math.ceil(_units(need.gpus) / UNIT)
         fitting = sorted((left, gpu) for gpu, left in enumerate(self.gpus) if left >= share)
-        if len(fitting) < num:
+        if len(fitting) < num_gpus:
             return None
         self.cpus -= _units(need.cpus)
-        chosen = tuple(gpu for _, gpu in fitting[:num])
+        chosen = tuple(gpu for _, gpu in fitting[:num_gpus])
         for gpu in chosen:
             self.gpus[gpu] -= share
         return chosen
 
 
 class Packing:
-    """Needs placed on nodes, kind after kind; each kind fills the nodes that have the least left first."""
+    """Places needs on nodes, one kind after the other.
+
+    Each kind fills the nodes with the least free resources first.
+    """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.rooms = [_Room(node) for node in nodes]
         self.placed: list[Placed] = []
 
     def copy(self) -> Self:
-        """Another, that goes on from here."""
+        """Return a copy with the same needs placed, to which more can be added."""
         return copy.deepcopy(self)
 
     def add(self, need: Need) -> bool:
-        """Place all of a kind; False, with as many placed as there is room for, when some are left over."""
-        left = need.count
+        """Place all of a kind, or as many as there is room for.
+
+        Returns whether all are placed.
+        """
+        num_left = need.count
         order = sorted(
             range(len(self.rooms)), key=lambda n: (sum(self.rooms[n].gpus), self.rooms[n].cpus)
         )
         for number in order:
-            while left and (gpus := self.rooms[number].take(need)) is not None:
+            while num_left > 0:
+                gpus = self.rooms[number].take(need)
+                if gpus is None:
+                    break
                 self.placed.append(Placed(need, number, gpus))
-                left -= 1
-        return not left
+                num_left -= 1
+        return num_left == 0
 
     def add_all(self, needs: Iterable[Need]) -> Need | None:
-        """Place kinds in order; returns the first that does not fit."""
-        return next((need for need in needs if not self.add(need)), None)
+        """Place kinds in order, up to the first that does not fit. Returns that kind, or None."""
+        for need in needs:
+            if not self.add(need):
+                return need
+        return None
 
 
 def _pack(
     always: Sequence[Need], phases: Sequence[Sequence[Need]], nodes: Sequence[Node]
 ) -> list[Packing]:
-    """What is always there, placed once, with what each phase adds beside it: a packing for each phase.
+    """Place the needs that are always there once, and add those of each phase: a packing a phase.
 
-    The largest go first, then other orders are tried. It is a rule of thumb: it may miss a tight packing, and Ray,
-    which places one after the other, may get stuck where this finds room (starts that time out tell). Raises
-    NoRoomError that names what does not fit when the largest go first.
+    Tries the order with the largest first, then all other orders. This is a heuristic: it may miss
+    a tight packing. Ray places needs one after the other and may get stuck where this finds room;
+    starts then time out. Raises the NoRoomError of the order with the largest first.
     """
-    refusal: NoRoomError | None = None
+    first_error: NoRoomError | None = None
     for order in permutations(_largest_first(always)):
-        packing, needs = Packing(nodes), [*always]
-        stuck, packings = packing.add_all(order), []
-        for extra in phases if stuck is None else ():
-            packings.append(packing.copy())
-            packing_stuck = packings[-1].add_all(_largest_first(extra))
-            if packing_stuck is not None:
-                stuck, packing, needs = packing_stuck, packings[-1], [*always, *extra]
-                break
-        if stuck is None:
-            return packings
-        refusal = refusal or NoRoomError(_describe_stuck(stuck, packing), needs)
-    assert refusal is not None
-    raise refusal
+        try:
+            return _pack_in_order(order, always, phases, nodes)
+        except NoRoomError as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _pack_in_order(
+    order: Sequence[Need],
+    always: Sequence[Need],
+    phases: Sequence[Sequence[Need]],
+    nodes: Sequence[Node],
+) -> list[Packing]:
+    """Place `always` in an order, and then each phase. Raises NoRoomError for the first misfit."""
+    base = Packing(nodes)
+    misfit = base.add_all(order)
+    if misfit is not None:
+        raise NoRoomError(_describe_misfit(misfit, base), always)
+    packings = []
+    for extra in phases:
+        packing = base.copy()
+        misfit = packing.add_all(_largest_first(extra))
+        if misfit is not None:
+            raise NoRoomError(_describe_misfit(misfit, packing), [*always, *extra])
+        packings.append(packing)
+    return packings
 
 
 def check_room(
     always: Sequence[Need], phases: Sequence[Sequence[Need]], nodes: Sequence[Node]
 ) -> list[Packing]:
-    """What is always there and what each phase adds beside it -> where it could be, for each phase.
+    """Place the needs that are always there and those of each phase -> a packing for each phase.
 
-    Raises NoRoomError with the arithmetic when some phase does not fit: in all, by labels, or node by node.
+    Raises NoRoomError with the arithmetic when a phase does not fit: by the totals of the cluster,
+    by labels, or node by node.
     """
     for extra in phases:
         _check_total("CPU", [*always, *extra], nodes)
         _check_total("GPU", [*always, *extra], nodes)
-    for need in (*always, *(need for extra in phases for need in extra)):
+    needs = [*always]
+    for extra in phases:
+        needs.extend(extra)
+    for need in needs:
         if not any(need.fits(node) for node in nodes):
             raise NoRoomError(
-                f"{need.selection} fits no node; the labels there are {describe_labels(nodes)}; change it, or start"
-                " nodes with `ray start --labels`",
-                [*always, *(need for extra in phases for need in extra)],
+                f"{need.selection} fits no node; the nodes have the labels"
+                f" {describe_labels(nodes)}; change it, or start nodes with `ray start --labels`",
+                needs,
             )
     return _pack(always, phases, nodes)
 
 
-def _check_total(kind: Literal["CPU", "GPU"], needs: Sequence[Need], nodes: Sequence[Node]) -> None:
-    needed = sum(need.count * _units(need.share(kind)) for need in needs)
-    there = sum(_units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
-    if needed > there:
-        sums = _sum_up(kind, {need: need.count for need in needs})
+def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> None:
+    num_needed = sum(need.count * _units(need.share(kind)) for need in needs)
+    num_there = sum(_units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
+    if num_needed > num_there:
+        terms = _list_terms(kind, {need: need.count for need in needs})
         raise NoRoomError(
-            f"{needed / UNIT:g} {kind}s are needed ({sums}), but the cluster has {there / UNIT:g}; {REMEDIES[kind]}",
+            f"{num_needed / UNIT:g} {kind}s are needed ({terms}), but the cluster has"
+            f" {num_there / UNIT:g}; {REMEDIES[kind]}",
             needs,
         )
 
 
-def _sum_up(kind: Literal["CPU", "GPU"], counts: Mapping[Need, int]) -> str:
-    """`2 workers x 1 + 1 loading task x 0.25`."""
+def _list_terms(kind: Kind, counts: Mapping[Need, int]) -> str:
+    """Return the terms of a sum as text: `2 workers x 1 + 1 loading task x 0.25`."""
     return " + ".join(
         f"{count_noun(count, need.name)} x {need.share(kind):g}"
         for need, count in counts.items()
@@ -254,25 +304,41 @@ def _sum_up(kind: Literal["CPU", "GPU"], counts: Mapping[Need, int]) -> str:
     )
 
 
-def _describe_stuck(need: Need, packing: Packing) -> str:
-    kind: Literal["CPU", "GPU"] = "GPU" if need.gpus else "CPU"
-    rooms = [room for room in packing.rooms if need.fits(room.node)]
-    most = max(rooms, key=lambda room: (max(room.gpus, default=0) if need.gpus else 0, room.cpus))
-    left = f"{most.cpus / UNIT:g} of {most.node.cpus:g} CPUs"
-    if need.gpus:
-        left += f" and {', '.join(f'{gpu / UNIT:g}' for gpu in most.gpus) or 'none'} of its {most.node.gpus:g} GPUs"
-    beside = _sum_up(kind, Counter(placed.need for placed in packing.placed))
+def _describe_misfit(need: Need, packing: Packing) -> str:
+    """Return the message of a need that finds no room beside the needs placed before it."""
+    kind: Kind = "GPU" if need.gpus else "CPU"
+    nodes = f"no node that {need.selection} selects" if need.selector else "no node"
     article = "an" if need.name[0] in "aeiou" else "a"
+    one = f"{article} {need.name} of {need.of_each}"
+    terms = _list_terms(kind, Counter(placed.need for placed in packing.placed))
+    if terms:
+        one += f" beside {terms}"
     return (
-        f"no node{' that ' + need.selection + ' fits' if need.selector else ''} has room for {article} {need.name} of"
-        f" {need.of_each}{' beside ' + beside if beside else ''}: the one with the most has {left} left; lower what"
-        " each takes, or add or enlarge nodes"
+        f"{nodes} has room for {one}: the one with the most has {_describe_largest(need, packing)}"
+        " left; lower what each takes, or add or enlarge nodes"
     )
 
 
+def _describe_largest(need: Need, packing: Packing) -> str:
+    """Return the free resources of the node with the most of them that the need's labels allow."""
+
+    def free(room: _Room) -> tuple[int, int]:
+        largest_gpu = max(room.gpus, default=0) if need.gpus else 0
+        return largest_gpu, room.cpus
+
+    largest = max((room for room in packing.rooms if need.fits(room.node)), key=free)
+    cpus = f"{largest.cpus / UNIT:g} of {largest.node.cpus:g} CPUs"
+    if not need.gpus:
+        return cpus
+    gpus = ", ".join(f"{gpu / UNIT:g}" for gpu in largest.gpus) or "none"
+    return f"{cpus} and {gpus} of its {largest.node.gpus:g} GPUs"
+
+
 def _largest_first(needs: Sequence[Need]) -> list[Need]:
+    """Sort needs: those with a selector first, then by GPUs and CPUs, descending."""
     return sorted(needs, key=lambda need: (bool(need.selector), need.gpus, need.cpus), reverse=True)
 
 
 def _units(amount: float) -> int:
+    """Convert CPUs or GPUs to Ray's units."""
     return round(amount * UNIT)

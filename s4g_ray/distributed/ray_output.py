@@ -10,26 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO, cast
 
-RAYLET_LINE = re.compile(
-    r"(\x1b\[\d+m)?\(raylet\b"
-)  # what its driver prints of processes that died
-RAY_LOG_LINE = re.compile(
-    rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] \S+\.cc:\d+: "
-)  # of its native core
+# a line that Ray's driver prints about processes that died
+RAYLET_LINE = re.compile(r"(\x1b\[\d+m)?\(raylet\b")
+# a line of Ray's native core
+RAY_LOG_LINE = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] \S+\.cc:\d+: ")
 
 
 class _WithoutRaylet:
-    """Standard output without the lines that Ray's driver prints by itself."""
+    """A standard output that drops the lines that Ray's driver prints."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._dropping: set[int] = set()  # threads whose line is not ended yet
+        self._dropping: set[int] = set()  # threads that have not ended their dropped line yet
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As a stream's; `print` writes a line and its end one after the other."""
+        """Write text, or drop it. `print` writes a line and then its end: both are dropped."""
         thread = threading.get_ident()
         if RAYLET_LINE.match(text):
             if not text.endswith("\n"):
@@ -43,18 +41,19 @@ class _WithoutRaylet:
 
 @contextmanager
 def without_ray_lines() -> Iterator[None]:
-    """Keep Ray's own lines off the terminal: they stand in its session's log files, and we say what matters.
+    """Keep Ray's own lines off the terminal within the block; its log files hold them all.
 
-    Those of its native core are written to file descriptor 2 below Python, so a thread passes on what is no such
-    line; its driver prints others.
+    The driver prints some of them in Python. The native core writes others to file descriptor 2,
+    below Python: a thread passes on the lines that are not Ray's.
     """
-    with redirect_stdout(cast(TextIO, _WithoutRaylet(sys.stdout))), _without_native_lines():
+    stdout = cast(TextIO, _WithoutRaylet(sys.stdout))
+    with redirect_stdout(stdout), _without_native_lines():
         yield
 
 
 @contextmanager
 def _without_native_lines() -> Iterator[None]:
-    shown = os.dup(2)
+    terminal = os.dup(2)
     read_end, write_end = os.pipe()
     os.dup2(write_end, 2)
     os.close(write_end)
@@ -63,12 +62,12 @@ def _without_native_lines() -> Iterator[None]:
         with open(read_end, "rb") as lines:  # noqa: PTH123 (a descriptor)
             for line in lines:
                 if not RAY_LOG_LINE.match(line):
-                    os.write(shown, line)
+                    os.write(terminal, line)
 
     thread = threading.Thread(target=pass_on, name="stderr-filter", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        os.dup2(shown, 2)  # the pipe ends here, unless a process of Ray's still holds it
+        os.dup2(terminal, 2)  # closes the pipe, unless one of Ray's processes still holds it
         thread.join(timeout=2.0)

@@ -1,4 +1,4 @@
-"""The Ray session of a command."""
+"""Connect to a Ray cluster, or start one on this machine."""
 
 from __future__ import annotations
 
@@ -11,70 +11,87 @@ from contextlib import contextmanager
 
 import ray
 
-from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Node, nodes_of
 from s4g_ray.distributed.ray_output import without_ray_lines
 from s4g_ray.errors import InputError
 from s4g_ray.storage import s3_settings
+from s4g_ray.storage.s3_settings import StorageConfig
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[list[Node]]:
-    """A Ray session: the caller's, that of the configured address, or one on this machine; yields its nodes.
+def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Node]]:
+    """Open a Ray session and yield its nodes.
 
-    Processes of the session reach the object store as config.storage says; but for the caller's session, in whose
-    runtime environment the caller must have put what object_store.variables(config.storage) gives.
+    Uses the session that the caller has opened; else it connects to cluster.address or RAY_ADDRESS;
+    else it starts a cluster on this machine. That cluster has no dashboard, and requires a token
+    (~/.ray/auth_token, created when missing) unless RAY_AUTH_MODE is set otherwise.
 
-    One on this machine has no dashboard, and asks for a token (~/.ray/auth_token, made where there is none) unless
-    RAY_AUTH_MODE says otherwise. Raises InputError when the address does not answer, or ray.metrics_port is taken.
+    Processes of the session access the object store as `storage` configures it. In a session of the
+    caller, the caller must put s3_settings.variables(storage) into the runtime environment.
+
+    Raises InputError when the address does not answer, or ray.metrics_port is taken.
     """
     if ray.is_initialized():
         yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         return
-    # Ray Train: a dead worker is seen within a second, and nothing but our own lines is printed
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # else Ray stops idle processes but for one a CPU: on few cores, each embedding job would start its tasks' anew
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(8, os.cpu_count() or 1)))
+    _set_ray_variables()
     warnings.filterwarnings("ignore", module="ray")
-    remote = config.ray.address or os.environ.get("RAY_ADDRESS")
-    store = s3_settings.apply(config.storage)
-    if store:  # of a submitted job, these join its own variables
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    store_variables = s3_settings.apply(storage)
+    if store_variables:  # in a submitted job, Ray adds them to the job's own variables
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-    if not remote:
-        _check_free(config.ray.metrics_port)
     with without_ray_lines():
-        try:
-            ray.init(
-                address=remote or "local",  # none: ours, even where another runs on this machine
-                num_cpus=None if remote else config.ray.num_cpus,
-                include_dashboard=None if remote else False,
-                _metrics_export_port=None if remote else config.ray.metrics_port,
-                # a cluster started here has this process's environment
-                runtime_env={"env_vars": store} if remote and store else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except ConnectionError as error:
-            raise InputError(f"no Ray cluster answers at {remote}: {error}") from error
+        _init_ray(address, cluster, store_variables)
         try:
             yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
 
 
+def _set_ray_variables() -> None:
+    """Set Ray's variables, unless they are set, for this process and those that it starts."""
+    # Ray Train: notice a dead worker within a second, and print no lines of Ray's
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # By default Ray keeps one idle process a CPU and stops the others: on few cores, each embedding
+    # job would then start new processes for its tasks.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(max(8, os.cpu_count() or 1)))
+
+
+def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str, str]) -> None:
+    """Connect to an address, or start a cluster on this machine when there is none."""
+    if not address:
+        _check_free(cluster.metrics_port)
+    # a cluster that starts here inherits this process's environment
+    env = {"env_vars": store_variables} if address and store_variables else None
+    try:
+        ray.init(
+            address=address or "local",  # a new cluster, even where another one runs here
+            num_cpus=None if address else cluster.num_cpus,
+            include_dashboard=None if address else False,
+            _metrics_export_port=None if address else cluster.metrics_port,
+            runtime_env=env,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+
+
 def _check_free(port: int | None) -> None:
-    """Raises InputError for a port that is taken: Ray's agent would die of it, and the session with it."""
+    """Raise InputError for a port that is taken: Ray's agent and with it the session would die."""
     if port is None:
         return
     with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just given back is free
+        # a port that was released a moment ago counts as free
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind(("", port))
         except OSError as error:
             raise InputError(
-                f"ray.metrics_port={port} cannot be had: {error.strerror}; choose another"
+                f"ray.metrics_port={port} cannot be used: {error.strerror}; choose another"
             ) from error

@@ -28,7 +28,7 @@ def test_a_cluster_without_room_is_asked_for_it_waited_for_and_asked_no_more_whe
     None
 ):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.growing_cluster"],
+        [sys.executable, "-m", "tests.support.growing_cluster"],
         capture_output=True,
         text=True,
         timeout=120,

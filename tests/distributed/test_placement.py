@@ -183,13 +183,13 @@ LOADING = Need(1, "loading task", 0.25)
         (
             [Need(1, "worker", 1, 0, {"zone": "c"}, "train")],
             [Node(4), Node(4, 0, {"zone": "a", "ray.io/node-id": "f"})],
-            "train.label_selector={'zone': 'c'} fits no node; the labels there are {}, {'zone': 'a'}; change it, or",
+            "train.label_selector={'zone': 'c'} fits no node; the nodes have the labels {}, {'zone': 'a'}; change it, or",
         ),
         (
             [Need(2, "worker", 2, 0, {"zone": "!b"}, "train")],
             [Node(3), Node(4, 0, {"zone": "b"})],
             "no node that"
-            " train.label_selector={'zone': '!b'} fits has room for a worker of 2 CPUs beside 1 worker x 2: the one with"
+            " train.label_selector={'zone': '!b'} selects has room for a worker of 2 CPUs beside 1 worker x 2: the one with"
             " the most has 1 of 3 CPUs left",
         ),
         # the shards, which may run anywhere, leave the only node in zone a to the worker

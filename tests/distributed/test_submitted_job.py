@@ -65,7 +65,7 @@ def test_a_time_to_stop_that_is_no_number_is_named_with_a_remedy_and_an_empty_on
     assert stop_note(25.0) == unset
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "abc")
     with pytest.raises(
-        InputError, match=r"^RAY_JOB_STOP_WAIT_TIME_S='abc' is no whole number of seconds; give one"
+        InputError, match=r"^RAY_JOB_STOP_WAIT_TIME_S='abc' is not a whole number of seconds; give one"
     ):
         stop_note(25.0)
 

@@ -159,7 +159,7 @@ def test_a_session_on_a_cluster_carries_what_is_configured_of_the_store_and_no_c
         config = tiny_config(
             "s3://data/run", "s3://data/set", storage=values, ray={"address": address}
         )
-        with pytest.raises(InputError), ray_session(config):
+        with pytest.raises(InputError), ray_session(config.ray, config.storage):
             pass
     carried = {"AWS_ENDPOINT_URL_S3": "http://minio:9000", "AWS_MAX_ATTEMPTS": "3"}
     assert given[0]["runtime_env"] is None
