@@ -61,7 +61,7 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
         folder = RunFolder.open(config, dataset, resume=resume)
         start = newest_checkpoint(folder.uri)
         # watched again in the session: Ray installs a handler of its own
-        with ray_session(config) as nodes, preemption.watched():
+        with ray_session(config.ray, config.storage) as nodes, preemption.watched():
             try:
                 preemption.check()
                 fits = partial(check_resources, config, num_pairs=len(split.pairs))

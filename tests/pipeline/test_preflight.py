@@ -141,12 +141,12 @@ def test_each_kind_goes_where_its_labels_say() -> None:
     workers = {"train": {"label_selector": {"zone": "a"}}}
     assert refusal(zones, workers) is None
     shards = {"mining": {"label_selector": {"zone": "a"}}}
-    assert "that mining.label_selector={'zone': 'a'} fits has room for an index shard" in str(
+    assert "that mining.label_selector={'zone': 'a'} selects has room for an index shard" in str(
         refusal(zones, {**workers, **shards})
     )
     actors = {"embedding": {"label_selector": {"zone": "in(c,d)"}}}
     assert str(refusal(zones, actors)).startswith(
-        "embedding.label_selector={'zone': 'in(c,d)'} fits no node; the labels there are {'zone': 'a'}, {'zone': 'b'};"
+        "embedding.label_selector={'zone': 'in(c,d)'} fits no node; the nodes have the labels {'zone': 'a'}, {'zone': 'b'};"
     )
 
 

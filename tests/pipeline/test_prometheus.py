@@ -119,8 +119,8 @@ def test_a_metrics_port_that_is_taken_is_refused_before_ray_starts(
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         config = tiny_config(tmp_path, synthetic.uri, ray={"metrics_port": port})
-        wanted = rf"^ray\.metrics_port={port} cannot be had: Address already in use;"
-        with pytest.raises(InputError, match=wanted), ray_session(config):
+        wanted = rf"^ray\.metrics_port={port} cannot be used: Address already in use;"
+        with pytest.raises(InputError, match=wanted), ray_session(config.ray, config.storage):
             pytest.fail("a session was started")
 
 

@@ -81,7 +81,7 @@ def embed_collection(
     if opened.checkpoint is None:
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
     stamp = checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint)
-    with ray_session(base) as nodes:
+    with ray_session(base.ray, base.storage) as nodes:
         await_room(base.ray, partial(check_resources, base, training=False), nodes, reporter)
         pool = EncoderPool(base.model, base.embedding, base.ray.start_timeout_s)
         with pool, reporter.stage(f"embedding {', '.join(splits)}") as update:

@@ -82,7 +82,7 @@ def evaluate(
             if opened.checkpoint
             else Encoder.build(base.model)
         )
-        with ray_session(base) as nodes:
+        with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.embedding, base.ray.start_timeout_s) as pool:
                 job = EvaluationJob(opened, numerics, dataset, encoder, folder, pool, reporter)

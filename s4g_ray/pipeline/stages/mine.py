@@ -128,7 +128,7 @@ def mine_table(
     if is_published(target):
         reporter.line(f"{target} is finished already")
     else:
-        with ray_session(base) as nodes:
+        with ray_session(base.ray, base.storage) as nodes:
             searchers = Need(base.mining.num_searchers, "searching task", SEARCHER_CPUS)
             fits = partial(
                 check_room, [shard_need(base.mining, base.mining.num_shards)], [[searchers]]

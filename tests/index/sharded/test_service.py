@@ -443,7 +443,7 @@ def test_effort_is_raised_until_recall_suffices_and_too_little_of_it_is_refused(
 def test_shards_that_find_no_room_are_said_and_given_up(ray_cluster: None, tmp_path: Path) -> None:
     message = (
         r"^2 of 2 index shards did not start within 3 s: each asks for 0\.5 CPUs and a node of"
-        r" mining\.label_selector=\{'zone': 'mars'\}; free in the cluster are [\d.]+ CPUs and 0 GPUs; the labels of"
+        r" mining\.label_selector=\{'zone': 'mars'\}; the cluster has [\d.]+ CPUs and 0 GPUs free; the labels of"
     )
     nowhere = config(label_selector={"zone": "mars"}, cpus_per_shard=0.5)
     with pytest.raises(RunError, match=message):
