@@ -76,7 +76,8 @@ def main() -> None:
     dataset = open_dataset(config.data.uri)
     numerics = Numerics(channels_last=True)
     speeds: list[tuple[float, float, float]] = []
-    with tempfile.TemporaryDirectory() as folder, ray_session(config), EncoderPool(config) as pool:
+    pool = EncoderPool(config.model, config.embedding, config.ray.start_timeout_s)
+    with tempfile.TemporaryDirectory() as folder, ray_session(config.ray, config.storage), pool:
         checkpoint = files.join(folder, "checkpoint")
         encoder = Encoder.build(config.model)
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)

@@ -1,11 +1,16 @@
-"""Images into embeddings.
+"""Turn images into embeddings.
 
 encoder        Encoder: one timm backbone for both views, and the logit scale
-weights        load and save state dicts strictly; published forms
-precision      Numerics: precision and memory format, measured
-checkpoint     publish, find and prune checkpoints; load_encoder
-export         s4g export: safetensors, .pth and model.json
+weights        load and save state dicts strictly, in the published forms too
+checkpoint     publish, find and prune the checkpoints of a run
+precision      Numerics: precision and memory format, chosen by measuring
 source         open a run, an export or a weights file as an encoder
-actors         EncoderPool: actors that embed, warm between rounds
-embedding_job  Ray Data: checkpoint and images into an embedding table
+export         s4g export: model.safetensors, model.pth and model.json
+actors         EncoderPool: Ray actors that encode, warm from one job to the next
+embedding_job  the Ray Data job that turns a checkpoint and images into an embedding table
+
+Example:
+    source = open_source("runs/mine", "data/mine")
+    encoder = load_encoder(source.config.model, source.checkpoint)
+    embeddings = encoder.embed(images)  # uint8 [b, 3, H, W] -> [b, D]
 """

@@ -1,7 +1,7 @@
-"""Actors that encode the parts of a collection, and stay alive from one embedding job to the next.
+"""Ray actors that encode the parts of a collection and stay alive between embedding jobs.
 
-The tasks that load images import this module too, to reach the actors: torch and the encoder are imported where an
-actor starts.
+The tasks that load images import this module too, to call the actors. They need no torch, so torch
+and the encoder are imported when an actor starts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.config.schema import ModelConfig, RunConfig
+from s4g_ray.config.schema import EmbeddingConfig, ModelConfig
 from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.distributed.actors import await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
@@ -35,17 +35,15 @@ if TYPE_CHECKING:
     from s4g_ray.encoder.encoder import Encoder
     from s4g_ray.encoder.precision import Numerics
 
-RETRIES = 3  # of a part whose actor died under it
-QUEUE = (
-    4  # parts that an actor holds at the same time: one is encoded, the others are written or wait
-)
-CHOICES = 4  # actors that are asked how busy they are before one of them is given a part
-ANSWER_S = 1.0  # an actor that does not say so by then is starting again
+RETRIES = 3  # of a part whose actor died while encoding it
+QUEUE = 4  # parts that an actor holds at once: it encodes one, the others are written or wait
+CANDIDATES = 4  # actors that are asked for their number of parts before one of them gets a part
+ANSWER_S = 1.0  # an actor that does not answer within this time is being restarted
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an actor is told of a job."""
+    """The settings of an embedding job that an actor needs."""
 
     checkpoint: str
     weights_sha256: str
@@ -57,7 +55,7 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images of a part, as the encoder takes them: ids[n], place_ids[n], images uint8 [n, 3, H, W]."""
+    """The images of a part: ids[n], place_ids[n], uint8 images[n, 3, H, W]."""
 
     name: str  # of the part's file
     ids: Ints
@@ -67,18 +65,19 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A part that is written, by which actor, and when that had its weights and ended."""
+    """A written part, the actor that encoded it, and two times of that actor."""
 
     part: Part
     actor: str
-    ready: float  # seconds since the epoch, as below
-    finished: float
+    ready: float  # when the actor had loaded its weights, in seconds since the epoch
+    finished: float  # when it had written the part, in seconds since the epoch
 
 
 class EncoderActor:
-    """Encodes parts one after the other, L2-normalises and writes them.
+    """Encode parts one after the other, L2-normalise the embeddings and write them.
 
-    The encoder is built at the first part; weights are read when a job has others than the job before.
+    Builds the encoder at the first part. Reads weights only when they differ from those of the job
+    before.
     """
 
     def __init__(self, model: ModelConfig, num_threads: int, use_gpu: bool) -> None:
@@ -92,25 +91,27 @@ class EncoderActor:
             1, initializer=torch.set_num_threads, initargs=(num_threads,)
         )
         self._encoder: tuple[Numerics, Encoder] | None = None
-        self._weights, self._ready = "", 0.0
+        self._weights_sha256 = ""
+        self._ready = 0.0
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._parts: set[tuple[str, str]] = set()
+        self._held_parts: set[tuple[str, str]] = set()
 
     def name(self) -> str:
-        """Its host and process."""
+        """Return the actor's host and process id, as `host:pid`."""
         return self._name
 
-    def load(self) -> int:
-        """How many parts it holds."""
-        return len(self._parts)
+    def num_parts(self) -> int:
+        """Return how many parts the actor holds."""
+        return len(self._held_parts)
 
     def encode(self, job: Encoding, pixels: Pixels) -> Encoded:
         """Encode a part's images and write the part.
 
-        Raises RunError for embeddings that are not finite, and for a checkpoint that is unpublished or altered.
+        Raises RunError for embeddings that are not finite, and for a checkpoint that is unpublished
+        or altered.
         """
         held = (job.target, pixels.name)
-        self._parts.add(held)
+        self._held_parts.add(held)
         try:
             vectors = self._thread.submit(self._encode, job, pixels.images).result()
             _check_finite(vectors, job, pixels)
@@ -118,102 +119,120 @@ class EncoderActor:
             part = write_part(job.target, pixels.name, data, len(pixels.ids))
             return Encoded(part, self._name, self._ready, time.time())
         finally:
-            self._parts.discard(held)
+            self._held_parts.discard(held)
 
     def release_gpu_memory(self) -> None:
-        """Give back the GPU memory that is only kept for the next batch."""
+        """Free the GPU memory that torch caches for the next batch."""
         if self._device.type == "cuda":
             import torch
 
             self._thread.submit(torch.cuda.empty_cache).result()
 
     def _encode(self, job: Encoding, images: NDArray[np.uint8]) -> Floats32:
-        """images[n, 3, H, W] -> float32 [n, D], L2-normalised."""
+        """Return the embeddings of images[n, 3, H, W]: float32 [n, D], L2-normalised."""
         import torch
 
-        encoder = self._encoder_for(job)
+        encoder = self._load_encoder(job)
         if not len(images):
             return np.zeros((0, encoder.dim), dtype=np.float32)
+        vectors = []
         with torch.inference_mode():
-            vectors = [  # a batch is copied: torch takes no arrays that cannot be written, as those of the store
-                job.numerics.embed(
-                    encoder,
-                    torch.from_numpy(images[at : at + job.batch_size].copy()).to(self._device),
+            for start in range(0, len(images), job.batch_size):
+                # arrays of Ray's object store are read-only, which torch does not accept: copy
+                batch = images[start : start + job.batch_size].copy()
+                vectors.append(
+                    job.numerics.embed(encoder, torch.from_numpy(batch).to(self._device))
                 )
-                for at in range(0, len(images), job.batch_size)
-            ]
             return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
 
-    def _encoder_for(self, job: Encoding) -> Encoder:
+    def _load_encoder(self, job: Encoding) -> Encoder:
+        """Return the encoder with the job's numerics and weights; loads only changed ones."""
         from s4g_ray.encoder.weights import WEIGHTS, load_weights
 
         if self._encoder is None or self._encoder[0] != job.numerics:
             encoder = self._build().to(self._device).eval()
             job.numerics.prepare(encoder)
-            self._encoder, self._weights = (job.numerics, encoder), ""
+            self._encoder = (job.numerics, encoder)
+            self._weights_sha256 = ""
         encoder = self._encoder[1]
-        if self._weights != job.weights_sha256:
-            self._weights = ""  # until all are loaded
+        if self._weights_sha256 != job.weights_sha256:
+            self._weights_sha256 = ""  # until all weights are loaded
             part = open_published(job.checkpoint, "checkpoint").part(WEIGHTS)
             if part is None or part.sha256 != job.weights_sha256:
                 raise RunError(
-                    f"{job.checkpoint} no longer holds the {WEIGHTS} that this job began with; resume"
+                    f"{job.checkpoint} no longer holds the {WEIGHTS} that this job began with;"
+                    " resume"
                 )
             data = read_part(job.checkpoint, part)
             load_weights(encoder, data, files.join(job.checkpoint, WEIGHTS))
-            self._weights, self._ready = job.weights_sha256, time.time()
+            self._weights_sha256 = job.weights_sha256
+            self._ready = time.time()
         return encoder
 
 
 def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:
+    """Raise RunError with the id of the first embedding that is not finite."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         view = pixels.name.split("/")[0]
         raise RunError(
-            f"the embedding of {view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such in {pixels.name}, from its"
-            f" batch {bad[0] // job.batch_size} on), by {job.checkpoint}"
+            f"the embedding of {view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such in"
+            f" {pixels.name}, from its batch {bad[0] // job.batch_size} on), computed with"
+            f" {job.checkpoint}"
         )
 
 
 class EncoderPool:
-    """embedding.num_actors EncoderActors; a context manager that stops them.
+    """Run embedding.num_actors EncoderActors; a context manager that stops them.
 
-    They start when a job first needs them, and stay. One that dies is started again, and its parts are done again.
+    The actors start when a job first needs them, and stay. Ray restarts an actor that dies and
+    repeats its parts.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._actors: tuple[Any, ...] = ()
+    def __init__(
+        self, model: ModelConfig, embedding: EmbeddingConfig, start_timeout_s: float
+    ) -> None:
+        self.actors: tuple[Any, ...] = ()
+        self._model = model
+        self._embedding = embedding
+        self._start_timeout_s = start_timeout_s
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
     @property
     def need(self) -> Need:
-        """What the actors take of the cluster."""
-        return actor_need(self._config.embedding)
+        """Return the resources that the actors take of the cluster."""
+        return actor_need(self._embedding)
 
     @contextmanager
     def job(self) -> Iterator[tuple[Any, ...]]:
-        """The actors, for one job at a time. Raises RunError when they do not start within ray.start_timeout_s."""
-        timeout_s = self._config.ray.start_timeout_s
+        """Yield the actors to one job at a time.
+
+        Raises RunError when they do not start within ray.start_timeout_s.
+        """
         with self._lock:
-            if self._closed.is_set():
-                raise RunError("the embedding actors are stopped: the run ends")
-            self._actors = self._actors or self._start(timeout_s)
+            self._check_open()
+            if not self.actors:
+                self.actors = self.start_actors()
             if self._closed.is_set():  # while they started
-                kill(self._actors)
-                raise RunError("the embedding actors are stopped: the run ends")
+                kill(self.actors)
+            self._check_open()
             try:
-                yield self._actors
+                yield self.actors
             finally:
-                with suppress(RayError):  # of one that is starting again: its cache is empty
+                with suppress(RayError):  # of an actor that is being restarted: its cache is empty
                     ray.get(
-                        [actor.release_gpu_memory.remote() for actor in self._actors],
-                        timeout=timeout_s,
+                        [actor.release_gpu_memory.remote() for actor in self.actors],
+                        timeout=self._start_timeout_s,
                     )
 
-    def _start(self, timeout_s: float) -> tuple[Any, ...]:
-        cfg = self._config.embedding
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise RunError("the embedding actors are stopped: the run ends")
+
+    def start_actors(self) -> tuple[Any, ...]:
+        """Start the actors and wait for them. Raises RunError when they do not start in time."""
+        cfg = self._embedding
         options: dict[str, Any] = {
             "num_cpus": cfg.cpus_per_actor,
             "num_gpus": cfg.gpus_per_actor,
@@ -221,12 +240,15 @@ class EncoderPool:
             "scheduling_strategy": "SPREAD",
             "max_restarts": -1,
             "max_task_retries": RETRIES,
-            "concurrency_groups": {"encode": QUEUE, "load": 1},
+            "concurrency_groups": {"encode": QUEUE, "status": 1},
         }
         create: Any = ray.remote(**options)(EncoderActor)
-        setup = self._config.model, cfg.threads_per_actor, cfg.gpus_per_actor > 0
-        actors = tuple(create.remote(*setup) for _ in range(cfg.num_actors))
-        await_start(actors, self.need, timeout_s)
+        use_gpu = cfg.gpus_per_actor > 0
+        actors = tuple(
+            create.remote(self._model, cfg.threads_per_actor, use_gpu)
+            for _ in range(cfg.num_actors)
+        )
+        await_start(actors, self.need, self._start_timeout_s)
         return actors
 
     def __enter__(self) -> Self:
@@ -234,27 +256,60 @@ class EncoderPool:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        kill(self._actors)
-        self._actors = ()
+        kill(self.actors)
+        self.actors = ()
 
 
-def ask_load(actor: Any) -> Any:
-    """A call of an actor's load, which it answers while it encodes; not repeated when it dies."""
-    return actor.load.options(concurrency_group="load", max_task_retries=0).remote()
+def ask_num_parts(actor: Any) -> Any:
+    """Ask an actor for its number of parts; return a reference to the answer.
 
-
-def least_loaded(actors: Sequence[Any], number: int) -> Any:
-    """Of a few actors, which change with the part's number, the one that holds the fewest parts; the first of equals.
-
-    With a share fixed beforehand, the faster actors would wait for the slowest. One that is starting again gets none
-    while others answer.
+    The actor answers while it encodes. Ray does not repeat the call when the actor dies.
     """
-    few = [actors[(number + i) % len(actors)] for i in range(min(len(actors), CHOICES))]
-    calls = [ask_load(actor) for actor in few]
+    return actor.num_parts.options(concurrency_group="status", max_task_retries=0).remote()
+
+
+def find_least_loaded(actors: Sequence[Any], number: int) -> Any:
+    """Return, of a few actors, the one that holds the fewest parts; the first of equals.
+
+    The few actors change with the part's number. (With a share fixed beforehand, fast actors would
+    wait for the slowest.) An actor that is being restarted gets no part while others answer.
+    """
+    num_candidates = min(len(actors), CANDIDATES)
+    candidates = [actors[(number + i) % len(actors)] for i in range(num_candidates)]
+    calls = [ask_num_parts(actor) for actor in candidates]
     answered, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S)
-    loads: list[tuple[int, int]] = []
+    loads: list[tuple[int, int]] = []  # number of parts, position among the candidates
     for i, call in enumerate(calls):
         if call in answered:
             with suppress(RayError):
                 loads.append((ray.get(call), i))
-    return few[min(loads)[1] if loads else 0]
+    if not loads:
+        return candidates[0]
+    return candidates[min(loads)[1]]
+
+
+def encode_part_on(actor: Any, encoding: Any, pixels: Pixels, *, timeout_s: float) -> Encoded:
+    """Make an actor encode a part. Ray restarts an actor that dies and gives it the part again.
+
+    encoding: an Encoding or a reference to one. Raises RunError as EncoderActor.encode does, for an
+    actor that died and does not answer within timeout_s, and for one that dies with this part
+    repeatedly.
+    """
+    call = actor.encode.options(concurrency_group="encode").remote(encoding, pixels)
+    try:
+        while not ray.wait([call], timeout=timeout_s)[0]:
+            if not ray.wait([ask_num_parts(actor)], timeout=timeout_s)[0]:
+                raise RunError(
+                    f"an embedding actor died, and did not start again within {timeout_s:g} s; free"
+                    " what it asks for, or raise ray.start_timeout_s"
+                )
+        return ray.get(call)  # type: ignore[no-any-return]
+    except RayTaskError as error:
+        if isinstance(error.cause, RunError):
+            raise error.cause from error
+        raise
+    except RayActorError as error:
+        raise RunError(
+            f"embedding actors died {RETRIES + 1} times with {pixels.name} of {len(pixels.ids)}"
+            " images; lower embedding.batch_size or embedding.part_rows if memory ran out"
+        ) from error

@@ -1,4 +1,8 @@
-"""Checkpoints of a run: published after each epoch and, where asked, within one; found, kept and removed."""
+"""Publish, find, load and remove the checkpoints of a run.
+
+A checkpoint is published after each epoch and, with checkpoint.every_steps, within epochs too. It
+holds model.safetensors, training_state.pt (optimiser and gradient scaler) and checkpoint.json.
+"""
 
 from __future__ import annotations
 
@@ -32,40 +36,40 @@ FOLDER = "checkpoints"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint: what its checkpoint.json says of where training stands."""
+    """A published checkpoint and the content of its checkpoint.json, the progress of training."""
 
     uri: str
     info: Mapping[str, Any]
 
     @classmethod
     def read(cls, uri: str) -> Self:
-        """Raises RunError when it is not published."""
+        """Read a checkpoint. Raises RunError when it is not published."""
         return cls(uri, open_published(uri, "checkpoint").info)
 
     @property
     def epoch(self) -> int:
-        """Finished epochs."""
+        """Return the number of finished epochs."""
         return int(self.info["epoch"])
 
     @property
     def step(self) -> int:
-        """Batches that were trained on, in all epochs."""
+        """Return the number of batches trained on, over all epochs."""
         return int(self.info["step"])
 
     @property
     def batch(self) -> int:
-        """Batches of the next epoch's plan that were trained on; 0 but within an epoch."""
+        """Return the number of batches trained on in the unfinished epoch; 0 between epochs."""
         return int(self.info.get("batch", 0))
 
     @property
     def order(self) -> tuple[int, int]:
-        """Rises with training."""
+        """Return a sort key that rises as training proceeds."""
         return self.step, self.epoch
 
     def training_state(self) -> dict[str, Any] | None:
-        """State of optimiser and scaler; none before training.
+        """Read the state of optimiser and gradient scaler; None before training.
 
-        Raises RunError when it is not what was published, or holds more than tensors and plain values.
+        Raises RunError when the file was altered, or holds more than tensors and plain values.
         """
         part = open_published(self.uri, "checkpoint").part(STATE)
         if part is None:
@@ -75,8 +79,9 @@ class Checkpoint:
             return torch.load(io.BytesIO(data), weights_only=True)  # type: ignore[no-any-return]
         except Exception as error:  # torch raises errors of many kinds
             raise RunError(
-                f"{files.join(self.uri, STATE)} is damaged, or holds more than tensors and plain values, and was not"
-                f" loaded ({type(error).__name__}); remove {self.uri} and resume"
+                f"{files.join(self.uri, STATE)} is damaged, or holds more than tensors and plain"
+                f" values, and was not loaded ({type(error).__name__}); remove {self.uri} and"
+                " resume"
             ) from error
 
 
@@ -87,13 +92,14 @@ def save_checkpoint(
     *,
     epoch: int,
     step: int,
-    **more: Any,
+    **extra_info: Any,
 ) -> None:
-    """Publish weights, training state (of optimiser and scaler; none before training) and checkpoint.json.
+    """Publish a checkpoint: weights, training state and checkpoint.json.
 
-    epoch: finished epochs; step: batches trained on; more: what else checkpoint.json tells (plain values).
+    state: of optimiser and gradient scaler; None before training. epoch: number of finished epochs.
+    step: number of batches trained on. extra_info: more entries of checkpoint.json (plain values).
     """
-    files.remove(uri)  # what an upload that was cut off has left
+    files.remove(uri)  # files of an interrupted upload
     weights = encode_weights(encoder)
     parts = [write_part(uri, WEIGHTS, weights, 1)]
     if state is not None:
@@ -105,24 +111,24 @@ def save_checkpoint(
         "step": step,
         "weights_sha256": parts[0].sha256,
         "dim": encoder.dim,
-        **more,
+        **extra_info,
     }
     parts.append(write_part(uri, "checkpoint.json", json.dumps(info).encode(), 1))
     publish(uri, "checkpoint", parts, info=info)
 
 
 def epoch_uri(run: str, epoch: int) -> str:
-    """Where an epoch's checkpoint is published."""
+    """Return the URI of the checkpoint after an epoch."""
     return files.join(run, FOLDER, f"epoch={epoch:04d}")
 
 
 def step_uri(run: str, step: int) -> str:
-    """Where a checkpoint within an epoch is published."""
+    """Return the URI of a checkpoint within an epoch, after so many steps."""
     return files.join(run, FOLDER, f"step={step:04d}")
 
 
 def published_checkpoints(run: str) -> list[Checkpoint]:
-    """All published checkpoints of a run's folder, as training went."""
+    """Return all published checkpoints of a run's folder, in the order of training."""
     folder = files.join(run, FOLDER)
     uris = [epoch_uri(run, n) for n in published_versions(folder, "epoch")]
     uris += [step_uri(run, n) for n in published_versions(folder, "step")]
@@ -130,29 +136,39 @@ def published_checkpoints(run: str) -> list[Checkpoint]:
 
 
 def newest_checkpoint(run: str) -> Checkpoint | None:
-    """The published checkpoint with which training goes on."""
+    """Return the published checkpoint from which training resumes; None when there is none."""
     folder = files.join(run, FOLDER)
-    epoch, step = (latest_version(folder, key) for key in ("epoch", "step"))
-    found = [] if epoch is None else [Checkpoint.read(epoch_uri(run, epoch))]
+    epoch = latest_version(folder, "epoch")
+    step = latest_version(folder, "step")
+    found = []
+    if epoch is not None:
+        found.append(Checkpoint.read(epoch_uri(run, epoch)))
     if step is not None:
         try:
             found.append(Checkpoint.read(step_uri(run, step)))
         except StoreError:
             raise
-        except RunError:  # removed meanwhile: a newer epoch's is there
+        except RunError:  # removed in the meantime, after a newer epoch was published
             pass
     return max(found, key=lambda checkpoint: checkpoint.order, default=None)
 
 
 def prune_checkpoints(run: str, *, keep: int, epochs: Collection[int], since: int) -> None:
-    """Keep the `keep` newest checkpoints, the untrained one, those of some epochs and of all from `since` on.
+    """Remove old checkpoints of a run.
 
-    What uploads that were cut off before the newest one have left goes too.
+    Keeps the `keep` newest, the untrained one, those after the given epochs, and those after epoch
+    `since` and later ones. Removes also the files of interrupted uploads older than the newest
+    checkpoint.
     """
     found = published_checkpoints(run)
-    kept = {c.uri for c in found if c.batch == 0 and (c.epoch in {0, *epochs} or c.epoch >= since)}
-    kept |= {c.uri for c in [c for c in found if c.order > (0, 0)][-keep:]}
-    folder, newest = files.join(run, FOLDER), found[-1]
+    newest = found[-1]
+    trained = [checkpoint for checkpoint in found if checkpoint.order > (0, 0)]
+    kept = {checkpoint.uri for checkpoint in trained[-keep:]}
+    for checkpoint in found:
+        is_needed = checkpoint.epoch in {0, *epochs} or checkpoint.epoch >= since
+        if checkpoint.batch == 0 and is_needed:
+            kept.add(checkpoint.uri)
+    folder = files.join(run, FOLDER)
     old = [epoch_uri(run, n) for n in list_versions(folder, "epoch") if n <= newest.epoch]
     old += [step_uri(run, n) for n in list_versions(folder, "step") if n <= newest.step]
     for uri in old:
@@ -163,7 +179,7 @@ def prune_checkpoints(run: str, *, keep: int, epochs: Collection[int], since: in
 def checkpoint_stamp(
     config: RunConfig, encoder: Encoder, checkpoint: str, fingerprint: str
 ) -> Stamp:
-    """The stamp of what is computed from a checkpoint."""
+    """Return the stamp of artefacts computed with a checkpoint on a data set (its fingerprint)."""
     info = open_published(checkpoint, "checkpoint").info
     return Stamp(
         step=info["step"],
@@ -176,7 +192,10 @@ def checkpoint_stamp(
 
 
 def load_encoder(cfg: ModelConfig, checkpoint: str) -> Encoder:
-    """The encoder of a published checkpoint. Raises RunError when it is unpublished or altered."""
+    """Load the encoder of a published checkpoint.
+
+    Raises RunError when the checkpoint is unpublished or altered.
+    """
     part = open_published(checkpoint, "checkpoint").part(WEIGHTS)
     if part is None:
         raise RunError(f"{checkpoint} holds no {WEIGHTS}")

@@ -1,8 +1,9 @@
-"""The Ray Data job that turns a collection and a checkpoint into an embedding table.
+"""Turn a collection of images and a checkpoint into an embedding table, with Ray Data.
 
-The job streams *parts* of a collection: tasks read and decode a part's images and hand them to an actor of a pool,
-which encodes them and writes the part as Parquet; then a small commit is written beside it, which a job that starts
-again keeps. The driver publishes the table when all parts are there.
+The job streams *parts* of the collection. A loading task reads and decodes a part's images and
+hands them to an actor of an EncoderPool, which encodes them and writes the part as Parquet. The
+task then writes a small commit file, so that a restarted job keeps the part. The driver publishes
+the table when all parts are written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import ray.data
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from s4g_ray import __version__
 from s4g_ray.config.schema import DataConfig, RunConfig, Size
@@ -25,75 +26,77 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.images import load_pixels
 from s4g_ray.encoder.actors import (
-    RETRIES,
-    Encoded,
     EncoderPool,
     Encoding,
     Pixels,
-    ask_load,
-    least_loaded,
+    encode_part_on,
+    find_least_loaded,
 )
 from s4g_ray.errors import BadImageError, RunError, reason_of
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published, publish
-from s4g_ray.storage.part_commits import WORK, Files, check_reached, read_commit, write_commit
+from s4g_ray.storage.part_commits import WORK, check_reached, read_commit, write_commit
 
-if TYPE_CHECKING:  # torch and timm take seconds to import, which the tasks of this job need not
+if TYPE_CHECKING:  # the tasks of this job need neither torch nor timm, which take seconds to import
     from s4g_ray.encoder.precision import Numerics
 
 Row = dict[str, Any]
 PART_BYTES = 64_000_000  # of pixels: a loading task holds a few times as much
-LOADER_CPUS = 0.25  # logical, of a task that reads and decodes a part
-SHOWN = 10  # images that were left out
-LOADERS = 2  # for each actor: while it encodes the part of one, the other reads the next
+LOADER_CPUS = 0.25  # logical CPUs of a loading task
+SHOWN = 10  # images that could not be decoded, listed in the summary
+LOADERS = 2  # loading tasks for each actor: it encodes the part of one while another reads
 
 
 @dataclass(frozen=True)
 class EmbeddingReport:
-    """What an embedding job did: how many images the table holds, and the rate of the actors that encoded them.
+    """Counts and speed of an embedding job.
 
-    warm_images_per_s is 0 where all parts are those of an earlier job.
+    warm_images_per_s is the rate of the actors together; 0 when all parts are those of an earlier
+    job.
     """
 
-    images: int
+    images: int  # in the table
     seconds: float
     warm_images_per_s: float
-    bad_images: tuple[str, ...]
-    reused_parts: int = 0  # committed by a job that was cut off
+    bad_images: tuple[str, ...]  # why each image that was skipped could not be decoded
+    reused_parts: int = 0  # committed by an interrupted job
 
     def lines(self, name: str) -> list[str]:
-        """What is said of a job that embedded images of that name, and of the first few that were left out."""
-        bad = self.bad_images
-        left_out = f", left out {len(bad)}" if bad else ""
-        said = [f"embedded {self.images} {name}{left_out} in {self.seconds:.0f} s"]
-        more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        return said + [f"  {reason}" for reason in bad[:SHOWN]] + more
+        """Return a summary for the user, with the first skipped images; name: of the images."""
+        num_bad = len(self.bad_images)
+        left_out = f", left out {num_bad}" if num_bad else ""
+        lines = [f"embedded {self.images} {name}{left_out} in {self.seconds:.0f} s"]
+        lines.extend(f"  {reason}" for reason in self.bad_images[:SHOWN])
+        if num_bad > SHOWN:
+            lines.append(f"  and {num_bad - SHOWN} more")
+        return lines
 
 
 @dataclass(frozen=True)
 class WrittenPart:
-    """What was made of a part: its file, and why images were left out."""
+    """The file of a part, and why each skipped image of it could not be decoded."""
 
     part: Part
     bad: tuple[str, ...]
 
     @classmethod
     def from_row(cls, value: Row) -> Self:
+        """Restore a part from the dictionary that dataclasses.asdict made of it."""
         return cls(Part(**value["part"]), tuple(value["bad"]))
 
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """What every task knows."""
+    """The settings that all loading tasks share."""
 
     actors: tuple[Any, ...]
     target: str
-    encoding: Any  # reference to the Encoding, which only actors read: it comes with torch
+    encoding: Any  # reference to the Encoding; only actors read it, as unpickling it imports torch
     data: DataConfig
     seed: int
     key: str
-    timeout_s: float  # of an actor that starts again
+    timeout_s: float  # for an actor to restart
 
 
 def embed(
@@ -109,24 +112,30 @@ def embed(
     views: Sequence[View] = VIEWS,
     on_progress: Update = ignore,
 ) -> EmbeddingReport:
-    """Embed the views of some splits into a published table at `target`; the gallery goes with the test split.
+    """Embed the views of some splits into a published table at `target`.
 
-    `pool` is of a configuration with the same model. Parts that an interrupted job committed are kept where they were
-    made from the same, and a published table is made anew. Raises BadImageError for a corrupt image when
-    `data.on_bad_image` is `fail` and when no image of a view can be decoded, RunError for non-finite embeddings (both
-    name the image), for actors that do not start and when the job dies.
+    The test split includes the references of split `gallery`. `pool` must be made from a
+    configuration with the same model. Keeps the parts that an interrupted job committed from the
+    same inputs; replaces a published table.
+
+    Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, and when no image
+    of a view can be decoded; RunError for non-finite embeddings, for actors that do not start, and
+    when the job dies. Errors about an image name it.
     """
     if is_published(target):
         files.remove(target)
-    gallery = ["gallery"] if config.data.test_split in splits else []
-    rows: dict[View, Sequence[str]] = {"references": [*splits, *gallery], "queries": splits}
-    tables = {view: dataset.table(view, rows[view]) for view in views}
-    parts = _plan_parts(tables, config)
+    tables = _read_tables(dataset, splits, views, config.data.test_split)
+    parts = _plan_parts(tables, config.data, config.embedding.part_rows)
     total = sum(len(table) for table in tables.values())
-    started, cfg = time.perf_counter(), config.embedding
-    weights = open_published(checkpoint, "checkpoint").info["weights_sha256"]
-    encoding = Encoding(checkpoint, weights, numerics, target, cfg.batch_size, cfg.dtype)
-    key = _job_key(config, numerics, stamp)
+    started = time.perf_counter()
+    encoding = Encoding(
+        checkpoint,
+        open_published(checkpoint, "checkpoint").info["weights_sha256"],
+        numerics,
+        target,
+        config.embedding.batch_size,
+        config.embedding.dtype,
+    )
     with pool.job() as actors:
         job = EmbeddingJob(
             actors,
@@ -134,29 +143,47 @@ def embed(
             ray.put(encoding),
             config.data,
             config.seed,
-            key,
+            _job_key(config, numerics, stamp),
             config.ray.start_timeout_s,
         )
-        results = _run(job, parts, total, on_progress)
-    outcomes = [WrittenPart.from_row(json.loads(row["outcome"])) for row in results]
-    bad = tuple(reason for outcome in outcomes for reason in outcome.bad)
+        results = _collect_results(job, parts, total, on_progress)
+    written = [WrittenPart.from_row(json.loads(row["outcome"])) for row in results]
+    _check_views(tables, written)
+    bad = tuple(reason for part in written for reason in part.bad)
+    _publish(target, [part.part for part in written], stamp, splits, bad)
+    seconds = time.perf_counter() - started
+    num_reused = sum(1 for row in results if row["reused"])
+    return EmbeddingReport(total - len(bad), seconds, warm_rate(results), bad, num_reused)
+
+
+def _read_tables(
+    dataset: GeoDataset, splits: Sequence[str], views: Sequence[View], test_split: str
+) -> dict[View, ImageTable]:
+    reference_splits = list(splits)
+    if test_split in splits:
+        reference_splits.append("gallery")
+    tables = {}
+    for view in views:
+        tables[view] = dataset.table(view, reference_splits if view == "references" else splits)
+    return tables
+
+
+def _check_views(tables: dict[View, ImageTable], written: Sequence[WrittenPart]) -> None:
+    """Raise BadImageError for a view without a single image that could be decoded."""
+    reasons = [reason for part in written for reason in part.bad]
+    first_reason = reasons[0] if reasons else "there are none"
     for view, table in tables.items():
-        if not sum(
-            outcome.part.rows for outcome in outcomes if outcome.part.name.startswith(f"{view}/")
-        ):
-            raise BadImageError(
-                f"none of the {len(table)} {view} could be decoded: {[*bad, 'there are none'][0]}"
-            )
-    _publish(target, [outcome.part for outcome in outcomes], stamp, splits, bad)
-    seconds, reused = time.perf_counter() - started, sum(row["reused"] for row in results)
-    return EmbeddingReport(total - len(bad), seconds, warm_rate(results), bad, reused)
+        counts = [part.part.rows for part in written if part.part.name.startswith(f"{view}/")]
+        if not sum(counts):
+            raise BadImageError(f"none of the {len(table)} {view} could be decoded: {first_reason}")
 
 
 def warm_rate(results: list[Row]) -> float:
-    """Images per second of the actors together, each from its first part's start to its last part's end.
+    """Return the images per second of all actors together.
 
-    Reading, decoding, encoding, writing and the waits between parts count; starting an actor does not, nor what was
-    kept of an earlier job.
+    An actor's time runs from the start of its first part to the end of its last. It includes
+    reading, decoding, encoding, writing and the waits between parts, but not the start of the
+    actor. Parts kept from an earlier job do not count.
     """
     rate = 0.0
     for actor in {row["actor"] for row in results} - {""}:
@@ -166,15 +193,15 @@ def warm_rate(results: list[Row]) -> float:
     return rate
 
 
-def _plan_parts(tables: dict[View, ImageTable], config: RunConfig) -> list[Row]:
-    """A row for each part: what its task needs to read its images, and nothing of the others'.
+def _plan_parts(tables: dict[View, ImageTable], data: DataConfig, part_rows: int) -> list[Row]:
+    """Return a row for each part, with the part of the image table that its task needs.
 
-    A part has embedding.part_rows images, or as many as PART_BYTES of pixels hold.
+    A part has part_rows images, or fewer: PART_BYTES limits its pixels.
     """
     parts = []
     for view, table in tables.items():
-        size = image_size(config.data, view)
-        num_rows = min(config.embedding.part_rows, max(1, PART_BYTES // (3 * size[0] * size[1])))
+        height, width = image_size(data, view)
+        num_rows = min(part_rows, max(1, PART_BYTES // (3 * height * width)))
         for number, start in enumerate(range(0, len(table), num_rows)):
             rows = np.arange(start, min(start + num_rows, len(table)))
             parts.append(
@@ -184,12 +211,12 @@ def _plan_parts(tables: dict[View, ImageTable], config: RunConfig) -> list[Row]:
 
 
 def image_size(data: DataConfig, view: View) -> Size:
-    """Height and width of an image as the encoder sees it."""
+    """Return the height and width of a view's images as the encoder takes them."""
     return data.visible_query_size if view == "queries" else data.reference_size
 
 
 def _job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
-    """A fingerprint of all that determines a part, but for its rows."""
+    """Return a fingerprint of the settings that determine the content of all parts."""
     settings = {
         "release": __version__,
         "stamp": asdict(stamp),
@@ -201,21 +228,29 @@ def _job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
 
 
 def part_key(job_key: str, view: str, table: ImageTable) -> str:
-    """A fingerprint of all that determines a part: its images, and where they lie, beside what is of the whole job."""
+    """Return a fingerprint of a part's inputs: the job's, its images, and their locations."""
     rows = json.dumps([view, len(table), table.uris, table.offsets, table.lengths])
-    arrays = table.ids, table.place_ids, table.headings
     return files.fingerprint(
-        job_key.encode(), rows.encode(), *(array.tobytes() for array in arrays)
+        job_key.encode(),
+        rows.encode(),
+        table.ids.tobytes(),
+        table.place_ids.tobytes(),
+        table.headings.tobytes(),
     )
 
 
-def _run(job: EmbeddingJob, parts: list[Row], total: int, on_progress: Update) -> list[Row]:
-    """The rows of the finished parts, by view and number. Raises BadImageError and RunError as embed does."""
-    done, results = 0, []
+def _collect_results(
+    job: EmbeddingJob, parts: list[Row], total: int, on_progress: Update
+) -> list[Row]:
+    """Run the job and return the rows of its parts, sorted by view and number.
+
+    Raises BadImageError and RunError as embed does.
+    """
+    done = 0
+    results = []
     try:
-        with closing(
-            _stream(job, parts)
-        ) as rows:  # at once: a job that follows a failure needs the tasks' room
+        # close the stream at once after a failure: the next job needs the room of its tasks
+        with closing(_stream_results(job, parts)) as rows:
             for row in rows:
                 _raise_fault(row)
                 done += row["images"]
@@ -228,10 +263,10 @@ def _run(job: EmbeddingJob, parts: list[Row], total: int, on_progress: Update) -
     return sorted(results, key=lambda row: (row["view"], row["part"]))
 
 
-def _stream(job: EmbeddingJob, parts: list[Row]) -> Generator[Row, None, None]:
-    """Run the job; yields a row for each finished part, in any order."""
+def _stream_results(job: EmbeddingJob, parts: list[Row]) -> Generator[Row, None, None]:
+    """Run the job; yield a row for each finished part, in any order."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised and said once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, not logged too
     results = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
         _embed_part,  # type: ignore[arg-type]
         fn_kwargs={"job": job},
@@ -242,89 +277,83 @@ def _stream(job: EmbeddingJob, parts: list[Row]) -> Generator[Row, None, None]:
 
 
 def _embed_part(row: Row, *, job: EmbeddingJob) -> Row:
-    """Task: what an earlier job committed of a part from the same, or the part made and committed now."""
-    started, target, name = time.time(), job.target, f"{row['view']}/part-{row['part']:05d}.parquet"
-    result = {key: row[key] for key in ("view", "part", "images")}
-    result |= {
+    """Reuse a part that an earlier job committed from the same inputs, or make and commit it.
+
+    A Ray task. Returns a row of the job's results; `fault` and `message` hold an error that a user
+    can fix.
+    """
+    started = time.time()
+    view = row["view"]
+    name = f"{view}/part-{row['part']:05d}.parquet"
+    result = {
+        "view": view,
+        "part": row["part"],
+        "images": row["images"],
         "fault": "",
         "message": "",
         "outcome": "",
         "reused": True,
         "actor": "",
         "started": started,
+        "finished": started,
     }
-    uri, key = (
-        files.join(target, WORK, f"{name}.json"),
-        part_key(job.key, row["view"], row["table"]),
+    commit_uri = files.join(job.target, WORK, f"{name}.json")
+    key = part_key(job.key, view, row["table"])
+    committed = read_commit(
+        commit_uri, key, WrittenPart.from_row, lambda written: [(job.target, written.part)]
     )
-
-    def files_of(outcome: WrittenPart) -> Files:
-        return [(target, outcome.part)]
-
-    outcome = read_commit(uri, key, WrittenPart.from_row, files_of)
-    if outcome is not None and not outcome.bad:  # an image that was left out may have been mended
-        return {**result, "outcome": json.dumps(asdict(outcome)), "finished": started}
+    if committed is not None and not committed.bad:  # the user may have fixed bad images since
+        result["outcome"] = json.dumps(asdict(committed))
+        return result
     try:
-        pixels, bad = load_part(row["table"], row["view"], name, job.data, seed=job.seed)
-        encoded = encode_part_on(
-            least_loaded(job.actors, row["part"]), job.encoding, pixels, timeout_s=job.timeout_s
-        )
+        pixels, bad = load_part(row["table"], view, name, job.data, seed=job.seed)
+        actor = find_least_loaded(job.actors, row["part"])
+        encoded = encode_part_on(actor, job.encoding, pixels, timeout_s=job.timeout_s)
     except (BadImageError, RunError) as error:
-        return {**result, "fault": type(error).__name__, "message": str(error), "finished": started}
-    outcome = WrittenPart(encoded.part, bad)
-    write_commit(uri, key, outcome)
-    result |= {"reused": False, "actor": encoded.actor, "started": max(started, encoded.ready)}
-    return {**result, "outcome": json.dumps(asdict(outcome)), "finished": encoded.finished}
+        result["fault"] = type(error).__name__
+        result["message"] = str(error)
+        return result
+    written = WrittenPart(encoded.part, bad)
+    write_commit(commit_uri, key, written)
+    result["outcome"] = json.dumps(asdict(written))
+    result["reused"] = False
+    result["actor"] = encoded.actor
+    result["started"] = max(started, encoded.ready)
+    result["finished"] = encoded.finished
+    return result
 
 
 def load_part(
     table: ImageTable, view: View, name: str, data: DataConfig, *, seed: int
 ) -> tuple[Pixels, tuple[str, ...]]:
-    """Read and decode the images of a part, and say why some are left out.
+    """Read and decode the images of a part; return them, and a reason for each that is skipped.
 
-    Raises BadImageError for the first that is corrupt when `data.on_bad_image` is `fail`.
+    Raises BadImageError for the first corrupt image when `data.on_bad_image` is `fail`.
     """
-    found = load_pixels(table, range(len(table)), view, data, seed=seed)
-    rows = np.array(
-        [row for row, image in enumerate(found) if not isinstance(image, BadImageError)],
-        dtype=np.int64,
-    )
-    bad = [image for image in found if isinstance(image, BadImageError)]
+    loaded = load_pixels(table, range(len(table)), view, data, seed=seed)
+    bad = []
+    good = []
+    good_rows = []
+    for row, image in enumerate(loaded):
+        if isinstance(image, BadImageError):
+            bad.append(image)
+        else:
+            good.append(image)
+            good_rows.append(row)
     if bad and data.on_bad_image == "fail":
         raise bad[0]
-    images = np.empty((len(rows), 3, *image_size(data, view)), dtype=np.uint8)
-    for at, row in enumerate(rows):
-        images[at] = found[row]
-    return Pixels(name, table.ids[rows], table.place_ids[rows], images), tuple(map(str, bad))
-
-
-def encode_part_on(actor: Any, encoding: Any, pixels: Pixels, *, timeout_s: float) -> Encoded:
-    """Have an actor encode a part; one that dies is started again, and gets the part again.
-
-    `encoding` may be a reference to an Encoding. Raises RunError as EncoderActor.encode does, and for an actor that
-    died and does not answer for timeout_s, or that dies with the part again and again.
-    """
-    call = actor.encode.options(concurrency_group="encode").remote(encoding, pixels)
-    try:
-        while not ray.wait([call], timeout=timeout_s)[0]:
-            if not ray.wait([ask_load(actor)], timeout=timeout_s)[0]:
-                raise RunError(
-                    f"an embedding actor died, and did not start again within {timeout_s:g} s; free what it asks for,"
-                    " or raise ray.start_timeout_s"
-                )
-        return ray.get(call)  # type: ignore[no-any-return]
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, RunError) else error) from error
-    except RayActorError as error:
-        raise RunError(
-            f"embedding actors died {RETRIES + 1} times with {pixels.name} of {len(pixels.ids)} images; lower"
-            " embedding.batch_size or embedding.part_rows if memory ran out"
-        ) from error
+    images = np.empty((len(good), 3, *image_size(data, view)), dtype=np.uint8)
+    for i, image in enumerate(good):
+        images[i] = image
+    rows = np.array(good_rows, dtype=np.int64)
+    pixels = Pixels(name, table.ids[rows], table.place_ids[rows], images)
+    return pixels, tuple(str(error) for error in bad)
 
 
 def _raise_fault(row: Row) -> None:
+    """Raise the error that a loading task reported in its row, if any."""
     if row["fault"] == BadImageError.__name__:
-        raise BadImageError(f"{row['message']}; mend the image, or set data.on_bad_image=skip")
+        raise BadImageError(f"{row['message']}; fix the image, or set data.on_bad_image=skip")
     if row["fault"]:
         raise RunError(row["message"])
 
@@ -332,14 +361,15 @@ def _raise_fault(row: Row) -> None:
 def _publish(
     target: str, parts: list[Part], stamp: Stamp, splits: Sequence[str], bad: tuple[str, ...]
 ) -> None:
-    """Publish what was written; what lies beside it from an earlier job goes. Raises RunError for lost parts."""
+    """Publish the table; remove files of an earlier job and the commits.
+
+    Raises RunError for parts that were written but cannot be found.
+    """
     check_reached(target, parts)
     names = {part.name for part in parts}
     for folder in set(files.list_names(target)) - {WORK}:
-        stale = {
-            f"{folder}/{name}" for name in files.list_names(files.join(target, folder))
-        } - names
-        for name in stale:
-            files.remove(files.join(target, name))
+        for file in files.list_names(files.join(target, folder)):
+            if f"{folder}/{file}" not in names:
+                files.remove(files.join(target, folder, file))
     publish(target, "embeddings", parts, stamp, {"splits": list(splits), "bad_images": list(bad)})
     files.remove(files.join(target, WORK))

@@ -1,4 +1,4 @@
-"""The shared encoder: a timm backbone for both views and a learnable logit scale; strict weights."""
+"""Encode images of both views with one timm backbone; holds the learnable logit scale too."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from s4g_ray.storage import files
 
 
 class Encoder(nn.Module):
-    """queries[b, 3, H, W], references[b, 3, h, w] uint8 -> (queries[b, D], references[b, D], scale).
+    """Embed queries and references with the same weights.
 
-    Global average pooling and no further head; embeddings are not normalised (the loss and the embedding job
-    do that, in float32). scale = exp(logit_scale). Source: arXiv 2303.11851, section 3.1.
+    uint8 queries[b, 3, h, w], references[m, 3, H, W] -> (queries[b, D], references[m, D], scale),
+    where scale = exp(logit_scale). Global average pooling and no further head. Embeddings are not
+    normalised: the loss and the embedding job do that, in float32. Source: arXiv 2303.11851,
+    section 3.1.
     """
 
     mean: Tensor
@@ -41,20 +43,20 @@ class Encoder(nn.Module):
 
     @classmethod
     def build(cls, cfg: ModelConfig, *, seed: int = 0, weights: bool = True) -> Self:
-        """Build from configuration, seeded; `weights=False` leaves the pretrained ones out.
+        """Build an encoder from its configuration, with seeded initial weights.
 
-        Raises InputError for an unknown architecture, and for weights that are missing or do not fit.
+        weights: whether to load the pretrained weights that cfg names. Raises InputError for an
+        unknown architecture, and for weights that are missing or do not fit.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                hub = weights and cfg.pretrained is True
-                backbone = timm.create_model(cfg.name, pretrained=hub, num_classes=0)
+                download = weights and cfg.pretrained is True
+                backbone = timm.create_model(cfg.name, pretrained=download, num_classes=0)
             except RuntimeError as error:
-                close = ", ".join(timm.list_models(f"*{cfg.name.split('.')[0][:8]}*")[:5])
-                raise InputError(
-                    f"model.name={cfg.name!r}: {error}; similar: {close or 'none'}"
-                ) from error
+                prefix = cfg.name.split(".")[0][:8]
+                similar = ", ".join(timm.list_models(f"*{prefix}*")[:5]) or "none"
+                raise InputError(f"model.name={cfg.name!r}: {error}; similar: {similar}") from error
             except OSError as error:
                 raise InputError(
                     f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
@@ -69,11 +71,11 @@ class Encoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        """D, the width of an embedding."""
+        """Return D, the width of an embedding."""
         return int(self.model.num_features)  # type: ignore[arg-type]
 
     def preprocessing(self, data: DataConfig) -> str:
-        """A hash of all that turns an image file into the encoder's input."""
+        """Return a hash of all settings that turn an image file into the encoder's input."""
         parts = [
             [
                 data.query_size,
@@ -89,7 +91,7 @@ class Encoder(nn.Module):
         return files.fingerprint(repr(parts).encode())[:16]
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode; frozen batch norms keep their running statistics."""
+        """Set training mode, in which frozen batch norms keep their running statistics."""
         super().train(mode)
         if self.freeze_batch_norm:
             for module in self.modules():
@@ -98,18 +100,20 @@ class Encoder(nn.Module):
         return self
 
     def embed(self, images: Tensor) -> Tensor:
-        """uint8 images[b, 3, H, W] -> embeddings[b, D], not normalised."""
-        x = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self.model(x)  # type: ignore[no-any-return]
+        """Embed uint8 images[b, 3, H, W] -> [b, D], not normalised."""
+        normalised = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.model(normalised)  # type: ignore[no-any-return]
 
     def forward(self, queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 queries[b, 3, h, w], references[m, 3, H, W] -> embeddings[b, D], [m, D] and exp(logit_scale).
+        """Embed both views in one call, as DDP needs: shapes as in the class's docstring.
 
-        One call for both views, as DDP needs; one pass where the images are of one size.
+        Runs the backbone once when all images have the same size, else once for each view.
         """
         if queries.shape[1:] == references.shape[1:]:
             both = self.embed(torch.cat([queries, references]))
-            embedded_q, embedded_r = both[: len(queries)], both[len(queries) :]
+            embedded_q = both[: len(queries)]
+            embedded_r = both[len(queries) :]
         else:
-            embedded_q, embedded_r = self.embed(queries), self.embed(references)
+            embedded_q = self.embed(queries)
+            embedded_r = self.embed(references)
         return embedded_q, embedded_r, self.logit_scale.exp()

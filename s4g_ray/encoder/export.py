@@ -1,4 +1,9 @@
-"""Exported models: weights as safetensors and in the published form, and a JSON of all that using them takes."""
+"""Export a run's model: weights in two forms, and model.json.
+
+The weights are written as safetensors and in the published form (a .pth state dict). model.json
+holds the architecture, the preprocessing of images and the origin of the weights: all that is
+needed to use them.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +25,11 @@ PUBLISHED_WEIGHTS = "model.pth"
 
 
 def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, Any]:
-    """Write a checkpoint of a run (the last one) to a folder; returns what model.json holds.
+    """Write a checkpoint of a run to a folder, and return the content of model.json.
 
-    model.safetensors and model.pth hold the same tensors under the same names: the timm backbone's under
-    `model.`, and `logit_scale`. Raises InputError when there is no such checkpoint, or the folder holds a model.
+    epoch: of the checkpoint; the last one by default. model.safetensors and model.pth hold the same
+    tensors under the same names: the timm backbone's under `model.`, and `logit_scale`. Raises
+    InputError when there is no such checkpoint, or the folder holds a model.
     """
     run = files.absolute(run_dir)
     target = files.absolute(target)
@@ -35,9 +41,11 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     checkpoint = find_checkpoint(run, epoch)
     config = load_config(files.join(run, "config.yaml"))
     encoder = load_encoder(config.model, checkpoint)
-    weights, published = encode_weights(encoder), io.BytesIO()
+    weights = encode_weights(encoder)
+    published = io.BytesIO()
     torch.save(dict(encoder.state_dict()), published)
     data = config.data.model_dump(mode="json")
+    info = open_published(checkpoint, "checkpoint").info
     description = {
         "format": FORMAT,
         "version": 1,
@@ -49,7 +57,8 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         "temperature": float((-encoder.logit_scale.detach()).exp()),
         "weights_sha256": files.fingerprint(weights),
         "trained_on": files.read_json(files.join(run, "run.json"))["dataset"]["name"],
-        **{key: open_published(checkpoint, "checkpoint").info[key] for key in ("epoch", "step")},
+        "epoch": info["epoch"],
+        "step": info["step"],
     }
     try:
         files.write_bytes(files.join(target, WEIGHTS), weights)

@@ -1,4 +1,4 @@
-"""Numerics: precision and memory format, measured."""
+"""Choose the precision and memory format of the encoder by measuring their speed."""
 
 from __future__ import annotations
 
@@ -19,54 +19,59 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Numerics:
-    """How the encoder computes: the loss is in float32 in any case."""
+    """Precision and memory format of the encoder's passes. The loss is always in float32."""
 
     precision: Precision = "fp32"  # of autocast
     channels_last: bool = False
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Return a readable name, such as `bf16 channels_last`."""
         return self.precision + (" channels_last" if self.channels_last else "")
 
     def prepare(self, encoder: Encoder) -> None:
-        """Lay the weights out in memory as the inputs will be."""
+        """Convert the encoder's weights to the memory format of the inputs."""
         if self.channels_last:
             encoder.to(memory_format=torch.channels_last)
 
     def layout(self, images: Tensor) -> Tensor:
-        """The images in the chosen memory format."""
-        return (
-            images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
-        )
+        """Return the images in the chosen memory format."""
+        if not self.channels_last:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context in which forward passes run."""
+        """Return the context for forward passes."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(device.type, dtype, enabled=self.precision != "fp32")
 
     def embed(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """encoder.embed, computed this way."""
+        """Run encoder.embed with this precision and memory format."""
         with self.autocast(images.device):
             return encoder.embed(self.layout(images))
 
 
 def numerics_choices(train: TrainConfig) -> list[Numerics]:
-    """What the configuration leaves open, the plainest first."""
-    precisions: list[Precision] = (
-        ["fp32", "bf16"] if train.precision == "auto" else [train.precision]
-    )
-    channels_last = [False, True] if train.channels_last == "auto" else [train.channels_last]
-    return [Numerics(p, c) for p in precisions for c in channels_last]
+    """Return the choices that `auto` in the configuration allows, the plainest first."""
+    precisions: list[Precision] = ["fp32", "bf16"]
+    if train.precision != "auto":
+        precisions = [train.precision]
+    layouts = [False, True]
+    if train.channels_last != "auto":
+        layouts = [train.channels_last]
+    return [
+        Numerics(precision, channels_last) for precision in precisions for channels_last in layouts
+    ]
 
 
 def measure_numerics(
     model: ModelConfig, train: TrainConfig, size: tuple[int, int], checkpoint: str, device: str
 ) -> list[tuple[Numerics, float]]:
-    """Images per second of a training step, for each choice that the configuration leaves open, best first.
+    """Measure the images per second of a training step for each of numerics_choices, best first.
 
-    A processor without fast bf16, or an encoder of depthwise convolutions, is slower with it: so measure. The
-    fastest of some steps counts (machines are shared); a choice must gain 10 % over plainer ones.
+    Measuring is needed: a processor without fast bf16, or an encoder of depthwise convolutions, is
+    slower with bf16. Each choice is rated by its fastest step, as machines are shared, and must
+    gain 10 % over a plainer one to come before it. size: height and width of the images.
     """
     torch.set_num_threads(train.threads_per_worker)
     count = min(train.batch_size // train.workers[1], 16)
@@ -76,15 +81,28 @@ def measure_numerics(
         # real weights: random ones can drive activations into slow subnormal numbers
         encoder = load_encoder(model, checkpoint).to(device).train()
         numerics.prepare(encoder)
-        best, deadline = math.inf, time.perf_counter() + 1.5
-        while best == math.inf or time.perf_counter() < deadline:
-            started = time.perf_counter()
-            numerics.embed(encoder, images).float().square().mean().backward()  # type: ignore[no-untyped-call]
-            if device != "cpu":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - started)
-        speeds.append((numerics, count / best))
-    return sorted(
-        speeds,
-        key=lambda pair: -pair[1] * 0.9 ** ((pair[0].precision != "fp32") + pair[0].channels_last),
-    )
+        speeds.append((numerics, count / _measure_step_s(encoder, numerics, images)))
+    return sorted(speeds, key=lambda pair: _discount_speed(*pair), reverse=True)
+
+
+def _measure_step_s(encoder: Encoder, numerics: Numerics, images: Tensor) -> float:
+    """Return the seconds of the fastest forward and backward pass among those run in 1.5 s."""
+    best = math.inf
+    deadline = time.perf_counter() + 1.5
+    while best == math.inf or time.perf_counter() < deadline:
+        started = time.perf_counter()
+        loss = numerics.embed(encoder, images).float().square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if images.device.type != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _discount_speed(numerics: Numerics, speed: float) -> float:
+    """Return the speed less 10 % for each setting that differs from the plainest."""
+    if numerics.precision != "fp32":
+        speed *= 0.9
+    if numerics.channels_last:
+        speed *= 0.9
+    return speed

@@ -1,11 +1,11 @@
-"""Open a run, an export or a weights file as an encoder."""
+"""Open a run, an export or a file of weights as the source of an encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from s4g_ray.config.loading import load_config, parse_config
-from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.schema import RunConfig, TrainConfig
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.weights import WEIGHTS
 from s4g_ray.errors import InputError, RunError
@@ -25,13 +25,19 @@ DATA_KEYS = (
 
 
 def find_checkpoint(run: str, epoch: int | None = None) -> str:
-    """The URI of a run's checkpoint of an epoch, or of its last. Raises InputError when there is none."""
+    """Return the URI of a run's checkpoint after an epoch, by default the last.
+
+    Raises InputError when `run` is no run's folder, or holds no such checkpoint.
+    """
     folder = files.join(run, "checkpoints")
     if not files.exists(files.join(run, "run.json")):
         raise InputError(f"{run} is no run's folder: run.json is missing")
-    found = latest_version(folder, "epoch") if epoch is None else epoch
-    uri = files.join(folder, f"epoch={found:04d}") if found is not None else folder
-    if found is None or not is_published(uri):
+    if epoch is None:
+        epoch = latest_version(folder, "epoch")
+    uri = folder
+    if epoch is not None:
+        uri = files.join(folder, f"epoch={epoch:04d}")
+    if epoch is None or not is_published(uri):
         raise InputError(
             f"{uri} holds no published checkpoint; there are: {', '.join(files.list_names(folder))}"
         )
@@ -40,25 +46,27 @@ def find_checkpoint(run: str, epoch: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """Where an encoder comes from: its configuration, and a run's checkpoint or else model.pretrained."""
+    """The origin of an encoder: a configuration, and a run's checkpoint.
+
+    Without a checkpoint, the configuration's model.pretrained names the weights.
+    """
 
     uri: str
     config: RunConfig
     checkpoint: str | None = None
-    numerics: Numerics | None = None  # what a run chose
+    numerics: Numerics | None = None  # chosen by the run
 
-    def numerics_for(self, config: RunConfig) -> Numerics:
-        """What the run chose, unless a configuration says otherwise; where it says auto, float32."""
-        train = config.train
-        asked = train.precision, train.channels_last
-        if self.numerics is not None and asked == (
-            self.config.train.precision,
-            self.config.train.channels_last,
-        ):
+    def numerics_for(self, train: TrainConfig) -> Numerics:
+        """Return the numerics that the run chose, unless `train` asks for others than the run.
+
+        Without a choice of the run, `auto` means float32 and the default memory format.
+        """
+        own = self.config.train
+        is_same = train.precision == own.precision and train.channels_last == own.channels_last
+        if self.numerics is not None and is_same:
             return self.numerics
-        return Numerics(
-            "fp32" if train.precision == "auto" else train.precision, train.channels_last is True
-        )
+        precision = "fp32" if train.precision == "auto" else train.precision
+        return Numerics(precision, train.channels_last is True)
 
 
 def open_source(
@@ -66,44 +74,55 @@ def open_source(
 ) -> EncoderSource:
     """Open a run's folder, an exported folder, or a file of weights, for use on a data set.
 
-    A file of weights takes its architecture and sizes from model.json beside it, or from `config`, which goes
-    before what a run or an export says, and says how the object store is reached. Raises InputError for what is none
-    of these.
+    config: replaces the configuration of a run or an export, and holds the settings of the object
+    store. A file of weights takes its architecture and sizes from model.json beside it, or else
+    from `config`. epoch: of a run's checkpoint; the last one by default. Raises InputError when
+    `uri` is none of these.
     """
     if config is not None:
         s3_settings.apply(config.storage)
     path = files.resolve_package(files.absolute(uri))
     is_file = path.endswith((".pth", ".pt", ".safetensors"))
     if not is_file and files.exists(files.join(path, "run.json")):
-        checkpoint = find_checkpoint(path, epoch)
-        chosen = files.read_json(files.join(path, "run.json")).get("numerics")
-        config = config or load_config(files.join(path, "config.yaml"))
-        return EncoderSource(
-            path, _on(config, data_uri), checkpoint, Numerics(**chosen) if chosen else None
-        )
-    folder = path.rpartition("/")[0] if is_file else path
-    description = files.join(folder, DESCRIPTION)
-    weights = path if is_file else files.join(path, WEIGHTS)
+        return _open_run(path, data_uri, config, epoch)
     if config is None:
+        folder = path.rpartition("/")[0] if is_file else path
+        description = files.join(folder, DESCRIPTION)
         if not files.exists(description):
-            what = (
-                "a file of weights without model.json beside it: name a configuration with --config"
-            )
-            raise InputError(
-                f"{uri} is {what if is_file else 'no run, no export and no .pth or .safetensors file'}"
-            )
+            reason = "no run, no export and no .pth or .safetensors file"
+            if is_file:
+                reason = (
+                    "a file of weights without model.json beside it: name a configuration with"
+                    " --config"
+                )
+            raise InputError(f"{uri} is {reason}")
         config = _read_description(description, data_uri)
     if epoch is not None:
         raise InputError(f"{uri} is no run's folder: it has no epochs to choose from")
+    weights = path if is_file else files.join(path, WEIGHTS)
     model = config.model.model_copy(update={"pretrained": weights})
-    return EncoderSource(path, _on(config.model_copy(update={"model": model}), data_uri))
+    config = config.model_copy(update={"model": model})
+    return EncoderSource(path, _with_data_uri(config, data_uri))
 
 
-def _on(config: RunConfig, data_uri: str) -> RunConfig:
-    return config.model_copy(update={"data": config.data.model_copy(update={"uri": data_uri})})
+def _open_run(
+    path: str, data_uri: str, config: RunConfig | None, epoch: int | None
+) -> EncoderSource:
+    checkpoint = find_checkpoint(path, epoch)
+    chosen = files.read_json(files.join(path, "run.json")).get("numerics")
+    numerics = Numerics(**chosen) if chosen else None
+    if config is None:
+        config = load_config(files.join(path, "config.yaml"))
+    return EncoderSource(path, _with_data_uri(config, data_uri), checkpoint, numerics)
+
+
+def _with_data_uri(config: RunConfig, data_uri: str) -> RunConfig:
+    data = config.data.model_copy(update={"uri": data_uri})
+    return config.model_copy(update={"data": data})
 
 
 def _read_description(uri: str, data_uri: str) -> RunConfig:
+    """Read an export's model.json as a configuration. Raises InputError for any other content."""
     try:
         value = files.read_json(uri)
     except RunError as error:

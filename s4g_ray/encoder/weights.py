@@ -1,4 +1,7 @@
-"""Load and save state dicts strictly; published forms."""
+"""Load and save the weights of an encoder as state dicts.
+
+Loading is strict: every key and every shape must fit. Reads the published forms of weights too.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,17 @@ WEIGHTS = "model.safetensors"  # in a checkpoint
 
 
 def encode_weights(encoder: nn.Module) -> bytes:
-    """The encoder's weights as safetensors: `model.*` and `logit_scale`."""
+    """Return the encoder's weights, `model.*` and `logit_scale`, as safetensors bytes."""
     state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
     return safetensors.torch.save(state)
 
 
 def load_weights(encoder: nn.Module, data: bytes, source: str) -> None:
-    """Load what encode_weights gave. Raises InputError for other bytes, or lists keys and shapes that do not fit."""
+    """Load the bytes of encode_weights into an encoder.
+
+    source: the bytes' origin, for messages. Raises InputError for other bytes, and for keys and
+    shapes that do not fit: it lists them.
+    """
     try:
         state = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -35,27 +42,31 @@ def load_weights(encoder: nn.Module, data: bytes, source: str) -> None:
 
 
 def load_pretrained(encoder: nn.Module, uri: str) -> None:
-    """Load a state dict: of a whole encoder, in the published form, or of a bare timm backbone.
+    """Load a state dict: of a whole encoder in the published form, or of a bare timm backbone.
 
-    The published form has the backbone's keys under `model.` and `logit_scale` beside them; all of it is loaded.
-    Of a backbone's, classifier weights are left out, and keys of the EfficientNet-PyTorch family are renamed to
-    timm's. Raises InputError when the file is missing, or lists the keys and shapes that do not fit.
+    The published form has the backbone's keys under `model.` and `logit_scale` beside them; all of
+    it is loaded. From a backbone's state dict, classifier weights are dropped, and keys of the
+    EfficientNet-PyTorch family are renamed to timm's. Raises InputError when the file is missing,
+    and for keys and shapes that do not fit: it lists them.
     """
-    state, what = read_state(uri), f"model.pretrained={uri!r}"
+    state = read_state(uri)
+    source = f"model.pretrained={uri!r}"
     backbone = encoder.get_submodule("model")
     if "logit_scale" in state or all(key.startswith("model.") for key in state):
-        _load_strictly(encoder, state, what)
+        _load_strictly(encoder, state, source)
         return
     if any(key.startswith("_blocks.") for key in state):
         state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[union-attr]
-    heads = ("classifier.", "head.fc.", "fc.")
-    _load_strictly(backbone, {k: v for k, v in state.items() if not k.startswith(heads)}, what)
+    classifiers = ("classifier.", "head.fc.", "fc.")
+    state = {key: value for key, value in state.items() if not key.startswith(classifiers)}
+    _load_strictly(backbone, state, source)
 
 
 def read_state(uri: str) -> StateDict:
-    """The tensors of a .safetensors file, or of a .pth that torch.load reads with weights_only=True.
+    """Read the tensors of a .safetensors or .pth file; a .pth with torch.load(weights_only=True).
 
-    Raises InputError when the file is missing, or is no state dict.
+    uri: the file, or the folder of an export. Raises InputError when the file is missing, or is no
+    state dict.
     """
     path = files.resolve_package(files.absolute(uri))
     if files.exists(files.join(path, WEIGHTS)):  # an export's folder
@@ -73,28 +84,28 @@ def read_state(uri: str) -> StateDict:
     except Exception as error:  # both libraries raise errors of many kinds for a damaged file
         reason = f"damaged, or not tensors alone ({type(error).__name__}); only those are loaded"
         raise InputError(f"{uri}: not a readable state dict: {reason}") from error
-    items = state.items() if isinstance(state, Mapping) else ()
-    if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
-        return dict(items)
-    held = (
-        f"its keys are {', '.join(map(str, list(state)[:5]))}"
-        if isinstance(state, Mapping)
-        else "it is none at all"
-    )
+    found = f"it is a {type(state).__name__}"
+    if isinstance(state, Mapping):
+        if state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+            return dict(state)
+        found = f"its keys are {', '.join(map(str, list(state)[:5]))}"
     raise InputError(
-        f"{uri}: not a state dict, which has a tensor for each name: {held}; save that alone"
+        f"{uri}: not a state dict, which has a tensor for each name: {found}; save the state dict"
+        " alone"
     )
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or its type's name when the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:
-    """Keys of EfficientNet-PyTorch (`_blocks.7._bn0.weight`) -> timm's (`blocks.3.1.bn1.weight`).
+    """Rename the keys of EfficientNet-PyTorch to timm's.
 
-    `depths` is the number of blocks of each timm stage.
+    Example: `_blocks.7._bn0.weight` becomes `blocks.3.1.bn1.weight`.
+
+    depths: the number of blocks of each timm stage.
     """
     blocks = [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
     separable = {
@@ -120,10 +131,14 @@ def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor
     }
     renamed = {}
     for key, value in state.items():
-        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
-            number, layer, leaf = int(match[1]), match[2], match[3]
+        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+        if match:
+            number = int(match[1])
+            layer = match[2]
+            leaf = match[3]
             names = inverted if f"_blocks.{number}._expand_conv.weight" in state else separable
-            stage, i = blocks[number] if number < len(blocks) else (len(depths), number)
+            unknown = (len(depths), number)  # of a block that timm lacks: it keeps its number
+            stage, i = blocks[number] if number < len(blocks) else unknown
             renamed[f"blocks.{stage}.{i}.{names.get(layer, layer)}.{leaf}"] = value
         else:
             layer, _, leaf = key.partition(".")
@@ -132,20 +147,20 @@ def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor
 
 
 def _load_strictly(module: nn.Module, state: StateDict, source: str) -> None:
-    wanted = module.state_dict()
-    faults = [f"missing {key}" for key in wanted if key not in state]
-    faults += [f"unexpected {key}" for key in state if key not in wanted]
-    faults += [
-        f"{key} has shape {list(state[key].shape)}, {list(value.shape)} is wanted"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    """Load a state dict, or raise InputError with the first 10 keys that do not fit."""
+    expected = module.state_dict()
+    faults = [f"missing {key}" for key in expected if key not in state]
+    faults += [f"unexpected {key}" for key in state if key not in expected]
+    for key, value in expected.items():
+        if key in state and state[key].shape != value.shape:
+            shape = list(state[key].shape)
+            faults.append(f"{key} has shape {shape}, {list(value.shape)} is expected")
     if faults:
-        shown = "; ".join(faults[:10]) + (
-            f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        )
+        shown = "; ".join(faults[:10])
+        if len(faults) > 10:
+            shown += f"; and {len(faults) - 10} more"
         raise InputError(
-            f"{source} does not fit {type(module).__name__}, {len(wanted)} tensors ({len(faults)} faults; is model.name"
-            f" right?): {shown}"
+            f"{source} does not fit {type(module).__name__}, {len(expected)} tensors"
+            f" ({len(faults)} faults; is model.name right?): {shown}"
         )
     module.load_state_dict(dict(state))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run's folder: which is the newest, which stay."""
+"""Checkpoints of a run: the newest one, the ones that pruning keeps, and damaged ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture
 def run(encoder: Encoder, tmp_path: Path) -> str:
-    """Three epochs of 10 steps with a checkpoint every 4, and two uploads that were cut off."""
+    """Make a run: 3 epochs of 10 steps, a checkpoint every 4 steps, and 2 interrupted uploads."""
     run = str(tmp_path)
     for epoch in range(4):
         save_checkpoint(epoch_uri(run, epoch), encoder, None, epoch=epoch, step=10 * epoch)
@@ -49,7 +49,7 @@ def names(run: str) -> set[str]:
     return set(files.list_names(f"{run}/checkpoints"))
 
 
-def test_the_newest_is_that_of_the_highest_step_and_a_half_written_one_is_none(run: str) -> None:
+def test_the_newest_checkpoint_has_the_highest_step_and_is_published(run: str) -> None:
     found = newest_checkpoint(run)
     assert found is not None
     assert (found.uri, found.epoch, found.step, found.batch) == (step_uri(run, 32), 3, 32, 2)
@@ -62,7 +62,7 @@ def test_the_newest_is_that_of_the_highest_step_and_a_half_written_one_is_none(r
     assert steps == [0, 4, 8, 10, 12, 16, 20, 24, 28, 30]
 
 
-def test_the_newest_the_untrained_and_those_that_are_needed_stay_and_what_was_cut_off_goes(
+def test_pruning_keeps_the_newest_the_untrained_and_needed_ones_and_removes_partial_uploads(
     run: str,
 ) -> None:
     prune_checkpoints(run, keep=1, epochs={1}, since=2)
@@ -77,7 +77,11 @@ def test_the_newest_the_untrained_and_those_that_are_needed_stay_and_what_was_cu
     prune_checkpoints(run, keep=2, epochs={1}, since=9)
     assert names(run) == {"epoch=0000", "epoch=0001", "epoch=0003", "step=0032", "step=0036"}
     prune_checkpoints(run, keep=1, epochs=(), since=9)
-    assert names(run) == {"epoch=0000", "step=0032", "step=0036"}  # the last may still be written
+    assert names(run) == {
+        "epoch=0000",
+        "step=0032",
+        "step=0036",
+    }  # the last upload may be in progress
 
 
 def test_state_is_read_back_and_an_altered_one_is_refused(run: str) -> None:
@@ -91,12 +95,12 @@ def test_state_is_read_back_and_an_altered_one_is_refused(run: str) -> None:
         Checkpoint.read(step_uri(run, 36))
 
 
-def test_a_checkpoint_that_is_removed_by_half_is_no_checkpoint(
+def test_a_partly_removed_checkpoint_is_not_published(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[str] = []
-    kind = type(files.filesystem_of(run)[0])
-    monkeypatch.setattr(kind, "rm", lambda self, path, recursive=False: removed.append(path))
+    filesystem = type(files.filesystem_of(run)[0])
+    monkeypatch.setattr(filesystem, "rm", lambda self, path, recursive=False: removed.append(path))
     files.remove(step_uri(run, 32))
     assert len(removed) == 1
     assert not is_published(step_uri(run, 32))

@@ -1,3 +1,5 @@
+"""Embedding jobs: actors, parts kept from an interrupted job, skipped images."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,12 +22,18 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.images import load_view
 from s4g_ray.data.tables.embedding_table import read_embeddings
-from s4g_ray.encoder.actors import EncoderActor, EncoderPool, Encoding, Pixels, least_loaded
+from s4g_ray.encoder.actors import (
+    EncoderActor,
+    EncoderPool,
+    Encoding,
+    Pixels,
+    encode_part_on,
+    find_least_loaded,
+)
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
 from s4g_ray.encoder.embedding_job import (
     EmbeddingReport,
     embed,
-    encode_part_on,
     part_key,
     warm_rate,
 )
@@ -39,7 +47,7 @@ from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthet
 cluster = pytest.mark.cluster
 
 
-def test_the_warm_rate_adds_what_each_actor_did_from_its_first_part_to_its_last() -> None:
+def test_the_warm_rate_is_the_sum_of_each_actors_images_per_second() -> None:
     rows = [
         {"actor": "a", "images": 100, "started": 0.0, "finished": 1.0},
         {"actor": "a", "images": 100, "started": 3.0, "finished": 4.0},
@@ -50,28 +58,28 @@ def test_the_warm_rate_adds_what_each_actor_did_from_its_first_part_to_its_last(
     assert warm_rate(rows[3:]) == 0
 
 
-def test_the_key_of_a_part_changes_with_every_thing_that_it_was_made_from(
+def test_the_key_of_a_part_changes_with_each_of_its_inputs(
     synthetic: GeoDataset,
 ) -> None:
     table = synthetic.table("queries", ["train"])
-    five, six = table.take(np.arange(5)), table.take(np.arange(6))
+    five = table.take(np.arange(5))
+    six = table.take(np.arange(6))
+    later = table.take(np.arange(1, 6))
     turned = dataclasses.replace(five, headings=np.full(5, 90.0))
     moved = dataclasses.replace(five, uris=[*five.uris[:4], "elsewhere.png"])
     ranged = dataclasses.replace(five, offsets=[*five.offsets[:4], 512])
-    keys = {
-        part_key("job", "queries", t)
-        for t in (five, six, turned, moved, ranged, table.take(np.arange(1, 6)))
-    }
-    keys |= {part_key("job", "references", five), part_key("another", "queries", five)}
+    changed = (five, six, turned, moved, ranged, later)
+    keys = {part_key("job", "queries", part) for part in changed}
+    keys.add(part_key("job", "references", five))
+    keys.add(part_key("another", "queries", five))
     assert len(keys) == 8
-    assert (
-        part_key("job", "queries", synthetic.table("queries", ["train"]).take(np.arange(5))) in keys
-    )
+    read_again = synthetic.table("queries", ["train"]).take(np.arange(5))
+    assert part_key("job", "queries", read_again) in keys
 
 
 @dataclass
 class Case:
-    """Checkpoints of two encoders, and a pool of two actors that stays up over the tests."""
+    """Checkpoints of two encoders, and a pool of two actors that all tests share."""
 
     config: RunConfig
     dataset: GeoDataset
@@ -84,25 +92,25 @@ class Case:
         self, target: str, checkpoint: str = "one", config: RunConfig | None = None, **options: Any
     ) -> Any:
         config = config or self.config
-        where, encoder = str(self.folder / checkpoint), self.encoders[checkpoint]
-        stamp = checkpoint_stamp(config, encoder, where, self.dataset.fingerprint)
+        uri = str(self.folder / checkpoint)
+        stamp = checkpoint_stamp(config, self.encoders[checkpoint], uri, self.dataset.fingerprint)
         arguments: dict[str, Any] = {
             "splits": ["train", "test"],
             "numerics": Numerics(),
             "stamp": stamp,
             **options,
         }
-        return embed(self.pool, config, self.dataset, where, str(self.folder / target), **arguments)
+        return embed(self.pool, config, self.dataset, uri, str(self.folder / target), **arguments)
 
     def names(self) -> list[str]:
-        """Of the actors' processes."""
-        return [ray.get(actor.name.remote()) for actor in self.pool._actors]
+        """Return the names of the actors' processes."""
+        return [ray.get(actor.name.remote()) for actor in self.pool.actors]
 
     def kill_one(self, number: int) -> None:
         os.kill(int(self.names()[number].split(":")[1]), signal.SIGKILL)
 
     def check(self, target: str, checkpoint: str = "one") -> None:
-        """Raises where the table is not what the encoder gives for each image by itself."""
+        """Check that the table holds the embeddings that the encoder gives image by image."""
         for view in ("queries", "references"):
             found = read_embeddings(str(self.folder / target), view)
             table = self.dataset.table(view, ["train", "test"])
@@ -133,27 +141,26 @@ def case(
     }
     for name, encoder in encoders.items():
         save_checkpoint(str(folder / name), encoder, None, epoch=1, step=7)
-    with EncoderPool(config) as pool:
-        assert pool._actors == ()  # none until they are needed
+    with EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool:
+        assert pool.actors == ()  # none until a job needs them
         yield Case(config, synthetic, folder, pool, encoders)
 
 
 @cluster
 def test_actors_stay_from_job_to_job_and_read_weights_only_when_they_change(case: Case) -> None:
     first = case.embed("a")
-    names, num_parts = case.names(), 2 * -(-(NUM_TRAIN + NUM_TEST) // 10)
-    assert (first.images, first.bad_images, first.reused_parts) == (
-        2 * (NUM_TRAIN + NUM_TEST),
-        (),
-        0,
-    )
+    names = case.names()
+    num_parts = 2 * -(-(NUM_TRAIN + NUM_TEST) // 10)
+    assert first.images == 2 * (NUM_TRAIN + NUM_TEST)
+    assert first.bad_images == ()
+    assert first.reused_parts == 0
     assert first.warm_images_per_s > 0
     case.check("a")
     weights = case.folder / "one" / WEIGHTS
-    shutil.move(weights, case.folder / "kept")  # what is held is not read again
+    shutil.move(weights, case.folder / "kept")  # loaded weights are not read again
     second = case.embed("b")
     case.check("b")
-    assert case.embed("a").reused_parts == 0  # a table that is published is made anew
+    assert case.embed("a").reused_parts == 0  # a published table is replaced
     shutil.move(case.folder / "kept", weights)
     case.embed("c", "two")
     case.check("c", "two")
@@ -166,11 +173,11 @@ def test_actors_stay_from_job_to_job_and_read_weights_only_when_they_change(case
 
 
 class StopError(Exception):
-    """What a test stops a job with."""
+    """Raised by a test to stop a job."""
 
 
 def interrupt(case: Case, target: str, after: int, **options: Any) -> list[Path]:
-    """A job whose driver stops when so many images are done; returns the commits that are left when all is quiet."""
+    """Stop the driver of a job after so many images; return the commits after its tasks end."""
 
     def stop(done: int, total: int) -> None:
         if done >= after:
@@ -178,16 +185,19 @@ def interrupt(case: Case, target: str, after: int, **options: Any) -> list[Path]
 
     with pytest.raises(StopError):
         case.embed(target, on_progress=stop, **options)
-    folder, before = case.folder / target / "_work", -1
-    while before != (now := len(list(folder.rglob("*.json")))):  # tasks that run already may end
-        before = now
+    folder = case.folder / target / "_work"
+    num_before = -1
+    commits: list[Path] = []
+    while len(commits) != num_before:  # running tasks may still commit their part
+        num_before = len(commits)
         time.sleep(1)
+        commits = sorted(folder.rglob("*.json"))
     assert not is_published(str(case.folder / target))
-    return sorted(folder.rglob("*.json"))
+    return commits
 
 
 @cluster
-def test_an_interrupted_job_keeps_its_committed_parts_that_are_whole(case: Case) -> None:
+def test_a_restarted_job_keeps_the_committed_parts_that_are_undamaged(case: Case) -> None:
     commits = interrupt(case, "e", 60)
     folder = case.folder / "e"
     assert 2 < len(commits) < 24
@@ -201,8 +211,8 @@ def test_an_interrupted_job_keeps_its_committed_parts_that_are_whole(case: Case)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     case.check("e")
     published = {part.name for part in open_published(str(folder), "embeddings").parts}
-    lying = {str(path.relative_to(folder)) for path in folder.rglob("*.parquet")}
-    assert lying == published
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*.parquet")}
+    assert present == published
     assert not (folder / "_work").exists()
 
 
@@ -223,17 +233,16 @@ def test_commits_of_another_checkpoint_and_of_other_parts_are_not_kept(case: Cas
 
 @cluster
 @pytest.mark.parametrize("seed", [1, 2])
-def test_an_actor_that_is_killed_is_started_again_and_no_image_is_lost(
-    case: Case, seed: int
-) -> None:
+def test_a_killed_actor_is_restarted_and_no_image_is_lost(case: Case, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    at, number = int(rng.integers(1, 12)) * 10, int(rng.integers(2))
+    num_images = int(rng.integers(1, 12)) * 10
+    number = int(rng.integers(2))
     with case.pool.job():
         names = case.names()
     killed: list[int] = []
 
     def kill(done: int, total: int) -> None:
-        if done >= at and not killed:
+        if done >= num_images and not killed:
             killed.append(done)
             case.kill_one(number)
 
@@ -246,9 +255,7 @@ def test_an_actor_that_is_killed_is_started_again_and_no_image_is_lost(
 
 
 @cluster
-def test_images_that_are_left_out_are_listed_again_by_a_job_that_goes_on(
-    case: Case, tmp_path: Path
-) -> None:
+def test_a_restarted_job_lists_skipped_images_again(case: Case, tmp_path: Path) -> None:
     dataset = write_synthetic(tmp_path / "damaged")
     (tmp_path / "damaged/images/queries/5.png").write_bytes(b"\x89PNG nothing")
     data = case.config.data.model_copy(update={"uri": dataset.uri, "on_bad_image": "skip"})
@@ -267,39 +274,42 @@ def test_images_that_are_left_out_are_listed_again_by_a_job_that_goes_on(
         update={"data": data.model_copy(update={"on_bad_image": "fail"})}
     )
     with pytest.raises(
-        BadImageError, match=r"^id 5, .*; mend the image, or set data.on_bad_image=skip$"
+        BadImageError, match=r"^id 5, .*; fix the image, or set data.on_bad_image=skip$"
     ):
         damaged.embed("none", config=failing, **one_view)
 
 
 class Busy:
-    """Says that it holds so many parts."""
+    """An actor that holds a number of parts; a negative number: does not answer."""
 
     def __init__(self, parts: int) -> None:
         self.parts = parts
 
-    def load(self) -> int:
-        time.sleep(600 if self.parts < 0 else 0)
+    def num_parts(self) -> int:
+        if self.parts < 0:
+            time.sleep(600)
         return self.parts
 
 
 @cluster
-def test_a_part_goes_to_the_actor_that_holds_the_fewest_and_by_turns_among_equals(
+def test_a_part_goes_to_the_actor_with_the_fewest_parts_and_in_turn_among_equals(
     ray_cluster: None,
 ) -> None:
-    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"load": 1}}
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"status": 1}}
     actor: Any = ray.remote(**options)(Busy)
     slow, a, b, silent = (actor.remote(parts) for parts in (2, 0, 0, -1))
     ray.get([one.__ray_ready__.remote() for one in (slow, a, b, silent)])
-    assert [least_loaded([slow, a, b], number) for number in range(4)] == [a, a, b, a]
-    assert [least_loaded([slow, silent], number) for number in range(2)] == [slow, slow]
-    assert least_loaded([silent], 3) is silent
+    assert [find_least_loaded([slow, a, b], number) for number in range(4)] == [a, a, b, a]
+    assert [find_least_loaded([slow, silent], number) for number in range(2)] == [slow, slow]
+    assert find_least_loaded([silent], 3) is silent
     for one in (slow, a, b, silent):
         ray.kill(one)
 
 
 @cluster
-def test_actors_that_find_no_room_are_said_and_given_up(ray_cluster: None, tmp_path: Path) -> None:
+def test_actors_without_room_raise_an_error_with_their_needs(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     config = tiny_config(
         tmp_path,
         "d",
@@ -308,16 +318,16 @@ def test_actors_that_find_no_room_are_said_and_given_up(ray_cluster: None, tmp_p
     )
     message = (
         r"^2 of 2 embedding actors did not start within 1 s: each asks for 0\.25 CPUs and a node of"
-        r" embedding\.label_selector=\{'zone': 'mars'\}; free in the cluster are [\d.]+ CPUs and 0 GPUs;"
-        r" the labels of its nodes are \{.*\}; ask for less"
+        r" embedding\.label_selector=\{'zone': 'mars'\}; the cluster has [\d.]+ CPUs and"
+        r" 0 GPUs free; the labels of its nodes are \{.*\}; ask for less"
     )
-    with EncoderPool(config) as pool:
+    with EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool:
         for _ in range(2):
             with pytest.raises(RunError, match=message), pool.job():
                 pass
     options: dict[str, Any] = {
         "label_selector": {"zone": "mars"},
-        "concurrency_groups": {"encode": 1, "load": 1},
+        "concurrency_groups": {"encode": 1, "status": 1},
     }
     actor: Any = ray.remote(**options)(EncoderActor)
     gone = actor.remote(config.model, 1, False)

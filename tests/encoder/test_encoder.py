@@ -1,3 +1,5 @@
+"""The encoder, its weights in all published forms, and its numerics."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,19 +29,20 @@ EARTH = load_config(Path(__file__).parents[2] / "configs/earth.yaml")
 
 
 def images(count: int = 3, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def test_building_is_seeded_and_leaves_the_global_generator_alone() -> None:
     state = torch.random.get_rng_state()
-    a, b, c = (Encoder.build(TINY, seed=s) for s in (1, 1, 2))
+    a = Encoder.build(TINY, seed=1)
+    b = Encoder.build(TINY, seed=1)
+    c = Encoder.build(TINY, seed=2)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert encode_weights(a) == encode_weights(b) != encode_weights(c)
 
 
-def test_both_views_in_one_call_equal_each_alone_and_normalise_as_the_model_says() -> None:
+def test_both_views_in_one_call_equal_each_alone_and_use_the_models_mean_and_std() -> None:
     encoder = Encoder.build(TINY).eval()
     with torch.inference_mode():
         q, r, scale = encoder(images(3), images(2, (32, 48)))
@@ -58,7 +61,8 @@ def test_both_views_in_one_call_equal_each_alone_and_normalise_as_the_model_says
 
 
 def test_weights_round_trip_exactly_and_strictly() -> None:
-    encoder, other = Encoder.build(TINY, seed=1), Encoder.build(TINY, seed=2)
+    encoder = Encoder.build(TINY, seed=1)
+    other = Encoder.build(TINY, seed=2)
     data = encode_weights(encoder)
     load_weights(other, data, "x")
     assert encode_weights(other) == data
@@ -79,7 +83,7 @@ def test_weights_round_trip_exactly_and_strictly() -> None:
 
 
 def test_packaged_efficientnet_weights_load_under_timm_names() -> None:
-    """Renamed keys must carry the right tensor: order of definition is an independent witness."""
+    """Renamed keys must carry the right tensor: compare with the order of definition."""
     encoder = Encoder.build(EARTH.model)
     assert isinstance(EARTH.model.pretrained, str)
     state = torch.load(resolve_package(EARTH.model.pretrained), weights_only=True)
@@ -109,7 +113,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_keys(tmp_path: Path) -> No
         Encoder.build(ModelConfig(name="convnext_bose", pretrained=False))
 
 
-def test_a_file_that_runs_code_when_it_is_unpickled_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_would_run_code_when_unpickled_is_refused(tmp_path: Path) -> None:
     class Harmful:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "it-ran",)
@@ -121,16 +125,16 @@ def test_a_file_that_runs_code_when_it_is_unpickled_is_refused(tmp_path: Path) -
 
 
 def published_state(seed: int) -> dict[str, torch.Tensor]:
-    """A state dict as the published code saves it: the timm model under `model.`, and a scalar logit_scale."""
+    """Return a state dict as the published code saves it: `model.*` and a scalar logit_scale."""
     torch.manual_seed(seed)
     backbone = timm.create_model("test_convnext", num_classes=0)
-    return {
-        "logit_scale": torch.ones([]) * 3.25,
-        **{f"model.{k}": torch.randn_like(v) for k, v in backbone.state_dict().items()},
-    }
+    state = {"logit_scale": torch.ones([]) * 3.25}
+    for key, value in backbone.state_dict().items():
+        state[f"model.{key}"] = torch.randn_like(value)
+    return state
 
 
-def test_published_weights_load_whole_with_their_temperature(tmp_path: Path) -> None:
+def test_published_weights_load_completely_with_their_temperature(tmp_path: Path) -> None:
     state = published_state(5)
     torch.save(state, tmp_path / "published.pth")
     encoder = Encoder.build(
@@ -176,7 +180,7 @@ def test_a_saved_state_dict_with_a_classifier_loads_into_the_backbone(tmp_path: 
         )
 
 
-def test_blocks_beyond_the_architecture_do_not_vanish() -> None:
+def test_blocks_beyond_the_architecture_are_renamed_too() -> None:
     renamed = rename_efficientnet({"_blocks.5._bn1.weight": torch.zeros(1)}, [1, 2])
     assert list(renamed) == ["blocks.2.5.bn1.weight"]
 
@@ -195,15 +199,14 @@ def test_preprocessing_hash_follows_size() -> None:
     assert encoder.preprocessing(sizes[0]) != encoder.preprocessing(sizes[1])
 
 
-def test_precision_choices_are_what_the_configuration_leaves_open(tmp_path: Path) -> None:
+def test_numerics_choices_are_those_that_the_configuration_allows(tmp_path: Path) -> None:
     train = TrainConfig(precision="auto", channels_last="auto", batch_size=4)
     assert len(numerics_choices(train)) == 4
     fixed = TrainConfig(precision="bf16", channels_last=True)
     assert numerics_choices(fixed) == [Numerics("bf16", channels_last=True)]
     save_checkpoint(str(tmp_path / "c"), Encoder.build(TINY, seed=4), None, epoch=0, step=0)
-    assert encode_weights(load_encoder(TINY, str(tmp_path / "c"))) == encode_weights(
-        Encoder.build(TINY, seed=4)
-    )
+    loaded = load_encoder(TINY, str(tmp_path / "c"))
+    assert encode_weights(loaded) == encode_weights(Encoder.build(TINY, seed=4))
     measured = measure_numerics(TINY, train, (32, 32), str(tmp_path / "c"), "cpu")
     assert {numerics for numerics, _ in measured} == set(numerics_choices(train))
     assert all(speed > 0 for _, speed in measured)
@@ -222,10 +225,9 @@ def test_half_precision_and_channels_last_embed_nearly_the_same(precision: Preci
 
 def test_checkpointed_activations_give_the_same_gradients() -> None:
     gradients = []
-    for again in (False, True):
-        encoder = Encoder.build(
-            TINY.model_copy(update={"grad_checkpointing": again}), seed=1
-        ).train()
+    for checkpointing in (False, True):
+        cfg = TINY.model_copy(update={"grad_checkpointing": checkpointing})
+        encoder = Encoder.build(cfg, seed=1).train()
         encoder.embed(images()).square().mean().backward()  # type: ignore[no-untyped-call]
         gradients.append([p.grad for p in encoder.model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
