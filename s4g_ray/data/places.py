@@ -39,3 +39,7 @@ class Places:
     def xyz(self) -> Floats64:
         """Compute xyz[P, 3] on the unit sphere, NaN where unknown."""
         return unit_sphere(self.lat, self.lon)
+
+    def precompute(self) -> Floats64:
+        """Compute xyz now, so that copies sent to other processes hold it already."""
+        return self.xyz
