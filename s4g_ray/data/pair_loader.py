@@ -1,8 +1,9 @@
-"""Batches of pairs, loaded ahead of the training step by threads or by processes.
+"""Load batches of pairs ahead of the training step, by threads or by processes.
 
-A pair's augmentation is drawn from (seed, epoch, query id), and that of a reference without a query from its own id: it
-looks the same whatever loads it. Loader processes hold neither plans nor image tables: each batch is sent to them as
-the few rows that it needs, so what they load is always of the plan at hand.
+A pair's augmentation is drawn from (seed, epoch, query id), and that of a reference without a query
+from its own id, so an image is augmented alike whatever loads it. Loader processes hold neither
+plans nor image tables: each batch is sent to them as the few rows that it needs, so they always
+load batches of the current plan.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -23,60 +24,60 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import AugmentConfig, DataConfig
 from s4g_ray.data.augmentation import augment_pair, augment_reference
+from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import (
     ImageFile,
     crop_field_of_view,
     fit_query,
     fit_reference,
-    image_files,
+    list_image_files,
     read_images,
 )
 from s4g_ray.errors import BadImageError, DeadProcessError, StoreError
 
-if TYPE_CHECKING:  # as in images.py
-    from s4g_ray.data.image_table import ImageTable
-
 NUM_THREADS = 2  # where there are no loader processes
-_AUGMENT_STREAM = (
-    0x617567  # keeps augmentation's random stream apart from others of the same (seed, epoch)
-)
-_GALLERY_STREAM = 0x676175  # as above, of references without a query
+# Each separates one random stream of augmentation from others of the same (seed, epoch).
+_AUGMENT_STREAM = 0x617567
+_GALLERY_STREAM = 0x676175  # of references without a query
 
 
 @dataclass(frozen=True)
 class PairBatch:
     """A rank's share of a global batch: uint8 [b, 3, H, W] for each view, valid[b] bool.
 
-    gallery: references without a query, uint8 [e, 3, H, W], of gallery_ids[e], gallery_valid[e] bool; None
-    where none were asked for.
+    gallery: references without a query, uint8 [e, 3, H, W], of gallery_ids[e], gallery_valid[e]
+    bool; None where the plan has none.
     """
 
     number: int  # of the batch in its plan
     query_ids: Ints  # -1: an empty slot
     queries: Tensor
     references: Tensor
-    valid: Tensor  # false: the slot is empty, or an image could not be decoded (data.on_bad_image=skip)
+    valid: Tensor  # false: an empty slot, or an undecodable image (data.on_bad_image=skip)
     bad_images: tuple[str, ...]  # reasons
     gallery: Tensor | None = None
     gallery_ids: Ints | None = None
-    gallery_valid: Tensor | None = None  # false: as above, or its id is -1
+    gallery_valid: Tensor | None = None  # false: undecodable as above, or its id is -1
 
     @property
     def pairs_masked(self) -> int:
-        """How many pairs could not be decoded."""
+        """Count the pairs that could not be decoded."""
         return int((self.query_ids >= 0).sum() - self.valid.sum())
 
     @property
     def gallery_masked(self) -> int:
-        """How many gallery images could not be decoded."""
+        """Count the gallery images that could not be decoded."""
         if self.gallery_ids is None or self.gallery_valid is None:
             return 0
         return int((self.gallery_ids >= 0).sum() - self.gallery_valid.sum())
 
 
 @dataclass(frozen=True)
-class _Order:
-    """A batch to load: all that a loader process is told. Files are of the ids that are not -1, in their order."""
+class _BatchOrder:
+    """A batch to load: all that is sent to a loader process.
+
+    Files are those of the ids that are not -1, in their order.
+    """
 
     number: int
     epoch: int
@@ -90,8 +91,9 @@ class _Order:
 class PairLoader:
     """Loads a rank's slots of a plan, batch after batch, ahead of the training step.
 
-    num_processes: that load; they start at once, stay for all epochs, and end with close(), or some seconds after the
-    process that made them died. 0: threads of this process. Every number gives the same batches.
+    num_processes: loader processes. They start at once, serve all epochs, and end with close() or
+    some seconds after the process that made them died. 0: threads of this process load instead.
+    Every number gives the same batches.
     """
 
     def __init__(
@@ -104,11 +106,14 @@ class PairLoader:
         seed: int,
         num_processes: int = 0,
     ) -> None:
-        self.queries, self.references = queries, references
+        self.queries = queries
+        self.references = references
         maker = _BatchMaker(data, augment, seed)
-        self._source: _Source = (
-            _Processes(maker, num_processes) if num_processes else _Threads(maker)
-        )
+        self._source: _BatchSource
+        if num_processes:
+            self._source = _ProcessSource(maker, num_processes)
+        else:
+            self._source = _ThreadSource(maker)
 
     def __enter__(self) -> Self:
         return self
@@ -122,8 +127,13 @@ class PairLoader:
 
     @property
     def num_ready(self) -> int:
-        """Batches of the load in progress that are loaded and not taken yet."""
-        return self._source.num_ready()
+        """Count the batches of the current load that are loaded and not taken yet."""
+        return self._source.count_ready()
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Return the ids of the loader processes; none where threads load."""
+        return self._source.process_ids
 
     def load(
         self,
@@ -134,36 +144,38 @@ class PairLoader:
         gallery_ids: Ints | None = None,
         first: int = 0,
     ) -> Iterator[PairBatch]:
-        """query_ids[B, b], reference_ids[B, b], gallery_ids[B, e] (-1: none) -> batches `first`.. B - 1, in order.
+        """Load batches `first`.. B - 1 of a plan, in order.
 
-        One load at a time: the next may begin when this one was left unfinished, which is then over. Raises
-        BadImageError if so configured, KeyError for an unknown id, DeadProcessError when a loader process died.
+        query_ids[B, b], reference_ids[B, b], gallery_ids[B, e]; -1 is an empty slot. One load runs
+        at a time: starting the next ends an unfinished one. Raises BadImageError if
+        data.on_bad_image is `fail`, KeyError for an unknown id, DeadProcessError when a loader
+        process died.
         """
-        return self._source.load(self._orders(query_ids, reference_ids, gallery_ids, epoch, first))
+        return self._source.load(self._order(query_ids, reference_ids, gallery_ids, epoch, first))
 
-    def _orders(
+    def _order(
         self,
         query_ids: Ints,
         reference_ids: Ints,
         gallery_ids: Ints | None,
         epoch: int,
         first: int,
-    ) -> Iterator[_Order]:
+    ) -> Iterator[_BatchOrder]:
         for number in range(first, len(query_ids)):
             gallery = None if gallery_ids is None else gallery_ids[number]
-            yield _Order(
+            yield _BatchOrder(
                 number,
                 epoch,
                 query_ids[number],
-                _files(self.queries, query_ids[number]),
-                _files(self.references, reference_ids[number]),
+                _find_files(self.queries, query_ids[number]),
+                _find_files(self.references, reference_ids[number]),
                 gallery,
-                [] if gallery is None else _files(self.references, gallery),
+                [] if gallery is None else _find_files(self.references, gallery),
             )
 
 
-def _files(table: ImageTable, ids: Ints) -> list[ImageFile]:
-    return image_files(table, table.rows(ids[ids >= 0]).tolist())
+def _find_files(table: ImageTable, ids: Ints) -> list[ImageFile]:
+    return list_image_files(table, table.rows(ids[ids >= 0]).tolist())
 
 
 @dataclass(frozen=True)
@@ -174,33 +186,42 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
     augment: AugmentConfig
     seed: int
 
-    def __getitem__(self, order: _Order) -> PairBatch | BadImageError | StoreError:
-        """A batch, or why there is none: torch would bury the message of what is raised in a process's traceback."""
+    def __getitem__(self, order: _BatchOrder) -> PairBatch | BadImageError | StoreError:
+        """Make a batch, or return its error.
+
+        If it were raised, torch would hide its message in the traceback of a process.
+        """
         try:
             return self.make(order)
         except (BadImageError, StoreError) as error:
             return error
 
-    def make(self, order: _Order) -> PairBatch:
-        """Read, decode, size and augment the images of a batch. Raises BadImageError if so configured."""
+    def make(self, order: _BatchOrder) -> PairBatch:
+        """Read, decode, resize and augment the images of a batch.
+
+        Raises BadImageError if data.on_bad_image is `fail`.
+        """
         bad: list[str] = []
-        queries = _blank(len(order.query_ids), self.data.visible_query_size)
-        references = _blank(len(order.query_ids), self.data.reference_size)
+        queries = _make_blank(len(order.query_ids), self.data.visible_query_size)
+        references = _make_blank(len(order.query_ids), self.data.reference_size)
         valid = torch.zeros(len(order.query_ids), dtype=torch.bool)
         pairs = zip(
-            _filled(order.query_ids),
+            _find_filled_slots(order.query_ids),
             order.queries,
             read_images(order.queries),
             read_images(order.references),
             strict=True,
         )
         for slot, file, query, reference in pairs:
-            if isinstance(query, BadImageError) or isinstance(reference, BadImageError):
-                self._note([query, reference], bad)
-                continue
-            queries[slot], references[slot] = self._pair(file, query, reference, order.epoch)
-            valid[slot] = True
-        gallery = self._gallery(order, bad)
+            if isinstance(query, BadImageError):
+                self._record_bad_image(query, bad)
+            elif isinstance(reference, BadImageError):
+                self._record_bad_image(reference, bad)
+            else:
+                pair = self._augment_pair(file, query, reference, order.epoch)
+                queries[slot], references[slot] = pair
+                valid[slot] = True
+        gallery, gallery_valid = self._make_gallery(order, bad)
         return PairBatch(
             order.number,
             order.query_ids,
@@ -208,38 +229,37 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             references,
             valid,
             tuple(bad),
-            gallery[0],
+            gallery,
             order.gallery_ids,
-            gallery[1],
+            gallery_valid,
         )
 
-    def _gallery(self, order: _Order, bad: list[str]) -> tuple[Tensor | None, Tensor | None]:
+    def _make_gallery(
+        self, order: _BatchOrder, bad: list[str]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Load gallery[e, 3, H, W] and gallery_valid[e]; None where the plan has no gallery."""
         if order.gallery_ids is None:
             return None, None
-        images = _blank(len(order.gallery_ids), self.data.reference_size)
+        images = _make_blank(len(order.gallery_ids), self.data.reference_size)
         valid = torch.zeros(len(order.gallery_ids), dtype=torch.bool)
-        found = zip(
-            _filled(order.gallery_ids), order.gallery, read_images(order.gallery), strict=True
-        )
-        for slot, file, image in found:
+        slots = _find_filled_slots(order.gallery_ids)
+        fit = partial(fit_reference, data=self.data)
+        for slot, file, image in zip(slots, order.gallery, read_images(order.gallery), strict=True):
             if isinstance(image, BadImageError):
-                self._note([image], bad)
+                self._record_bad_image(image, bad)
                 continue
             rng = np.random.default_rng((self.seed, order.epoch, file.id, _GALLERY_STREAM))
-            images[slot] = augment_reference(
-                image, self.augment, rng, partial(fit_reference, data=self.data)
-            )
+            images[slot] = augment_reference(image, self.augment, rng, fit)
             valid[slot] = True
         return images, valid
 
-    def _note(self, found: list[Tensor | BadImageError], bad: list[str]) -> None:
-        """The first fault joins `bad`, where bad images are skipped; else it is raised."""
-        fault = next(image for image in found if isinstance(image, BadImageError))
+    def _record_bad_image(self, error: BadImageError, bad: list[str]) -> None:
+        """Append the reason to `bad`. Raises the error if data.on_bad_image is `fail`."""
         if self.data.on_bad_image == "fail":
-            raise fault
-        bad.append(str(fault))
+            raise error
+        bad.append(str(error))
 
-    def _pair(
+    def _augment_pair(
         self, file: ImageFile, query: Tensor, reference: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, epoch, file.id, _AUGMENT_STREAM))
@@ -248,39 +268,41 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             partial(fit_reference, data=self.data),
         )
         panorama, tile = augment_pair(query, reference, self.augment, rng, fits)
-        return crop_field_of_view(
-            panorama, self.data, rng
-        ), tile  # after a roll, which needs the whole circle
+        # Cropped last: rolling with the tile needs the whole circle.
+        return crop_field_of_view(panorama, self.data, rng), tile
 
 
-def _blank(count: int, size: tuple[int, int]) -> Tensor:
+def _make_blank(count: int, size: tuple[int, int]) -> Tensor:
     return torch.zeros(count, 3, *size, dtype=torch.uint8)
 
 
-def _filled(ids: Ints) -> list[int]:
+def _find_filled_slots(ids: Ints) -> list[int]:
     slots: list[int] = np.flatnonzero(ids >= 0).tolist()
     return slots
 
 
-class _Source(Protocol):
-    """What loads the batches of orders, in their order."""
+class _BatchSource(Protocol):
+    """Loads the batches of orders, in their order."""
 
-    def load(self, orders: Iterator[_Order]) -> Iterator[PairBatch]: ...
+    process_ids: list[int]
 
-    def num_ready(self) -> int: ...
+    def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]: ...
+
+    def count_ready(self) -> int: ...
 
     def close(self) -> None: ...
 
 
-class _Threads:
-    """Threads of this process; decoding, sizing and reading leave the interpreter to others."""
+class _ThreadSource:
+    """Loads in threads of this process; reading, decoding and resizing release the interpreter."""
 
     def __init__(self, maker: _BatchMaker) -> None:
+        self.process_ids: list[int] = []
         self._maker = maker
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pair-loader")
         self._waiting: deque[Future[PairBatch]] = deque()
 
-    def load(self, orders: Iterator[_Order]) -> Iterator[PairBatch]:
+    def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]:
         waiting: deque[Future[PairBatch]] = deque()
         self._waiting = waiting
         try:
@@ -294,81 +316,83 @@ class _Threads:
             for future in waiting:
                 future.cancel()
 
-    def num_ready(self) -> int:
+    def count_ready(self) -> int:
         return sum(future.done() for future in self._waiting)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
-class _Orders(Sampler[_Order]):
-    """What the processes are told to load next: torch takes its items, in the parent, as batches are taken."""
+class _OrderSampler(Sampler[_BatchOrder]):
+    """Hands the orders to load to torch, in this process, as batches are taken."""
 
     def __init__(self) -> None:
-        self.next: Iterator[_Order] = iter(())
+        self.orders: Iterator[_BatchOrder] = iter(())
 
-    def __iter__(self) -> Iterator[_Order]:
-        return self.next
+    def __iter__(self) -> Iterator[_BatchOrder]:
+        return self.orders
 
 
-class _Processes:
-    """Processes of their own, spawned: forking one that runs Ray, or has threads, may deadlock."""
+class _ProcessSource:
+    """Loads in spawned processes: forking a process that runs Ray or has threads may deadlock."""
 
     def __init__(self, maker: _BatchMaker, num_processes: int) -> None:
-        self._orders = _Orders()
-        self._loads = 0
+        self._sampler = _OrderSampler()
+        self._num_loads = 0
         self._loader: DataLoader[PairBatch | BadImageError | StoreError] = DataLoader(
             maker,
-            sampler=self._orders,
+            sampler=self._sampler,
             batch_size=None,  # an item is a batch
-            collate_fn=_as_it_is,
+            collate_fn=_keep_item,
             num_workers=num_processes,
             multiprocessing_context="spawn",
             persistent_workers=True,
             generator=torch.Generator(),  # the process's own would be advanced, and dropout with it
         )
-        # Not in the main thread: there torch sets a handler that, when a process dies, raises out of any line
+        # Not in the main thread: torch would set a handler there that raises from any line when a
+        # process dies.
         with ThreadPoolExecutor(1) as pool:
             self._items: Any = pool.submit(iter, self._loader).result()
+        self.process_ids: list[int] = [worker.pid for worker in self._items._workers]
 
-    def load(self, orders: Iterator[_Order]) -> Iterator[PairBatch]:
-        self._loads += 1
-        load, self._orders.next = self._loads, orders
-        items = self._guard(iter, self._loader)  # discards what an unfinished load has asked for
-        while (item := self._guard(next, items, None)) is not None:
+    def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]:
+        self._num_loads += 1
+        number = self._num_loads
+        self._sampler.orders = orders
+        # Discards the batches that an unfinished load ordered.
+        items = self._watch_processes(iter, self._loader)
+        while (item := self._watch_processes(next, items, None)) is not None:
             if isinstance(item, Exception):
                 raise item
             yield item
-            if load != self._loads:
+            if number != self._num_loads:
                 raise RuntimeError("a load was continued after the next had begun")
 
-    def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _watch_processes(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that waits for processes. Raises DeadProcessError when one has died."""
         try:
             return function(*args)
-        except (RuntimeError, OSError, EOFError) as error:  # which of them depends on the moment
-            ending = wait([worker.sentinel for worker in self._items._workers], timeout=1)
-            dead = next(
-                (worker for worker in self._items._workers if worker.sentinel in ending), None
-            )
+        except (RuntimeError, OSError, EOFError) as error:  # which of them depends on timing
+            workers = self._items._workers
+            ended = wait([worker.sentinel for worker in workers], timeout=1)
+            dead = next((worker for worker in workers if worker.sentinel in ended), None)
             if dead is None:
                 raise
             dead.join()
             raise DeadProcessError(
-                f"loader process {dead.pid} died with exit code {dead.exitcode}; if memory (-9) or /dev/shm (-7) ran"
-                " out, lower train.loader_processes"
+                f"loader process {dead.pid} died with exit code {dead.exitcode}; if memory (-9)"
+                " or /dev/shm (-7) ran out, lower train.loader_processes"
             ) from error
 
-    def num_ready(self) -> int:
-        """Those in the queue to this process, and those taken out of it before their turn; torch has no public way."""
-        early = sum(
-            len(task) == 2 for task in self._items._task_info.values()
-        )  # the process, and its answer
-        return early + int(self._items._data_queue.qsize())
+    def count_ready(self) -> int:
+        """Count batches in the queue to this process, and those taken from it before their turn."""
+        tasks = self._items._task_info.values()  # torch has no public way
+        num_early = sum(len(task) == 2 for task in tasks)  # of a process and its answer
+        return num_early + int(self._items._data_queue.qsize())
 
     def close(self) -> None:
         self._items._shutdown_workers()  # torch has no public way
 
 
-def _as_it_is(item: Any) -> Any:
+def _keep_item(item: Any) -> Any:
     return item

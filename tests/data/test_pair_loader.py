@@ -184,7 +184,7 @@ def test_a_killed_loader_process_is_a_run_error_and_the_others_end(synthetic: Ge
     with loader(synthetic, num_processes=2) as made:
         batches = made.load(many, many, epoch=1)
         next(batches)
-        pids = children(made)
+        pids = made.process_ids
         os.kill(pids[0], signal.SIGKILL)
         started = time.perf_counter()
         with pytest.raises(
@@ -194,11 +194,6 @@ def test_a_killed_loader_process_is_a_run_error_and_the_others_end(synthetic: Ge
             list(batches)
         assert time.perf_counter() - started < 30
     assert not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
-
-
-def children(made: PairLoader) -> list[int]:
-    source: Any = made._source
-    return [worker.pid for worker in source._items._workers]
 
 
 def test_a_training_panorama_is_cropped_after_it_rolled_with_its_tile(
@@ -231,7 +226,7 @@ class Worker:
         self.loader = loader(dataset, num_processes=2)
 
     def load(self, ids: NDArray[np.int64], epoch: int) -> tuple[list[PairBatch], list[int]]:
-        return list(self.loader.load(ids, ids, epoch=epoch)), children(self.loader)
+        return list(self.loader.load(ids, ids, epoch=epoch)), self.loader.process_ids
 
 
 @pytest.mark.cluster
