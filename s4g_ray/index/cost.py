@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from s4g_ray.arrays import Floats32
-from s4g_ray.index.approximate_search import ApproximateStore, train
+from s4g_ray.index.approximate_search import ApproximateStore, nearest_lists, train
 from s4g_ray.index.exact_search import measure_engines, unit_rows
 from s4g_ray.index.faiss_library import faiss, set_num_threads
 from s4g_ray.index.plan import IVF_KINDS, IndexPlan
@@ -98,7 +98,8 @@ def expected_cost(plan: IndexPlan, rates: Rates, *, num_queries: int, num_shards
 def _list_rates(plan: IndexPlan, vectors: Floats32, num_threads: int) -> Rates:
     centroids = faiss.IndexFlatIP(plan.dim)
     centroids.add(vectors[:COARSE])
-    product = _best(lambda: centroids.search(vectors, 1)) / (2.0 * SAMPLE * COARSE * plan.dim)
+    assign_s = _best(lambda: nearest_lists(centroids, vectors, 1))
+    product = assign_s / (2.0 * SAMPLE * COARSE * plan.dim)
     lists = 16
     small = IndexPlan(
         plan.kind,
