@@ -12,7 +12,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.schema import ProtocolName, gallery_splits
 from s4g_ray.data.sphere import format_metres
-from s4g_ray.data.tables.embedding_table import read_rows
+from s4g_ray.data.tables.embedding_table import read_embedded_rows
 from s4g_ray.evaluation.metrics import PROTOCOLS, retrieve_both
 from s4g_ray.storage.manifest import Stamp
 
@@ -63,10 +63,10 @@ def score_tables(
     radii_m: Sequence[float],
 ) -> Score:
     """Score a split from the published embedding tables of its queries and of its references."""
-    embedded_q, query_rows = read_rows(
+    embedded_q, query_rows = read_embedded_rows(
         queries, "queries", dataset.table("queries", [split]), stamp=stamp
     )
-    embedded_r, gallery = read_rows(
+    embedded_r, gallery = read_embedded_rows(
         references, "references", dataset.table("references", gallery_splits(split))
     )
     return score(

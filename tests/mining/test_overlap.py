@@ -11,7 +11,7 @@ from s4g_ray.data.tables.neighbor_graph import (
     NeighborGraph,
     choose_rows,
     publish_graph,
-    read_rows,
+    read_graph_rows,
     write_graph_part,
 )
 from s4g_ray.errors import RunError
@@ -39,13 +39,13 @@ def test_rows_within_a_range_of_places_are_read_as_they_were_written(tmp_path: P
         (6, 7, slice(0, 0)),
         (21, 21, slice(5, 6)),
     ]:
-        places, neighbors, scores = read_rows(str(tmp_path / name), low, high, 4)
+        places, neighbors, scores = read_graph_rows(str(tmp_path / name), low, high, 4)
         assert places.tolist() == graph.place_ids[rows].tolist()
         assert neighbors.tolist() == graph.neighbors[rows].tolist()
         assert graph.scores is not None
         assert scores.tolist() == graph.scores[rows].tolist()
     with pytest.raises(RunError, match=r"part-7\.parquet cannot be read"):
-        read_rows(str(tmp_path / "part-7.parquet"), 0, 9, 4)
+        read_graph_rows(str(tmp_path / "part-7.parquet"), 0, 9, 4)
 
 
 def test_row_groups_without_places_of_the_range_are_not_decoded(tmp_path: Path) -> None:
@@ -58,9 +58,9 @@ def test_row_groups_without_places_of_the_range_are_not_decoded(tmp_path: Path) 
     start, length = column.data_page_offset, column.total_compressed_size
     data[start : start + length] = bytes(length)
     path.write_bytes(data)
-    assert read_rows(str(path), 10, 39, 4)[1].tolist() == graph.neighbors[10:].tolist()
+    assert read_graph_rows(str(path), 10, 39, 4)[1].tolist() == graph.neighbors[10:].tolist()
     with pytest.raises(RunError, match=r"part-00000\.parquet cannot be read"):
-        read_rows(str(path), 9, 39, 4)
+        read_graph_rows(str(path), 9, 39, 4)
 
 
 def overlap(new: NeighborGraph, old: NeighborGraph, places: Iterable[int]) -> tuple[int, int]:

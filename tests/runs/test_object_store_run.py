@@ -23,7 +23,7 @@ from s4g_ray.data.images import ImageFile, read_images
 from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.tables.batch_plan import load_plan, load_record
 from s4g_ray.data.tables.embedding_table import read_part_head
-from s4g_ray.data.tables.neighbor_graph import read_rows, write_graph_part
+from s4g_ray.data.tables.neighbor_graph import read_graph_rows, write_graph_part
 from s4g_ray.errors import StoreError
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
@@ -107,7 +107,7 @@ def test_tables_are_read_by_pieces_through_faults_and_an_outage_is_not_taken_for
         return [
             dataset.pairs("train").query_ids.tolist(),
             dataset.table("references", ["test"]).lat.tolist(),
-            [rows.tolist() for rows in read_rows(f"{folder}/{name}", 8, 21, 4)],
+            [rows.tolist() for rows in read_graph_rows(f"{folder}/{name}", 8, 21, 4)],
             read_part_head(folder, part).ids.tolist(),
             [rows.tolist() for rows in load_plan(f"{folder}/plan.parquet")],
             load_record(f"{folder}/plan.parquet"),
@@ -123,7 +123,7 @@ def test_tables_are_read_by_pieces_through_faults_and_an_outage_is_not_taken_for
     assert store.proxy.faults.total() >= 10
     for outage in (
         lambda: open_dataset("s3://data/synthetic").pairs("train"),
-        lambda: read_rows(f"{folder}/{name}", 8, 21, 4),
+        lambda: read_graph_rows(f"{folder}/{name}", 8, 21, 4),
         lambda: read_part_head(folder, part),
         lambda: load_plan(f"{folder}/plan.parquet"),
     ):

@@ -1,6 +1,9 @@
-"""The tables by which packages meet.
+"""Define the tables by which packages meet: one package writes a table, another reads it.
 
-embedding_table  embedding tables: write a part, read parts, ids or samples
-neighbor_graph   NeighborGraph: nearest places of each place; its Parquet
-batch_plan       BatchPlan: which pairs meet in which batch; its Parquet
+embedding_table  ids, places and vectors of images: write a part; read parts, ids or a sample
+neighbor_graph   NeighborGraph, the nearest places of each place, and its Parquet files
+batch_plan       BatchPlan, which pairs share which batch, and its Parquet file
+
+    graph = NeighborGraph.load("runs/mine/neighbors/v=0004")
+    graph.neighbors[0]  # place_ids, nearest first, -1 pads
 """

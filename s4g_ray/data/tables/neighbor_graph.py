@@ -1,4 +1,7 @@
-"""Nearest places: NeighborGraph (Parquet in, Parquet out) and exact geographic neighbors on the sphere."""
+"""Define NeighborGraph, the nearest places of each place, and its Parquet files.
+
+A graph is read and written whole (load, save), or part by part where it exceeds memory.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ from s4g_ray.storage.manifest import (
 )
 from s4g_ray.storage.parquet import refuse_extension_types
 
-# half the size and a third of the reading time of Parquet's defaults: ids of near places differ by little
+PAIRS_PER_BLOCK = 2**24  # of a graph: 200 MB, and as Parquet about 100
+# Half the size and a third of the reading time of Parquet's defaults: ids of near places differ by
+# little.
 ENCODINGS = {
     "neighbors.list.element": "DELTA_BINARY_PACKED",
     "scores.list.element": "BYTE_STREAM_SPLIT",
@@ -38,8 +43,8 @@ class NeighborGraph:
     """The nearest places of each place.
 
     place_ids[P] int64, unique; neighbors[P, K] int64 place_ids, nearest first, -1 pads at the end;
-    scores[P, K] float32 (inner product, or minus metres) or None. Raises ValueError for other shapes,
-    repeated places, or a place among its own neighbors.
+    scores[P, K] float32 (inner product, or minus metres) or None. Raises ValueError for other
+    shapes, repeated places, or a place among its own neighbors.
     """
 
     place_ids: Ints
@@ -53,32 +58,36 @@ class NeighborGraph:
             )
         if self.scores is not None and self.scores.shape != self.neighbors.shape:
             raise ValueError(
-                f"scores has shape {self.scores.shape}, neighbors {self.neighbors.shape}"
+                f"scores has shape {self.scores.shape}, neighbors {self.neighbors.shape};"
+                " give one score for each neighbor"
             )
         if len(np.unique(self.place_ids)) != len(self.place_ids):
-            raise ValueError("place_ids repeats a place")
+            raise ValueError("place_ids repeats a place; give each place one row")
         if (self.neighbors == self.place_ids[:, None]).any():
-            raise ValueError("a place is among its own neighbors")
+            raise ValueError("a place is among its own neighbors; leave it out")
 
     def save(
         self, uri: str, *, stamp: Stamp | None = None, info: dict[str, Any] | None = None
     ) -> Manifest:
-        """Publish as partitioned Parquet; pads are not written."""
+        """Publish as Parquet in parts of PAIRS_PER_BLOCK pairs; pads are not written."""
         k = self.neighbors.shape[1]
         blocks = list(blocks_of(len(self.place_ids), k)) or [slice(0, 0)]
-        parts = [
-            write_graph_part(uri, number, self.take(block)) for number, block in enumerate(blocks)
-        ]
+        parts = []
+        for number, block in enumerate(blocks):
+            parts.append(write_graph_part(uri, number, self.take(block)))
         return publish_graph(uri, parts, k, stamp=stamp, info=info)
 
     def take(self, rows: slice) -> NeighborGraph:
-        """Some of its places."""
+        """Return a range of its places."""
         scores = None if self.scores is None else self.scores[rows]
         return NeighborGraph(self.place_ids[rows], self.neighbors[rows], scores)
 
     @classmethod
     def load(cls, uri: str, *, stamp: Stamp | None = None) -> NeighborGraph:
-        """Read a published graph. Raises RunError when it is unpublished, altered, or not made from `stamp`."""
+        """Read a published graph.
+
+        Raises RunError when it is unpublished, altered, or not made from `stamp`.
+        """
         parts = list(read_graph(uri, stamp=stamp))
         scores = [part.scores for part in parts if part.scores is not None]
         return cls(
@@ -88,21 +97,44 @@ class NeighborGraph:
         )
 
 
+def blocks_of(count: int, width: int, block: int | None = None) -> Iterator[slice]:
+    """Yield ranges of `count` rows of `width` neighbors.
+
+    Each has `block` rows, or by default as many as make PAIRS_PER_BLOCK pairs.
+    """
+    size = block or max(1, PAIRS_PER_BLOCK // max(width, 1))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def make_unfilled(count: int, k: int) -> tuple[Ints, Floats32]:
+    """Make neighbors[count, k] and scores[count, k] that hold only pads."""
+    return np.full((count, k), -1, np.int64), np.full((count, k), -np.inf, np.float32)
+
+
+def choose_rows(graph: NeighborGraph, chosen: Bools) -> NeighborGraph:
+    """Return the graph of the places chosen[P]."""
+    scores = None if graph.scores is None else graph.scores[chosen]
+    return NeighborGraph(graph.place_ids[chosen], graph.neighbors[chosen], scores)
+
+
 def write_graph_part(
     uri: str, number: int, graph: NeighborGraph, *, row_group_size: int | None = None
 ) -> Part:
-    """Write some places of a graph that is to be published, as one Parquet file; pads are not written.
+    """Write places of a graph as one Parquet file, to be published later; pads are not written.
 
-    row_group_size: places in a row group, for a file that is read by ranges of places; none: Parquet's default.
+    row_group_size: places in a row group, for a file that is read by ranges of places; None is
+    Parquet's default.
     """
     present = graph.neighbors >= 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32))
+    ends = np.cumsum(present.sum(axis=1))
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
     table = {
         "place_id": pa.array(graph.place_ids),
-        "neighbors": pa.ListArray.from_arrays(offsets, _flat(graph.neighbors, present)),
+        "neighbors": pa.ListArray.from_arrays(offsets, _flatten(graph.neighbors, present)),
     }
     if graph.scores is not None:
-        table["scores"] = pa.ListArray.from_arrays(offsets, _flat(graph.scores, present))
+        table["scores"] = pa.ListArray.from_arrays(offsets, _flatten(graph.scores, present))
     buffer = io.BytesIO()
     encodings = {name: code for name, code in ENCODINGS.items() if name.partition(".")[0] in table}
     pq.write_table(
@@ -116,8 +148,8 @@ def write_graph_part(
     return write_part(uri, f"part-{number:05d}.parquet", buffer.getvalue(), len(graph.place_ids))
 
 
-def _flat(values: NDArray[Any], present: Bools) -> pa.Array:
-    """What is present of values[P, K], without a copy where all is."""
+def _flatten(values: NDArray[Any], present: Bools) -> pa.Array:
+    """Return the present entries of values[P, K] row by row, without a copy where all are."""
     return pa.array(values.ravel() if present.all() else values[present])
 
 
@@ -129,19 +161,29 @@ def publish_graph(
     stamp: Stamp | None = None,
     info: dict[str, Any] | None = None,
 ) -> Manifest:
-    """Publish written parts as a graph of at most k neighbors a place; every place stands in one part."""
+    """Publish written parts as a graph of at most k neighbors a place.
+
+    Each place must be in exactly one part.
+    """
     return publish(uri, "neighbors", parts, stamp, {**(info or {}), "k": k})
 
 
 def read_graph(uri: str, *, stamp: Stamp | None = None) -> Iterator[NeighborGraph]:
-    """The parts of a published graph, one after the other. Raises RunError as NeighborGraph.load does."""
+    """Read the parts of a published graph, one after the other.
+
+    Raises RunError as NeighborGraph.load does.
+    """
     manifest = open_published(uri, "neighbors", stamp)
+    k = int(manifest.info["k"])
     for part in manifest.parts:
-        yield _padded(read_graph_part(uri, part, with_scores=True), int(manifest.info["k"]))
+        yield _pad(read_graph_part(uri, part, with_scores=True), k)
 
 
 class GraphPart(NamedTuple):
-    """Some places of a graph: the neighbors of places[i] are ids[offsets[i] : offsets[i + 1]], nearest first."""
+    """Places of a graph: neighbors of places[i] are ids[offsets[i] : offsets[i + 1]].
+
+    Nearest first.
+    """
 
     places: Ints
     offsets: Ints
@@ -150,26 +192,24 @@ class GraphPart(NamedTuple):
 
 
 def read_graph_part(uri: str, part: Part, *, with_scores: bool = False) -> GraphPart:
-    """A file of a published graph. Raises RunError when it is not what was published."""
-    columns = None if with_scores else ["place_id", "neighbors"]
-    read = pq.read_table(io.BytesIO(read_part(uri, part)), columns=columns)
-    table = refuse_extension_types(read, files.join(uri, part.name)).combine_chunks()
+    """Read a file of a published graph. Raises RunError when it is not what was published."""
+    names = None if with_scores else ["place_id", "neighbors"]
+    contents = pq.read_table(io.BytesIO(read_part(uri, part)), columns=names)
+    table = refuse_extension_types(contents, files.join(uri, part.name)).combine_chunks()
     lists = table["neighbors"].combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
-    scores = (
-        table["scores"].combine_chunks().flatten().to_numpy()
-        if "scores" in table.column_names
-        else None
-    )
+    scores = None
+    if "scores" in table.column_names:
+        scores = table["scores"].combine_chunks().flatten().to_numpy()
     return GraphPart(
         table["place_id"].to_numpy(),
-        offsets - offsets[:1].sum(),
+        offsets - offsets[:1].sum(),  # from 0; an empty part may have no offset
         lists.flatten().to_numpy(),
         scores,
     )
 
 
-def _padded(part: GraphPart, k: int) -> NeighborGraph:
+def _pad(part: GraphPart, k: int) -> NeighborGraph:
     filled = np.arange(k) < np.diff(part.offsets)[:, None]
     neighbors, scores = make_unfilled(len(filled), k)
     neighbors[filled] = part.ids
@@ -179,25 +219,15 @@ def _padded(part: GraphPart, k: int) -> NeighborGraph:
     return NeighborGraph(part.places, neighbors, scores)
 
 
-def make_unfilled(count: int, k: int) -> tuple[Ints, Floats32]:
-    """neighbors[count, k] and scores[count, k], all pads."""
-    return np.full((count, k), -1, np.int64), np.full((count, k), -np.inf, np.float32)
+def read_graph_rows(uri: str, low: int, high: int, k: int) -> tuple[Ints, Ints, Floats32]:
+    """Read the places within low..high from a file of a graph.
 
-
-def choose_rows(graph: NeighborGraph, chosen: Bools) -> NeighborGraph:
-    """The places chosen[P] of a graph."""
-    scores = None if graph.scores is None else graph.scores[chosen]
-    return NeighborGraph(graph.place_ids[chosen], graph.neighbors[chosen], scores)
-
-
-def read_rows(uri: str, low: int, high: int, k: int) -> tuple[Ints, Ints, Floats32]:
-    """place_ids[P], neighbors[P, k] (-1 pads) and scores[P, k] of the places within low..high of a graph's file.
-
-    Row groups without such places are not read. Raises RunError when the file is missing or damaged.
+    Returns place_ids[P], neighbors[P, k] (-1 pads) and scores[P, k]. Row groups without such places
+    are not read. Raises RunError when the file is missing or damaged.
     """
     filesystem, path = files.filesystem_of(uri)
     try:
-        read = pq.read_table(
+        contents = pq.read_table(
             path,
             columns=["place_id", "neighbors", "scores"],
             filesystem=filesystem,
@@ -210,22 +240,12 @@ def read_rows(uri: str, low: int, high: int, k: int) -> tuple[Ints, Ints, Floats
         raise RunError(
             f"{uri} cannot be read ({error}); it is missing, cut short or altered"
         ) from error
-    table = refuse_extension_types(read, uri).combine_chunks()
-    neighbors, scores = (table[name].combine_chunks() for name in ("neighbors", "scores"))
-    filled = np.arange(k) < neighbors.value_lengths().to_numpy(zero_copy_only=False)[:, None]
-    padded = np.full(filled.shape, -1, dtype=np.int64)
-    padded_scores = np.full(filled.shape, -np.inf, dtype=np.float32)
-    padded[filled], padded_scores[filled] = (
-        neighbors.flatten().to_numpy(),
-        scores.flatten().to_numpy(),
-    )
-    return table["place_id"].to_numpy(), padded, padded_scores
-
-
-PAIRS_PER_BLOCK = 2**24  # of a graph: 200 MB, and as Parquet about 100
-
-
-def blocks_of(count: int, width: int, block: int | None = None) -> Iterator[slice]:
-    """Ranges of `count` rows of `width` neighbors: of `block` rows, or as many as make PAIRS_PER_BLOCK."""
-    size = block or max(1, PAIRS_PER_BLOCK // max(width, 1))
-    yield from (slice(start, min(start + size, count)) for start in range(0, count, size))
+    table = refuse_extension_types(contents, uri).combine_chunks()
+    ids = table["neighbors"].combine_chunks()
+    values = table["scores"].combine_chunks()
+    counts = ids.value_lengths().to_numpy(zero_copy_only=False)
+    filled = np.arange(k) < counts[:, None]
+    neighbors, scores = make_unfilled(len(filled), k)
+    neighbors[filled] = ids.flatten().to_numpy()
+    scores[filled] = values.flatten().to_numpy()
+    return table["place_id"].to_numpy(), neighbors, scores

@@ -18,7 +18,7 @@ from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import load_raw, resize
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.sphere import format_metres, metres_between
-from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_rows
+from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_embedded_rows
 from s4g_ray.data.tables.neighbor_graph import read_graph
 from s4g_ray.errors import BadImageError
 from s4g_ray.storage import files
@@ -60,8 +60,8 @@ class RankedQueries:
         """Read the rankings of an epoch's evaluation from its embedding tables."""
         split = config.data.test_split
         folder = files.join(uri, f"embeddings/v={epoch:04d}")
-        embedded_q, queries = read_rows(folder, "queries", dataset.table("queries", [split]))
-        embedded_r, gallery = read_rows(
+        embedded_q, queries = read_embedded_rows(folder, "queries", dataset.table("queries", [split]))
+        embedded_r, gallery = read_embedded_rows(
             folder, "references", dataset.table("references", gallery_splits(split))
         )
         return cls(queries, gallery, _top(embedded_q, embedded_r))
