@@ -1,7 +1,7 @@
 """Ray Train: the driver's end of a training, from the set-up of its workers to what they post.
 
-Ray Train's controller, a process of its own, imports this module for _Losses: what the driver alone needs of worker.py
-is imported where it is used, for timm comes with it.
+Ray Train's controller, a process of its own, imports this module for _Losses: what the driver alone
+needs of worker.py is imported where it is used, for timm comes with it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -50,8 +51,8 @@ class _Losses(UserCallback):
 class Training:
     """Ray Train's fit, in a thread of the driver, and the driver's end of the mailbox.
 
-    Workers start from the newest published checkpoint. When some are lost, all start again from there, up to
-    train.max_failures times; elastic ones with as many as there is room for.
+    Workers start from the newest published checkpoint. When some are lost, all start again from
+    there, up to train.max_failures times; elastic ones with as many as there is room for.
     """
 
     def __init__(self, config: RunConfig, numerics: Numerics) -> None:
@@ -62,7 +63,7 @@ class Training:
             ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         )
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.ray.start_timeout_s:g}"
-        self._trainer = _trainer(config, numerics, self.mailbox, self._scratch)
+        self._trainer = make_trainer(config, numerics, self.mailbox, self._scratch)
         self._error: BaseException | None = None
         self._failure: Exception | None = None  # that a worker has posted
         self._starting_since: float | None = time.monotonic()
@@ -82,8 +83,8 @@ class Training:
     def take(self, timeout_s: float = 1.0) -> list[Message]:
         """What the workers have posted, waited for up to a time.
 
-        Raises what a worker failed with, and RunError when they died more often than train.max_failures, or could
-        not start.
+        Raises what a worker failed with, and RunError when they died more often than
+        train.max_failures, or could not start.
         """
         from s4g_ray.training.worker import FAILURES
 
@@ -143,14 +144,15 @@ class Training:
             ) from error
 
 
-def _trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) -> TorchTrainer:
+def make_trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) -> TorchTrainer:
     from s4g_ray.training.worker import train_worker
 
     cfg = config.train
     least, most = cfg.workers
     return TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "numerics": numerics, "mailbox": mailbox},
+        # the controller unpickles this too: nothing of encoder/, which would import timm there
+        train_loop_config={"config": config, "numerics": asdict(numerics), "mailbox": mailbox},
         torch_config=TorchConfig(backend="nccl" if cfg.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),  # type: ignore[arg-type]
@@ -174,8 +176,8 @@ def _trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) 
 def _make_scratch(run_dir: str) -> str:
     """A folder for what Ray Train says of itself, on the driver's node; our checkpoints lie elsewhere.
 
-    Never on an object store: Ray would go there by a client of its own, and only checkpoints reported to Ray, which
-    ours are not, must be seen by all nodes.
+    Never on an object store: Ray would go there by a client of its own, and only checkpoints
+    reported to Ray, which ours are not, must be seen by all nodes.
     """
     if not files.is_local(run_dir):
         return tempfile.mkdtemp(prefix="s4g-ray-train-")

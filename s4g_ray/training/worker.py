@@ -1,8 +1,8 @@
 """What a Ray Train worker runs: epochs of the plans that the driver posts, from the newest checkpoint on.
 
-The driver decides which plan an epoch uses and posts it, once; every rank asks the mailbox for the plan of its next
-epoch and waits for it. Ranks never poll and never decide: the word to stop goes through rank 0 to all, with the loss
-of the same step.
+The driver decides which plan an epoch uses and posts it, once; every rank asks the mailbox for the
+plan of its next epoch and waits for it. Ranks never poll and never decide: the word to stop goes
+through rank 0 to all, with the loss of the same step.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from s4g_ray.encoder.checkpoint import (
     step_uri,
 )
 from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, WriteError
 from s4g_ray.storage import files
 from s4g_ray.training.step import LearningRateClock, StepResult, TrainingStep, step_seed
@@ -145,7 +146,7 @@ class _Worker:
         self.ahead = 0.0  # batches loaded ahead, mean of the ranks
         self.loader = loader
         self.encoder: Encoder = load_encoder(config.model, start.uri)
-        self.stepper = TrainingStep(self.encoder, job["numerics"], cfg, self.device)
+        self.stepper = TrainingStep(self.encoder, Numerics(**job["numerics"]), cfg, self.device)
         if (state := start.training_state()) is not None:
             self.stepper.load(state)
         self.epoch, self.step, self.batch = start.epoch, start.step, start.batch  # finished

@@ -5,16 +5,23 @@ takes them seconds.
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset
-from tests.conftest import SIZE
+from s4g_ray.encoder.precision import Numerics
+from s4g_ray.training.trainer import make_trainer
+from tests.conftest import SIZE, tiny_config
 
 SLOW = ("torch", "torchvision", "timm", "safetensors", "matplotlib", "scipy.spatial")
-# Ray processes that encode nothing: tasks that load, mine and plan, what they call, shards, and the mailbox
+# Ray processes that encode nothing: tasks that load, mine and plan, shards, and the mailbox. Ray
+# imports an actor's class wherever one of its handles arrives: loading tasks import encoder.actors,
+# mining tasks index.sharded.shard, workers training.mailbox.
 TASKS = (
     "training.mailbox",
     "index.sharded.shard",
@@ -105,6 +112,15 @@ step("check")
         faults(imports("cli.convert", *converters) + check, ("torch", "timm", "ray"), synthetic.uri)
         == []
     )
+
+
+def test_ray_trains_controller_gets_nothing_that_imports_timm(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "x")
+    trainer: Any = make_trainer(config, Numerics("bf16", channels_last=True), None, str(tmp_path))
+    data = pickle.dumps(trainer.train_loop_config)
+    assert b"s4g_ray.config" in data
+    assert b"s4g_ray.encoder" not in data
+    assert b"torch" not in data
 
 
 def test_a_process_that_loads_what_is_barred_is_found() -> None:

@@ -1,4 +1,8 @@
-"""One shard of the index: a range of the references' rows in each version. IndexService makes actors of it."""
+"""One shard of the index: a range of the references' rows in each version. IndexService makes actors of it.
+
+Tasks that search import this module too, as every holder of an actor's handle does: it must start
+without torch.
+"""
 
 from __future__ import annotations
 
