@@ -1,4 +1,4 @@
-"""YAML and key=value overrides into RunConfig; unknown keys named."""
+"""Read YAML and key=value overrides into RunConfig. Errors name unknown keys."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from s4g_ray.storage.s3_retries import reraise_outage
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file (a path or s3://...), apply `key.subkey=value` overrides (values are YAML) and validate.
+    """Read a YAML file (a path or s3://...), apply overrides, and validate.
 
-    Raises InputError for a missing file, malformed YAML, unknown keys (naming the nearest valid one) and
-    impossible values.
+    Overrides have the form `key.subkey=value`, with a YAML value. Raises InputError for a missing
+    file, malformed YAML, unknown keys (with the nearest valid one) and impossible values.
     """
     try:
         tree = yaml.safe_load(files.read_bytes(files.absolute(str(path))))
@@ -32,12 +32,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path} holds no `key: value` lines")
+        raise InputError(f"{path} holds no `key: value` lines; give at least run_dir and data.uri")
     return _with_overrides(tree, overrides)
 
 
 def override_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """A configuration with `key.subkey=value` overrides. Raises InputError as load_config does."""
+    """Return a configuration with overrides applied. Raises InputError as load_config does."""
     return _with_overrides(config.model_dump(mode="json"), overrides)
 
 
@@ -49,10 +49,11 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig
 
 def parse_config(tree: Mapping[str, Any]) -> RunConfig:
     """Validate a nested mapping. Raises InputError with one line a fault."""
+    known = set(valid_keys(RunConfig))
     faults = [
         describe_unknown_key(RunConfig, key)
         for key in leaf_keys(RunConfig, tree)
-        if key not in set(valid_keys(RunConfig))
+        if key not in known
     ]
     if faults:
         raise InputError("\n".join(faults))
@@ -63,7 +64,7 @@ def parse_config(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The YAML text of a configuration; load_config of it gives an equal one."""
+    """Return the YAML text of a configuration. load_config reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -78,7 +79,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: the value is not valid YAML") from error
     node = tree
     for part in parts[:-1]:
-        if node.get(part) is None:  # absent, or an empty section
+        if node.get(part) is None:  # a missing or an empty section
             node[part] = {}
         child = node[part]
         if not isinstance(child, dict):
@@ -98,16 +99,20 @@ def _describe(fault: Any) -> str:
 
 
 def leaf_keys(model: type[BaseModel], tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a nested mapping; a mapping that is a value of ours counts as one."""
+    """Yield the dotted keys of a nested mapping.
+
+    A mapping that is the value of a key, such as label_selector, counts as one key.
+    """
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value and not _holds_mapping(model, f"{prefix}{key}"):
-            yield from leaf_keys(model, value, f"{prefix}{key}.")
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and not _holds_mapping(model, dotted):
+            yield from leaf_keys(model, value, f"{dotted}.")
         else:
-            yield f"{prefix}{key}"
+            yield dotted
 
 
 def valid_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys that a model knows, sections among them."""
+    """Yield the dotted keys of a model, including its sections."""
     for name, field in model.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -115,7 +120,7 @@ def valid_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _holds_mapping(model: type[BaseModel], key: str) -> bool:
-    """Whether the value of a key is a mapping with keys of the user's own."""
+    """Return whether the value of a key is a mapping with keys of the user's choice."""
     section, _, name = key.rpartition(".")
     parent = model.model_fields.get(section)
     fields = getattr(parent and parent.annotation, "model_fields", {})
@@ -123,17 +128,27 @@ def _holds_mapping(model: type[BaseModel], key: str) -> bool:
 
 
 def describe_unknown_key(model: type[BaseModel], key: str) -> str:
-    """An unknown key, and the valid one that is nearest."""
-    valid = list(valid_keys(model))
-    leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [name for name in valid if name.rsplit(".", 1)[-1] == leaf]
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in valid}
-    close_leaf = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
-    if same_leaf:
-        nearest = difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
-    elif close_leaf and difflib.SequenceMatcher(None, key, close[0]).ratio() < 0.8:
-        nearest = by_leaf[close_leaf[0]]
-    else:
-        nearest = close[0]
+    """Return the message of an unknown key, with the nearest valid one."""
+    nearest = _nearest_key(key, list(valid_keys(model)))
     return f"unknown key {key!r}; did you mean {nearest!r}?"
+
+
+def _nearest_key(key: str, valid: Sequence[str]) -> str:
+    """Return a valid key of the same last part, of a similar last part, or one similar as a whole.
+
+    A similar last part counts only when no valid key is similar to the whole key.
+    """
+    leaf = _last_part(key)
+    same_leaf = [name for name in valid if _last_part(name) == leaf]
+    if same_leaf:
+        return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
+    closest = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
+    if difflib.SequenceMatcher(None, key, closest).ratio() >= 0.8:
+        return closest
+    by_leaf = {_last_part(name): name for name in valid}
+    close_leaf = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
+    return by_leaf[close_leaf[0]] if close_leaf else closest
+
+
+def _last_part(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
