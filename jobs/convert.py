@@ -1,4 +1,7 @@
-"""`s4g convert` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/convert.py NAME ...`."""
+"""Run `s4g convert` as a Ray job: `ray job submit ... -- python jobs/convert.py NAME ...`.
+
+Takes the arguments of the command.
+"""
 
 from __future__ import annotations
 

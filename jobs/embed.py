@@ -1,4 +1,7 @@
-"""`s4g embed` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/embed.py ...`."""
+"""Run `s4g embed` as a Ray job: `ray job submit ... -- python jobs/embed.py ...`.
+
+Takes the arguments of the command.
+"""
 
 from __future__ import annotations
 

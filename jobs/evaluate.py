@@ -1,4 +1,7 @@
-"""`s4g evaluate` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/evaluate.py ...`."""
+"""Run `s4g evaluate` as a Ray job: `ray job submit ... -- python jobs/evaluate.py ...`.
+
+Takes the arguments of the command.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`s4g mine` as a Ray job, with the same arguments: `ray job submit ... -- python jobs/mine.py ...`."""
+"""Run `s4g mine` as a Ray job: `ray job submit ... -- python jobs/mine.py ...`.
+
+Takes the arguments of the command.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`s4g train` as a Ray job: `ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...`."""
+"""Run `s4g train` as a Ray job.
+
+    ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ def train(
     config: Annotated[str, typer.Option(help="A YAML file in the working directory, or s3://...")],
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in run_dir, if there is one.")
+        bool, typer.Option("--resume", help="Resume the run in run_dir, if there is one.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train, mine and evaluate as a configuration says."""
+    """Train, mine and evaluate with a configuration."""
     arguments = [argument for argument in sys.argv if argument != "--resume"]
     again = f"ray job submit ... -- {shlex.join(['python', *arguments, '--resume'])}"
     train_as_configured(config, overrides or [], resume=resume, as_json=as_json, again=again)
