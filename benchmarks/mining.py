@@ -82,7 +82,7 @@ def mine_exactly(
         block=BLOCK,
     )
     graph = merge_neighbors(places[: len(queries)], kept.neighbors, kept.scores, k)
-    counts = Counts.of_queries(kept) + Counts.of_graph(graph, 0)
+    counts = Counts.from_queries(kept) + Counts.from_graph(graph, 0)
     report = MiningReport.from_counts(
         counts, k, has_previous=False, without_embedding=0, seconds=0, reused_parts=0
     )

@@ -1,4 +1,15 @@
-"""Compiled loops over ranked candidates: filtering, merging, comparing lists of places."""
+"""Compiled loops over ranked candidates: filter them, merge them, compare lists of places.
+
+Names and shapes, for M queries with n candidates each, of which k are kept:
+
+own[M]                       place of each query
+places[M, n], scores[M, n]   candidates, best first; -1 pads
+partners[starts[i]:ends[i]]  semi-positives of query i's place, ascending
+near[M, n]                   whether a candidate lies within the exclusion radius
+neighbors[M, k], kept_scores[M, k], dropped[M, 6], num[M], above[M], own_rank[M]
+                             the fields of candidates.Kept
+table[S], marks[S]           a hash set of places: table[s] belongs to it where marks[s] is its mark
+"""
 
 from __future__ import annotations
 
@@ -7,6 +18,14 @@ import numpy as np
 
 from s4g_ray.arrays import Bools, Floats32, Ints
 
+# positions in candidates.REASONS
+_OWN = 0
+_SEMI_POSITIVE = 1
+_NEAR = 2
+_MAX_SCORE = 3
+_RELATIVE_MARGIN = 4
+_RANGE_MIN = 5
+_KEPT = -1
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 
 
@@ -29,37 +48,32 @@ def filter_rows(
     above: Ints,
     own_rank: Ints,
 ) -> None:  # pragma: no cover (compiled)
-    """Fill the arrays of Kept, from `neighbors` on, for queries of places own[M] and candidates of places[M, n].
+    """Filter the candidates of each query into the fields of Kept, `neighbors` to `own_rank`.
 
-    partners[starts:ends]: a query's semi-positives, ascending; near[M, n]; margin: below 0 for none.
+    margin: relative_margin, negative for none.
     """
-    k, table, marks = neighbors.shape[1], *new_set(places.shape[1])
+    k = neighbors.shape[1]
+    table, marks = new_set(places.shape[1])
     for i in range(len(places)):
         own_rank[i], positive, limit = find_own(own[i], places[i], scores[i], margin)
-        semi, rank = partners[starts[i] : ends[i]], 0
+        semi_positives = partners[starts[i] : ends[i]]
+        rank = 0
         for j in range(places.shape[1]):
-            place, score = places[i, j], scores[i, j]
+            place = places[i, j]
+            score = scores[i, j]
             if num[i] == k or place < 0:
                 break
-            if not add(table, marks, i + 1, place):
+            if not add_to_set(table, marks, i + 1, place):
                 continue
-            reason = 0 if place == own[i] else 1 if holds(semi, place) else 2 if near[i, j] else -1
-            if reason < 0:
+            reason = find_exclusion(own[i], place, semi_positives, near[i, j])
+            if reason == _KEPT:
                 rank += 1
-                reason = (
-                    3
-                    if score > max_score
-                    else 4
-                    if score > limit
-                    else 5
-                    if rank <= range_min
-                    else -1
-                )
-            if reason >= 0:
+                reason = find_limit(score, max_score, limit, rank, range_min)
+            if reason != _KEPT:
                 dropped[i, reason] += 1
                 continue
             above[i] += score > positive or own_rank[i] == 0
-            insert(neighbors[i], kept_scores[i], num[i], place, score)
+            insert_neighbor(neighbors[i], kept_scores[i], num[i], place, score)
             num[i] += 1
 
 
@@ -67,42 +81,79 @@ def filter_rows(
 def find_own(
     own: int, places: Ints, scores: Floats32, margin: float
 ) -> tuple[int, np.float32, np.float32]:  # pragma: no cover (compiled)
-    """The rank of the own place's best reference (0: not found), its score, and the margin's limit."""
-    positive, rank = -np.float32(np.inf), 0
+    """Return the rank of the own place's best reference, its score, and the margin's limit.
+
+    The rank is 0 where no reference of the own place is among the candidates.
+    """
+    positive = -np.float32(np.inf)
+    rank = 0
     for j in range(len(places)):
         if places[j] < 0 or (rank > 0 and scores[j] < positive):
             break
         if places[j] == own and rank == 0:
-            positive, rank = scores[j], j + 1
+            positive = scores[j]
+            rank = j + 1
         elif places[j] != own and rank > 0:
             rank += 1
     if margin < 0:
         return rank, positive, np.float32(np.inf)
-    return rank, positive, positive if rank == 0 else np.float32(positive - abs(positive) * margin)
+    if rank == 0:
+        return rank, positive, positive
+    return rank, positive, np.float32(positive - abs(positive) * margin)
 
 
 @numba.njit(cache=True, nogil=True)
-def insert(
+def find_exclusion(
+    own: int, place: int, semi_positives: Ints, is_near: bool
+) -> int:  # pragma: no cover (compiled)
+    """Return why a place is no negative of the own place, or _KEPT."""
+    if place == own:
+        return _OWN
+    if contains(semi_positives, place):
+        return _SEMI_POSITIVE
+    if is_near:
+        return _NEAR
+    return _KEPT
+
+
+@numba.njit(cache=True, nogil=True)
+def find_limit(
+    score: np.float32, max_score: np.float32, margin_limit: np.float32, rank: int, range_min: int
+) -> int:  # pragma: no cover (compiled)
+    """Return the limit that a candidate of that rank from 1 on exceeds, or _KEPT."""
+    if score > max_score:
+        return _MAX_SCORE
+    if score > margin_limit:
+        return _RELATIVE_MARGIN
+    if rank <= range_min:
+        return _RANGE_MIN
+    return _KEPT
+
+
+@numba.njit(cache=True, nogil=True)
+def insert_neighbor(
     places: Ints, scores: Floats32, count: int, place: int, score: float
 ) -> None:  # pragma: no cover (compiled)
-    """Append what scores no higher than all that is there; among equal scores, in order of the places."""
+    """Append a place that scores no higher than the `count` before it; order equals by place."""
     at = count
     while at > 0 and scores[at - 1] == score and places[at - 1] > place:
-        places[at], scores[at] = places[at - 1], scores[at - 1]
+        places[at] = places[at - 1]
+        scores[at] = scores[at - 1]
         at -= 1
-    places[at], scores[at] = place, score
+    places[at] = place
+    scores[at] = score
 
 
 @numba.njit(cache=True, nogil=True)
-def holds(ascending: Ints, value: int) -> bool:  # pragma: no cover (compiled)
-    """Whether a value is among others."""
+def contains(ascending: Ints, value: int) -> bool:  # pragma: no cover (compiled)
+    """Return whether a value is in an ascending array."""
     at = np.searchsorted(ascending, value)
     return bool(at < len(ascending) and ascending[at] == value)
 
 
 @numba.njit(cache=True, nogil=True)
 def new_set(size: int) -> tuple[Ints, Ints]:  # pragma: no cover (compiled)
-    """A hash table for `size` places: those beside which a mark stands are in the set of that mark."""
+    """Return `table` and `marks` of an empty hash set with room for `size` places."""
     slots = 16
     while slots < 2 * size:
         slots *= 2
@@ -110,16 +161,21 @@ def new_set(size: int) -> tuple[Ints, Ints]:  # pragma: no cover (compiled)
 
 
 @numba.njit(cache=True, nogil=True)
-def add(table: Ints, marks: Ints, mark: int, place: int) -> bool:  # pragma: no cover (compiled)
-    """Add a place to the set of a mark, above all marks before it; whether it was not there."""
+def add_to_set(table: Ints, marks: Ints, mark: int, place: int) -> bool:  # pragma: no cover
+    """Add a place to the set of `mark` and return whether it is new to the set.
+
+    A set with a higher mark than all before it is empty: the table is reused without clearing.
+    """
     mask = len(table) - 1
-    # the high bits, as ids may differ in theirs alone: regions or cells of a grid are often kept there
+    # the high bits of the product: ids may differ only in their own high bits, where regions or
+    # cells of a grid are often kept
     at = np.int64((np.uint64(place) * _HASH) >> np.uint64(32)) & mask
     while marks[at] == mark:
         if table[at] == place:
             return False
         at = (at + 1) & mask
-    table[at], marks[at] = place, mark
+    table[at] = place
+    marks[at] = mark
     return True
 
 
@@ -132,10 +188,15 @@ def merge_rows(
     merged: Ints,
     merged_scores: Floats32,
 ) -> None:  # pragma: no cover (compiled)
-    """merged[P, k]: the best of the rows order[starts[p]:starts[p + 1]] of neighbors[M, n], -1 pads."""
-    k, mark = merged.shape[1], 0
+    """Merge the rows order[starts[p]:starts[p + 1]] of neighbors[M, n] into merged[p] of [P, k].
+
+    Pads are -1.
+    """
+    k = merged.shape[1]
     table, marks = new_set(k)
-    best, best_scores = np.empty(k, np.int64), np.empty(k, np.float32)
+    mark = 0
+    best = np.empty(k, np.int64)
+    best_scores = np.empty(k, np.float32)
     for place in range(len(merged)):
         for row in order[starts[place] : starts[place + 1]]:
             mark += 1
@@ -150,7 +211,8 @@ def merge_rows(
                 marks,
                 mark,
             )
-            merged[place, :count], merged_scores[place, :count] = best[:count], best_scores[:count]
+            merged[place, :count] = best[:count]
+            merged_scores[place, :count] = best_scores[:count]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -165,32 +227,41 @@ def merge_two(
     marks: Ints,
     mark: int,
 ) -> int:  # pragma: no cover (compiled)
-    """The best of two lists, a place that stands in both once; returns how many there are."""
-    i, j, count = 0, 0, 0
+    """Merge two lists into best[k] and return the number of places in it; each counts once."""
+    i = 0
+    j = 0
+    count = 0
     while count < len(best):
-        more_a, more_b = i < len(a) and a[i] >= 0, j < len(b) and b[j] >= 0
-        if not more_a and not more_b:
+        has_a = i < len(a) and a[i] >= 0
+        has_b = j < len(b) and b[j] >= 0
+        if not has_a and not has_b:
             break
-        if more_a and (
-            not more_b or a_scores[i] > b_scores[j] or (a_scores[i] == b_scores[j] and a[i] <= b[j])
+        if has_a and (
+            not has_b or a_scores[i] > b_scores[j] or (a_scores[i] == b_scores[j] and a[i] <= b[j])
         ):
-            place, score = a[i], a_scores[i]
+            place = a[i]
+            score = a_scores[i]
             i += 1
         else:
-            place, score = b[j], b_scores[j]
+            place = b[j]
+            score = b_scores[j]
             j += 1
-        if add(table, marks, mark, place):
-            best[count], best_scores[count] = place, score
+        if add_to_set(table, marks, mark, place):
+            best[count] = place
+            best_scores[count] = score
             count += 1
     return count
 
 
 @numba.njit(cache=True, nogil=True)
 def count_shared_rows(neighbors: Ints, previous: Ints) -> int:  # pragma: no cover (compiled)
-    """How many of neighbors[P, k] stand in the same row of previous[P, n]; pads (-1) count for nothing."""
-    shared = 0
+    """Count the places of neighbors[P, k] that are in the same row of previous[P, n].
+
+    Pads (-1) are not counted.
+    """
+    num_shared = 0
     for i in range(len(neighbors)):
         row = np.sort(previous[i])
         for place in neighbors[i]:
-            shared += place >= 0 and holds(row, place)
-    return shared
+            num_shared += place >= 0 and contains(row, place)
+    return num_shared

@@ -1,4 +1,7 @@
-"""From ranked references to the neighbors of places: filters that are counted, widening, merging. No Ray."""
+"""Turn ranked references into neighbors: filters that are counted, widening, merging by place.
+
+No Ray.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,22 @@ from s4g_ray.errors import InputError, RunError
 from s4g_ray.mining.candidate_kernels import filter_rows, merge_rows
 from s4g_ray.row_lookup import rows_of
 
-Ask = Callable[
-    [Floats32, int], tuple[Ints, Floats32]
-]  # queries[M, D], width -> ids, scores [M, width], best first
+# queries[M, D], width -> ids[M, width], scores[M, width], best first
+SearchReferences = Callable[[Floats32, int], tuple[Ints, Floats32]]
 
 REASONS = ("own", "semi_positive", "near", "max_score", "relative_margin", "range_min")
 RECALL_RANKS = (1, 5, 10)
-SPARE = 12  # places asked for beyond k + range_min at first: the own one, some that filters drop, recall@10 for small k
+# places asked for beyond k + range_min at first: the own place, a few that filters drop, and
+# enough for recall@10 at small k
+SPARE_PLACES = 12
 
 
 @dataclass(frozen=True)
 class References:
-    """What is indexed: ids[R], ascending, and the place of each. Raises InputError for what is not that."""
+    """The indexed references: ids[R], ascending, and places[R].
+
+    Raises InputError when ids are not ascending or repeat, or when a reference has no place.
+    """
 
     ids: Ints
     places: Ints
@@ -41,45 +48,55 @@ class References:
         lost = self.ids[self.places < 0]
         if len(lost):
             raise InputError(
-                f"{len(lost)} references have no place; leave them out of the index (id {lost[0]} first)"
+                f"{len(lost)} references have no place; leave them out of the index"
+                f" (id {lost[0]} first)"
             )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def places_of(self, ids: Ints) -> Ints:
-        """The place of each id[...], -1 for -1. Raises RunError for an id that is not among the references."""
+        """Return the place of each id[...], -1 for -1.
+
+        Raises RunError for an id that is not among the references.
+        """
         rows = rows_of(self.ids, ids)
-        unknown = (rows < 0) & (ids != -1)
-        if unknown.any():
+        is_unknown = (rows < 0) & (ids != -1)
+        if is_unknown.any():
             raise RunError(
-                f"the index returned id {ids[unknown][0]}, which is no reference here; build it again"
+                f"the index returned id {ids[is_unknown][0]}, which is not among the references of"
+                " this run; build the index again"
             )
         return np.asarray(np.where(rows < 0, -1, self.places[rows]), dtype=np.int64)
 
 
-def check_ascending(ids: Ints, what: str) -> None:
-    """Raises InputError unless there are ids, each once, ascending."""
+def check_ascending(ids: Ints, kind: str) -> None:
+    """Check that there are ids, ascending, each once; raises InputError.
+
+    kind: the kind of ids ("query", "reference"), for the message.
+    """
     if not len(ids):
-        raise InputError(f"there are no {what} ids")
+        raise InputError(f"there are no {kind} ids")
     bad = np.flatnonzero(np.diff(ids) <= 0)
-    if len(bad):
-        fault = (
-            "stands there twice" if ids[bad[0]] == ids[bad[0] + 1] else "is not in ascending order"
-        )
-        raise InputError(f"{what} id {ids[bad[0] + 1]} {fault}; each must stand once, ascending")
+    if not len(bad):
+        return
+    last = ids[bad[0]]
+    wrong = ids[bad[0] + 1]
+    fault = "appears twice" if last == wrong else "is not in ascending order"
+    raise InputError(f"{kind} id {wrong} {fault}; pass each id once, ascending")
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which places are no negatives of a query, and how many are kept of the others.
+    """The filters that drop candidates of a query, and the number of places to keep.
 
-    k: places kept for each query. exclusions: false negatives that the data set or the distance names. max_score:
-    keep scores s <= max_score. relative_margin m: keep s <= p - |p| m, p being the best score of the query's own
-    place. A score at the limit is kept, as in sentence-transformers' mine_hard_negatives; unlike its p (1 - m), the
-    limit lies below p for negative p too. A query whose own place is not among its candidates keeps none. range_min:
-    drop the first `range_min` other places of each query, excluded ones not counted, those above a limit counted.
-    Limits are compared in float32, as scores are.
+    k: places kept for each query. exclusions: false negatives, named by the data set or near in
+    metres. max_score: keep scores s <= max_score. relative_margin m: keep s <= p - |p| m, where p
+    is the best score of the query's own place; a query whose own place is not among its candidates
+    keeps none. A score at a limit is kept, as in sentence-transformers' mine_hard_negatives;
+    unlike its p (1 - m), the limit here lies below p for negative p too. range_min: drop the first
+    `range_min` other places of each query; excluded places do not count towards it, places above
+    a limit do. Limits are compared in float32, as scores are.
     """
 
     k: int
@@ -90,46 +107,49 @@ class Filters:
 
     @classmethod
     def from_config(cls, cfg: MiningConfig, k: int, exclusions: Exclusions | None) -> Self:
-        """Those that a configuration asks for."""
+        """Return the filters that a configuration sets."""
         return cls(k, cfg.max_score, cfg.relative_margin, cfg.range_min, exclusions)
 
 
 @dataclass(frozen=True)
 class Widths:
-    """How many candidates a query asks for: at first, and at most."""
+    """The number of candidates that a query asks for: at first, and at most."""
 
     first: int
     limit: int
 
     @classmethod
     def from_references(cls, references: References, filters: Filters, max_candidates: int) -> Self:
-        """Enough for the mean place at first; at most `max_candidates`.
+        """Choose the widths for an index.
 
-        Or as many as hold k + range_min other places whichever they are, or as train recall needs, if that is more.
-        Raises InputError when k exceeds the places that are there.
+        The first width is enough for places with the mean number of references. The limit is
+        `max_candidates`, or more where that is needed: enough to hold k + range_min other places
+        whichever they are, and enough for train recall. Raises InputError when k exceeds the
+        number of indexed places.
         """
         counts = np.sort(np.unique(references.places, return_counts=True)[1])
         if not 1 <= filters.k <= len(counts):
             raise InputError(
-                f"k={filters.k} neighbors of each place are asked for, but the index holds {len(counts)} places;"
-                f" set sampling.neighbor_pool_size to 1..{len(counts) - 1}"
+                f"k={filters.k} neighbors of each place are asked for, but the index holds"
+                f" {len(counts)} places; set sampling.neighbor_pool_size to 1..{len(counts) - 1}"
             )
-        wanted = filters.k + filters.range_min
-        enough = int(counts[-(wanted + 1) :].sum())
+        num_wanted = filters.k + filters.range_min
+        enough = int(counts[-(num_wanted + 1) :].sum())
         limit = min(max(max_candidates, enough, RECALL_RANKS[-1]), len(references))
-        per_place = -(-len(references) // len(counts))
-        return cls(min((wanted + SPARE) * per_place, limit), limit)
+        mean_per_place = -(-len(references) // len(counts))
+        return cls(min((num_wanted + SPARE_PLACES) * mean_per_place, limit), limit)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What M queries keep.
+    """The neighbors that M queries keep, and counts.
 
-    neighbors[M, k]: places, best first, equal scores by place, -1 pads; scores[M, k]; dropped[M, 6]: candidates
-    ahead of the last neighbor that were dropped, by the first of REASONS that applies (of several references of a
-    place the best alone is a candidate); num[M] neighbors; above[M]: those that score above the best reference of
-    the own place, all of them where it was not found; own_rank[M]: that reference's rank from 1 on, the last among
-    equal scores, 0 where it was not found.
+    neighbors[M, k]: places, best first, equal scores by place, -1 pads. scores[M, k].
+    dropped[M, 6]: the dropped candidates ahead of the last neighbor, each under the first of
+    REASONS that applies; of several references of a place only the best is a candidate.
+    num[M]: neighbors. above[M]: neighbors that score above the best reference of the own place;
+    all of them where that was not found. own_rank[M]: that reference's rank from 1 on, the last
+    among equal scores; 0 where it was not found.
     """
 
     neighbors: Ints
@@ -140,28 +160,25 @@ class Kept:
     own_rank: Ints
 
     @classmethod
-    def nothing(cls, num_queries: int, k: int) -> Self:
-        """Room for so many queries."""
-        neighbors = np.full((num_queries, k), -1, dtype=np.int64)
-        scores = np.full((num_queries, k), -np.inf, dtype=np.float32)
-        num, above, rank = (np.zeros(num_queries, dtype=np.int64) for _ in range(3))
+    def unfilled(cls, num_queries: int, k: int) -> Self:
+        """Return the arrays of queries that keep nothing: pads and zeros."""
         return cls(
-            neighbors,
-            scores,
-            np.zeros((num_queries, len(REASONS)), dtype=np.int64),
-            num,
-            above,
-            rank,
+            neighbors=np.full((num_queries, k), -1, dtype=np.int64),
+            scores=np.full((num_queries, k), -np.inf, dtype=np.float32),
+            dropped=np.zeros((num_queries, len(REASONS)), dtype=np.int64),
+            num=np.zeros(num_queries, dtype=np.int64),
+            above=np.zeros(num_queries, dtype=np.int64),
+            own_rank=np.zeros(num_queries, dtype=np.int64),
         )
 
-    def put(self, rows: Ints, found: Kept) -> None:
-        """Set some queries to what was found for them."""
-        for name, values in vars(found).items():
+    def set_rows(self, rows: Ints, kept: Kept) -> None:
+        """Replace the values of the queries `rows` by those of another Kept, in that order."""
+        for name, values in vars(kept).items():
             getattr(self, name)[rows] = values
 
 
 def find_neighbors(
-    ask: Ask,
+    search: SearchReferences,
     vectors: Floats32,
     own: Ints,
     references: References,
@@ -170,36 +187,46 @@ def find_neighbors(
     *,
     block: int,
 ) -> Kept:
-    """vectors[M, D] of queries and their places own[M] -> what they keep of the references that `ask` ranks.
+    """Find the neighbors of queries: vectors[M, D] and their places own[M].
 
-    A query that is left with fewer than k neighbors asks again for twice as many candidates, until it has k or
-    `widths.limit` is reached: the result is that of the whole ranking, cut off there. `block` queries are asked at
-    once, fewer of the wider ones, so that a block's candidates take the same memory.
+    A query with fewer than k neighbors searches again for twice as many candidates, until it has k
+    or `widths.limit` is reached. The result is that of the whole ranking, cut off at the limit.
+    `block` queries search at once, fewer of the wider ones, so that the candidates of a block take
+    the same memory.
     """
-    found = Kept.nothing(len(own), filters.k)
-    rows, width = np.arange(len(own)), widths.first
+    found = Kept.unfilled(len(own), filters.k)
+    rows = np.arange(len(own))
+    width = widths.first
     while len(rows):
-        size, short = max(1, block * widths.first // width), []
+        size = max(1, block * widths.first // width)
+        short: list[Ints] = []
         for start in range(0, len(rows), size):
             asked = rows[start : start + size]
-            ids, scores = ask(vectors[asked], width)
+            ids, scores = search(vectors[asked], width)
             kept = filter_candidates(own[asked], references.places_of(ids), scores, filters)
-            found.put(asked, kept)
+            found.set_rows(asked, kept)
             short.append(asked[kept.num < filters.k])
         if width >= widths.limit:
             break
-        rows, width = np.concatenate(short), min(2 * width, widths.limit)
+        rows = np.concatenate(short)
+        width = min(2 * width, widths.limit)
     return found
 
 
 def filter_candidates(own: Ints, places: Ints, scores: Floats32, filters: Filters) -> Kept:
-    """own[M], places[M, n] and scores[M, n] of candidates, best first, -1 where there is none -> what is kept."""
-    kept = Kept.nothing(len(own), filters.k)
-    starts = ends = np.zeros(len(own), dtype=np.int64)
-    partners, near = np.zeros(0, dtype=np.int64), np.zeros(places.shape, dtype=bool)
+    """Filter the candidates of queries: own[M], places[M, n] and scores[M, n], best first.
+
+    A candidate of place -1 ends the list of its query.
+    """
+    kept = Kept.unfilled(len(own), filters.k)
+    starts = np.zeros(len(own), dtype=np.int64)
+    ends = starts
+    partners = np.zeros(0, dtype=np.int64)
+    near = np.zeros(places.shape, dtype=bool)
     if filters.exclusions is not None:
-        semi = filters.exclusions.semi_positives
-        (starts, ends), partners = semi.ranges(own), semi.second
+        semi_positives = filters.exclusions.semi_positives
+        starts, ends = semi_positives.ranges(own)
+        partners = semi_positives.second
         near = filters.exclusions.near(own[:, None], places)
     filter_rows(
         own,
@@ -223,10 +250,11 @@ def filter_candidates(own: Ints, places: Ints, scores: Floats32, filters: Filter
 
 
 def merge_neighbors(query_places: Ints, neighbors: Ints, scores: Floats32, k: int) -> NeighborGraph:
-    """query_places[M], neighbors[M, n], scores[M, n] of queries, as in Kept -> the k best of each place.
+    """Merge the neighbors of queries into the k best of each place.
 
-    A place found through several queries (a tile with two panoramas) counts once, with its best score; equal scores
-    are ordered by place.
+    query_places[M], neighbors[M, n] and scores[M, n] as in Kept. A place that was found through
+    several queries (a tile with two panoramas) counts once, with its best score; equal scores are
+    ordered by place.
     """
     places, starts = np.unique(np.sort(query_places), return_index=True)
     merged = np.full((len(places), k), -1, dtype=np.int64)

@@ -1,4 +1,7 @@
-"""Some rows of a written NeighborGraph, found by their places: a range of them, or a sample. No Ray."""
+"""Count the neighbors that a new graph shares with the graph before it, on a sample of places.
+
+No Ray.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,51 @@ from s4g_ray.mining.candidate_kernels import count_shared_rows
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import open_published
 
-SAMPLED_PLACES = (
-    20_000  # at k=128 20 MB; a share of them is off by at most 0.004 (one standard deviation)
-)
+# 20 MB at k=128; a share over them is off by at most 0.004 (one standard deviation)
+SAMPLED_PLACES = 20_000
 SAMPLE_SEED = 0
 
 
 def sample_places(places: Ints) -> Ints:
-    """At most SAMPLED_PLACES of places[P], ascending: one from each of as many equal ranges, all where no more are."""
+    """Draw at most SAMPLED_PLACES of places[P], ascending: one from each of as many equal ranges.
+
+    Returns all places when there are no more.
+    """
     return places[spread_rows(len(places), SAMPLED_PLACES, SAMPLE_SEED)]
 
 
 @dataclass(frozen=True)
 class SampledRows:
-    """neighbors[S, k] of places[S], ascending, in a published graph; pads (-1) alone for a place that it lacks."""
+    """The neighbors of sampled places in a published graph.
+
+    places[S], ascending; neighbors[S, k], pads (-1). A place that the graph lacks has only pads.
+    """
 
     places: Ints
     neighbors: Ints
 
     @classmethod
     def read(cls, uri: str, places: Ints) -> SampledRows:
-        """In one pass over the graph, a part at a time. Raises RunError when it is unpublished or altered."""
+        """Read the rows of places[S] in one pass over a graph, a part at a time.
+
+        Raises RunError when the graph is unpublished or altered.
+        """
         manifest = open_published(uri, "neighbors")
         neighbors = np.full((len(places), int(manifest.info["k"])), -1, dtype=np.int64)
         for part in manifest.parts:
             graph = read_graph_part(uri, part)
             rows = rows_of(places, graph.places)
-            here = np.flatnonzero(rows >= 0)
-            at = graph.offsets[here, None] + np.arange(neighbors.shape[1])
-            filled = at < graph.offsets[here + 1, None]
+            sampled = np.flatnonzero(rows >= 0)
+            at = graph.offsets[sampled, None] + np.arange(neighbors.shape[1])
+            is_filled = at < graph.offsets[sampled + 1, None]
             found = np.full(at.shape, -1, dtype=np.int64)
-            found[filled] = graph.ids[at[filled]]
-            neighbors[rows[here]] = found
+            found[is_filled] = graph.ids[at[is_filled]]
+            neighbors[rows[sampled]] = found
         return cls(places, neighbors)
 
     def compare(self, graph: NeighborGraph) -> tuple[int, int]:
-        """How many neighbors the sampled ones of a graph's places have there, and how many of these stand here too."""
+        """Count the neighbors of the sampled places in `graph`, and those that are here too."""
         rows = rows_of(self.places, graph.place_ids)
-        ours = graph.neighbors[rows >= 0]
-        return int((ours >= 0).sum()), count_shared_rows(ours, self.neighbors[rows[rows >= 0]])
+        new = graph.neighbors[rows >= 0]
+        old = self.neighbors[rows[rows >= 0]]
+        return int((new >= 0).sum()), count_shared_rows(new, old)

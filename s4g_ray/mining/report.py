@@ -1,4 +1,4 @@
-"""MiningReport: what a mining job found."""
+"""Count the work of a mining job, and report it: Counts add up to a MiningReport."""
 
 from __future__ import annotations
 
@@ -11,70 +11,75 @@ from s4g_ray.mining.candidates import REASONS, RECALL_RANKS, Kept
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted in some of the work; counts add up."""
+    """Counts of a part of the work. They add up."""
 
     queries: int = 0
     kept: int = 0  # neighbors of queries, before the queries of a place are merged
     above: int = 0  # of those: scored above the best reference of their query's place
     dropped: tuple[int, ...] = (0,) * len(REASONS)
-    recalled: tuple[int, ...] = (0,) * len(
-        RECALL_RANKS
-    )  # queries whose best own reference is in the first 1, 5, 10
+    # queries whose best own reference is in the first 1, 5, 10
+    recalled: tuple[int, ...] = (0,) * len(RECALL_RANKS)
     places: int = 0
     neighbors: int = 0
     short: int = 0  # places with fewer than k neighbors
     compared: int = 0  # neighbors of places that were looked up in the previous graph
-    shared: int = 0  # of those: the place's in the previous graph too
+    shared: int = 0  # of those: neighbors that the place has in the previous graph too
 
     @classmethod
-    def of_queries(cls, kept: Kept) -> Self:
-        """Of the queries of a group."""
-        ranks = [(kept.own_rank > 0) & (kept.own_rank <= rank) for rank in RECALL_RANKS]
+    def from_queries(cls, kept: Kept) -> Self:
+        """Count what the queries of a group keep."""
+        is_recalled = [(kept.own_rank > 0) & (kept.own_rank <= rank) for rank in RECALL_RANKS]
         return cls(
             queries=len(kept.num),
             kept=int(kept.num.sum()),
             above=int(kept.above.sum()),
             dropped=tuple(int(count) for count in kept.dropped.sum(axis=0)),
-            recalled=tuple(int(found.sum()) for found in ranks),
+            recalled=tuple(int(queries.sum()) for queries in is_recalled),
         )
 
     @classmethod
-    def of_graph(cls, graph: NeighborGraph, compared: int = 0, shared: int = 0) -> Self:
-        """Of a part of the graph."""
-        num = (graph.neighbors >= 0).sum(axis=1)
-        short = int((num < graph.neighbors.shape[1]).sum())
+    def from_graph(cls, graph: NeighborGraph, compared: int = 0, shared: int = 0) -> Self:
+        """Count the places and neighbors of a part of the graph."""
+        num_neighbors = (graph.neighbors >= 0).sum(axis=1)
         return cls(
-            places=len(num), neighbors=int(num.sum()), short=short, compared=compared, shared=shared
+            places=len(num_neighbors),
+            neighbors=int(num_neighbors.sum()),
+            short=int((num_neighbors < graph.neighbors.shape[1]).sum()),
+            compared=compared,
+            shared=shared,
         )
 
     @classmethod
-    def of_json(cls, value: dict[str, Any]) -> Self:
-        """From what JSON makes of asdict."""
-        values: dict[str, Any] = {
-            name: tuple(x) if isinstance(x, list) else x for name, x in value.items()
-        }
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read counts that were written as the JSON of asdict, where tuples are lists."""
+        values: dict[str, Any] = {}
+        for name, count in value.items():
+            values[name] = tuple(count) if isinstance(count, list) else count
         return cls(**values)
 
     def __add__(self, other: Counts) -> Counts:
-        def total(name: str) -> Any:
-            a, b = getattr(self, name), getattr(other, name)
-            return (
-                tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
-            )
-
-        return replace(self, **{field.name: total(field.name) for field in fields(self)})
+        totals: dict[str, Any] = {}
+        for field in fields(self):
+            a = getattr(self, field.name)
+            b = getattr(other, field.name)
+            if isinstance(a, tuple):
+                totals[field.name] = tuple(x + y for x, y in zip(a, b, strict=True))
+            else:
+                totals[field.name] = a + b
+        return replace(self, **totals)
 
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What a mining job found.
+    """The results of a mining job.
 
-    coverage: share of the P x k slots that are filled. short: places with fewer than k neighbors. dropped:
-    candidates by the filter that dropped them. above_positive: share of the queries' negatives that score above
-    the best reference of their own place. overlap: share of the neighbors that the previous graph has for the same
-    place too, on a sample of 20,000 places where there are more; None without one. train_recall: share of queries
-    whose best own reference is among the first so many references, the last among equal scores. without_embedding:
-    queries whose image was left out when embedding.
+    coverage: share of the P x k slots that are filled. short: places with fewer than k neighbors.
+    dropped: candidates by the filter that dropped them. above_positive: share of the queries'
+    negatives that score above the best reference of their own place. overlap: share of the
+    neighbors that the place has in the previous graph too, on a sample of 20,000 places where
+    there are more; None without a previous graph. train_recall: share of queries whose best own
+    reference is among the first so many references; among equal scores it counts as the last.
+    without_embedding: queries whose image was left out of the embedding table.
     """
 
     places: int
@@ -101,7 +106,10 @@ class MiningReport:
         seconds: float,
         reused_parts: int,
     ) -> Self:
-        """From the sum of all counts."""
+        """Compute the report of a job from the sum of its counts."""
+        train_recall: dict[int, float] = {}
+        for rank, recalled in zip(RECALL_RANKS, counts.recalled, strict=True):
+            train_recall[rank] = recalled / max(counts.queries, 1)
         return cls(
             places=counts.places,
             queries=counts.queries,
@@ -111,23 +119,25 @@ class MiningReport:
             dropped=dict(zip(REASONS, counts.dropped, strict=True)),
             above_positive=counts.above / max(counts.kept, 1),
             overlap=counts.shared / max(counts.compared, 1) if has_previous else None,
-            train_recall={
-                rank: n / max(counts.queries, 1)
-                for rank, n in zip(RECALL_RANKS, counts.recalled, strict=True)
-            },
+            train_recall=train_recall,
             without_embedding=without_embedding,
             seconds=seconds,
             reused_parts=reused_parts,
         )
 
     def metrics(self) -> dict[str, float]:
-        """Flat, for metrics.jsonl: dropped_own ..., train_recall@1 ...; no overlap where there is none."""
+        """Return the report as flat keys for metrics.jsonl: dropped_own ..., train_recall@1 ...
+
+        There is no key `overlap` without a previous graph.
+        """
         values = asdict(self)
-        dropped, recall, overlap = (
-            values.pop("dropped"),
-            values.pop("train_recall"),
-            values.pop("overlap"),
-        )
-        values |= {f"dropped_{reason}": count for reason, count in dropped.items()}
-        values |= {f"train_recall@{rank}": share for rank, share in recall.items()}
-        return values if overlap is None else {**values, "overlap": overlap}
+        dropped = values.pop("dropped")
+        train_recall = values.pop("train_recall")
+        overlap = values.pop("overlap")
+        for reason, count in dropped.items():
+            values[f"dropped_{reason}"] = count
+        for rank, share in train_recall.items():
+            values[f"train_recall@{rank}"] = share
+        if overlap is not None:
+            values["overlap"] = overlap
+        return values

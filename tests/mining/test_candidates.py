@@ -27,16 +27,17 @@ STEP_M = 111_195.08  # a degree of latitude
 
 @dataclass
 class FullRanking:
-    """An index that holds all scores[Q, R]; a query's vector is its number."""
+    """An index of all scores[Q, R]. A query's vector is its number."""
 
     ids: Ints
     scores: Floats32
     widest: int = 0
     num_asked: int = 0
 
-    def ask(self, queries: Floats32, width: int) -> tuple[Ints, Floats32]:
-        """The first of the whole ranking, equal scores by id."""
-        self.widest, self.num_asked = max(self.widest, width), self.num_asked + len(queries)
+    def search(self, queries: Floats32, width: int) -> tuple[Ints, Floats32]:
+        """Return the first of the whole ranking, equal scores by id."""
+        self.widest = max(self.widest, width)
+        self.num_asked += len(queries)
         scores = self.scores[queries[:, 0].astype(int)]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
         return self.ids[order], np.take_along_axis(scores, order, 1)
@@ -50,10 +51,15 @@ def loop_over_ranking(
     semi: set[tuple[int, int]],
     reach: int,
 ) -> dict[str, Any]:
-    """What a query keeps of its whole ranking, one candidate at a time; places are near by their numbers."""
+    """Filter the whole ranking of a query, one candidate at a time.
+
+    Places are near when their numbers differ by at most `reach`.
+    """
     positives = [s for place, s in zip(places, scores, strict=True) if place == own]
     kept: list[tuple[int, float]] = []
-    dropped, rank, seen = dict.fromkeys(REASONS, 0), 0, set()
+    dropped = dict.fromkeys(REASONS, 0)
+    rank = 0
+    seen = set()
     for place, score in zip(places, scores, strict=True):
         if len(kept) == filters.k:
             break
@@ -102,7 +108,7 @@ def loop_over_ranking(
     block=st.integers(1, 9),
     seed=st.integers(0, 10**6),
 )
-def test_what_a_query_keeps_and_counts_equals_a_plain_loop_over_its_whole_ranking(
+def test_kept_neighbors_and_counts_equal_a_plain_loop_over_the_whole_ranking(
     num_references: int,
     num_places: int,
     k: int,
@@ -132,7 +138,7 @@ def test_what_a_query_keeps_and_counts_equals_a_plain_loop_over_its_whole_rankin
     widths = Widths.from_references(references, filters, max_candidates)
     index = FullRanking(ids, scores)
     found = find_neighbors(
-        index.ask,
+        index.search,
         np.arange(7, dtype=np.float32)[:, None],
         own,
         references,
@@ -157,9 +163,10 @@ def test_what_a_query_keeps_and_counts_equals_a_plain_loop_over_its_whole_rankin
             assert (0 < found.own_rank[i] <= rank) == (0 < wanted["own_rank"] <= rank)
 
 
-def one_query(
+def filter_one_query(
     places: list[int], scores: list[float], own: int, filters: Filters
 ) -> tuple[list[int], list[int]]:
+    """Return the neighbors that a query keeps, and its counts of dropped candidates."""
     kept = filter_candidates(
         np.array([own]), np.array([places]), np.array([scores], np.float32), filters
     )
@@ -172,29 +179,31 @@ def test_each_candidate_is_counted_under_the_first_reason_that_applies() -> None
         line, PlacePairs.from_arrays(np.array([5, 5]), np.array([9, 6])), 1.01 * STEP_M
     )
     filters = Filters(2, 0.9, 0.25, 4, exclusions)
-    # p = 0.8, so the margin's limit is 0.6: 10 is above both limits, 11 above the margin alone, 13 at it
+    # p = 0.8, so the margin's limit is 0.6: place 10 is above both limits, 11 only above the
+    # margin's, 13 at it
     places = [10, 6, 9, 4, 5, 11, 5, 13, 14, 15, 16]
     scores = [0.95, 0.94, 0.93, 0.92, 0.8, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3]
-    assert one_query(places, scores, 5, filters) == ([15, 16], [1, 2, 1, 1, 1, 2])
+    assert filter_one_query(places, scores, 5, filters) == ([15, 16], [1, 2, 1, 1, 1, 2])
 
 
 @pytest.mark.parametrize(("positive", "limit"), [(0.5, 0.375), (-0.5, -0.625), (0.0, 0.0)])
-def test_the_margin_lowers_the_limit_for_negative_scores_too_and_keeps_what_is_at_it(
+def test_the_margin_lowers_the_limit_for_negative_scores_too_and_keeps_scores_at_the_limit(
     positive: float, limit: float
 ) -> None:
     above = float(np.nextafter(np.float32(limit), np.float32(1)))
     scores = sorted([positive, above, limit, -0.9], reverse=True)
-    places = (
-        [{positive: 1, limit: 3}.get(s, 2) for s in scores] if limit != positive else [2, 1, 3, 4]
-    )
+    if limit == positive:
+        places = [2, 1, 3, 4]
+    else:
+        places = [{positive: 1, limit: 3}.get(score, 2) for score in scores]
     places[-1] = 4
-    kept, dropped = one_query(places, scores, 1, Filters(3, relative_margin=0.25))
+    kept, dropped = filter_one_query(places, scores, 1, Filters(3, relative_margin=0.25))
     assert kept == [3, 4, -1]
     assert dropped == [1, 0, 0, 0, 1, 0]
 
 
 def test_a_query_without_its_own_place_among_the_candidates_keeps_nothing_under_a_margin() -> None:
-    assert one_query([2, 3], [0.1, 0.0], 1, Filters(2, relative_margin=0.0)) == (
+    assert filter_one_query([2, 3], [0.1, 0.0], 1, Filters(2, relative_margin=0.0)) == (
         [-1, -1],
         [0, 0, 0, 0, 2, 0],
     )
@@ -204,49 +213,56 @@ def test_a_query_without_its_own_place_among_the_candidates_keeps_nothing_under_
     assert (kept.above.tolist(), kept.own_rank.tolist()) == ([2], [0])
 
 
-def test_equal_scores_are_ordered_by_place_and_rank_ahead_of_the_own_one() -> None:
-    places, scores = np.array([[7, 1, 5, 9, 3]]), np.array([[0.5, 0.5, 0.5, 0.5, 0.1]], np.float32)
+def test_equal_scores_are_ordered_by_place_and_rank_ahead_of_the_own_place() -> None:
+    places = np.array([[7, 1, 5, 9, 3]])
+    scores = np.array([[0.5, 0.5, 0.5, 0.5, 0.1]], np.float32)
     kept = filter_candidates(np.array([1]), places, scores, Filters(4))
     assert kept.neighbors.tolist() == [[5, 7, 9, 3]]
     assert (kept.own_rank.tolist(), kept.above.tolist()) == ([4], [0])
 
 
-def test_the_end_of_a_shorter_answer_is_no_candidate() -> None:
-    assert one_query([2, -1, -1], [0.1, -np.inf, -np.inf], 1, Filters(2)) == ([2, -1], [0] * 6)
+def test_pads_at_the_end_of_a_short_answer_are_no_candidates() -> None:
+    assert filter_one_query([2, -1, -1], [0.1, -np.inf, -np.inf], 1, Filters(2)) == (
+        [2, -1],
+        [0] * 6,
+    )
 
 
 def test_only_queries_that_lack_neighbors_ask_for_more() -> None:
-    places = np.repeat(
-        np.arange(100), [200] + [1] * 99
-    )  # place 0 has as many references as two all others together
+    # place 0 has twice as many references as all others together
+    places = np.repeat(np.arange(100), [200] + [1] * 99)
     scores = np.zeros((2, 299), np.float32)
-    scores[0, :200], scores[1, 250:] = 1, 1
+    scores[0, :200] = 1
+    scores[1, 250:] = 1
     scores += np.linspace(0.1, 0, 299, dtype=np.float32)
-    index, references, filters = (
-        FullRanking(np.arange(299), scores),
-        References(np.arange(299), places),
-        Filters(8),
-    )
+    index = FullRanking(np.arange(299), scores)
+    references = References(np.arange(299), places)
+    filters = Filters(8)
     widths = Widths.from_references(references, filters, 10)
     vectors = np.array([[0], [1]], np.float32)
     found = find_neighbors(
-        index.ask, vectors, np.array([5, 6]), references, filters, widths, block=10
+        index.search, vectors, np.array([5, 6]), references, filters, widths, block=10
     )
     assert found.num.tolist() == [8, 8]
     assert found.neighbors[0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
-    assert (widths.first, widths.limit) == (
-        60,
-        208,
-    )  # three references a place; place 0 and eight others
+    # first: three references a place; limit: those of place 0 and of eight others
+    assert (widths.first, widths.limit) == (60, 208)
     assert (index.widest, index.num_asked) == (208, 4)
 
 
-def test_a_repeatedly_widened_search_stops_at_the_most_candidates() -> None:
-    references, filters = References(np.arange(500), np.arange(500)), Filters(3, max_score=-1)
+def test_a_repeatedly_widened_search_stops_at_max_candidates() -> None:
+    references = References(np.arange(500), np.arange(500))
+    filters = Filters(3, max_score=-1)
     index = FullRanking(np.arange(500), np.zeros((1, 500), np.float32))
     widths = Widths.from_references(references, filters, 100)
     found = find_neighbors(
-        index.ask, np.zeros((1, 1), np.float32), np.array([0]), references, filters, widths, block=1
+        index.search,
+        np.zeros((1, 1), np.float32),
+        np.array([0]),
+        references,
+        filters,
+        widths,
+        block=1,
     )
     assert (index.widest, found.num.tolist(), found.dropped[0, 3]) == (100, [0], 99)
 
@@ -255,7 +271,9 @@ def test_impossible_references_and_numbers_of_neighbors_are_refused() -> None:
     one_to_four = np.arange(1, 5)
     with pytest.raises(InputError, match="4 references have 3 places"):
         References(one_to_four, np.arange(3))
-    with pytest.raises(InputError, match="reference id 2 stands there twice"):
+    with pytest.raises(
+        InputError, match="reference id 2 appears twice; pass each id once, ascending"
+    ):
         References(np.array([1, 2, 2]), np.arange(3))
     with pytest.raises(InputError, match="reference id 1 is not in ascending order"):
         References(np.array([2, 1]), np.arange(2))
@@ -268,7 +286,9 @@ def test_impossible_references_and_numbers_of_neighbors_are_refused() -> None:
         InputError, match=r"k=4 .* holds 3 places; set sampling\.neighbor_pool_size to 1\.\.2"
     ):
         Widths.from_references(references, Filters(4), 10)
-    with pytest.raises(RunError, match="returned id 5, which is no reference"):
+    with pytest.raises(
+        RunError, match="returned id 5, which is not among the references of this run"
+    ):
         references.places_of(np.array([[1, 5]]))
     assert references.places_of(np.array([[4, 2, -1]])).tolist() == [[9, 8, -1]]
 
@@ -290,7 +310,8 @@ def test_merging_equals_dictionaries_of_best_scores(
         }
         ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
         for j, (other, score) in enumerate(ordered):
-            neighbors[i, j], scores[i, j] = other, score
+            neighbors[i, j] = other
+            scores[i, j] = score
             best[place][other] = max(best[place].get(other, -np.inf), score)
     graph = merge_neighbors(query_places, neighbors, scores, k)
     assert graph.place_ids.tolist() == sorted(best)
@@ -304,7 +325,7 @@ def test_merging_equals_dictionaries_of_best_scores(
 
 
 def test_the_neighbors_of_all_panoramas_of_a_tile_are_merged() -> None:
-    """Tile 1 has two panoramas; the second must not overwrite what the first found."""
+    """Tile 1 has two panoramas; the second must not overwrite the neighbors of the first."""
     neighbors = np.array([[3, 4], [1, 3], [5, 3]])
     scores = np.array([[0.8, 0.3], [0.6, 0.5], [0.7, 0.4]], dtype=np.float32)
     graph = merge_neighbors(np.array([1, 2, 1]), neighbors, scores, 3)

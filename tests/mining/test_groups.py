@@ -1,4 +1,4 @@
-"""What the mining job decides and refuses before any task runs."""
+"""Groups, ranges, counts and keys of a mining job, and the inputs that it refuses at once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.mining.candidates import Kept, References
-from s4g_ray.mining.groups import count_groups, cut_ranges, job_key, plan_groups
+from s4g_ray.mining.groups import compute_job_key, count_groups, cut_ranges, plan_groups
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import Counts, MiningReport
 from tests.support.mining_tables import STAMP, write_queries
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 12))
-def test_groups_hold_every_part_with_queries_once_in_order_and_are_no_larger_than_asked(
+def test_groups_hold_every_part_with_queries_once_in_order_and_are_no_larger_than_wanted(
     counts: list[int], part_queries: int
 ) -> None:
     groups = plan_groups(counts, part_queries)
@@ -42,13 +42,13 @@ def test_groups_hold_every_part_with_queries_once_in_order_and_are_no_larger_tha
     )
 
 
-def test_each_place_is_found_with_the_number_of_groups_that_it_stands_in() -> None:
+def test_each_place_is_found_with_the_number_of_its_groups() -> None:
     places, groups = count_groups([np.array([4, 4, 1]), np.array([2, 1]), np.array([9, 1, 2])])
     assert (places.tolist(), groups.tolist()) == ([1, 2, 4, 9], [3, 2, 1, 1])
 
 
 @given(st.lists(st.integers(1, 5), max_size=20), st.integers(1, 8))
-def test_ranges_cover_all_places_once_and_hold_few_rows_more_than_asked(
+def test_ranges_cover_all_places_once_and_hold_few_rows_more_than_wanted(
     rows: list[int], at_once: int
 ) -> None:
     places = np.arange(len(rows)) * 3 + 1
@@ -59,11 +59,14 @@ def test_ranges_cover_all_places_once_and_hold_few_rows_more_than_asked(
 
 
 def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
-    kept = Kept.nothing(4, 3)
-    kept.num[:], kept.above[:], kept.own_rank[:] = [3, 3, 1, 0], [3, 1, 0, 0], [7, 1, 4, 0]
-    kept.dropped[:, 0], kept.dropped[0, 5] = 1, 2
+    kept = Kept.unfilled(4, 3)
+    kept.num[:] = [3, 3, 1, 0]
+    kept.above[:] = [3, 1, 0, 0]
+    kept.own_rank[:] = [7, 1, 4, 0]
+    kept.dropped[:, 0] = 1
+    kept.dropped[0, 5] = 2
     graph = NeighborGraph(np.array([1, 2]), np.array([[2, 3, 4], [1, -1, -1]]))
-    counts = Counts.of_queries(kept) + Counts.of_graph(graph, 2, 1)
+    counts = Counts.from_queries(kept) + Counts.from_graph(graph, 2, 1)
     report = MiningReport.from_counts(
         counts, 3, has_previous=True, without_embedding=1, seconds=2.0, reused_parts=5
     )
@@ -95,30 +98,33 @@ def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
     assert "overlap" not in first.metrics()
 
 
-def test_the_key_of_a_job_differs_with_all_that_determines_it() -> None:
-    ids, places = np.arange(6), np.arange(6) + 50
-    where = Places(places, np.arange(6.0), np.zeros(6))
-    exclusions = Exclusions(where, PlacePairs.from_arrays(np.array([50]), np.array([51])), 10.0)
-    moved = replace(where, lat=where.lat + 1)
+def test_the_key_of_a_job_depends_on_all_that_determines_its_parts() -> None:
+    ids = np.arange(6)
+    places = ids + 50
+    located = Places(places, np.arange(6.0), np.zeros(6))
+    exclusions = Exclusions(located, PlacePairs.from_arrays(np.array([50]), np.array([51])), 10.0)
+    moved = replace(located, lat=located.lat + 1)
     other_pair = PlacePairs.from_arrays(np.array([50]), np.array([52]))
     keys = [
-        job_key({"k": 3}, ids, References(ids, places), exclusions),
-        job_key({"k": 4}, ids, References(ids, places), exclusions),
-        job_key({"k": 3}, ids[1:], References(ids, places), exclusions),
-        job_key({"k": 3}, ids, References(ids + 1, places), exclusions),
-        job_key({"k": 3}, ids, References(ids, places[::-1]), exclusions),
-        job_key({"k": 3}, ids, References(ids, places), None),
-        job_key({"k": 3}, ids, References(ids, places), replace(exclusions, radius_m=11.0)),
-        job_key({"k": 3}, ids, References(ids, places), replace(exclusions, places=moved)),
-        job_key(
+        compute_job_key({"k": 3}, ids, References(ids, places), exclusions),
+        compute_job_key({"k": 4}, ids, References(ids, places), exclusions),
+        compute_job_key({"k": 3}, ids[1:], References(ids, places), exclusions),
+        compute_job_key({"k": 3}, ids, References(ids + 1, places), exclusions),
+        compute_job_key({"k": 3}, ids, References(ids, places[::-1]), exclusions),
+        compute_job_key({"k": 3}, ids, References(ids, places), None),
+        compute_job_key({"k": 3}, ids, References(ids, places), replace(exclusions, radius_m=11.0)),
+        compute_job_key({"k": 3}, ids, References(ids, places), replace(exclusions, places=moved)),
+        compute_job_key(
             {"k": 3}, ids, References(ids, places), replace(exclusions, semi_positives=other_pair)
         ),
     ]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == job_key({"k": 3}, ids.copy(), References(ids, places), exclusions)
+    assert keys[0] == compute_job_key({"k": 3}, ids.copy(), References(ids, places), exclusions)
 
 
-class NeverAsked:
+class RefusingIndex:
+    """An index that must not be asked."""
+
     def search(self, version: int, queries: NDArray[np.float32], k: int) -> Any:
         raise AssertionError("the index was asked")
 
@@ -127,7 +133,7 @@ Change = Callable[[str], dict[str, Any]]
 REFUSALS: list[tuple[str, type[Exception], Change]] = [
     (r"k=7 neighbors .* 6 places", InputError, lambda _: {"k": 7}),
     (r"k=0 neighbors", InputError, lambda _: {"k": 0}),
-    ("query id 3 stands there twice", InputError, lambda _: {"query_ids": np.array([1, 3, 3])}),
+    ("query id 3 appears twice", InputError, lambda _: {"query_ids": np.array([1, 3, 3])}),
     ("query id 1 is not in ascending order", InputError, lambda _: {"query_ids": np.array([3, 1])}),
     ("there are no query ids", InputError, lambda _: {"query_ids": np.zeros(0, np.int64)}),
     ("6 references have 5 places", InputError, lambda _: {"reference_places": np.arange(5)}),
@@ -137,7 +143,8 @@ REFUSALS: list[tuple[str, type[Exception], Change]] = [
         lambda _: {"reference_places": np.array([-1, 1, 2, 3, 4, 5])},
     ),
     (
-        r"3 of 5 queries have no embedding in .*, from which 1 images were left out; the first is query id 20",
+        r"3 of 5 queries have no embedding in .*, from which 1 images were left out;"
+        r" the first is query id 20",
         RunError,
         lambda _: {"query_ids": np.array([0, 1, 20, 21, 22])},
     ),
@@ -150,7 +157,7 @@ REFUSALS: list[tuple[str, type[Exception], Change]] = [
 @pytest.mark.parametrize(
     ("message", "error", "change"), REFUSALS, ids=[message[:30] for message, _, _ in REFUSALS]
 )
-def test_what_cannot_be_mined_is_refused_before_the_index_is_asked(
+def test_impossible_input_is_refused_before_the_index_is_asked(
     tmp_path: Path, message: str, error: type[Exception], change: Change
 ) -> None:
     write_queries(
@@ -173,13 +180,13 @@ def test_what_cannot_be_mined_is_refused_before_the_index_is_asked(
         **change(str(tmp_path)),
     }
     with pytest.raises(error, match=message):
-        mine(NeverAsked(), 4, target=str(tmp_path / "g"), **arguments)
+        mine(RefusingIndex(), 4, target=str(tmp_path / "g"), **arguments)
 
 
 def test_a_damaged_part_or_a_repeated_query_in_the_table_is_named(tmp_path: Path) -> None:
     def run() -> None:
         mine(
-            NeverAsked(),
+            RefusingIndex(),
             4,
             str(tmp_path),
             str(tmp_path / "g"),

@@ -24,12 +24,19 @@ from tests.support.mining_tables import STAMP, write_queries
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 Vectors = NDArray[np.float32]
-NUM_QUERIES, NUM_PLACES, PART_ROWS, K = 60, 34, 4, 5
+NUM_QUERIES = 60
+NUM_PLACES = 34
+PART_ROWS = 4
+K = 5
 
 
 @dataclass(frozen=True)
 class ExactSearch:
-    """All references in memory; notes in a folder how many queries each call asked, and fails from a call on."""
+    """Searches all references in memory.
+
+    Writes the number of queries of each call into the folder `notes`, and fails from the call
+    `fails_from` on.
+    """
 
     ids: Ints
     vectors: Vectors
@@ -53,7 +60,7 @@ class ExactSearch:
 
 @dataclass
 class Case:
-    """Queries of places that repeat all over the table, references of which some places have several."""
+    """Queries whose places repeat all over the table, and places with one or more references."""
 
     folder: Path
     query_ids: Ints
@@ -91,27 +98,26 @@ class Case:
 def case(tmp_path: Path) -> Case:
     rng = np.random.default_rng(5)
 
-    def unit(count: int) -> Vectors:
+    def draw_unit_vectors(count: int) -> Vectors:
         vectors = rng.standard_normal((count, 6)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
     ids = np.sort(rng.choice(500, NUM_QUERIES, replace=False))
-    places = np.concatenate(
-        [np.arange(NUM_PLACES), rng.integers(0, 8, NUM_QUERIES - NUM_PLACES)]
-    )  # 0..7 in many groups
+    # places 0..7 are in many groups
+    places = np.concatenate([np.arange(NUM_PLACES), rng.integers(0, 8, NUM_QUERIES - NUM_PLACES)])
     reference_places = rng.permutation(
         np.concatenate([np.arange(NUM_PLACES), rng.integers(0, NUM_PLACES, 9)])
     )
     reference_ids = np.sort(rng.choice(900, len(reference_places), replace=False))
-    queries, references = unit(NUM_QUERIES), unit(len(reference_places))
-    queries[::2] += (
-        2 * references[[np.argmax(reference_places == place) for place in places[::2]]]
-    )  # their own is near
+    queries = draw_unit_vectors(NUM_QUERIES)
+    references = draw_unit_vectors(len(reference_places))
+    # every other query is near its own reference
+    queries[::2] += 2 * references[[np.argmax(reference_places == place) for place in places[::2]]]
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    row = Places(
-        np.arange(NUM_PLACES), np.arange(NUM_PLACES, dtype=np.float64) * 1e-3, np.zeros(NUM_PLACES)
-    )  # 111 m apart
+    # 111 m apart
+    lat = np.arange(NUM_PLACES, dtype=np.float64) * 1e-3
+    row = Places(np.arange(NUM_PLACES), lat, np.zeros(NUM_PLACES))
     pairs = PlacePairs.from_arrays(rng.integers(0, NUM_PLACES, 20), rng.integers(0, NUM_PLACES, 20))
     write_queries(str(tmp_path / "e"), ids, places, queries, PART_ROWS)
     exclusions = Exclusions(row, pairs, 120.0)
@@ -123,35 +129,37 @@ def case(tmp_path: Path) -> Case:
 def loop_over_full_similarity(
     case: Case, cfg: dict[str, Any]
 ) -> tuple[dict[int, list[int]], dict[str, float]]:
-    """Neighbors of each place, and the figures of the report, from all scores of each query."""
+    """Compute the neighbors of each place, and the report's figures, from all scores."""
     best: dict[int, dict[int, float]] = {}
-    ranks, above, kept_in_all = [], 0, 0
+    ranks = []
+    num_above = 0
+    num_kept = 0
     for vector, own in zip(case.queries, case.query_places.tolist(), strict=True):
         scores = case.references @ vector
         by_place = {p: float(scores[case.reference_places == p].max()) for p in range(NUM_PLACES)}
         positive = by_place[own]
         ranks.append(int((scores > positive).sum()) + 1)
         semi = case.exclusions.semi_positives
-        barred = {own, *semi.second[semi.first == own].tolist(), own - 1, own + 1}
-        others = sorted((-score, place) for place, score in by_place.items() if place not in barred)
-        others = others[cfg.get("range_min", 0) :]
-        limit = (
-            positive - abs(positive) * cfg["relative_margin"]
-            if "relative_margin" in cfg
-            else cfg.get("max_score", 2)
+        excluded = {own, *semi.second[semi.first == own].tolist(), own - 1, own + 1}
+        others = sorted(
+            (-score, place) for place, score in by_place.items() if place not in excluded
         )
+        others = others[cfg.get("range_min", 0) :]
+        limit = cfg.get("max_score", 2)
+        if "relative_margin" in cfg:
+            limit = positive - abs(positive) * cfg["relative_margin"]
         kept = [(place, -score) for score, place in others if -score <= limit][:K]
-        above += sum(score > positive for _, score in kept)
-        kept_in_all += len(kept)
+        num_above += sum(score > positive for _, score in kept)
+        num_kept += len(kept)
         row = best.setdefault(own, {})
         for place, score in kept:
             row[place] = max(row.get(place, -2.0), score)
     graph = {own: sorted(row, key=lambda place: -row[place])[:K] for own, row in best.items()}
     figures = {f"train_recall@{n}": float(np.mean(np.array(ranks) <= n)) for n in (1, 5, 10)}
-    return graph, {**figures, "above_positive": above / max(kept_in_all, 1)}
+    return graph, {**figures, "above_positive": num_above / max(num_kept, 1)}
 
 
-def rows_of_graph(graph: NeighborGraph) -> dict[int, list[int]]:
+def neighbors_by_place(graph: NeighborGraph) -> dict[int, list[int]]:
     rows = zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True)
     return {place: [n for n in row if n >= 0] for place, row in rows}
 
@@ -168,14 +176,13 @@ def test_the_graph_and_its_figures_equal_those_of_the_full_similarity(
         info={"age": 3},
         on_progress=lambda done, total: seen.append((done, total)),
     )
-    assert "xyz" in vars(case.exclusions.places)  # reckoned once, here, and not by each task
+    assert "xyz" in vars(case.exclusions.places)  # computed once, here, and not by each task
     wanted, figures = loop_over_full_similarity(case, cfg)
     uri = str(case.folder / "g")
     parts = list(read_graph(uri, stamp=STAMP))
     assert len(parts) > 2
-    assert (
-        rows_of_graph(NeighborGraph.load(uri)) == wanted
-    )  # load refuses places that stand in two parts
+    # load refuses places that are in two parts
+    assert neighbors_by_place(NeighborGraph.load(uri)) == wanted
     assert list_names(uri) == sorted(
         [MANIFEST, *(part.name for part in open_published(uri, "neighbors").parts)]
     )
@@ -203,15 +210,14 @@ def test_embeddings_of_half_precision_are_searched_in_float32(case: Case) -> Non
     case.mine("g", case.search(), {}, stamp=replace(STAMP, dtype="float16"))
     table = str(case.folder / "e")
     found = open_published(table, "embeddings")
-    publish(
-        table, "embeddings", found.parts, STAMP, found.info
-    )  # parts that are not what the stamp says
+    # parts whose vectors do not match the stamp
+    publish(table, "embeddings", found.parts, STAMP, found.info)
     with pytest.raises(
         RunError, match=r"part-00000\.parquet holds float16 vectors of D=6, but float32 of D=6"
     ):
         case.mine("h", case.search(), {})
     assert (
-        rows_of_graph(NeighborGraph.load(str(case.folder / "g")))
+        neighbors_by_place(NeighborGraph.load(str(case.folder / "g")))
         == loop_over_full_similarity(case, {})[0]
     )
 
@@ -220,7 +226,7 @@ def test_the_overlap_with_the_previous_graph_is_counted_place_by_place(case: Cas
     case.mine("old", case.search(), {"range_min": 2})
     report = case.mine("new", case.search(), {}, previous=str(case.folder / "old"))
     old, new = (
-        rows_of_graph(NeighborGraph.load(str(case.folder / name))) for name in ("old", "new")
+        neighbors_by_place(NeighborGraph.load(str(case.folder / name))) for name in ("old", "new")
     )
     shared = sum(len(set(row) & set(old[place])) for place, row in new.items())
     assert 0 < shared < report.neighbors
@@ -228,7 +234,7 @@ def test_the_overlap_with_the_previous_graph_is_counted_place_by_place(case: Cas
     assert case.mine("again", case.search(), {}, previous=str(case.folder / "new")).overlap == 1
 
 
-def test_queries_that_are_not_asked_for_and_places_of_one_group_alone_need_no_second_pass(
+def test_queries_that_are_not_mined_are_left_out_and_places_of_one_group_need_no_merge(
     case: Case,
 ) -> None:
     first = case.query_ids[:NUM_PLACES]  # each place once
@@ -253,7 +259,7 @@ def test_queries_whose_images_were_left_out_are_counted(case: Case) -> None:
 
 
 def interrupt(case: Case, target: str) -> tuple[Path, int]:
-    """A job that dies on the way; returns its folder of commits and how many queries they hold."""
+    """Run a job that fails on the way; return its folder of commits and their number of queries."""
     with pytest.raises(RunError, match=r"^shard 1 of version 7 does not answer; start it again$"):
         case.mine(target, case.search(fails_from=7), {"num_searchers": 1})
     work = case.folder / target / "_work"
@@ -263,7 +269,7 @@ def interrupt(case: Case, target: str) -> tuple[Path, int]:
     return work, sum(commit["outcome"]["counts"]["queries"] for commit in commits)
 
 
-def test_an_interrupted_job_asks_only_what_it_had_not_committed_and_ends_as_if_uninterrupted(
+def test_a_resumed_job_asks_only_uncommitted_queries_and_ends_as_an_uninterrupted_one(
     case: Case,
 ) -> None:
     wanted = case.mine("whole", case.search(), {})
@@ -285,25 +291,25 @@ def test_commits_of_another_job_and_damaged_parts_are_not_kept(case: Case) -> No
     work, committed = interrupt(case, "g")
     search = case.search()
     report = case.mine("g", search, {"max_score": 0.9})  # another graph
-    assert (report.reused_parts, search.num_asked() >= NUM_QUERIES) == (0, True)
+    assert report.reused_parts == 0
+    assert search.num_asked() >= NUM_QUERIES
     work, committed = interrupt(case, "h")
     damaged = sorted(work.glob("part-*.parquet"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    whole = json.loads(sorted(work.glob("group-*.json"))[0].read_text())["outcome"]["counts"][
-        "queries"
-    ]
+    commit = json.loads(sorted(work.glob("group-*.json"))[0].read_text())
+    num_lost = commit["outcome"]["counts"]["queries"]
     search = case.search()
     case.mine("h", search, {})
-    assert search.num_asked() == NUM_QUERIES - committed + whole
+    assert search.num_asked() == NUM_QUERIES - committed + num_lost
 
 
-class Broken:
+class BrokenIndex:
     def search(self, version: int, queries: Vectors, k: int) -> Any:
         raise ValueError("queries have 6 dimensions, the index 8")
 
 
-def test_what_breaks_a_task_is_said_in_its_own_words(case: Case) -> None:
-    broken: Any = Broken()
+def test_the_error_of_a_task_is_reported_with_its_own_message(case: Case) -> None:
+    broken: Any = BrokenIndex()
     with pytest.raises(
         RunError,
         match=r"after 0 of 60 queries: ValueError: queries have 6 dimensions, the index 8$",
@@ -313,12 +319,9 @@ def test_what_breaks_a_task_is_said_in_its_own_words(case: Case) -> None:
 
 def test_an_altered_embedding_part_is_named(case: Case) -> None:
     part = case.folder / "e" / "queries" / "part-00003.parquet"
-    write_queries(
-        str(case.folder / "other"),
-        *(case.query_ids[12:16], case.query_places[12:16]),
-        -case.queries[:4],
-        4,
-    )
+    other = str(case.folder / "other")
+    ids = case.query_ids[12:16]
+    write_queries(other, ids, case.query_places[12:16], -case.queries[:4], 4)
     part.write_bytes((case.folder / "other" / "queries" / "part-00000.parquet").read_bytes())
     with pytest.raises(RunError, match=r"part-00003\.parquet is not what was published"):
         case.mine("g", case.search(), {})

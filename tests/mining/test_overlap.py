@@ -19,7 +19,7 @@ from s4g_ray.mining.overlap import SampledRows, sample_places
 
 
 def random_graph(places: list[int], k: int, seed: int) -> NeighborGraph:
-    """Rows of up to k of 40 places, some empty."""
+    """Return a graph with up to k of 40 places in each row; rows may be empty."""
     rng = np.random.default_rng(seed)
     neighbors = np.full((len(places), k), -1)
     scores = np.full((len(places), k), -np.inf, np.float32)
@@ -51,11 +51,10 @@ def test_rows_within_a_range_of_places_are_read_as_they_were_written(tmp_path: P
 def test_row_groups_without_places_of_the_range_are_not_decoded(tmp_path: Path) -> None:
     graph = random_graph(list(range(40)), 4, 0)
     path = tmp_path / write_graph_part(str(tmp_path), 0, graph, row_group_size=10).name
-    column, data = (
-        pq.ParquetFile(path).metadata.row_group(0).column(1),
-        bytearray(path.read_bytes()),
-    )
-    start, length = column.data_page_offset, column.total_compressed_size
+    column = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    data = bytearray(path.read_bytes())
+    start = column.data_page_offset
+    length = column.total_compressed_size
     data[start : start + length] = bytes(length)
     path.write_bytes(data)
     assert read_graph_rows(str(path), 10, 39, 4)[1].tolist() == graph.neighbors[10:].tolist()
@@ -63,8 +62,8 @@ def test_row_groups_without_places_of_the_range_are_not_decoded(tmp_path: Path) 
         read_graph_rows(str(path), 9, 39, 4)
 
 
-def overlap(new: NeighborGraph, old: NeighborGraph, places: Iterable[int]) -> tuple[int, int]:
-    """Neighbors of some places, and those that the place has in the old graph too, one by one."""
+def count_overlap(new: NeighborGraph, old: NeighborGraph, places: Iterable[int]) -> tuple[int, int]:
+    """Count the neighbors of places, and those that a place has in the old graph too, with sets."""
     rows = {
         int(p): set(row.tolist()) - {-1}
         for p, row in zip(old.place_ids, old.neighbors, strict=True)
@@ -74,10 +73,12 @@ def overlap(new: NeighborGraph, old: NeighborGraph, places: Iterable[int]) -> tu
         for p, row in zip(new.place_ids, new.neighbors, strict=True)
     }
     chosen = [place for place in places if place in ours]
-    return sum(len(ours[p]) for p in chosen), sum(len(ours[p] & rows.get(p, set())) for p in chosen)
+    num_neighbors = sum(len(ours[p]) for p in chosen)
+    num_shared = sum(len(ours[p] & rows.get(p, set())) for p in chosen)
+    return num_neighbors, num_shared
 
 
-def test_neighbors_shared_with_a_published_graph_equal_sets_however_it_is_cut(
+def test_neighbors_shared_with_a_published_graph_equal_a_count_with_sets_for_any_cut(
     tmp_path: Path,
 ) -> None:
     old = random_graph([7, 3, 30, 5, 9, 22, 1], 6, 1)
@@ -85,12 +86,13 @@ def test_neighbors_shared_with_a_published_graph_equal_sets_however_it_is_cut(
         write_graph_part(str(tmp_path), n, old.take(slice(3 * n, 3 * n + 3))) for n in range(3)
     ]
     publish_graph(str(tmp_path), parts, 6)
-    everything, found_any = np.array([3, 4, 5, 9, 22]), False
+    everything = np.array([3, 4, 5, 9, 22])
+    found_any = False
     for chosen in (everything, everything[1:4]):
         sample = SampledRows.read(str(tmp_path), chosen)
         for seed in range(5):
             new = random_graph([22, 4, 5, 9, 3], 8, seed)
-            wanted = overlap(new, old, chosen.tolist())
+            wanted = count_overlap(new, old, chosen.tolist())
             found_any |= wanted[1] > 0
             assert sample.compare(new) == wanted
             halves = [sample.compare(new.take(rows)) for rows in (slice(0, 2), slice(2, 5))]
@@ -98,7 +100,7 @@ def test_neighbors_shared_with_a_published_graph_equal_sets_however_it_is_cut(
     assert found_any
 
 
-def test_all_places_are_sampled_or_as_many_as_are_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_places_are_sampled_or_as_many_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     places = np.arange(30) * 2
     assert sample_places(places).tolist() == places.tolist()
     monkeypatch.setattr("s4g_ray.mining.overlap.SAMPLED_PLACES", 10)
@@ -110,8 +112,6 @@ def test_all_places_are_sampled_or_as_many_as_are_to_be(monkeypatch: pytest.Monk
 
 def test_chosen_rows_are_a_graph_of_their_own() -> None:
     graph = random_graph([2, 3, 5], 4, 0)
-    some = choose_rows(graph, np.array([True, False, True]))
-    assert (some.place_ids.tolist(), some.neighbors.tolist()) == (
-        [2, 5],
-        graph.neighbors[[0, 2]].tolist(),
-    )
+    chosen = choose_rows(graph, np.array([True, False, True]))
+    assert chosen.place_ids.tolist() == [2, 5]
+    assert chosen.neighbors.tolist() == graph.neighbors[[0, 2]].tolist()

@@ -1,4 +1,4 @@
-"""Published tables of query embeddings, for tests of mining."""
+"""Publish tables of query embeddings, for tests of mining."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_queries(
     part_rows: int,
     bad_images: int = 0,
 ) -> None:
-    """Publish embeddings of queries alone, in parts of so many rows."""
+    """Publish a table of query embeddings without references, in parts of `part_rows` rows."""
     parts = []
     for number, start in enumerate(range(0, len(ids), part_rows)):
         rows = slice(start, start + part_rows)

@@ -24,7 +24,7 @@ from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.errors import InputError
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.mining.groups import SEARCHER_CPUS
-from s4g_ray.mining.mining_job import DECIDING, mine
+from s4g_ray.mining.mining_job import GRAPH_SETTINGS, mine
 from s4g_ray.pipeline.preflight import check_index
 from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
@@ -183,7 +183,7 @@ def _mined_with(config: RunConfig, table: _Table, dataset_uri: str | None) -> Re
             "protocol": config.protocol,
             "exclude_radius_m": radius,
         }
-    return made_with | config.mining.model_dump(mode="json", include=DECIDING)
+    return made_with | config.mining.model_dump(mode="json", include=GRAPH_SETTINGS)
 
 
 def _mine(
