@@ -23,7 +23,8 @@ def load_script() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["hosts"] = module  # its dataclass looks itself up
+    sys.modules["hosts"] = module
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does when it runs the script
     spec.loader.exec_module(module)
     return module
 
@@ -61,8 +62,8 @@ def test_without_the_tools_that_make_hosts_the_command_ends_with_exit_code_2_and
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said == (
-        "hosts: hosts are made by ip, mount, nsenter, setpriv, unshare, not found here; install iproute2 and util-linux"
-        " (Linux)\n"
+        "hosts: hosts need ip, mount, nsenter, setpriv, unshare, not found here; install iproute2"
+        " and util-linux (Linux)\n"
     )
 
 
@@ -80,7 +81,7 @@ def test_what_the_object_store_needs_and_is_not_installed_is_named_with_the_reme
         hosts.importlib.util, "find_spec", lambda name: None if name == "moto" else name
     )
     assert hosts.refusal() == (
-        "the object store needs moto, not installed here; pip install -e '.[cpu,dev]' does it"
+        "the object store needs moto, not installed here; run pip install -e '.[cpu,dev]'"
     )
 
 
