@@ -75,7 +75,7 @@ def _size(option: str, text: str | None) -> Size | None:
 
 
 def _lines(packed: Packed) -> list[str]:
-    from s4g_ray.datasets.inspection.findings import first_lines, plural
+    from s4g_ray.datasets.inspection.findings import plural, take_first
 
     size = f"{packed.num_bytes / 1e6:,.1f} MB"
     reused = f" ({packed.reused_shards:,} written before)" if packed.reused_shards else ""
@@ -85,7 +85,7 @@ def _lines(packed: Packed) -> list[str]:
         lines.append(f"{plural(len(packed.skipped), 'row')} left out:")
         lines += [
             f"  {line}"
-            for line in first_lines(f"{row.view}: {row.reason}" for row in packed.skipped)
+            for line in take_first(f"{row.view}: {row.reason}" for row in packed.skipped)
         ]
     return lines
 

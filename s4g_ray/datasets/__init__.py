@@ -1,12 +1,18 @@
 """Make, check and pack data sets.
 
-source          what the converters share: listings, layouts, missing images
-cvusa           CVUSA
-cvact           CVACT
-vigor           VIGOR
-university1652  University-1652
+source          steps that the converters share: listings, layouts, missing images
+cvusa           CVUSA: street panoramas and satellite images of the United States
+cvact           CVACT: street panoramas and satellite images of Canberra
+vigor           VIGOR: street panoramas of four cities, satellite tiles that overlap
+university1652  University-1652: drone, satellite, street and web images of buildings
 folder          a folder of images with two CSV files
-earth           Blue Marble and relief tiles, from a package
-inspection/     s4g check
-packing/        s4g pack
+image_lists     the CSV files that list the images of a folder
+earth           Blue Marble and relief tiles, cut from a package's maps
+inspection/     check rows and images, for `s4g check`
+packing/        pack images into tar shards, for `s4g pack`
+
+A converter is a module with one function, `convert`:
+
+    from s4g_ray import datasets
+    dataset = datasets.cvusa.convert("CVUSA/", "data/cvusa")
 """

@@ -1,18 +1,25 @@
-"""CVUSA: a street panorama and a satellite image of each of 44,416 places across the United States.
+"""Convert CVUSA: a street panorama and a satellite image of 44,416 places across the United States.
 
-The split files list pairs; a pair's number is the stem of its satellite image. Panoramas are shipped with
-north in their centre column.
+The split files list pairs; a pair's number is the stem of its satellite image. Panoramas are
+published with north in their centre column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, SourceFolder, is_number, silent, valid_position
+from s4g_ray.datasets.source import (
+    Report,
+    Row,
+    SourceFolder,
+    ignore_report,
+    is_number,
+    is_position,
+)
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -26,6 +33,7 @@ VIEWS = {
     "references": "Bing Maps satellite image, zoom 19",
     "queries": "street panorama, north in the centre",
 }
+LatLon = tuple[float, float]
 
 
 def convert(
@@ -34,47 +42,47 @@ def convert(
     *,
     coordinates: bool = True,
     strict: bool = False,
-    report: Report = silent,
+    report: Report = ignore_report,
 ) -> GeoDataset:
-    """Convert a CVUSA folder, images referenced where they are; val-19zl.csv becomes the split `test`.
+    """Convert a CVUSA folder; images stay where they are. val-19zl.csv becomes the split `test`.
 
-    `coordinates=False` is for archives without all.csv: latitudes and longitudes are null then. Raises
-    InputError for another layout, a malformed or repeated row, an id that all.csv does not cover, missing
-    images when `strict`, and a target that holds a data set.
+    Use `coordinates=False` for archives without all.csv: latitudes and longitudes are then null.
+    Raises InputError for another layout, a malformed or repeated row, an id that all.csv does not
+    cover, missing images when `strict`, and a target that holds a data set.
     """
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
-    nested = source_folder.choose(LAYOUTS) == "nested bingmap"
+    nested = source_folder.choose_layout(LAYOUTS) == "nested bingmap"
     positions = _Positions.read(source_folder) if coordinates else None
-    references, queries = [], []
-    for pair in _pairs(source_folder):
+    references: list[Row] = []
+    queries: list[Row] = []
+    for pair in _read_pairs(source_folder):
         satellite = f"bingmap/{pair.satellite}" if nested else pair.satellite
-        if not source_folder.pair(satellite, pair.panorama):
+        if not source_folder.has_pair(satellite, pair.panorama):
             continue
-        (lat, lon), (own_lat, own_lon) = (
-            positions.of(pair.id) if positions else ((None, None), (None, None))
-        )
-        stem = PurePosixPath(pair.satellite).stem
         place: dict[str, Any] = {
             "id": pair.id,
             "place_id": pair.id,
             "split": pair.split,
-            "source_id": stem,
+            "source_id": PurePosixPath(pair.satellite).stem,
         }
-        references.append(Row(**place, uri=source_folder.join(satellite), lat=lat, lon=lon))
-        queries.append(
-            Row(
-                **place,
-                uri=source_folder.join(pair.panorama),
-                lat=own_lat,
-                lon=own_lon,
-                heading_deg=0.0,
-            )
-        )
+        reference = Row(**place, uri=source_folder.join(satellite))
+        query = Row(**place, uri=source_folder.join(pair.panorama), heading_deg=0.0)
+        if positions is not None:
+            of_satellite, of_panorama = positions.parse_row(pair.id)
+            reference = _locate(reference, of_satellite)
+            query = _locate(query, of_panorama)
+        references.append(reference)
+        queries.append(query)
     return source_folder.write(
         target, references, queries, name="cvusa", views=VIEWS, strict=strict
     )
+
+
+def _locate(row: Row, position: LatLon) -> Row:
+    lat, lon = position
+    return replace(row, lat=lat, lon=lon)
 
 
 @dataclass(frozen=True)
@@ -85,30 +93,31 @@ class _Pair:
     panorama: str
 
 
-def _pairs(source_folder: SourceFolder) -> Iterator[_Pair]:
-    seen: dict[int, str] = {}
+def _read_pairs(source_folder: SourceFolder) -> Iterator[_Pair]:
+    location_of: dict[int, str] = {}
     for name, split in SPLIT_FILES.items():
-        for at, line in source_folder.lines(name):
+        for location, line in source_folder.read_lines(name):
             fields = [field.strip() for field in line.split(",")]
             stem = PurePosixPath(fields[0]).stem
             if len(fields) < 2 or not fields[1] or not is_number(stem):
                 raise InputError(
-                    f"{at}: {line!r} is not NUMBER.jpg,PANORAMA.jpg,...; restore the file"
+                    f"{location}: {line!r} is not NUMBER.jpg,PANORAMA.jpg,...; restore the file"
                 )
-            if int(stem) in seen:
+            number = int(stem)
+            if number in location_of:
                 raise InputError(
-                    f"{at}: id {int(stem)} stands already at {seen[int(stem)]}; remove one"
+                    f"{location}: id {number} is already used at {location_of[number]}; remove one"
                 )
-            seen[int(stem)] = at
-            yield _Pair(int(stem), split, fields[0], fields[1])
-
-
-LatLon = tuple[float, float]
+            location_of[number] = location
+            yield _Pair(number, split, fields[0], fields[1])
 
 
 @dataclass(frozen=True)
 class _Positions:
-    """all.csv: row id - 1 holds sat_lat, sat_lon, ground_lat, ground_lon and a figure of unknown meaning."""
+    """The rows of all.csv: row N has the positions of pair N.
+
+    A row is sat_lat, sat_lon, ground_lat, ground_lon and a figure of unknown meaning.
+    """
 
     uri: str
     rows: list[str]
@@ -119,25 +128,26 @@ class _Positions:
             if source_folder.has(name):
                 return cls(source_folder.join(name), source_folder.read_text(name).splitlines())
         raise InputError(
-            f"{source_folder.uri} has neither {' nor '.join(COORDINATE_FILES)}; add it, or give --no-coordinates"
-            " (coordinates=False) for null coordinates"
+            f"{source_folder.uri} has neither {' nor '.join(COORDINATE_FILES)}; add it, or give"
+            " --no-coordinates (coordinates=False) for null coordinates"
         )
 
-    def of(self, number: int) -> tuple[LatLon, LatLon]:
-        """The positions of the satellite image and of the panorama, in degrees."""
+    def parse_row(self, number: int) -> tuple[LatLon, LatLon]:
+        """Return the positions of a pair's satellite image and of its panorama, in degrees."""
         if not 1 <= number <= len(self.rows):
             raise InputError(
                 f"{self.uri} has rows 1 to {len(self.rows)}, but image {number} needs row {number}"
             )
         line = self.rows[number - 1]
         try:
-            lat, lon, own_lat, own_lon = (float(field) for field in line.split(",")[:4])
+            lat, lon, panorama_lat, panorama_lon = (float(field) for field in line.split(",")[:4])
         except ValueError as error:
             raise InputError(
-                f"{self.uri}, row {number}: {line!r} is not sat_lat,sat_lon,ground_lat,ground_lon,..."
+                f"{self.uri}, row {number}: {line!r} is not"
+                " sat_lat,sat_lon,ground_lat,ground_lon,..."
             ) from error
-        if not (valid_position(lat, lon) and valid_position(own_lat, own_lon)):
+        if not (is_position(lat, lon) and is_position(panorama_lat, panorama_lon)):
             raise InputError(
                 f"{self.uri}, row {number}: {line!r} is not within -90..90 and -180..180 degrees"
             )
-        return (lat, lon), (own_lat, own_lon)
+        return (lat, lon), (panorama_lat, panorama_lon)

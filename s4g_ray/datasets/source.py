@@ -1,4 +1,8 @@
-"""What the converters share: a source's listings and texts, its layout, its missing images, and the last step."""
+"""Share the steps of the converters: list a source, choose its layout, count missing images, write.
+
+A converter opens a SourceFolder, chooses a layout with `choose_layout`, makes a Row for each image
+that `has_image` or `has_pair` finds, and hands the rows to `write`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ from s4g_ray.data.schema import SCHEMAS, gallery_splits
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
-Report = Callable[[str], None]  # takes one line about what was left out
-SIGNS = {  # what lies at the top of the sources that have a converter
+Report = Callable[[str], None]  # takes one line about rows, images or files that were left out
+SIGNS = {  # names at the top of each source that has a converter
     "cvusa": {"bingmap", "streetview"},
     "cvact": {"ACT_data.mat"},
     "vigor": {"splits", "Chicago"},
@@ -24,29 +28,31 @@ NUM_LISTED = 10  # names in one message
 NUM_LISTINGS = 16  # folders listed at a time: object stores answer slowly, but many at once
 
 
-def silent(line: str) -> None:
-    """A Report for callers that show nothing."""
+def ignore_report(line: str) -> None:
+    """Do nothing: a Report for callers that show nothing."""
 
 
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NUM_LISTED:,} more" if len(names) > NUM_LISTED else ""
-    return ", ".join(names[:NUM_LISTED]) + more
+def join_first(names: Sequence[str]) -> str:
+    """Join the first NUM_LISTED names with commas, and add how many more there are."""
+    text = ", ".join(names[:NUM_LISTED])
+    if len(names) > NUM_LISTED:
+        text += f" and {len(names) - NUM_LISTED:,} more"
+    return text
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a whole number from 0 on that an id can hold."""
+    """Return whether a text is a whole number, 0 or larger, that an id can hold."""
     return text.isascii() and text.isdigit() and int(text) < 2**62
 
 
-def valid_position(lat: float, lon: float) -> bool:
-    """Whether these are WGS84 degrees (NaN is not)."""
+def is_position(lat: float, lon: float) -> bool:
+    """Return whether these are WGS84 degrees (NaN is not)."""
     return abs(lat) <= 90 and abs(lon) <= 180
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image of a data set, with the columns of either table; degrees are WGS84."""
+    """One image of a data set, with the columns of both tables. Degrees are WGS84."""
 
     id: int
     place_id: int
@@ -61,26 +67,26 @@ class Row:
 
 
 class SourceFolder:
-    """A folder to convert from, local or any URI that fsspec reads.
+    """A folder to convert from: local, or any URI that fsspec reads.
 
-    Images are never opened and never asked for one by one: each folder is listed once, and names are compared.
+    Never opens an image and never asks for a single one: lists each folder once and compares names.
     Paths are relative to the source, or absolute.
     """
 
-    def __init__(self, uri: str, report: Report = silent) -> None:
+    def __init__(self, uri: str, report: Report = ignore_report) -> None:
         self.uri = files.absolute(uri)
         self._report = report
-        self._names: dict[str, frozenset[str]] = {}
-        self._missing: dict[str, None] = {}  # an ordered set
+        self._names: dict[str, frozenset[str]] = {}  # by the folder's URI
+        self._missing: dict[str, None] = {}  # paths of images; an ordered set
         self._notes: list[str] = []
         self._num_broken_pairs = 0
 
     def join(self, path: str) -> str:
-        """The absolute path or URI of something in the source."""
+        """Return the absolute path or URI of a path in the source."""
         return files.join(self.uri, path) if path else self.uri
 
-    def names(self, folder: str = "") -> frozenset[str]:
-        """The names in a folder, listed once; empty when there is no such folder.
+    def list_names(self, folder: str = "") -> frozenset[str]:
+        """Return the names in a folder, which is listed once; empty when the folder is missing.
 
         Raises InputError when the folder cannot be listed.
         """
@@ -97,26 +103,33 @@ class SourceFolder:
     def prefetch(self, folders: Iterable[str]) -> None:
         """List folders, several at a time."""
         with ThreadPoolExecutor(NUM_LISTINGS) as pool:
-            for _ in pool.map(self.names, dict.fromkeys(folders)):
+            for _ in pool.map(self.list_names, dict.fromkeys(folders)):
                 pass
 
     def has(self, path: str) -> bool:
-        """Whether a file or folder is there, by the listings of the folders above it."""
+        """Return whether a file or folder exists, by the listings of the folders above it."""
         parts = path.split("/")
-        return all(name in self.names("/".join(parts[:depth])) for depth, name in enumerate(parts))
+        return all(
+            name in self.list_names("/".join(parts[:depth])) for depth, name in enumerate(parts)
+        )
 
     def read_bytes(self, path: str) -> bytes:
-        """A whole file. Raises InputError when it is missing or cannot be read."""
+        """Read a whole file. Raises InputError when it is missing or cannot be read."""
         uri = self.join(path)
         try:
             return files.read_bytes(uri)
         except FileNotFoundError as error:
-            raise InputError(f"{uri} is missing; {self.uri} holds {self._top()}") from error
+            raise InputError(
+                f"{uri} is missing; {self.uri} holds {self._describe_top()}"
+            ) from error
         except OSError as error:
             raise InputError(f"{uri} cannot be read: {error}") from error
 
     def read_text(self, path: str) -> str:
-        """A UTF-8 file, without its byte-order mark. Raises InputError when it is missing or not UTF-8."""
+        """Read a UTF-8 file, without its byte-order mark.
+
+        Raises InputError when it is missing or not UTF-8.
+        """
         try:
             return self.read_bytes(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -124,59 +137,60 @@ class SourceFolder:
                 f"{self.join(path)} is not UTF-8 text: {error}; save it as UTF-8"
             ) from error
 
-    def lines(self, path: str) -> list[tuple[str, str]]:
-        """The lines of a text file that are not blank, each with its place: 'FILE, line N'."""
-        found = enumerate(self.read_text(path).splitlines(), 1)
-        return [
-            (f"{self.join(path)}, line {number}", line) for number, line in found if line.strip()
-        ]
+    def read_lines(self, path: str) -> list[tuple[str, str]]:
+        """Read the lines of a text file that are not blank, each with its location.
 
-    def choose(self, variants: Mapping[str, Sequence[str]], remedy: str = "") -> str:
-        """The first variant whose files and folders are all there.
+        A location is 'FILE, line N'. Raises InputError as read_text does.
+        """
+        uri = self.join(path)
+        numbered = enumerate(self.read_text(path).splitlines(), 1)
+        return [(f"{uri}, line {number}", line) for number, line in numbered if line.strip()]
 
-        Raises one InputError that says what each variant looks for, what is there, and which is nearest.
+    def choose_layout(self, layouts: Mapping[str, Sequence[str]], remedy: str = "") -> str:
+        """Return the name of the first layout whose files and folders all exist.
+
+        `layouts` gives the paths that each layout needs, by its name. Raises InputError when no
+        layout is complete: the message lists what each needs, what exists, and the nearest one.
         """
         lacking = {
-            name: [path for path in paths if not self.has(path)] for name, paths in variants.items()
+            name: [path for path in paths if not self.has(path)] for name, paths in layouts.items()
         }
         nearest = min(lacking, key=lambda name: len(lacking[name]))
         if not lacking[nearest]:
             return nearest
-        if not self.names():
-            raise InputError(f"{self.uri} is empty, or is not there")
-        wanted = [f"layout {name!r} looks for {some(paths)}" for name, paths in variants.items()]
-        lines = [
-            f"{self.uri} has no layout that is known here; it holds {self._top()}",
-            *wanted,
-            f"nearest: {nearest!r}, which lacks {self._describe(lacking[nearest])}",
-            *([] if len(lacking[nearest]) < len(variants[nearest]) else self._guesses()),
-            *([remedy] if remedy else []),
-        ]
+        if not self.list_names():
+            raise InputError(f"{self.uri} is empty or missing")
+        lines = [f"{self.uri} has no known layout; it holds {self._describe_top()}"]
+        for name, paths in layouts.items():
+            lines.append(f"layout {name!r} needs {join_first(paths)}")
+        lines.append(
+            f"nearest: {nearest!r}, which lacks {self._describe_lacking(lacking[nearest])}"
+        )
+        if len(lacking[nearest]) == len(layouts[nearest]):
+            lines.extend(self._guess_converters())
+        if remedy:
+            lines.append(remedy)
         raise InputError("\n".join(lines))
 
-    def _guesses(self) -> list[str]:
-        return [
-            f"this looks like {name}: s4g convert {name}"
-            for name, top in SIGNS.items()
-            if top <= self.names()
-        ]
-
-    def image(self, path: str) -> bool:
-        """Whether an image is in its folder's listing; one that is not is remembered as missing."""
+    def has_image(self, path: str) -> bool:
+        """Return whether an image is in its folder's listing, and count it as missing if not."""
         folder, _, name = path.rpartition("/")
-        found = name in self.names(folder)
+        found = name in self.list_names(folder)
         if not found:
             self._missing[path] = None
         return found
 
-    def pair(self, reference: str, query: str) -> bool:
-        """Whether both images of a pair are there; a pair that is not whole is counted."""
-        whole = all([self.image(reference), self.image(query)])  # a list: both are looked for
-        self._num_broken_pairs += not whole
-        return whole
+    def has_pair(self, reference: str, query: str) -> bool:
+        """Return whether both images of a pair are there, and count the pair if not."""
+        has_reference = self.has_image(reference)
+        has_query = self.has_image(query)
+        if has_reference and has_query:
+            return True
+        self._num_broken_pairs += 1
+        return False
 
-    def note(self, line: str) -> None:
-        """Say, after the missing images, that something else was left out."""
+    def add_note(self, line: str) -> None:
+        """Add a line to report after the missing images."""
         self._notes.append(line)
 
     def write(
@@ -191,75 +205,87 @@ class SourceFolder:
     ) -> GeoDataset:
         """Report what was left out, drop train queries without a reference, and write the data set.
 
-        Raises InputError when images are missing and `strict` is set, when nothing is left, and for whatever
-        dataset.write_dataset refuses.
+        Raises InputError when images are missing and `strict` is set, when no reference or no query
+        is left, and for the errors of dataset.write_dataset.
         """
         self._report_missing(strict)
         if self._num_broken_pairs:
-            self.note(f"pairs left out for a missing image: {self._num_broken_pairs:,}")
+            self.add_note(f"pairs left out for a missing image: {self._num_broken_pairs:,}")
         queries = self._with_train_reference(references, queries)
-        self._count_unmatched(references, queries)
-        held = {row.split for row in queries}
-        if "train" not in held:
-            self.note("no train queries: nothing to train on")
-        if not held & {"val", "test"}:
-            self.note("no test queries: nothing to evaluate on")
+        self._note_unmatched(references, queries)
+        self._note_empty_splits(queries)
         for line in self._notes:
             self._report(line)
+        tables = []
         for view, rows in (("references", references), ("queries", queries)):
             if not rows:
                 raise InputError(
-                    f"{self.uri}: no {view} are left to convert; {len(self._missing):,} images missing"
+                    f"{self.uri}: no {view} are left to convert;"
+                    f" {len(self._missing):,} images missing"
                 )
-        tables = [
-            pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMAS[view])
-            for view, rows in (("references", references), ("queries", queries))
-        ]
+            tables.append(pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMAS[view]))
         return write_dataset(target, *tables, name=name, views=views)
 
     def _report_missing(self, strict: bool) -> None:
         if not self._missing:
             return
-        count, shown = f"missing images: {len(self._missing):,}", some(list(self._missing))
+        count = f"missing images: {len(self._missing):,}"
+        first = join_first(list(self._missing))
         if strict:
-            raise InputError(f"{self.uri}: {count}: {shown}; add them, or convert without --strict")
-        self._report(f"{count}, left out with their rows: {shown}")
+            raise InputError(f"{self.uri}: {count}: {first}; add them, or convert without --strict")
+        self._report(f"{count}, left out with their rows: {first}")
 
     def _with_train_reference(self, references: list[Row], queries: list[Row]) -> list[Row]:
         places = {row.place_id for row in references if row.split == "train"}
         kept = [row for row in queries if row.split != "train" or row.place_id in places]
         if len(kept) < len(queries):
-            self.note(
-                f"train queries left out, as their place has no train reference: {len(queries) - len(kept):,}"
+            self.add_note(
+                "train queries left out because their place has no train reference:"
+                f" {len(queries) - len(kept):,}"
             )
         return kept
 
-    def _count_unmatched(self, references: list[Row], queries: list[Row]) -> None:
+    def _note_unmatched(self, references: list[Row], queries: list[Row]) -> None:
         for split in ("val", "test"):
             places = {row.place_id for row in references if row.split in gallery_splits(split)}
             count = sum(row.split == split and row.place_id not in places for row in queries)
             if count:
-                self.note(
-                    f"{split} queries that evaluation leaves out, as their place has no reference: {count:,}"
+                self.add_note(
+                    f"{split} queries that evaluation leaves out because their place has no"
+                    f" reference: {count:,}"
                 )
 
-    def _top(self) -> str:
-        return some(sorted(self.names())) or "nothing, or is not there"
+    def _note_empty_splits(self, queries: list[Row]) -> None:
+        splits = {row.split for row in queries}
+        if "train" not in splits:
+            self.add_note("no train queries: nothing to train on")
+        if not splits & {"val", "test"}:
+            self.add_note("no test queries: nothing to evaluate on")
 
-    def _describe(self, paths: Sequence[str]) -> str:
-        """Paths that are missing, with what lies in the folder where each search ended."""
+    def _guess_converters(self) -> list[str]:
+        """Return a line for each converter whose source has these names at its top."""
+        return [
+            f"this looks like {name}: s4g convert {name}"
+            for name, top in SIGNS.items()
+            if top <= self.list_names()
+        ]
+
+    def _describe_top(self) -> str:
+        return join_first(sorted(self.list_names())) or "nothing, or is missing"
+
+    def _describe_lacking(self, paths: Sequence[str]) -> str:
+        """Join missing paths, with the names in the deepest folder above each that exists."""
         groups: dict[str, list[str]] = {}
         for path in paths:
             parent = path.rpartition("/")[0]
             while parent and not self.has(parent):
                 parent = parent.rpartition("/")[0]
             groups.setdefault(parent, []).append(path)
-        return "; ".join(
-            some(lacking)
-            + (
-                f" ({parent} holds {some(sorted(self.names(parent))) or 'nothing'})"
-                if parent
-                else ""
-            )
-            for parent, lacking in groups.items()
-        )
+        parts = []
+        for parent, lacking in groups.items():
+            part = join_first(lacking)
+            if parent:
+                holds = join_first(sorted(self.list_names(parent))) or "nothing"
+                part += f" ({parent} holds {holds})"
+            parts.append(part)
+        return "; ".join(parts)

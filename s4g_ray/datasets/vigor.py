@@ -1,8 +1,8 @@
-"""VIGOR: street panoramas of four American cities against satellite tiles that cover the cities without gaps.
+"""Convert VIGOR: street panoramas of four American cities, satellite tiles without gaps.
 
-A label row has 13 columns: the panorama, then four tiles with a pixel offset each; the first tile is the
-positive, the other three (semi-positives) show the place too, near their border. File names carry positions.
-Panoramas are shipped with north in their centre column.
+A label row has 13 columns: the panorama, then four tiles with a pixel offset each. The first tile
+is the positive; the other three (semi-positives) also show the place, near their border. File names
+contain positions. Panoramas are published with north in their centre column.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, SourceFolder, silent, valid_position
+from s4g_ray.datasets.source import Report, Row, SourceFolder, ignore_report, is_position
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -21,14 +21,13 @@ Area = Literal["same", "cross"]
 Labels = Literal["original", "corrected"]
 
 CITIES = ("Chicago", "NewYork", "SanFrancisco", "Seattle")  # the order in which tiles are numbered
-IMAGE_FOLDERS = {  # layout: of panoramas, of tiles
+IMAGE_FOLDERS = {  # by layout: the folders of panoramas and of tiles
     "upstream": ("{city}/panorama", "{city}/satellite"),
     "published code": ("ground/{city}", "satellite/{city}"),
 }
 CORRECTED_FOLDERS = ("splits__corrected", "split__corrected")
-LABEL_FILES: dict[
-    Area, dict[str, tuple[tuple[str, ...], str]]
-] = {  # area: of each split, the cities and their file
+# by area and split: the cities, and the label file of each
+LABEL_FILES: dict[Area, dict[str, tuple[tuple[str, ...], str]]] = {
     "same": {
         "train": (CITIES, "same_area_balanced_train"),
         "test": (CITIES, "same_area_balanced_test"),
@@ -49,22 +48,21 @@ def convert(
     area: Area = "same",
     labels: Labels = "original",
     strict: bool = False,
-    report: Report = silent,
+    report: Report = ignore_report,
 ) -> GeoDataset:
-    """Convert a VIGOR folder, images referenced where they are.
+    """Convert a VIGOR folder; images stay where they are.
 
-    A place is a tile, numbered over the four cities, so that place_ids are the same in all variants. Every
-    tile of the test cities is a `test` reference (a distractor where no query has it); the positives of train
-    panoramas are `train` references, whose ids are the tile's number plus the number of tiles. Other tiles of
-    the train cities have no row. Raises InputError for another layout, malformed label rows and names, tiles
-    that satellite_list.txt lacks, missing images when `strict`, and a target that holds a data set.
+    A place is a tile. Tiles are numbered over the four cities, so that place_ids are the same in
+    all variants. Every tile of the test cities is a `test` reference (a distractor where no query
+    matches it). The positives of train panoramas are `train` references; their id is the tile's
+    number plus the number of tiles. Other tiles of the train cities have no row. Raises InputError
+    for another layout, malformed label rows and names, tiles that satellite_list.txt lacks, missing
+    images when `strict`, and a target that holds a data set.
     """
-    for name, value, allowed in (
-        ("area", area, get_args(Area)),
-        ("labels", labels, get_args(Labels)),
-    ):
-        if value not in allowed:
-            raise InputError(f"{name}={value!r} is none of {', '.join(allowed)}")
+    if area not in get_args(Area):
+        raise InputError(f"area={area!r} is none of {', '.join(get_args(Area))}")
+    if labels not in get_args(Labels):
+        raise InputError(f"labels={labels!r} is none of {', '.join(get_args(Labels))}")
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
@@ -73,59 +71,45 @@ def convert(
     tiles = _read_tiles(source_folder)
     found = list(_read_labels(source_folder, tiles, area, layout.labels))
     test_cities = LABEL_FILES[area]["test"][0]
-    references = _references(source_folder, layout, tiles, found, test_cities)
-    queries = [
-        Row(
-            id=number,
-            place_id=label.tiles[0],
-            uri=source_folder.join(path),
-            split=label.split,
-            lat=label.lat,
-            lon=label.lon,
-            region=label.city,
-            source_id=label.panorama.partition(",")[0],
-            heading_deg=0.0,
-            semi_positives=[
-                tile for tile in dict.fromkeys(label.tiles[1:]) if tile != label.tiles[0]
-            ],
-        )
-        for number, label in enumerate(found)
-        if source_folder.image(
-            path := f"{layout.images[0].format(city=label.city)}/{label.panorama}"
-        )
-    ]
-    name = f"vigor_{area}" + ("_corrected" if labels == "corrected" else "")
+    references = _make_references(source_folder, layout, tiles, found, test_cities)
+    queries = _make_queries(source_folder, layout, found)
+    name = f"vigor_{area}"
+    if labels == "corrected":
+        name += "_corrected"
     return source_folder.write(target, references, queries, name=name, views=VIEWS, strict=strict)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    images: tuple[str, str]  # of panoramas, of tiles; {city} stands for the city
+    images: tuple[str, str]  # folders of panoramas and of tiles; {city} stands for the city
     labels: str  # {city} and {name} stand for the city and the file's name without .txt
 
 
 def _choose_layout(source_folder: SourceFolder, area: Area, labels: Labels) -> _Layout:
     names = [(city, name) for cities, name in LABEL_FILES[area].values() for city in cities]
-    original, corrected = (
-        "splits/{city}/{name}.txt",
-        [f"{f}/{{city}}/{{name}}__corrected.txt" for f in CORRECTED_FOLDERS],
-    )
+    original = "splits/{city}/{name}.txt"
     lists = [f"splits/{city}/satellite_list.txt" for city in CITIES]
     if labels == "original":
         lists += [original.format(city=city, name=name) for city, name in names]
-    variants = {
-        layout: [*(folder.format(city=city) for folder in folders for city in CITIES), *lists]
-        for layout, folders in IMAGE_FOLDERS.items()
-    }
-    images = IMAGE_FOLDERS[source_folder.choose(variants)]
+    layouts = {}
+    for layout, folders in IMAGE_FOLDERS.items():
+        image_folders = [folder.format(city=city) for folder in folders for city in CITIES]
+        layouts[layout] = [*image_folders, *lists]
+    images = IMAGE_FOLDERS[source_folder.choose_layout(layouts)]
     if labels == "original":
         return _Layout(images, original)
-    wanted = {
-        folder: [path.format(city=city, name=name) for city, name in names]
-        for folder, path in zip(CORRECTED_FOLDERS, corrected, strict=True)
+    corrected = {
+        folder: f"{folder}/{{city}}/{{name}}__corrected.txt" for folder in CORRECTED_FOLDERS
     }
-    remedy = "corrected labels are a separate download; give --labels original (labels='original') for the others"
-    return _Layout(images, corrected[CORRECTED_FOLDERS.index(source_folder.choose(wanted, remedy))])
+    label_layouts = {
+        folder: [path.format(city=city, name=name) for city, name in names]
+        for folder, path in corrected.items()
+    }
+    remedy = (
+        "corrected labels are a separate download;"
+        " give --labels original (labels='original') for the others"
+    )
+    return _Layout(images, corrected[source_folder.choose_layout(label_layouts, remedy)])
 
 
 @dataclass(frozen=True)
@@ -148,16 +132,15 @@ class _Label:
 
 
 def _read_tiles(source_folder: SourceFolder) -> dict[str, _Tile]:
-    """All tiles by name, numbered city by city in the order of satellite_list.txt."""
+    """Return all tiles by name, numbered city by city in the order of satellite_list.txt."""
     tiles: dict[str, _Tile] = {}
     for city in CITIES:
-        for at, line in source_folder.lines(f"splits/{city}/satellite_list.txt"):
+        for location, line in source_folder.read_lines(f"splits/{city}/satellite_list.txt"):
             name = line.strip()
             if name in tiles:
-                raise InputError(f"{at}: tile {name!r} is listed twice; remove one")
-            lat, lon = _position(
-                at, name, PurePosixPath(name).stem.split("_"), "satellite_LAT_LON.png"
-            )
+                raise InputError(f"{location}: tile {name!r} is listed twice; remove one")
+            parts = PurePosixPath(name).stem.split("_")
+            lat, lon = _parse_position(location, name, parts, "satellite_LAT_LON.png")
             tiles[name] = _Tile(len(tiles), city, name, lat, lon)
     return tiles
 
@@ -165,53 +148,64 @@ def _read_tiles(source_folder: SourceFolder) -> dict[str, _Tile]:
 def _read_labels(
     source_folder: SourceFolder, tiles: dict[str, _Tile], area: Area, path: str
 ) -> Iterator[_Label]:
-    """The rows of the train source_folder, city by city, then of the test source_folder."""
+    """Yield the label rows of train, city by city, then those of test."""
     for split, (cities, name) in LABEL_FILES[area].items():
         for city in cities:
-            for at, line in source_folder.lines(path.format(city=city, name=name)):
-                fields = line.split()
-                if len(fields) != NUM_COLUMNS:
-                    raise InputError(
-                        f"{at} has {len(fields)} columns, but {NUM_COLUMNS} are wanted (a panorama, and four tiles"
-                        f" with two offsets each): {line!r}"
-                    )
-                panorama, shown = fields[0], fields[1::3]
-                unknown = [tile for tile in shown if tile not in tiles]
-                if unknown:
-                    raise InputError(
-                        f"{at}: tile {unknown[0]!r} is in no satellite_list.txt: {line!r}"
-                    )
-                lat, lon = _position(at, panorama, panorama.split(","), "ID,LAT,LON,.jpg")
-                yield _Label(
-                    split, city, panorama, lat, lon, tuple(tiles[tile].number for tile in shown)
-                )
+            for location, line in source_folder.read_lines(path.format(city=city, name=name)):
+                yield _parse_label(location, line, split, city, tiles)
 
 
-def _position(at: str, name: str, parts: Sequence[str], form: str) -> tuple[float, float]:
-    """Latitude and longitude, which are the second and third part of a name."""
+def _parse_label(
+    location: str, line: str, split: str, city: str, tiles: dict[str, _Tile]
+) -> _Label:
+    fields = line.split()
+    if len(fields) != NUM_COLUMNS:
+        raise InputError(
+            f"{location} has {len(fields)} columns, but needs {NUM_COLUMNS} (a panorama, and four"
+            f" tiles with two offsets each): {line!r}"
+        )
+    panorama = fields[0]
+    names = fields[1::3]
+    for name in names:
+        if name not in tiles:
+            raise InputError(f"{location}: tile {name!r} is in no satellite_list.txt: {line!r}")
+    lat, lon = _parse_position(location, panorama, panorama.split(","), "ID,LAT,LON,.jpg")
+    numbers = tuple(tiles[name].number for name in names)
+    return _Label(split, city, panorama, lat, lon, numbers)
+
+
+def _parse_position(
+    location: str, name: str, parts: Sequence[str], form: str
+) -> tuple[float, float]:
+    """Return latitude and longitude, which are the second and third part of a name."""
     try:
-        lat, lon = float(parts[1]), float(parts[2])
+        lat = float(parts[1])
+        lon = float(parts[2])
     except (ValueError, IndexError) as error:
-        raise InputError(f"{at}: {name!r} carries no position; names are {form}") from error
-    if not valid_position(lat, lon):
-        raise InputError(f"{at}: {name!r} is not within -90..90 and -180..180 degrees")
+        raise InputError(f"{location}: {name!r} has no position; names are {form}") from error
+    if not is_position(lat, lon):
+        raise InputError(f"{location}: {name!r} is not within -90..90 and -180..180 degrees")
     return lat, lon
 
 
-def _references(
+def _make_references(
     source_folder: SourceFolder,
     layout: _Layout,
     tiles: dict[str, _Tile],
     labels: Sequence[_Label],
     test_cities: Sequence[str],
 ) -> list[Row]:
-    """The train gallery, then the test gallery; a tile of both has two rows."""
+    """Return the rows of the train gallery, then of the test gallery; a tile of both has two."""
     positives = {label.tiles[0] for label in labels if label.split == "train"}
     chosen = [("train", tile) for tile in tiles.values() if tile.number in positives]
     chosen += [("test", tile) for tile in tiles.values() if tile.city in test_cities]
-    return [
-        Row(
-            id=tile.number + len(tiles) * (split == "train"),
+    rows = []
+    for split, tile in chosen:
+        path = f"{layout.images[1].format(city=tile.city)}/{tile.name}"
+        if not source_folder.has_image(path):
+            continue
+        row = Row(
+            id=tile.number + len(tiles) if split == "train" else tile.number,
             place_id=tile.number,
             uri=source_folder.join(path),
             split=split,
@@ -220,6 +214,32 @@ def _references(
             region=tile.city,
             source_id=PurePosixPath(tile.name).stem,
         )
-        for split, tile in chosen
-        if source_folder.image(path := f"{layout.images[1].format(city=tile.city)}/{tile.name}")
-    ]
+        rows.append(row)
+    return rows
+
+
+def _make_queries(
+    source_folder: SourceFolder, layout: _Layout, labels: Sequence[_Label]
+) -> list[Row]:
+    """Return a row for each label whose panorama exists; its id is the label's number."""
+    rows = []
+    for number, label in enumerate(labels):
+        path = f"{layout.images[0].format(city=label.city)}/{label.panorama}"
+        if not source_folder.has_image(path):
+            continue
+        positive = label.tiles[0]
+        semi_positives = [tile for tile in dict.fromkeys(label.tiles[1:]) if tile != positive]
+        row = Row(
+            id=number,
+            place_id=positive,
+            uri=source_folder.join(path),
+            split=label.split,
+            lat=label.lat,
+            lon=label.lon,
+            region=label.city,
+            source_id=label.panorama.partition(",")[0],
+            heading_deg=0.0,
+            semi_positives=semi_positives,
+        )
+        rows.append(row)
+    return rows

@@ -111,7 +111,7 @@ def test_a_pair_with_a_missing_image_is_left_out_whole_and_counted(tmp_path: Pat
     missing = f"{train.relative_to(source)}, {test.relative_to(source)}"
     assert said == [
         f"missing images: 2, left out with their rows: {missing}",
-        "files of ANU_data_test/streetview left out, as they do not end in _grdView.jpg: 1",
+        "files of ANU_data_test/streetview left out because they do not end in _grdView.jpg: 1",
         "pairs left out for a missing image: 2",
     ]
     with pytest.raises(InputError, match="missing images: 2") as error:
@@ -156,13 +156,13 @@ def utm_with(row: int, values: tuple[float, float]) -> Any:
         ({"utm": np.zeros((8, 3))}, r"utm has shape \(8, 3\), but 8 panoIds need \(8, 2\)"),
         (
             {"utm": utm_with(2, cvact_utm(2)[::-1])},
-            r"utm row 3 is \[6090100\.0, 692150\.0\]; an easting",
+            r"utm row 3 is \[6090100\.0, 692150\.0\]; it must be an easting",
         ),
         ({"utm": utm_with(5, (np.nan, 6.09e6))}, r"utm row 6 is \[nan, 6090000\.0\]"),
         ({"utm": np.ones((8, 2))}, r"utm row 1 is \[1\.0, 1\.0\]"),
         (
             {"valSet": {"valNum": 2, "valInd": np.array([5, 9])}},
-            r"valSet\.valInd holds 9, which is no row of 1 to 8",
+            r"valSet\.valInd holds 9, which is not a row of 1 to 8",
         ),
         ({"valSet": {"valNum": 2, "valInd": np.array([0, 5])}}, r"valSet\.valInd holds 0"),
         ({"valSet": {"valNum": 2, "valInd": np.array([4.5])}}, r"valSet\.valInd holds 4\.5"),
@@ -198,7 +198,7 @@ def test_rows_that_nothing_uses_may_lack_a_position_and_repeated_rows_are_taken_
     said: list[str] = []
     dataset = cvact.convert(str(source), str(tmp_path / "target"), test=False, report=said.append)
     assert rows(dataset, "queries", "id")[-2:] == [(4,), (5,)]
-    assert said == ["rows that valSet repeats, taken once: 1"]
+    assert said == ["rows that valSet repeats, used once: 1"]
 
 
 def test_a_file_that_is_not_matlab_is_refused(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_a_wrong_layout_says_what_is_wanted_and_there(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         cvact.convert(str(source), str(tmp_path / "target"))
     assert str(error.value).splitlines() == [
-        f"{source} has no layout that is known here; it holds ACT_data.mat, ANU_data_small, ANU_data_test",
-        "layout 'ANU_data_small' looks for ACT_data.mat, ANU_data_small/streetview, ANU_data_small/satview_polish",
+        f"{source} has no known layout; it holds ACT_data.mat, ANU_data_small, ANU_data_test",
+        "layout 'ANU_data_small' needs ACT_data.mat, ANU_data_small/streetview, ANU_data_small/satview_polish",
         "nearest: 'ANU_data_small', which lacks ANU_data_small/satview_polish"
         " (ANU_data_small holds satview, streetview)",
     ]

@@ -169,7 +169,7 @@ def test_more_than_ten_missing_images_are_cut_short(tmp_path: Path) -> None:
             "splits/val-19zl.csv",
             1,
             "bingmap/19/0000002.jpg,streetview/panos/0000002.jpg,x",
-            r"val-19zl\.csv, line 1: id 2 stands already at .*train-19zl\.csv, line 2",
+            r"val-19zl\.csv, line 1: id 2 is already used at .*train-19zl\.csv, line 2",
         ),
     ],
 )
@@ -194,9 +194,9 @@ def test_a_wrong_layout_names_both_variants_and_the_nearest(tmp_path: Path) -> N
     with pytest.raises(InputError) as error:
         cvusa.convert(str(source), str(tmp_path / "target"))
     assert str(error.value).splitlines() == [
-        f"{source} has no layout that is known here; it holds bingmap, split_locations, splits, streetview",
-        "layout 'bingmap' looks for splits/train-19zl.csv, splits/val-19zl.csv, bingmap/19, streetview/panos",
-        "layout 'nested bingmap' looks for splits/train-19zl.csv, splits/val-19zl.csv, bingmap/bingmap/19,"
+        f"{source} has no known layout; it holds bingmap, split_locations, splits, streetview",
+        "layout 'bingmap' needs splits/train-19zl.csv, splits/val-19zl.csv, bingmap/19, streetview/panos",
+        "layout 'nested bingmap' needs splits/train-19zl.csv, splits/val-19zl.csv, bingmap/bingmap/19,"
         " streetview/panos",
         "nearest: 'bingmap', which lacks splits/val-19zl.csv (splits holds train-19zl.csv);"
         " bingmap/19 (bingmap holds bingmap)",

@@ -15,11 +15,11 @@ from s4g_ray.datasets import earth
 from s4g_ray.datasets.earth import (
     EarthOptions,
     Pose,
-    from_local,
-    query_pose,
-    region_of,
+    local_to_degrees,
+    draw_pose,
+    find_regions,
     sample_map,
-    tile_grid,
+    locate_pixels,
 )
 from s4g_ray.errors import InputError
 
@@ -31,23 +31,23 @@ def test_local_coordinates_keep_distance_and_direction_at_high_latitudes_and_the
 ):
     for lat, lon in ((0.0, 0.0), (71.0, 179.5), (-55.0, -179.9), (89.5, 10.0)):
         for east, north in ((0.0, 300.0), (300.0, 0.0), (-250.0, 120.0)):
-            there = from_local(lat, lon, np.array(east), np.array(north))
+            there = local_to_degrees(lat, lon, np.array(east), np.array(north))
             km = float(metres_between(lat, lon, *there)) / 1000
             assert km == pytest.approx(np.hypot(east, north), rel=1e-9)
             assert -180 <= there[1] < 180
-    assert from_local(71.0, 179.5, np.array(100.0), np.array(0.0))[1] < -175
-    assert from_local(10.0, 20.0, np.array(0.0), np.array(100.0))[0] > 10.8
+    assert local_to_degrees(71.0, 179.5, np.array(100.0), np.array(0.0))[1] < -175
+    assert local_to_degrees(10.0, 20.0, np.array(0.0), np.array(100.0))[0] > 10.8
 
 
 def test_tiles_are_north_up_and_square_on_the_ground() -> None:
     cfg = EarthOptions(size=48)
-    lat, lon = tile_grid(65.0, -179.9, cfg)
+    lat, lon = locate_pixels(65.0, -179.9, cfg)
     assert (lat[0] > lat[-1]).all()
     step = cfg.tile_km / cfg.size
     across = metres_between(lat[24, :-1], lon[24, :-1], lat[24, 1:], lon[24, 1:]) / 1000
     down = metres_between(lat[:-1, 24], lon[:-1, 24], lat[1:, 24], lon[1:, 24]) / 1000
     np.testing.assert_allclose(np.concatenate([across, down]), step, rtol=2e-3)
-    turned = tile_grid(65.0, -179.9, cfg, Pose(angle_deg=90.0))
+    turned = locate_pixels(65.0, -179.9, cfg, Pose(angle_deg=90.0))
     np.testing.assert_allclose(np.rot90(lat, -1), turned[0], atol=1e-9)
 
 
@@ -73,8 +73,8 @@ def test_regions() -> None:
         "south_america": (-10, -60),
     }
     lat, lon = (np.array([v[i] for v in places.values()], dtype=float) for i in (0, 1))
-    assert region_of(lat, lon).tolist() == list(places)
-    assert region_of(np.array([24.0]), np.array([45.0])).tolist() == ["africa"]  # Arabia
+    assert find_regions(lat, lon).tolist() == list(places)
+    assert find_regions(np.array([24.0]), np.array([45.0])).tolist() == ["africa"]  # Arabia
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def test_no_test_tile_overlaps_a_train_tile(converted: Path) -> None:
     # every pixel of a query and of its reference lies within reach of the reference's centre
     for table in (train, test):
         for place, lat, lon in zip(table.ids, table.lat, table.lon, strict=True):
-            for pose in (query_pose(cfg, int(place)), None):
+            for pose in (draw_pose(cfg, int(place)), None):
                 assert (
-                    metres_between(lat, lon, *tile_grid(lat, lon, cfg, pose)).max() / 1000
+                    metres_between(lat, lon, *locate_pixels(lat, lon, cfg, pose)).max() / 1000
                     <= cfg.reach_km()
                 )
     assert (nearest > 2 * cfg.reach_km()).all()
@@ -127,7 +127,7 @@ def test_converting_is_seeded(converted: Path, tmp_path: Path) -> None:
     assert again.fingerprint == json.loads((converted / "dataset.json").read_text())["fingerprint"]
     name = "images/queries/00007.jpg"
     assert (tmp_path / "again" / name).read_bytes() == (converted / name).read_bytes()
-    assert query_pose(EarthOptions(seed=1), 7) != query_pose(EarthOptions(seed=2), 7)
+    assert draw_pose(EarthOptions(seed=1), 7) != draw_pose(EarthOptions(seed=2), 7)
 
 
 def test_wrong_options_and_sources_are_refused_and_a_data_set_is_kept(

@@ -9,7 +9,7 @@ import pytest
 
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets import folder
-from s4g_ray.datasets.folder import eastern_strip
+from s4g_ray.datasets.folder import choose_eastern_strip
 from s4g_ray.errors import InputError
 from tests.support.source_trees import rows
 
@@ -106,7 +106,7 @@ def test_nearest_agrees_with_a_search_over_all_distances(tmp_path: Path) -> None
     near = np.flatnonzero(metres.min(axis=1) <= limit)
     assert rows(dataset, "queries", "id", "place_id") == [(n, metres[n].argmin()) for n in near]
     assert 10 < len(near) < 60
-    assert said == [f"queries left out, as no tile is within 900000 m: {60 - len(near)}"]
+    assert said == [f"queries left out because no tile is within 900000 m: {60 - len(near)}"]
     tested = np.argsort(at["t"][:, 1])[-8:]
     assert rows(dataset, "references", "id", "split") == [
         (n, "test" if n in tested else "train") for n in range(40)
@@ -160,7 +160,7 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
         (2, 0, None, None),
     ]
     assert said == [
-        f"queries left out, as no reference has their key: 1, the first 'elsewhere' at {source}/queries.csv, line 5",
+        f"queries left out because no reference has their key: 1, the first 'elsewhere' at {source}/queries.csv, line 5",
         "no test queries: nothing to evaluate on",
     ]
     with pytest.raises(
@@ -204,8 +204,8 @@ def test_places_of_several_tiles_stay_on_one_side_of_the_strip(tmp_path: Path) -
     assert rows(dataset, "queries", "id", "split") == [(0, "train"), (1, "test")]
 
 
-def test_the_eastern_strip_is_the_share_nearest_to_what_is_asked() -> None:
-    assert eastern_strip(np.array([3.0, 1.0, 2.0, 4.0, 5.0]), 0.4).tolist() == [
+def test_the_choose_eastern_strip_is_the_share_nearest_to_what_is_asked() -> None:
+    assert choose_eastern_strip(np.array([3.0, 1.0, 2.0, 4.0, 5.0]), 0.4).tolist() == [
         False,
         False,
         False,
@@ -213,12 +213,12 @@ def test_the_eastern_strip_is_the_share_nearest_to_what_is_asked() -> None:
         True,
     ]
     assert (
-        eastern_strip(np.array([1.0, 2.0, 2.0, 2.0, 1.0]), 0.2).tolist() == [False] * 5
+        choose_eastern_strip(np.array([1.0, 2.0, 2.0, 2.0, 1.0]), 0.2).tolist() == [False] * 5
     )  # 0 is nearer to 1 than 3
-    assert eastern_strip(np.array([1.0, 2.0]), 0.0).tolist() == [False, False]
-    assert eastern_strip(np.array([1.0, 2.0]), 1.0).tolist() == [True, True]
+    assert choose_eastern_strip(np.array([1.0, 2.0]), 0.0).tolist() == [False, False]
+    assert choose_eastern_strip(np.array([1.0, 2.0]), 1.0).tolist() == [True, True]
     grid = np.repeat(np.arange(10.0), 7)
-    assert eastern_strip(grid, 0.23).tolist() == (grid >= 8).tolist()
+    assert choose_eastern_strip(grid, 0.23).tolist() == (grid >= 8).tolist()
 
 
 def test_columns_files_and_name_are_options(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_missing_images_are_counted_and_never_change_what_is_nearest(tmp_path: P
     assert rows(dataset, "queries", "id", "place_id") == [(2, 2), (3, 3)]
     assert said == [
         "missing images: 3, left out with their rows: t/a.png, t/d.png, p/1.jpg",
-        "train queries left out, as their place has no train reference: 1",
-        "test queries that evaluation leaves out, as their place has no reference: 1",
+        "train queries left out because their place has no train reference: 1",
+        "test queries that evaluation leaves out because their place has no reference: 1",
         "no train queries: nothing to train on",
     ]
     with pytest.raises(InputError, match=re.escape("missing images: 3: t/a.png, t/d.png")):
@@ -315,13 +315,13 @@ GOOD = "a.jpg,1,2,k,train,0,5"
         ("b.jpg,1,2,k,gallery,0,6", "split='gallery' is none of train, val, test"),
         ("b.jpg,1,2,k,train,north,6", "heading='north' is not a number"),
         ("b.jpg,1,2,k,train,inf,6", "heading=inf is not within -360..360"),
-        ("b.jpg,1,2,k,train,0,-1", "id='-1' is not a whole number from 0 on"),
+        ("b.jpg,1,2,k,train,0,-1", "id='-1' is not a whole number, 0 or larger"),
         ("b.jpg,1,2,k,train,0,", "id is empty; give every row one"),
         (",1,2,k,train,0,6", "path is empty"),
         ("b.jpg,1,2,k,train,0", "has 6 fields, but the header has 7"),
         (
             "b.jpg,1,2,k,train,0,5",
-            r"id 5 stands already at .*queries\.csv, line 2; give each row its own",
+            r"id 5 is already used at .*queries\.csv, line 2; give each row its own",
         ),
         ('"b"x.jpg,1,2,k,train,0,5', "not CSV"),
     ],
@@ -364,7 +364,7 @@ def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, me
         (
             [HEADER, "a.png,1,,k,train,0,5"],
             {"pair": "key"},
-            "line 2: lat and lon are given both or not at all",
+            "line 2: only one of lat and lon is given; give both or leave both empty",
         ),
         (
             [HEADER, GOOD],

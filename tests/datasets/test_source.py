@@ -17,7 +17,7 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
 from s4g_ray.datasets import cvact, cvusa, folder, university1652, vigor
-from s4g_ray.datasets.source import Row, SourceFolder, some
+from s4g_ray.datasets.source import Row, SourceFolder, join_first
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from tests.support import source_trees
@@ -236,7 +236,7 @@ def test_the_first_complete_layout_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "list.txt").touch()
     source = SourceFolder(str(tmp_path))
-    assert source.choose({"one": ["a/c"], "two": ["a/b", "list.txt"], "three": ["a"]}) == "two"
+    assert source.choose_layout({"one": ["a/c"], "two": ["a/b", "list.txt"], "three": ["a"]}) == "two"
     assert not source.has("list.txt/more")
 
 
@@ -247,25 +247,25 @@ def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
         (tmp_path / name).mkdir(parents=True)
     variants = {"far": ["x", "y", "z"], "near": ["n00", "train/satellite", "test/q"]}
     with pytest.raises(InputError) as error:
-        SourceFolder(str(tmp_path)).choose(variants, "remedy")
+        SourceFolder(str(tmp_path)).choose_layout(variants, "remedy")
     assert str(error.value).splitlines() == [
-        f"{tmp_path} has no layout that is known here; it holds n00, n01, n02, n03, n04, n05, n06, n07, n08, n09"
+        f"{tmp_path} has no known layout; it holds n00, n01, n02, n03, n04, n05, n06, n07, n08, n09"
         " and 3 more",
-        "layout 'far' looks for x, y, z",
-        "layout 'near' looks for n00, train/satellite, test/q",
+        "layout 'far' needs x, y, z",
+        "layout 'near' needs n00, train/satellite, test/q",
         "nearest: 'near', which lacks train/satellite (train holds drone, street); test/q",
         "remedy",
     ]
     source_trees.cvact_tree(tmp_path / "other")
     with pytest.raises(InputError, match="this looks like cvact: s4g convert cvact"):
         cvusa.convert(str(tmp_path / "other"), str(tmp_path / "x"))
-    with pytest.raises(InputError, match="none is empty, or is not there"):
-        SourceFolder(str(tmp_path / "none")).choose(variants)
+    with pytest.raises(InputError, match="none is empty or missing"):
+        SourceFolder(str(tmp_path / "none")).choose_layout(variants)
 
 
 def test_missing_images_are_counted_once_and_the_first_ten_listed() -> None:
-    assert some(["a", "b"]) == "a, b"
-    assert some([str(n) for n in range(1012)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
+    assert join_first(["a", "b"]) == "a, b"
+    assert join_first([str(n) for n in range(1012)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
 
 
 def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images(
@@ -274,12 +274,12 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
     (tmp_path / "here.jpg").touch()
     said: list[str] = []
     source = SourceFolder(str(tmp_path), said.append)
-    assert source.image("here.jpg")
-    assert not source.image("x/gone.jpg")
-    assert not source.image("x/gone.jpg")
-    assert not source.pair("here.jpg", "gone.jpg")
-    assert not source.pair("no.jpg", "gone.jpg")
-    source.note("something else")
+    assert source.has_image("here.jpg")
+    assert not source.has_image("x/gone.jpg")
+    assert not source.has_image("x/gone.jpg")
+    assert not source.has_pair("here.jpg", "gone.jpg")
+    assert not source.has_pair("no.jpg", "gone.jpg")
+    source.add_note("something else")
     references = [
         Row(id=0, place_id=5, uri="r", split="train"),
         Row(id=1, place_id=6, uri="r", split="gallery"),
@@ -303,9 +303,9 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
         "missing images: 3, left out with their rows: x/gone.jpg, gone.jpg, no.jpg",
         "something else",
         "pairs left out for a missing image: 2",
-        "train queries left out, as their place has no train reference: 1",
-        "val queries that evaluation leaves out, as their place has no reference: 1",
-        "test queries that evaluation leaves out, as their place has no reference: 1",
+        "train queries left out because their place has no train reference: 1",
+        "val queries that evaluation leaves out because their place has no reference: 1",
+        "test queries that evaluation leaves out because their place has no reference: 1",
     ]
     assert source_trees.rows(dataset, "queries", "id") == [(0,), (2,), (3,), (4,)]
 
@@ -321,7 +321,7 @@ def test_nothing_left_and_unreadable_texts_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo")
     with pytest.raises(InputError, match=r"latin\.txt is not UTF-8"):
         source.read_text("latin.txt")
-    assert source.lines("mark.txt") == [
+    assert source.read_lines("mark.txt") == [
         (f"{tmp_path}/mark.txt, line 1", "one"),
         (f"{tmp_path}/mark.txt, line 3", "two"),
     ]

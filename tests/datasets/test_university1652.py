@@ -120,8 +120,8 @@ def test_queries_without_a_reference_of_their_building_are_counted(tmp_path: Pat
     dataset = university1652.convert(str(source), str(tmp_path / "target"), report=said.append)
     assert {place for (place,) in rows(dataset, "queries", "place_id")} == {1, 5, 7, 2, 4}
     assert said == [
-        "train queries left out, as their place has no train reference: 3",
-        "test queries that evaluation leaves out, as their place has no reference: 3",
+        "train queries left out because their place has no train reference: 3",
+        "test queries that evaluation leaves out because their place has no reference: 3",
     ]
 
 
@@ -132,8 +132,8 @@ def test_wrong_layouts_and_views_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         university1652.convert(str(source), target, query_view="street,google")
     assert str(error.value).splitlines() == [
-        f"{source} has no layout that is known here; it holds test, train",
-        "layout 'University-1652' looks for train/street, train/google, test/query_street, train/satellite,"
+        f"{source} has no known layout; it holds test, train",
+        "layout 'University-1652' needs train/street, train/google, test/query_street, train/satellite,"
         " test/gallery_satellite",
         "nearest: 'University-1652', which lacks train/google (train holds Google, drone, satellite, street)",
     ]
@@ -151,6 +151,6 @@ def test_wrong_layouts_and_views_are_refused(tmp_path: Path) -> None:
             university1652.convert(str(source), target, **views)
     (source / "train/drone/__MACOSX").mkdir()
     with pytest.raises(
-        InputError, match="train/drone holds '__MACOSX', which is no building's number"
+        InputError, match="train/drone holds '__MACOSX', which is not a building's number"
     ):
         university1652.convert(str(source), target)

@@ -182,8 +182,8 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
     missing = f"{tile.relative_to(source)}, {panorama.relative_to(source)}"
     assert said == [
         f"missing images: 2, left out with their rows: {missing}",
-        "train queries left out, as their place has no train reference: 1",
-        "test queries that evaluation leaves out, as their place has no reference: 1",
+        "train queries left out because their place has no train reference: 1",
+        "test queries that evaluation leaves out because their place has no reference: 1",
     ]
     with pytest.raises(InputError, match=re.escape(f"missing images: 2: {missing}")):
         vigor.convert(str(source), str(tmp_path / "strict"), strict=True)
@@ -195,7 +195,7 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
         (
             "NewYork/same_area_balanced_test.txt",
             lambda line: line + " 7",
-            r"splits/NewYork/same_area_balanced_test\.txt, line 2 has 14 columns, but 13 are wanted .*: 'New-0003_",
+            r"splits/NewYork/same_area_balanced_test\.txt, line 2 has 14 columns, but needs 13 .*: 'New-0003_",
         ),
         (
             "Chicago/same_area_balanced_train.txt",
@@ -205,7 +205,7 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
         (
             "Seattle/same_area_balanced_train.txt",
             lambda line: line.replace(",", ";"),
-            r"Seattle/same_area_balanced_train\.txt, line 2: 'Sea-0002_.*' carries no position; names are ID,LAT,LON",
+            r"Seattle/same_area_balanced_train\.txt, line 2: 'Sea-0002_.*' has no position; names are ID,LAT,LON",
         ),
         (
             "Seattle/same_area_balanced_train.txt",
@@ -215,7 +215,7 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
         (
             "Seattle/satellite_list.txt",
             lambda line: "satellite_47.6.png",
-            r"satellite_list\.txt, line 2: 'satellite_47\.6\.png' carries no position; names are satellite_LAT_LON",
+            r"satellite_list\.txt, line 2: 'satellite_47\.6\.png' has no position; names are satellite_LAT_LON",
         ),
         (
             "Seattle/satellite_list.txt",
@@ -247,17 +247,17 @@ def test_wrong_layouts_and_options_are_refused(tmp_path: Path) -> None:
         vigor.convert(str(source), str(tmp_path / "target"), area="cross")
     lines = str(error.value).splitlines()
     assert (
-        lines[0] == f"{source} has no layout that is known here; it holds ground, satellite, splits"
+        lines[0] == f"{source} has no known layout; it holds ground, satellite, splits"
     )
-    assert lines[1].startswith("layout 'upstream' looks for Chicago/panorama, NewYork/panorama, ")
-    assert lines[2].startswith("layout 'published code' looks for ground/Chicago, ground/NewYork, ")
+    assert lines[1].startswith("layout 'upstream' needs Chicago/panorama, NewYork/panorama, ")
+    assert lines[2].startswith("layout 'published code' needs ground/Chicago, ground/NewYork, ")
     assert lines[3:] == [
         "nearest: 'published code', which lacks ground/Seattle (ground holds Chicago, NewYork, SanFrancisco, seattle)"
     ]
     (source / "ground/seattle").rename(source / "ground/Seattle")
     with pytest.raises(InputError) as error:
         vigor.convert(str(source), str(tmp_path / "target"), labels="corrected")
-    assert "looks for splits__corrected/Chicago/same_area_balanced_train__corrected.txt, " in str(
+    assert "needs splits__corrected/Chicago/same_area_balanced_train__corrected.txt, " in str(
         error.value
     )
     assert str(error.value).endswith("give --labels original (labels='original') for the others")

@@ -17,7 +17,8 @@ import pytest
 
 from s4g_ray.config.loading import load_config
 from s4g_ray.data.dataset import open_dataset
-from s4g_ray.datasets.inspection.inventory import Inventory, decode_images, missing_files
+from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_files
+from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.datasets.packing.tar_shards import new_object
 from s4g_ray.encoder.weights import read_state
 from s4g_ray.errors import InputError, RunError, StoreError, WriteError
@@ -312,7 +313,7 @@ def test_an_outage_is_no_fault_of_the_input_but_denied_access_and_a_missing_buck
     ]
     checks: list[Callable[[], Any]] = [
         lambda: decode_images(inventory, np.arange(2), **quiet),
-        lambda: missing_files(inventory.paths, **quiet),
+        lambda: find_missing_files(inventory.paths, **quiet),
     ]
     expected: list[tuple[Fault, type[Exception]]] = [
         ("slow_down", StoreError),

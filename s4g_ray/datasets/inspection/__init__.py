@@ -1,6 +1,14 @@
-"""S4g check.
+"""Check the rows and images of a data set, for `s4g check`.
 
-dataset_checks  s4g check: every check and its finding
-inventory       rows and image files of a data set as arrays
-findings        Finding, and the table that shows them
+dataset_checks     run all checks on a data set
+count_checks       filled columns, rows by view and split, places with one view only
+coordinate_checks  extents, and distances of queries from their place
+image_checks       missing, undecodable and repeated images
+leakage_checks     val and test queries near train queries, or of their places
+inventory          the rows of a data set as arrays, and distances between rows
+image_files        list and decode the image files, several at a time
+findings           Finding, and the table that shows findings
+
+    from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
+    inspection = inspect_dataset("data/cvusa", decode=True)
 """

@@ -1,4 +1,4 @@
-"""Findings of an inspection, and how they are shown: a table, or plain values for JSON."""
+"""Hold the findings of an inspection, and show them as a table or as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ NUM_EXAMPLES = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: a sentence with its figures, lines below it, and the figures as plain values."""
+    """The result of a check: a sentence with its figures, example lines, and the plain figures."""
 
     level: Level
     topic: str
     text: str
-    examples: tuple[str, ...] = ()  # the first ten; or a line a region
+    examples: tuple[str, ...] = ()  # at most NUM_EXAMPLES, or one line a region
     values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found in a data set."""
+    """All findings of a data set."""
 
     uri: str
     name: str
@@ -38,35 +38,34 @@ class Inspection:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is a fault."""
+        """Whether there is no fault."""
         return all(finding.level != "fault" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types and finite numbers, for JSON."""
+        """Return plain types and finite numbers, for JSON."""
         found = [{**vars(finding), "examples": list(finding.examples)} for finding in self.findings]
         return {"uri": self.uri, "name": self.name, "ok": self.ok, "findings": found}
 
 
 def findings_table(inspection: Inspection) -> Table:
-    """A row for each finding, its examples indented below."""
+    """Make a table with a row for each finding, its examples indented below the sentence."""
     table = Table(title=Text(f"{inspection.name}: {inspection.uri}"), title_justify="left")
     table.add_column("level", no_wrap=True)
     table.add_column("topic", no_wrap=True)
     table.add_column("finding", overflow="fold")
     for finding in inspection.findings:
-        parts: list[RenderableType] = [
-            Text(finding.text),
-            *(Padding(Text(line), (0, 0, 0, 2)) for line in finding.examples),
-        ]
+        parts: list[RenderableType] = [Text(finding.text)]
+        parts.extend(Padding(Text(line), (0, 0, 0, 2)) for line in finding.examples)
         table.add_row(Text(finding.level, STYLES[finding.level]), finding.topic, Group(*parts))
     return table
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
-    """A count with its noun: 1 query, 2 queries."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    """Return a count with its noun: 1 query, 2 queries."""
+    noun = one if count == 1 else many or f"{one}s"
+    return f"{count:,} {noun}"
 
 
-def first_lines(lines: Iterable[str]) -> tuple[str, ...]:
-    """The first ten: no more are made."""
+def take_first(lines: Iterable[str]) -> tuple[str, ...]:
+    """Return the first NUM_EXAMPLES lines, without making the others."""
     return tuple(islice(lines, NUM_EXAMPLES))

@@ -1,4 +1,4 @@
-"""What `s4g pack` stores: which images make a shard, in which order, and the bytes of each."""
+"""Decide which images make a shard and in which order, and make the bytes of each."""
 
 from __future__ import annotations
 
@@ -25,24 +25,20 @@ from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 
-SAMPLED = 32  # images of a view whose size says how many make a shard
-EXTENSIONS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "TIFF": "tif",
-    "JPEG2000": "jp2",
-}  # else the format's name
+NUM_SAMPLED = 32  # images of a view, from whose size the number of images of a shard is computed
+# by Pillow's format; other formats have their name as extension
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What is stored of the images. A view without a size is copied byte for byte."""
+    """How images are stored. The images of a view without a size are copied byte for byte."""
 
     query_size: Size | None = None  # height, width
     reference_size: Size | None = None
     antialias: bool = True  # of resizing, as data.antialias
-    quality: int = 95  # of JPEG, for what is resized
-    shard_mb: float = 256  # about: shards of a view and split hold equally many images
+    quality: int = 95  # JPEG quality of resized images
+    shard_mb: float = 256  # approximate: shards of a view and split hold equally many images
     on_bad_image: Literal["fail", "skip"] = "fail"
 
     def __post_init__(self) -> None:
@@ -52,7 +48,7 @@ class PackOptions:
         ):
             if size is not None and not all(1 <= side <= LARGEST_JPEG for side in size):
                 raise InputError(
-                    f"{name}={size} is not within 1..{LARGEST_JPEG} pixels, as JPEG wants"
+                    f"{name}={size} is not within 1..{LARGEST_JPEG} pixels, the limits of JPEG"
                 )
         if not 1 <= self.quality <= 100:
             raise InputError(f"quality={self.quality} is not within 1..100")
@@ -60,98 +56,107 @@ class PackOptions:
             raise InputError(f"shard_mb={self.shard_mb} is not above 0")
 
     def size(self, view: View) -> Size | None:
-        """The height and width that images of a view are given."""
+        """Return the height and width of a view's stored images; None: as they are."""
         return self.query_size if view == "queries" else self.reference_size
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images to be stored in one file, in their order."""
+    """The images of one file, in their order."""
 
     name: str
     view: View
-    ids: list[int]  # of the first row of each image along the curve
-    ranges: list[Range]
+    ids: list[int]  # for each image, the id of its first row along the curve
+    ranges: list[Range]  # where each image is in the source
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which shard, and which image of it, each row of a view finds its own in: arrays of N."""
+    """The shards of a view, and for each row (arrays of N) where its image is in them."""
 
     shards: list[Shard]
-    shard_of: Ints
-    number_of: Ints
+    shard_of: Ints  # position in shards
+    number_of: Ints  # position in the shard
 
 
 def plan_view(table: pa.Table, folder: str, view: View, options: PackOptions) -> Plan:
-    """The shards of a view, whose rows are `table` and relative paths of `folder`.
+    """Plan the shards of a view whose rows are `table`, with paths relative to `folder`.
 
-    One shard holds one view and one split; images that rows of a split share are stored once.
+    A shard holds one view and one split; images that several rows of a split share are stored once.
     """
     ids = table["id"].to_numpy()
-    lat, lon = (table[name].to_numpy() for name in ("lat", "lon"))
-    order = order_along_curve(ids, lat, lon)
-    images, ranges = _images(table, folder)
-    per_shard = _images_per_shard(ranges, order, view, options)
-    shard_of, number_of = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
+    order = order_along_curve(ids, table["lat"].to_numpy(), table["lon"].to_numpy())
+    images, range_of = _locate_images(table, folder)
+    per_shard = _count_images_per_shard(range_of, order, view, options)
+    shard_of = np.empty(len(ids), np.int64)
+    number_of = np.empty(len(ids), np.int64)
     splits = table["split"].to_numpy()
     shards: list[Shard] = []
     for split in SPLITS[view]:
         rows = order[splits[order] == split]
-        first, place = _by_first_row(images[rows])
-        count = -(-len(first) // per_shard)
-        edges = np.linspace(0, len(first), count + 1).astype(np.int64)
-        shard = np.searchsorted(edges, place, side="right") - 1
-        shard_of[rows], number_of[rows] = len(shards) + shard, place - edges[shard]
-        for number in range(count):
+        first, position = _number_images(images[rows])
+        num_shards = -(-len(first) // per_shard)
+        edges = np.linspace(0, len(first), num_shards + 1).astype(np.int64)
+        shard = np.searchsorted(edges, position, side="right") - 1
+        shard_of[rows] = len(shards) + shard
+        number_of[rows] = position - edges[shard]
+        for number in range(num_shards):
             chosen = rows[first[edges[number] : edges[number + 1]]].tolist()
             name = f"{view}-{split}-{number:05d}.tar"
-            shards.append(Shard(name, view, ids[chosen].tolist(), [ranges(i) for i in chosen]))
+            ranges = [range_of(row) for row in chosen]
+            shards.append(Shard(name, view, ids[chosen].tolist(), ranges))
     return Plan(shards, shard_of, number_of)
 
 
-def _images(table: pa.Table, folder: str) -> tuple[Ints, Callable[[int], Range]]:
-    """Numbers of the rows' images, equal where file, offset and length are; and where that of a row lies."""
+def _locate_images(table: pa.Table, folder: str) -> tuple[Ints, Callable[[int], Range]]:
+    """Number the images of the rows, and return a function that locates the image of a row.
+
+    Numbers are equal where file, offset and length are equal.
+    """
     uris = table["uri"].combine_chunks().dictionary_encode()
-    codes, names = uris.indices.to_numpy(), uris.dictionary
-    offsets, lengths = (pc.fill_null(table[name], -1).to_numpy() for name in ("offset", "length"))
+    codes = uris.indices.to_numpy()
+    names = uris.dictionary
+    offsets = pc.fill_null(table["offset"], -1).to_numpy()
+    lengths = pc.fill_null(table["length"], -1).to_numpy()
 
     def range_of(row: int) -> Range:
         uri = files.join(folder, names[int(codes[row])].as_py())
-        return (
-            (uri, int(offsets[row]), int(lengths[row])) if offsets[row] >= 0 else (uri, None, None)
-        )
+        if offsets[row] >= 0:
+            return uri, int(offsets[row]), int(lengths[row])
+        return uri, None, None
 
     return group(codes, offsets, lengths), range_of
 
 
-def _by_first_row(images: Ints) -> tuple[Ints, Ints]:
-    """images[N] -> first[I]: the row that each distinct image is met in first, rising; and its number, for each row."""
+def _number_images(images: Ints) -> tuple[Ints, Ints]:
+    """images[N] -> first[I], the first row of each distinct image, ascending; position[N] in it."""
     _, first, inverse = np.unique(images, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     return np.sort(first), rank[inverse]
 
 
-def _images_per_shard(
+def _count_images_per_shard(
     range_of: Callable[[int], Range], order: Ints, view: View, options: PackOptions
 ) -> int:
-    """How many images make a shard, by the stored size of some that lie evenly along the curve."""
-    chosen = np.unique(np.linspace(0, len(order) - 1, min(SAMPLED, len(order))).astype(np.int64))
-    found = read_ranges([range_of(row) for row in order[chosen].tolist()])
-    sizes = [
-        len(made[0]) for data in found if not isinstance(made := stored(data, view, options), str)
-    ]
-    # a member has a header and is filled up to a multiple of 512 bytes: 768 in the mean
+    """Return how many images make a shard, by the stored size of a sample along the curve."""
+    num_sampled = min(NUM_SAMPLED, len(order))
+    chosen = np.unique(np.linspace(0, len(order) - 1, num_sampled).astype(np.int64))
+    sizes = []
+    for data in read_ranges([range_of(row) for row in order[chosen].tolist()]):
+        stored = encode_stored(data, view, options)
+        if not isinstance(stored, str):
+            sizes.append(len(stored[0]))
+    # a member has a header and is padded to a multiple of 512 bytes: 768 bytes on average
     return max(1, int(options.shard_mb * 1e6 / (statistics.mean(sizes or [1e6]) + 768)))
 
 
-def stored(
+def encode_stored(
     data: bytes | OSError | EOFError, view: View, options: PackOptions
 ) -> tuple[bytes, str] | str:
-    """The bytes to store of an image and their extension, or what is wrong with it.
+    """Return the bytes to store of an image and their extension, or why the image is bad.
 
-    It is decoded in any case. A JPEG that has its size is left as it is. Raises RunError for a store that fails: the
-    image itself may be whole.
+    Decodes every image, also one that is copied. A JPEG that has the wanted size is copied. Raises
+    RunError for a store that fails, because the image itself may be good.
     """
     if isinstance(data, FileNotFoundError):
         return "missing"
@@ -159,7 +164,7 @@ def stored(
         raise data
     if isinstance(data, OSError):
         raise RunError(
-            f"cannot read: {data}; when that is mended, run the same command again"
+            f"cannot read: {data}; when that is fixed, run the same command again"
         ) from data
     try:
         if isinstance(data, EOFError):
@@ -168,11 +173,11 @@ def stored(
     except (ValueError, EOFError) as error:
         return str(error)
     with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-        kind = EXTENSIONS.get(file.format or "", (file.format or "image").lower())
+        image_format = file.format or "image"
+    extension = EXTENSIONS.get(image_format, image_format.lower())
     size = options.size(view)
-    if size is None or (kind == "jpg" and tuple(image.shape[1:]) == tuple(size)):
-        return data, kind
-    pixels = np.ascontiguousarray(
-        resize(image, size, antialias=options.antialias).permute(1, 2, 0).numpy()
-    )
+    if size is None or (extension == "jpg" and tuple(image.shape[1:]) == tuple(size)):
+        return data, extension
+    resized = resize(image, size, antialias=options.antialias).permute(1, 2, 0)
+    pixels = np.ascontiguousarray(resized.numpy())
     return simplejpeg.encode_jpeg(pixels, quality=options.quality, colorsubsampling="420"), "jpg"

@@ -1,9 +1,10 @@
-"""`s4g pack`: a data set's images in tar shards, neighbors on the ground beside each other, resized if asked.
+"""Pack a data set's images into tar shards, neighbors on the ground next to each other.
 
-A shard holds images of one view and one split along a curve (curve.py). What it holds is a function of the data set,
-its images as they can be read and the options, and so are its bytes: not of the number of threads, nor of how often
-the work was cut off. How many images a shard has follows from the size of some that can be read: images that are mended
-or replaced between two calls may change which shards there are.
+A shard holds images of one view and one split, in the order of a curve (s2_curve.py). Its bytes are
+a function of the data set, its images as they can be read, and the options; not of the number of
+threads, nor of interruptions. The number of images of a shard is computed from the sizes of a
+sample of readable images: fixing or replacing images between two calls may change which shards
+there are.
 """
 
 from __future__ import annotations
@@ -15,18 +16,28 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.data.images import READ_AT_ONCE
 from s4g_ray.data.schema import SCHEMAS
-from s4g_ray.datasets.packing.layout import PackOptions, Plan, Shard, plan_view, stored
+from s4g_ray.datasets.packing.layout import (
+    PackOptions,
+    Plan,
+    Shard,
+    encode_stored,
+    plan_view,
+)
+from s4g_ray.datasets.packing.packed_tables import (
+    SHARDS,
+    Skipped,
+    WrittenShard,
+    make_packed_tables,
+)
 from s4g_ray.datasets.packing.tar_shards import TarWriter, new_object, verify
 from s4g_ray.errors import BadImageError, InputError, RunError, StoreError
 from s4g_ray.progress import Update, ignore
@@ -35,76 +46,47 @@ from s4g_ray.storage.byte_ranges import read_ranges
 from s4g_ray.storage.manifest import Manifest, Part, open_part, open_published, publish
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
 
-SHARDS = "shards"  # the folder of shards, in that of the data set
 KIND = "image shards"
-OURS = re.compile(
-    r"\.?(queries|references)-\w+-\d{5,}\.tar(\.\w+\.tmp)?"
-)  # shards, and what a killed process left
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A row that was left out, and why."""
-
-    view: View
-    id: int
-    reason: str
+# names of shards, and of the files that a killed process leaves
+OURS = re.compile(r"\.?(queries|references)-\w+-\d{5,}\.tar(\.\w+\.tmp)?")
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A data set that was packed."""
+    """A packed data set."""
 
     dataset: GeoDataset
     num_images: int
     num_shards: int
     num_bytes: int  # of the shards
     skipped: tuple[Skipped, ...]
-    reused_shards: int  # written before, by a call that was cut off or that had finished
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What was stored of a shard's images: offset and length, or what is wrong with one."""
-
-    part: Part
-    places: list[tuple[int, int] | str]
-
-    @property
-    def whole(self) -> bool:
-        """Whether no image was left out."""
-        return not any(isinstance(place, str) for place in self.places)
-
-    @classmethod
-    def from_json(cls, value: Any) -> _Written:
-        places = [
-            place if isinstance(place, str) else (place[0], place[1]) for place in value["places"]
-        ]
-        return cls(Part(**value["part"]), places)
+    reused_shards: int  # written by an earlier call, interrupted or finished
 
 
 @dataclass
 class PackJob:
-    """What the threads share."""
+    """The state that the threads share."""
 
     target: str
-    key: str
+    key: str  # a fingerprint of the data set and the options
     options: PackOptions
     on_progress: Update
     total: int = 0  # images
-    done: int = 0
+    done: int = 0  # images
     reused: int = 0  # shards
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def advance(self, images: int, shards: int = 0) -> None:
+        """Count finished images and reused shards, and report the progress."""
         with self.lock:
-            self.done, self.reused = self.done + images, self.reused + shards
+            self.done += images
+            self.reused += shards
             self.on_progress(self.done, self.total)
 
     @property
     def folder(self) -> str:
-        """That of the shards."""
+        """The folder of the shards."""
         return files.join(self.target, SHARDS)
 
 
@@ -116,41 +98,45 @@ def pack(
     num_threads: int | None = None,
     on_progress: Update = ignore,
 ) -> Packed:
-    """Write a data set whose images lie in the tar files TARGET/shards; rows and ids are those of the source.
+    """Write a data set whose images are in the tar files TARGET/shards, with the source's rows.
 
-    Each file is read back when it is written: every image's byte range must hold what was read from the source (or
-    what it was resized to). A call that was cut off goes on where it was when it is made again; one that had finished
-    returns what is there. `on_progress` counts images, from several threads. Raises InputError for a data set that
-    open_dataset refuses and for a target that holds something else, BadImageError unless bad images are skipped,
-    RunError for a store that fails.
+    Reads each shard back after writing it, and compares every image's byte range with the bytes
+    that were read from the source (or resized). Calling it again resumes an interrupted call, and
+    returns the result of a finished one. `on_progress` counts images, from several threads. Raises
+    InputError for the errors of open_dataset and for a target that holds something else,
+    BadImageError unless bad images are skipped, and RunError for a store that fails.
     """
-    options, target = options or PackOptions(), files.absolute(target)
+    options = options or PackOptions()
+    target = files.absolute(target)
     dataset = open_dataset(source)
-    same = replace(options, on_bad_image="fail")  # it may be changed, to go on after a bad image
-    key = files.fingerprint(repr((dataset.fingerprint, same)).encode())
+    # without on_bad_image, which may change between calls to resume after a bad image
+    keyed_options = replace(options, on_bad_image="fail")
+    key = files.fingerprint(repr((dataset.fingerprint, keyed_options)).encode())
     job = PackJob(target, key, options, on_progress)
-    if files.exists(files.join(target, "dataset.json")) and (finished := _finished(job)):
-        return finished
-    _claim(job, dataset)
+    if files.exists(files.join(target, "dataset.json")):
+        finished = _find_finished(job)
+        if finished is not None:
+            return finished
+    _claim_target(job, dataset)
     num_threads = num_threads or len(os.sched_getaffinity(0))
-    tables = {view: _table(dataset, view) for view in VIEWS}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # an image is resized by the thread that has it
+    tables = {view: _read_table(dataset, view) for view in VIEWS}
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each image is resized by one thread of the pool
     try:
         plans = {view: plan_view(tables[view], dataset.uri, view, options) for view in VIEWS}
         shards = [shard for plan in plans.values() for shard in plan.shards]
         if not shards:
             raise InputError(f"{dataset.uri} holds no image")
-        written = _write_all(job, shards, num_threads)
+        written = _write_shards(job, shards, num_threads)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(torch_threads)
     return _publish(job, dataset, tables, plans, written)
 
 
-def _finished(job: PackJob) -> Packed | None:
-    """What an earlier call has finished with the same, if it has.
+def _find_finished(job: PackJob) -> Packed | None:
+    """Return the result of an earlier call that finished the same work, if there is one.
 
-    Raises RunError when a shard of it is lost, StoreError when the store does not tell.
+    Raises RunError when a shard of it is lost, StoreError when the store does not answer.
     """
     try:
         manifest = open_published(job.folder, KIND)
@@ -158,36 +144,40 @@ def _finished(job: PackJob) -> Packed | None:
         raise
     except RunError:
         return None
-    if manifest.info["key"] != job.key or (
-        manifest.info["skipped"] and job.options.on_bad_image == "fail"
-    ):
+    if manifest.info["key"] != job.key:
+        return None
+    if manifest.info["skipped"] and job.options.on_bad_image == "fail":
         return None
     for part in manifest.parts:
         open_part(job.folder, part).close()
     files.remove(files.join(job.target, WORK))
-    return _packed(job.target, manifest, len(manifest.parts))
+    return _open_packed(job.target, manifest, len(manifest.parts))
 
 
-def _packed(target: str, manifest: Manifest, reused: int) -> Packed:
-    num_bytes, info = sum(part.num_bytes for part in manifest.parts), manifest.info
-    skipped = tuple(Skipped(**row) for row in info["skipped"])
+def _open_packed(target: str, manifest: Manifest, reused: int) -> Packed:
     return Packed(
-        open_dataset(target), info["images"], len(manifest.parts), num_bytes, skipped, reused
+        dataset=open_dataset(target),
+        num_images=manifest.info["images"],
+        num_shards=len(manifest.parts),
+        num_bytes=sum(part.num_bytes for part in manifest.parts),
+        skipped=tuple(Skipped(**row) for row in manifest.info["skipped"]),
+        reused_shards=reused,
     )
 
 
-def _claim(job: PackJob, dataset: GeoDataset) -> None:
-    """Say in the target what is being packed there.
+def _claim_target(job: PackJob, dataset: GeoDataset) -> None:
+    """Write in the target what is being packed there.
 
-    Raises InputError when it is, or was, something else, StoreError when the store does not tell.
+    Raises InputError when the target holds, or was claimed for, something else; StoreError when the
+    store does not answer.
     """
     if f"{job.target}/".startswith(f"{dataset.uri}/"):
         raise InputError(
-            f"{job.target} lies in the data set that is to be packed; choose a folder outside of it"
+            f"{job.target} is inside the data set to be packed; choose a folder outside of it"
         )
     refuse_existing(job.target)
     uri = files.join(job.target, WORK, "pack.json")
-    wanted: dict[str, Any] = {
+    claim: dict[str, Any] = {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "options": asdict(job.options),
@@ -196,118 +186,130 @@ def _claim(job: PackJob, dataset: GeoDataset) -> None:
     try:
         found = files.read_json(uri)
         if found["key"] != job.key:
-            theirs, ours = (f"{of['name']} ({of['fingerprint'][:8]})" for of in (found, wanted))
-            changed = _differing(found["options"], wanted["options"])
-            raise InputError(
-                f"{job.target} holds a part of data set {theirs}{changed[0]}, but {ours}{changed[1]} is asked for; give"
-                " the same again to go on, remove the folder, or choose another"
-            )
+            _refuse_claim(job.target, found, claim)
     except StoreError:
         raise
-    except FileNotFoundError:  # nobody's
-        there = [
-            name for name in files.list_names(job.target) if not re.fullmatch(r"\..*\.tmp", name)
-        ]
-        if set(there) - {WORK}:
-            raise InputError(
-                f"{job.target} is not empty, and was not begun by s4g pack; choose another folder"
-            ) from None
-    except (RunError, KeyError, TypeError, AttributeError):  # cut short or altered
+    except FileNotFoundError:  # not claimed yet
+        _check_empty(job.target)
+    except (RunError, KeyError, TypeError, AttributeError):  # truncated or altered: claim it anew
         pass
-    files.write_json(uri, wanted)
+    files.write_json(uri, claim)
 
 
-def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, str]:
-    """` with KEY=VALUE, ...` of both, for the options in which they differ."""
-    as_json = json.loads(json.dumps(ours))
-    keys = [key for key in as_json if key != "on_bad_image" and theirs.get(key) != as_json[key]]
-    told = [", ".join(f"{key}={of.get(key)}" for key in keys) for of in (theirs, as_json)]
-    return (f" with {told[0]}", f" with {told[1]}") if keys else ("", "")
+def _refuse_claim(target: str, found: dict[str, Any], wanted: dict[str, Any]) -> NoReturn:
+    """Raise InputError with both data sets, and the options in which the two claims differ."""
+    found_options, wanted_options = _describe_differences(found["options"], wanted["options"])
+    found_name = f"{found['name']} ({found['fingerprint'][:8]})"
+    wanted_name = f"{wanted['name']} ({wanted['fingerprint'][:8]})"
+    raise InputError(
+        f"{target} holds a part of data set {found_name}{found_options}, but"
+        f" {wanted_name}{wanted_options} is asked for; give the same again to resume, remove the"
+        " folder, or choose another"
+    )
 
 
-def _table(dataset: GeoDataset, view: View) -> pa.Table:
+def _describe_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str]:
+    """Return ` with KEY=VALUE, ...` of both, for the options in which they differ."""
+    as_json = json.loads(json.dumps(wanted))
+    keys = [key for key in as_json if key != "on_bad_image" and found.get(key) != as_json[key]]
+    if not keys:
+        return "", ""
+    of_found = ", ".join(f"{key}={found.get(key)}" for key in keys)
+    of_wanted = ", ".join(f"{key}={as_json.get(key)}" for key in keys)
+    return f" with {of_found}", f" with {of_wanted}"
+
+
+def _check_empty(target: str) -> None:
+    """Raise InputError when a folder holds anything but temporary files and the work folder."""
+    for name in files.list_names(target):
+        if name != WORK and not re.fullmatch(r"\..*\.tmp", name):
+            raise InputError(
+                f"{target} is not empty, and was not begun by s4g pack; choose another folder"
+            )
+
+
+def _read_table(dataset: GeoDataset, view: View) -> pa.Table:
     source = dataset.queries if view == "queries" else dataset.references
     return source.to_table(columns=SCHEMAS[view].names)
 
 
-# The work.
-
-
-def _write_all(job: PackJob, shards: Sequence[Shard], num_threads: int) -> list[_Written]:
-    """Write the shards, several at a time; after the first that fails, the others stop at their next images."""
+def _write_shards(job: PackJob, shards: Sequence[Shard], num_threads: int) -> list[WrittenShard]:
+    """Write the shards, several at a time. After the first error the others stop at an image."""
     job.total = sum(len(shard.ids) for shard in shards)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="pack") as pool:
         futures = [pool.submit(_write_shard, job, shard) for shard in shards]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            if failed := [f for f in futures if f in done and f.exception()]:
-                failed[0].result()
+            for future in futures:
+                if future in done:
+                    future.result()
             return [future.result() for future in futures]
         finally:
             job.stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _write_shard(job: PackJob, shard: Shard) -> _Written:
-    """A shard as an earlier call committed it, or written, read back and committed now.
+def _write_shard(job: PackJob, shard: Shard) -> WrittenShard:
+    """Return a shard that an earlier call committed; or write it, read it back and commit it.
 
-    One without some images is always written: they may have been mended.
+    A shard without some of its images is always written again: they may be fixed by now.
     """
     commit = files.join(job.target, WORK, f"{shard.name}.json")
     key = files.fingerprint(repr((job.key, shard)).encode())
-    found = read_commit(commit, key, _Written.from_json, lambda _: ())  # its file was verified then
-    if found is not None and found.whole and _is_there(job.folder, found.part):
+    # `lambda`: no files to check here, the shard was verified when it was written
+    found = read_commit(commit, key, WrittenShard.from_json, lambda _: ())
+    if found is not None and found.is_whole and _has_part(job.folder, found.part):
         job.advance(len(shard.ids), shards=1)
         return found
     uri = files.join(job.folder, shard.name)
     places: list[tuple[int, int] | str] = []
     with new_object(uri) as file:
         tar = TarWriter(file)
-        for id_, made in _contents(job, shard):
-            if isinstance(made, str):
-                places.append(made)
+        for image_id, stored in _read_images(job, shard):
+            if isinstance(stored, str):
+                places.append(stored)
                 continue
-            member = tar.add(f"{shard.view}/{id_:09d}.{made[1]}", made[0])
+            data, extension = stored
+            member = tar.add(f"{shard.view}/{image_id:09d}.{extension}", data)
             places.append((member.offset, member.length))
         sha256 = tar.close()
     verify(uri, tar.num_bytes, sha256, tar.members)
-    written = _Written(Part(shard.name, len(tar.members), tar.num_bytes, sha256), places)
+    written = WrittenShard(Part(shard.name, len(tar.members), tar.num_bytes, sha256), places)
     write_commit(commit, key, written)
     return written
 
 
-def _is_there(folder: str, part: Part) -> bool:
+def _has_part(folder: str, part: Part) -> bool:
     try:
         open_part(folder, part).close()
     except StoreError:
         raise
-    except RunError:  # removed, or cut short
+    except RunError:  # removed or truncated
         return False
     return True
 
 
-def _contents(job: PackJob, shard: Shard) -> Iterator[tuple[int, tuple[bytes, str] | str]]:
-    """Id of each image of a shard, and what is stored of it (bytes and extension), or what is wrong with it.
+def _read_images(job: PackJob, shard: Shard) -> Iterator[tuple[int, tuple[bytes, str] | str]]:
+    """Yield the id of each image of a shard, and its bytes and extension, or why it is bad.
 
-    Raises BadImageError for a bad one unless they are skipped, and RunError when the work was given up.
+    Raises BadImageError for a bad image unless they are skipped, and RunError when another shard
+    has failed.
     """
     for start in range(0, len(shard.ids), READ_AT_ONCE):
         found = read_ranges(shard.ranges[start : start + READ_AT_ONCE])
         for number, data in enumerate(found, start):
             if job.stopped.is_set():
-                raise RunError(f"{shard.name} was given up")
-            made = stored(data, shard.view, job.options)
-            if isinstance(made, str):
-                made = f"id {shard.ids[number]}, {shard.ranges[number][0]}: {made}"
+                raise RunError(f"{shard.name} was stopped")
+            stored = encode_stored(data, shard.view, job.options)
+            if isinstance(stored, str):
+                stored = f"id {shard.ids[number]}, {shard.ranges[number][0]}: {stored}"
                 if job.options.on_bad_image == "fail":
                     raise BadImageError(
-                        f"{shard.view}: {made}; mend the image, or leave it out: --on-bad-image skip"
+                        f"{shard.view}: {stored}; fix the image, or leave it out:"
+                        " --on-bad-image skip"
                     )
-            yield shard.ids[number], made
+            yield shard.ids[number], stored
             job.advance(1)
-
-
-# The data set.
 
 
 def _publish(
@@ -315,78 +317,36 @@ def _publish(
     dataset: GeoDataset,
     tables: dict[View, pa.Table],
     plans: dict[View, Plan],
-    written: Sequence[_Written],
+    written: Sequence[WrittenShard],
 ) -> Packed:
-    made: dict[View, pa.Table] = {}
-    skipped: list[Skipped] = []
-    remaining = iter(written)
-    for view in VIEWS:
-        of_view = [next(remaining) for _ in plans[view].shards]
-        made[view], bad = _packed_table(tables[view], view, plans[view], of_view)
-        skipped += bad
-    made["queries"], lonely = _with_train_reference(made["queries"], made["references"])
-    skipped += lonely
-    if skipped and not len(made["references"]):
+    """Publish the shards, then the data set that refers to them."""
+    packed, skipped = make_packed_tables(tables, plans, written)
+    if skipped and not len(packed["references"]):
         raise BadImageError(f"no image is left to pack; the first: {skipped[0].reason}")
+    parts = [shard.part for shard in written]
     info = {
         "key": job.key,
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "options": asdict(job.options),
-        "images": sum(w.part.rows for w in written),
+        "images": sum(part.rows for part in parts),
         "skipped": [asdict(row) for row in skipped],
     }
-    _remove_others(job.folder, {w.part.name for w in written})
-    manifest = publish(job.folder, KIND, [w.part for w in written], info=info)
+    _remove_other_shards(job.folder, {part.name for part in parts})
+    manifest = publish(job.folder, KIND, parts, info=info)
     write_dataset(
         job.target,
-        made["references"],
-        made["queries"],
+        packed["references"],
+        packed["queries"],
         name=dataset.name,
         views=dataset.views or None,
     )
     files.remove(files.join(job.target, WORK))
-    return _packed(job.target, manifest, job.reused)
+    return _open_packed(job.target, manifest, job.reused)
 
 
-def _remove_others(folder: str, names: set[str]) -> None:
-    """Remove shards of attempts that made others, and files that were being written; other files are not ours."""
+def _remove_other_shards(folder: str, names: set[str]) -> None:
+    """Remove shards and temporary files of earlier attempts; keep files that pack did not write."""
     for name in files.list_names(folder):
         if name not in names and OURS.fullmatch(name):
             files.remove(files.join(folder, name))
-
-
-def _packed_table(
-    table: pa.Table, view: View, plan: Plan, written: Sequence[_Written]
-) -> tuple[pa.Table, list[Skipped]]:
-    """The rows with their images' places in the shards, without those whose image is bad, which are told."""
-    places = [written[s].places[n] for s, n in zip(plan.shard_of, plan.number_of, strict=True)]
-    good = np.array([not isinstance(place, str) for place in places], np.bool_)
-    ids = table["id"].to_pylist()
-    skipped = [
-        Skipped(view, ids[row], place) for row, place in enumerate(places) if isinstance(place, str)
-    ]
-    names = [f"{SHARDS}/{w.part.name}" for w in written]
-    kept = [place for place in places if not isinstance(place, str)]
-    columns = {
-        "uri": pa.array([names[s] for s in plan.shard_of[good]], pa.string()),
-        "offset": pa.array([offset for offset, _ in kept], pa.int64()),
-        "length": pa.array([length for _, length in kept], pa.int64()),
-    }
-    table = table.filter(pa.array(good))
-    for name, column in columns.items():
-        table = table.set_column(table.column_names.index(name), name, column)
-    return table, skipped
-
-
-def _with_train_reference(
-    queries: pa.Table, references: pa.Table
-) -> tuple[pa.Table, list[Skipped]]:
-    """The queries that a data set may hold now that references were left out, and the others."""
-    there = references.filter(pc.field("split") == "train")["place_id"].combine_chunks()
-    kept = pc.or_(
-        pc.not_equal(queries["split"], "train"), pc.is_in(queries["place_id"], value_set=there)
-    )
-    lost = queries.filter(pc.invert(kept))["id"].to_pylist()
-    reason = "no train reference of its place could be packed"
-    return queries.filter(kept), [Skipped("queries", id_, f"id {id_}: {reason}") for id_ in lost]

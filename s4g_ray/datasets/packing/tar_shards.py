@@ -1,4 +1,7 @@
-"""Uncompressed tar files of images: written so that equal members make equal bytes, and read back to be verified."""
+"""Write uncompressed tar files of images, and read them back to verify them.
+
+Equal members make equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,25 @@ class Member:
 
     name: str
     offset: int  # bytes, of its data
-    length: int
+    length: int  # bytes
     sha256: str
 
 
 class TarWriter:
-    """Adds members to a tar file (POSIX ustar): files that anyone may read, without owner or time."""
+    """Adds members to a tar file (POSIX ustar): readable by anyone, without owner or time."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._digest = file, hashlib.sha256()
-        self.num_bytes, self.members = 0, list[Member]()
+        self.num_bytes = 0
+        self.members: list[Member] = []
+        self._file = file
+        self._digest = hashlib.sha256()
 
     def add(self, name: str, data: bytes) -> Member:
-        """Write a member. Raises ValueError for a name that leads out of the folder that it is extracted to."""
+        """Write a member. Raises ValueError for a name outside the folder it is extracted to."""
         if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"{name!r} is no name of a tar member: it leads out of the folder")
-        header = tarfile.TarInfo(name)
-        header.size = len(data)  # of mode 644, at time 0
+            raise ValueError(f"{name!r} is not a name of a tar member: it leads out of the folder")
+        header = tarfile.TarInfo(name)  # mode 644, at time 0
+        header.size = len(data)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
         member = Member(name, self.num_bytes, len(data), hashlib.sha256(data).hexdigest())
         self._write(data)
@@ -50,7 +55,7 @@ class TarWriter:
         return member
 
     def close(self) -> str:
-        """Write the end; the sha256 of the whole."""
+        """Write the end, and return the sha256 of the whole file."""
         self._write(bytes(2 * tarfile.BLOCKSIZE))
         return self._digest.hexdigest()
 
@@ -62,27 +67,28 @@ class TarWriter:
 
 @contextmanager
 def new_object(uri: str) -> Iterator[IO[bytes]]:
-    """A file to write, of any length, which is at `uri` as a whole when the block ends, and not at all before.
+    """Open a file to write, of any length. It appears at `uri` as a whole when the block ends.
 
-    Beside it on this machine; for an object store in the folder for temporary files, then sent in parts. Raises
-    WriteError for a store that is full or refuses; the block must raise no other OSError.
+    A local file is written beside its target; for an object store the file is written in the folder
+    for temporary files, then sent in parts. Raises WriteError for a store that is full or refuses
+    access; the block must raise no other OSError.
     """
     try:
         if files.is_local(uri):
-            yield from _beside(Path(uri))
+            yield from _write_beside(Path(uri))
         else:
-            yield from _sent(uri)
+            yield from _write_and_send(uri)
     except RunError:  # a StoreError names bucket and key
         raise
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise WriteError(
-            f"cannot write {uri}: {reason}; make room (in {tempfile.gettempdir()} too, for an object store) or give"
-            " access, then run the same command again"
+            f"cannot write {uri}: {reason}; make room (in {tempfile.gettempdir()} too, for an"
+            " object store) or give access, then run the same command again"
         ) from error
 
 
-def _beside(target: Path) -> Iterator[IO[bytes]]:
+def _write_beside(target: Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -93,7 +99,7 @@ def _beside(target: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def _sent(uri: str) -> Iterator[IO[bytes]]:
+def _write_and_send(uri: str) -> Iterator[IO[bytes]]:
     with tempfile.NamedTemporaryFile(prefix="s4g-shard-") as file:
         yield file
         file.flush()
@@ -102,33 +108,33 @@ def _sent(uri: str) -> Iterator[IO[bytes]]:
 
 
 def verify(uri: str, num_bytes: int, sha256: str, members: Sequence[Member]) -> None:
-    """Read a tar file back. Raises RunError when it, or a member at its offset, is not what was written."""
-    whole, start = hashlib.sha256(), 0
-    for some in [*_groups(members), []]:
-        end = some[-1].offset + some[-1].length if some else num_bytes
+    """Read a tar file back. Raises RunError when it, or a member at its offset, has changed."""
+    whole = hashlib.sha256()
+    start = 0
+    for batch in [*_batch_members(members), []]:  # the last, empty batch reads the end of the file
+        end = batch[-1].offset + batch[-1].length if batch else num_bytes
         try:
             data = files.read_bytes(uri, start, end - start)
         except (FileNotFoundError, EOFError) as error:
             raise RunError(f"{uri} is shorter than what was written; {REMEDY}") from error
         whole.update(data)
-        for member in some:
+        for member in batch:
             first = member.offset - start
             if hashlib.sha256(data[first : first + member.length]).hexdigest() != member.sha256:
                 raise RunError(
-                    f"{uri}: {member.name} at byte {member.offset} is not what was written; {REMEDY}"
+                    f"{uri}: {member.name} at byte {member.offset} is not what was written;"
+                    f" {REMEDY}"
                 )
         start = end
     if whole.hexdigest() != sha256:
         raise RunError(f"{uri} is not what was written; {REMEDY}")
 
 
-def _groups(members: Sequence[Member]) -> Iterator[Sequence[Member]]:
-    """Members that follow each other, those of about READ_BACK bytes together."""
+def _batch_members(members: Sequence[Member]) -> Iterator[Sequence[Member]]:
+    """Yield consecutive members in batches of about READ_BACK bytes."""
     first = 0
     for number, member in enumerate(members, 1):
-        if (
-            number == len(members)
-            or member.offset + member.length - members[first].offset >= READ_BACK
-        ):
+        num_bytes = member.offset + member.length - members[first].offset
+        if number == len(members) or num_bytes >= READ_BACK:
             yield members[first:number]
             first = number

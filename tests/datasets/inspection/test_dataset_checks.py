@@ -15,7 +15,7 @@ from rich.console import Console
 
 from s4g_ray.data.dataset import write_dataset
 from s4g_ray.data.image_table import View
-from s4g_ray.datasets.inspection import dataset_checks
+from s4g_ray.datasets.inspection.count_checks import PUBLISHED
 from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
 from s4g_ray.datasets.inspection.findings import Finding, Inspection, findings_table
 from s4g_ray.errors import InputError
@@ -360,12 +360,12 @@ def test_counts_are_compared_with_the_published_ones_where_the_name_is_known(
     assert note.examples[0] == "queries train 6, published 52,609 (-52,603)"
     assert note.values["references test+gallery"] == {"published": 90_618, "found": 4}
     monkeypatch.setitem(
-        dataset_checks.PUBLISHED, "small", {"queries train": 6, "references test+gallery": 4}
+        PUBLISHED, "small", {"queries train": 6, "references test+gallery": 4}
     )
     found = inspect_dataset(write(tmp_path / "b", clean_tables()))
     assert "as published for small" in [f.text for f in found.findings if f.topic == "counts"]
     assert levels(found) == {"ok"}
-    assert sum(dataset_checks.PUBLISHED["vigor_cross"].values()) == 105_214
+    assert sum(PUBLISHED["vigor_cross"].values()) == 105_214
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 from s4g_ray.arrays import group
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.sphere import metres_between
+from s4g_ray.datasets.inspection.image_files import run_in_parallel
 from s4g_ray.datasets.inspection.inventory import (
     Inventory,
-    extent,
-    in_parallel,
-    nearest_of_place,
-    num_distinct,
-    queries_near_train,
+    compute_extent,
+    count_distinct,
+    find_nearest_references,
+    find_queries_near_train,
 )
 from tests.datasets.inspection.test_dataset_checks import clean_tables, write
 
@@ -54,7 +54,7 @@ def test_distances_are_those_of_a_plain_loop(tmp_path: Path, seed: int) -> None:
         ]
         if own:
             wanted[query] = min(metres(query, reference) for reference in own)
-    queries, nearest = nearest_of_place(rows)
+    queries, nearest = find_nearest_references(rows)
     assert (rows.place_ids[queries] == rows.place_ids[nearest]).all()
     found = {
         int(query): metres(query, reference)
@@ -70,7 +70,7 @@ def test_distances_are_those_of_a_plain_loop(tmp_path: Path, seed: int) -> None:
         radius = float(
             np.median(list(by_query.values()))
         )  # a query's own distance: within means at most
-        queries, _, distances = queries_near_train(rows, held_out, radius)
+        queries, _, distances = find_queries_near_train(rows, held_out, radius)
         expected = {query: distance for query, distance in by_query.items() if distance <= radius}
         assert dict(zip(queries.tolist(), distances, strict=True)) == pytest.approx(expected)
 
@@ -88,10 +88,10 @@ def test_the_extent_is_the_smallest_interval_of_longitudes(
     lon: list[float], west: float, east: float, degrees: float
 ) -> None:
     lat = np.linspace(-60.0, 10.0, len(lon)) if len(lon) > 1 else np.zeros(1)
-    box = extent(lat, np.array(lon))
+    box = compute_extent(lat, np.array(lon))
     assert (box["west"], box["east"]) == (west, east)
     assert box["km_east_west"] == pytest.approx(degrees * 111.195, rel=1e-5)
-    assert extent(lat + 70.0, np.array(lon))[
+    assert compute_extent(lat + 70.0, np.array(lon))[
         "km_east_west"
     ] == pytest.approx(  # 10 north and on, or 70 for one point
         degrees * 111.195 * np.cos(np.radians(10.0)), rel=1e-5
@@ -110,7 +110,7 @@ def test_grouping_agrees_with_sets() -> None:
     members: dict[int, set[int]] = {}
     for number, value in zip(groups.tolist(), values.tolist(), strict=True):
         members.setdefault(number, set()).add(value)
-    assert num_distinct(groups, values).tolist() == [
+    assert count_distinct(groups, values).tolist() == [
         len(members[number]) for number in groups.tolist()
     ]
 
@@ -122,7 +122,7 @@ def test_parallel_work_keeps_order_and_few_calls_waiting() -> None:
         started.append(item)
         return item * item
 
-    results = in_parallel(
+    results = run_in_parallel(
         work, list(range(100)), num_threads=2, on_progress=lambda done, total: None
     )
     assert next(results) == 0

@@ -32,7 +32,7 @@ from s4g_ray.datasets.packing import tar_shards
 from s4g_ray.datasets.packing.layout import PackOptions
 from s4g_ray.datasets.packing.pack import Packed, pack
 from s4g_ray.errors import BadImageError, InputError, RunError, StoreError
-from s4g_ray.storage import files, manifest
+from s4g_ray.storage import files
 from s4g_ray.storage.manifest import open_published
 from tests.support.faulty_s3 import proxied
 from tests.support.packed_datasets import (
@@ -50,8 +50,8 @@ from tests.support.sample_images import loader
 ROOT = Path(__file__).parents[3]
 KILLED = """
 import os, signal, sys
-from tests.packed import SMALL
-from s4g_ray.packing import pack
+from s4g_ray.datasets.packing.pack import pack
+from tests.support.packed_datasets import SMALL
 
 def die(done, total):
     if done >= 45:
@@ -207,7 +207,7 @@ def test_a_target_in_the_data_set_and_one_that_holds_something_else_are_refused_
     mixed: GeoDataset, tmp_path: Path
 ) -> None:
     for target in (mixed.uri, f"{mixed.uri}/packed"):
-        with pytest.raises(InputError, match="lies in the data set that is to be packed"):
+        with pytest.raises(InputError, match="is inside the data set to be packed"):
             pack(mixed.uri, target)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty, and was not begun by s4g pack"):
@@ -257,7 +257,7 @@ def test_bad_images_fail_by_name_or_are_left_out_and_told_with_the_queries_that_
 ) -> None:
     target = str(tmp_path / "packed")
     with pytest.raises(
-        BadImageError, match=r"references: id 7\d, .*/r10.png: .*; mend the image, or leave it out"
+        BadImageError, match=r"references: id 7\d, .*/r10.png: .*; fix the image, or leave it out"
     ):
         pack(damaged.uri, target, SMALL)
     found = pack(damaged.uri, target, replace(SMALL, on_bad_image="skip"))
@@ -294,7 +294,7 @@ def test_a_shard_that_the_store_garbles_is_noticed_and_written_again(
                 file.seek(at[0])
                 file.write(b"x")
 
-    monkeypatch.setattr(tar_shards, "new_object", garbling)
+    monkeypatch.setattr(packing, "new_object", garbling)
     for at[0], message in (
         (700, r"tar: references/\d{9}\.\w+ at byte 512 is not what"),
         (3, r"tar is not what was"),
@@ -311,7 +311,7 @@ def test_mended_images_are_packed_by_the_next_call_and_nothing_of_an_earlier_att
     mixed: GeoDataset, damaged: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, skip = tmp_path / "packed", replace(SMALL, on_bad_image="skip")
-    monkeypatch.setattr(manifest, "publish", cut_off)
+    monkeypatch.setattr(packing, "publish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack(damaged.uri, str(target), skip)
     monkeypatch.undo()
@@ -329,15 +329,15 @@ def test_mended_images_are_packed_by_the_next_call_and_nothing_of_an_earlier_att
     assert set(files_of(target / "shards")) == {*published, files.MANIFEST, "mine.tar"}
 
 
-def cut_off(*_: Any, **__: Any) -> None:
+def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("finished", [True, False])
-@pytest.mark.parametrize("at", ["read_json", "open_part"])
-def test_a_store_that_does_not_answer_is_said_and_not_taken_for_an_empty_one(
+@pytest.mark.parametrize("name", ["read_json", "open_part"])
+def test_a_store_that_does_not_answer_is_an_error_and_not_taken_for_an_empty_one(
     finished: bool,
-    at: str,
+    name: str,
     mixed: GeoDataset,
     packed: Packed,
     tmp_path: Path,
@@ -347,23 +347,25 @@ def test_a_store_that_does_not_answer_is_said_and_not_taken_for_an_empty_one(
     if finished:
         shutil.copytree(packed.dataset.uri, target)
     else:
-        monkeypatch.setattr(manifest, "publish", cut_off)
+        monkeypatch.setattr(packing, "publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pack(mixed.uri, str(target), SMALL)
         monkeypatch.undo()
-    before, answering = files_of(target), getattr(files, at)
+    before = files_of(target)
+    module = files if name == "read_json" else packing
+    function = getattr(module, name)
 
-    def silent(uri: str, *more: Any) -> Any:
+    def fail_in_target(uri: str, *more: Any) -> Any:
         if uri.startswith(str(target)) and not uri.endswith("dataset.json"):
             raise StoreError("did not answer")
-        return answering(uri, *more)
+        return function(uri, *more)
 
-    monkeypatch.setattr(files, at, silent)
+    monkeypatch.setattr(module, name, fail_in_target)
     with pytest.raises(StoreError, match="did not answer"):
         pack(
             mixed.uri,
             str(target),
-            replace(SMALL, quality=80) if at == "read_json" else SMALL,
+            replace(SMALL, quality=80) if name == "read_json" else SMALL,
             num_threads=1,
         )
     assert files_of(target) == before

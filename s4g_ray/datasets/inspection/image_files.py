@@ -1,0 +1,129 @@
+"""List and decode the image files of a data set, several at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s4g_ray.arrays import Ints
+from s4g_ray.data.images import decode_pixels
+from s4g_ray.datasets.inspection.inventory import Inventory
+from s4g_ray.errors import InputError, StoreError
+from s4g_ray.progress import Update
+from s4g_ray.storage import files
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def find_missing_files(
+    paths: Sequence[str], *, num_threads: int, on_progress: Update
+) -> dict[int, str]:
+    """Return the numbers of the files that are missing, with the reason.
+
+    Lists each folder once, and opens no file. Raises StoreError for a store that fails.
+    """
+    numbers_of: dict[str, list[int]] = defaultdict(list)  # by folder
+    for number, path in enumerate(paths):
+        numbers_of[path.rpartition("/")[0] or "/"].append(number)
+
+    def find_in(folder: str) -> dict[int, str]:
+        try:
+            names = set(files.list_names(folder))
+        except (StoreError, InputError):  # a fault of the store, not of these files
+            raise
+        except (OSError, ValueError, ImportError) as error:
+            # ValueError: an unknown protocol; ImportError: its package is missing
+            return dict.fromkeys(numbers_of[folder], f"{type(error).__name__}: {error}")
+        return {
+            number: "missing"
+            for number in numbers_of[folder]
+            if paths[number].rpartition("/")[2] not in names
+        }
+
+    found: dict[int, str] = {}
+    for part in run_in_parallel(
+        find_in, list(numbers_of), num_threads=num_threads, on_progress=on_progress
+    ):
+        found.update(part)
+    return found
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """The results of reading and decoding M images."""
+
+    shapes: Ints  # [M, 2] height and width in pixels; 0 where undecodable
+    digests: NDArray[np.bytes_]  # [M] sha256 of the bytes; empty where undecodable
+    reasons: dict[int, str]  # why an image is undecodable, by its number
+
+
+def decode_images(
+    inventory: Inventory, rows: Ints, *, num_threads: int, on_progress: Update
+) -> DecodedImages:
+    """Read and decode the images of rows[M], with at most `num_threads` in memory at a time.
+
+    Raises StoreError for a store that fails.
+    """
+
+    def decode(row: int) -> tuple[tuple[int, int], bytes, str]:
+        path = inventory.paths[inventory.files[row]]
+        try:
+            if inventory.offsets[row] >= 0:
+                offset = int(inventory.offsets[row])
+                data = files.read_bytes(path, offset, int(inventory.lengths[row]))
+            else:
+                data = files.read_bytes(path)
+            height, width = decode_pixels(data).shape[-2:]
+        except StoreError:
+            raise
+        except OSError as error:
+            return (0, 0), b"", f"{type(error).__name__}: {error}"
+        except (ValueError, EOFError) as error:
+            return (0, 0), b"", str(error)
+        return (height, width), hashlib.sha256(data).digest(), ""
+
+    shapes = np.zeros((len(rows), 2), dtype=np.int64)
+    digests = np.zeros(len(rows), dtype="S32")
+    reasons: dict[int, str] = {}
+    results = run_in_parallel(
+        decode, rows.tolist(), num_threads=num_threads, on_progress=on_progress
+    )
+    for number, (shape, digest, reason) in enumerate(results):
+        shapes[number] = shape
+        digests[number] = digest
+        if reason:
+            reasons[number] = reason
+    return DecodedImages(shapes, digests, reasons)
+
+
+def run_in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int, on_progress: Update
+) -> Iterator[Result]:
+    """Yield work(item) of each item, in order.
+
+    Submits at most 4 calls per thread ahead, however many items there are.
+    """
+    remaining = iter(items)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="inspect") as pool:
+        try:
+            for done in range(1, len(items) + 1):
+                waiting.extend(
+                    pool.submit(work, item)
+                    for item in islice(remaining, 4 * num_threads - len(waiting))
+                )
+                result = waiting.popleft().result()
+                on_progress(done, len(items))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
