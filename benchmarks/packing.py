@@ -133,7 +133,7 @@ def num_requests(read: Read, batches: list[list[Range]]) -> int:
     if files.is_local(batches[0][0][0]):
         counter: Any = mock.patch.object(files, "read_available", wraps=files.read_available)
     else:
-        counter = mock.patch.object(S3, "_get", autospec=True, side_effect=S3._get)
+        counter = mock.patch.object(S3, "get_range", autospec=True, side_effect=S3.get_range)
     with counter as counted:
         for batch in batches:
             read(batch)

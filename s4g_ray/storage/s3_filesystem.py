@@ -128,7 +128,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
 
         return await self._persist(method, arguments, request)
 
-    async def _get(
+    async def get_range(
         self, bucket: str, key: str, first: int, end: int | None, **more: str
     ) -> tuple[bytes, int, str]:
         """Return bytes from `first` up to `end` (None: all), the object's length, and its ETag.
@@ -179,12 +179,12 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         Raises StoreError when the object is replaced between two pieces.
         """
         piece_end = first + PIECE
-        data, total, etag = await self._get(bucket, key, first, min(end or piece_end, piece_end))
+        data, total, etag = await self.get_range(bucket, key, first, min(end or piece_end, piece_end))
         end = min(end or total, total)
         if first + len(data) >= end:
             return data
         pieces = await self._run_pieces(
-            self._get(bucket, key, start, min(start + PIECE, end), IfMatch=etag)
+            self.get_range(bucket, key, start, min(start + PIECE, end), IfMatch=etag)
             for start in range(piece_end, end, PIECE)
         )
         return b"".join([data, *(piece for piece, _, _ in pieces)])
