@@ -352,7 +352,8 @@ class _ProcessSource:
         # Not in the main thread: torch would set a handler there that raises from any line when a
         # process dies.
         with ThreadPoolExecutor(1) as pool:
-            self._items: Any = pool.submit(iter, self._loader).result()
+            started: Future[Any] = pool.submit(iter, self._loader)
+            self._items = started.result()
         self.process_ids: list[int] = [worker.pid for worker in self._items._workers]
 
     def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]:

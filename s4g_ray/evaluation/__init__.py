@@ -1,8 +1,11 @@
-"""Embedding tables into scores.
+"""Turn embedding tables into scores.
 
+ranking               exact ranks of references for a block of queries
 metrics               retrieval_metrics: recall@k, AP, hit rate, metres; both protocols
-ranking               exact ranks of a block of queries
-scores                metrics of a split, whole and by region
+scores                metrics of a split, as a whole and by region
 tables                Evaluation, and its tables for a terminal
 gradient_correlation  a baseline without learning
+
+    metrics = retrieval_metrics(query_embeddings, reference_embeddings, query_places, places)
+    metrics["recall@1"]
 """

@@ -1,4 +1,9 @@
-"""Exact ranks of a block of queries: float32 scores of everything, float64 where two are too close to call."""
+"""Rank references for a block of queries exactly: float32 scores, float64 where two nearly tie.
+
+Block holds the scores of some queries against all references. For a threshold, the score of one of
+a query's own references, it counts the other references that score at least as high. Compiled
+kernels count in float32 and list the near-ties, which are then compared in float64.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +18,45 @@ from s4g_ray.data.pairs import Pairs
 from s4g_ray.errors import RunError
 
 Result = TypeVar("Result")
-NEAR_TIE = 1e-5  # scores closer than this are compared in float64: float32 products differ by their place in a block
-TIE = 1e-12  # scores this close in float64 are equal: sums of equal vectors may differ in the last bits
+# Scores closer than this are compared in float64: float32 products differ by their position in a
+# block.
+NEAR_TIE = 1e-5
+# Scores this close in float64 are equal: sums of equal vectors may differ in the last bits.
+TIE = 1e-12
 THRESHOLDS_AT_ONCE = 2048
-CLOSE_AT_MOST = 2048  # near-ties of a threshold that are looked at one by one
+MAX_NEAR_TIES = 2048  # of a threshold that are compared one by one; beyond, all its scores are
 PAIRS_PER_CHUNK = 8192
-SMALLEST = float(np.finfo(np.float32).tiny)  # norm of a vector of zeros, which is near none
-RUNGS = 1024  # of a ladder from which a score finds its place among thresholds
-COLUMNS_AT_ONCE = (
-    512  # scores that stay in a core's first cache while all thresholds of a row look at them
-)
+SMALLEST_NORM = float(np.finfo(np.float32).tiny)  # divides a vector of zeros, which is near none
+NUM_RUNGS = 1024  # of the ladder by which a score finds its position among thresholds
+# Scores that stay in a core's first cache while all thresholds of a row are compared with them.
+COLUMNS_AT_ONCE = 512
 
 
-def normalise(embeddings: Floats, places: Ints, what: str, first: int = 0) -> Floats32:
-    """L2-normalised float32 rows; `first` is the number of the first for the error."""
+def normalise(embeddings: Floats, places: Ints, kind: str, first: int = 0) -> Floats32:
+    """L2-normalise rows into float32.
+
+    kind names the embeddings in errors, `first` is the number of the first row there. Raises
+    ValueError when there is not one row for each place, RunError for rows that are not finite.
+    """
     if embeddings.ndim != 2 or len(embeddings) != len(places):
         raise ValueError(
-            f"{what} embeddings have shape {embeddings.shape}, for {len(places)} places"
+            f"{kind} embeddings have shape {embeddings.shape}, for {len(places)} places"
         )
     unit = np.array(embeddings, np.float32, order="C")
     norms = np.empty(len(unit))
-    _on_threads(lambda a, b: _normalise(a, b, unit, norms), len(unit))
+    _run_on_threads(lambda start, stop: _divide_by_norms(start, stop, unit, norms), len(unit))
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
         raise RunError(
-            f"{len(bad)} {what} embeddings are not finite; the first is row {first + bad[0]}"
+            f"{len(bad)} {kind} embeddings are not finite; the first is row {first + bad[0]}"
         )
     return unit
 
 
 class Block:
-    """Some queries against all references: unit vectors [b, D] and [R, D], and their float32 scores [b, R].
+    """Queries against all references: unit vectors [b, D] and [R, D], float32 scores [b, R].
 
-    The scores are put into the first b rows of `buffer`, which the next block may use again.
+    The scores are written to the first b rows of `buffer`, which the next block may use again.
     """
 
     def __init__(
@@ -54,242 +65,276 @@ class Block:
         references: Floats32,
         buffer: Floats32,
     ) -> None:
-        import torch  # not at the top: opening a data set takes pairs_by_place from here
+        import torch  # not at the top: it takes seconds to import
 
-        self.queries, self.references, self.scores = queries, references, buffer[: len(queries)]
+        self.queries = queries
+        self.references = references
+        self.scores = buffer[: len(queries)]
         # by torch: 320 GFLOP/s where numpy's BLAS gave 285, and into memory that is there
-        q, r, out = map(torch.from_numpy, (queries, references, self.scores))
-        torch.mm(q, r.T, out=out)
+        left = torch.from_numpy(self.queries)
+        right = torch.from_numpy(self.references).T
+        torch.mm(left, right, out=torch.from_numpy(self.scores))
 
-    def top(self) -> Ints:
-        """The reference that scores highest for each query; the first of equal ones."""
+    def find_top(self) -> Ints:
+        """Find the reference that scores highest for each query; the first of equal ones."""
         if not len(self.references):
             return np.zeros(len(self.queries), np.int64)
-        return np.concatenate(
-            _on_threads(lambda a, b: self.scores[a:b].argmax(axis=1), len(self.queries))
+        parts = _run_on_threads(
+            lambda start, stop: self.scores[start:stop].argmax(axis=1), len(self.queries)
         )
+        return np.concatenate(parts)
 
-    def exact(self, pairs: Pairs) -> Floats64:
-        """Scores of pairs in float64."""
+    def score_pairs(self, pairs: Pairs) -> Floats64:
+        """Compute the scores of pairs in float64."""
         scores = np.empty(len(pairs.rows))
-        _on_threads(
-            lambda a, b: _exact(
-                a, b, self.queries, self.references, pairs.rows, pairs.columns, scores
-            ),
-            len(scores),
-        )
+
+        def score_range(start: int, stop: int) -> None:
+            _score_pairs(
+                start, stop, self.queries, self.references, pairs.rows, pairs.columns, scores
+            )
+
+        _run_on_threads(score_range, len(scores))
         return scores
 
-    def best(self, pairs: Pairs) -> Floats64:
-        """For each of the b queries its highest exact score among its pairs; minus infinity without any."""
+    def find_best_scores(self, pairs: Pairs) -> Floats64:
+        """Find each query's highest exact score among its pairs; minus infinity without pairs."""
         rough = self.scores[pairs.rows, pairs.columns]
         highest = np.full(len(self.queries), -np.inf)
         np.maximum.at(highest, pairs.rows, rough)
         close = rough >= highest[pairs.rows] - 2 * NEAR_TIE
+        close_pairs = Pairs(pairs.rows[close], pairs.columns[close])
         best = np.full(len(self.queries), -np.inf)
-        np.maximum.at(
-            best, pairs.rows[close], self.exact(Pairs(pairs.rows[close], pairs.columns[close]))
-        )
+        np.maximum.at(best, close_pairs.rows, self.score_pairs(close_pairs))
         return best
 
-    def best_ranks(self, pairs: Pairs) -> Ints:
-        """[2, b]: the rank of each query's best pair among references that are not among its pairs; 0 without any."""
-        best = self.best(pairs)
+    def rank_best(self, pairs: Pairs) -> Ints:
+        """Rank each query's best pair among the references that are not among its pairs.
+
+        Returns ranks[2, b] from 1 (strict, paper); 0 for queries without pairs.
+        """
+        best = self.find_best_scores(pairs)
         rows = np.flatnonzero(np.isfinite(best))
         ranks = np.zeros((2, len(best)), np.int64)
         ranks[:, rows] = 1 + self.count_above(rows, best[rows], pairs)
         return ranks
 
     def count_above(self, rows: Ints, thresholds: Floats64, members: Pairs) -> Ints:
-        """[2, p]: references that are no members of rows[p] and score at least (strict) or above (paper) a threshold.
+        """Count the references that reach thresholds[p] of rows[p] and are no members of the row.
 
-        members are pairs of the block's rows.
+        Returns counts[2, p]: scores at least as high (strict), and higher ones (paper). members are
+        pairs of the block's rows.
         """
         above = np.zeros((2, len(rows)), np.int64)
         for start in range(0, len(rows), THRESHOLDS_AT_ONCE):
             part = slice(start, start + THRESHOLDS_AT_ONCE)
-            above[:, part] = self._count_above(
-                rows[part], thresholds[part], members.expand(rows[part])
-            )
+            own = members.expand(rows[part])
+            above[:, part] = self._count_above(rows[part], thresholds[part], own)
         return above
 
-    def _count_above(self, rows: Ints, thresholds: Floats64, ours: Pairs) -> Ints:
-        """As count_above; `ours` are the members as pairs of rows[p]."""
-        low, high = (
-            (thresholds - NEAR_TIE).astype(np.float32),
-            (thresholds + NEAR_TIE).astype(np.float32),
-        )
-        clear, close = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        found = _on_threads(
-            lambda first, last: _scan(
-                first, last, self.scores, rows, low, high, CLOSE_AT_MOST, clear, close
-            ),
-            len(rows),
-        )
-        clearly = self.scores[rows[ours.rows], ours.columns] > high[ours.rows]
-        clear -= np.bincount(ours.rows[clearly], minlength=len(rows))
-        above = np.stack([clear, clear])
-        crowded = np.flatnonzero(close > CLOSE_AT_MOST)
-        which, columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        few = close[which] <= CLOSE_AT_MOST
-        which, columns = which[few], columns[few]
-        keys = which * self.scores.shape[1] + columns
-        others = ~np.isin(keys, ours.rows * self.scores.shape[1] + ours.columns, assume_unique=True)
-        which, columns = which[others], columns[others]
-        exact = self.exact(Pairs(rows[which], columns))
-        for at, counts in enumerate(
-            (exact >= thresholds[which] - TIE, exact > thresholds[which] + TIE)
-        ):
-            above[at] += np.bincount(which[counts], minlength=len(rows))
+    def _count_above(self, rows: Ints, thresholds: Floats64, own: Pairs) -> Ints:
+        """Count as count_above does; `own` are the members as pairs of an index p and a column."""
+        low = (thresholds - NEAR_TIE).astype(np.float32)
+        high = (thresholds + NEAR_TIE).astype(np.float32)
+        num_clear = np.zeros(len(rows), np.int64)
+        num_close = np.zeros(len(rows), np.int64)
+
+        def scan(start: int, stop: int) -> tuple[Ints, Ints]:
+            return _scan_scores(
+                start, stop, self.scores, rows, low, high, MAX_NEAR_TIES, num_clear, num_close
+            )
+
+        found = _run_on_threads(scan, len(rows))
+        is_clear = self.scores[rows[own.rows], own.columns] > high[own.rows]
+        num_clear -= np.bincount(own.rows[is_clear], minlength=len(rows))
+        above = np.stack([num_clear, num_clear])
+        indices = np.concatenate([part[0] for part in found])
+        columns = np.concatenate([part[1] for part in found])
+        listed = num_close[indices] <= MAX_NEAR_TIES
+        indices = indices[listed]
+        columns = columns[listed]
+        num_references = self.scores.shape[1]
+        keys = indices * num_references + columns
+        own_keys = own.rows * num_references + own.columns
+        is_other = ~np.isin(keys, own_keys, assume_unique=True)
+        indices = indices[is_other]
+        columns = columns[is_other]
+        exact = self.score_pairs(Pairs(rows[indices], columns))
+        at_least = exact >= thresholds[indices] - TIE
+        higher = exact > thresholds[indices] + TIE
+        above[0] += np.bincount(indices[at_least], minlength=len(rows))
+        above[1] += np.bincount(indices[higher], minlength=len(rows))
+        crowded = np.flatnonzero(num_close > MAX_NEAR_TIES)
         if len(crowded):
-            above[:, crowded] = self._count_all(
-                rows[crowded], thresholds[crowded], ours.expand(crowded)
+            above[:, crowded] = self._count_exactly(
+                rows[crowded], thresholds[crowded], own.expand(crowded)
             )
         return above
 
-    def _count_all(self, rows: Ints, thresholds: Floats64, ours: Pairs) -> Ints:
-        """As _count_above, from all scores in float64: for queries that see hardly any differences."""
-        unique, at = np.unique(rows, return_inverse=True)
+    def _count_exactly(self, rows: Ints, thresholds: Floats64, own: Pairs) -> Ints:
+        """Count as _count_above does, from all scores in float64.
+
+        For queries to which nearly all references score alike.
+        """
+        unique, row_of = np.unique(rows, return_inverse=True)
+        queries = self.queries[unique].astype(np.float64)
         scores = np.empty((len(unique), len(self.references)))
         for start in range(0, len(self.references), PAIRS_PER_CHUNK):
             chunk = slice(start, start + PAIRS_PER_CHUNK)
-            scores[:, chunk] = (
-                self.queries[unique].astype(np.float64)
-                @ self.references[chunk].astype(np.float64).T
-            )
+            scores[:, chunk] = queries @ self.references[chunk].astype(np.float64).T
         above = np.zeros((2, len(rows)), np.int64)
-        ends = np.searchsorted(ours.rows, np.arange(len(rows) + 1))
+        ends = np.searchsorted(own.rows, np.arange(len(rows) + 1))
         for i, threshold in enumerate(thresholds):
-            row, own = scores[at[i]], ours.columns[ends[i] : ends[i + 1]]
-            for protocol, least in enumerate(
-                (threshold - TIE, np.nextafter(threshold + TIE, np.inf))
-            ):
-                above[protocol, i] = np.count_nonzero(row >= least) - np.count_nonzero(
-                    row[own] >= least
-                )
+            row = scores[row_of[i]]
+            own_scores = row[own.columns[ends[i] : ends[i + 1]]]
+            limits = (threshold - TIE, np.nextafter(threshold + TIE, np.inf))
+            for protocol, limit in enumerate(limits):
+                num_all = np.count_nonzero(row >= limit)
+                num_own = np.count_nonzero(own_scores >= limit)
+                above[protocol, i] = num_all - num_own
         return above
 
 
-def _on_threads(function: Callable[[int, int], Result], count: int) -> list[Result]:
-    """by_rows with as many threads as torch has."""
+def _run_on_threads(function: Callable[[int, int], Result], count: int) -> list[Result]:
+    """Call by_rows with as many threads as torch has."""
     import torch
 
     return by_rows(function, count, torch.get_num_threads())
 
 
+# The kernels below share these names:
+#   start, stop                the range of rows, pairs or thresholds that a thread works on
+#   queries[b, D], references[R, D], scores[b, R]   of a block
+#   rows[p], low[p], high[p]   of p thresholds: the block's row, ascending; bounds of near-ties
+#   num_above[p], num_near[p]  results: scores above high; scores within low..high
+#   lows[n], highs[n]          low and high of the thresholds of one row, ascending
+#   ladder[NUM_RUNGS]          for equal steps from lows[0] to lows[-1]: how many lows are below
+
+
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _normalise(
-    first: int, last: int, rows: Floats32, norms: Floats64
+def _divide_by_norms(
+    start: int, stop: int, vectors: Floats32, norms: Floats64
 ) -> None:  # pragma: no cover (compiled)
-    """Divide rows first..last by their norms, in float64: squares may leave float32's range."""
-    for i in range(first, last):
+    """Divide vectors start..stop by their norms, in float64: squares may leave float32's range."""
+    for i in range(start, stop):
         total = 0.0
-        for value in rows[i]:
+        for value in vectors[i]:
             total += np.float64(value) * np.float64(value)
         norms[i] = np.sqrt(total)
-        divisor = max(norms[i], SMALLEST)
-        for j in range(rows.shape[1]):
-            rows[i, j] = rows[i, j] / divisor
+        divisor = max(norms[i], SMALLEST_NORM)
+        for j in range(vectors.shape[1]):
+            vectors[i, j] = vectors[i, j] / divisor
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _exact(
-    first: int,
-    last: int,
+def _score_pairs(
+    start: int,
+    stop: int,
     queries: Floats32,
     references: Floats32,
     rows: Ints,
     columns: Ints,
     scores: Floats64,
 ) -> None:  # pragma: no cover (compiled)
-    """The inner products of pairs first..last in float64."""
-    for i in range(first, last):
-        query, reference, total = queries[rows[i]], references[columns[i]], 0.0
+    """Compute the inner products of pairs start..stop in float64."""
+    for i in range(start, stop):
+        query = queries[rows[i]]
+        reference = references[columns[i]]
+        total = 0.0
         for j in range(len(query)):
             total += np.float64(query[j]) * np.float64(reference[j])
         scores[i] = total
 
 
 @numba.njit(cache=True, nogil=True)
-def _scan(
-    first: int,
-    last: int,
+def _scan_scores(
+    start: int,
+    stop: int,
     scores: Floats32,
     rows: Ints,
     low: Floats32,
     high: Floats32,
-    most: int,
-    above: Ints,
-    near: Ints,
+    max_near: int,
+    num_above: Ints,
+    num_near: Ints,
 ) -> tuple[Ints, Ints]:  # pragma: no cover (compiled)
-    """Of thresholds first..last, each of one of rows[p], ascending: count the scores above high, and within low..high.
+    """Count, for thresholds start..stop, the scores above high and those within low..high.
 
-    The latter also as pairs which[n] of a threshold, columns[n]; incomplete where there are more than `most`.
+    Returns the latter also as indices[n] of a threshold and columns[n]; incomplete for a threshold
+    that has more than max_near.
     """
-    which, columns, found = np.empty(last - first, np.int64), np.empty(last - first, np.int64), 0
-    start = first
-    while start < last:
-        row, stop = scores[rows[start]], start
-        while stop < last and rows[stop] == rows[start]:
-            stop += 1
-        order = start + np.argsort(high[start:stop], kind="mergesort")
-        order = order[
-            np.argsort(low[order], kind="mergesort")
-        ]  # both ascend, as thresholds may differ in one alone
-        lows, highs, clear = low[order], high[order], np.zeros(len(order) + 1, np.int64)
-        ladder = _ladder(lows)
+    indices = np.empty(stop - start, np.int64)
+    columns = np.empty(stop - start, np.int64)
+    found = 0
+    first = start
+    while first < stop:
+        row = scores[rows[first]]
+        last = first
+        while last < stop and rows[last] == rows[first]:
+            last += 1
+        # Both ascend after two stable sorts, as thresholds may differ in one of them alone.
+        order = first + np.argsort(high[first:last], kind="mergesort")
+        order = order[np.argsort(low[order], kind="mergesort")]
+        lows = low[order]
+        highs = high[order]
+        clear = np.zeros(len(order) + 1, np.int64)
+        ladder = _build_ladder(lows)
         for begin in range(0, len(row), COLUMNS_AT_ONCE):
             part = row[begin : begin + COLUMNS_AT_ONCE]
             if len(order) == 1:
-                over, within = _count(part, lows[0], highs[0])
-                clear[1] += over
+                above, within = _count_above_and_within(part, lows[0], highs[0])
+                clear[1] += above
                 if within == 0:
                     continue
-            elif sum(_count(part, lows[0], lows[0])) == 0:
+            elif sum(_count_above_and_within(part, lows[0], lows[0])) == 0:
                 continue
-            if found + len(order) * len(part) > len(which):
-                which = _longer(which, len(order) * len(part))
-                columns = _longer(columns, len(order) * len(part))
+            if found + len(order) * len(part) > len(indices):
+                indices = _enlarge(indices, len(order) * len(part))
+                columns = _enlarge(columns, len(order) * len(part))
             for column in range(len(part)):
                 score = part[column]
                 if score < lows[0] or (len(order) == 1 and score > highs[0]):
                     continue
-                at = _step(ladder, lows, score)
+                at = _count_reached(ladder, lows, score)
                 while at > 0 and score <= highs[at - 1]:
                     at -= 1
-                    near[order[at]] += 1
-                    if near[order[at]] <= most:
-                        which[found], columns[found] = order[at], begin + column
+                    num_near[order[at]] += 1
+                    if num_near[order[at]] <= max_near:
+                        indices[found] = order[at]
+                        columns[found] = begin + column
                         found += 1
                 clear[at] += 1
+        # Scores above a threshold are above all lower ones too.
         total = np.int64(0)
-        for at in range(
-            len(order) - 1, -1, -1
-        ):  # what is above a threshold is above all lower ones
+        for at in range(len(order) - 1, -1, -1):
             total += clear[at + 1]
-            above[order[at]] += total
-        start = stop
-    return which[:found], columns[:found]
+            num_above[order[at]] += total
+        first = last
+    return indices[:found], columns[:found]
 
 
 @numba.njit(cache=True, nogil=True)
-def _ladder(lows: Floats32) -> Ints:  # pragma: no cover (compiled)
-    """For RUNGS equal steps from the least of lows[n], ascending, to the greatest: how many lie below each."""
-    rungs, at = np.empty(RUNGS, np.int64), 0
+def _build_ladder(lows: Floats32) -> Ints:  # pragma: no cover (compiled)
+    """Build the ladder of lows[n]: how many of them are below each of NUM_RUNGS equal steps."""
+    ladder = np.empty(NUM_RUNGS, np.int64)
+    at = 0
     height = np.float64(lows[-1]) - np.float64(lows[0])
-    for rung in range(RUNGS):
-        while at < len(lows) and lows[at] < lows[0] + height * rung / RUNGS:
+    for rung in range(NUM_RUNGS):
+        while at < len(lows) and lows[at] < lows[0] + height * rung / NUM_RUNGS:
             at += 1
-        rungs[rung] = at
-    return rungs
+        ladder[rung] = at
+    return ladder
 
 
 @numba.njit(cache=True, nogil=True)
-def _step(ladder: Ints, lows: Floats32, score: np.float32) -> Any:  # pragma: no cover (compiled)
-    """How many of lows[n], ascending, a score reaches that reaches the least of them."""
+def _count_reached(
+    ladder: Ints, lows: Floats32, score: np.float32
+) -> Any:  # pragma: no cover (compiled)
+    """Count how many of lows[n] a score reaches, given that it reaches the first."""
     height = np.float64(lows[-1]) - np.float64(lows[0])
-    rung = int((np.float64(score) - np.float64(lows[0])) * RUNGS / height) if height > 0 else 0
-    at = max(ladder[min(rung, RUNGS - 1)] - 1, 0)  # a step down, for what is rounded
+    rung = 0
+    if height > 0:
+        rung = int((np.float64(score) - np.float64(lows[0])) * NUM_RUNGS / height)
+    at = max(ladder[min(rung, NUM_RUNGS - 1)] - 1, 0)  # a step down, against rounding
     while at > 0 and lows[at] > score:
         at -= 1
     while at < len(lows) and lows[at] <= score:
@@ -298,22 +343,22 @@ def _step(ladder: Ints, lows: Floats32, score: np.float32) -> Any:  # pragma: no
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(
+def _count_above_and_within(
     scores: Floats32, low: np.float32, high: np.float32
 ) -> tuple[np.int32, np.int32]:  # pragma: no cover (compiled)
-    """How many scores lie above high, and how many within low..high."""
-    over = reach = np.int32(
-        0
-    )  # vectorised as it stands: 4.8 scores a nanosecond, 1.0 as a loop over the scores
+    """Count the scores above high, and those within low..high."""
+    # vectorised in this form: 4.8 scores a nanosecond; as a loop over the scores 1.0
+    above = np.int32(0)
+    reached = np.int32(0)
     for column in range(len(scores)):
-        over += np.int32(scores[column] > high)
-        reach += np.int32(scores[column] >= low)
-    return over, np.int32(reach - over)
+        above += np.int32(scores[column] > high)
+        reached += np.int32(scores[column] >= low)
+    return above, np.int32(reached - above)
 
 
 @numba.njit(cache=True, nogil=True)
-def _longer(values: Ints, least: int) -> Ints:  # pragma: no cover (compiled)
-    """A copy with room for as many more, and at least `least`."""
-    longer = np.empty(len(values) + max(len(values), least), np.int64)
-    longer[: len(values)] = values
-    return longer
+def _enlarge(values: Ints, min_room: int) -> Ints:  # pragma: no cover (compiled)
+    """Return a copy with room for as many more, and at least `min_room`."""
+    larger = np.empty(len(values) + max(len(values), min_room), np.int64)
+    larger[: len(values)] = values
+    return larger

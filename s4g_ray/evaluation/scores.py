@@ -1,4 +1,4 @@
-"""Scores of an evaluation: the metrics of a data set's split in both protocols, as a whole and region by region."""
+"""Score a split of a data set in both protocols, as a whole and by region."""
 
 from __future__ import annotations
 
@@ -21,36 +21,39 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Score:
-    """metrics by protocol; regions: the same for the queries of each region, against the whole gallery."""
+    """Metrics by protocol, of all queries and of the queries of each region.
+
+    A region's queries are searched in the whole gallery.
+    """
 
     metrics: dict[ProtocolName, Metrics]
     regions: dict[str, dict[ProtocolName, Metrics]]
 
     def summary(self, protocol: ProtocolName) -> str:
-        """The chief metrics of a protocol in a line."""
+        """Format the main metrics of a protocol in one line."""
         metrics = self.metrics[protocol]
         shown = [f"R@{k} {metrics[f'recall@{k}']:.1%}" for k in (1, 5, 10)]
-        shown += [f"hit rate {metrics['hit_rate']:.1%}"] if "hit_rate" in metrics else []
-        shown += (
-            [f"median error {format_metres(metrics['median_error_m'])}"]
-            if "median_error_m" in metrics
-            else []
-        )
+        if "hit_rate" in metrics:
+            shown.append(f"hit rate {metrics['hit_rate']:.1%}")
+        if "median_error_m" in metrics:
+            shown.append(f"median error {format_metres(metrics['median_error_m'])}")
         return "  ".join(shown)
 
-    def of(self, protocol: ProtocolName) -> dict[str, float | str | dict[str, Metrics] | Metrics]:
-        """The metrics of a protocol, flat; beside them `regions`, and what `other` protocol gives otherwise."""
+    def for_protocol(
+        self, protocol: ProtocolName
+    ) -> dict[str, float | str | dict[str, Metrics] | Metrics]:
+        """Return the metrics of a protocol, flat, for the run's log.
+
+        Besides them `protocol`, `regions`, and under the other protocol's name its metrics that
+        differ.
+        """
         other: ProtocolName = "paper" if protocol == "strict" else "strict"
-        regions = {name: metrics[protocol] for name, metrics in self.regions.items()}
+        metrics = self.metrics[protocol]
         differing = {
-            k: v for k, v in self.metrics[other].items() if self.metrics[protocol].get(k) != v
+            key: value for key, value in self.metrics[other].items() if metrics.get(key) != value
         }
-        return {
-            **self.metrics[protocol],
-            "protocol": protocol,
-            "regions": regions,
-            other: differing,
-        }
+        regions = {name: by_protocol[protocol] for name, by_protocol in self.regions.items()}
+        return {**metrics, "protocol": protocol, "regions": regions, other: differing}
 
 
 def score_tables(
@@ -62,21 +65,18 @@ def score_tables(
     stamp: Stamp,
     radii_m: Sequence[float],
 ) -> Score:
-    """Score a split from the published embedding tables of its queries and of its references."""
-    embedded_q, query_rows = read_embedded_rows(
+    """Score a split from the published embedding tables of its queries and of its references.
+
+    Raises RunError when a table is unpublished, altered, or the queries are not made from `stamp`.
+    """
+    embedded_queries, query_rows = read_embedded_rows(
         queries, "queries", dataset.table("queries", [split]), stamp=stamp
     )
-    embedded_r, gallery = read_embedded_rows(
+    embedded_references, gallery = read_embedded_rows(
         references, "references", dataset.table("references", gallery_splits(split))
     )
-    return score(
-        dataset,
-        split,
-        query_rows,
-        gallery,
-        (embedded_q.vectors, embedded_r.vectors),
-        radii_m=radii_m,
-    )
+    embeddings = (embedded_queries.vectors, embedded_references.vectors)
+    return score(dataset, split, query_rows, gallery, embeddings, radii_m=radii_m)
 
 
 def score(
@@ -93,27 +93,35 @@ def score(
     Raises RunError for non-finite embeddings, and when no query has a reference in the gallery.
     """
     semi_by_id = dataset.semi_positives(split)
-    none: Ints = np.zeros(0, np.int64)
+    semi_positives = None
+    if semi_by_id:
+        none: Ints = np.zeros(0, np.int64)
+        semi_positives = [semi_by_id.get(int(query), none) for query in queries.ids]
     found = retrieve_both(
         *embeddings,
         queries.place_ids,
         gallery.place_ids,
-        semi_positives=[semi_by_id.get(int(i), none) for i in queries.ids] if semi_by_id else None,
+        semi_positives=semi_positives,
         query_latlon=np.stack([queries.lat, queries.lon], axis=1),
         reference_latlon=np.stack([gallery.lat, gallery.lon], axis=1),
         radii_m=radii_m,
-        distractors=_distractors(dataset, queries, gallery),
+        distractors=_find_distractors(dataset, queries, gallery),
     )
+    metrics = {protocol: found[protocol].metrics(protocol) for protocol in PROTOCOLS}
     names = np.array([name or "" for name in queries.regions])
-    regions = {}
-    for name in np.unique(names[names != ""]) if len(np.unique(names)) > 1 else ():
-        counted = {p: (names == name) & (found[p].ranks[0] > 0) for p in PROTOCOLS}
-        if all(rows.any() for rows in counted.values()):
-            regions[str(name)] = {p: found[p].metrics(p, rows=names == name) for p in PROTOCOLS}
-    return Score({p: found[p].metrics(p) for p in PROTOCOLS}, regions)
+    regions: dict[str, dict[ProtocolName, Metrics]] = {}
+    if len(np.unique(names)) < 2:
+        return Score(metrics, regions)
+    for name in np.unique(names[names != ""]):
+        rows = names == name
+        if all((rows & (found[protocol].ranks[0] > 0)).any() for protocol in PROTOCOLS):
+            regions[str(name)] = {
+                protocol: found[protocol].metrics(protocol, rows=rows) for protocol in PROTOCOLS
+            }
+    return Score(metrics, regions)
 
 
-def _distractors(dataset: GeoDataset, queries: ImageTable, gallery: ImageTable) -> Bools:
-    """Which rows of the gallery have the split `gallery` and a place that no query shows."""
+def _find_distractors(dataset: GeoDataset, queries: ImageTable, gallery: ImageTable) -> Bools:
+    """Find the rows of the gallery of split `gallery` whose place no query shows."""
     declared = np.isin(gallery.ids, dataset.table("references", ["gallery"]).ids)
     return np.asarray(declared & ~np.isin(gallery.place_ids, queries.place_ids))

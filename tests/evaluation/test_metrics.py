@@ -290,7 +290,7 @@ def test_memory_stays_far_below_the_matrix_of_all_scores() -> None:
     """CVACT's test set in size: 92,802 x 92,802 scores would take 34 GB; short vectors keep the test short."""
     script = """
 import resource, numpy as np
-from s4g_ray.evaluation import retrieve
+from s4g_ray.evaluation.metrics import retrieve
 rng = np.random.default_rng(0)
 count = 92_802
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -317,7 +317,7 @@ def test_hardly_distinct_embeddings_are_ranked_exactly_in_little_memory(
     own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All scores are near-ties: nothing may be looked at pair by pair."""
-    monkeypatch.setattr("s4g_ray.evaluation.ranking.CLOSE_AT_MOST", 3)
+    monkeypatch.setattr("s4g_ray.evaluation.ranking.MAX_NEAR_TIES", 3)
     monkeypatch.setattr("s4g_ray.evaluation.ranking.THRESHOLDS_AT_ONCE", 7)
     rng = np.random.default_rng(0)
     pool = (np.ones(24) + 1e-4 * rng.normal(size=(40, 24))).astype(np.float32)
@@ -349,7 +349,7 @@ def test_collapsed_embeddings_of_many_own_references_stay_within_memory() -> Non
     """University-1652, satellite to drone, in shape: 54 own references a query, all scores nearly equal."""
     script = """
 import resource, numpy as np
-from s4g_ray.evaluation import retrieve
+from s4g_ray.evaluation.metrics import retrieve
 rng = np.random.default_rng(0)
 def embeddings(n): return (1 + 1e-6 * rng.standard_normal((n, 64), dtype=np.float32))
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -406,4 +406,4 @@ def test_references_of_the_gallery_that_queries_show_are_no_distractors(tmp_path
     found = score(dataset, "test", shown, gallery, (vectors[:3], vectors), radii_m=(50,))
     assert [found.metrics[p]["references"] for p in PROTOCOLS] == [4, 3]
     assert [found.metrics[p]["recall@1"] for p in PROTOCOLS] == [1, 1]
-    assert found.of("strict")["paper"] == {"references": 3}
+    assert found.for_protocol("strict")["paper"] == {"references": 3}

@@ -89,12 +89,12 @@ class BatchPlan:
                 pa.array(pairs.reference_ids[rows.ravel()]),
             ]
         if self.gallery is not None and self.gallery.size:
-            batches, columns = np.nonzero(self.gallery >= 0)
+            numbers, columns = np.nonzero(self.gallery >= 0)
             yield [
-                pa.array(batches.astype(np.int32)),
+                pa.array(numbers.astype(np.int32)),
                 pa.array((batch_size + columns).astype(np.int32)),
-                pa.nulls(len(batches), pa.int64()),
-                pa.array(self.gallery[batches, columns]),
+                pa.nulls(len(numbers), pa.int64()),
+                pa.array(self.gallery[numbers, columns]),
             ]
 
 
