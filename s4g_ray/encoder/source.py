@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s4g_ray.config.loading import load_config, parse_config
-from s4g_ray.config.schema import RunConfig, TrainConfig
+from s4g_ray.config.schema import ModelConfig, RunConfig, TrainConfig
+from s4g_ray.encoder.checkpoint import load_encoder
+from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.weights import WEIGHTS
 from s4g_ray.errors import InputError, RunError
@@ -55,6 +57,12 @@ class EncoderSource:
     config: RunConfig
     checkpoint: str | None = None
     numerics: Numerics | None = None  # chosen by the run
+
+    def build_encoder(self, model: ModelConfig) -> Encoder:
+        """Build the encoder, with the weights of the checkpoint or of model.pretrained."""
+        if self.checkpoint is None:
+            return Encoder.build(model)
+        return load_encoder(model, self.checkpoint)
 
     def numerics_for(self, train: TrainConfig) -> Numerics:
         """Return the numerics that the run chose, unless `train` asks for others than the run.

@@ -1,14 +1,18 @@
-"""The run.
+"""The run: from a configuration to a folder of artefacts.
 
-driver            run(): the epochs of a run, from configuration to run folder
-run_log           workers' messages into metrics.jsonl and lines
-precision_choice  measure precisions where a worker would run
+driver            run(): the epochs of a run, with rounds between or beside them
+preflight         checks before a run starts
 planner           the batch plan of each epoch
-preflight         what is refused before a run starts
+precision_choice  choose the precision, measured where a worker would run
+run_log           workers' messages into metrics.jsonl and lines
 run_folder        RunFolder: run.json, config.yaml, metrics.jsonl, artefacts
 preemption        SIGTERM
-prometheus        what a run exports through Ray's metrics
-rounds/           mining rounds beside training
+prometheus        records of a run as Ray metrics
+rounds/           mining and evaluation rounds
 report/           report.html
 stages/           single stages: s4g embed, mine, evaluate
+
+from s4g_ray import load_config, run
+result = run(load_config("configs/earth.yaml"))
+print(result.metrics["recall@1"])
 """

@@ -1,4 +1,4 @@
-"""run(): the epochs of a run, with mining rounds between or beside them, into a folder of artefacts."""
+"""run(): train the epochs of a run, with mining rounds between or beside them."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Driver:
         if self.config.data.val_split:
             splits["validation"] = self.config.data.val_split
         exporter = Exporter(self.folder.uri, splits, self.folder.records)
-        self.folder.on_record = exporter.hear
+        self.folder.on_record = exporter.export
         return exporter
 
     def _open_log(self) -> RunLog:

@@ -1,4 +1,4 @@
-"""Choose the precision of a run: as configured, or the fastest, measured where a worker would run."""
+"""Choose the precision of a run: as configured, or the fastest where a worker would run."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def measure_on_cluster(
     Raises RunError when the cluster has no room for the task within ray.start_timeout_s.
     """
     cfg = config.train
-    options = {
+    options: dict[str, Any] = {
         "num_cpus": cfg.cpus_per_worker,
         "num_gpus": cfg.gpus,
         "label_selector": cfg.label_selector,
     }
-    measure: Any = ray.remote(max_calls=1, **options)(measure_numerics)  # type: ignore[call-overload]
+    measure: Any = ray.remote(max_calls=1, **options)(measure_numerics)
     device = "cuda" if cfg.use_gpu else "cpu"
     call = measure.remote(config.model, cfg, config.data.reference_size, checkpoint, device)
     deadline = time.monotonic() + config.ray.start_timeout_s

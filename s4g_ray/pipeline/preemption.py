@@ -1,4 +1,4 @@
-"""SIGTERM: what tells a run that its machine is to be taken away."""
+"""Preemption: SIGTERM, by which schedulers announce that they take the machine away."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from types import FrameType
 
 
 class PreemptedError(Exception):
-    """The run was told to end."""
+    """SIGTERM has ended the run."""
 
 
 class Preemption:
-    """Whether SIGTERM has come."""
+    """Remembers whether SIGTERM has come."""
 
     def __init__(self) -> None:
-        self._told = threading.Event()
+        self._signalled = threading.Event()
 
     def check(self) -> None:
-        """Raises PreemptedError once it has."""
-        if self._told.is_set():
+        """Raise PreemptedError once SIGTERM has come."""
+        if self._signalled.is_set():
             raise PreemptedError
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Notice SIGTERM meanwhile, instead of dying of it. Signals reach the main thread only: elsewhere, nothing."""
+        """Catch SIGTERM within the block.
+
+        Signals reach the main thread alone: in another thread this does nothing.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def tell(_number: int, _frame: FrameType | None) -> None:
-            self._told.set()
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            self._signalled.set()
 
-        before = signal.signal(signal.SIGTERM, tell)
+        before = signal.signal(signal.SIGTERM, handle)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""What is refused before a run starts: what the data set or the cluster cannot give."""
+"""Checks before a run starts: can the data set and the cluster give what is configured?"""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     faults = []
     if len(places.ids) < config.train.batch_size:
         faults.append(
-            f"train.batch_size={config.train.batch_size} exceeds the {len(places.ids)} places with pairs of split"
-            f" {config.data.train_split!r} in {dataset.uri}; lower it: no place stands twice in a batch"
+            f"train.batch_size={config.train.batch_size} exceeds the {len(places.ids)} places with"
+            f" pairs of split {config.data.train_split!r} in {dataset.uri}; lower it: no place"
+            " stands twice in a batch"
         )
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
@@ -47,13 +48,14 @@ def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
     if config.sampling.neighbor_pool_size > len(places.ids) - 1:
         faults.append(
             f"sampling.neighbor_pool_size={config.sampling.neighbor_pool_size} is too large for the"
-            f" {len(places.ids)} places of the train split; at most {len(places.ids) - 1} is possible"
+            f" {len(places.ids)} places of the train split; at most {len(places.ids) - 1} is"
+            " possible"
         )
     unknown = int(np.isnan(places.lat).sum())
     if unknown:
         faults.append(
-            f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown} train places"
-            " have no lat and lon; add them, or use sampling.mode=random"
+            f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown}"
+            " train places have no lat and lon; add them, or use sampling.mode=random"
         )
     return faults
 
@@ -69,18 +71,19 @@ def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -
     if "gallery" not in splits and len(dataset.table("references", ["gallery"])):
         remedy = "set sampling.gallery_splits=[train, gallery], " + remedy
     return [
-        f"sampling.gallery_negatives={wanted} exceeds the {len(found.places)} places without a training pair: of"
-        f" {total} references of {' and '.join(splits)}, {total - len(found)} stand at places with pairs; {remedy}"
+        f"sampling.gallery_negatives={wanted} exceeds the {len(found.places)} places without a"
+        f" training pair: of {total} references of {' and '.join(splits)},"
+        f" {total - len(found)} stand at places with pairs; {remedy}"
     ]
 
 
 def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
-    """Raises InputError when the test split cannot be evaluated."""
+    """Raise InputError when the test split cannot be evaluated."""
     check_scored(config, dataset, "test_split", config.data.test_split)
 
 
 def check_scored(config: RunConfig, dataset: GeoDataset, key: str, split: str) -> None:
-    """Raises InputError when a split, which a key of `data` names, cannot be evaluated."""
+    """Raise InputError when a split, which a key of `data` names, cannot be evaluated."""
     tested = dataset.table("queries", [split]).place_ids
     gallery = dataset.table("references", gallery_splits(split)).place_ids
     if not np.isin(tested, gallery).any():
@@ -92,67 +95,82 @@ def check_scored(config: RunConfig, dataset: GeoDataset, key: str, split: str) -
 
 
 def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
-    """Raises InputError when headings are to be used and some queries of a split have none."""
+    """Raise InputError when headings are to be used and queries of a split have none."""
     if config.data.query_heading != "known":
         return
     headings = dataset.table("queries", [split]).headings
-    if not np.isfinite(headings).all():
+    num_unknown = int((~np.isfinite(headings)).sum())
+    if num_unknown:
         raise InputError(
-            f"data.query_heading=known, but {int((~np.isfinite(headings)).sum())} of {len(headings)} {split} queries"
-            " have no heading_deg; add it, or set data.query_heading=as_is (what is no panorama is never turned)"
+            f"data.query_heading=known, but {num_unknown} of {len(headings)} {split} queries have"
+            " no heading_deg; add it, or set data.query_heading=as_is (images that are no panoramas"
+            " are never turned)"
         )
 
 
 def check_resources(
     config: RunConfig, nodes: Sequence[Node], *, training: bool = True, num_pairs: int | None = None
 ) -> None:
-    """Raises InputError when what lives at the same time, in training or when embedding alone, finds no room.
+    """Raise InputError when actors and tasks that run at the same time find no room on the nodes.
 
-    num_pairs: so few that one pass plans them need no tasks for it; None: unknown.
+    training: false for embedding alone. num_pairs: None where unknown; few pairs are planned in one
+    pass, without tasks.
     """
     cells = training and (num_pairs is None or num_pairs > config.sampling.max_pairs_per_cell)
-    check_room(*_needs_of(config, training, cells, _workers_at_once(config.train, nodes)), nodes)
+    workers = _count_workers(config.train, nodes)
+    always, phases = _needs_of(config, training, cells, workers)
+    check_room(always, phases, nodes)
 
 
-def _workers_at_once(train: TrainConfig, nodes: Sequence[Node]) -> int:
-    """Of an elastic range, how many Ray Train starts: it looks at what nodes have, not at who else is on them."""
-    least, most = train.workers
-    kinds = [(train.cpus_per_worker, "cpus"), *[(train.gpus, "gpus")] * train.use_gpu]
-    room = sum(min(int(getattr(node, name) // each) for each, name in kinds) for node in nodes)
-    return max(least, min(most, room))
+def _count_workers(train: TrainConfig, nodes: Sequence[Node]) -> int:
+    """Return how many workers of an elastic range Ray Train starts.
+
+    Ray Train counts what the nodes have, not what else runs on them.
+    """
+    room = 0
+    for node in nodes:
+        fitting = int(node.cpus // train.cpus_per_worker)
+        if train.use_gpu:
+            fitting = min(fitting, int(node.gpus // train.gpus))
+        room += fitting
+    lower, upper = train.workers
+    return max(lower, min(upper, room))
 
 
 def _needs_of(
     config: RunConfig, training: bool, cells: bool, workers: int
 ) -> tuple[list[Need], list[list[Need]]]:
-    """What holds its resources all the time, and the tasks that each phase adds.
+    """Return what holds its resources all the time, and the tasks that each phase adds.
 
-    Workers (of an elastic range as many as would start) hold them through a round, and embedding actors and the
-    indexes between rounds. The tasks that search run when the embedding is over, and those that plan after these, or
-    beside them where rounds overlap with training. What a worker's loader takes is the worker's.
+    Workers hold theirs through a round; embedding actors and indexes hold theirs between rounds.
+    Searching tasks run after the embedding. Planning tasks run after those, or beside them where
+    rounds overlap with training. A worker's loader uses the worker's resources.
     """
-    train, embedding, mining = config.train, config.embedding, config.mining
+    train = config.train
+    mining = config.mining
     mines = training and config.sampling.mode == "similarity"
     always = []
     if training:
         always.append(
             Need(
-                workers, "worker", train.cpus_per_worker, train.gpus, train.label_selector, "train"
+                workers,
+                "worker",
+                train.cpus_per_worker,
+                train.gpus,
+                train.label_selector,
+                "train",
             )
         )
     if mines:
-        num_shards = mining.num_shards * (
-            2 if config.sampling.gallery_negatives else 1
-        )  # the gallery has an index too
-        always.append(shard_need(mining, num_shards))
-    always.append(actor_need(embedding))
-    loading = Need(1, "loading task", LOADER_CPUS)
-    rounds = [loading, *[Need(mining.num_searchers, "searching task", SEARCHER_CPUS)] * mines]
-    planning = (
-        [Need(1, "planning task", PLANNER_CPUS)]
-        if cells and config.sampling.mode != "random"
-        else []
-    )
+        num_indexes = 2 if config.sampling.gallery_negatives else 1
+        always.append(shard_need(mining, mining.num_shards * num_indexes))
+    always.append(actor_need(config.embedding))
+    rounds = [Need(1, "loading task", LOADER_CPUS)]
+    if mines:
+        rounds.append(Need(mining.num_searchers, "searching task", SEARCHER_CPUS))
+    planning = []
+    if cells and config.sampling.mode != "random":
+        planning.append(Need(1, "planning task", PLANNER_CPUS))
     if mining.schedule == "overlap":
         return always, [[task, *planning] for task in rounds]
     return always, [[task] for task in [*rounds, *planning]]
@@ -165,7 +183,8 @@ def check_index(cfg: MiningConfig, num_references: int, dim: int) -> None:
     """
     if num_references < cfg.num_shards:
         raise InputError(
-            f"mining.num_shards={cfg.num_shards} exceeds the {num_references} references to index; lower it"
+            f"mining.num_shards={cfg.num_shards} exceeds the {num_references} references to index;"
+            " lower it"
         )
     try:
         plan_for(cfg, num_references, dim)

@@ -1,8 +1,9 @@
-"""What a run exports through Ray's metrics, for Prometheus: what its driver logs, and what waits.
+"""Exporter: a run's records and queue lengths as Ray metrics, for Prometheus.
 
-Ray puts `ray_` before each name and `_total` after a counter's, which is there once it has counted. Values are set in
-the driver's memory; Ray sends them to the node's agent every 10 s by a thread of its own, and writes what fails there
-to its session's log: a run neither waits for its metrics nor fails with them.
+Ray puts `ray_` before each name and `_total` after that of a counter, which appears once it has
+counted. Values are set in the driver's memory. A thread of Ray's sends them to the node's agent
+every 10 s and writes failures to the session's log, so a run neither waits for its metrics nor
+fails with them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ray.util.metrics import Counter, Gauge
 
 
 class Metric(NamedTuple):
-    """A metric of ours: every one has the tag `run`, beside those named here."""
+    """A metric of a run. Each has the tag `run`, beside the tags named here."""
 
     kind: Literal["gauge", "counter"]
     text: str
@@ -64,7 +65,7 @@ METRICS = {
 Record = Mapping[str, Any]  # a line of metrics.jsonl
 Tags = dict[str, str]
 
-# kind of a line: which of its fields is which metric
+# kind of a record -> {field: metric}
 _FIELDS = {
     "step": {
         "step": "s4g_step",
@@ -88,7 +89,7 @@ _FIELDS = {
 
 
 class Sample(NamedTuple):
-    """A value of a metric: what it is set to, or what a counter rises by."""
+    """A value that a gauge is set to, or that a counter rises by."""
 
     name: str
     value: float
@@ -96,22 +97,24 @@ class Sample(NamedTuple):
 
 
 def samples_of(record: Record, splits: Mapping[str, str]) -> Iterator[Sample]:
-    """What a line of metrics.jsonl tells; null tells nothing. splits: which one a kind of line is about."""
+    """Yield the samples of a record of metrics.jsonl; null gives none.
+
+    splits: the split that a kind of record is about.
+    """
     kind = record["kind"]
     for field, name in _FIELDS.get(kind, {}).items():
         if record.get(field) is not None:
             yield Sample(name, record[field])
     if kind in splits:
         for field, value in record.items():
-            if (rank := re.fullmatch(r"recall@(\d+%?)", field)) and value is not None:
+            rank = re.fullmatch(r"recall@(\d+%?)", field)
+            if rank and value is not None:
                 yield Sample("s4g_recall", value, {"split": splits[kind], "rank": rank[1]})
     elif kind == "mining" and record.get("recall") is not None:
         yield Sample("s4g_index_recall", record["recall"], {"collection": record["collection"]})
     elif kind == "round":
-        yield Sample(
-            "s4g_round_seconds",
-            sum(value for field, value in record.items() if field.endswith("_s")),
-        )
+        seconds = sum(value for field, value in record.items() if field.endswith("_s"))
+        yield Sample("s4g_round_seconds", seconds)
     elif kind == "round_failed":
         yield Sample("s4g_rounds_failed", 1)
     elif kind == "lost":
@@ -122,43 +125,43 @@ def samples_of(record: Record, splits: Mapping[str, str]) -> Iterator[Sample]:
 
 
 def last_values(records: Iterable[Record], splits: Mapping[str, str]) -> list[Sample]:
-    """What gauges show after some lines."""
+    """Return the last value of each gauge after these records."""
     samples = (sample for record in records for sample in samples_of(record, splits))
     gauges = (sample for sample in samples if METRICS[sample.name].kind == "gauge")
     return list({(sample.name, *sample.tags.items()): sample for sample in gauges}.values())
 
 
 def run_tag(run: str) -> str:
-    """The last two parts of a run's folder: `s3://bucket/runs/earth` -> `runs/earth`."""
-    return "/".join([part for part in run.rpartition("://")[2].split("/") if part][-2:])
+    """Return the last two parts of a run's folder: `s3://bucket/runs/earth` -> `runs/earth`."""
+    path = run.rpartition("://")[2]
+    parts = [part for part in path.split("/") if part]
+    return "/".join(parts[-2:])
 
 
 class Exporter:
-    """Sets a run's metrics, in the process of its driver. Ray must be initialised.
+    """Sets a run's metrics in the driver's process. Ray must be initialised.
 
-    run: its folder, whose tag all of them have. past: lines of a run that goes on; gauges show their last values,
-    while counters count what this process has seen, as Prometheus expects of a process that started anew.
+    run: its folder, which gives the tag `run`. past: records of a resumed run. Gauges start at
+    their last values; counters start at 0, as Prometheus expects of a new process.
     """
 
     def __init__(self, run: str, splits: Mapping[str, str], past: Iterable[Record] = ()) -> None:
         self._splits = dict(splits)
-        made = {"gauge": Gauge, "counter": Counter}
-        self._metrics: dict[str, Gauge | Counter] = {
-            name: made[metric.kind](name, metric.text, ("run", *metric.tags)).set_default_tags(
-                {"run": run_tag(run)}
-            )
-            for name, metric in METRICS.items()
-        }
+        self._metrics: dict[str, Gauge | Counter] = {}
+        for name, metric in METRICS.items():
+            make = Gauge if metric.kind == "gauge" else Counter
+            made = make(name, metric.text, ("run", *metric.tags))
+            self._metrics[name] = made.set_default_tags({"run": run_tag(run)})
         for sample in last_values(past, self._splits):
             self._put(sample)
 
-    def hear(self, record: Record) -> None:
-        """Export what a line tells."""
+    def export(self, record: Record) -> None:
+        """Export the samples of a record."""
         for sample in samples_of(record, self._splits):
             self._put(sample)
 
     def show_queue(self, queue: Literal["rounds", "plans", "batches"], length: float) -> None:
-        """Export how much waits: rounds, plans of epochs to come, batches that a worker has loaded ahead."""
+        """Export a queue's length: rounds, plans of later epochs, batches loaded ahead."""
         self._put(Sample("s4g_queue_length", length, {"queue": queue}))
 
     def _put(self, sample: Sample) -> None:

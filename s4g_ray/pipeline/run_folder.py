@@ -1,4 +1,4 @@
-"""A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and where its artefacts lie."""
+"""RunFolder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and where artefacts lie."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
 Record = dict[str, Any]
-STEPS_EVERY_S = (
-    10.0  # between two writes of metrics.jsonl, to an object store, that only tell steps
-)
+# between two writes of metrics.jsonl to an object store that add steps alone
+STEPS_EVERY_S = 10.0
 
-
-# what may change when a run goes on: how and where it computes, not what; and what a round's index is made of, which
-# errors of an index say to change: rounds to come follow it, and one that was cut off is indexed again
+# Keys that may change when a run is resumed: how and where it computes, not the result. Also the
+# kind and size of the index, which errors of an index advise to change: later rounds use the new
+# values, and an interrupted round is indexed again.
 FREE_ON_RESUME = {
     "run_dir",
     "data.uri",
@@ -69,10 +68,10 @@ FREE_ON_RESUME = {
     "checkpoint.keep",
     "checkpoint.grace_s",
     "model.grad_checkpointing",
-    "sampling.max_pairs_per_cell",  # which changes plans to come: memory may ask for it
+    "sampling.max_pairs_per_cell",  # changes later plans; memory may require it
 }
 
-# folders of artefacts by epoch, or by the epoch that they were made after
+# folders whose artefacts are named by the epoch that they were made in or after
 VERSIONED = (
     "checkpoints",
     "embeddings",
@@ -85,21 +84,21 @@ VERSIONED = (
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """The values, by dotted key, that a run may not change when it goes on."""
-    tree = config.model_dump(exclude={"ray", "storage"})
-    sections = {
-        key: value if isinstance(value, dict) else {"": value} for key, value in tree.items()
-    }
-    flat = {
-        f"{s}.{key}".rstrip("."): value
-        for s, values in sections.items()
-        for key, value in values.items()
-    }
+    """Return the values, by dotted key, that must not change when a run is resumed."""
+    flat: dict[str, Any] = {}
+    for section, value in config.model_dump(exclude={"ray", "storage"}).items():
+        if isinstance(value, dict):
+            flat.update({f"{section}.{key}": item for key, item in value.items()})
+        else:
+            flat[section] = value
     return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
 
 
 class RunFolder:
-    """A run's folder: run.json, config.yaml, metrics.jsonl, bad_images.jsonl, and the URIs of its artefacts."""
+    """A run's folder: what is logged there, and the URIs of the artefacts.
+
+    on_record: called with each record, in the thread that logs it.
+    """
 
     def __init__(
         self,
@@ -109,26 +108,32 @@ class RunFolder:
         records: list[Record],
         bad_images: list[Record],
     ) -> None:
-        self.uri, self.config, self.info = uri, config, info
-        self.records, self.bad_images = records, bad_images
-        self.on_record: Callable[[Record], None] | None = (
-            None  # told each line, in the thread that logs it
-        )
+        self.uri = uri
+        self.config = config
+        self.info = info
+        self.records = records
+        self.bad_images = bad_images
+        self.on_record: Callable[[Record], None] | None = None
         self._lock = threading.RLock()  # rounds write beside the training
-        self._written = 0.0  # when an object store got metrics.jsonl
+        self._written = 0.0  # when metrics.jsonl was last written to an object store
 
     @classmethod
     def open(cls, config: RunConfig, dataset: GeoDataset, *, resume: bool) -> RunFolder:
-        """A new folder, or an existing one to resume; writes nothing. Raises InputError when that must not be."""
+        """Open a new folder, or an existing one to resume; write nothing.
+
+        Raises InputError for a folder that holds a run (without `resume`) or other files, and where
+        a resumed run has other values or another data set.
+        """
         uri = files.absolute(config.run_dir)
         if files.exists(files.join(uri, "run.json")):
             if not resume:
                 raise InputError(
-                    f"{uri} holds a run already; go on with --resume, or choose another run_dir"
+                    f"{uri} holds a run already; continue it with --resume, or choose another"
+                    " run_dir"
                 )
             return cls._reopen(uri, config, dataset)
-        cut_off = re.compile(r"config\.yaml|\..*\.tmp")  # what a start that was cut off leaves
-        if not all(cut_off.fullmatch(name) for name in files.list_names(uri)):
+        leftovers = re.compile(r"config\.yaml|\..*\.tmp")  # of an interrupted start
+        if not all(leftovers.fullmatch(name) for name in files.list_names(uri)):
             raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
             "format": "s4g-run",
@@ -146,13 +151,16 @@ class RunFolder:
     @classmethod
     def _reopen(cls, uri: str, config: RunConfig, dataset: GeoDataset) -> RunFolder:
         info = files.read_json(files.join(uri, "run.json"))
-        ours, theirs = flatten(config), flatten(load_config(files.join(uri, "config.yaml")))
+        before = flatten(load_config(files.join(uri, "config.yaml")))
         changed = [
-            f"{key}: {theirs[key]!r} -> {ours[key]!r}" for key in ours if ours[key] != theirs[key]
+            f"{key}: {before[key]!r} -> {value!r}"
+            for key, value in flatten(config).items()
+            if value != before[key]
         ]
         if changed:
             raise InputError(
-                f"{uri} was started with other values ({'; '.join(changed)}); set them back, or start a new run"
+                f"{uri} was started with other values ({'; '.join(changed)}); set them back, or"
+                " start a new run"
             )
         if info["dataset"]["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
@@ -164,44 +172,43 @@ class RunFolder:
         self.update()
 
     def path(self, *parts: str) -> str:
-        """A URI below the folder."""
+        """Return a URI below the folder."""
         return files.join(self.uri, *parts)
 
     def checkpoint(self, epoch: int) -> str:
-        """The URI of an epoch's checkpoint."""
+        """Return the URI of an epoch's checkpoint."""
         return epoch_uri(self.uri, epoch)
 
     def update(self, **values: Any) -> None:
-        """Change run.json."""
+        """Change values of run.json."""
         with self._lock:
             self.info.update(values)
             files.write_json(self.path("run.json"), self.info)
 
     def log(self, kind: str, **values: Any) -> Record:
-        """Add a line to metrics.jsonl; what is not finite becomes null, for JSON knows no other way."""
+        """Add a line to metrics.jsonl; a value that is not finite becomes null, for JSON."""
         finite = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
         }
         record = {"kind": kind, "time": round(time.time(), 3), **finite}
         with self._lock:
             self.records.append(record)
             if files.is_local(self.uri):
                 files.append_bytes(self.path("metrics.jsonl"), _lines([record]))
-            elif (
-                kind != "step" or time.monotonic() - self._written > STEPS_EVERY_S
-            ):  # whole objects only
+            elif kind != "step" or time.monotonic() - self._written > STEPS_EVERY_S:
+                # an object store takes whole objects only
                 self._written = time.monotonic()
                 self._write_lines("metrics.jsonl", self.records)
-            self._tell(record)
+            self._notify(record)
         return record
 
-    def _tell(self, record: Record) -> None:
+    def _notify(self, record: Record) -> None:
         if self.on_record is not None:
             self.on_record(record)
 
     def find(self, kind: str, epoch: int) -> list[Record]:
-        """The lines of a kind about an epoch."""
+        """Return the records of a kind about an epoch."""
         with self._lock:
             return [
                 record
@@ -210,32 +217,37 @@ class RunFolder:
             ]
 
     def log_bad_images(self, reasons: tuple[str, ...] | list[str]) -> None:
-        """List images that were left out, each once."""
+        """Add images that were left out to bad_images.jsonl, each once."""
         with self._lock:
             known = {record["reason"] for record in self.bad_images}
             new = [reason for reason in dict.fromkeys(reasons) if reason not in known]
             if new:
                 self.bad_images += [{"reason": reason} for reason in new]
                 self._write_lines("bad_images.jsonl", self.bad_images)
-                self._tell({"kind": "bad_images", "new": len(new)})
+                self._notify({"kind": "bad_images", "new": len(new)})
 
     def rewind(self, start: Checkpoint) -> None:
-        """Forget what was logged and computed after a checkpoint: it is done again. Its own plan stays."""
+        """Forget the records and artefacts after a checkpoint, which are made again.
+
+        The plan of an epoch that the checkpoint lies within stays.
+        """
         self.forget(start.epoch, start.step)
         for folder in VERSIONED:
-            last = start.epoch + (folder == "plans" and start.batch > 0)
+            last = start.epoch
+            if folder == "plans" and start.batch > 0:
+                last += 1
             for name in files.list_names(self.path(folder)):
                 version = version_of(name)
                 if version is not None and version > last:
                     files.remove(self.path(folder, name))
 
     def forget(self, epoch: int, step: int) -> None:
-        """Leave out the lines about later epochs, but for steps until `step`."""
+        """Drop the records about epochs after `epoch`, but keep those of steps until `step`."""
         with self._lock:
             self.records = [
-                r
-                for r in self.records
-                if r.get("epoch", 0) <= epoch or r.get("step", step + 1) <= step
+                record
+                for record in self.records
+                if record.get("epoch", 0) <= epoch or record.get("step", step + 1) <= step
             ]
             self._write_lines("metrics.jsonl", self.records)
 
@@ -249,9 +261,10 @@ def _lines(records: list[Record]) -> bytes:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run ended with: test metrics of the trained encoder, and of the untrained one where evaluated.
+    """The result of a run: test metrics of the trained encoder, and of the untrained one.
 
-    finished: false when SIGTERM ended it early; it goes on with `resume`.
+    untrained: None where epoch 0 was not evaluated. finished: false when SIGTERM ended the run
+    early; `resume` continues it.
     """
 
     run_dir: str
@@ -262,27 +275,29 @@ class RunResult:
 
 
 def result_of(folder: RunFolder, *, finished: bool) -> RunResult:
-    """What a run has reached."""
-    evaluations = [r for r in folder.records if r["kind"] == "evaluation"]
+    """Return the result of a run from its records."""
+    evaluations = [record for record in folder.records if record["kind"] == "evaluation"]
     metrics = [
-        {k: v for k, v in r.items() if isinstance(v, float) and k != "time"} for r in evaluations
+        {key: value for key, value in record.items() if isinstance(value, float) and key != "time"}
+        for record in evaluations
     ]
-    untrained = metrics[0] if evaluations and evaluations[0]["epoch"] == 0 else None
-    return RunResult(
-        folder.uri, metrics[-1] if metrics else {}, untrained, folder.records, finished
-    )
+    untrained = None
+    if evaluations and evaluations[0]["epoch"] == 0:
+        untrained = metrics[0]
+    last = metrics[-1] if metrics else {}
+    return RunResult(folder.uri, last, untrained, folder.records, finished)
 
 
 def version_of(name: str) -> int | None:
-    """The number in `epoch=0004`, `v=0004` or `epoch=0004.parquet`; None for other names."""
+    """Return the number in `epoch=0004`, `v=0004` or `epoch=0004.parquet`; None for other names."""
     match = re.fullmatch(r"(?:epoch|v)=(\d+)(?:\.parquet)?", name)
     return int(match[1]) if match else None
 
 
 def read_records(uri: str, name: str = "metrics.jsonl") -> list[Record]:
-    """The lines of a run's metrics.jsonl or bad_images.jsonl; none when it is not there yet.
+    """Read the records of a run's metrics.jsonl or bad_images.jsonl; none where it does not exist.
 
-    A last line without an end was cut short by the death of its writer, and is left out.
+    A last line without an end is left out: its writer died while writing it.
     """
     path = files.join(uri, name)
     if not files.exists(path):

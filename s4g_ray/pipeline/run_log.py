@@ -75,13 +75,14 @@ class RunLog:
             self._log_epoch(message, self._plans[message["epoch"]].result())
 
     def _log_start(self, epoch: int, message: Message) -> None:
-        """Log that workers have started, and forget what follows their checkpoint: it is repeated."""
+        """Log that workers have started, and forget all after their checkpoint: it is repeated."""
         for ended in range(self.finished + 1, message["epoch"] + 1):
             # the worker died between publishing its checkpoint and reporting it
             if not self._folder.find("epoch", ended):
                 record = Checkpoint.read(self._folder.checkpoint(ended)).info["record"]
                 self._log_epoch(dict(record), self._plans[ended].result())
-        workers, step = message["workers"], message["step"]
+        workers = message["workers"]
+        step = message["step"]
         self._folder.forget(message["epoch"], step)
         self._folder.log("workers", during_epoch=epoch, workers=workers, after_step=step)
         if any(record["kind"] == "lost" for record in self._folder.records):

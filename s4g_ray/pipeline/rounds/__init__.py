@@ -1,8 +1,8 @@
-"""Mining rounds beside training.
+"""Mining rounds between or beside the epochs.
 
 schedule      when to mine and evaluate, and which graph an epoch uses (pure)
 coordinator   the thread that does rounds beside training
 mining_round  one round: embed, mine, evaluate
-graphs        the neighbor graphs of a run: where they lie, which is there
+graphs        RunGraphs: the neighbor graphs of a run: where they lie, which exist
 miner         index and mine each collection of references
 """

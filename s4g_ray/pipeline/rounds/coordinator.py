@@ -1,6 +1,6 @@
-"""The coordinator: runs rounds beside the training, one after another, and says which graph an epoch uses.
+"""Coordinator: a thread that runs rounds beside training and picks each epoch's graph.
 
-It decides once for all ranks. It knows neither Ray nor what a round does.
+The decision is made once, for all ranks. The coordinator knows neither Ray nor what a round does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from s4g_ray.errors import RunError
 from s4g_ray.pipeline.rounds.schedule import GEOGRAPHIC, Schedule
 
 END_S = 10.0  # for a round in progress whose actors are gone
-POLL_S = 0.2  # between two looks whether a wait is to be given up
+POLL_S = 0.2  # between two checks whether a wait must end
 
 
 class Rounds(Protocol):
-    """The work of a round, as the coordinator asks for it; a RunError is worth another try."""
+    """The work of a round, as the coordinator calls it; a RunError is worth another try."""
 
     def mine(self, epoch: int) -> None:
         """Publish the graphs mined from an epoch's checkpoint."""
@@ -28,14 +28,14 @@ class Rounds(Protocol):
         ...
 
     def failed(self, what: str, epoch: int, attempt: int, error: RunError, last: bool) -> None:
-        """A try has failed; after the last one the run goes on without."""
+        """Report a failed try; after the last one the run continues without the round."""
         ...
 
 
 class Coordinator:
-    """A thread that runs rounds in the order in which graphs are needed; a context manager that ends it.
+    """Runs rounds in the order in which graphs are needed; a context manager that ends the thread.
 
-    ready: versions of graphs that are published already. Everything is called from other threads.
+    ready: versions of graphs that are published already. All methods may be called from any thread.
     """
 
     def __init__(
@@ -46,12 +46,13 @@ class Coordinator:
         ready: set[int] | None = None,
         first_epoch: int = 1,
     ) -> None:
-        self._schedule, self._rounds = schedule, rounds
+        self._schedule = schedule
+        self._rounds = rounds
         self._ready = {GEOGRAPHIC, *(ready or ())}
-        self._mining: list[int] = []  # epochs whose rounds wait
+        self._mining: list[int] = []  # epochs whose checkpoints wait to be mined
         self._evaluating: list[int] = []
         self._running: int | None = None  # epoch of the round in progress
-        self._failures: dict[int, RunError] = {}  # of mining rounds that were given up
+        self._failures: dict[int, RunError] = {}  # of mining rounds after their last try
         self._fatal: BaseException | None = None
         self._next = first_epoch  # the epoch whose graph is chosen next
         self._ended = False
@@ -67,26 +68,29 @@ class Coordinator:
         self._thread.join(END_S)
 
     def end(self) -> None:
-        """No more rounds; what happens to the one in progress is nobody's concern."""
+        """Start no more rounds. Does not wait for the one in progress."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def submit(self, epoch: int, *, mining: bool, evaluating: bool) -> None:
-        """An epoch's checkpoint is published: its round may run."""
+        """Queue the round of an epoch whose checkpoint is published."""
         with self._changed:
-            self._mining += [epoch] * mining
-            self._evaluating += [epoch] * evaluating
+            if mining:
+                self._mining.append(epoch)
+            if evaluating:
+                self._evaluating.append(epoch)
             self._changed.notify_all()
 
     def graph_for(
         self, epoch: int, *, late: Callable[[], bool], check: Callable[[], None]
     ) -> int | None:
-        """The graph that an epoch uses, waited for; None without neighbors.
+        """Wait for the graph that an epoch uses and return its version; None in mode random.
 
-        late(): whether the epoch could begin now, so that a graph that is not there yet may be replaced by an older
-        one. In a synchronous schedule all rounds are waited for. check() is called while waiting and may raise.
-        Raises what a round has died of, and RunError when no graph is young enough.
+        late(): whether the epoch could begin now, so that an older graph may replace one that is
+        not published yet. A synchronous schedule waits for all rounds. check() is called while
+        waiting and may raise. Raises the error that ended a round, and RunError when no graph is
+        young enough.
         """
         due = self._schedule.version_for(epoch)
         with self._changed:
@@ -97,26 +101,29 @@ class Coordinator:
                 if self._schedule.overlaps or not self._is_busy():
                     if due is None or due in self._ready:
                         return due
-                    if (version := self._stand_in(epoch, due, late())) is not None:
+                    version = self._find_older(epoch, due, late())
+                    if version is not None:
                         return version
                 self._changed.wait(POLL_S)
 
-    def _stand_in(self, epoch: int, due: int, late: bool) -> int | None:
-        """An older graph for an epoch, where one may be used now."""
+    def _find_older(self, epoch: int, due: int, late: bool) -> int | None:
+        """Return an older graph for an epoch, if one may be used now."""
         failure = self._failures.get(due)
-        if failure is None and not (late and self._schedule.config.mining.when_late == "reuse"):
+        may_reuse = late and self._schedule.config.mining.when_late == "reuse"
+        if failure is None and not may_reuse:
             return None
         version = self._schedule.reusable(epoch, self._ready)
         if version is None and failure is not None:
             bound = self._schedule.config.mining.staleness_bound
             raise RunError(
-                f"epoch {epoch} has no graph: the mining round after epoch {due} failed ({failure}), and those there"
-                f" are older than max_staleness_epochs={bound}; mend the cause and resume"
+                f"epoch {epoch} has no graph: the mining round after epoch {due} failed"
+                f" ({failure}), and the graphs there are older than"
+                f" mining.max_staleness_epochs={bound}; fix the cause and resume"
             ) from failure
         return version
 
     def finish(self, check: Callable[[], None]) -> None:
-        """Wait for all rounds. Raises what one has died of."""
+        """Wait for all rounds. Raises the error that ended one."""
         with self._changed:
             while self._is_busy():
                 check()
@@ -124,27 +131,32 @@ class Coordinator:
             self._raise_fatal()
 
     def check(self) -> None:
-        """Raises what a round has died of."""
+        """Raise the error that ended a round, if any."""
         with self._changed:
             self._raise_fatal()
 
     def waiting(self) -> set[int]:
-        """Epochs whose checkpoints are still needed: by rounds to come, or by a resumed run for one that failed."""
+        """Return the epochs whose checkpoints are still needed.
+
+        Rounds to come need them, or a resumed run that repeats a failed round.
+        """
         with self._changed:
-            running = set() if self._running is None else {self._running}
-            failed = {epoch for epoch in self._failures if epoch > max(self._ready)}
-            return {*self._mining, *self._evaluating, *running, *failed}
+            needed = {*self._mining, *self._evaluating}
+            if self._running is not None:
+                needed.add(self._running)
+            newest = max(self._ready)
+            needed.update(epoch for epoch in self._failures if epoch > newest)
+            return needed
 
     @property
     def queue_length(self) -> int:
-        """Epochs whose rounds wait to be begun."""
+        """The number of epochs whose rounds have not begun."""
         with self._changed:
             return len({*self._mining, *self._evaluating})
 
     def _is_busy(self) -> bool:
-        return self._fatal is None and bool(
-            self._mining or self._evaluating or self._running is not None
-        )
+        has_work = bool(self._mining or self._evaluating) or self._running is not None
+        return self._fatal is None and has_work
 
     def _raise_fatal(self) -> None:
         if self._fatal is not None:
@@ -154,31 +166,32 @@ class Coordinator:
         try:
             while (task := self._take()) is not None:
                 self._run(*task)
-        except BaseException as error:  # handed to whoever waits or looks next
+        except BaseException as error:  # raised again in the thread that waits or checks next
+            fatal: BaseException = error
+            if not isinstance(error, Exception):
+                fatal = RunError(f"the coordinator died: {error!r}")
             with self._changed:
-                self._fatal = (
-                    error
-                    if isinstance(error, Exception)
-                    else RunError(f"the coordinator died: {error!r}")
-                )
+                self._fatal = fatal
                 self._running = None
                 self._changed.notify_all()
 
     def _take(self) -> tuple[int, bool, bool] | None:
-        """The next round, as (epoch, mining, evaluating), once there is one; None at the end."""
+        """Wait for the next round: (epoch, mining, evaluating); None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._mining or self._evaluating)
             if self._ended:
                 return None
-            late = [v for v in self._mining if v <= (self._schedule.version_for(self._next) or 0)]
-            if (
-                late
-            ):  # the newest of those that an epoch waits for; no epoch will use the older ones
-                self._mining = [v for v in self._mining if v >= max(late)]
-            epoch = max(late) if late else min([*self._mining, *self._evaluating])
-            task = epoch, epoch in self._mining, epoch in self._evaluating
-            self._mining = [v for v in self._mining if v != epoch]
-            self._evaluating = [v for v in self._evaluating if v != epoch]
+            due = self._schedule.version_for(self._next) or 0
+            late = [version for version in self._mining if version <= due]
+            if late:
+                # an epoch waits for the newest of these; no epoch will use the older ones
+                epoch = max(late)
+                self._mining = [version for version in self._mining if version >= epoch]
+            else:
+                epoch = min([*self._mining, *self._evaluating])
+            task = (epoch, epoch in self._mining, epoch in self._evaluating)
+            self._mining = [version for version in self._mining if version != epoch]
+            self._evaluating = [version for version in self._evaluating if version != epoch]
             self._running = epoch
             return task
 
@@ -196,26 +209,24 @@ class Coordinator:
         if evaluating and not self._ended:
             failure = self._try("evaluation", self._rounds.evaluate, epoch)
             if failure is not None and epoch == self._schedule.epochs:
-                raise failure  # a run ends with what it reached
+                raise failure  # a run must not end without its last evaluation
         with self._changed:
             self._running = None
             self._changed.notify_all()
 
     def _try(self, what: str, work: Callable[[int], None], epoch: int) -> RunError | None:
-        """Do it, again where it fails; what it failed with at last."""
+        """Do the work, again after a failure; return the failure of the last try."""
         retries = self._schedule.config.mining.max_retries
         failure: RunError | None = None
         for attempt in range(retries + 1):
             try:
                 work(epoch)
                 return None
-            except (RunError, OSError) as error:
-                failure = (
-                    error
-                    if isinstance(error, RunError)
-                    else RunError(f"{type(error).__name__}: {error}")
-                )
-                if self._ended:  # its actors were stopped under it
-                    break
-                self._rounds.failed(what, epoch, attempt + 1, failure, attempt == retries)
+            except RunError as error:
+                failure = error
+            except OSError as error:
+                failure = RunError(f"{type(error).__name__}: {error}")
+            if self._ended:  # the actors were stopped during the try
+                break
+            self._rounds.failed(what, epoch, attempt + 1, failure, attempt == retries)
         return failure

@@ -66,14 +66,15 @@ class Miner:
         graphs = self._graphs
         ids, places = graphs.references(collection)
         embedded = np.isin(ids, _embedded_ids(embeddings, stamp))  # bad images are left out
-        ids, places = ids[embedded], places[embedded]
+        ids = ids[embedded]
+        places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
         service = self._service(collection)
         index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
         if index is None:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
-            queries, size = graphs.split.query_ids, self._mining.recall_sample
-            sample = sample_queries(embeddings, queries, size, rng)
+            size = self._mining.recall_sample
+            sample = sample_queries(embeddings, graphs.split.query_ids, size, rng)
             index = service.build(epoch, embeddings, ids, sample=sample, k=k, stamp=stamp)
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=index.engine)

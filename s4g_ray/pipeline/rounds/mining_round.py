@@ -1,4 +1,4 @@
-"""The work of a round: embed a checkpoint, mine its graphs, score it; what is there already is not done again."""
+"""MiningRound: embed a checkpoint, mine its graphs, score it. Finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Span = tuple[float, float]  # seconds since the epoch of time.time()
 
 
 class MiningRound:
-    """Does rounds, one at a time, for the coordinator. spans: when each round's mining began and ended."""
+    """Does rounds, one at a time, for the coordinator.
+
+    spans: filled with the time at which each round's mining began and ended, by epoch.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class MiningRound:
         self._seconds: dict[str, float] = {}  # of this round's embed, mine, evaluate
 
     def mine(self, epoch: int) -> None:
-        """Embed and mine an epoch's checkpoint, and embed what its evaluation needs with it."""
+        """Embed and mine an epoch's checkpoint; its evaluation's splits are embedded along."""
         began = time.time()
         self._embed(epoch, mining=True, evaluating=self._schedule.evaluates_after(epoch))
         with self._timed("mine"):
@@ -71,25 +74,22 @@ class MiningRound:
     def evaluate(self, epoch: int) -> None:
         """Embed and score an epoch's checkpoint, on the test split and on the validation split."""
         self._embed(epoch, mining=False, evaluating=True)
+        val_split = self._config.data.val_split
         with self._timed("evaluate"), self._reporter.stage("evaluating"):
-            if self._config.data.val_split is not None and not self._folder.find(
-                "validation", epoch
-            ):
-                self._validate(epoch, self._config.data.val_split)
+            if val_split is not None and not self._folder.find("validation", epoch):
+                self._validate(epoch, val_split)
             self._test(epoch)
         self._log_round(epoch)
 
     def failed(self, what: str, epoch: int, attempt: int, error: RunError, last: bool) -> None:
-        """Say that a try has failed."""
+        """Log a failed try."""
         self._seconds = {}
-        goes_on = last and what == "mining" and self._schedule.overlaps
-        then = (
-            "training goes on with the graph that is there"
-            if goes_on
-            else "given up"
-            if last
-            else "trying again"
-        )
+        if not last:
+            then = "trying again"
+        elif what == "mining" and self._schedule.overlaps:
+            then = "training continues with the graph that is there"
+        else:
+            then = "given up"
         self._folder.log(
             "round_failed",
             epoch=epoch,
@@ -103,19 +103,25 @@ class MiningRound:
         )
 
     def needs_evaluation(self, epoch: int) -> bool:
-        """Whether an epoch is to be evaluated, is not yet, and still can be."""
+        """Whether an epoch's evaluation is due, not done, and still possible."""
         due = self._schedule.evaluates_after(epoch) and not self._folder.find("evaluation", epoch)
         return due and is_published(self._folder.checkpoint(epoch))
 
     def needs_mining(self, epoch: int) -> bool:
-        """Whether an epoch is to be mined, and its graphs, mined from the checkpoint that is there, are not yet."""
+        """Whether an epoch's mining is due, and its graphs are not all published and logged.
+
+        Only graphs mined from the checkpoint that exists count.
+        """
         if not self._schedule.mines_after(epoch):
             return False
-        published = is_published(self._folder.checkpoint(epoch))
-        stamp, logged = self._stamp(epoch) if published else None, self._logged(epoch)
-        return not all(
-            c in logged and self._graphs.is_there(epoch, c, stamp) for c in self._graphs.collections
-        )
+        stamp = None
+        if is_published(self._folder.checkpoint(epoch)):
+            stamp = self._stamp(epoch)
+        logged = self._logged(epoch)
+        for collection in self._graphs.collections:
+            if collection not in logged or not self._graphs.is_there(epoch, collection, stamp):
+                return True
+        return False
 
     def _logged(self, epoch: int) -> set[str]:
         return {record["collection"] for record in self._folder.find("mining", epoch)}
@@ -129,7 +135,7 @@ class MiningRound:
         )
 
     def _splits(self, mining: bool, evaluating: bool) -> list[str]:
-        """The splits that a round embeds."""
+        """Return the splits that a round embeds, each once."""
         cfg = self._config.data
         splits = []
         if mining:
@@ -146,14 +152,12 @@ class MiningRound:
         uri = self._embeddings(epoch)
         splits = self._splits(mining, evaluating)
         stamp = self._stamp(epoch)
-        if is_published(uri):  # by a round that was cut off, or for its mining
+        if is_published(uri):  # by an interrupted round, or by this round's mining
             found = open_published(uri, "embeddings")
             if found.stamp == stamp and set(splits) <= set(found.info["splits"]):
                 return
-        with (
-            self._timed("embed"),
-            self._reporter.stage(f"embedding {' and '.join(splits)}") as update,
-        ):
+        stage = f"embedding {' and '.join(splits)}"
+        with self._timed("embed"), self._reporter.stage(stage) as update:
             report = embed(
                 self._pool,
                 self._config,
@@ -184,34 +188,34 @@ class MiningRound:
     def _test(self, epoch: int) -> None:
         cfg = self._config
         found = self._score(epoch, cfg.data.test_split)
-        if (
-            epoch == 0
-            and cfg.evaluation.correlation_baseline
-            and not self._folder.find("baseline", 0)
-        ):
-            baseline = score_gradient_correlation(cfg, self._dataset).of(cfg.protocol)
+        wants_baseline = epoch == 0 and cfg.evaluation.correlation_baseline
+        if wants_baseline and not self._folder.find("baseline", 0):
+            baseline = score_gradient_correlation(
+                self._dataset, cfg.data, radii_m=cfg.evaluation.radii_m, seed=cfg.seed
+            ).for_protocol(cfg.protocol)
             self._folder.log("baseline", epoch=0, name="gradient correlation", **baseline)
-        self._folder.log("evaluation", epoch=epoch, **found.of(cfg.protocol))
+        self._folder.log("evaluation", epoch=epoch, **found.for_protocol(cfg.protocol))
         self._reporter.line(f"           test {found.summary(cfg.protocol)}")
 
     def _validate(self, epoch: int, split: str) -> None:
         cfg = self._config
         found = self._score(epoch, split)
-        self._folder.log("validation", epoch=epoch, **found.of(cfg.protocol))
+        self._folder.log("validation", epoch=epoch, **found.for_protocol(cfg.protocol))
         best = best_epoch(self._folder.records, cfg.evaluation.best_metric)
         self._folder.update(best=best)
         mark = " (the best so far)" if best["epoch"] == epoch else ""
         self._reporter.line(f"           {split} {found.summary(cfg.protocol)}{mark}")
 
     def _score(self, epoch: int, split: str) -> Score:
-        uri, radii = self._embeddings(epoch), self._config.evaluation.radii_m
-        return score_tables(self._dataset, split, uri, uri, stamp=self._stamp(epoch), radii_m=radii)
+        uri = self._embeddings(epoch)
+        radii_m = self._config.evaluation.radii_m
+        stamp = self._stamp(epoch)
+        return score_tables(self._dataset, split, uri, uri, stamp=stamp, radii_m=radii_m)
 
     def _log_round(self, epoch: int) -> None:
         if self._seconds:
-            self._folder.log(
-                "round", epoch=epoch, **{f"{name}_s": s for name, s in self._seconds.items()}
-            )
+            durations = {f"{name}_s": seconds for name, seconds in self._seconds.items()}
+            self._folder.log("round", epoch=epoch, **durations)
         self._seconds = {}
 
     @contextmanager
@@ -222,13 +226,17 @@ class MiningRound:
 
 
 def best_epoch(records: list[Record], metric: str) -> Record:
-    """The epoch whose checkpoint is best on the validation split: the first with the highest metric."""
+    """Return the epoch whose checkpoint is best on the validation split.
+
+    Of equal metrics the earliest epoch is the best.
+    """
     scored = [record for record in records if record["kind"] == "validation"]
     best = max(scored, key=lambda record: (record[metric], -record["epoch"]))
     return {"epoch": best["epoch"], "metric": metric, "value": best[metric]}
 
 
 def overlap(span: Span, waits: list[Span]) -> float:
-    """The share of a time span in which nobody waited: 1 less what the waits, which follow each other, cover."""
-    covered = sum(max(0.0, min(span[1], until) - max(span[0], since)) for since, until in waits)
-    return 1 - covered / max(span[1] - span[0], 1e-9)
+    """Return the share of a time span that no wait covers; waits do not overlap each other."""
+    began, ended = span
+    covered = sum(max(0.0, min(ended, until) - max(began, since)) for since, until in waits)
+    return 1 - covered / max(ended - began, 1e-9)

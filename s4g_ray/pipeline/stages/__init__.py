@@ -1,6 +1,6 @@
-"""Single stages: s4g embed, mine, evaluate.
+"""Single stages of the loop, as the commands s4g embed, mine and evaluate run them.
 
-embed     s4g embed: a collection into an embedding table
-mine      s4g mine: an embedding table into a neighbor graph
-evaluate  s4g evaluate: a run, export or weights on a data set
+embed     embed_collection: a data set's images into an embedding table
+mine      mine_table: an embedding table into a neighbor graph
+evaluate  evaluate: a run, an export or weights on a data set
 """

@@ -1,8 +1,8 @@
-"""S4g embed: a collection into an embedding table."""
+"""`s4g embed`: embed a data set's images into an embedding table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -14,22 +14,21 @@ from s4g_ray.distributed.autoscaling import await_room
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
-from s4g_ray.encoder.embedding_job import embed
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
+from s4g_ray.encoder.embedding_job import EmbeddingReport, embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.source import open_source
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.preflight import check_headings, check_resources
-from s4g_ray.pipeline.stages.mine import Record
+from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, open_published
 from s4g_ray.storage.part_commits import WORK, claim_folder
 
 SPLITS = ("train", "val", "test")
-# What a folder was begun with.
-EMBEDDING = "embedding.json"
+MARKER = "embedding.json"  # the values that a folder was begun with
 
 
 def embed_collection(
@@ -43,74 +42,94 @@ def embed_collection(
     epoch: int | None = None,
     reporter: Reporter | None = None,
 ) -> Record:
-    """Publish embeddings of both views of some splits at `target`; returns what it holds and was made with.
+    """Publish embeddings of both views of `splits` at `target`; return the table's description.
 
-    The encoder is that of a run (its last checkpoint, or that of `epoch`), an export or weights; `config` and
-    `overrides` go before what the source says. The test split brings the gallery with it. After an interruption the
-    same call goes on with the parts that are committed; a table that is finished is left as it is. Raises InputError
-    for bad input, such as a target begun with other values, and as embedding.embed does.
+    The encoder is that of a run (its last checkpoint, or that of `epoch`), an export or weights;
+    `config` and `overrides` override the source's own configuration. The test split includes the
+    gallery. After an interruption the same call resumes from the committed parts; a finished table
+    is left as it is. Raises InputError for bad input, such as a target begun with other values, and
+    the errors of embedding_job.embed.
     """
-    reporter, target = reporter or Reporter(), files.absolute(target)
+    reporter = reporter or Reporter()
+    target = files.absolute(target)
     check_kept("TARGET", target)
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset, numerics = open_dataset(base.data.uri), opened.numerics_for(base.train)
+    dataset = open_dataset(base.data.uri)
+    numerics = opened.numerics_for(base.train)
     views = _views_of(base, dataset, splits)
-    encoder = (
-        load_encoder(base.model, opened.checkpoint)
-        if opened.checkpoint
-        else Encoder.build(base.model)
-    )
+    encoder = opened.build_encoder(base.model)
     made_with = {
+        **_describe_encoder(base, encoder),
         "source": opened.uri,
-        "model": base.model.name,
-        "weights_sha256": files.fingerprint(encode_weights(encoder)),
-        "preprocessing": encoder.preprocessing(base.data),
-        "dtype": base.embedding.dtype,
-        "seed": base.seed,
         "dataset": dataset.fingerprint,
         "splits": list(splits),
         **asdict(numerics),
     }
-    claim_folder(target, EMBEDDING, made_with, "an embedding job")
+    claim_folder(target, MARKER, made_with, "an embedding job")
     if is_published(target):
         reporter.line(f"{target} is finished already")
         return _describe_table(target, made_with)
-    checkpoint = opened.checkpoint or files.join(target, WORK, "checkpoint")
-    if opened.checkpoint is None:
+    checkpoint = opened.checkpoint
+    if checkpoint is None:
+        checkpoint = files.join(target, WORK, "checkpoint")
         save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
-    stamp = checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint)
-    with ray_session(base.ray, base.storage) as nodes:
-        await_room(base.ray, partial(check_resources, base, training=False), nodes, reporter)
-        pool = EncoderPool(base.model, base.embedding, base.ray.start_timeout_s)
-        with pool, reporter.stage(f"embedding {', '.join(splits)}") as update:
-            report = embed(
-                pool,
-                base,
-                dataset,
-                checkpoint,
-                target,
-                splits=splits,
-                numerics=numerics,
-                stamp=stamp,
-                views=views,
-                on_progress=update,
-            )
+    job = partial(
+        embed,
+        config=base,
+        dataset=dataset,
+        checkpoint=checkpoint,
+        target=target,
+        splits=splits,
+        numerics=numerics,
+        stamp=checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint),
+        views=views,
+    )
+    report = _run_on_cluster(base, job, f"embedding {', '.join(splits)}", reporter)
     for line in report.lines("images"):
         reporter.line(line)
     return _describe_table(target, made_with)
 
 
+def _run_on_cluster(
+    config: RunConfig,
+    job: Callable[..., EmbeddingReport],
+    stage: str,
+    reporter: Reporter,
+) -> EmbeddingReport:
+    """Run job(pool, on_progress=...) once the cluster has room for embedding actors."""
+    fits = partial(check_resources, config, training=False)
+    with ray_session(config.ray, config.storage) as nodes:
+        await_room(config.ray, fits, nodes, reporter)
+        pool = EncoderPool(config.model, config.embedding, config.ray.start_timeout_s)
+        with pool, reporter.stage(stage) as update:
+            return job(pool, on_progress=update)
+
+
+def _describe_encoder(config: RunConfig, encoder: Encoder) -> Record:
+    return {
+        "model": config.model.name,
+        "weights_sha256": files.fingerprint(encode_weights(encoder)),
+        "preprocessing": encoder.preprocessing(config.data),
+        "dtype": config.embedding.dtype,
+        "seed": config.seed,
+    }
+
+
 def _views_of(config: RunConfig, dataset: GeoDataset, splits: Sequence[str]) -> list[View]:
-    """The views that have rows. Raises InputError where neither has, for unknown splits, and for missing headings."""
+    """Return the views that have rows in the splits.
+
+    Raises InputError where neither view has any, for unknown splits and for missing headings.
+    """
     for split in splits:
         if split not in SPLITS:
             raise InputError(f"split {split!r} is none of {', '.join(SPLITS)}")
         check_headings(config, dataset, split)
-    gallery = ["gallery"] if config.data.test_split in splits else []
-    rows = {"queries": list(splits), "references": [*splits, *gallery]}
-    views = [view for view in VIEWS if len(dataset.columns(view, rows[view], ["id"])[0])]
+    splits_of: dict[View, list[str]] = {"queries": list(splits), "references": list(splits)}
+    if config.data.test_split in splits:
+        splits_of["references"].append("gallery")
+    views = [view for view in VIEWS if len(dataset.columns(view, splits_of[view], ["id"])[0])]
     if not views:
         raise InputError(f"{dataset.uri} holds no image of split {', '.join(splits)}")
     return views
@@ -118,9 +137,10 @@ def _views_of(config: RunConfig, dataset: GeoDataset, splits: Sequence[str]) -> 
 
 def _describe_table(target: str, made_with: Record) -> Record:
     manifest = open_published(target, "embeddings")
-    counts: Record = {
-        view: sum(p.rows for p in manifest.parts if p.name.startswith(f"{view}/")) for view in VIEWS
-    }
+    counts: Record = dict.fromkeys(VIEWS, 0)
+    for part in manifest.parts:
+        view, _, _ = part.name.partition("/")
+        counts[view] += part.rows
     return {
         "uri": target,
         **counts,

@@ -1,4 +1,4 @@
-"""`s4g evaluate`: a run, an export or a file of weights against a data set, its own or another (zero-shot)."""
+"""`s4g evaluate`: a run, an export or weights on a data set, its own or another (zero-shot)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from s4g_ray.distributed.placement import Node
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
+from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -34,7 +34,7 @@ from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, open_published
 from s4g_ray.storage.part_commits import claim_folder
 
-MARKER = "evaluation.json"  # says that a folder of --out is an evaluation's
+MARKER = "evaluation.json"  # the values that a folder of --out was begun with
 
 
 def evaluate(
@@ -50,13 +50,14 @@ def evaluate(
     out: str | None = None,
     reporter: Reporter | None = None,
 ) -> list[Evaluation]:
-    """Evaluate a run (its last checkpoint, or that of `epoch`), an export or weights on a data set's split.
+    """Evaluate a run, an export or weights on a split of a data set; one result a field of view.
 
-    One evaluation for each field of view in degrees; the gallery is embedded once. `config` and `overrides`
-    go before what the source says. `out` keeps embeddings and result.json; without it, they lie in a temporary
-    folder of this machine (a cluster of several needs `out` on storage that all of them reach). After an
-    interruption the same call with `out` goes on with the tables that are published there. Raises InputError
-    for bad input, RunError for non-finite embeddings and when the job dies.
+    Of a run, the last checkpoint is taken, or that of `epoch`. `config` and `overrides` override
+    the source's own configuration. fovs: fields of view in degrees; the gallery is embedded once
+    for all. `out` keeps embeddings and result.json; without it, they lie in a temporary folder of
+    this machine (a cluster of several nodes needs `out` on storage that all of them reach). After
+    an interruption the same call with `out` resumes from the tables that are published there.
+    Raises InputError for bad input, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
@@ -70,18 +71,16 @@ def evaluate(
         for fov in fovs or [base.data.query_fov_deg]
     ]
     check_test_split(configs[0], dataset)
-    data, numerics = base.data, opened.numerics_for(base.train)
+    data = base.data
+    numerics = opened.numerics_for(base.train)
     made_with = {"split": data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(
         f"{base.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
-        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split {data.test_split}"
+        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split"
+        f" {data.test_split}"
     )
     with _work_folder(out, made_with) as folder:
-        encoder = (
-            load_encoder(base.model, opened.checkpoint)
-            if opened.checkpoint
-            else Encoder.build(base.model)
-        )
+        encoder = opened.build_encoder(base.model)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.embedding, base.ray.start_timeout_s) as pool:
@@ -89,34 +88,37 @@ def evaluate(
                 job.embed(configs[0], "references", "references")
                 found = [job.evaluate(config) for config in configs]
         if out is not None:
-            files.write_json(
-                files.join(folder, "result.json"), [result.as_dict() for result in found]
-            )
+            results = [result.as_dict() for result in found]
+            files.write_json(files.join(folder, "result.json"), results)
     return found
 
 
 def _check_nodes(config: RunConfig, out: str | None, nodes: Sequence[Node]) -> None:
-    """Raises InputError for several nodes without a folder that all of them reach, and NoRoomError."""
-    if out is None and len(nodes) > 1:  # one of them alone may have CPUs, and not be the driver's
+    """Raise InputError for several nodes without `out`, and NoRoomError without room for actors."""
+    # even where one node alone has CPUs: it need not be the driver's
+    if out is None and len(nodes) > 1:
         raise InputError(
-            f"the cluster has {len(nodes)} nodes; give --out s3://... or a folder that all of them reach"
+            f"the cluster has {len(nodes)} nodes; give --out s3://... or a folder that all of them"
+            " reach"
         )
     check_resources(config, nodes, training=False)
 
 
 def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> str:
-    """The split asked for, else the configured one where the data set has it, else its only other one."""
+    """Return the split asked for, else the configured one, else another that is not train.
+
+    Raises InputError for a split without queries.
+    """
     held = [
         name
         for name in ("test", "val", "train")
         if dataset.queries.count_rows(filter=pc.field("split") == name)
     ]
     if wanted is None:
-        wanted = (
-            configured
-            if configured in held
-            else next((s for s in held if s != "train"), configured)
-        )
+        wanted = configured
+        others = [name for name in held if name != "train"]
+        if configured not in held and others:
+            wanted = others[0]
     if wanted not in held:
         raise InputError(
             f"{dataset.uri} has no queries of split {wanted!r}; it has {', '.join(held) or 'none'}"
@@ -125,13 +127,13 @@ def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> s
 
 
 def _with_data(config: RunConfig, **values: Any) -> RunConfig:
-    """A configuration with other values in section `data`, validated."""
+    """Return a configuration with other values in section `data`, validated."""
     return override_config(config, [f"data.{key}={value}" for key, value in values.items()])
 
 
 @contextmanager
 def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
-    """A temporary folder; or `out`: new, or that of an interrupted evaluation made with the same values."""
+    """Yield a temporary folder, or `out`: new, or begun by an evaluation with the same values."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
             yield folder
@@ -145,7 +147,7 @@ def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
 
 
 class EvaluationJob:
-    """An encoder's checkpoint and where its tables go."""
+    """Embeds and scores with one encoder; tables lie in `folder`."""
 
     def __init__(
         self,
@@ -157,17 +159,22 @@ class EvaluationJob:
         pool: EncoderPool,
         reporter: Reporter,
     ) -> None:
-        self.dataset, self.encoder, self.folder, self.reporter = dataset, encoder, folder, reporter
+        self.source = source
+        self.numerics = numerics
+        self.dataset = dataset
+        self.encoder = encoder
+        self.folder = folder
         self.pool = pool
-        self.source, self.numerics = source, numerics
+        self.reporter = reporter
         self.bad_images: dict[str, tuple[str, ...]] = {}
         self.checkpoint = source.checkpoint or files.join(folder, "checkpoint")
         if source.checkpoint is None:
             save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)
 
     def embed(self, config: RunConfig, view: View, name: str) -> str:
-        """Embed one view of the test split; returns the URI of the table."""
-        uri, split = files.join(self.folder, name), config.data.test_split
+        """Embed one view of the test split; return the URI of the table."""
+        uri = files.join(self.folder, name)
+        split = config.data.test_split
         stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         if is_published(uri):
             manifest = open_published(uri, "embeddings", stamp)
@@ -193,19 +200,18 @@ class EvaluationJob:
         return uri
 
     def evaluate(self, config: RunConfig) -> Evaluation:
-        """Embed the queries as one field of view shows them, and score them."""
+        """Embed the queries in one field of view, and score them."""
         data = config.data
         name = f"queries-fov={data.query_fov_deg:g}-{data.query_heading}"
         uri = self.embed(config, "queries", name)
+        stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         with self.reporter.stage("scoring"):
             found = score_tables(
                 self.dataset,
                 data.test_split,
                 uri,
                 files.join(self.folder, "references"),
-                stamp=checkpoint_stamp(
-                    config, self.encoder, self.checkpoint, self.dataset.fingerprint
-                ),
+                stamp=stamp,
                 radii_m=config.evaluation.radii_m,
             )
         info = open_published(self.checkpoint, "checkpoint").info
@@ -220,7 +226,12 @@ class EvaluationJob:
             "seed": config.seed,
             "dataset_fingerprint": self.dataset.fingerprint,
         }
-        where = self.dataset.name, data.test_split, data.query_fov_deg, data.query_heading
         return Evaluation(
-            *where, found, made_with, self.bad_images["references"] + self.bad_images[name]
+            self.dataset.name,
+            data.test_split,
+            data.query_fov_deg,
+            data.query_heading,
+            found,
+            made_with,
+            self.bad_images["references"] + self.bad_images[name],
         )

@@ -1,11 +1,11 @@
-"""Single stages of the loop: a collection embedded into a table, and a table mined into a graph of neighbors."""
+"""`s4g mine`: mine an embedding table into a neighbor graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -26,17 +26,18 @@ from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.mining.mining_job import GRAPH_SETTINGS, mine
 from s4g_ray.pipeline.preflight import check_index
+from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published
 from s4g_ray.storage.part_commits import claim_folder
 
-Record = dict[str, Any]
-MINING = "mining.json"
-# the least num_hard_negatives, which neighbor_pool_size may not be below, counts in training alone
+MARKER = "mining.json"  # the values that a folder was begun with
+# num_hard_negatives, which neighbor_pool_size must not be below, matters in training alone: the
+# lowest value
 NO_RUN: Record = {"run_dir": "-", "data": {"uri": "-"}, "sampling": {"num_hard_negatives": 2}}
-INDEX = "index"  # beside the graph while it is mined
+INDEX = "index"  # a folder beside the graph, while it is mined
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,23 @@ class _Table:
     stamp: Stamp
 
     def heads(self, view: View) -> tuple[Ints, Ints]:
-        """Ids and places of a view, ids ascending. Raises InputError where there are none."""
+        """Read ids (ascending) and places of a view. Raises InputError where there are none."""
         parts = [part for part in self.parts if part.name.startswith(f"{view}/")]
         if not parts:
             raise InputError(
-                f"{self.uri} holds no {view}: neighbors are those that queries find among references"
+                f"{self.uri} holds no {view}: neighbors are the references that queries find, so it"
+                " needs both views"
             )
         heads = list(read_heads((self.uri, part) for part in parts))
-        ids, places = (
-            np.concatenate([h.ids for h in heads]),
-            np.concatenate([h.place_ids for h in heads]),
-        )
+        ids = np.concatenate([head.ids for head in heads])
+        places = np.concatenate([head.place_ids for head in heads])
         order = np.argsort(ids)
         return ids[order], places[order]
 
 
 @dataclass(frozen=True)
 class _Collection:
-    """What of a table is mined: ids ascending."""
+    """The rows of a table that are mined; ids ascend."""
 
     query_ids: Ints
     reference_ids: Ints
@@ -73,12 +73,14 @@ class _Collection:
     exclusions: Exclusions | None
 
     @classmethod
-    def of_table(cls, table: _Table) -> Self:
-        """All of it. Raises InputError where a view is missing."""
-        return cls(table.heads("queries")[0], *table.heads("references"), None)
+    def from_table(cls, table: _Table) -> Self:
+        """Take all rows. Raises InputError where a view is missing."""
+        query_ids, _ = table.heads("queries")
+        reference_ids, reference_places = table.heads("references")
+        return cls(query_ids, reference_ids, reference_places, None)
 
-    def of_split(self, config: RunConfig, dataset: GeoDataset) -> Self:
-        """What is of the train split of a data set, and the false negatives that this names."""
+    def restrict(self, config: RunConfig, dataset: GeoDataset) -> Self:
+        """Return the rows of a data set's train split, with the exclusions of that split."""
         split = config.data.train_split
         queries, query_places = dataset.columns("queries", [split], ["id", "place_id"])
         ids, places, lat, lon = dataset.columns(
@@ -88,12 +90,12 @@ class _Collection:
             raise InputError(
                 f"the table holds no query of split {split}; embed it, or set data.train_split"
             )
-        there = rows_of(self.reference_ids, ids) >= 0  # bad images are not
+        embedded = rows_of(self.reference_ids, ids) >= 0  # bad images are left out
         everywhere = first_positions(places, lat, lon)
         exclusions = find_exclusions(config, dataset, everywhere, queries, query_places)
         if exclusions is not None:
             check_radius(everywhere, exclusions.radius_m)
-        return type(self)(queries, ids[there], places[there], exclusions)
+        return type(self)(queries, ids[embedded], places[embedded], exclusions)
 
 
 def mine_table(
@@ -105,34 +107,32 @@ def mine_table(
     overrides: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> Record:
-    """Publish at `target` the graph of the visually nearest places of each query place; returns what was found.
+    """Publish at `target` the visually nearest places of each query's place; return the record.
 
-    Of the configuration, sections mining, ray and storage count, and sampling.neighbor_pool_size. Neighbors are found
-    among all references of the table, or, with a data set, among those of its data.train_split: then, in protocol
-    strict, its semi-positives and what lies within sampling.exclude_radius_m are none. After an interruption the same
-    call goes on with the index and the parts that are there; a finished graph is left as it is. Raises InputError for
-    bad input, such as a target begun with other values, and RunError as mining.mine and IndexService.build do.
+    Reads sections mining, ray and storage of the configuration, and sampling.neighbor_pool_size.
+    Neighbors are found among all references of the table or, with a data set, among those of its
+    data.train_split; protocol strict then excludes semi-positives and places within
+    sampling.exclude_radius_m. After an interruption the same call resumes from the index and the
+    parts that exist; a finished graph is left as it is. Raises InputError for bad input, such as a
+    target begun with other values, and the RunErrors of mining_job.mine and IndexService.build.
     """
-    reporter, target, embeddings = (
-        reporter or Reporter(),
-        files.absolute(target),
-        files.absolute(embeddings),
-    )
+    reporter = reporter or Reporter()
+    target = files.absolute(target)
+    embeddings = files.absolute(embeddings)
     check_kept("TARGET", target)
     base = override_config(config or parse_config(NO_RUN), overrides)
     s3_settings.apply(base.storage)
     table = _open_table(embeddings)
     found = _collection_of(base, table, dataset_uri)
     check_index(base.mining, len(found.reference_ids), table.stamp.dim)
-    claim_folder(target, MINING, _mined_with(base, table, dataset_uri), "a mining job")
+    claim_folder(target, MARKER, _mined_with(base, table, dataset_uri), "a mining job")
     if is_published(target):
         reporter.line(f"{target} is finished already")
     else:
         with ray_session(base.ray, base.storage) as nodes:
             searchers = Need(base.mining.num_searchers, "searching task", SEARCHER_CPUS)
-            fits = partial(
-                check_room, [shard_need(base.mining, base.mining.num_shards)], [[searchers]]
-            )
+            shards = shard_need(base.mining, base.mining.num_shards)
+            fits = partial(check_room, [shards], [[searchers]])
             await_room(base.ray, fits, nodes, reporter)
             _mine(base, table, target, found, reporter)
         files.remove(files.join(target, INDEX))
@@ -140,48 +140,52 @@ def mine_table(
 
 
 def _open_table(uri: str) -> _Table:
-    """Raises InputError for what is no table of ours."""
+    """Open a published embedding table. Raises InputError for a folder that holds none."""
     if not is_published(uri):
         raise InputError(f"{uri} holds no published embedding table; make one with `s4g embed`")
     manifest = open_published(uri, "embeddings")
     if manifest.stamp is None:
-        raise InputError(f"{uri} does not say what it was made from; make it with `s4g embed`")
+        raise InputError(f"{uri} has no stamp of its data set; make it with `s4g embed`")
     return _Table(uri, manifest.parts, manifest.stamp)
 
 
 def _collection_of(config: RunConfig, table: _Table, dataset_uri: str | None) -> _Collection:
-    """What is mined. Raises InputError for a data set that is not the table's, and for more neighbors than places."""
-    found = _Collection.of_table(table)
+    """Return the rows that are mined.
+
+    Raises InputError for a data set that is not the table's, and for more neighbors than places.
+    """
+    found = _Collection.from_table(table)
     if dataset_uri is not None:
         dataset = open_dataset(files.absolute(dataset_uri))
         if dataset.fingerprint != table.stamp.dataset:
             raise InputError(
                 f"{table.uri} was not made from {dataset.uri}: their fingerprints differ"
             )
-        found = found.of_split(config, dataset)
+        found = found.restrict(config, dataset)
     elif config.sampling.exclude_radius_m > 0:
         raise InputError(
-            "sampling.exclude_radius_m needs the places' coordinates; name their data set with --dataset"
+            "sampling.exclude_radius_m needs the places' coordinates; name their data set with"
+            " --dataset"
         )
-    k, num_places = config.sampling.neighbor_pool_size, len(np.unique(found.reference_places))
+    k = config.sampling.neighbor_pool_size
+    num_places = len(np.unique(found.reference_places))
     if k > num_places - 1:
         raise InputError(
-            f"sampling.neighbor_pool_size={k} is too large for the {num_places} places of the references; at most"
-            f" {num_places - 1} is possible"
+            f"sampling.neighbor_pool_size={k} is too large for the {num_places} places of the"
+            f" references; at most {num_places - 1} is possible"
         )
     return found
 
 
 def _mined_with(config: RunConfig, table: _Table, dataset_uri: str | None) -> Record:
-    """All that determines a graph."""
+    """Return all values that determine a graph."""
     parts = files.fingerprint(*(part.sha256.encode() for part in table.parts))
     made_with = {"embeddings": table.uri, "parts": parts, "k": config.sampling.neighbor_pool_size}
     if dataset_uri is not None:
-        radius = config.sampling.exclude_radius_m
         made_with |= {
             "split": config.data.train_split,
             "protocol": config.protocol,
-            "exclude_radius_m": radius,
+            "exclude_radius_m": config.sampling.exclude_radius_m,
         }
     return made_with | config.mining.model_dump(mode="json", include=GRAPH_SETTINGS)
 
@@ -189,37 +193,34 @@ def _mined_with(config: RunConfig, table: _Table, dataset_uri: str | None) -> Re
 def _mine(
     config: RunConfig, table: _Table, target: str, found: _Collection, reporter: Reporter
 ) -> None:
-    """Index, then mine, and say what came out."""
-    cfg, k, embeddings, stamp = (
-        config.mining,
-        config.sampling.neighbor_pool_size,
-        table.uri,
-        table.stamp,
-    )
-    sample = sample_queries(
-        embeddings, found.query_ids, cfg.recall_sample, np.random.default_rng(config.seed)
-    )
-    with IndexService(
-        cfg, files.join(target, INDEX), start_timeout_s=config.ray.start_timeout_s
-    ) as service:
-        with reporter.stage(f"indexing {len(found.reference_ids)} references"):
-            index = service.report(0, stamp=stamp) or service.build(
-                0, embeddings, found.reference_ids, sample=sample, k=k, stamp=stamp
-            )
+    """Index, then mine, and report the figures."""
+    cfg = config.mining
+    k = config.sampling.neighbor_pool_size
+    stamp = table.stamp
+    references = found.reference_ids
+    index_folder = files.join(target, INDEX)
+    with IndexService(cfg, index_folder, start_timeout_s=config.ray.start_timeout_s) as service:
+        with reporter.stage(f"indexing {len(references)} references"):
+            index = service.report(0, stamp=stamp)
+            if index is None:
+                rng = np.random.default_rng(config.seed)
+                sample = sample_queries(table.uri, found.query_ids, cfg.recall_sample, rng)
+                index = service.build(0, table.uri, references, sample=sample, k=k, stamp=stamp)
         recall = "" if index.recall is None else f", recall@{k} {index.recall:.3f}"
         reporter.line(
-            f"index {index.kind} of {index.num_vectors} references on {index.num_shards} shards{recall}"
+            f"index {index.kind} of {index.num_vectors} references on {index.num_shards}"
+            f" shards{recall}"
         )
         with reporter.stage("mining") as update:
             report = mine(
                 service.client,
                 0,
-                embeddings,
+                table.uri,
                 target,
                 cfg=cfg,
                 k=k,
                 query_ids=found.query_ids,
-                reference_ids=found.reference_ids,
+                reference_ids=references,
                 reference_places=found.reference_places,
                 exclusions=found.exclusions,
                 stamp=stamp,
@@ -228,6 +229,6 @@ def _mine(
             )
     dropped = ", ".join(f"{reason} {count}" for reason, count in report.dropped.items())
     reporter.line(
-        f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of those wanted),"
-        f" {report.above_positive:.0%} score above the positive; dropped: {dropped}"
+        f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of"
+        f" those wanted), {report.above_positive:.0%} score above the positive; dropped: {dropped}"
     )
