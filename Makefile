@@ -1,17 +1,18 @@
-# `make demo`, `make test`, `make lint`, `make bench`: each makes .venv first when it is missing or older than what it is made from.
+# Each command makes .venv first when it is missing or older than pyproject.toml or constraints.txt.
 PYTHON ?= python3
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := .venv/.installed-$(FAISS)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo check test lint bench clean
 
 help:
-	@echo "make demo   the whole loop on real imagery, on this machine, in minutes"
-	@echo "make test   the test suite"
-	@echo "make lint   ruff and mypy"
-	@echo "make bench  every benchmark, about 40 minutes; writes docs/benchmarks.md"
+	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes"
+	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in less than 4 minutes"
+	@echo "make test   run all tests, those with a Ray cluster too"
+	@echo "make lint   run ruff and mypy"
+	@echo "make bench  run all benchmarks, about 40 minutes, and write docs/benchmarks.md"
 	@echo "make clean  remove .venv"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -24,6 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/s4g demo
+
+check: lint
+	$(BIN)/python -m pytest -m "not cluster and not s3 and not hosts and not gpu"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def test_what_is_allowed_runs_from_the_ground_up() -> None:
 
 def test_every_package_has_a_level_and_every_level_a_package() -> None:
     assert {source.package for source in PACKAGES} - {""} == ALLOWED.keys()
+
+
+def test_the_architecture_page_shows_these_levels_and_imports() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (\w+) \| [^|]+ \| ([\w, ]*) ?\|$", page, re.MULTILINE)
+    shown = {package: set(re.findall(r"\w+", imports)) for _, package, imports in rows}
+    assert shown == IMPORTS
+    levels = [{package for level, package, _ in rows if level == number} for number in "1234567"]
+    assert levels == list(LEVELS[2:])
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
