@@ -45,7 +45,7 @@ def graphs(tmp_path: Path) -> RunGraphs:
     return RunGraphs.from_config(config, split, dataset.fingerprint, folder)
 
 
-def test_a_plan_is_made_from_the_graphs_of_its_version_and_says_so(graphs: RunGraphs) -> None:
+def test_a_plan_is_made_from_the_graphs_of_its_version_and_records_it(graphs: RunGraphs) -> None:
     planner = Planner(graphs, seed=3, protocol="strict")
     record, uri = planner.plan_epoch(1, 0, due=0), planner.plan_uri(1)
     assert (record["graph"], record["cells"], record["gallery_mined"]) == ("geographic", 1, 6)

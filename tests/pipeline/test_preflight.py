@@ -42,7 +42,8 @@ def refusal(
             {},
             True,
             "5.25 CPUs are needed (2 workers x 1 + 4 index shards x 0.5 + 2 embedding actors x 0.5"
-            " + 1 loading task x 0.25), but the cluster has 5.2; lower num_workers, num_actors, num_shards",
+            " + 1 loading task x 0.25), but the cluster has 5.2; lower num_workers, num_actors,"
+            " num_shards",
         ),
         (
             5.7,
@@ -65,7 +66,8 @@ def refusal(
             {"mining": {"num_searchers": 1, "schedule": "overlap"}},
             True,
             "5.75 CPUs are needed (2 workers x 1 + 4"
-            " index shards x 0.5 + 2 embedding actors x 0.5 + 1 loading task x 0.25 + 1 planning task x 0.5)",
+            " index shards x 0.5 + 2 embedding actors x 0.5 + 1 loading task x 0.25"
+            " + 1 planning task x 0.5)",
         ),
         (5.75, {"mining": {"num_searchers": 1, "schedule": "overlap"}}, True, None),
         (
@@ -96,7 +98,8 @@ def refusal(
                 "embedding": {"num_actors": 1, "cpus_per_actor": 0.1},
             },
             True,
-            "2.6 CPUs are needed (2 workers x 1 + 1 embedding actor x 0.1 + 1 planning task x 0.5), but the",
+            "2.6 CPUs are needed (2 workers x 1 + 1 embedding actor x 0.1"
+            " + 1 planning task x 0.5), but the",
         ),
         (
             2.4,
@@ -146,7 +149,8 @@ def test_each_kind_goes_where_its_labels_say() -> None:
     )
     actors = {"embedding": {"label_selector": {"zone": "in(c,d)"}}}
     assert str(refusal(zones, actors)).startswith(
-        "embedding.label_selector={'zone': 'in(c,d)'} fits no node; the nodes have the labels {'zone': 'a'}, {'zone': 'b'};"
+        "embedding.label_selector={'zone': 'in(c,d)'} fits no node; the nodes have the labels"
+        " {'zone': 'a'}, {'zone': 'b'};"
     )
 
 
@@ -184,20 +188,22 @@ def with_gallery(tmp_path: Path) -> GeoDataset:
         (
             4,
             ["train"],
-            "sampling.gallery_negatives=4 exceeds the 3 places without a training pair: of 28 references"
-            " of train, 24 stand at places with pairs; set sampling.gallery_splits=[train, gallery], add references",
+            "sampling.gallery_negatives=4 exceeds the 3 places without a training pair: of 28"
+            " references of train, 24 stand at places with pairs; set"
+            " sampling.gallery_splits=[train, gallery], add references",
         ),
         (
             10,
             ["train", "gallery"],
             "sampling.gallery_negatives=10 exceeds the 8 places without a training pair: of 33"
-            " references of train and gallery, 24 stand at places with pairs; add references without a query to the",
+            " references of train and gallery, 24 stand at places with pairs; add references"
+            " without a query to the",
         ),
         (
             6,
             ["gallery"],
-            "sampling.gallery_negatives=6 exceeds the 5 places without a training pair: of 5 references"
-            " of gallery, 0 stand at places with pairs; add references",
+            "sampling.gallery_negatives=6 exceeds the 5 places without a training pair: of 5"
+            " references of gallery, 0 stand at places with pairs; add references",
         ),
     ],
 )

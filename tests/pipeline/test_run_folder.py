@@ -11,7 +11,7 @@ from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder, flatten
 from tests.conftest import tiny_config
 
 
-def test_a_resumed_run_may_change_what_errors_of_the_index_say_to_change(
+def test_a_resumed_run_may_change_the_keys_that_errors_of_the_index_name(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:
     RunFolder.open(tiny_config(tmp_path / "run", synthetic.uri), synthetic, resume=False).start()

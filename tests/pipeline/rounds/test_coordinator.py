@@ -103,7 +103,9 @@ def test_reuse_takes_the_newest_graph_that_is_there_until_it_is_too_old_and_then
         assert "mine 2" not in held.order  # no epoch would use it any more
 
 
-def test_a_failed_round_is_tried_again_then_reported_and_training_goes_on_until_the_bound() -> None:
+def test_a_failed_round_is_tried_again_then_reported_and_training_continues_until_the_bound() -> (
+    None
+):
     held = Held()
     held.faults[1] = [RunError("disk")] * 3
     held.faults[2] = [RunError("once")]
@@ -125,12 +127,12 @@ def test_a_failed_round_is_tried_again_then_reported_and_training_goes_on_until_
         made.submit(4, mining=True, evaluating=False)
         with pytest.raises(
             RunError,
-            match=r"epoch 6 .* after epoch 4 failed \(disk\).* max_staleness_epochs=2; mend",
+            match=r"epoch 6 .* after epoch 4 failed \(disk\).* max_staleness_epochs=2; fix",
         ):
             ask(made, 6)
 
 
-def test_what_no_second_try_can_mend_ends_the_run() -> None:
+def test_an_error_that_no_second_try_can_fix_ends_the_run() -> None:
     held = Held()
     held.faults[1] = [BadImageError("id 3")]
     held.release(1)
@@ -144,7 +146,7 @@ def test_what_no_second_try_can_mend_ends_the_run() -> None:
             made.finish(lambda: None)
 
 
-def test_a_synchronous_run_ends_with_the_round_that_failed_for_good() -> None:
+def test_a_synchronous_run_ends_when_the_last_try_of_a_round_fails() -> None:
     held = Held()
     held.faults[1] = [RunError("recall")] * 2
     held.release(1)
@@ -217,7 +219,7 @@ def test_the_checkpoint_of_a_round_that_failed_stays_until_a_newer_graph_is_ther
         assert made.waiting() == set()
 
 
-def test_a_round_that_the_end_cuts_off_is_neither_tried_again_nor_reported() -> None:
+def test_a_round_that_the_end_interrupts_is_neither_tried_again_nor_reported() -> None:
     held = Held()
     held.faults[1] = [RunError("its actors are gone")] * 3
     with coordinator(held) as made:
@@ -257,7 +259,7 @@ def test_a_resumed_run_mines_first_what_its_next_epoch_waits_for() -> None:
     assert held.order == ["mine 4"]
 
 
-def test_whoever_waits_can_be_called_away() -> None:
+def test_a_wait_ends_when_its_check_raises() -> None:
     held = Held()
 
     def check() -> None:

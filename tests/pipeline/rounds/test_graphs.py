@@ -1,4 +1,4 @@
-"""A run at scale in miniature: two index shards, cells, gallery negatives, an exclusion radius, and what it leaves."""
+"""A large run in miniature: two index shards, cells, gallery negatives, an exclusion radius."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_plans_by_cells_use_each_pair_once_and_keep_near_places_and_gallery_tile
 
 
 def test_gallery_tiles_of_a_batch_are_mined_for_its_queries(large: RunConfig) -> None:
-    """More of the batch's tiles are among the first four of one of its places than chance would have."""
+    """More of a batch's tiles are among the first four of one of its places than by chance."""
     graph = NeighborGraph.load(f"{large.run_dir}/gallery_neighbors/v=0003")
     uri = f"{large.run_dir}/plans/epoch=0004.parquet"
     for places, tiles in zip(load_plan(uri)[0] + 1000, load_gallery(uri) + 1000, strict=True):
@@ -140,7 +140,7 @@ def test_gallery_tiles_of_a_batch_are_mined_for_its_queries(large: RunConfig) ->
         assert np.isin(tiles, graph.neighbors[rows, :4]).all()
 
 
-def test_each_round_says_what_it_found_and_dropped(large: RunConfig) -> None:
+def test_each_round_logs_the_neighbors_that_it_found_and_dropped(large: RunConfig) -> None:
     rounds = records(large, "mining")
     assert [(r["epoch"], r["collection"]) for r in rounds] == [
         (e, c) for e in (1, 2, 3) for c in ("pairs", "gallery")
@@ -187,10 +187,10 @@ def test_two_versions_of_each_index_are_kept(large: RunConfig) -> None:
         assert files.list_names(f"{large.run_dir}/{name}") == ["v=0002", "v=0003"]
 
 
-def test_a_round_that_was_cut_off_between_its_graphs_mines_the_missing_one_and_logs_each_once(
+def test_a_round_interrupted_between_its_graphs_mines_the_missing_one_and_logs_each_once(
     large: RunConfig, tmp_path: Path
 ) -> None:
-    """The gallery's graph is lost though logged, the other's record is lost though its graph is there."""
+    """One graph is lost but logged; of the other, the record is lost but the graph exists."""
     whole, part = Path(large.run_dir), tmp_path / "part"
     shutil.copytree(whole, part)
     for name in ("checkpoints/epoch=0004", "embeddings/v=0004"):
@@ -223,7 +223,7 @@ def test_a_round_that_was_cut_off_between_its_graphs_mines_the_missing_one_and_l
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_radius_that_bars_most_places_is_refused_before_anything_is_written(
+def test_a_radius_that_excludes_nearly_all_places_is_refused_before_anything_is_written(
     regional: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("s4g_ray.data.exclusions.MAX_NEAR_PLACES", 90)

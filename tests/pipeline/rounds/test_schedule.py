@@ -1,4 +1,4 @@
-"""Which graph an epoch uses, against the rule as it is written: mined from e, first used by e + 1 + lag."""
+"""The graph that an epoch uses follows the rule: mined from e, first used by e + 1 + lag."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def test_a_synchronous_schedule_uses_a_graph_at_once_and_other_modes_mine_nothin
         assert not any(other.mines_after(epoch) for epoch in range(21))
 
 
-def test_what_stands_in_for_a_late_graph_is_the_newest_that_is_neither_newer_than_it_nor_older_than_the_bound() -> (
-    None
-):
+def test_a_late_graph_is_replaced_by_the_newest_within_the_staleness_bound() -> None:
     made = schedule(schedule="overlap", every_epochs=2, lag_epochs=1, max_staleness_epochs=5)
     assert made.version_for(8) == 6
     assert made.reusable(8, {0, 2, 4, 7}) == 4

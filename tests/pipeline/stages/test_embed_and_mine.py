@@ -151,7 +151,7 @@ def test_what_cannot_be_mined_is_refused_before_anything_is_written(
             KEYS,
             "holds no published embedding table; make one with `s4g embed`",
         ),
-        (unstamped, None, KEYS, "does not say what it was made from"),
+        (unstamped, None, KEYS, "has no stamp of its data set"),
         (
             table,
             None,
