@@ -127,7 +127,7 @@ def test_a_failed_round_is_tried_again_then_reported_and_training_continues_unti
         made.submit(4, mining=True, evaluating=False)
         with pytest.raises(
             RunError,
-            match=r"epoch 6 .* after epoch 4 failed \(disk\).* max_staleness_epochs=2; fix",
+            match=r"epoch 6 .* after epoch 4 failed \(disk\).* mining\.max_staleness_epochs=2; fix",
         ):
             ask(made, 6)
 
