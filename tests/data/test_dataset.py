@@ -35,7 +35,7 @@ def test_a_written_data_set_opens_with_all_columns_and_counts(tmp_path: Path) ->
         table.rows(np.array([9]))
 
 
-def test_pairs_are_every_query_with_every_reference_of_its_place(tmp_path: Path) -> None:
+def test_pairs_join_every_query_with_every_reference_of_its_place(tmp_path: Path) -> None:
     references, queries = tables(6)
     references = with_column(references, "place_id", [5, 5, 7, 8, 9, 9])
     queries = with_column(queries, "place_id", [9, 7, 5, 9, 8, 7])
@@ -71,7 +71,12 @@ def test_pairs_are_every_query_with_every_reference_of_its_place(tmp_path: Path)
         ("references", "lat", [0.0, 91.0, 0.0, 0.0], r"row 1 \(lat=91\.0\).*-90\.\.90"),
         ("queries", "lon", [0.0, 0.0, -180.5, 0.0], r"row 2 \(lon=-180\.5\)"),
         ("queries", "lat", [0.0, 0.0, float("nan"), 0.0], r"row 2 \(lat=nan\)"),
-        ("queries", "lat", [0.0, None, 0.0, 0.0], "row 1: only one of lat and lon is given; give both"),
+        (
+            "queries",
+            "lat",
+            [0.0, None, 0.0, 0.0],
+            "row 1: only one of lat and lon is given; give both",
+        ),
         (
             "references",
             "split",
@@ -116,7 +121,7 @@ def test_parquet_with_wrong_columns_is_refused_with_the_file(tmp_path: Path) -> 
         open_dataset(dataset.uri)
 
 
-def test_a_missing_data_set_and_an_existing_one_are_refused(tmp_path: Path) -> None:
+def test_opening_a_missing_data_set_and_writing_over_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no data set at .*dataset\.json is missing"):
         open_dataset(str(tmp_path / "none"))
     write_dataset(str(tmp_path / "d"), *tables(), name="x")
@@ -124,7 +129,7 @@ def test_a_missing_data_set_and_an_existing_one_are_refused(tmp_path: Path) -> N
         write_dataset(str(tmp_path / "d"), *tables(), name="x")
 
 
-def test_writing_leaves_files_that_are_not_its_own_and_invalid_tables_touch_nothing(
+def test_writing_leaves_other_files_alone_and_invalid_tables_write_nothing(
     tmp_path: Path,
 ) -> None:
     references, queries = tables()
@@ -152,7 +157,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
         open_dataset(str(tmp_path / "d"))
 
 
-def test_rows_of_later_files_keep_their_own_number(
+def test_faulty_rows_of_later_files_are_numbered_within_their_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("s4g_ray.data.schema.ROWS_PER_PART", 2)
@@ -198,7 +203,7 @@ def test_headings_regions_and_semi_positives_are_read_by_row(tmp_path: Path) -> 
         ),
     ],
 )
-def test_headings_and_semi_positives_that_cannot_be_used_are_refused(
+def test_unusable_headings_and_semi_positives_are_refused(
     tmp_path: Path, column: str, values: list[Any], message: str
 ) -> None:
     references, queries = tables(4)
@@ -219,7 +224,7 @@ def test_a_file_in_the_way_of_the_folder_is_refused(tmp_path: Path) -> None:
             write_dataset(str(target), *tables(2), name="n")
 
 
-def test_folders_with_signs_of_chained_urls_and_file_uris_are_plain_folders(tmp_path: Path) -> None:
+def test_folders_that_resemble_chained_urls_and_file_uris_are_plain_folders(tmp_path: Path) -> None:
     for uri in (str(tmp_path / "a::b"), f"file://{tmp_path}/c"):
         assert write_dataset(uri, *tables(2), name="n").uri == uri.removeprefix("file://")
         assert open_dataset(uri).references.count_rows() == 2

@@ -13,7 +13,10 @@ from tests.conftest import tables, tiny_config
 
 @pytest.fixture
 def row_of_places(tmp_path: Path) -> GeoDataset:
-    """24 places, 100 to 123, about 111 m apart in a row; the query of 100 has 105 as semi-positive, 101 has 100."""
+    """Write 24 places, 100 to 123, about 111 m apart in a row.
+
+    The query of 100 has 105 as semi-positive, and that of 101 has 100.
+    """
     references, queries = tables(24)
     for name, values in (("lat", np.arange(24) * 1e-3), ("lon", np.zeros(24))):
         references = references.set_column(
@@ -27,7 +30,7 @@ def row_of_places(tmp_path: Path) -> GeoDataset:
 
 
 @pytest.mark.parametrize("radius", [0, 120, 250])
-def test_semi_positives_and_near_places_are_excluded_both_ways_and_never_in_the_papers_protocol(
+def test_semi_positives_and_near_places_are_excluded_both_ways_but_not_in_the_paper_protocol(
     row_of_places: GeoDataset, tmp_path: Path, radius: float
 ) -> None:
     config = tiny_config(tmp_path / "r", row_of_places.uri, sampling={"exclude_radius_m": radius})
@@ -37,8 +40,8 @@ def test_semi_positives_and_near_places_are_excluded_both_ways_and_never_in_the_
     wanted = {(a, b) for a in range(100, 124) for b in range(100, 124) if 0 < abs(a - b) <= reach}
     wanted |= {(100, 105), (105, 100), (100, 101), (101, 100)}
     ids = np.arange(100, 124)
-    barred = found.contains(ids[:, None], ids) & (ids[:, None] != ids)
-    assert {(int(ids[a]), int(ids[b])) for a, b in np.argwhere(barred)} == wanted
+    excluded = found.contains(ids[:, None], ids) & (ids[:, None] != ids)
+    assert {(int(ids[a]), int(ids[b])) for a, b in np.argwhere(excluded)} == wanted
     assert found.max_partners == max(sum(a == place for a, _ in wanted) for place in ids)
     paper = config.model_copy(update={"protocol": "paper"})
     assert TrainSplit.read(paper, row_of_places).exclusions is None

@@ -28,17 +28,21 @@ from s4g_ray.data.images import (
 )
 from s4g_ray.errors import BadImageError
 from tests.conftest import SIZE
-from tests.support.sample_images import encoded, picture
+from tests.support.sample_images import encode_image, make_image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 def test_decoding_gives_the_pixels(kind: str) -> None:
-    with Image.open(io.BytesIO(encoded(kind))) as image:
+    with Image.open(io.BytesIO(encode_image(kind))) as image:
         wanted = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(decode(encoded(kind)).permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 4
+    assert (
+        np.abs(decode(encode_image(kind)).permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 4
+    )
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", encoded("PNG")[:200], encoded("JPEG")[:300]])
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", encode_image("PNG")[:200], encode_image("JPEG")[:300]]
+)
 def test_corrupt_images_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         decode(data)
@@ -52,7 +56,7 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
 
 
 def test_exif_orientation_is_applied() -> None:
-    image = Image.fromarray(picture().permute(1, 2, 0).numpy()[:, :20])
+    image = Image.fromarray(make_image().permute(1, 2, 0).numpy()[:, :20])
     exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees
     buffer = io.BytesIO()
@@ -60,8 +64,8 @@ def test_exif_orientation_is_applied() -> None:
     assert decode(buffer.getvalue()).shape == (3, 20, 32)
 
 
-def by_pillow(data: bytes) -> Tensor | None:
-    """What Pillow alone makes of a file: None where it refuses it."""
+def decode_with_pillow(data: bytes) -> Tensor | None:
+    """Decode a file with Pillow alone; None where Pillow refuses it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return torch.from_numpy(
@@ -71,15 +75,15 @@ def by_pillow(data: bytes) -> Tensor | None:
         return None
 
 
-def test_bytes_flipped_at_random_are_decoded_or_refused_as_by_pillow() -> None:
-    good = bytearray(encoded("JPEG"))
+def test_files_with_changed_bytes_are_decoded_or_refused_as_by_pillow() -> None:
+    good = bytearray(encode_image("JPEG"))
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(300):
         bad = good.copy()
         for at in rng.integers(0, len(bad), 4):
             bad[at] = rng.integers(256)
-        wanted = by_pillow(bytes(bad))
+        wanted = decode_with_pillow(bytes(bad))
         if wanted is None:
             refused += 1
             with pytest.raises(ValueError):
@@ -90,8 +94,8 @@ def test_bytes_flipped_at_random_are_decoded_or_refused_as_by_pillow() -> None:
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.95])
-def test_a_jpeg_that_was_cut_short_is_refused(cut: float) -> None:
-    data = encoded("JPEG", quality=95)
+def test_a_truncated_jpeg_is_refused(cut: float) -> None:
+    data = encode_image("JPEG", quality=95)
     with pytest.raises(ValueError, match=r"(?i)truncated"):
         decode(data[: int(cut * len(data))])
 
@@ -113,14 +117,14 @@ JPEGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_every_kind_of_jpeg_is_decoded_as_by_pillow(kind: str) -> None:
-    data = encoded("JPEG", **JPEGS[kind])
-    wanted = by_pillow(data)
+    data = encode_image("JPEG", **JPEGS[kind])
+    wanted = decode_with_pillow(data)
     assert wanted is not None
     assert torch.equal(decode(data), wanted)
 
 
 def test_a_plain_jpeg_is_not_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded("JPEG")
+    data = encode_image("JPEG")
 
     def slow(self: Image.Image) -> None:
         raise AssertionError
@@ -138,7 +142,7 @@ def test_grey_and_transparent_images_become_rgb() -> None:
 
 @pytest.mark.parametrize("size", [(20, 11), (64, 64), (7, 33)])
 def test_resizing_is_exact_in_size_and_keeps_the_mean(size: tuple[int, int]) -> None:
-    image = picture()
+    image = make_image()
     small = resize(image, size)
     assert tuple(small.shape) == (3, *size)
     assert abs(small.float().mean() - image.float().mean()) < 3
@@ -172,7 +176,9 @@ def test_random_headings_are_seeded_by_query_and_cover_the_circle(synthetic: Geo
     assert len(starts) == 64
 
 
-def test_headings_are_used_only_when_asked_for_and_must_be_there(synthetic: GeoDataset) -> None:
+def test_headings_are_used_only_when_configured_and_are_then_required(
+    synthetic: GeoDataset,
+) -> None:
     table = synthetic.table("queries", ["train"])
     table.headings[:] = [90.0] * 95 + [np.nan]
     sizes = {"uri": "x", "query_size": (SIZE, SIZE)}
@@ -199,31 +205,32 @@ def test_a_cut_takes_rows_from_the_top_and_the_bottom(
 
 
 def test_resizing_without_antialiasing_interpolates_between_the_nearest_pixels() -> None:
-    """What the published code's resizing does: bilinear, pixel centres aligned, nothing averaged."""
+    """As the published code resizes: bilinear, pixel centres aligned, nothing averaged."""
     image = torch.randint(
         0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     out = resize(image, (16, 25), antialias=False).numpy().astype(float)
     source = image.numpy().astype(float)
     for row, column in ((0, 0), (7, 12), (15, 24), (3, 20)):
-        y, x = (row + 0.5) * 40 / 16 - 0.5, (column + 0.5) * 60 / 25 - 0.5
-        top, left = int(y), int(x)
+        y = (row + 0.5) * 40 / 16 - 0.5
+        x = (column + 0.5) * 60 / 25 - 0.5
+        top = int(y)
+        left = int(x)
         patch = source[:, top : top + 2, left : left + 2]
         upper = patch[:, 0, 0] * (1 - (x - left)) + patch[:, 0, 1] * (x - left)
         lower = patch[:, 1, 0] * (1 - (x - left)) + patch[:, 1, 1] * (x - left)
-        assert (
-            np.abs(out[:, row, column] - (upper * (1 - (y - top)) + lower * (y - top))).max() <= 1
-        )
+        wanted = upper * (1 - (y - top)) + lower * (y - top)
+        assert np.abs(out[:, row, column] - wanted).max() <= 1
     smooth = resize(image, (16, 25)).numpy().astype(float)
     assert smooth.std() < out.std() * 0.9
 
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("size", [(140, 60), (21, 33), (64, 64)])
-def test_resizing_decoded_pixels_is_torchvisions_of_planes(
+def test_resizing_decoded_pixels_equals_torchvisions_resizing_of_planes(
     size: tuple[int, int], antialias: bool
 ) -> None:
-    """Interleaved pixels take another path through torch than planes do."""
+    """torch resizes interleaved pixels by other code than planes."""
     image = torch.randint(
         0, 256, (3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -232,18 +239,16 @@ def test_resizing_decoded_pixels_is_torchvisions_of_planes(
     assert (resize(interleaved, size, antialias=antialias).int() - wanted.int()).abs().max() <= 1
 
 
-def test_images_of_many_rows_are_those_of_one_row_at_a_time(
+def test_images_of_many_rows_equal_those_read_one_row_at_a_time(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:
     table = synthetic.table("queries", ["train"])
     packed = [Path(uri).read_bytes() for uri in table.uris[:3]]
     (tmp_path / "packed").write_bytes(b"".join(packed))
     for row, start in enumerate(np.cumsum([0, *map(len, packed[:2])]).tolist()):
-        table.uris[row], table.offsets[row], table.lengths[row] = (
-            str(tmp_path / "packed"),
-            start,
-            len(packed[row]),
-        )
+        table.uris[row] = str(tmp_path / "packed")
+        table.offsets[row] = start
+        table.lengths[row] = len(packed[row])
     table.uris[5] = str(tmp_path / "none.png")
     table.lengths[2] = 10**9
     rows = [*range(len(table)), 1, 0]
@@ -277,7 +282,7 @@ STORED: dict[str, Any] = {"query_size": (SIZE, SIZE), "reference_size": (SIZE, S
         {"query_fov_deg": 180},
     ],
 )
-def test_pixels_are_those_of_the_views(
+def test_pixels_equal_the_views(
     synthetic: GeoDataset, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     data = DataConfig.model_validate({"uri": "x", **STORED, **keys})

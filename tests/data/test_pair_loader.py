@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from s4g_ray.config.schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset
@@ -18,10 +19,12 @@ from s4g_ray.data.images import fit_reference, load_raw
 from s4g_ray.data.pair_loader import PairBatch, PairLoader
 from s4g_ray.errors import BadImageError, DeadProcessError
 from tests.conftest import NUM_TRAIN, SIZE
-from tests.support.sample_images import config, loader
+from tests.support.sample_images import augment_config, loader
 
 IDS = np.arange(12).reshape(3, 4)
 GALLERY = np.array([[96, -1], [97, 98], [3, 99]])
+# References of the test split, four a batch.
+FULL_GALLERY = np.array([[96, 97, 98, 99], [100, 96, 102, 103], [104, 105, -1, 96]])
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +47,12 @@ def assert_same(found: list[PairBatch], wanted: list[PairBatch]) -> None:
             "gallery_ids",
             "gallery_valid",
         ):
-            one, other = getattr(a, name), getattr(b, name)
+            one = getattr(a, name)
+            other = getattr(b, name)
             assert (one is None and other is None) or bool((one == other).all()), name
 
 
-def test_a_pair_looks_the_same_whatever_shares_its_batch_and_other_in_another_epoch(
+def test_a_pair_is_augmented_alike_in_any_batch_and_anew_each_epoch(
     synthetic: GeoDataset,
 ) -> None:
     one = list(loader(synthetic).load(IDS, IDS, epoch=2))
@@ -73,7 +77,7 @@ def test_batches_are_the_same_for_every_number_of_processes_and_every_first(
         assert list(source.load(IDS, IDS, epoch=2, first=3)) == []
 
 
-def test_a_load_after_one_left_unfinished_is_of_its_own_plan(
+def test_a_load_after_an_unfinished_one_gives_batches_of_its_own_plan(
     synthetic: GeoDataset, processes: PairLoader
 ) -> None:
     many = np.random.default_rng(0).integers(0, NUM_TRAIN, (40, 4))
@@ -104,7 +108,9 @@ def test_empty_slots_are_blank_and_masked_but_not_counted_as_bad(
             assert (batch.bad_images, batch.pairs_masked) == ((), 0)
 
 
-def test_an_unknown_id_is_named(synthetic: GeoDataset, processes: PairLoader) -> None:
+def test_an_unknown_id_is_an_error_that_names_it(
+    synthetic: GeoDataset, processes: PairLoader
+) -> None:
     unknown = np.array([[0, 777]])
     for source in (loader(synthetic), processes):
         with pytest.raises(KeyError, match="777"):
@@ -112,23 +118,21 @@ def test_an_unknown_id_is_named(synthetic: GeoDataset, processes: PairLoader) ->
 
 
 def test_loading_draws_nothing_from_the_process_that_trains(processes: PairLoader) -> None:
-    """Or a model with dropout would depend on the number of loader processes."""
+    """Otherwise a model with dropout would depend on the number of loader processes."""
     before = torch.get_rng_state()
     list(processes.load(IDS, IDS, epoch=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def damage(made: PairLoader, folder: Path) -> None:
-    """Query 2 is broken, reference 5 is missing."""
+    """Break query 2 and point reference 5 at a missing file."""
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n")
-    made.queries.uris[2], made.references.uris[5] = (
-        str(folder / "broken.png"),
-        str(folder / "none.png"),
-    )
+    made.queries.uris[2] = str(folder / "broken.png")
+    made.references.uris[5] = str(folder / "none.png")
 
 
 @pytest.mark.parametrize("threads", [True, False])
-def test_batches_that_are_loaded_and_not_taken_are_counted(
+def test_batches_that_are_loaded_but_not_taken_are_counted(
     synthetic: GeoDataset, processes: PairLoader, threads: bool
 ) -> None:
     with loader(synthetic) as of_threads:
@@ -136,7 +140,7 @@ def test_batches_that_are_loaded_and_not_taken_are_counted(
         load = made.load(IDS, IDS, epoch=5)
         next(load)
         deadline = time.monotonic() + 60
-        while made.num_ready < 2:  # all that are left
+        while made.num_ready < 2:  # all that remain
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert next(load).number == 1
@@ -163,7 +167,8 @@ def test_a_corrupt_image_fails_by_name_or_masks_its_pair(
 def test_skipped_images_are_counted_and_listed(
     synthetic: GeoDataset, processes: PairLoader, tmp_path: Path
 ) -> None:
-    uris = processes.queries.uris.copy(), processes.references.uris.copy()
+    query_uris = processes.queries.uris.copy()
+    reference_uris = processes.references.uris.copy()
     made = loader(synthetic, on_bad_image="skip")
     damage(made, tmp_path)
     damage(processes, tmp_path)
@@ -176,10 +181,13 @@ def test_skipped_images_are_counted_and_listed(
     assert [batch.pairs_masked for batch in batches] == [1, 1, 0]
     assert "broken.png" in batches[0].bad_images[0]
     assert "FileNotFoundError" in batches[1].bad_images[0]
-    processes.queries.uris[:], processes.references.uris[:] = uris
+    processes.queries.uris[:] = query_uris
+    processes.references.uris[:] = reference_uris
 
 
-def test_a_killed_loader_process_is_a_run_error_and_the_others_end(synthetic: GeoDataset) -> None:
+def test_a_killed_loader_process_is_an_error_with_its_id_and_the_others_end(
+    synthetic: GeoDataset,
+) -> None:
     many = np.tile(IDS, (50, 1))
     with loader(synthetic, num_processes=2) as made:
         batches = made.load(many, many, epoch=1)
@@ -196,19 +204,17 @@ def test_a_killed_loader_process_is_a_run_error_and_the_others_end(synthetic: Ge
     assert not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
 
 
-def test_a_training_panorama_is_cropped_after_it_rolled_with_its_tile(
+def test_a_training_panorama_is_cropped_after_it_is_rolled_with_its_tile(
     synthetic: GeoDataset,
 ) -> None:
-    turn = config(rotate="panorama", rotate_probability=1.0)
+    turn = augment_config(rotate="panorama", rotate_probability=1.0)
     made = loader(synthetic, augment=turn, query_fov_deg=90)
     cfg = DataConfig(uri="x", query_size=(SIZE, SIZE), reference_size=(SIZE, SIZE))
     (batch,) = made.load(IDS[:1], IDS[:1], epoch=1)
     assert tuple(batch.queries.shape) == (4, 3, SIZE, SIZE // 4)
     for row in range(4):
-        whole, tile = (
-            load_raw(made.queries, row),
-            fit_reference(load_raw(made.references, row), cfg),
-        )
+        whole = load_raw(made.queries, row)
+        tile = fit_reference(load_raw(made.references, row), cfg)
         turns = [
             k
             for k in (1, 2, 3)
@@ -219,8 +225,81 @@ def test_a_training_panorama_is_cropped_after_it_rolled_with_its_tile(
         assert torch.equal(batch.queries[row], rolled[..., SIZE * 3 // 8 : SIZE * 5 // 8])
 
 
+def gallery_of(batch: PairBatch) -> Tensor:
+    assert batch.gallery is not None
+    return batch.gallery
+
+
+def test_a_gallery_image_is_augmented_alike_in_any_batch_and_anew_each_epoch(
+    synthetic: GeoDataset,
+) -> None:
+    one = list(loader(synthetic).load(IDS, IDS, epoch=2, gallery_ids=FULL_GALLERY))
+    halves = list(
+        loader(synthetic).load(IDS[:, 2:], IDS[:, 2:], epoch=2, gallery_ids=FULL_GALLERY[:, 2:])
+    )
+    other = list(loader(synthetic).load(IDS, IDS, epoch=3, gallery_ids=FULL_GALLERY))
+    for a, half, c in zip(one, halves, other, strict=True):
+        assert gallery_of(a).shape == (4, 3, SIZE, SIZE)
+        assert torch.equal(gallery_of(a)[2:], gallery_of(half))
+        assert not torch.equal(gallery_of(a), gallery_of(c))
+    assert torch.equal(gallery_of(one[0])[0], gallery_of(one[1])[1])  # the same image
+
+
+def test_pairs_are_the_same_with_and_without_gallery_images(synthetic: GeoDataset) -> None:
+    with_gallery = list(loader(synthetic).load(IDS, IDS, epoch=1, gallery_ids=FULL_GALLERY))
+    without = list(loader(synthetic).load(IDS, IDS, epoch=1))
+    for a, b in zip(with_gallery, without, strict=True):
+        assert torch.equal(a.queries, b.queries)
+        assert torch.equal(a.references, b.references)
+        assert (b.gallery, b.gallery_ids, b.gallery_valid, b.gallery_masked) == (
+            None,
+            None,
+            None,
+            0,
+        )
+
+
+def test_a_gallery_image_has_random_draws_of_its_own(synthetic: GeoDataset) -> None:
+    """A reference with the id of a query in the batch must not repeat that pair's augmentation."""
+    (batch,) = loader(synthetic).load(IDS[:1], IDS[:1], epoch=1, gallery_ids=IDS[:1])
+    assert all(not torch.equal(gallery_of(batch)[i], batch.references[i]) for i in range(4))
+
+
+def test_an_empty_gallery_slot_is_masked_and_a_corrupt_image_fails_by_name_or_is_listed(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n")
+    ids = np.array([[NUM_TRAIN, -1, NUM_TRAIN + 5, NUM_TRAIN + 6]])
+
+    def load(mode: str) -> list[PairBatch]:
+        made = loader(synthetic, on_bad_image=mode)
+        made.references.uris[NUM_TRAIN + 5] = str(broken)
+        return list(made.load(IDS[:1], IDS[:1], epoch=1, gallery_ids=ids))
+
+    with pytest.raises(BadImageError, match=rf"id {NUM_TRAIN + 5}, .*broken\.png"):
+        load("fail")
+    (batch,) = load("skip")
+    assert batch.gallery_valid is not None
+    assert batch.gallery_valid.tolist() == [True, False, False, True]
+    assert batch.valid.all()
+    assert [bool(image.any()) for image in gallery_of(batch)] == [True, False, False, True]
+    assert batch.gallery_masked == 1
+    assert len(batch.bad_images) == 1
+    assert "broken.png" in batch.bad_images[0]
+    with pytest.raises(KeyError, match="777"):
+        list(loader(synthetic).load(IDS[:1], IDS[:1], epoch=1, gallery_ids=np.array([[777]])))
+
+
+def test_without_augmentation_a_gallery_image_is_the_stored_one(synthetic: GeoDataset) -> None:
+    made = loader(synthetic, augment=augment_config())
+    (batch,) = made.load(IDS[:1], IDS[:1], epoch=1, gallery_ids=FULL_GALLERY[:1])
+    for i, row in enumerate(FULL_GALLERY[0].tolist()):
+        assert torch.equal(gallery_of(batch)[i], load_raw(made.references, row))
+
+
 class Worker:
-    """An actor that loads, as a training worker does."""
+    """An actor that loads batches, as a training worker does."""
 
     def __init__(self, dataset: GeoDataset) -> None:
         self.loader = loader(dataset, num_processes=2)
@@ -230,7 +309,7 @@ class Worker:
 
 
 @pytest.mark.cluster
-def test_processes_of_an_actor_load_plan_after_plan_and_end_with_it(
+def test_loader_processes_of_an_actor_load_plan_after_plan_and_end_with_it(
     synthetic: GeoDataset, ray_cluster: None
 ) -> None:
     import ray

@@ -17,9 +17,8 @@ NO_PAIRS = PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
 def test_places_within_the_radius_equal_a_plain_loop(kind: str, share: float) -> None:
     lat, lon = points(kind)
     metres = haversine_loop(lat, lon)
-    radius = float(np.quantile(metres[metres > 1e-3], share)) * (
-        1 + 1e-6
-    )  # not on a pair's own distance
+    # Not exactly the distance of a pair.
+    radius = float(np.quantile(metres[metres > 1e-3], share)) * (1 + 1e-6)
     ids = np.arange(len(lat)) * 7 + 3
     exclusions = Exclusions(Places(ids, lat, lon), NO_PAIRS, radius)
     wanted = metres <= radius
@@ -31,24 +30,19 @@ def test_places_within_the_radius_equal_a_plain_loop(kind: str, share: float) ->
     assert not Exclusions(Places(ids, lat, lon), NO_PAIRS, 0).near(ids, ids).any()
 
 
-def test_the_most_exclusions_of_a_place_count_each_other_place_once() -> None:
-    """A row of places 1 degree apart, each near its neighbors; 3 and 4 are named too, and 9, which has no position."""
+def test_max_partners_counts_each_other_place_once() -> None:
+    """Places in a row, 1 degree apart, each near its neighbors.
+
+    Pairs of 3 and 4, and of 9, which has no position, are named too.
+    """
     row = Places(np.arange(6), np.arange(6.0), np.zeros(6))
     pairs = PlacePairs.from_arrays(np.array([3, 3, 3, 9]), np.array([4, 5, 9, 5]))
     assert Exclusions(row, pairs, 112_000).max_partners == 4
     assert Exclusions(row, pairs, 0).max_partners == 3
-    assert (
-        Exclusions(
-            row, PlacePairs.from_arrays(np.array([7, 7, 7]), np.array([8, 9, 3])), 112_000
-        ).max_partners
-        == 3
-    )
-    assert (
-        Exclusions(
-            Places(*(np.zeros(0, t) for t in (np.int64, float, float))), NO_PAIRS, 50
-        ).max_partners
-        == 0
-    )
+    elsewhere = PlacePairs.from_arrays(np.array([7, 7, 7]), np.array([8, 9, 3]))
+    assert Exclusions(row, elsewhere, 112_000).max_partners == 3
+    no_places = Places(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    assert Exclusions(no_places, NO_PAIRS, 50).max_partners == 0
 
 
 def test_a_set_of_pairs_is_symmetric() -> None:
@@ -59,7 +53,8 @@ def test_a_set_of_pairs_is_symmetric() -> None:
         (5, 9),
         (9, 5),
     ]
-    first, second = np.array([[5, 5], [9, 7]]), np.array([[2, -1], [5, 5]])
+    first = np.array([[5, 5], [9, 7]])
+    second = np.array([[2, -1], [5, 5]])
     assert pairs.contains(first, second).tolist() == [[True, False], [True, False]]
     assert pairs.contains(np.array([[5], [2]]), np.array([9, 5, 2])).tolist() == [
         [True, False, True],
@@ -86,10 +81,10 @@ def test_rows_of_ids_equal_a_dictionary(ids: list[int]) -> None:
     assert found[:, 0].tolist() == [rows.get(value, -1) for value in wanted[:, 0].tolist()]
 
 
-def test_a_radius_around_too_many_places_is_refused_by_name_and_others_are_not(
+def test_a_radius_around_too_many_places_is_refused_and_others_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A line of 2,000 places 111 m apart; within 5.6 km lie 100 others of all but the outermost."""
+    """A line of 2,000 places 111 m apart: 100 others within 5.6 km, except at the ends."""
     line = Places(np.arange(2000), np.arange(2000.0) * 1e-3, np.zeros(2000))
     check_radius(line, 2.1e7)  # 2,000 places are few enough for any radius
     monkeypatch.setattr("s4g_ray.data.exclusions.MAX_NEAR_PLACES", 100)
@@ -99,9 +94,8 @@ def test_a_radius_around_too_many_places_is_refused_by_name_and_others_are_not(
         InputError, match=r"exclude_radius_m=5740 .* 102 of 1,999 others.* at most 100 .*lower it"
     ):
         check_radius(line, 5_740)
-    crowd, few = (
-        np.append(line.lat[:n], np.linspace(30, 60, 2000 - n)) for n in (1500, 500)
-    )  # the others far apart
+    # 1,500 or 500 places close together, the others far apart
+    crowd, few = (np.append(line.lat[:n], np.linspace(30, 60, 2000 - n)) for n in (1500, 500))
     with pytest.raises(InputError, match="exclude_radius_m"):
         check_radius(Places(line.ids, crowd, line.lon), 5_740)
     check_radius(Places(line.ids, few, line.lon), 5_740)
@@ -109,7 +103,7 @@ def test_a_radius_around_too_many_places_is_refused_by_name_and_others_are_not(
     check_radius(Places(line.ids, np.full(2000, np.nan), line.lon), 5_740)
 
 
-def test_the_count_of_near_places_is_about_right_from_a_sample(
+def test_the_number_of_near_places_is_estimated_well_from_a_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = Places(np.arange(20_000), np.arange(20_000.0) * 1e-3, np.zeros(20_000))

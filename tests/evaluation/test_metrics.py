@@ -2,28 +2,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from s4g_ray.data.dataset import write_dataset
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation.metrics import PROTOCOLS, retrieval_metrics, retrieve
 from s4g_ray.evaluation.ranking import normalise
-from s4g_ray.evaluation.scores import score
-from tests.conftest import tables
 
 
 def scores_loop(q: NDArray[Any], r: NDArray[Any]) -> list[list[float]]:
-    """Cosines one at a time, in float64."""
+    """Compute cosines one at a time, in float64."""
     unit = [x / np.linalg.norm(x) for x in r.astype(np.float64)]
     return [
         [float((query / np.linalg.norm(query) * x).sum()) for x in unit]
@@ -31,8 +26,8 @@ def scores_loop(q: NDArray[Any], r: NDArray[Any]) -> list[list[float]]:
     ]
 
 
-def position(scores: list[float], among: set[int], ignored: set[int], protocol: str) -> int:
-    """The 1-based rank of the best of some references among all that are not ignored; 0 without any."""
+def rank_loop(scores: list[float], among: set[int], ignored: set[int], protocol: str) -> int:
+    """Rank the best of the references `among`, from 1, among all not ignored; 0 without any."""
     if not among:
         return 0
     best = max(scores[i] for i in among)
@@ -41,7 +36,7 @@ def position(scores: list[float], among: set[int], ignored: set[int], protocol: 
 
 
 def ap_loop(scores: list[float], own: set[int], protocol: str) -> float:
-    """Trapezoid average precision: walk down the ranking, own references one after the other."""
+    """Compute trapezoid average precision: walk down the ranking, own references one by one."""
     area = 0.0
     for found, best in enumerate(sorted((scores[i] for i in own), reverse=True)):
         others = [s for i, s in enumerate(scores) if i not in own]
@@ -58,6 +53,7 @@ def metrics_loop(
     metres: NDArray[np.float64],
     protocol: str,
 ) -> dict[str, float]:
+    """Compute all metrics query by query."""
     rows: dict[str, list[float]] = {}
     for q, place in enumerate(query_places):
         own = {i for i, other in enumerate(reference_places) if other == place}
@@ -66,16 +62,16 @@ def metrics_loop(
         near_own = {
             i for i, other in enumerate(reference_places) if other in semi[q] and other != place
         }
-        rank = position(scores[q], own, set(), protocol)
+        rank = rank_loop(scores[q], own, set(), protocol)
         values = {f"recall@{k}": float(rank <= k) for k in (1, 5, 10)}
         values["ap"] = ap_loop(scores[q], own, protocol)
-        values["hit_rate"] = float(position(scores[q], own, near_own, protocol) == 1)
+        values["hit_rate"] = float(rank_loop(scores[q], own, near_own, protocol) == 1)
         values["hit_rate_literal"] = float(
-            position(scores[q], own | near_own, set(), protocol) == 1
+            rank_loop(scores[q], own | near_own, set(), protocol) == 1
         )
         for radius in (50, 100):
             inside = {i for i in range(len(reference_places)) if metres[q, i] <= radius}
-            rank = position(scores[q], inside, set(), protocol)
+            rank = rank_loop(scores[q], inside, set(), protocol)
             values |= {f"recall@{k}_within_{radius}m": float(0 < rank <= k) for k in (1, 5)}
         for key, value in values.items():
             rows.setdefault(key, []).append(value)
@@ -93,20 +89,22 @@ def metrics_loop(
 def test_metrics_of_both_protocols_equal_a_plain_loop(
     num_q: int, num_r: int, places: int, dim: int, seed: int
 ) -> None:
-    """Vectors are drawn from a handful: many exact ties."""
+    """Vectors are drawn from a pool of five, so there are many exact ties."""
     rng = np.random.default_rng(seed)
     pool = rng.normal(size=(5, dim)).astype(np.float32)
-    q, r = pool[rng.integers(0, 5, num_q)], pool[rng.integers(0, 5, num_r)]
-    query_places, reference_places = rng.integers(0, places, num_q), rng.integers(0, places, num_r)
+    q = pool[rng.integers(0, 5, num_q)]
+    r = pool[rng.integers(0, 5, num_r)]
+    query_places = rng.integers(0, places, num_q)
+    reference_places = rng.integers(0, places, num_r)
     semi = [rng.integers(0, places + 2, rng.integers(0, 4)).tolist() for _ in range(num_q)]
-    lat_q, lat_r = rng.integers(0, 9, num_q) * 3e-4, rng.integers(0, 9, num_r) * 3e-4  # 33 m steps
-    lat_r[rng.random(num_r) < 0.2] = (
-        np.nan
-    )  # of unknown place: never within a radius, a miss where it ranks first
+    lat_q = rng.integers(0, 9, num_q) * 3e-4  # 33 m steps
+    lat_r = rng.integers(0, 9, num_r) * 3e-4
+    # References without coordinates are never within a radius; ranked first, they are a miss.
+    lat_r[rng.random(num_r) < 0.2] = np.nan
     metres = metres_between(lat_q[:, None], 0, lat_r[None, :], 0)
     scores = scores_loop(q, r)
     for protocol in PROTOCOLS:
-        arguments = (
+        wanted = metrics_loop(
             scores,
             query_places.tolist(),
             reference_places.tolist(),
@@ -114,7 +112,6 @@ def test_metrics_of_both_protocols_equal_a_plain_loop(
             metres,
             protocol,
         )
-        wanted = metrics_loop(*arguments)
         if not wanted:
             with pytest.raises(RunError, match="no query has a reference"):
                 retrieval_metrics(q, r, query_places, reference_places, protocol=protocol)
@@ -140,24 +137,25 @@ def test_metrics_of_both_protocols_equal_a_plain_loop(
 def test_random_embeddings_equal_a_plain_loop_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s4g_ray.evaluation.metrics.BLOCK_SCORES", 700)
     rng = np.random.default_rng(0)
-    q, r = (
-        rng.normal(size=(90, 16)).astype(np.float32),
-        rng.normal(size=(120, 16)).astype(np.float32),
-    )
-    query_places, reference_places = rng.integers(0, 100, 90), rng.integers(0, 100, 120)
+    q = rng.normal(size=(90, 16)).astype(np.float32)
+    r = rng.normal(size=(120, 16)).astype(np.float32)
+    query_places = rng.integers(0, 100, 90)
+    reference_places = rng.integers(0, 100, 120)
     found = retrieve(q, r, query_places, reference_places)
     own = [set(np.flatnonzero(reference_places == place).tolist()) for place in query_places]
-    wanted = [position(s, o, set(), "strict") for s, o in zip(scores_loop(q, r), own, strict=True)]
+    wanted = [rank_loop(s, o, set(), "strict") for s, o in zip(scores_loop(q, r), own, strict=True)]
     assert found.ranks.tolist() == [wanted, wanted]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_many_own_references_among_a_long_gallery_equal_a_plain_loop(threads: int) -> None:
-    """Vectors from a pool, so that ties stand everywhere; more references than a core looks at in one go."""
+    """Vectors from a pool, so there are many ties; more references than COLUMNS_AT_ONCE."""
     rng = np.random.default_rng(6)
     pool = rng.normal(size=(300, 8)).astype(np.float32)
-    q, r = pool[rng.integers(0, 300, 12)], pool[rng.integers(0, 300, 1300)]
-    query_places, reference_places = np.arange(12), rng.integers(0, 40, 1300)
+    q = pool[rng.integers(0, 300, 12)]
+    r = pool[rng.integers(0, 300, 1300)]
+    query_places = np.arange(12)
+    reference_places = rng.integers(0, 40, 1300)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -188,11 +186,10 @@ def test_many_own_references_among_a_long_gallery_equal_a_plain_loop(threads: in
 
 @pytest.mark.parametrize("count", [17, 550])
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
-def test_constant_embeddings_score_nothing(count: int, value: float) -> None:
+def test_constant_embeddings_have_no_recall(count: int, value: float) -> None:
     places = np.arange(count)
-    constant = np.full((count, 37), value, dtype=np.float32) * np.linspace(
-        0.1, 1, 37, dtype=np.float32
-    )
+    vector = np.float32(value) * np.linspace(0.1, 1, 37, dtype=np.float32)
+    constant = np.tile(vector, (count, 1))
     metrics = retrieval_metrics(constant, constant, places, places)
     assert (metrics["recall@1"], metrics["recall@5"], metrics["recall@10"]) == (0, 0, 0)
 
@@ -211,9 +208,8 @@ def test_recall_at_one_percent_counts_one_in_a_hundred_references() -> None:
     r = np.eye(count, dtype=np.float32)
     q = np.zeros((4, count), dtype=np.float32)
     for row, rank in enumerate((1, 3, 4, 50)):
-        q[row, :rank] = np.linspace(
-            2, 1, rank
-        )  # the reference `rank - 1` scores lowest of those above 0
+        # Reference `rank - 1` scores lowest of those above 0.
+        q[row, :rank] = np.linspace(2, 1, rank)
     places = np.array([0, 2, 3, 49])
     metrics = retrieval_metrics(q, r, places, np.arange(count))
     assert metrics["recall@1%"] == 0.5
@@ -221,7 +217,8 @@ def test_recall_at_one_percent_counts_one_in_a_hundred_references() -> None:
 
 
 def test_median_error_is_the_distance_to_the_best_reference() -> None:
-    r, places = np.eye(3, dtype=np.float32), np.arange(3)
+    r = np.eye(3, dtype=np.float32)
+    places = np.arange(3)
     where = np.array([[0.0, 179.9], [0.0, -179.9], [60.0, 10.0]])
     metrics = retrieval_metrics(
         r[[1, 1, 2]], r, places, places, query_latlon=where, reference_latlon=where
@@ -235,7 +232,7 @@ def test_median_error_is_the_distance_to_the_best_reference() -> None:
     )
 
 
-def test_several_references_count_by_the_best_and_nothing_to_evaluate_is_an_error() -> None:
+def test_the_best_of_several_references_counts_and_no_reference_at_all_is_an_error() -> None:
     r = np.array([[1, 0], [0, 1], [0.9, 0.1]], dtype=np.float32)
     q = np.array([[0, 1]], dtype=np.float32)
     assert retrieve(q, r, np.array([5]), np.array([5, 5, 6])).ranks.tolist() == [[1], [1]]
@@ -245,14 +242,12 @@ def test_several_references_count_by_the_best_and_nothing_to_evaluate_is_an_erro
         retrieve(q, np.ones((3, 3), dtype=np.float32), np.array([9]), np.array([5, 5, 6]))
 
 
-def test_the_paper_lets_ties_count_for_the_query_and_leaves_distractors_out() -> None:
+def test_paper_ranks_the_own_reference_before_ties_and_leaves_distractors_out() -> None:
     r = np.array([[1, 0], [1, 0], [0, 1], [0.9, 0.1]], dtype=np.float32)
     q = np.array([[1, 0], [0.6, 0.8]], dtype=np.float32)
-    places, query_places, distractors = (
-        np.array([1, 2, 3, 4]),
-        np.array([1, 4]),
-        np.array([False, False, True, False]),
-    )
+    places = np.array([1, 2, 3, 4])
+    query_places = np.array([1, 4])
+    distractors = np.array([False, False, True, False])
     found = {
         protocol: retrieval_metrics(
             q, r, query_places, places, protocol=protocol, distractors=distractors
@@ -263,8 +258,8 @@ def test_the_paper_lets_ties_count_for_the_query_and_leaves_distractors_out() ->
     assert (found["strict"]["references"], found["paper"]["references"]) == (4, 3)
 
 
-def test_hit_rates_differ_when_a_negative_stands_between_a_semi_positive_and_the_own_tile() -> None:
-    """Query 0: semi, other, own. Query 1: semi, own, other. Query 2: other, own."""
+def test_hit_rates_differ_where_a_negative_ranks_between_a_semi_positive_and_the_own_tile() -> None:
+    """Rankings: query 0: semi, other, own; query 1: semi, own, other; query 2: other, own."""
     r = np.eye(4, dtype=np.float32)
     q = np.array([[0.5, 0.9, 0.7, 0], [0.5, 0.9, 0.3, 0], [0.5, 0.1, 0, 0.9]], dtype=np.float32)
     semi = [[11], [11], [11]]
@@ -276,18 +271,23 @@ def test_hit_rates_differ_when_a_negative_stands_between_a_semi_positive_and_the
     assert found["hit_rate_literal"] == pytest.approx(2 / 3)
 
 
-def test_metrics_of_some_rows_are_those_of_these_queries_alone() -> None:
+def test_metrics_of_chosen_rows_equal_those_of_these_queries_alone() -> None:
     rng = np.random.default_rng(2)
-    q, r = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(30, 4)).astype(np.float32)
-    places, chosen = np.arange(30), rng.random(30) < 0.4
-    some = retrieve(q, r, places, places).metrics("strict", rows=chosen)
+    q = rng.normal(size=(30, 4)).astype(np.float32)
+    r = rng.normal(size=(30, 4)).astype(np.float32)
+    places = np.arange(30)
+    chosen = rng.random(30) < 0.4
+    of_chosen = retrieve(q, r, places, places).metrics("strict", rows=chosen)
     alone = retrieve(q[chosen], r, places[chosen], places).metrics("strict")
-    assert some == alone
-    assert some["queries"] == chosen.sum()
+    assert of_chosen == alone
+    assert of_chosen["queries"] == chosen.sum()
 
 
 def test_memory_stays_far_below_the_matrix_of_all_scores() -> None:
-    """CVACT's test set in size: 92,802 x 92,802 scores would take 34 GB; short vectors keep the test short."""
+    """As many images as CVACT's test set: 92,802 x 92,802 scores would take 34 GB.
+
+    Short vectors keep the test short.
+    """
     script = """
 import resource, numpy as np
 from s4g_ray.evaluation.metrics import retrieve
@@ -299,9 +299,14 @@ r = rng.standard_normal((count, 16), dtype=np.float32)
 q = r + rng.standard_normal((count, 16), dtype=np.float32)
 places = np.arange(count)
 small = slice(0, 50)
-retrieve(q[small], r[small], places[small], places[small], query_latlon=latlon[small], reference_latlon=latlon[small])
+retrieve(
+    q[small], r[small], places[small], places[small],
+    query_latlon=latlon[small], reference_latlon=latlon[small],
+)
 before = peak()
-found = retrieve(q, r, places, places, query_latlon=latlon, reference_latlon=latlon, radii_m=(5,)).metrics()
+found = retrieve(
+    q, r, places, places, query_latlon=latlon, reference_latlon=latlon, radii_m=(5,)
+).metrics()
 print(peak() - before, found["recall@1"], found["recall@1_within_5m"])
 """
     done = subprocess.run(
@@ -313,24 +318,23 @@ print(peak() - before, found["recall@1"], found["recall@1_within_5m"])
 
 
 @pytest.mark.parametrize("own", [1, 12])
-def test_hardly_distinct_embeddings_are_ranked_exactly_in_little_memory(
+def test_nearly_equal_embeddings_are_ranked_exactly_in_little_memory(
     own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All scores are near-ties: nothing may be looked at pair by pair."""
+    """All scores are near-ties, so they cannot be compared pair by pair."""
     monkeypatch.setattr("s4g_ray.evaluation.ranking.MAX_NEAR_TIES", 3)
     monkeypatch.setattr("s4g_ray.evaluation.ranking.THRESHOLDS_AT_ONCE", 7)
     rng = np.random.default_rng(0)
     pool = (np.ones(24) + 1e-4 * rng.normal(size=(40, 24))).astype(np.float32)
-    q, r = pool[rng.integers(0, 40, 20)], pool[rng.integers(0, 40, 60)]
-    query_places, reference_places = rng.integers(0, 60 // own, 20), np.arange(60) // own
+    q = pool[rng.integers(0, 40, 20)]
+    r = pool[rng.integers(0, 40, 60)]
+    query_places = rng.integers(0, 60 // own, 20)
+    reference_places = np.arange(60) // own
     for protocol in PROTOCOLS:
-        unit = [
-            normalise(v, np.arange(len(v)), "") for v in (q, r)
-        ]  # rounding to float32 would decide otherwise
-        scores = [
-            [float(np.dot(a.astype(np.float64), b.astype(np.float64))) for b in unit[1]]
-            for a in unit[0]
-        ]
+        # Normalised as retrieve does: otherwise rounding to float32 would decide the ties.
+        unit_q = normalise(q, np.arange(len(q)), "").astype(np.float64)
+        unit_r = normalise(r, np.arange(len(r)), "").astype(np.float64)
+        scores = [[float(np.dot(a, b)) for b in unit_r] for a in unit_q]
         rounded = [[round(s, 12) for s in row] for row in scores]
         wanted = metrics_loop(
             rounded,
@@ -345,8 +349,8 @@ def test_hardly_distinct_embeddings_are_ranked_exactly_in_little_memory(
             assert found[key] == pytest.approx(wanted[key]), key
 
 
-def test_collapsed_embeddings_of_many_own_references_stay_within_memory() -> None:
-    """University-1652, satellite to drone, in shape: 54 own references a query, all scores nearly equal."""
+def test_collapsed_embeddings_of_many_own_references_take_little_memory() -> None:
+    """As University-1652, satellite to drone: 54 own references a query; scores nearly equal."""
     script = """
 import resource, numpy as np
 from s4g_ray.evaluation.metrics import retrieve
@@ -368,8 +372,9 @@ print(peak() - before, found["recall@10"])
     assert recall < 1
 
 
-def test_a_first_reference_of_unknown_place_is_a_miss_within_any_radius() -> None:
-    r, q = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)[[0, 0]]
+def test_a_first_reference_without_coordinates_is_a_miss_within_any_radius() -> None:
+    r = np.eye(2, dtype=np.float32)
+    q = r[[0, 0]]
     where = np.array([[np.nan, np.nan], [10.0, 10.0]])
     found = retrieval_metrics(
         q,
@@ -389,21 +394,3 @@ def test_vectors_of_any_norm_are_ranked_by_their_direction() -> None:
     found = retrieve(directions * np.float32(1e19), r, np.arange(3), np.arange(3))
     assert found.ranks.tolist() == [[1, 1, 1], [1, 1, 1]]
     np.testing.assert_allclose(np.linalg.norm(normalise(r, np.arange(3), ""), axis=1), 1, rtol=1e-6)
-
-
-def test_references_of_the_gallery_that_queries_show_are_no_distractors(tmp_path: Path) -> None:
-    """A data set whose test references are all of split `gallery` has scores in both protocols."""
-    references, queries = tables(6)
-    split = pa.array(["train"] * 2 + ["gallery"] * 4)
-    references = references.set_column(references.column_names.index("split"), "split", split)
-    test = queries.slice(0, 5).set_column(5, "split", pa.array(["train"] * 2 + ["test"] * 3))
-    dataset = write_dataset(str(tmp_path), references, test, name="n")
-    shown, gallery = (
-        dataset.table("queries", ["test"]),
-        dataset.table("references", ["test", "gallery"]),
-    )
-    vectors = np.eye(4, dtype=np.float32)
-    found = score(dataset, "test", shown, gallery, (vectors[:3], vectors), radii_m=(50,))
-    assert [found.metrics[p]["references"] for p in PROTOCOLS] == [4, 3]
-    assert [found.metrics[p]["recall@1"] for p in PROTOCOLS] == [1, 1]
-    assert found.for_protocol("strict")["paper"] == {"references": 3}

@@ -38,7 +38,7 @@ from s4g_ray.storage.manifest import Part, open_published, publish, write_part
 from s4g_ray.storage.part_commits import read_commit, write_commit
 from tests.conftest import tiny_config, write_synthetic
 from tests.support.dangerous_calls import dangerous_calls, unguarded_parquet_reads
-from tests.support.sample_images import encoded
+from tests.support.sample_images import encode_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -356,7 +356,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 def jpeg(width: int, height: int) -> bytes:
     """A small JPEG whose header says that it is that large."""
-    data = bytearray(encoded("JPEG"))
+    data = bytearray(encode_image("JPEG"))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", height, width)
     return bytes(data)
@@ -388,7 +388,7 @@ def test_the_limit_itself_is_not_refused_by_the_header() -> None:
 
 
 def test_a_jpeg_whose_two_readers_see_different_sizes_is_left_to_pillow() -> None:
-    assert decode_jpeg(encoded("JPEG"), (32, 32)) is not None
+    assert decode_jpeg(encode_image("JPEG"), (32, 32)) is not None
     assert decode_jpeg(jpeg(60_000, 60_000), (32, 32)) is None
 
 
@@ -413,7 +413,7 @@ def test_a_png_whose_text_or_profile_unpacks_to_very_much_takes_no_memory(
 
 @pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
 def test_each_format_that_is_named_is_read(kind: str) -> None:
-    assert decode(encoded(kind)).shape == (3, 32, 32)
+    assert decode(encode_image(kind)).shape == (3, 32, 32)
 
 
 def test_postscript_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

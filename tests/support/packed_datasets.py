@@ -1,4 +1,4 @@
-"""A data set of images of several kinds to pack, and what a test reads of a packed one."""
+"""Write a data set of several kinds of images to pack, and read packed ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import SIZE, tile
 SMALL = PackOptions(shard_mb=0.02)  # several shards of each view and split
 WORDS = {"references": "tiles", "queries": "photos"}
 NUM_PLACES = 30
-NUM_IMAGES = 59  # two of the rows are of one split and one image
+NUM_IMAGES = 59  # two rows of one split share an image
 
 
 def write_picture(path: Path, seed: int, kind: str, size: tuple[int, int], **how: Any) -> None:
@@ -25,7 +25,10 @@ def write_picture(path: Path, seed: int, kind: str, size: tuple[int, int], **how
 
 
 def write_mixed(folder: Path) -> GeoDataset:
-    """Pictures of two kinds and several sizes, wrongly named, turned by EXIF, shared; sources that point upwards."""
+    """Write images of two kinds and several sizes, and their data set.
+
+    Images are wrongly named, turned by EXIF, or shared by rows; source_ids point out of the folder.
+    """
     (folder / "pictures").mkdir(parents=True)
     turned = Image.Exif()
     turned[0x0112] = 6  # a quarter
@@ -33,14 +36,13 @@ def write_mixed(folder: Path) -> GeoDataset:
         write_picture(folder / f"pictures/r{i}.png", i, "PNG" if i % 3 else "JPEG", (SIZE, SIZE))
         how = {"exif": turned} if i % 4 == 0 else {}
         write_picture(folder / f"pictures/q{i}.jpg", 100 + i, "JPEG", (20, 48), quality=90, **how)
-    rng, places = np.random.default_rng(0), range(NUM_PLACES)
-    lat, lon = (
-        [
-            None if i in (3, 5) else value
-            for i, value in enumerate(rng.uniform(low, low + 1, NUM_PLACES).tolist())
-        ]
-        for low in (40, 7)
-    )
+    rng = np.random.default_rng(0)
+    places = range(NUM_PLACES)
+    lat: list[float | None] = rng.uniform(40, 41, NUM_PLACES).tolist()
+    lon: list[float | None] = rng.uniform(7, 8, NUM_PLACES).tolist()
+    for i in (3, 5):
+        lat[i] = None
+        lon[i] = None
     columns: dict[str, Any] = {
         "id": [7 * i for i in places],
         "place_id": places,
@@ -51,15 +53,18 @@ def write_mixed(folder: Path) -> GeoDataset:
         "source_id": ["../../etc/passwd", "/etc/passwd"] * 15,
     }
     uris = [f"../pictures/r{i}.png" for i in places]
-    uris[11] = uris[25] = uris[10]  # rows of one split, and of another
+    uris[11] = uris[10]  # of the same split
+    uris[25] = uris[10]  # of another
     queries = {
         **columns,
         "uri": [f"{folder}/pictures/q{i}.jpg" for i in places],
         "heading_deg": [None, 90.0] * 15,
         "semi_positives": [[1, 2], None] * 15,
     }
-    tables = pa.table({**columns, "uri": uris}), pa.table(queries)
-    return write_dataset(f"{folder}/data", *tables, name="mixed", views=WORDS)
+    references = {**columns, "uri": uris}
+    return write_dataset(
+        f"{folder}/data", pa.table(references), pa.table(queries), name="mixed", views=WORDS
+    )
 
 
 def rows(dataset: GeoDataset, view: str) -> dict[int, dict[str, Any]]:
@@ -71,7 +76,7 @@ def content(dataset: GeoDataset, row: dict[str, Any]) -> bytes:
 
 
 def files_of(folder: str | Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Read every file below a folder."""
     paths = [path for path in Path(folder).rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 

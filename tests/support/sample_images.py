@@ -1,4 +1,4 @@
-"""Pictures, augmentations and loaders that tests of images share."""
+"""Make images, augmentations and loaders for tests of images."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ OFF = {
 }
 
 
-def picture(seed: int = 0) -> Tensor:
+def make_image(seed: int = 0) -> Tensor:
     return torch.from_numpy(tile(np.random.default_rng(seed)).copy()).permute(2, 0, 1)
 
 
-def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
-    """The first picture as a file."""
+def encode_image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """Encode the first image as a file."""
     buffer = io.BytesIO()
-    Image.fromarray(picture().permute(1, 2, 0).numpy()).convert(mode).save(buffer, kind, **options)
+    Image.fromarray(make_image().permute(1, 2, 0).numpy()).convert(mode).save(
+        buffer, kind, **options
+    )
     return buffer.getvalue()
 
 
-def config(**values: object) -> AugmentConfig:
-    """An augmentation that does nothing but what is asked for."""
+def augment_config(**values: object) -> AugmentConfig:
+    """Make an augmentation that does nothing except for the given values."""
     return AugmentConfig.model_validate({**OFF, **values})
 
 
@@ -48,8 +50,13 @@ def loader(
     num_processes: int = 0,
     **data: object,
 ) -> PairLoader:
-    """Of the train queries, and of the train and test references."""
+    """Make a loader of the train queries, and of the train and test references."""
     sizes = {"uri": dataset.uri, "query_size": (SIZE, SIZE), "reference_size": (SIZE, SIZE)}
-    tables = dataset.table("queries", ["train"]), dataset.table("references", ["train", "test"])
-    cfg = DataConfig.model_validate({**sizes, **data})
-    return PairLoader(*tables, cfg, augment or AugmentConfig(), seed=1, num_processes=num_processes)
+    return PairLoader(
+        dataset.table("queries", ["train"]),
+        dataset.table("references", ["train", "test"]),
+        DataConfig.model_validate({**sizes, **data}),
+        augment or AugmentConfig(),
+        seed=1,
+        num_processes=num_processes,
+    )

@@ -10,7 +10,7 @@ from s4g_ray.errors import RunError
 from tests.support.embedding_tables import random_unit, write_table
 
 
-def test_heads_of_many_parts_are_the_ids_and_places_of_the_parts_in_order(tmp_path: Path) -> None:
+def test_heads_of_many_parts_hold_their_ids_and_places_in_order(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folders = [
         write_table(

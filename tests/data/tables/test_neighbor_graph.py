@@ -10,9 +10,7 @@ from s4g_ray.errors import RunError
 from s4g_ray.storage.manifest import Stamp
 
 
-def test_a_graph_survives_saving_with_its_pads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saved_graph_loads_with_its_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_BLOCK", 6)
     stamp = Stamp(
         step=1, weights_sha256="a", preprocessing="p", dataset="d", dim=4, dtype="float32"
