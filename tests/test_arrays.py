@@ -10,11 +10,11 @@ from s4g_ray.arrays import by_rows
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
-@pytest.mark.parametrize("threads", [1, 2, 3, None])
-def test_every_row_is_given_to_one_thread_and_results_stand_in_order(
-    count: int, threads: int | None
+@pytest.mark.parametrize("num_threads", [1, 2, 3, None])
+def test_every_row_goes_to_one_thread_and_results_are_in_order(
+    count: int, num_threads: int | None
 ) -> None:
-    ranges = by_rows(lambda first, last: list(range(first, last)), count, threads)
+    ranges = by_rows(lambda first, last: list(range(first, last)), count, num_threads)
     assert [row for rows in ranges for row in rows] == list(range(count))
     assert len(ranges) <= max(count, 1)
 
@@ -30,13 +30,13 @@ def test_an_error_in_a_thread_is_raised() -> None:
 
 
 def test_kernels_run_in_several_threads_at_once_and_in_a_forked_process() -> None:
-    """What numba's own parallel loops do not survive."""
+    """Numba's own parallel loops fail at this."""
     script = """
 import multiprocessing, os
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from s4g_ray.neighbors import geographic_neighbors
-from s4g_ray.ranking import normalise
+from s4g_ray.evaluation.ranking import normalise
+from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
 rng = np.random.default_rng(0)
 lat, lon = rng.uniform(0, 1, (2, 500))
 vectors = rng.normal(size=(500, 8)).astype(np.float32)

@@ -13,7 +13,7 @@ MINIMAL = {"run_dir": "runs/x", "data": {"uri": "data/x"}, "augment": {"rotate":
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def write(tmp_path: Path, tree: object) -> Path:
+def write_config(tmp_path: Path, tree: object) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -28,7 +28,8 @@ def test_shipped_configurations_are_valid_and_survive_a_round_trip(
     assert load_config(tmp_path / "again.yaml") == config
 
 
-PAPER = {  # arXiv 2303.11851 and its published code; what is the same in all data sets
+# arXiv 2303.11851 and its published code: the values that all data sets share
+PAPER = {
     "model.name": "convnext_base.fb_in22k_ft_in1k_384",
     "model.temperature": 0.07,
     "data.reference_size": (384, 384),
@@ -93,23 +94,21 @@ def test_the_papers_configurations_hold_the_papers_values(name: str) -> None:
         assert getattr(getattr(config, section) if section else config, leaf) == wanted, key
 
 
-def test_two_workers_on_one_gpu_are_refused_and_one_may_share_it() -> None:
+def test_two_workers_on_one_gpu_are_refused_and_one_with_half_a_gpu_is_accepted() -> None:
     load_config(CONFIGS / "cvusa.yaml", ["train.gpus_per_worker=0.5"])
     load_config(CONFIGS / "cvusa.yaml", ["train.num_workers=4"])
     with pytest.raises(InputError, match="two workers on one GPU"):
         load_config(CONFIGS / "cvusa.yaml", ["train.num_workers=2", "train.gpus_per_worker=0.5"])
 
 
-def test_overrides_are_yaml_values_and_win(tmp_path: Path) -> None:
-    path = write(tmp_path, {**MINIMAL, "train": {"epochs": 7}})
+def test_overrides_are_yaml_values_and_replace_those_of_the_file(tmp_path: Path) -> None:
+    path = write_config(tmp_path, {**MINIMAL, "train": {"epochs": 7}})
     config = load_config(
         path, ["train.epochs=3", "data.query_size=[140, 768]", "model.pretrained=false"]
     )
-    assert (config.train.epochs, config.data.query_size, config.model.pretrained) == (
-        3,
-        (140, 768),
-        False,
-    )
+    assert config.train.epochs == 3
+    assert config.data.query_size == (140, 768)
+    assert config.model.pretrained is False
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_overrides_are_yaml_values_and_win(tmp_path: Path) -> None:
 )
 def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path, key: str, nearest: str) -> None:
     with pytest.raises(InputError) as caught:
-        load_config(write(tmp_path, MINIMAL), [f"{key}=3"])
+        load_config(write_config(tmp_path, MINIMAL), [f"{key}=3"])
     assert str(caught.value) == f"unknown key {key!r}; did you mean {nearest!r}?"
 
 
@@ -162,18 +161,18 @@ def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path, key: str, ne
         ("train=3", "train=3"),
     ],
 )
-def test_impossible_values_are_refused_with_the_value(
+def test_the_error_of_an_impossible_value_names_it(
     tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        load_config(write(tmp_path, MINIMAL), [override])
+        load_config(write_config(tmp_path, MINIMAL), [override])
     assert message in str(caught.value)
 
 
-def test_an_empty_section_takes_overrides_and_objects_stores_hold_configurations(
+def test_an_empty_section_accepts_overrides_and_an_object_store_may_hold_the_file(
     tmp_path: Path,
 ) -> None:
-    path = write(tmp_path, {**MINIMAL, "train": None})
+    path = write_config(tmp_path, {**MINIMAL, "train": None})
     assert load_config(path, ["train.epochs=3"]).train.epochs == 3
     write_bytes("memory://c/config.yaml", path.read_bytes())
     assert load_config("memory://c/config.yaml", ["train.epochs=4"]).train.epochs == 4

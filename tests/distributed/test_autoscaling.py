@@ -12,9 +12,7 @@ from s4g_ray.distributed.placement import Need, Node, NoRoomError, check_room
 from s4g_ray.progress import Reporter
 
 
-def test_without_a_time_to_wait_what_does_not_fit_is_refused_at_once_and_no_cluster_is_asked() -> (
-    None
-):
+def test_without_time_to_wait_needs_that_do_not_fit_are_refused_without_a_cluster() -> None:
     needs = [Need(2, "worker", 1.5)]
     with pytest.raises(NoRoomError, match="3 CPUs are needed") as caught:
         await_room(
@@ -24,9 +22,7 @@ def test_without_a_time_to_wait_what_does_not_fit_is_refused_at_once_and_no_clus
 
 
 @pytest.mark.cluster
-def test_a_cluster_without_room_is_asked_for_it_waited_for_and_asked_no_more_when_it_is_there() -> (
-    None
-):
+def test_missing_nodes_are_requested_awaited_and_no_longer_requested_once_they_are_there() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.growing_cluster"],
         capture_output=True,
@@ -37,7 +33,8 @@ def test_a_cluster_without_room_is_asked_for_it_waited_for_and_asked_no_more_whe
     assert done.returncode == 0, done.stderr
     waited, found = done.stdout.splitlines()[-2:]
     assert waited == (
-        "waiting up to 60 s for nodes: 3 CPUs are needed (2 workers x 1.5), but the cluster has 0; lower num_workers,"
-        " num_actors, num_shards, num_searchers or what each takes, or raise ray.num_cpus"
+        "waiting up to 60 s for nodes: 3 CPUs are needed (2 workers x 1.5), but the cluster has 0;"
+        " lower num_workers, num_actors, num_shards, num_searchers or what each takes, or raise"
+        " ray.num_cpus"
     )
     assert json.loads(found) == {"asked": [[{"CPU": 1.5}, {"CPU": 1.5}]], "left": []}

@@ -37,7 +37,7 @@ NEEDS = st.builds(
         ("!in(a,b)", ["c", None], ["a", "b"]),
     ],
 )
-def test_selectors_are_understood_as_ray_does(
+def test_selectors_mean_the_same_as_in_ray(
     wanted: str, matching: list[str | None], others: list[str | None]
 ) -> None:
     assert all(selects(wanted, label) for label in matching)
@@ -45,12 +45,12 @@ def test_selectors_are_understood_as_ray_does(
 
 
 @pytest.mark.parametrize("wanted", ["in(a", "in()", "!!a", "a)"])
-def test_selectors_of_no_known_form_are_refused(wanted: str) -> None:
+def test_a_selector_of_an_unknown_form_is_refused(wanted: str) -> None:
     with pytest.raises(InputError, match="is none of a, !a"):
         selects(wanted, "a")
 
 
-def test_nodes_are_those_that_are_alive() -> None:
+def test_only_nodes_that_are_alive_count() -> None:
     alive = {
         "Alive": True,
         "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 9.0},
@@ -63,7 +63,7 @@ def test_nodes_are_those_that_are_alive() -> None:
 
 
 def ways_to_place(things: Sequence[Need], nodes: Sequence[Node]) -> Iterator[bool]:
-    """Whether each assignment of single things to nodes, and to GPUs there, keeps to what there is."""
+    """Yield, for each assignment of things to nodes and GPUs, whether the resources suffice."""
     spots = [(n, gpus) for n, node in enumerate(nodes) for gpus in _choices(int(node.gpus))]
     for chosen in itertools.product(spots, repeat=len(things)):
         yield _is_possible(
@@ -72,9 +72,10 @@ def ways_to_place(things: Sequence[Need], nodes: Sequence[Node]) -> Iterator[boo
 
 
 def _choices(num_gpus: int) -> list[tuple[int, ...]]:
-    return [
-        c for size in range(num_gpus + 1) for c in itertools.combinations(range(num_gpus), size)
-    ]
+    choices: list[tuple[int, ...]] = []
+    for size in range(num_gpus + 1):
+        choices.extend(itertools.combinations(range(num_gpus), size))
+    return choices
 
 
 def _is_possible(placed: list[tuple[Need, int, tuple[int, ...]]], nodes: Sequence[Node]) -> bool:
@@ -88,11 +89,8 @@ def _is_possible(placed: list[tuple[Need, int, tuple[int, ...]]], nodes: Sequenc
         for device in devices:
             gpus[node, device] += 1.0 if whole else need.gpus
         zone = nodes[node].labels.get("zone")
-        wanted = need.selector.get("zone")
-        if (
-            wanted is not None
-            and not {"a": zone == "a", "!b": zone != "b", "in(a,b)": zone is not None}[wanted]
-        ):
+        accepted = {"a": zone == "a", "!b": zone != "b", "in(a,b)": zone is not None}
+        if "zone" in need.selector and not accepted[need.selector["zone"]]:
             return False
     full = all(cpus[n] <= nodes[n].cpus + 1e-9 for n in cpus)
     return full and all(
@@ -106,7 +104,7 @@ def _is_possible(placed: list[tuple[Need, int, tuple[int, ...]]], nodes: Sequenc
     st.lists(st.lists(NEEDS, min_size=1, max_size=2), min_size=1, max_size=2),
     NODES,
 )
-def test_what_is_accepted_is_placed_with_what_is_always_there_in_one_place(
+def test_accepted_needs_are_placed_and_those_always_there_do_not_move_between_phases(
     always: list[Need], phases: list[list[Need]], nodes: list[Node]
 ) -> None:
     try:
@@ -124,7 +122,7 @@ def test_what_is_accepted_is_placed_with_what_is_always_there_in_one_place(
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(NEEDS, min_size=1, max_size=2), NODES)
-def test_what_is_refused_for_its_totals_or_labels_cannot_be_placed(
+def test_needs_refused_by_totals_or_labels_cannot_be_placed(
     needs: list[Need], nodes: list[Node]
 ) -> None:
     things = [need for need in needs for _ in range(min(need.count, 2))]
@@ -141,11 +139,13 @@ def test_what_is_refused_for_its_totals_or_labels_cannot_be_placed(
 
 @settings(deadline=None, max_examples=150)
 @given(NEEDS, NODES)
-def test_one_kind_alone_is_placed_wherever_it_can_be(need: Need, nodes: list[Node]) -> None:
+def test_needs_of_one_kind_alone_are_placed_whenever_possible(
+    need: Need, nodes: list[Node]
+) -> None:
     assert Packing(nodes).add(need) == any(ways_to_place([need] * need.count, nodes))
 
 
-def refusal(always: list[Need], extra: list[Need], nodes: list[Node]) -> str | None:
+def refusal_of(always: list[Need], extra: list[Need], nodes: list[Node]) -> str | None:
     try:
         check_room(always, [extra], nodes)
     except InputError as error:
@@ -163,47 +163,50 @@ LOADING = Need(1, "loading task", 0.25)
         (
             [Need(2, "worker", 4)],
             [Node(6), Node(3)],
-            "no node has room for a worker of 4 CPUs beside 1 worker x 4: the"
-            " one with the most has 3 of 3 CPUs left; lower what each takes, or add or enlarge nodes",
+            "no node has room for a worker of 4 CPUs beside 1 worker x 4: the one with the most has"
+            " 3 of 3 CPUs left; lower what each takes, or add or enlarge nodes",
         ),
         (
             [Need(2, "worker", 1), Need(1, "embedding actor", 3)],
             [Node(2.5), Node(2.75)],
-            "no node has room for an"
-            " embedding actor of 3 CPUs: the one with the most has 2.75 of 2.75 CPUs left",
+            "no node has room for an embedding actor of 3 CPUs: the one with the most has"
+            " 2.75 of 2.75 CPUs left",
         ),
         (
             [Need(3, "worker", 0.1, 0.6)],
             [Node(1, 2)],
-            "no node has room for a worker of 0.1 CPUs and 0.6 GPUs beside"
-            " 2 workers x 0.6: the one with the most has 0.8 of 1 CPUs and 0.4, 0.4 of its 2 GPUs left",
+            "no node has room for a worker of 0.1 CPUs and 0.6 GPUs beside 2 workers x 0.6: the one"
+            " with the most has 0.8 of 1 CPUs and 0.4, 0.4 of its 2 GPUs left",
         ),
         ([Need(2, "worker", 0.1, 0.6), Need(2, "embedding actor", 0.1, 0.4)], [Node(1, 2)], None),
         ([Need(30, "worker", 0.1)], [Node(3.25)], None),
         (
             [Need(1, "worker", 1, 0, {"zone": "c"}, "train")],
             [Node(4), Node(4, 0, {"zone": "a", "ray.io/node-id": "f"})],
-            "train.label_selector={'zone': 'c'} fits no node; the nodes have the labels {}, {'zone': 'a'}; change it, or",
+            "train.label_selector={'zone': 'c'} fits no node; the nodes have the labels {},"
+            " {'zone': 'a'}; change it, or",
         ),
         (
             [Need(2, "worker", 2, 0, {"zone": "!b"}, "train")],
             [Node(3), Node(4, 0, {"zone": "b"})],
-            "no node that"
-            " train.label_selector={'zone': '!b'} selects has room for a worker of 2 CPUs beside 1 worker x 2: the one with"
-            " the most has 1 of 3 CPUs left",
+            "no node that train.label_selector={'zone': '!b'} selects has room for a worker of"
+            " 2 CPUs beside 1 worker x 2: the one with the most has 1 of 3 CPUs left",
         ),
-        # the shards, which may run anywhere, leave the only node in zone a to the worker
+        # the shards may run anywhere: they leave the only node in zone a to the worker
         (
             [Need(2, "index shard", 1), Need(1, "worker", 0.5, 0, {"zone": "a"}, "train")],
             [Node(0.5, 0, {"zone": "a"}), Node(2.25)],
             None,
         ),
-        # actors that need no GPU leave the CPUs beside the GPU
+        # actors without a GPU leave the CPUs of the node with the GPU
         ([Need(1, "worker", 2, 1), Need(2, "embedding actor", 1)], [Node(2, 1), Node(2.25)], None),
     ],
 )
-def test_each_must_find_room_on_one_node(
+def test_each_needs_room_on_a_single_node(
     always: list[Need], nodes: list[Node], message: str | None
 ) -> None:
-    found = refusal(always, [LOADING], nodes)
-    assert found is None if message is None else (found or "").startswith(message)
+    found = refusal_of(always, [LOADING], nodes)
+    if message is None:
+        assert found is None
+    else:
+        assert (found or "").startswith(message)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As the driver of a job that was submitted with a working directory; returns its copy."""
+    """Act as the driver of a job with a working directory; return the job's copy of it."""
     settings = {"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}, "metadata": {}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(settings))
     monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S", raising=False)
@@ -34,7 +34,7 @@ def test_results_in_a_jobs_copy_of_the_working_directory_are_refused(job: Path, 
     check_kept("run_dir", "../a")
 
 
-def test_a_job_without_a_working_directory_and_a_command_that_is_no_job_write_where_they_are_told(
+def test_without_a_working_directory_or_outside_a_job_results_may_lie_anywhere(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(
@@ -46,7 +46,7 @@ def test_a_job_without_a_working_directory_and_a_command_that_is_no_job_write_wh
     assert stop_note(25.0) is None
 
 
-def test_a_job_that_is_stopped_too_soon_for_its_checkpoint_says_what_to_submit_it_with(
+def test_the_note_of_a_job_with_too_little_time_to_stop_gives_the_setting_that_helps(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = stop_note(25.0)
@@ -57,7 +57,7 @@ def test_a_job_that_is_stopped_too_soon_for_its_checkpoint_says_what_to_submit_i
     assert stop_note(25.0) is None
 
 
-def test_a_time_to_stop_that_is_no_number_is_named_with_a_remedy_and_an_empty_one_is_that_of_ray(
+def test_an_invalid_time_to_stop_is_named_with_a_remedy_and_an_empty_one_is_rays_default(
     job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unset = stop_note(25.0)
@@ -65,12 +65,13 @@ def test_a_time_to_stop_that_is_no_number_is_named_with_a_remedy_and_an_empty_on
     assert stop_note(25.0) == unset
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "abc")
     with pytest.raises(
-        InputError, match=r"^RAY_JOB_STOP_WAIT_TIME_S='abc' is not a whole number of seconds; give one"
+        InputError,
+        match=r"^RAY_JOB_STOP_WAIT_TIME_S='abc' is not a whole number of seconds; give one",
     ):
         stop_note(25.0)
 
 
-def test_the_log_of_a_job_is_no_terminal_whatever_the_environment_forces(
+def test_the_log_of_a_job_is_not_a_terminal_even_when_the_environment_forces_color(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

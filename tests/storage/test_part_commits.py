@@ -10,7 +10,7 @@ from s4g_ray.storage.manifest import write_part
 from s4g_ray.storage.part_commits import check_reached, claim_folder
 
 
-def test_a_folder_whose_first_write_was_cut_off_is_claimed_again_and_one_of_another_is_not(
+def test_a_folder_whose_first_write_was_cut_off_can_be_claimed_and_one_with_other_files_cannot(
     tmp_path: Path,
 ) -> None:
     (tmp_path / ".embedding.json.0123abcd.tmp").write_text("{")
@@ -23,13 +23,18 @@ def test_a_folder_whose_first_write_was_cut_off_is_claimed_again_and_one_of_anot
         claim_folder(str(tmp_path / "other"), "embedding.json", {"seed": 1}, "an embedding job")
 
 
-def test_parts_that_only_other_nodes_have_are_counted_and_one_is_named(tmp_path: Path) -> None:
+def test_the_error_of_parts_that_only_other_nodes_have_counts_them_and_names_one(
+    tmp_path: Path,
+) -> None:
     folder = str(tmp_path)
     parts = [write_part(folder, f"queries/part-{n}.parquet", bytes(10 + n), 1) for n in range(3)]
     check_reached(folder, parts)
-    check_reached("s3://bucket/table", parts)  # one for all nodes
+    check_reached("s3://bucket/table", parts)  # all nodes reach it
     (tmp_path / parts[1].name).unlink()
     (tmp_path / parts[2].name).write_bytes(b"an earlier job's")
-    wanted = rf"^{folder} lacks 2 of 3 parts that were written, such as queries/part-1.parquet: not all nodes reach it;"
-    with pytest.raises(RunError, match=wanted):
+    message = (
+        rf"^{folder} lacks 2 of 3 parts that were written, such as queries/part-1.parquet:"
+        r" not all nodes reach it;"
+    )
+    with pytest.raises(RunError, match=message):
         check_reached(folder, parts)

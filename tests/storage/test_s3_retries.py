@@ -1,23 +1,30 @@
-"""How s3:// is reached: variables, patience, and what travels to a cluster."""
+"""Access to s3://: its variables, the limits of retries, and the settings that go to a cluster."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.support.s3_server import environment
-from s4g_ray.errors import InputError
+from s4g_ray.config.loading import load_config
+from s4g_ray.data.dataset import open_dataset
+from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_files
+from s4g_ray.datasets.inspection.inventory import Inventory
+from s4g_ray.encoder.weights import read_state
+from s4g_ray.errors import InputError, StoreError, WriteError
 from s4g_ray.storage import files, s3_filesystem, s3_retries, s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
-from tests.conftest import tiny_config
+from tests.conftest import ATTEMPTS, tiny_config
+from tests.support.faulty_s3 import Fault, Store
 
 
-def test_a_configuration_is_the_standard_variables_of_what_it_gives_and_defaults_leave_the_environment_alone() -> (
-    None
-):
+def test_a_configuration_becomes_the_standard_variables_of_its_values_without_defaults() -> None:
     assert s3_settings.variables(StorageConfig()) == {}
     given = StorageConfig(
         endpoint_url="http://minio:9000",
@@ -38,7 +45,7 @@ def test_a_configuration_is_the_standard_variables_of_what_it_gives_and_defaults
     }
 
 
-def test_a_store_is_waited_for_as_the_environment_says_and_the_configuration_goes_before_it(
+def test_retry_limits_come_from_the_environment_and_the_configuration_replaces_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for names in s3_settings.VARIABLES.values():
@@ -55,7 +62,7 @@ def test_a_store_is_waited_for_as_the_environment_says_and_the_configuration_goe
             s3_retries.RetryPolicy.read()
 
 
-def test_what_equals_its_default_leaves_the_environment_alone(
+def test_a_value_that_equals_its_default_leaves_the_environment_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
@@ -63,10 +70,10 @@ def test_what_equals_its_default_leaves_the_environment_alone(
     assert s3_retries.RetryPolicy.read().max_attempts == 3
 
 
-def test_a_profile_beside_a_key_of_the_environment_is_refused(
+def test_a_profile_together_with_a_key_in_the_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The key would be used."""
+    """The key would be used instead of the profile."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-environment")
     monkeypatch.setattr(os, "environ", dict(os.environ))
     s3_settings.apply(StorageConfig())
@@ -96,7 +103,7 @@ def test_a_profile_beside_a_key_of_the_environment_is_refused(
         "http://h/K:SECRET@",
     ],
 )
-def test_an_endpoint_that_is_none_is_named_and_a_secret_in_it_is_not(
+def test_an_invalid_endpoint_is_named_without_a_secret_that_it_holds(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="endpoint_url") as of_key:
@@ -111,7 +118,7 @@ def test_an_endpoint_that_is_none_is_named_and_a_secret_in_it_is_not(
             assert url in str(caught.value) or "@" in url
 
 
-def test_a_store_is_found_while_another_thread_changes_the_environment() -> None:
+def test_the_file_system_opens_while_another_thread_changes_the_environment() -> None:
     done = threading.Event()
 
     def change() -> None:
@@ -129,7 +136,7 @@ def test_a_store_is_found_while_another_thread_changes_the_environment() -> None
         thread.join()
 
 
-def test_waits_are_drawn_below_a_limit_that_doubles_until_it_stays() -> None:
+def test_waits_are_drawn_below_a_limit_that_doubles_up_to_20_s() -> None:
     for attempt, limit in ((1, 0.2), (2, 0.4), (5, 3.2), (30, 20.0)):
         drawn = [s3_retries.wait_before(attempt) for _ in range(200)]
         assert 0.7 * limit < max(drawn) <= limit
@@ -137,10 +144,10 @@ def test_waits_are_drawn_below_a_limit_that_doubles_until_it_stays() -> None:
 
 
 @pytest.mark.parametrize("address", [None, "ray://head:1"])
-def test_a_session_on_a_cluster_carries_what_is_configured_of_the_store_and_no_credential(
+def test_a_session_on_a_cluster_carries_the_stores_settings_and_no_credential(
     address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster that is started here has this process's environment anyway."""
+    """A cluster that starts on this machine inherits the environment of this process."""
     import ray
 
     from s4g_ray.distributed.session import ray_session
@@ -165,3 +172,99 @@ def test_a_session_on_a_cluster_carries_what_is_configured_of_the_store_and_no_c
     assert given[0]["runtime_env"] is None
     assert given[1]["runtime_env"] == ({"env_vars": carried} if address else None)
     assert carried.items() <= os.environ.items()
+
+
+@pytest.mark.s3
+def test_a_final_error_names_bucket_and_key_the_stores_message_and_the_remedy(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def message_of(error: type[Exception], work: Any, *arguments: Any) -> str:
+        with pytest.raises(error) as caught:
+            work(*arguments)
+        assert os.environ.get("AWS_SECRET_ACCESS_KEY", "-" * 9) not in str(caught.value)
+        return str(pickle.loads(pickle.dumps(caught.value)))
+
+    store.proxy.reset(lambda operation, key, number: "slow_down" if "busy" in key else None)
+    assert message_of(StoreError, files.read_bytes, "s3://data/busy/x") == (
+        f"s3://data/busy/x: SlowDown (on cue) to get_object, {ATTEMPTS} times; check that"
+        " the store works; to wait longer for it, raise storage.max_attempts or storage.timeout_s"
+    )
+    store.proxy.reset(lambda operation, key, number: "deny" if "secret" in key else None)
+    denied = message_of(WriteError, files.write_bytes, "s3://data/secret/x", b"123")
+    assert denied.startswith(
+        "cannot write s3://data/secret/x (3 bytes): AccessDenied (on cue) to put_object; give"
+    )
+    assert len([key for _, key in store.proxy.requests if "secret" in key]) == 1  # one attempt
+    assert "s3://data/secret" in message_of(StoreError, files.list_names, "s3://data/secret")
+    assert "s3://data/secret/_MANIFEST.json" in message_of(
+        WriteError, files.remove, "s3://data/secret"
+    )
+    missing = message_of(InputError, open_dataset, "s3://no-such-bucket/set")
+    assert missing.startswith("s3://no-such-bucket/set/dataset.json: NoSuchBucket")
+    assert "make the bucket, or fix the URI or storage.endpoint_url" in missing
+    assert message_of(InputError, open_dataset, "s3://data/none").startswith(
+        "no data set at s3://data/none"
+    )
+    assert (
+        message_of(FileNotFoundError, files.read_bytes, "s3://data/none")
+        == "s3://data/none is not there"
+    )
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert "s3://data/x: EndpointConnectionError (Could not connect" in message_of(
+        StoreError, files.exists, "s3://data/x"
+    )
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "fix storage.profile or AWS_PROFILE" in message_of(
+        StoreError, files.read_bytes, "s3://data/x"
+    )
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, storage.profile" in message_of(
+        StoreError, files.read_bytes, "s3://data/x"
+    )
+
+
+@pytest.mark.s3
+def test_an_outage_is_not_an_input_error_but_denied_access_and_a_missing_bucket_are(
+    store: Store,
+) -> None:
+    """Exit code 1, after which a scheduler tries again, and exit code 2."""
+    open_dataset("s3://data/synthetic")
+    files.write_bytes("s3://data/first/weights.pth", b"x")
+    inventory = Inventory.read(open_dataset("s3://data/synthetic"))
+    quiet: Any = {"num_threads": 2, "on_progress": lambda *_: None}
+    reads: list[Callable[[], Any]] = [
+        lambda: open_dataset("s3://data/synthetic"),
+        lambda: load_config("s3://data/first/config.yaml"),
+        lambda: read_state("s3://data/first/weights.pth"),
+    ]
+    checks: list[Callable[[], Any]] = [
+        lambda: decode_images(inventory, np.arange(2), **quiet),
+        lambda: find_missing_files(inventory.paths, **quiet),
+    ]
+    expected: list[tuple[Fault, type[Exception]]] = [
+        ("slow_down", StoreError),
+        ("deny", InputError),
+    ]
+    for fault, error in expected:
+        for read in reads:
+
+            def failing(
+                operation: str, key: str, number: int, fault: Fault = fault
+            ) -> Fault | None:
+                return fault if operation == "GET" else None
+
+            store.proxy.reset(failing)
+            with pytest.raises(error, match=r"s3://data/.*(SlowDown|AccessDenied)"):
+                read()
+    store.proxy.reset(
+        lambda operation, key, number: "slow_down" if operation in ("GET", "LIST") else None
+    )
+    for check in checks:
+        with pytest.raises(StoreError, match=r"s3://data/synthetic.*SlowDown"):
+            check()
+    store.proxy.reset()
+    with pytest.raises(InputError, match="NoSuchBucket"):
+        load_config("s3://no-such-bucket/config.yaml")

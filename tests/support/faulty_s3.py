@@ -1,4 +1,7 @@
-"""An object store that fails on cue: a proxy before an S3 server, which counts requests and has some of them fail."""
+"""Make an S3 server fail by a rule: a proxy before it counts requests and answers some with errors.
+
+A rule decides on each request by its operation, its bucket and key, and how often it was made.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.storage import files
 
-# slow_down, internal: 503 and 500, nothing done. refuse: the connection ends without an answer, nothing done.
-# cut: it is done, but the answer ends within its body, or before it where there is none. deny: 403, for good.
-# partial: of a bulk delete, which does not delete its first key and says so with status 200
-# gone: there is no such upload
+# slow_down, internal: status 503 and 500; the server does not see the request
+# refuse: the connection ends without an answer; the server does not see the request
+# cut: the server handles the request, but its answer ends within the body, or before an empty body
+# deny: status 403, which is not retried
+# partial: a bulk delete leaves its first key, and reports that with status 200
+# gone: the upload does not exist
 Fault = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone"]
 PASSING: tuple[Fault, ...] = ("slow_down", "internal", "refuse", "cut")
 ANSWERS = {
@@ -34,60 +39,62 @@ ANSWERS = {
         "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>",
     ),
 }
-Rule = Callable[
-    [str, str, int], Fault | None
-]  # what is asked, of which bucket/key, for the how manieth time
+# operation, bucket/key, number of the request among its like (from 1) -> its fault
+Rule = Callable[[str, str, int], Fault | None]
 
 
 def seeded(seed: int, share: float) -> Rule:
-    """A share of all requests fails, the same ones however requests of different keys follow each other."""
+    """Return a rule by which a share of all requests fails.
 
-    def rule(what: str, key: str, number: int) -> Fault | None:
-        rng = random.Random(f"{seed} {what} {key} {number}")
+    The failing requests do not depend on the order of requests of different keys.
+    """
+
+    def rule(operation: str, key: str, number: int) -> Fault | None:
+        rng = random.Random(f"{seed} {operation} {key} {number}")
         return rng.choice(PASSING) if rng.random() < share else None
 
     return rule
 
 
-def always_well(what: str, key: str, number: int) -> None:
-    return None
+def no_fault(operation: str, key: str, number: int) -> None:
+    """Let every request succeed."""
 
 
 @dataclass
 class Proxy:
-    """What has passed a proxy, and the rule by which it fails."""
+    """The requests that a proxy has seen, and the rule by which it fails."""
 
     upstream: str  # host:port
     endpoint: str = ""
-    rule: Rule = always_well
-    requests: list[tuple[str, str]] = field(
-        default_factory=list
-    )  # what was asked, and of which bucket/key
+    rule: Rule = no_fault
+    requests: list[tuple[str, str]] = field(default_factory=list)  # operation, bucket/key
     faults: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
-    open: int = 0  # connections now
-    most_open: int = 0
+    num_open: int = 0  # connections now
+    max_open: int = 0
 
-    def decide(self, what: str, key: str) -> Fault | None:
-        """Count a request, and say how it is to fail."""
+    def decide(self, operation: str, key: str) -> Fault | None:
+        """Count a request, and return its fault."""
         with self.lock:
-            self.requests.append((what, key))
-            self.seen[what, key] += 1
-            fault = self.rule(what, key, self.seen[what, key])
-            self.faults.update([fault] if fault else [])
+            self.requests.append((operation, key))
+            self.seen[operation, key] += 1
+            fault = self.rule(operation, key, self.seen[operation, key])
+            if fault:
+                self.faults[fault] += 1
             return fault
 
-    def reset(self, rule: Rule = always_well) -> None:
-        """Forget what was counted, and fail by another rule."""
+    def reset(self, rule: Rule = no_fault) -> None:
+        """Clear the counts, and fail by another rule."""
         with self.lock:
             self.rule = rule
-            for counted in (self.requests, self.faults, self.seen):
-                counted.clear()
+            self.requests.clear()
+            self.faults.clear()
+            self.seen.clear()
 
 
-def what_is_asked(method: str, query: str) -> str:
-    """The S3 operation, in a word."""
+def operation_of(method: str, query: str) -> str:
+    """Return the S3 operation of a request; for a plain one, its method."""
     names = parse_qs(query, keep_blank_values=True)
     special = {
         ("GET", "list-type"): "LIST",
@@ -97,29 +104,29 @@ def what_is_asked(method: str, query: str) -> str:
         ("POST", "uploadId"): "END_UPLOAD",
         ("DELETE", "uploadId"): "ABORT_UPLOAD",
     }
-    return next(
-        (word for (verb, name), word in special.items() if verb == method and name in names), method
-    )
+    for (special_method, name), operation in special.items():
+        if special_method == method and name in names:
+            return operation
+    return method
 
 
 def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = (
-            True  # else each answer waits 40 ms for the client's word that it has the head
-        )
+        # by default each answer waits 40 ms until the client has acknowledged the headers
+        disable_nagle_algorithm = True
 
         def handle(self) -> None:
             with proxy.lock:
-                proxy.open += 1
-                proxy.most_open = max(proxy.open, proxy.most_open)
+                proxy.num_open += 1
+                proxy.max_open = max(proxy.num_open, proxy.max_open)
             try:
                 super().handle()
-            except ConnectionError:  # of a client that was killed
+            except ConnectionError:  # a client that was killed
                 pass
             finally:
                 with proxy.lock:
-                    proxy.open -= 1
+                    proxy.num_open -= 1
 
         def log_message(self, *_: object) -> None:
             """Print nothing."""
@@ -127,30 +134,37 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
         def relay(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             parts = urlsplit(self.path)
-            what = what_is_asked(self.command, parts.query)
-            listed = parse_qs(parts.query).get("prefix", [""])[0] if what == "LIST" else ""
-            fault = proxy.decide(what, f"{unquote(parts.path)}/{listed}".strip("/"))
+            operation = operation_of(self.command, parts.query)
+            prefix = ""
+            if operation == "LIST":
+                prefix = parse_qs(parts.query).get("prefix", [""])[0]
+            fault = proxy.decide(operation, f"{unquote(parts.path)}/{prefix}".strip("/"))
             if fault == "refuse":
                 self.close_connection = True
-                return
-            if fault in ANSWERS:
-                status, said = ANSWERS[fault]
-                self.answer(status, [("Content-Type", "application/xml")], said.encode(), len(said))
-                return
+            elif fault in ANSWERS:
+                status, text = ANSWERS[fault]
+                self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
+            else:
+                self.forward(body, is_cut=fault == "cut")
+
+        def forward(self, body: bytes, is_cut: bool) -> None:
+            """Send the request to the server, and its answer, or half of it, to the client."""
             upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
             upstream.request(self.command, self.path, body, dict(self.headers.items()))
             found = upstream.getresponse()
-            data, length = found.read(), int(found.headers.get("Content-Length", 0))
+            data = found.read()
+            length = int(found.headers.get("Content-Length", 0))
             upstream.close()
             skipped = {"content-length", "transfer-encoding", "connection", "date", "server"}
             headers = [
                 (name, value) for name, value in found.getheaders() if name.lower() not in skipped
             ]
-            if fault == "cut":
+            if is_cut:
                 self.close_connection = True
                 if len(data) < 2:
                     return
-                data, length = data[: len(data) // 2], len(data)
+                length = len(data)
+                data = data[: length // 2]
             self.answer(found.status, headers, data, length)
 
         def answer(
@@ -170,7 +184,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def proxied(endpoint: str) -> Iterator[Proxy]:
-    """A proxy before a server, on a port of its own; it ends with the block."""
+    """Run a proxy before a server, on a free port, until the block ends."""
     proxy = Proxy(endpoint.removeprefix("http://"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
     server.daemon_threads = True
@@ -186,30 +200,33 @@ def proxied(endpoint: str) -> Iterator[Proxy]:
 
 
 def copy_dataset(dataset: GeoDataset, target: str) -> GeoDataset:
-    """A data set with all its images, copied to an object store."""
+    """Copy a data set with all its images to an object store."""
     opened = open_dataset(dataset.uri)
     tables = {view: getattr(opened, view).to_table() for view in VIEWS}
 
     def copy(uri: str) -> None:
         files.write_bytes(files.join(target, uri), files.read_bytes(files.join(dataset.uri, uri)))
 
+    uris: list[str] = []
+    for view in VIEWS:
+        uris.extend(tables[view]["uri"].to_pylist())
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(copy, [uri for view in VIEWS for uri in tables[view]["uri"].to_pylist()]))
+        list(pool.map(copy, uris))
     return write_dataset(target, tables["references"], tables["queries"], name=dataset.name)
 
 
 def pieces_left(client: Any, bucket: str) -> list[Any]:
-    """Parts of uploads that were neither completed nor given up."""
-    uploads = client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
-    answers = [
-        client.list_parts(Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
-        for one in uploads
-    ]
-    return [part for answer in answers for part in answer.get("Parts", [])]
+    """Return the parts of uploads that were neither completed nor aborted."""
+    parts: list[Any] = []
+    for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", []):
+        key = upload["Key"]
+        answer = client.list_parts(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
+        parts.extend(answer.get("Parts", []))
+    return parts
 
 
 def objects(client: Any, bucket: str, prefix: str = "") -> dict[str, bytes]:
-    """Every object of a bucket below a prefix, as a plain client sees them."""
+    """Read every object of a bucket below a prefix with a plain client."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
     return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
@@ -217,7 +234,10 @@ def objects(client: Any, bucket: str, prefix: str = "") -> dict[str, bytes]:
 
 @dataclass
 class Store:
-    """A server with a bucket `data`, the proxy that this process's variables lead to, and a client past the proxy."""
+    """A server with a bucket `data`, behind a proxy.
+
+    The variables of this process lead to the proxy, while `client` goes past it to the server.
+    """
 
     proxy: Proxy
     client: Any
