@@ -15,7 +15,7 @@ os.environ.update(
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.storage import files, s3_retries
 from tests.support.faulty_s3 import Store, copy_dataset, proxied
+
+if TYPE_CHECKING:
+    from s4g_ray.encoder.actors import EncoderPool
 
 NUM_TRAIN, NUM_TEST, SIZE = 96, 24, 32
 
@@ -147,6 +150,70 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def lent_pools(ray_cluster: None) -> Iterator[list[EncoderPool]]:
+    """The first of them lends its actors to all others, and stops them at the end."""
+    from s4g_ray.encoder.actors import EncoderPool
+
+    pools: list[EncoderPool] = []
+    yield pools
+    for pool in pools[:1]:
+        EncoderPool.__exit__(pool)
+
+
+@pytest.fixture(scope="module")
+def warm_pool(lent_pools: list[EncoderPool]) -> Iterator[None]:
+    """Embedding actors that stay from command to command, and from run to run: they load what each job names."""
+    from s4g_ray.encoder.actors import EncoderPool
+
+    class Lent(EncoderPool):
+        def __enter__(self) -> Any:
+            lent_pools.append(self)
+            return lent_pools[0]
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def job(self) -> Any:
+            return super().job() if self is lent_pools[0] else lent_pools[0].job()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("driver", "stages.embed", "stages.evaluate"):
+            patch.setattr(f"s4g_ray.pipeline.{module}.EncoderPool", Lent)
+        yield
+
+
+def overlapped_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -> RunConfig:
+    """Four epochs, mining beside training, a checkpoint every other step; for runs that faults happen to."""
+    changed: dict[str, dict[str, Any]] = {
+        "ray": {"num_cpus": 4},
+        "train": {"epochs": 4},
+        "checkpoint": {"every_steps": 2},
+        "mining": {
+            "schedule": "overlap",
+            "every_epochs": 1,
+            "lag_epochs": 1,
+            "exact_engine": "torch",
+        },
+        "evaluation": {"every_epochs": 2, "before_training": False},
+    }
+    for name, values in sections.items():
+        changed[name] = {**changed.get(name, {}), **values}
+    return tiny_config(run_dir, dataset, **changed)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    synthetic: GeoDataset, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> RunConfig:
+    """A run of overlapped_config that nothing has happened to."""
+    from s4g_ray.pipeline.driver import run
+
+    config = overlapped_config(tmp_path_factory.mktemp("undisturbed") / "run", synthetic.uri)
+    assert run(config).finished
+    return config
 
 
 ATTEMPTS = 6  # of a request to the store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from s4g_ray.cli.index import duration, index_app
+from s4g_ray.cli.index import format_duration, index_app
 from s4g_ray.config.loading import dump_config
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
@@ -128,7 +128,7 @@ def test_what_a_run_indexes_is_counted_and_the_gallery_apart(tmp_path: Path) -> 
     ("arguments", "message"),
     [
         ([], "how many vectors? Give --vectors N and --dim D, or a CONFIG"),
-        (["--vectors", "9"], "of how many values is a vector? Give --dim D"),
+        (["--vectors", "9"], "how many values has a vector? Give --dim D"),
         (["--vectors", "0", "--dim", "3"], "0 vectors of D=3: both must be at least 1"),
         (["--vectors", "9", "--dim", "3", "--queries", "0"], "--queries 0 is below 1"),
         (["--vectors", "9", "--dim", "3", "--kind", "ivf"], "mining.index_kind='ivf'"),
@@ -150,7 +150,7 @@ def test_bad_input_is_one_message(arguments: list[str], message: str) -> None:
 
 def test_help_needs_no_slow_import() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from s4g_ray.index_cli import index_app\n"
+        "import sys; from typer.testing import CliRunner; from s4g_ray.cli.index import index_app\n"
         "assert CliRunner().invoke(index_app, ['plan', '--help']).exit_code == 0\n"
         "assert not {'torch', 'faiss', 'numba', 'ray'} & set(sys.modules)"
     )
@@ -158,5 +158,5 @@ def test_help_needs_no_slow_import() -> None:
 
 
 def test_times_are_told_in_fitting_units() -> None:
-    told = [duration(s) for s in (0.0123, 4.56, 45.4, 150, 9000, 400_000)]
+    told = [format_duration(s) for s in (0.0123, 4.56, 45.4, 150, 9000, 400_000)]
     assert told == ["0.012 s", "4.6 s", "45 s", "2.5 min", "2.5 h", "4.63 d"]

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from s4g_ray.cli.convert import convert_app, summary
+from s4g_ray.cli.convert import convert_app, summarize
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
@@ -161,7 +161,7 @@ def s4g_convert(*arguments: str) -> tuple[Any, list[str]]:
         (
             "university1652",
             "university1652_drone_to_satellite: 12 train and 6 test queries,"
-            " 7 references (1 of them gallery alone) in {}",
+            " 7 references (1 of them gallery only) in {}",
         ),
         ("folder", "source: 3 train and 1 test queries, 4 references in {}"),
     ],
@@ -335,7 +335,7 @@ def test_the_summary_names_queries_by_split_and_all_references() -> None:
         "references": {"train": 35532, "test": 8884},
     }
     assert (
-        summary("cvusa", "/t", counts)
+        summarize("cvusa", "/t", counts)
         == "cvusa: 35,532 train and 8,884 test queries, 44,416 references in /t"
     )
     counts = {
@@ -343,6 +343,6 @@ def test_the_summary_names_queries_by_split_and_all_references() -> None:
         "references": {"train": 4, "gallery": 1000},
     }
     assert (
-        summary("x", "s3://t", counts)
-        == "x: 1 train, 2 val and 3 test queries, 1,004 references (1,000 of them gallery alone) in s3://t"
+        summarize("x", "s3://t", counts)
+        == "x: 1 train, 2 val and 3 test queries, 1,004 references (1,000 of them gallery only) in s3://t"
     )

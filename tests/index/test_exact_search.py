@@ -28,7 +28,7 @@ ENGINES: tuple[Engine, ...] = ("faiss", "torch", "torch_bf16")
 
 
 def oracle(queries: Array, references: Array, k: int) -> tuple[Array, Array]:
-    """All scores in float64, and rows[M, k] by score, then row."""
+    """Return all scores in float64, and rows[M, k] ordered by score, then row."""
     scores = np.array(
         [[float(q @ r) for r in references.astype(np.float64)] for q in queries.astype(np.float64)]
     )
@@ -38,7 +38,7 @@ def oracle(queries: Array, references: Array, k: int) -> tuple[Array, Array]:
 
 
 def assert_exact(found: tuple[Array, Array], queries: Array, references: Array, k: int) -> None:
-    """Scores as float64 has them; rows too, where scores differ by more than 1e-6; none twice."""
+    """Check scores against float64, rows where scores differ by more than 1e-6, no row twice."""
     every, wanted = oracle(queries, references, k)
     rows, scores = found
     assert rows.shape == scores.shape == (len(queries), k)
@@ -46,7 +46,9 @@ def assert_exact(found: tuple[Array, Array], queries: Array, references: Array, 
     np.testing.assert_allclose(scores, best, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(every, rows, 1), best, atol=1e-6)
     assert all(len(set(row)) == k for row in rows.tolist())
-    clear = np.abs(best[:, :, None] - every[:, None, :]) <= 1e-6  # what may stand at each rank
+    clear = (
+        np.abs(best[:, :, None] - every[:, None, :]) <= 1e-6
+    )  # [query, rank, reference]: may be at that rank
     alone = clear.sum(axis=2) == 1
     np.testing.assert_array_equal(rows[alone], wanted[alone])
 
@@ -79,7 +81,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_engine_equals_the_oracle(
     engine: Engine, num_queries: int, num_references: int, k: int
 ) -> None:
-    queries, references = vectors(num_queries, 24), vectors(num_references, 24, seed=1)
+    queries = vectors(num_queries, 24)
+    references = vectors(num_references, 24, seed=1)
     assert_exact(
         exact_top_k(queries, references, k, engine=engine, num_threads=2), queries, references, k
     )
@@ -93,7 +96,7 @@ def test_every_engine_equals_the_oracle(
     spread=st.sampled_from([1.0, 1e-2, 1e-4]),
     share=st.floats(0, 1),
 )
-def test_references_that_are_nearly_the_same_are_told_apart(
+def test_references_that_are_nearly_the_same_are_distinguished(
     engine: Engine, seed: int, sizes: tuple[int, int, int], spread: float, share: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -110,7 +113,8 @@ def test_references_that_are_nearly_the_same_are_told_apart(
 def test_bfloat16_candidates_alone_would_be_wrong_where_the_engine_is_right() -> None:
     rng = np.random.default_rng(0)
     references = unit_rows(rng.standard_normal(64) + 0.05 * rng.standard_normal((2000, 64)))
-    queries, k = references[:40] * np.float32(1), 10
+    queries = references[:40] * np.float32(1)
+    k = 10
     half = torch.from_numpy(queries).bfloat16(), torch.from_numpy(references).bfloat16()
     rough = np.argsort(-torch.mm(half[0], half[1].T).float().numpy(), axis=1, kind="stable")[:, :k]
     rows, scores = exact_top_k(queries, references, k, engine="torch_bf16")
@@ -119,7 +123,9 @@ def test_bfloat16_candidates_alone_would_be_wrong_where_the_engine_is_right() ->
 
 
 def test_bfloat16_candidates_reach_as_far_as_rounding_does() -> None:
-    queries, references, k = vectors(400, 48), vectors(4000, 48, seed=1), 10
+    queries = vectors(400, 48)
+    references = vectors(4000, 48, seed=1)
+    k = 10
     wanted = np.argsort(-queries.astype(np.float64) @ references.astype(np.float64).T, axis=1)[
         :, :k
     ]
@@ -129,10 +135,11 @@ def test_bfloat16_candidates_reach_as_far_as_rounding_does() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.usefixtures("small_blocks")
-def test_duplicates_are_ordered_by_id_wherever_they_stand(engine: Engine) -> None:
+def test_duplicates_are_ordered_by_id_wherever_they_are(engine: Engine) -> None:
     rng = np.random.default_rng(3)
-    few = vectors(6, 12)
-    references, ids = few[rng.integers(0, 6, 200)], rng.permutation(1000)[:200]
+    distinct = vectors(6, 12)
+    references = distinct[rng.integers(0, 6, 200)]
+    ids = rng.permutation(1000)[:200]
     queries = vectors(20, 12, seed=5)
     rows, scores = search(queries, references, ids, 90, engine=engine)
     every = np.round(queries.astype(np.float64) @ references.astype(np.float64).T, 9)
@@ -152,22 +159,26 @@ def test_identical_references_come_in_the_order_of_their_ids(engine: Engine) -> 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.usefixtures("small_blocks")
-def test_float16_references_are_searched_as_they_are_kept(engine: Engine) -> None:
-    references, queries = vectors(120, 24).astype(np.float16), vectors(9, 24, seed=1)
+def test_float16_references_are_searched_exactly(engine: Engine) -> None:
+    references = vectors(120, 24).astype(np.float16)
+    queries = vectors(9, 24, seed=1)
     found = exact_top_k(queries, references, 13, engine=engine)
     assert_exact(found, queries, references.astype(np.float32), 13)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_number_of_threads_changes_nothing_and_read_only_memory_is_read(engine: Engine) -> None:
-    references, queries = vectors(500, 16), vectors(33, 16, seed=1)
+def test_the_number_of_threads_changes_nothing_and_read_only_arrays_are_accepted(
+    engine: Engine,
+) -> None:
+    references = vectors(500, 16)
+    queries = vectors(33, 16, seed=1)
     references.flags.writeable = queries.flags.writeable = False
     one, three = (exact_top_k(queries, references, 9, engine=engine, num_threads=n) for n in (1, 3))
     np.testing.assert_array_equal(one[0], three[0])
     np.testing.assert_allclose(one[1], three[1], atol=1e-6)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_arguments_that_do_not_fit_are_refused() -> None:
     unit = vectors(10, 8)
     for k in (0, 11):
         with pytest.raises(ValueError, match=rf"k={k} is not within 1\.\.10"):
@@ -229,8 +240,12 @@ def test_the_calibration_is_short_and_measures_every_engine() -> None:
 
 
 def peak_of_a_search(engine: Engine) -> float:
-    """GB that a search of 6,000 x 24,000 needs beyond its arguments: all scores would be 0.58."""
-    queries, references = vectors(6_000, 64), vectors(24_000, 64, seed=1)
+    """Return the GB that a search of 6,000 x 24,000 needs beyond its arguments.
+
+    All scores would take 0.58 GB.
+    """
+    queries = vectors(6_000, 64)
+    references = vectors(24_000, 64, seed=1)
     exact_top_k(queries[:50], references, 10, engine=engine, num_threads=2)  # compiles
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     exact_top_k(queries, references, 10, engine=engine, num_threads=2)
@@ -238,7 +253,7 @@ def peak_of_a_search(engine: Engine) -> float:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_memory_is_that_of_blocks_and_never_of_all_scores(engine: Engine) -> None:
+def test_a_search_needs_the_memory_of_blocks_not_of_all_scores(engine: Engine) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(peak_of_a_search, (engine,)) < 0.2
 
@@ -246,7 +261,8 @@ def test_memory_is_that_of_blocks_and_never_of_all_scores(engine: Engine) -> Non
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.usefixtures("small_blocks")
 def test_searches_may_run_at_the_same_time(engine: Engine) -> None:
-    queries, references = vectors(40, 16), vectors(300, 16, seed=1)
+    queries = vectors(40, 16)
+    references = vectors(300, 16, seed=1)
     alone, _ = exact_top_k(queries, references, 9, engine=engine, num_threads=2)
     with ThreadPoolExecutor(4) as pool:
         calls = [

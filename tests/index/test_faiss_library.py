@@ -47,7 +47,7 @@ for count, dim in ((3000, 32), (1001, 100), (1001, 1000)):
         for threads in (1, 2, 4):
             set_num_threads(threads)
             index = VectorIndex.build(vectors, ids, kind=kind, num_threads=threads)
-            built.append([index._store.to_bytes()])
+            built.append([index.store.to_bytes()])
             index.effort = 4
             answers = [np.hstack(index.search(part, 9)) for part in (queries, queries[:5])]
             found.append(np.concatenate(answers))
@@ -73,10 +73,8 @@ def test_faiss_builds_are_exclusive() -> None:
 
 
 def test_fast_kernels_are_asked_for_where_the_processor_has_them_and_the_user_names_none() -> None:
-    old, new = (
-        "model name\t: x\nflags\t\t: fpu avx2\n",
-        "model name\t: x\nflags\t\t: fpu avx2 avx512f avx512bw\n",
-    )
+    old = "model name\t: x\nflags\t\t: fpu avx2\n"
+    new = "model name\t: x\nflags\t\t: fpu avx2 avx512f avx512bw\n"
     assert blas_core(new, {}) == "SkylakeX"
     assert blas_core(old, {}) is None
     assert blas_core("", {}) is None
@@ -87,7 +85,7 @@ def test_importing_faiss_leaves_the_environment_as_it_was() -> None:
     assert CORE not in os.environ
 
 
-def test_threads_are_set_for_both_libraries_and_none_means_torchs() -> None:
+def test_threads_are_set_for_both_libraries_and_none_means_as_many_as_torch_has() -> None:
     before = torch.get_num_threads()
     try:
         assert set_num_threads(3) == 3
@@ -108,11 +106,12 @@ def test_indexes_and_searches_are_the_same_bits_for_any_number_of_threads(core: 
     assert done.stdout == "compared\n"
 
 
-def test_blocks_have_the_same_bounds_for_any_number_of_threads_and_stand_in_order() -> None:
+def test_blocks_have_the_same_bounds_for_any_number_of_threads_and_come_in_order() -> None:
     def describe(rows: slice) -> tuple[int, int, int]:
         return rows.start, rows.stop, faiss.omp_get_max_threads()
 
-    before, found = set_num_threads(None), []
+    before = set_num_threads(None)
+    found = []
     try:
         for threads in (1, 3):
             set_num_threads(threads)
@@ -127,7 +126,8 @@ def test_blocks_have_the_same_bounds_for_any_number_of_threads_and_stand_in_orde
 
 def test_a_serial_pool_leaves_the_threads_of_all_others_as_they_were() -> None:
     before = set_num_threads(None)
-    rows, queries = torch.randn(19, 4096), torch.randn(19, 4096)
+    rows = torch.randn(19, 4096)
+    queries = torch.randn(19, 4096)
     try:
         set_num_threads(3)
         with serial_pool(2) as pool:

@@ -33,7 +33,7 @@ def test_auto_takes_the_most_exact_kind_that_fits(
     assert (plan.kind, plan.bits) == (kind, bits)
 
 
-def test_auto_does_not_search_exactly_where_that_takes_longer_than_embedding() -> None:
+def test_auto_does_not_search_exactly_where_a_search_takes_longer_than_embedding() -> None:
     assert plan_index(90_000_000, 1024).kind == "flat"
     assert plan_index(200_000_000, 1024).kind == "ivf_sq8"
     assert plan_index(200_000_000, 1024, kind="flat").kind == "flat"
@@ -55,9 +55,8 @@ def test_a_plan_fits_its_budget_and_nothing_more_exact_does(
         plan = plan_index(num_vectors, dim, kind=kind, memory_gb=memory_gb)
     except ValueError:
         plan = None
-    if (
-        plan is None or least > limit
-    ):  # of ivf_rabitq least is what 4 bits take: 1 bit may fit below
+    # least is the size of ivf_rabitq with 4 bits: 1 bit may fit below it
+    if plan is None or least > limit:
         assert least > limit
         assert plan is None or (plan.bits == 1 and plan.memory_gb <= limit)
         return
@@ -89,7 +88,7 @@ def test_auto_on_a_gpu_takes_the_most_exact_kind_that_it_can_search(
     assert found.kind in ("flat", "sqfp16", "ivf_sq8")
 
 
-def test_what_a_gpu_cannot_search_is_refused_with_the_remedy() -> None:
+def test_plans_that_a_gpu_cannot_search_are_refused_with_the_remedy() -> None:
     for kind in ("ivf_rabitq", "hnsw"):
         with pytest.raises(
             ValueError,
@@ -100,16 +99,16 @@ def test_what_a_gpu_cannot_search_is_refused_with_the_remedy() -> None:
         ValueError, match=r"nprobe=3000 exceeds 2048, the most on a GPU; lower mining.nprobe, or"
     ):
         plan_index(10**8, 64, kind="ivf_sq8", nprobe=3000, gpu=True)
-    assert (
-        plan_index(10**6, 64, kind="ivf_sq8", nprobe=3000, gpu=True).nprobe == 2048
-    )  # all there are
-    assert plan_index(10**8, 64, kind="flat", nprobe=3000, gpu=True).exact
+    all_lists = plan_index(10**6, 64, kind="ivf_sq8", nprobe=3000, gpu=True)
+    assert all_lists.nprobe == 2048
+    assert plan_index(10**8, 64, kind="flat", nprobe=3000, gpu=True).is_exact
 
 
-def test_nothing_fits_says_why_and_what_to_do() -> None:
+def test_a_budget_that_fits_nothing_is_refused_with_sizes_and_remedy() -> None:
     message = (
-        r"1,000,000 vectors of D=1024 need 0\.\d+ GB as 1-bit ivf_rabitq \(224 bytes each and 0\.01 GB of cells\),"
-        r" over memory_gb=0\.1; raise mining\.index_memory_gb, the limit over all shards, and mining\.num_shards"
+        r"1,000,000 vectors of D=1024 need 0\.\d+ GB as 1-bit ivf_rabitq \(224 bytes each"
+        r" and 0\.01 GB of cells\), over memory_gb=0\.1; raise mining\.index_memory_gb, the limit"
+        r" over all shards, and mining\.num_shards"
     )
     with pytest.raises(ValueError, match=message):
         plan_index(10**6, 1024, memory_gb=0.1)
@@ -128,13 +127,11 @@ def test_nothing_fits_says_why_and_what_to_do() -> None:
     ("bits", "code"), [(8, "SQ8"), (1, "RaBitQ"), (2, "RaBitQ2"), (4, "RaBitQ4")]
 )
 def test_code_sizes_are_those_of_faiss(dim: int, bits: int, code: str) -> None:
-    assert (
-        code_bytes(dim, bits)
-        == faiss.index_factory(dim, f"IVF1,{code}", faiss.METRIC_INNER_PRODUCT).code_size
-    )
+    index = faiss.index_factory(dim, f"IVF1,{code}", faiss.METRIC_INNER_PRODUCT)
+    assert code_bytes(dim, bits) == index.code_size
 
 
-def test_a_shard_holds_its_part_and_a_copy_of_what_is_shared() -> None:
+def test_a_shard_holds_its_part_and_a_copy_of_the_shared_structures() -> None:
     plan = plan_index(10**6, 256, kind="ivf_sq8")
     assert plan.shard_gb(1) == pytest.approx(plan.memory_gb)
     assert 4 * plan.shard_gb(4) == pytest.approx(plan.memory_gb + 3 * plan.shared_gb)
@@ -145,7 +142,7 @@ def test_lists_grow_with_the_root_of_the_collection() -> None:
     assert [lists_for(n) for n in (1, 38, 100, 10**6, 10**8)] == [1, 1, 2, 2048, 16384]
 
 
-def test_given_effort_is_kept_within_the_lists_there_are() -> None:
+def test_a_configured_search_effort_is_at_most_the_number_of_lists() -> None:
     assert plan_index(10**6, 64, kind="ivf_sq8", nprobe=7).nprobe == 7
     assert (
         plan_index(1000, 64, kind="ivf_sq8", nprobe=7000).nprobe
@@ -175,11 +172,11 @@ def test_costs_are_counted_work_times_rates() -> None:
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf_sq8", "ivf_rabitq", "hnsw"])
-def test_rates_are_measured_for_what_a_kind_does(kind: Kind) -> None:
+def test_rates_are_measured_for_the_work_of_each_kind(kind: Kind) -> None:
     plan = plan_index(100_000, 16, kind=kind)
     rates = measure_rates(plan, 2)
     cost = expected_cost(plan, rates, num_queries=10, num_shards=1)
     assert rates.num_threads == 2
     assert 0 < cost.search_s < 10
     assert 0 <= cost.train_s <= cost.build_s < 1000
-    assert (rates.engine != "") == plan.exact
+    assert (rates.engine != "") == plan.is_exact

@@ -12,43 +12,44 @@ from s4g_ray.index.plan import Kind, plan_index
 from s4g_ray.index.recall import (
     check_recall,
     effort_range,
-    is_as_asked,
+    matches_config,
+    measure_recall,
     plan_for,
     raise_effort,
-    recall_of,
 )
 
 KINDS: tuple[Kind, ...] = ("flat", "ivf_sq8", "hnsw")
 
 
 def test_recall_is_the_share_of_the_exact_ids_that_are_found() -> None:
-    exact, found = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 9, 1], [7, 8, 4]])
+    exact = np.array([[1, 2, 3], [4, 5, 6]])
+    found = np.array([[3, 9, 1], [7, 8, 4]])
     scores = np.array([[0.9, 0.8, 0.7], [0.9, 0.8, 0.7]], np.float32)
-    assert recall_of(found, exact, scores) == pytest.approx(3 / 6)
-    assert recall_of(exact[:, ::-1], exact, scores) == 1
+    assert measure_recall(found, exact, scores) == pytest.approx(3 / 6)
+    assert measure_recall(exact[:, ::-1], exact, scores) == 1
 
 
-def test_what_scores_as_the_first_that_is_left_out_does_not_count_for_recall() -> None:
+def test_results_that_tie_with_the_first_beyond_k_do_not_count_for_recall() -> None:
     exact = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     scores = np.array([[0.9, 0.5, 0.5, 0.5], [0.9, 0.8, 0.7, 0.6]], np.float32)
     found = np.array([[1, 11, 12], [5, 6, 13]])
-    assert recall_of(found, exact, scores) == pytest.approx(3 / 4)
+    assert measure_recall(found, exact, scores) == pytest.approx(3 / 4)
     blank = np.full((1, 4), 0.5, np.float32)
-    assert recall_of(np.array([[9, 8, 7]]), exact[:1], blank) == 1
+    assert measure_recall(np.array([[9, 8, 7]]), exact[:1], blank) == 1
 
 
 @pytest.mark.parametrize(
-    ("effort", "most", "wanted", "tried", "ends"),
+    ("effort", "max_effort", "wanted", "tried", "ends"),
     [
         (1, 20, 0.5, [1, 2, 4, 8, 16], (16 / 20, 16)),
-        (1, 20, 1.0, [1, 2, 4, 8, 16, 20], (1.0, 20)),  # all there is to visit
+        (1, 20, 1.0, [1, 2, 4, 8, 16, 20], (1.0, 20)),  # all lists
         (8, 8, 1.0, [8], (8 / 20, 8)),  # as configured
         (None, None, 1.0, [None], (0.0, None)),  # an exact kind
     ],
 )
-def test_effort_doubles_until_recall_suffices_or_all_is_visited(
+def test_search_effort_doubles_until_recall_suffices_or_all_is_visited(
     effort: int | None,
-    most: int | None,
+    max_effort: int | None,
     wanted: float,
     tried: list[int | None],
     ends: tuple[float, int | None],
@@ -59,22 +60,22 @@ def test_effort_doubles_until_recall_suffices_or_all_is_visited(
         seen.append(value)
         return (value or 0) / 20 if value != 8 or wanted != 0.5 else 0.4
 
-    assert raise_effort(recall_at, effort, most, wanted) == ends
+    assert raise_effort(recall_at, effort, max_effort, wanted) == ends
     assert seen == tried
 
 
-def test_effort_is_raised_only_where_the_configuration_leaves_it_open() -> None:
+def test_search_effort_is_raised_only_where_the_configuration_leaves_it_open() -> None:
     plans = {kind: plan_index(5000, 16, kind=kind) for kind in KINDS}
-    free, fixed = MiningConfig(), MiningConfig(nprobe=3, ef_search=40)
+    free = MiningConfig()
+    fixed = MiningConfig(nprobe=3, ef_search=40)
     assert effort_range(plans["flat"], free) == (None, None)
     assert effort_range(plans["ivf_sq8"], free) == (
         plans["ivf_sq8"].nprobe,
         plans["ivf_sq8"].num_lists,
     )
     assert effort_range(plans["hnsw"], free) == (plans["hnsw"].ef_search, 5000)
-    assert (
-        effort_range(plans["hnsw"], MiningConfig(num_shards=3))[1] == 1667
-    )  # as many as a shard holds
+    # at most the number of vectors of a shard
+    assert effort_range(plans["hnsw"], MiningConfig(num_shards=3))[1] == 1667
     assert effort_range(plan_index(10**6, 16, kind="hnsw"), free)[1] == 16_384
     large = plan_index(10**8, 16, kind="ivf_sq8")
     assert (
@@ -86,7 +87,8 @@ def test_effort_is_raised_only_where_the_configuration_leaves_it_open() -> None:
 
 
 def test_recall_below_the_minimum_is_refused_with_the_remedy() -> None:
-    plan, cfg = plan_index(5000, 16, kind="ivf_sq8", nprobe=3), MiningConfig(min_recall=0.9)
+    plan = plan_index(5000, 16, kind="ivf_sq8", nprobe=3)
+    cfg = MiningConfig(min_recall=0.9)
     check_recall(0.9, 3, plan, cfg, 10)
     with pytest.raises(
         RunError,
@@ -153,11 +155,11 @@ def manifest(
         ),
     ],
 )
-def test_a_version_is_as_asked_when_it_would_be_built_alike(
+def test_a_version_matches_a_configuration_that_would_build_the_same(
     made: dict[str, Any], effort: int | None, asked: dict[str, Any], fits: bool
 ) -> None:
-    assert is_as_asked(manifest(made, effort), MiningConfig(**asked)) is fits
+    assert matches_config(manifest(made, effort), MiningConfig(**asked)) is fits
 
 
-def test_a_version_whose_recall_was_not_measured_is_as_asked() -> None:
-    assert is_as_asked(manifest({}, None, recall=None), MiningConfig(min_recall=1))
+def test_a_version_whose_recall_was_not_measured_matches() -> None:
+    assert matches_config(manifest({}, None, recall=None), MiningConfig(min_recall=1))

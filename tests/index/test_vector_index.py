@@ -23,7 +23,8 @@ APPROXIMATE: tuple[Kind, ...] = ("ivf_sq8", "ivf_rabitq", "hnsw")
 def brute_force(
     vectors: Array, ids: Array, queries: Array, k: int
 ) -> tuple[list[list[int]], Array]:
-    found, scores = [], []
+    found = []
+    scores = []
     for q in queries.astype(np.float64):
         cosine = [
             (float(q @ v / np.linalg.norm(q) / np.linalg.norm(v)), i)
@@ -88,7 +89,9 @@ def test_float16_codes_score_nearly_the_same() -> None:
 def test_approximate_kinds_find_nearly_what_brute_force_finds(
     kind: Kind, least: float, error: float
 ) -> None:
-    vectors, queries, ids = clustered(4000), clustered(30, seed=1), np.arange(4000)[::-1] * 3
+    vectors = clustered(4000)
+    queries = clustered(30, seed=1)
+    ids = np.arange(4000)[::-1] * 3
     index = VectorIndex.build(vectors, ids, kind=kind, num_threads=2)
     found, scores = index.search(queries, 20)
     assert recall(found, brute_force(vectors, ids, queries, 20)[0]) >= least
@@ -101,10 +104,12 @@ def test_approximate_kinds_find_nearly_what_brute_force_finds(
 
 
 @pytest.mark.parametrize("kind", ["ivf_sq8", "ivf_rabitq", "hnsw"])
-def test_more_effort_finds_more(kind: Kind) -> None:
-    vectors, queries = np.random.default_rng(0).normal(size=(3000, 32)), clustered(40, seed=1)
+def test_a_higher_search_effort_finds_more(kind: Kind) -> None:
+    vectors = np.random.default_rng(0).normal(size=(3000, 32))
+    queries = clustered(40, seed=1)
     index = VectorIndex.build(vectors, np.arange(3000), kind=kind)
-    wanted, found = brute_force(vectors, np.arange(3000), queries, 10)[0], []
+    wanted = brute_force(vectors, np.arange(3000), queries, 10)[0]
+    found = []
     for effort in (1, 60):
         index.effort = effort
         assert index.effort == effort
@@ -114,7 +119,8 @@ def test_more_effort_finds_more(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_k_is_always_found_best_first_and_no_id_twice(kind: Kind) -> None:
-    vectors, queries = clustered(700), clustered(9, seed=1)
+    vectors = clustered(700)
+    queries = clustered(9, seed=1)
     index = VectorIndex.build(vectors, np.arange(700) + 5, kind=kind)
     if index.effort is not None:
         index.effort = 1
@@ -127,47 +133,43 @@ def test_k_is_always_found_best_first_and_no_id_twice(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_scores_are_ordered_by_id(kind: Kind) -> None:
-    few = clustered(10)
+    distinct = clustered(10)
     rng = np.random.default_rng(1)
-    vectors, ids = few[rng.integers(0, 10, 400)], rng.permutation(400)
-    found, scores = VectorIndex.build(vectors, ids, kind=kind).search(few, 400)
+    vectors = distinct[rng.integers(0, 10, 400)]
+    ids = rng.permutation(400)
+    found, scores = VectorIndex.build(vectors, ids, kind=kind).search(distinct, 400)
     tied = scores[:, 1:] == scores[:, :-1]
     assert tied.mean() > 0.5
     assert (found[:, 1:] > found[:, :-1])[tied].all()
 
 
-def test_ties_are_ordered_and_the_rest_is_left() -> None:
-    ids, scores = (
-        np.array([[5, 3, 4, 1], [9, 8, 7, 6]]),
-        np.array([[0.9, 0.5, 0.5, 0.5], [4, 3, 2, 1]], np.float32),
-    )
+def test_ties_are_ordered_and_all_others_stay() -> None:
+    ids = np.array([[5, 3, 4, 1], [9, 8, 7, 6]])
+    scores = np.array([[0.9, 0.5, 0.5, 0.5], [4, 3, 2, 1]], np.float32)
     assert order_ties(ids, scores)[0].tolist() == [[5, 1, 3, 4], [9, 8, 7, 6]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shards_that_clone_one_template_score_as_one_index_does(kind: Kind) -> None:
-    vectors, queries, ids = (
-        clustered(3000),
-        clustered(20, seed=1),
-        np.random.default_rng(0).permutation(3000),
-    )
+    vectors = clustered(3000)
+    queries = clustered(20, seed=1)
+    ids = np.random.default_rng(0).permutation(3000)
     plan = IndexPlan(**json.loads(json.dumps(asdict(plan_index(3000, 32, kind=kind, nprobe=64)))))
     template = VectorIndex.template(plan, vectors[: plan.train_size])
     whole, *shards = (VectorIndex.empty(plan, template) for _ in range(3))
     whole.add(vectors, ids)
     for shard, start in zip(shards, (0, 1700), strict=True):
-        for block in range(start, 1700 if start == 0 else 3000, 400):  # blocks of a shard
-            stop = min(block + 400, 1700 if start == 0 else 3000)
+        end = 1700 if start == 0 else 3000
+        for block in range(start, end, 400):
+            stop = min(block + 400, end)
             shard.add(vectors[block:stop], ids[block:stop])
     assert [len(shard) for shard in shards] == [1700, 1300]
     found = [shard.search(queries, 15) for shard in shards]
-    merged_ids, merged = (
-        np.concatenate([f[0] for f in found], 1),
-        np.concatenate([f[1] for f in found], 1),
-    )
+    merged_ids = np.concatenate([f[0] for f in found], 1)
+    merged = np.concatenate([f[1] for f in found], 1)
     order = np.argsort(-merged, axis=1, kind="stable")[:, :15]
     wanted_ids, wanted = whole.search(queries, 15)
-    if kind != "hnsw":  # each graph leads its own way
+    if kind != "hnsw":  # each shard has a graph of its own
         np.testing.assert_allclose(np.take_along_axis(merged, order, 1), wanted, atol=1e-5)
         assert np.mean(np.take_along_axis(merged_ids, order, 1) == wanted_ids) > 0.99
     assert (np.take_along_axis(merged, order, 1)[:, 0] >= wanted[:, 0] - 1e-5).mean() > 0.9
@@ -224,18 +226,18 @@ def test_parts_of_several_shards_live_in_one_folder_and_altered_ones_are_refused
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_is_no_such_index_is_refused(kind: Kind, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_index_of_the_kind_is_refused(kind: Kind, tmp_path: Path) -> None:
     vectors, ids, _ = data()
     index = VectorIndex.build(vectors, ids, kind=kind)
-    for data_there, rows in ((b"x" * 1600 + b"no index" * 9, 200), (b"short", 200)):
-        part = write_part(str(tmp_path), "a.bin", data_there, rows)
+    for content, rows in ((b"x" * 1600 + b"no index" * 9, 200), (b"short", 200)):
+        part = write_part(str(tmp_path), "a.bin", content, rows)
         with pytest.raises(
             RunError, match=rf"a\.bin holds no {kind} index of 200 vectors .*remove .* and resume"
         ):
             VectorIndex.load_part(str(tmp_path), part, index.info)
 
 
-def test_what_cannot_be_indexed_or_searched_is_refused() -> None:
+def test_vectors_ids_and_queries_that_do_not_fit_are_refused() -> None:
     vectors, ids, queries = data()
     index = VectorIndex.build(vectors, ids)
     with pytest.raises(ValueError, match=r"k=201 is not within 1\.\.200"):
@@ -259,7 +261,8 @@ def test_a_block_that_is_refused_leaves_the_index_as_it_was(kind: Kind) -> None:
     vectors, ids, queries = data()
     index = VectorIndex.build(vectors, ids, kind=kind)
     before = index.search(queries, 200)
-    extra, new = np.random.default_rng(1).normal(size=(3, 24)), np.array([10_001, 10_002, 10_003])
+    extra = np.random.default_rng(1).normal(size=(3, 24))
+    new = np.array([10_001, 10_002, 10_003])
     beyond = extra.copy()
     beyond[2, 0] = 1e39  # finite, but not as float32
     for bad, bad_ids, message in (
@@ -276,7 +279,7 @@ def test_a_block_that_is_refused_leaves_the_index_as_it_was(kind: Kind) -> None:
     np.testing.assert_array_equal(index.search(queries, 200)[0], before[0])
 
 
-def test_an_id_that_comes_twice_over_calls_is_found_when_sealing() -> None:
+def test_an_id_added_by_two_calls_is_found_when_sealing() -> None:
     vectors, ids, queries = data()
     index = VectorIndex.empty(plan_index(200, 24))
     index.add(vectors[:100], ids[:100])
@@ -294,12 +297,15 @@ def test_an_id_that_comes_twice_over_calls_is_found_when_sealing() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_and_types_give_what_one_call_gives(kind: Kind, dtype: type) -> None:
+def test_adding_in_blocks_or_other_types_gives_the_same_answers_as_one_call(
+    kind: Kind, dtype: type
+) -> None:
     vectors, ids, queries = data()
     vectors = vectors.astype(np.float16).astype(dtype)
     plan = plan_index(200, 24, kind=kind)
     template = VectorIndex.template(plan, vectors)
-    whole, blocks = VectorIndex.empty(plan, template), VectorIndex.empty(plan, template)
+    whole = VectorIndex.empty(plan, template)
+    blocks = VectorIndex.empty(plan, template)
     whole.add(vectors.astype(np.float32), ids)
     for start in range(0, 200, 37):
         blocks.add(vectors[start : start + 37], ids[start : start + 37])
@@ -308,7 +314,9 @@ def test_blocks_and_types_give_what_one_call_gives(kind: Kind, dtype: type) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_is_the_same_however_many_threads_build_it(kind: Kind, tmp_path: Path) -> None:
-    vectors, built, before = clustered(3000), [], set_num_threads(None)
+    vectors = clustered(3000)
+    built = []
+    before = set_num_threads(None)
     for name, threads in (("one", 1), ("four", 4), ("again", 4)):
         set_num_threads(threads)
         VectorIndex.build(vectors, np.arange(3000), kind=kind).save(str(tmp_path / name))
@@ -318,7 +326,7 @@ def test_an_index_is_the_same_however_many_threads_build_it(kind: Kind, tmp_path
     assert built[0] == built[1] == built[2]
 
 
-def test_templates_and_efforts_that_do_not_fit_are_refused() -> None:
+def test_templates_and_search_efforts_that_do_not_fit_are_refused() -> None:
     plan = plan_index(10_000, 24, kind="ivf_sq8")
     with pytest.raises(ValueError, match="needs the template that its shards share"):
         VectorIndex.empty(plan)
@@ -338,13 +346,14 @@ def test_templates_and_efforts_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_plan_states_the_memory_that_an_index_has() -> None:
-    count, vectors = 20_000, clustered(20_000, dim=48)
+    count = 20_000
+    vectors = clustered(20_000, dim=48)
     for kind, memory_gb in (*((kind, None) for kind in KINDS), ("ivf_rabitq", 0.0015)):
         plan = plan_index(count, 48, kind=kind, memory_gb=memory_gb)
         template = VectorIndex.template(plan, vectors[: plan.train_size])
         index = VectorIndex.empty(plan, template)
         index.add(vectors, np.arange(count))
-        size = (index._store.to_bytes().nbytes + 8 * count) / 1e9
+        size = (index.store.to_bytes().nbytes + 8 * count) / 1e9
         assert size <= plan.memory_gb * 1.03, plan
         assert plan.memory_gb <= size * 1.55, plan
     assert plan.bits == 1
@@ -370,11 +379,9 @@ def test_kinds_without_a_gpu_form_are_refused(kind: Kind) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "error"), [("flat", 1e-5), ("sqfp16", 2e-3), ("ivf_sq8", 2e-3)])
 def test_a_gpu_answers_as_the_processor_does(kind: Kind, error: float) -> None:
-    vectors, queries, ids = (
-        clustered(5000),
-        clustered(50, seed=1),
-        np.random.default_rng(0).permutation(5000),
-    )
+    vectors = clustered(5000)
+    queries = clustered(50, seed=1)
+    ids = np.random.default_rng(0).permutation(5000)
     index = VectorIndex.build(vectors, ids, kind=kind)
     wanted, wanted_scores = index.search(queries, 100)
     index.to_gpu()

@@ -35,14 +35,15 @@ from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
 from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("warm_pool")]
 Tiny = tuple[RunConfig, RunResult]
+ONE_WORKER = {
+    "num_workers": 1
+}  # of runs that end early: a worker takes 8 s of a processor to start
 
 
 @pytest.fixture(scope="module")
-def tiny(
-    synthetic: GeoDataset, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
-) -> Tiny:
+def tiny(synthetic: GeoDataset, warm_pool: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     config = tiny_config(
         tmp_path_factory.mktemp("runs") / "tiny",
         synthetic.uri,
@@ -254,9 +255,13 @@ def test_a_corrupt_image_stops_embedding_and_training_by_name(
     with pytest.raises(
         BadImageError, match=rf"queries/{NUM_TRAIN}\.png: the file is empty; mend|references/"
     ):
-        run(tiny_config(tmp_path / "a", damaged.uri))
+        run(tiny_config(tmp_path / "a", damaged.uri, train=ONE_WORKER))
     with pytest.raises(BadImageError, match=r"id 5, .*queries/5\.png|id 9, .*references/9\.png"):
-        run(tiny_config(tmp_path / "b", damaged.uri, evaluation={"before_training": False}))
+        run(
+            tiny_config(
+                tmp_path / "b", damaged.uri, train=ONE_WORKER, evaluation={"before_training": False}
+            )
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(
@@ -265,7 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(
     config = tiny_config(
         tmp_path / "run",
         synthetic.uri,
-        train={"learning_rate": 1e30, "warmup_epochs": 0},
+        train={"learning_rate": 1e30, "warmup_epochs": 0, **ONE_WORKER},
         evaluation={"before_training": False},
     )
     with pytest.raises(

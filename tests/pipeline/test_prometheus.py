@@ -186,7 +186,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Scraper, C
         patch.setenv("RAY_metrics_report_interval_ms", "500")
         patch.setenv("HOME", str(folder))
         patch.delenv("RAY_AUTH_MODE")
-        command, scraper = Command(config, [refused]), Scraper(port, f"{folder.name}/run")
+        command, scraper = (
+            Command(config, [refused], forked=False),
+            Scraper(port, f"{folder.name}/run"),
+        )
     try:
         command.wait_for(lambda: scraper.scrape() and steps(config)[-1:] >= [2])
         scraper.heads = [

@@ -210,7 +210,8 @@ def test_the_projection_equals_sums_done_by_hand() -> None:
     assert stages["planning"].gigabytes == pytest.approx(57.2)
     assert stages["geographic graph"].gigabytes == pytest.approx(30)
     assert stages["graph on disk"].gigabytes == pytest.approx(64)
-    embedding, training = stages["embedding, ConvNeXt-B, 384 px"], stages["training, one epoch"]
+    embedding = stages["embedding, ConvNeXt-B, 384 px"]
+    training = stages["training, one epoch"]
     assert embedding.hours == pytest.approx(2e8 * 90.2e9 / (64 * 989e12 * 0.35) / 3600)
     assert training.hours == pytest.approx(3 * 2e8 * 90.2e9 / (64 * 989e12 * 0.35) / 3600)
     assert (embedding.binds, training.binds) == ("GPU arithmetic", "GPU arithmetic")

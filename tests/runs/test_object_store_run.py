@@ -25,6 +25,7 @@ from s4g_ray.data.tables.batch_plan import load_plan, load_record
 from s4g_ray.data.tables.embedding_table import read_part_head
 from s4g_ray.data.tables.neighbor_graph import read_graph_rows, write_graph_part
 from s4g_ray.errors import StoreError
+from s4g_ray.pipeline.driver import run
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import write_part
@@ -152,10 +153,13 @@ def configure(run_dir: str, dataset: str, **sections: dict[str, Any]) -> RunConf
 
 @pytest.mark.cluster
 def test_a_run_from_s3_to_s3_through_faults_ends_as_one_on_files_and_writes_no_credential(
-    store: Store, synthetic: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None,
+    store: Store,
+    synthetic: GeoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    local = Command(configure(str(tmp_path / "run"), synthetic.uri))
-    assert local.wait() == 0, local.output
+    assert run(configure(str(tmp_path / "run"), synthetic.uri)).finished
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     monkeypatch.delenv("AWS_MAX_ATTEMPTS")
     store.proxy.reset(seeded(5, 0.05))

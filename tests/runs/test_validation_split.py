@@ -37,14 +37,19 @@ def validated(synthetic: GeoDataset, tmp_path: Path) -> GeoDataset:
 
 @pytest.mark.cluster
 def test_the_best_checkpoint_by_the_validation_split_outlives_newer_ones(
-    ray_cluster: None, validated: GeoDataset, tmp_path: Path
+    warm_pool: None, validated: GeoDataset, tmp_path: Path
 ) -> None:
     config = tiny_config(
         tmp_path / "run",
         validated.uri,
         data={"val_split": "val"},
         checkpoint={"keep": 1},
-        train={"loader_processes": 1, "micro_batch_size": 3, "learning_rate": 0.02},
+        train={
+            "num_workers": 1,
+            "loader_processes": 1,
+            "micro_batch_size": 3,
+            "learning_rate": 0.02,
+        },
         evaluation={"every_epochs": 1},
         mining={"schedule": "overlap", "lag_epochs": 1, "every_epochs": 1},
         sampling={"mode": "geographic"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,10 @@ def encode(ids: Array, vectors: Array) -> bytes:
 def write_parts(
     folder: Path | str, parts: Sequence[tuple[Array, Array]], stamp: Stamp | None = STAMP
 ) -> str:
-    """Publish references of (ids, vectors) a part; each query view holds the first of them, to be left alone."""
+    """Publish a table whose references are parts of (ids, vectors).
+
+    Its queries hold the first reference, which a reader of references must not read.
+    """
     named = [
         write_part(str(folder), f"references/part-{i:05d}.parquet", encode(ids, vectors), len(ids))
         for i, (ids, vectors) in enumerate(parts)
@@ -68,3 +71,22 @@ def sort_everything(queries: Array, vectors: Array, ids: Array, k: int) -> tuple
     scores = queries.astype(np.float64) @ vectors.astype(np.float64).T
     order = np.array([np.lexsort((ids, -row))[:k] for row in scores])
     return ids[order], np.take_along_axis(scores, order, axis=1)
+
+
+def break_part(change: str) -> Callable[[Path], None]:
+    """Return a function that damages a file: cut it short, alter a byte or remove it."""
+
+    def cut(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-10])
+
+    def alter(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    changes: dict[str, Callable[[Path], None]] = {
+        "cut": cut,
+        "altered": alter,
+        "removed": Path.unlink,
+    }
+    return changes[change]

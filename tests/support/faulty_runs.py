@@ -15,11 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.run_folder import read_records
+from s4g_ray.storage.manifest import open_published, read_part
+from tests.conftest import NUM_TRAIN
+from tests.support.forked_commands import SITE, Forked
 
-SITE = Path(__file__).parent / "fault_site"
 TRAINER, SHARD, ENCODER = (
     "ray::RayTrainWorker",
     "ray::IndexShard",
@@ -27,7 +31,9 @@ TRAINER, SHARD, ENCODER = (
 )  # titles of Ray's processes
 # Ray's own, which outlive a driver that is killed by a minute: its agents, and processes that were about to start
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
+LOOK_EVERY_S = 0.05  # a step takes longer; looking at all processes costs 10 ms of a processor
 Fault = dict[str, str]
+Process = subprocess.Popen[bytes] | Forked
 
 
 @dataclass
@@ -40,6 +46,9 @@ class Command:
     module: str = "s4g_ray.cli.app"
     folder: Path | None = (
         None  # configuration and output lie beside it; the run's own, if not given
+    )
+    forked: bool = (
+        True  # else an interpreter of its own, for variables that Ray reads when it is imported
     )
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -55,20 +64,26 @@ class Command:
             "S4G_FAULTS": json.dumps(list(self.faults)),
             "PYTHONPATH": os.pathsep.join(paths),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            # a node that is killed is dead after 1.5 s instead of 15
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "3",
         }
         command = ["train"] if self.module == "s4g_ray.cli.app" else []
-        arguments = [
-            sys.executable,
-            "-m",
-            self.module,
-            *command,
-            str(config),
-            *["--resume"] * self.resume,
-        ]
+        arguments = [*command, str(config), *["--resume"] * self.resume]
         self._log = run.with_suffix(f".{self.token[:6]}.log")
+        self._log.touch()
+        self.process = (self._fork if self.forked else self._start)(arguments, environment)
+
+    def _fork(self, arguments: list[str], environment: dict[str, str]) -> Process:
+        return Forked(self.module, arguments, environment, self._log)
+
+    def _start(self, arguments: list[str], environment: dict[str, str]) -> Process:
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                arguments, env=environment, stdout=log, stderr=subprocess.STDOUT
+            return subprocess.Popen(
+                [sys.executable, "-m", self.module, *arguments],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     @property
@@ -101,7 +116,7 @@ class Command:
             if (ended and not until_it_ends) or time.monotonic() > deadline:
                 self.end()
                 raise AssertionError(f"it never came to that: {self.output}")
-            time.sleep(0.01)
+            time.sleep(LOOK_EVERY_S)
 
     def processes(self, title: str = "") -> list[int]:
         """Ids of the living processes that it started, of a title."""
@@ -157,3 +172,37 @@ def records(config: RunConfig, kind: str) -> list[dict[str, Any]]:
 def steps(config: RunConfig) -> list[int]:
     """The steps that are logged."""
     return [record["step"] for record in records(config, "step")]
+
+
+def assert_same_end(config: RunConfig, whole: RunConfig) -> None:
+    """The same weights and optimiser, bit for bit; the same plans; each step logged once, and no file torn."""
+    ours, theirs = (Path(c.run_dir) for c in (config, whole))
+    name = f"checkpoints/epoch={config.train.epochs:04d}"
+    assert (ours / name / "model.safetensors").read_bytes() == (
+        theirs / name / "model.safetensors"
+    ).read_bytes()
+    states = [
+        torch.load(run / name / "training_state.pt", weights_only=True) for run in (ours, theirs)
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert steps(config) == list(
+        range(1, config.train.epochs * (NUM_TRAIN // config.train.batch_size) + 1)
+    )
+    wanted = {
+        "epoch": ("epoch", "loss", "graph", "hardness", "step"),
+        "evaluation": ("epoch", "recall@1"),
+    }
+    for kind, keys in wanted.items():
+        logged = [[[r[key] for key in keys] for r in records(c, kind)] for c in (config, whole)]
+        assert logged[0] == logged[1]
+    for plan in (theirs / "plans").iterdir():
+        assert (ours / "plans" / plan.name).read_bytes() == plan.read_bytes()
+    for folder in ("neighbors", "checkpoints", "embeddings"):
+        for version in (ours / folder).iterdir():
+            kind = {
+                "neighbors": "neighbors",
+                "checkpoints": "checkpoint",
+                "embeddings": "embeddings",
+            }[folder]
+            for part in open_published(str(version), kind).parts:
+                read_part(str(version), part)

@@ -1,4 +1,4 @@
-"""Small encoders and batches for tests of training steps, and their loss in one graph of autograd."""
+"""Small encoders and batches for tests of training steps, and an oracle of their gradients."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.step import TrainingStep, seed_draws
 
-PAIRS, GALLERY, SEED = 8, 6, 11
+PAIRS = 8
+GALLERY = 6
+SEED = 11
 CPU = torch.device("cpu")
-SAME, WIDE = (32, 32), (32, 48)
+SQUARE = (32, 32)
+WIDE = (32, 48)
 Gradients = dict[str, Tensor]
 
 
@@ -29,13 +32,16 @@ def encoder(
     name: str = "test_convnext",
     *,
     drop_path: float = 0.0,
-    again: bool = False,
+    checkpointing: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> Encoder:
-    """Weights are drawn such that each layer counts (timm starts ConvNeXt's blocks at a millionth)."""
+    """Make an encoder with random weights such that each layer counts.
+
+    (timm starts ConvNeXt's blocks with a scale of a millionth.)
+    """
     torch.manual_seed(5)
     backbone = timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
-    backbone.set_grad_checkpointing(again)  # type: ignore[operator]
+    backbone.set_grad_checkpointing(checkpointing)  # type: ignore[operator]
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -47,18 +53,22 @@ def images(count: int, size: tuple[int, int], seed: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
 
 
-def batch_of(
+def make_batch(
     *,
-    size: tuple[int, int] = SAME,
+    size: tuple[int, int] = SQUARE,
     gallery: int = 0,
     masked: Sequence[int] = (),
     masked_gallery: Sequence[int] = (),
 ) -> PairBatch:
-    """A global batch; of the gallery, references beside it."""
+    """Make a global batch of PAIRS pairs and so many gallery references.
+
+    size: of references. masked: pairs that are not valid. masked_gallery: gallery references that
+    are not valid.
+    """
     batch = PairBatch(
         7,
         np.arange(30, 30 + PAIRS),
-        images(PAIRS, SAME, 1),
+        images(PAIRS, SQUARE, 1),
         images(PAIRS, size, 2),
         torch.tensor([i not in masked for i in range(PAIRS)]),
         (),
@@ -74,17 +84,16 @@ def batch_of(
 
 
 BATCHES: dict[str, Callable[[], PairBatch]] = {
-    "pairs": batch_of,
-    "sizes": lambda: batch_of(size=WIDE),
-    "gallery": lambda: batch_of(gallery=GALLERY, masked_gallery=[0, 4]),
-    "masks": lambda: batch_of(size=WIDE, gallery=2, masked=[1, 6, 7], masked_gallery=[1]),
+    "pairs": make_batch,
+    "sizes": lambda: make_batch(size=WIDE),
+    "gallery": lambda: make_batch(gallery=GALLERY, masked_gallery=[0, 4]),
+    "masks": lambda: make_batch(size=WIDE, gallery=2, masked=[1, 6, 7], masked_gallery=[1]),
 }
 
 
 def config(micro: int | None = None, **train: Any) -> TrainConfig:
-    return TrainConfig(
-        batch_size=PAIRS, num_workers=1, micro_batch_size=micro, **{"epochs": 3, **train}
-    )
+    settings = {"epochs": 3, **train}
+    return TrainConfig(batch_size=PAIRS, num_workers=1, micro_batch_size=micro, **settings)
 
 
 def step(
@@ -94,15 +103,15 @@ def step(
     numerics: Numerics | None = None,
     **train: Any,
 ) -> tuple[float, Gradients]:
-    """The loss and the gradient of a step."""
-    stepper = TrainingStep(model, numerics or Numerics(), config(micro, **train), CPU)
-    outcome = stepper.step(batch, seed=SEED, position=0.5, where="here")
-    assert not outcome.skipped
-    return outcome.loss, gradients(model)
+    """Run a step; return its loss and gradient."""
+    training_step = TrainingStep(model, numerics or Numerics(), config(micro, **train), CPU)
+    result = training_step.step(batch, seed=SEED, position=0.5, where="here")
+    assert not result.skipped
+    return result.loss, gradients(model)
 
 
 def overflow(model: Encoder) -> None:
-    """Let no gradient of the scale be finite."""
+    """Make the gradient of the scale infinite in every step."""
     model.logit_scale.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
 
 
@@ -113,8 +122,13 @@ def gradients(module: Encoder) -> Gradients:
 def oracle(
     model: Encoder, batch: PairBatch, chunks: Sequence[slice] = (slice(None),)
 ) -> tuple[float, Gradients]:
-    """Loss and gradient of a batch in one graph of autograd; chunks: pairs that are embedded by themselves, seeded."""
-    queries, references, gallery = [], [], []
+    """Compute the loss and the gradient of a batch in one graph of autograd.
+
+    chunks: pairs that are embedded together, after seeding.
+    """
+    queries = []
+    references = []
+    gallery = []
     for number, chunk in enumerate(chunks):
         seed_draws(SEED, number)
         count = len(batch.queries[chunk])
@@ -141,10 +155,12 @@ def oracle(
 def assert_close(
     found: tuple[float, Gradients], wanted: tuple[float, Gradients], tolerance: float = 1e-10
 ) -> None:
-    """tolerance: of each tensor's greatest value."""
-    assert found[0] == pytest.approx(wanted[0], rel=tolerance)
-    assert found[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
+    """Compare loss and gradients; tolerance: relative to each tensor's greatest absolute value."""
+    found_loss, found_gradients = found
+    wanted_loss, wanted_gradients = wanted
+    assert found_loss == pytest.approx(wanted_loss, rel=tolerance)
+    assert found_gradients.keys() == wanted_gradients.keys()
+    for name, gradient in wanted_gradients.items():
         assert gradient.abs().max() > 0, name
-        error = (found[1][name] - gradient).abs().max() / gradient.abs().max()
+        error = (found_gradients[name] - gradient).abs().max() / gradient.abs().max()
         assert error < tolerance, f"{name}: {error:.1e}"

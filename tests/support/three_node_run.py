@@ -1,6 +1,8 @@
-"""A run on three nodes, of which one with a worker dies in the second epoch: python -m tests.spread_run CONFIG.
+"""A run on three nodes, of which two die: python -m tests.support.three_node_run CONFIG.
 
-Where everything has run until then is written to spread.json in its folder, as numbers of nodes for each name.
+One with a worker dies in the second epoch; the two others have room for all. Then the next, until another comes. Where
+everything has run until the first died is written to spread.json in the run's folder, as numbers of nodes for each
+name.
 """
 
 from __future__ import annotations
@@ -17,11 +19,10 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors, list_tasks
 
 from s4g_ray.config.loading import load_config
-from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.driver import run
 from tests.conftest import NUM_TRAIN
-from tests.support.faulty_runs import steps
-from tests.support.two_node_run import until
+from tests.support.faulty_runs import records, steps
+from tests.support.two_node_run import until, workers
 
 SPREAD = "spread.json"
 
@@ -35,11 +36,12 @@ def places() -> list[tuple[str, str]]:
     ]
 
 
-def main(config: RunConfig) -> None:
+def main() -> None:
+    config = load_config(sys.argv[1])
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True}
+        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": True}
     )
-    others = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    others = [cluster.add_node(num_cpus=3) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     thread = threading.Thread(target=run, args=(config,))
@@ -49,9 +51,16 @@ def main(config: RunConfig) -> None:
         found = defaultdict(list)
         for name, node in places():
             found[name].append(node)
-        lost = next(node for node in others if node.node_id in found["RayTrainWorker"])
-        cluster.remove_node(lost, allow_graceful=False)
+        first = next(node for node in others if node.node_id in found["RayTrainWorker"])
+        cluster.remove_node(first, allow_graceful=False)
         Path(config.run_dir, SPREAD).write_text(json.dumps(found))
+        until(lambda: workers(config) == [2, 2], thread)
+        reached = records(config, "workers")[-1]["after_step"]
+        until(lambda: steps(config)[-1:] > [reached + 2], thread)
+        (second,) = (node for node in others if node is not first)
+        cluster.remove_node(second, allow_graceful=False)
+        cluster.add_node(num_cpus=3)
+        until(lambda: workers(config) == [2, 2, 2], thread)
         thread.join()
     finally:
         ray.shutdown()
@@ -59,4 +68,4 @@ def main(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config(sys.argv[1]))
+    main()

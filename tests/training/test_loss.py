@@ -1,3 +1,5 @@
+"""symmetric_info_nce against loops over pairs, and two ranks against one process."""
+
 from __future__ import annotations
 
 import os
@@ -19,7 +21,9 @@ from s4g_ray.config.schema import ModelConfig
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.training.loss import symmetric_info_nce
 
-BATCH, EXTRAS, SIDE = 8, 6, 32
+BATCH = 8  # pairs of the global batch
+EXTRAS = 6  # extra references of the global batch
+SIDE = 32  # pixels
 
 
 def unit_rows(rows: Tensor) -> list[NDArray[np.float64]]:
@@ -34,11 +38,19 @@ def oracle(
     keep: list[int],
     extras: Tensor | None = None,
 ) -> float:
-    """The loss written out as loops over kept pairs; the columns of queries are kept references and all extras."""
-    q, r = unit_rows(queries), unit_rows(references)
-    more = {} if extras is None else {("extra", j): row for j, row in enumerate(unit_rows(extras))}
+    """Compute the loss in loops over kept pairs.
+
+    Queries are compared with kept references and all extras, references with kept queries.
+    """
+    q = unit_rows(queries)
+    r = unit_rows(references)
+    columns_of_q: dict[Any, NDArray[np.float64]] = {j: r[j] for j in keep}
+    columns_of_r: dict[Any, NDArray[np.float64]] = {j: q[j] for j in keep}
+    if extras is not None:
+        for j, row in enumerate(unit_rows(extras)):
+            columns_of_q["extra", j] = row
     total = 0.0
-    for anchors, others in ((q, {j: r[j] for j in keep} | more), (r, {j: q[j] for j in keep})):
+    for anchors, others in ((q, columns_of_q), (r, columns_of_r)):
         for i in keep:
             logits = {j: scale * float(anchors[i] @ other) for j, other in others.items()}
             peak = max(logits.values())
@@ -51,12 +63,10 @@ def oracle(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("keep", [list(range(6)), [0, 2, 3, 5]])
-def test_the_loss_equals_written_out_cross_entropy(smoothing: float, keep: list[int]) -> None:
+def test_the_loss_equals_cross_entropy_computed_in_loops(smoothing: float, keep: list[int]) -> None:
     torch.manual_seed(0)
-    queries, references = (
-        torch.randn(6, 5, dtype=torch.float64),
-        torch.randn(6, 5, dtype=torch.float64),
-    )
+    queries = torch.randn(6, 5, dtype=torch.float64)
+    references = torch.randn(6, 5, dtype=torch.float64)
     valid = torch.tensor([i in keep for i in range(6)])
     loss = symmetric_info_nce(
         queries, references, torch.tensor(9.0), label_smoothing=smoothing, valid=valid
@@ -69,14 +79,12 @@ def test_the_loss_equals_written_out_cross_entropy(smoothing: float, keep: list[
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("keep", [list(range(6)), [0, 2, 3, 5]])
 @pytest.mark.parametrize("keep_extras", [[0, 1, 2, 3], [1, 3], []])
-def test_extra_references_are_more_columns_of_the_queries_and_of_nothing_else(
+def test_extra_references_are_negatives_of_queries_only(
     smoothing: float, keep: list[int], keep_extras: list[int]
 ) -> None:
     torch.manual_seed(0)
-    queries, references = (
-        torch.randn(6, 5, dtype=torch.float64),
-        torch.randn(6, 5, dtype=torch.float64),
-    )
+    queries = torch.randn(6, 5, dtype=torch.float64)
+    references = torch.randn(6, 5, dtype=torch.float64)
     extras = 3 * torch.randn(4, 5, dtype=torch.float64)
     loss = symmetric_info_nce(
         queries,
@@ -94,13 +102,13 @@ def test_extra_references_are_more_columns_of_the_queries_and_of_nothing_else(
 
 def test_all_valid_equals_torch_cross_entropy() -> None:
     torch.manual_seed(1)
-    q, r = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    q = torch.randn(7, 4, dtype=torch.float64)
+    r = torch.randn(7, 4, dtype=torch.float64)
     logits = 11.0 * torch.nn.functional.normalize(q) @ torch.nn.functional.normalize(r).T
     ce = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     wanted = (ce(logits, torch.arange(7)) + ce(logits.T, torch.arange(7))) / 2
-    assert symmetric_info_nce(
-        q, r, torch.tensor(11.0), label_smoothing=0.1
-    ).item() == pytest.approx(wanted.item())
+    loss = symmetric_info_nce(q, r, torch.tensor(11.0), label_smoothing=0.1)
+    assert loss.item() == pytest.approx(wanted.item())
 
 
 def test_no_valid_pair_gives_zero_and_shapes_are_checked() -> None:
@@ -134,26 +142,30 @@ def gradients(module: Encoder) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Masks:
-    """Which pairs and extra references of the global batch count; None: no extra references at all."""
+    """Which pairs and extra references of the global batch are valid; None: no extra references."""
 
     pairs: Tensor
     extras: Tensor | None
 
 
 def step(model: Any, share: tuple[int, int], masks: Masks) -> float:
-    """Forward and backward of the share (rank, of how many) of the global batch."""
-    rank, world = share
-    pairs, extras = (slice(rank * n // world, (rank + 1) * n // world) for n in (BATCH, EXTRAS))
-    valid, none = masks.pairs[pairs], masks.extras is None
-    gallery = images(EXTRAS, 4)[: 0 if none else EXTRAS][extras]
-    eq, er, scale = model(images(BATCH, 2)[pairs], torch.cat([images(BATCH, 3)[pairs], gallery]))
+    """Run forward and backward on a share (rank, number of ranks) of the global batch."""
+    rank, num_ranks = share
+    pairs, extras = (
+        slice(rank * num // num_ranks, (rank + 1) * num // num_ranks) for num in (BATCH, EXTRAS)
+    )
+    valid = masks.pairs[pairs]
+    references = images(BATCH, 3)[pairs]
+    if masks.extras is not None:
+        references = torch.cat([references, images(EXTRAS, 4)[extras]])
+    eq, er, scale = model(images(BATCH, 2)[pairs], references)
     loss = symmetric_info_nce(
         eq,
         er[: len(valid)],
         scale,
         label_smoothing=0.1,
         valid=valid,
-        extra_references=None if none else er[len(valid) :],
+        extra_references=None if masks.extras is None else er[len(valid) :],
         extra_valid=None if masks.extras is None else masks.extras[extras],
     )
     loss.backward()  # type: ignore[no-untyped-call]
@@ -178,11 +190,9 @@ def rank_main(rank: int, world: int, folder: str, masks: Masks) -> None:
 def test_two_gloo_ranks_have_the_loss_and_gradient_of_one_process(
     tmp_path: Path, masked: list[int], masked_extras: Sequence[int] | None
 ) -> None:
-    extras = (
-        None
-        if masked_extras is None
-        else torch.tensor([i not in masked_extras for i in range(EXTRAS)])
-    )
+    extras = None
+    if masked_extras is not None:
+        extras = torch.tensor([i not in masked_extras for i in range(EXTRAS)])
     masks = Masks(torch.tensor([i not in masked for i in range(BATCH)]), extras)
     single = encoder()
     loss = step(single, (0, 1), masks)

@@ -1,3 +1,5 @@
+"""Training steps against one graph of autograd: precision, clipping, skipped steps, resuming."""
+
 from __future__ import annotations
 
 import io
@@ -27,9 +29,9 @@ from tests.support.step_batches import (
     CPU,
     PAIRS,
     assert_close,
-    batch_of,
     config,
     encoder,
+    make_batch,
     oracle,
     overflow,
     step,
@@ -38,7 +40,7 @@ from tests.support.step_batches import (
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, which wait for each other on a busy machine."""
+    """Use one thread: small tensors gain nothing from more, which wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -61,17 +63,18 @@ def test_the_learning_rate_warms_up_linearly_and_ends_at_zero_along_a_cosine() -
 def test_skipped_steps_shift_the_learning_rates_of_the_steps_that_follow(
     skipped: list[int],
 ) -> None:
-    cfg, num_batches = TrainConfig(epochs=2, warmup_epochs=0.5), 10
+    cfg = TrainConfig(epochs=2, warmup_epochs=0.5)
+    num_batches = 10
     unskipped = [learning_rate(cfg, (i + 0.5) / num_batches) for i in range(20)]
-    schedule, used = LearningRateClock(), []
+    clock = LearningRateClock()
+    used = []
     for i in range(20):
-        rate = learning_rate(
-            cfg, schedule.position(1 + i // num_batches, i % num_batches, num_batches)
-        )
-        schedule = schedule.after(StepResult(1.0, i in skipped), num_batches)
-        used += [] if i in skipped else [rate]
+        position = clock.position(1 + i // num_batches, i % num_batches, num_batches)
+        clock = clock.after(StepResult(1.0, i in skipped), num_batches)
+        if i not in skipped:
+            used.append(learning_rate(cfg, position))
     assert used == pytest.approx(unskipped[: 20 - len(skipped)], rel=1e-12)
-    assert schedule.lag == pytest.approx(len(skipped) / num_batches)
+    assert clock.lag == pytest.approx(len(skipped) / num_batches)
 
 
 def test_step_seeds_differ_by_run_epoch_batch_and_rank() -> None:
@@ -102,70 +105,73 @@ def test_chunks_have_the_gradient_of_the_whole_batch_in_float32_too(
 
 @pytest.mark.parametrize("micro", [PAIRS, PAIRS + 1])
 def test_chunks_as_large_as_the_batch_are_the_plain_step_bit_for_bit(micro: int) -> None:
-    found, wanted = (
-        step(encoder(drop_path=0.5), BATCHES["gallery"](), size) for size in (micro, None)
-    )
+    found = step(encoder(drop_path=0.5), BATCHES["gallery"](), micro)
+    wanted = step(encoder(drop_path=0.5), BATCHES["gallery"](), None)
     assert found[0] == wanted[0]
     assert all(torch.equal(found[1][name], gradient) for name, gradient in wanted[1].items())
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["test_convnext", "test_resnet"])
-def test_both_passes_over_a_chunk_drop_the_same_paths(name: str, again: bool) -> None:
-    """Otherwise cached gradients would meet other embeddings; `again`: activations are computed again, too."""
+def test_both_passes_over_a_chunk_drop_the_same_paths(name: str, checkpointing: bool) -> None:
+    """Otherwise the gradients would be those of other embeddings."""
     batch = BATCHES["gallery"]()
     chunks = [slice(0, 3), slice(3, 6), slice(6, 8)]
     wanted = oracle(encoder(name, drop_path=0.6), batch, chunks)
-    assert_close(step(encoder(name, drop_path=0.6, again=again), batch, 3), wanted)
+    model = encoder(name, drop_path=0.6, checkpointing=checkpointing)
+    assert_close(step(model, batch, 3), wanted)
     without = oracle(encoder(name), batch, chunks)
     assert abs(without[0] - wanted[0]) > 1e-6
 
 
-def test_draws_depend_on_the_step_s_seed_and_on_nothing_else() -> None:
+def test_random_draws_depend_only_on_the_seed_of_the_step() -> None:
     losses = []
     for seed, before in ((1, 3), (1, 4), (2, 3)):
-        stepper = TrainingStep(encoder(drop_path=0.6), Numerics(), config(3), CPU)
+        training_step = TrainingStep(encoder(drop_path=0.6), Numerics(), config(3), CPU)
         torch.manual_seed(before)
         torch.rand(before)
-        losses.append(stepper.step(batch_of(), seed=seed, position=0.5, where="here").loss)
+        result = training_step.step(make_batch(), seed=seed, position=0.5, where="here")
+        losses.append(result.loss)
     assert losses[0] == losses[1] != losses[2]
 
 
-class Saved:
-    """Elements of the activations that autograd holds, now and at most; weights and views of them aside."""
+class SavedElements:
+    """Count the elements of activations that autograd holds, except weights and views of them."""
 
     def __init__(self, model: Encoder) -> None:
-        self.now = self.peak = 0
+        self.now = 0
+        self.peak = 0
         self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(self, tensor: Tensor) -> Any:
         if tensor.untyped_storage().data_ptr() in self.weights:
             return tensor
-        tally, size = self, tensor.numel()
-        tally.now += size
-        tally.peak = max(tally.peak, tally.now)
+        saved = self
+        size = tensor.numel()
+        saved.now += size
+        saved.peak = max(saved.peak, saved.now)
 
         class Holder:
             held = tensor.detach()
 
             def __del__(self) -> None:
-                tally.now -= size
+                saved.now -= size
 
         return Holder()
 
     @staticmethod
     def unpack(packed: Any) -> Tensor:
-        found: Tensor = packed if isinstance(packed, Tensor) else packed.held
-        return found
+        tensor: Tensor = packed if isinstance(packed, Tensor) else packed.held
+        return tensor
 
 
-def test_no_more_than_one_chunk_s_activations_are_held() -> None:
+def test_activations_of_at_most_one_chunk_are_held() -> None:
     peaks = {}
     for micro in (None, 4, 2, 1):
         model = encoder()
-        saved = Saved(model)
+        saved = SavedElements(model)
         with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
-            step(model, batch_of(), micro)
+            step(model, make_batch(), micro)
         assert saved.now == 0
         peaks[micro] = saved.peak
     assert peaks[4] == pytest.approx(peaks[None] / 2, rel=0.1)
@@ -182,27 +188,33 @@ def test_half_precision_steps_come_close_to_float32(
     loss, wanted = step(encoder(dtype=torch.float32), batch)
     found_loss, found = step(encoder(dtype=torch.float32), batch, micro, Numerics(precision))
     assert found_loss == pytest.approx(loss, rel=0.02)
-    a, b = (torch.cat([g.flatten() for g in each.values()]) for each in (found, wanted))
-    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.98
+    found_row, wanted_row = (
+        torch.cat([gradient.flatten() for gradient in gradients.values()])
+        for gradients in (found, wanted)
+    )
+    assert torch.nn.functional.cosine_similarity(found_row, wanted_row, dim=0) > 0.98
     assert found_loss != loss
 
 
-def trained(micro: int | None) -> dict[str, Tensor]:
-    """Weights after three steps."""
+def train(micro: int | None) -> dict[str, Tensor]:
+    """Return the weights after a step on each of BATCHES."""
     model = encoder()
-    stepper = TrainingStep(model, Numerics(), config(micro, clip_value=0.02), CPU)
+    training_step = TrainingStep(model, Numerics(), config(micro, clip_value=0.02), CPU)
     for number, name in enumerate(BATCHES):
-        stepper.step(BATCHES[name](), seed=number, position=0.5 * number, where="here")
+        training_step.step(BATCHES[name](), seed=number, position=0.5 * number, where="here")
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
-def plainly_trained() -> dict[str, Tensor]:
-    """Weights after AdamW's formulas, a parameter at a time (arXiv 1711.05101, algorithm 2)."""
-    model, cfg = encoder(), config()
-    first, second = (
-        {n: torch.zeros_like(p) for n, p in model.named_parameters()} for _ in range(2)
-    )
+def adamw_weights() -> dict[str, Tensor]:
+    """Return the weights after AdamW's formulas, parameter by parameter.
+
+    Source: arXiv 1711.05101, algorithm 2.
+    """
+    model = encoder()
+    cfg = config()
+    first = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
+    second = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
     for number, name in enumerate(BATCHES):
         model.zero_grad()
         _, found = oracle(model, BATCHES[name]())
@@ -212,78 +224,72 @@ def plainly_trained() -> dict[str, Tensor]:
                 gradient = found[key].clamp(-0.02, 0.02)
                 first[key] += 0.1 * (gradient - first[key])
                 second[key] += 0.001 * (gradient**2 - second[key])
-                mean, square = (
-                    first[key] / (1 - 0.9 ** (number + 1)),
-                    second[key] / (1 - 0.999 ** (number + 1)),
-                )
-                parameter.sub_(
-                    rate * (mean / (square.sqrt() + 1e-8) + cfg.weight_decay * parameter)
-                )
+                mean = first[key] / (1 - 0.9 ** (number + 1))
+                square = second[key] / (1 - 0.999 ** (number + 1))
+                update = mean / (square.sqrt() + 1e-8) + cfg.weight_decay * parameter
+                parameter.sub_(rate * update)
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro", [None, 3])
 def test_steps_clip_follow_the_learning_rate_and_end_at_the_same_weights_in_chunks(
-    micro: int | None, plainly_trained: dict[str, Tensor]
+    micro: int | None, adamw_weights: dict[str, Tensor]
 ) -> None:
-    found, start = trained(micro), dict(encoder().named_parameters())
-    for name, wanted in plainly_trained.items():
+    found = train(micro)
+    start = dict(encoder().named_parameters())
+    for name, wanted in adamw_weights.items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-9, atol=1e-9)
         assert (wanted - start[name]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_gradients_are_clipped_by_value_at_their_own_scale(precision: Precision) -> None:
-    _, clipped = step(
-        encoder(dtype=torch.float32), batch_of(), 3, Numerics(precision), clip_value=0.01
-    )
-    _, free = step(encoder(dtype=torch.float32), batch_of(), 3, Numerics(precision))
-    assert any(gradient.abs().max() > 0.02 for gradient in free.values())
-    for name, gradient in free.items():
+def test_gradients_are_clipped_by_value_after_unscaling(precision: Precision) -> None:
+    numerics = Numerics(precision)
+    model = encoder(dtype=torch.float32)
+    _, clipped = step(model, make_batch(), 3, numerics, clip_value=0.01)
+    _, unclipped = step(encoder(dtype=torch.float32), make_batch(), 3, numerics)
+    assert any(gradient.abs().max() > 0.02 for gradient in unclipped.values())
+    for name, gradient in unclipped.items():
         assert torch.equal(clipped[name], gradient.clamp(-0.01, 0.01))
 
 
-def half_stepper(
-    scale: float, micro: int | None = None, model: Encoder | None = None
-) -> TrainingStep:
-    """In fp16, its gradients scaled by so much."""
-    stepper = TrainingStep(
-        model or encoder(dtype=torch.float32), Numerics("fp16"), config(micro), CPU
-    )
+def make_fp16_step(scale: float, micro: int | None = None) -> TrainingStep:
+    """Make a TrainingStep in fp16 that scales its gradients by `scale`."""
+    model = encoder(dtype=torch.float32)
+    training_step = TrainingStep(model, Numerics("fp16"), config(micro), CPU)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    stepper.load({**stepper.state(), "scaler": scaler.state_dict()})
-    return stepper
+    training_step.load({**training_step.state(), "scaler": scaler.state_dict()})
+    return training_step
 
 
 @pytest.mark.parametrize("micro", [None, 3])
 @pytest.mark.parametrize(("scale", "skipped"), [(2.0**10, False), (2.0**40, True)])
-def test_a_step_whose_scaled_gradients_overflow_is_left_out_told_and_lowers_the_scale(
+def test_a_step_with_overflowing_gradients_is_skipped_and_reported_and_lowers_the_scale(
     scale: float, skipped: bool, micro: int | None
 ) -> None:
-    stepper = half_stepper(scale, micro)
-    before = [p.clone() for p in stepper.encoder.parameters()]
-    outcome = stepper.step(batch_of(), seed=1, position=0.5, where="here")
-    assert np.isfinite(outcome.loss)
-    assert outcome.skipped == skipped
-    unchanged = [
-        torch.equal(*pair) for pair in zip(before, stepper.encoder.parameters(), strict=True)
-    ]
+    training_step = make_fp16_step(scale, micro)
+    before = [p.clone() for p in training_step.encoder.parameters()]
+    result = training_step.step(make_batch(), seed=1, position=0.5, where="here")
+    assert np.isfinite(result.loss)
+    assert result.skipped == skipped
+    after = training_step.encoder.parameters()
+    unchanged = [torch.equal(*pair) for pair in zip(before, after, strict=True)]
     assert all(unchanged) if skipped else not any(unchanged)
-    assert stepper.scaler.get_scale() == (scale / 2 if skipped else scale)
+    assert training_step.scaler.get_scale() == (scale / 2 if skipped else scale)
 
 
 def test_gradients_that_no_scale_makes_finite_end_the_run() -> None:
-    stepper = half_stepper(2.0**-19)
-    overflow(stepper.encoder)
-    assert stepper.step(batch_of(), seed=1, position=0.5, where="step 8").skipped
+    training_step = make_fp16_step(2.0**-19)
+    overflow(training_step.encoder)
+    assert training_step.step(make_batch(), seed=1, position=0.5, where="step 8").skipped
     with pytest.raises(
         RunError,
         match=r"not finite in fp16 at step 9, though scaled by 4\.76837e-07 only, the least",
     ):
-        stepper.step(batch_of(), seed=1, position=0.5, where="step 9")
+        training_step.step(make_batch(), seed=1, position=0.5, where="step 9")
 
 
-def test_a_scale_starts_at_the_published_value_and_only_in_fp16() -> None:
+def test_gradients_are_scaled_only_in_fp16_from_the_published_value_on() -> None:
     precisions: list[Precision] = ["fp16", "bf16", "fp32"]
     scalers = [
         TrainingStep(encoder(), Numerics(precision), config(), CPU).scaler
@@ -293,17 +299,16 @@ def test_a_scale_starts_at_the_published_value_and_only_in_fp16() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_training_goes_on_from_a_saved_state_bit_for_bit(precision: Precision) -> None:
+def test_training_resumes_from_a_saved_state_bit_for_bit(precision: Precision) -> None:
     def run(model: Encoder, numbers: range, state: bytes | None) -> tuple[Encoder, bytes]:
-        stepper = TrainingStep(model, Numerics(precision), config(3), CPU)
+        training_step = TrainingStep(model, Numerics(precision), config(3), CPU)
         if state is not None:
-            stepper.load(torch.load(io.BytesIO(state), weights_only=True))
+            training_step.load(torch.load(io.BytesIO(state), weights_only=True))
         for number in numbers:
-            stepper.step(
-                batch_of(), seed=step_seed(1, 1, number, 0), position=number / 4, where="here"
-            )
+            seed = step_seed(1, 1, number, 0)
+            training_step.step(make_batch(), seed=seed, position=number / 4, where="here")
         saved = io.BytesIO()
-        torch.save(stepper.state(), saved)
+        torch.save(training_step.state(), saved)
         return model, saved.getvalue()
 
     def fresh() -> Encoder:
@@ -330,8 +335,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_reaches_the_weights(
     with pytest.raises(RunError) as caught:
         step(model, BATCHES["gallery"](), micro)
     assert str(caught.value) == (
-        "the loss is nan at here; non-finite embeddings for query ids [30, 31, 32, 33, 34] and gallery reference ids"
-        " [70, 71, 72, 73, 74]; start a new run with a lower train.learning_rate or train.precision=fp32"
+        "the loss is nan at here; non-finite embeddings for query ids [30, 31, 32, 33, 34] and"
+        " gallery reference ids [70, 71, 72, 73, 74]; start a new run with a lower"
+        " train.learning_rate or train.precision=fp32"
     )
     for a, b in zip(before, model.parameters(), strict=True):
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
@@ -351,7 +357,7 @@ def test_embeddings_that_are_not_finite_are_named_by_query_and_by_gallery_refere
     rows: list[int], named: str
 ) -> None:
     batch = replace(
-        batch_of(gallery=3),
+        make_batch(gallery=3),
         query_ids=np.array([30, 31, 32, 33, 34, 35, 36, -1]),
         gallery_ids=np.array([70, 71, -1]),
     )

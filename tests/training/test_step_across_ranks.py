@@ -1,3 +1,5 @@
+"""Steps of two and three ranks against a step of one process."""
+
 from __future__ import annotations
 
 import os
@@ -32,15 +34,15 @@ from tests.support.step_batches import (
 
 
 def share(batch: PairBatch, rank: int, world: int) -> PairBatch:
-    """A rank's slots of a global batch; those that are over when it does not divide are empty."""
+    """Return a rank's slots of a global batch; slots that remain after the last pair are empty."""
 
     def part(rows: Any) -> Any:
-        each = -(-len(rows) // world)
+        num_slots = -(-len(rows) // world)
         rows = torch.as_tensor(rows)
-        empty = torch.zeros(each * world - len(rows), *rows.shape[1:], dtype=rows.dtype)
-        return torch.cat([rows, empty])[rank * each : (rank + 1) * each]
+        empty = torch.zeros(num_slots * world - len(rows), *rows.shape[1:], dtype=rows.dtype)
+        return torch.cat([rows, empty])[rank * num_slots : (rank + 1) * num_slots]
 
-    mine = replace(
+    own = replace(
         batch,
         query_ids=part(batch.query_ids).numpy(),
         queries=part(batch.queries),
@@ -48,13 +50,13 @@ def share(batch: PairBatch, rank: int, world: int) -> PairBatch:
         valid=part(batch.valid),
     )
     if batch.gallery is None:
-        return mine
-    return replace(mine, gallery=part(batch.gallery), gallery_valid=part(batch.gallery_valid))
+        return own
+    return replace(own, gallery=part(batch.gallery), gallery_valid=part(batch.gallery_valid))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A step of several ranks."""
+    """The settings of a step of several ranks."""
 
     batch: str
     micro: int | None
@@ -73,28 +75,30 @@ def rank_main(rank: int, world: int, folder: str, cases: Sequence[Case]) -> None
 
 
 def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool]:
-    """Loss, gradient, how many numbers were reduced over ranks, whether the step was skipped."""
+    """Return loss, gradient, how many numbers ranks reduced, and whether the step was skipped."""
     dtype = torch.float64 if case.precision == "fp32" else torch.float32
-    stepper = TrainingStep(encoder(dtype=dtype), Numerics(case.precision), config(case.micro), CPU)
-    assert isinstance(stepper.model, torch.nn.parallel.DistributedDataParallel)
+    training_step = TrainingStep(
+        encoder(dtype=dtype), Numerics(case.precision), config(case.micro), CPU
+    )
+    assert isinstance(training_step.model, torch.nn.parallel.DistributedDataParallel)
     reduced: list[int] = []
 
     def count(bucket: Any) -> torch.futures.Future[Tensor]:
         reduced.append(bucket.buffer().numel())
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
-    stepper.model.register_comm_hook(None, lambda _, bucket: count(bucket))
+    training_step.model.register_comm_hook(None, lambda _, bucket: count(bucket))
     if case.precision == "fp16" and dist.get_rank():  # one rank's gradients overflow; all must skip
-        overflow(stepper.encoder)
-    outcome = stepper.step(batch, seed=SEED, position=0.5, where="here")
-    return outcome.loss, gradients(stepper.encoder), sum(reduced), outcome.skipped
+        overflow(training_step.encoder)
+    result = training_step.step(batch, seed=SEED, position=0.5, where="here")
+    return result.loss, gradients(training_step.encoder), sum(reduced), result.skipped
 
 
 Found = dict[Case, list[tuple[float, Gradients, int, bool]]]
 
 
-def of_ranks(world: int, folder: Path, cases: Sequence[Case]) -> Found:
-    """What each rank found."""
+def run_ranks(world: int, folder: Path, cases: Sequence[Case]) -> Found:
+    """Run the cases on several ranks; return the results of each rank by case."""
     spawn(rank_main, args=(world, str(folder), cases), nprocs=world)  # type: ignore[no-untyped-call]
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
     return {case: [found[i] for found in ranks] for i, case in enumerate(cases)}
@@ -107,15 +111,15 @@ THREE = [Case(name, micro) for name in ("pairs", "masks") for micro in (None, 2)
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return of_ranks(2, tmp_path_factory.mktemp("two"), [*TWO, *OVERFLOW])
+    return run_ranks(2, tmp_path_factory.mktemp("two"), [*TWO, *OVERFLOW])
 
 
 @pytest.fixture(scope="module")
 def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return of_ranks(3, tmp_path_factory.mktemp("three"), THREE)
+    return run_ranks(3, tmp_path_factory.mktemp("three"), THREE)
 
 
-def assert_one_process(found: Found, case: Case) -> None:
+def assert_same_as_one_process(found: Found, case: Case) -> None:
     wanted = oracle(encoder(), BATCHES[case.batch]())
     mean = float(np.mean([loss for loss, *_ in found[case]]))
     for _, gradient, *_ in found[case]:
@@ -126,16 +130,16 @@ def assert_one_process(found: Found, case: Case) -> None:
 def test_two_ranks_have_the_loss_and_the_gradient_of_one_process(
     two_ranks: Found, case: Case
 ) -> None:
-    assert_one_process(two_ranks, case)
+    assert_same_as_one_process(two_ranks, case)
 
 
 @pytest.mark.parametrize("case", THREE)
 def test_ranks_with_an_empty_slot_have_the_loss_and_the_gradient_of_one_process(
     three_ranks: Found, case: Case
 ) -> None:
-    """Eight pairs over three ranks: three slots each, one of them empty; of two gallery references, one each."""
+    """8 pairs over 3 ranks: 3 slots each, one of them empty; 2 gallery references: one slot each."""
     assert not share(BATCHES[case.batch](), 2, 3).valid.all()
-    assert_one_process(three_ranks, case)
+    assert_same_as_one_process(three_ranks, case)
 
 
 @pytest.mark.parametrize("case", TWO)

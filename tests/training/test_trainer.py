@@ -1,3 +1,5 @@
+"""Shares and metrics of ranks, the mailbox, and an epoch trained by two workers."""
+
 from __future__ import annotations
 
 import asyncio
@@ -20,18 +22,19 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
+from s4g_ray.training.epoch_totals import EpochTotals
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
 from s4g_ray.training.trainer import Training
-from s4g_ray.training.worker import EpochTotals, rank_share
+from s4g_ray.training.worker import rank_share
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 8])
-def test_the_ranks_together_take_each_slot_of_the_plan_once_and_in_order(num_workers: int) -> None:
-    """Where they cannot share evenly, the last slots of the last ranks are empty."""
+def test_ranks_together_take_each_slot_of_the_plan_once_in_order(num_workers: int) -> None:
+    """When slots cannot be shared evenly, the last slots of the last ranks are empty."""
     slots = np.arange(24).reshape(3, 8)
     shares = [rank_share(slots, num_workers, rank) for rank in range(num_workers)]
     assert len({share.shape for share in shares}) == 1
@@ -45,17 +48,17 @@ def test_an_epochs_metrics_are_sums_over_its_steps() -> None:
     totals = EpochTotals(
         batches=4, loss=8.0, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0
     )
-    record = totals.record(16, gallery=False)
+    record = totals.record(16, has_gallery=False)
     assert (record["loss"], record["pairs_per_s"], record["step_s"]) == (2.0, 12.8, 4.0)
     assert (record["load_wait"], record["wait_share"]) == (0.2, 0.75)
     assert "gallery_masked" not in record
-    assert EpochTotals().record(16, gallery=True)["pairs_per_s"] == 0.0
+    assert EpochTotals().record(16, has_gallery=True)["pairs_per_s"] == 0.0
 
 
 def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:
     async def scene() -> None:
         mailbox = Mailbox()
-        ranks = [asyncio.create_task(mailbox.plan(3)) for _ in range(3)]
+        ranks = [asyncio.create_task(mailbox.wait_for_plan(3)) for _ in range(3)]
         await mailbox.put_plan(2, "other")
         await asyncio.sleep(0.01)
         assert not any(rank.done() for rank in ranks)
@@ -65,22 +68,22 @@ def test_ranks_wait_for_their_plan_and_all_get_the_same() -> None:
     asyncio.run(scene())
 
 
-def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> None:
+def test_a_stop_ends_the_wait_of_ranks_and_messages_keep_their_order() -> None:
     async def scene() -> None:
         mailbox = Mailbox()
-        rank = asyncio.create_task(mailbox.plan(1))
+        rank = asyncio.create_task(mailbox.wait_for_plan(1))
         await asyncio.sleep(0)
-        told = asyncio.create_task(mailbox.stopped())
+        stop = asyncio.create_task(mailbox.wait_for_stop())
         await asyncio.sleep(0)
-        assert not told.done()
+        assert not stop.done()
         assert not await mailbox.is_stopped()
         await mailbox.stop("save")
         await mailbox.stop()
         assert await rank is None
-        assert await told == "save"
+        assert await stop == "save"
         assert await mailbox.is_stopped()
         await mailbox.put_plan(2, "too late")
-        assert await mailbox.plan(2) is None
+        assert await mailbox.wait_for_plan(2) is None
         assert await mailbox.take(0.01) == []
         waiting = asyncio.create_task(mailbox.take(5))
         await mailbox.post({"n": 1})
@@ -92,22 +95,28 @@ def test_stopping_sends_waiting_ranks_home_and_messages_keep_their_order() -> No
     asyncio.run(scene())
 
 
+def set_column(table: pa.Table, name: str, values: list[str]) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def with_absolute_uris(table: pa.Table, folder: str) -> pa.Table:
+    return set_column(table, "uri", [files.join(folder, uri) for uri in table["uri"].to_pylist()])
+
+
 def with_gallery(synthetic: GeoDataset, folder: Path) -> GeoDataset:
-    """The train pairs of the synthetic data set; its test references are gallery, and one of them is corrupt."""
-    tables = [source.to_table() for source in (synthetic.references, synthetic.queries)]
-    made = []
-    for table in tables:
-        uris = [files.join(synthetic.uri, uri) for uri in table["uri"].to_pylist()]
-        made.append(table.set_column(table.column_names.index("uri"), "uri", pa.array(uris)))
-    references, queries = made[0].sort_by("id"), made[1].filter(pc.field("split") == "train")
+    """Write the train pairs of the synthetic data set, with its test references as gallery.
+
+    One of the gallery's images is corrupt.
+    """
+    references = with_absolute_uris(synthetic.references.to_table(), synthetic.uri).sort_by("id")
+    queries = with_absolute_uris(synthetic.queries.to_table(), synthetic.uri)
+    queries = queries.filter(pc.field("split") == "train")
     (folder / "broken.png").write_bytes(b"\x89PNG nothing")
     uris = references["uri"].to_pylist()
     uris[CORRUPT] = str(folder / "broken.png")
     splits = ["train"] * NUM_TRAIN + ["gallery"] * NUM_TEST
-    for name, values in (("uri", uris), ("split", splits)):
-        references = references.set_column(
-            references.column_names.index(name), name, pa.array(values)
-        )
+    references = set_column(references, "uri", uris)
+    references = set_column(references, "split", splits)
     return write_dataset(str(folder / "data"), references, queries, name="with gallery")
 
 
@@ -131,16 +140,24 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
     gallery, _ = choose_gallery(
         pairs.place_ids[plan.batches], None, references, num=8, seed=3, epoch=1
     )
-    gallery[0, 1], gallery[0, 6], gallery[2, 3] = CORRUPT, -1, CORRUPT
+    gallery[0, 1] = CORRUPT
+    gallery[0, 6] = -1
+    gallery[2, 3] = CORRUPT
     replace(plan, gallery=gallery).save(f"{config.run_dir}/plan.parquet", pairs)
     encoder = Encoder.build(config.model, seed=3)
     save_checkpoint(epoch_uri(config.run_dir, 0), encoder, None, epoch=0, step=0)
     messages = train_one_epoch(config, f"{config.run_dir}/plan.parquet")
 
-    tables = dataset.table("queries", ["train"]), dataset.table("references", ["train", "gallery"])
-    loader = PairLoader(*tables, config.data, config.augment, seed=3)
-    ids = pairs.query_ids[plan.batches], pairs.reference_ids[plan.batches]
-    batch = next(loader.load(*ids, epoch=1, gallery_ids=gallery))
+    loader = PairLoader(
+        dataset.table("queries", ["train"]),
+        dataset.table("references", ["train", "gallery"]),
+        config.data,
+        config.augment,
+        seed=3,
+    )
+    query_ids = pairs.query_ids[plan.batches]
+    reference_ids = pairs.reference_ids[plan.batches]
+    batch = next(loader.load(query_ids, reference_ids, epoch=1, gallery_ids=gallery))
     assert batch.gallery is not None
     with torch.no_grad():
         q, r, scale = encoder(batch.queries, torch.cat([batch.references, batch.gallery]))
@@ -160,6 +177,7 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
 
 
 def train_one_epoch(config: RunConfig, plan: str) -> list[Message]:
+    """Train the first epoch on a plan; return the messages of the workers."""
     training = Training(config, Numerics())
     try:
         training.post_plan(1, plan)

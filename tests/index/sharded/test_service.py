@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,12 @@ from s4g_ray.config.schema import MiningConfig
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import plan_index
 from s4g_ray.index.sharded.build import VERSIONS_KEPT
-from s4g_ray.index.sharded.client import IndexClient
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.index.vector_index import VectorIndex
-from tests.index.sharded.test_sharding import break_part
 from tests.support.embedding_tables import (
     STAMP,
     Array,
+    break_part,
     random_unit,
     sort_everything,
     write_parts,
@@ -49,9 +47,11 @@ class Collection:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    """430 references in two tables, with 20 vectors that stand three times each."""
-    rng, folder = np.random.default_rng(5), tmp_path_factory.mktemp("embeddings")
-    ids, vectors = rng.permutation(9000)[:430], random_unit(rng, 430)
+    """430 references in two tables, with 20 vectors that occur three times each."""
+    rng = np.random.default_rng(5)
+    folder = tmp_path_factory.mktemp("embeddings")
+    ids = rng.permutation(9000)[:430]
+    vectors = random_unit(rng, 430)
     vectors[100:120] = vectors[300:320] = vectors[400:420]
     tables = [
         write_table(folder / "a", ids[:230], vectors[:230]),
@@ -74,7 +74,7 @@ class Started:
 
 @pytest.fixture(scope="module")
 def started(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """A service of two shards that the tests of this module share; each uses versions of its own."""
+    """A service of two shards for all tests of this module; each test uses its own versions."""
     folder = tmp_path_factory.mktemp("index")
     with IndexService(config(), str(folder)) as service:
         yield Started(service, folder)
@@ -127,10 +127,11 @@ def ask_from_a_task(client: Any, queries: Array) -> Any:
     return client.search(20, queries, K)[0]
 
 
-def test_searches_go_on_while_versions_are_built_and_swapped_and_the_newest_two_stay(
+def test_searches_are_answered_while_versions_are_built_and_swapped_and_the_newest_two_stay(
     started: Started, collection: Collection, queries: Array
 ) -> None:
-    service, stop = started.service, threading.Event()
+    service = started.service
+    stop = threading.Event()
     halves = {20: slice(0, 230), 21: slice(230, 430), 22: slice(0, 230)}
     wanted = {
         v: sort_everything(queries, collection.vectors[rows], collection.ids[rows], K)[0].tolist()
@@ -171,90 +172,108 @@ def test_searches_go_on_while_versions_are_built_and_swapped_and_the_newest_two_
         service.search(20, queries, K)
     assert service.report(20) is None
 
-    service.build(22, collection.tables[1], k=K)  # again, from something else
+    service.build(22, collection.tables[1], k=K)  # again, from other embeddings
     assert service.search(22, queries, K)[0].tolist() == wanted[21]
 
 
-def test_what_cannot_be_built_is_refused_and_what_is_in_service_stays(
-    started: Started, collection: Collection, queries: Array, tmp_path: Path
-) -> None:
-    service, (a, b) = started.service, collection.tables
-    service.build(30, [a, b], k=K)
-    before, folders = (
-        service.search(30, queries, K),
-        sorted(path.name for path in started.folder.iterdir()),
-    )
-    rng, rows = np.random.default_rng(2), np.arange(60)
-    fresh, ids = random_unit(rng, 60), rows + 9000
-    later = write_table(
-        tmp_path / "later", ids, fresh, stamp=dataclasses.replace(STAMP, weights_sha256="w8")
-    )
-    narrow = write_parts(tmp_path / "narrow", [(ids, fresh[:, :8].copy())])
-    half = write_parts(tmp_path / "half", [(ids, fresh.astype(np.float16))])
-    mixed = write_parts(
-        tmp_path / "mixed", [(ids, fresh), (ids + 100, fresh[:, :8].copy())], stamp=None
-    )
+def write_bad_tables(folder: Path) -> None:
+    """Publish tables of 60 references, each with another defect."""
+    rng = np.random.default_rng(2)
+    fresh = random_unit(rng, 60)
+    ids = np.arange(60) + 9000
+    later_stamp = dataclasses.replace(STAMP, weights_sha256="w8")
+    write_table(folder / "later", ids, fresh, stamp=later_stamp)
+    write_parts(folder / "narrow", [(ids, fresh[:, :8].copy())])
+    write_parts(folder / "half", [(ids, fresh.astype(np.float16))])
+    parts = [(ids, fresh), (ids + 100, fresh[:, :8].copy())]
+    write_parts(folder / "mixed", parts, stamp=None)
     fresh[50] = np.inf
-    infinite = write_table(tmp_path / "infinite", ids, fresh)
-    altered = write_table(tmp_path / "altered", ids, random_unit(rng, 60))
-    break_part("altered")(tmp_path / "altered/references/part-00001.parquet")
-    cut = write_table(tmp_path / "cut", ids, random_unit(rng, 60))
-    break_part("cut")(tmp_path / "cut/references/part-00001.parquet")
+    write_table(folder / "infinite", ids, fresh)
+    write_table(folder / "altered", ids, random_unit(rng, 60))
+    break_part("altered")(folder / "altered/references/part-00001.parquet")
+    write_table(folder / "cut", ids, random_unit(rng, 60))
+    break_part("cut")(folder / "cut/references/part-00001.parquet")
+
+
+Refused = tuple[str | list[str], dict[str, Any], str]  # tables, arguments of build, message
+
+
+def refused_builds(folder: Path, collection: Collection, queries: Array) -> list[Refused]:
+    """List builds that must be refused; folder holds the tables of write_bad_tables."""
+    first, second = collection.tables
     unknown = np.array([*collection.ids[:5], 20_000, 20_001])
-    refused: list[tuple[Any, dict[str, Any], str]] = [
+    return [
         (
-            [a, later],
+            [first, f"{folder}/later"],
             {},
-            r"two checkpoints in one index: \S*/a was made with weights_sha256 'w7', \S*/later with 'w8'",
-        ),
-        (later, {"stamp": STAMP}, r"/later: made with weights_sha256 'w8', but 'w7' is wanted"),
-        (
-            narrow,
-            {},
-            r"narrow/references/part-00000.parquet holds vectors of D=8, float32, where D=16, float32",
+            r"two checkpoints in one index: \S*/a was made with weights_sha256 'w7',"
+            r" \S*/later with 'w8'",
         ),
         (
-            half,
-            {},
-            r"half/references/part-00000.parquet holds vectors of D=16, float16, where D=16, float32",
+            f"{folder}/later",
+            {"stamp": STAMP},
+            r"/later: made with weights_sha256 'w8', but 'w7' is wanted",
         ),
-        (mixed, {}, r"mixed/references/part-00001.parquet holds vectors of D=8"),
         (
-            infinite,
+            f"{folder}/narrow",
+            {},
+            r"narrow/references/part-00000.parquet holds vectors of D=8, float32, where D=16,"
+            r" float32",
+        ),
+        (
+            f"{folder}/half",
+            {},
+            r"half/references/part-00000.parquet holds vectors of D=16, float16, where D=16,"
+            r" float32",
+        ),
+        (f"{folder}/mixed", {}, r"mixed/references/part-00001.parquet holds vectors of D=8"),
+        (
+            f"{folder}/infinite",
             {},
             r"infinite/references/part-00001.parquet: the embedding of id 9050 is not finite",
         ),
         (
-            altered,
+            f"{folder}/altered",
             {},
-            r"altered/references/part-00001.parquet is not what was published: cut short or altered",
+            r"altered/references/part-00001.parquet is not what was published:"
+            r" cut short or altered",
         ),
         (
-            cut,
+            f"{folder}/cut",
             {},
             r"cut/references/part-00001.parquet is not what was published: cut short or altered",
         ),
         (
-            [a, b, a],
+            [first, second, first],
             {},
-            r"id \d+ stands twice, in \S*/a/references/part-\S+ and in \S*/a/\S+ \(230 repeated",
+            r"id \d+ occurs twice, in \S*/a/references/part-\S+ and in \S*/a/\S+ \(230 repeated",
         ),
-        (a, {"ids": unknown}, r"2 of 7 ids to index are not in \S*/a, the first is 20000"),
-        (a, {"ids": np.array([1, 1])}, "the 2 ids to index hold 1 different ones"),
+        (first, {"ids": unknown}, r"2 of 7 ids to index are not in \S*/a, the first is 20000"),
+        (first, {"ids": np.array([1, 1])}, "the 2 ids to index hold 1 different ones"),
         (
-            a,
+            first,
             {"ids": collection.ids[:1], "k": 1},
             r"1 references cannot fill mining.num_shards=2; lower it",
         ),
-        (a, {"k": 231}, r"k=231 is not within 1\.\.230, the number of references to index"),
+        (first, {"k": 231}, r"k=231 is not within 1\.\.230, the number of references to index"),
         (
-            a,
+            first,
             {"sample": queries[:, :5]},
             r"the sample of queries\[40, 5\] does not fit embeddings of D=16",
         ),
-        (str(tmp_path / "none"), {}, r"/none holds no published embeddings"),
+        (f"{folder}/none", {}, r"/none holds no published embeddings"),
     ]
-    for tables, keywords, message in refused:
+
+
+def test_a_build_that_is_refused_leaves_the_versions_in_service(
+    started: Started, collection: Collection, queries: Array, tmp_path: Path
+) -> None:
+    service = started.service
+    service.build(30, collection.tables, k=K)
+    before = service.search(30, queries, K)
+    folders = sorted(path.name for path in started.folder.iterdir())
+    write_bad_tables(tmp_path)
+    for tables, keywords, message in refused_builds(tmp_path, collection, queries):
         with pytest.raises(RunError, match=message):
             service.build(31, tables, **{"k": K, **keywords})
         assert service.report(31) is None
@@ -270,7 +289,7 @@ def test_what_cannot_be_built_is_refused_and_what_is_in_service_stays(
             service.search(30, bad, K)
         with pytest.raises(RunError, match=r"index shard 0: .*(do not fit|not finite)"):
             service.search_partial(30, bad, K)
-    assert service.build(31, [a, b], sample=queries, k=K).recall == 1.0
+    assert service.build(31, collection.tables, sample=queries, k=K).recall == 1.0
 
 
 def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_named(
@@ -303,67 +322,12 @@ def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_nam
         service.search_partial(99, queries, K)
 
 
-class OneShard:
-    """Answers with one id, after a while."""
-
-    def __init__(self, number: int, wait_s: float) -> None:
-        self.number, self.wait_s = number, wait_s
-
-    def search(self, version: int, queries: Array, k: int) -> Any:
-        time.sleep(self.wait_s)
-        return np.full((len(queries), 1), self.number), np.ones((len(queries), 1), np.float32)
-
-
-def test_a_shard_that_does_not_answer_in_time_is_missing_and_named(
-    ray_cluster: None, queries: Array
-) -> None:
-    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"search": 1}}
-    actor: Any = ray.remote(**options)(OneShard)
-    fast, slow = actor.remote(0, 0), actor.remote(1, 600)
-    IndexClient((fast,)).search(1, queries, 1)  # it is started
-    assert IndexClient((fast, slow, fast)).search_partial(
-        1, queries, 3, timeout_s=2
-    ).missing_shards == (1,)
-    with pytest.raises(RunError, match=r"no shard answered within 0\.5 s"):
-        IndexClient((slow,)).search_partial(1, queries, 3, timeout_s=0.5)
-    for shard in (fast, slow):
-        ray.kill(shard)
-
-
-class CountingShard:
-    """Answers with the number of its calls, after a second."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def search(self, version: int, queries: Array, k: int) -> Any:
-        time.sleep(1)
-        self.calls += 1
-        return np.full((len(queries), 1), self.calls), np.ones((len(queries), 1), np.float32)
-
-
-def test_late_calls_that_have_not_begun_are_taken_back(ray_cluster: None, queries: Array) -> None:
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        "concurrency_groups": {"search": 1},
-        "max_task_retries": 3,
-    }
-    actor: Any = ray.remote(**options)(CountingShard)
-    shard = actor.remote()
-    client = IndexClient((shard,))
-    assert client.search(1, queries, 1)[0][0] == 1
-    for _ in range(6):  # the first of them runs on
-        with pytest.raises(RunError, match="no shard answered"):
-            client.search_partial(1, queries, 1, timeout_s=0.1)
-    assert client.search(1, queries, 1)[0][0] <= 4
-    ray.kill(shard)
-
-
-def test_a_version_of_other_shards_or_another_kind_is_built_again_and_the_engine_is_taken_over(
+def test_a_version_of_other_shards_or_another_kind_is_built_again_and_its_engine_is_adopted(
     ray_cluster: None, collection: Collection, queries: Array, tmp_path: Path
 ) -> None:
     wanted, _ = sort_everything(queries, collection.vectors, collection.ids, K)
-    free, folder = {"exact_engine": "auto"}, str(tmp_path / "index")
+    free = {"exact_engine": "auto"}
+    folder = str(tmp_path / "index")
     with IndexService(config(num_shards=1), folder) as one:
         one.build(60, collection.tables, sample=queries, k=K)
     with IndexService(config(num_shards=2, **free), folder, engine="torch_bf16") as two:
@@ -380,34 +344,29 @@ def test_a_version_of_other_shards_or_another_kind_is_built_again_and_the_engine
         assert again.report(60) is None
 
 
-def test_effort_is_raised_until_recall_suffices_and_too_little_of_it_is_refused(
+def test_search_effort_is_raised_until_recall_suffices_and_low_recall_is_refused(
     started: Started, collection: Collection, tmp_path: Path
 ) -> None:
-    """Cells are shared: the shards answer as one index of the same cells does."""
+    """Shards share the cells, so they answer as one index of the same cells does."""
     rng = np.random.default_rng(8)
-    ids, vectors, queries = (
-        rng.permutation(20_000)[:12_000],
-        random_unit(rng, 12_000),
-        random_unit(rng, 50),
-    )
+    ids = rng.permutation(20_000)[:12_000]
+    vectors = random_unit(rng, 12_000)
+    queries = random_unit(rng, 50)
     table = write_table(tmp_path / "e", ids, vectors, part_rows=1000)
     started.service.build(50, collection.tables, k=K)
     wrong_count = r"v=0050 has 2 shards, but mining.num_shards=1; set that to 2, or remove"
-    little = config(num_shards=1, index_kind="ivf_sq8", nprobe=1, exact_engine="auto")
-    with IndexService(little, str(started.folder)) as single:
+    low_effort = config(num_shards=1, index_kind="ivf_sq8", nprobe=1, exact_engine="auto")
+    with IndexService(low_effort, str(started.folder)) as single:
         with pytest.raises(RunError, match=wrong_count):
             single.search(50, queries, K)
         with pytest.raises(
             RunError, match=r"recall@12 of the ivf_sq8 index at nprobe=1 is 0\.\d+, below .*=0\.9"
         ):
             single.build(51, table, sample=queries, k=K)
-        assert single.engine in (
-            "faiss",
-            "torch",
-            "torch_bf16",
-        )  # measured, and kept though the build failed
+        # measured, and kept although the build failed
+        assert single.engine in ("faiss", "torch", "torch_bf16")
     with IndexService(config(index_kind="ivf_sq8", min_recall=0.98), str(started.folder)) as other:
-        exact, _ = other.search(50, collection.vectors[:5], 1)  # what an earlier start built
+        exact, _ = other.search(50, collection.vectors[:5], 1)  # built by an earlier service
         assert exact[:, 0].tolist() == collection.ids[:5].tolist()
         assert other.report(51) is None
         report = other.build(51, table, sample=queries, k=K)
@@ -428,9 +387,8 @@ def test_effort_is_raised_until_recall_suffices_and_too_little_of_it_is_refused(
         one.effort = report.effort
         np.testing.assert_array_equal(found, one.search(queries, K)[0])
         ray.kill(other.client.shards[1], no_restart=False)
-        np.testing.assert_array_equal(
-            other.search(51, queries, K)[1], scores
-        )  # at the effort that was found
+        # the restarted shard searches with the search effort of the manifest
+        np.testing.assert_array_equal(other.search(51, queries, K)[1], scores)
 
         ray.kill(other.client.shards[0])
         with pytest.raises(RunError, match="index shard 0 is dead"):
@@ -438,17 +396,3 @@ def test_effort_is_raised_until_recall_suffices_and_too_little_of_it_is_refused(
         assert other.search_partial(51, queries, K).missing_shards == (0,)
         with pytest.raises(RunError, match="index shard 0 is dead"):
             other.build(52, collection.tables, k=K)
-
-
-def test_shards_that_find_no_room_are_said_and_given_up(ray_cluster: None, tmp_path: Path) -> None:
-    message = (
-        r"^2 of 2 index shards did not start within 3 s: each asks for 0\.5 CPUs and a node of"
-        r" mining\.label_selector=\{'zone': 'mars'\}; the cluster has [\d.]+ CPUs and 0 GPUs free; the labels of"
-    )
-    nowhere = config(label_selector={"zone": "mars"}, cpus_per_shard=0.5)
-    with pytest.raises(RunError, match=message):
-        IndexService(nowhere, str(tmp_path / "index"), start_timeout_s=3)
-    with IndexService(
-        config(label_selector={"zone": "!mars"}), str(tmp_path / "index"), start_timeout_s=60
-    ) as service:
-        assert service.report(1) is None

@@ -57,7 +57,7 @@ def with_semi_positives(folder: Path, dataset: GeoDataset) -> GeoDataset:
 
 
 @pytest.mark.cluster
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("warm_pool")
 def test_a_collection_is_embedded_and_mined_as_by_hand_and_a_repeated_command_changes_nothing(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:

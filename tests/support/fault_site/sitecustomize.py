@@ -1,9 +1,9 @@
 """Faults on cue: in every process of a run that has this folder on its PYTHONPATH, when a certain object is written.
 
-S4G_FAULTS is a JSON list of {"at": parts of the object's URI, "do": kill | full | refuse | die, "marker": file}. kill:
-half of the object is written under a temporary name, then the process is killed; refuse: the write fails; die: the
-thread ends; each once, which the marker remembers. full: that object and all after it are refused, as by a full disk,
-while the marker is there.
+S4G_FAULTS is a JSON list of {"at": parts of the object's URI, "do": kill | full | refuse | die | hold, "marker": file}.
+kill: half of the object is written under a temporary name, then the process is killed; refuse: the write fails; die:
+the thread ends; each once, which the marker remembers. full: that object and all after it are refused, as by a full
+disk, while the marker is there. hold: the object is not written before the marker is there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,10 @@ def _strike(fault: dict[str, str], uri: str, data: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return
     if not _meant(fault, uri) or marker.exists():
+        return
+    if fault["do"] == "hold":
+        while not marker.exists():
+            time.sleep(0.1)
         return
     marker.touch()
     if fault["do"] == "refuse":
@@ -78,5 +83,7 @@ class _Finder:
         return spec
 
 
-if FAULTS:
+if FAULTS and "s4g_ray.storage.files" in sys.modules:  # of a forked process
+    _arm(sys.modules["s4g_ray.storage.files"])
+elif FAULTS:
     sys.meta_path.insert(0, _Finder())
