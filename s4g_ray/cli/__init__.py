@@ -1,10 +1,12 @@
-"""The s4g command.
+"""Run the commands of `s4g`.
 
-app      the s4g command: demo, train, evaluate, export, check, report
-convert  s4g convert
-pack     s4g pack
-index    s4g index plan
-stages   s4g embed, s4g mine
-demo     s4g demo
-console  JSON, exit codes, interrupts
+app      the command, with demo, train, evaluate, export, check and report
+convert  `s4g convert`: a command for each source of data sets
+pack     `s4g pack`
+index    `s4g index plan`
+stages   `s4g embed` and `s4g mine`; jobs/ runs the same functions
+demo     the work of `s4g demo`
+console  lines and JSON, exit codes, interruptions
+
+Modules import slow packages inside the commands, so that `s4g --help` answers at once.
 """

