@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.support.record import Cell, Measured, Meter, apart, record
 from s4g_ray.index.plan import IVF_KINDS, IndexPlan, Kind, lists_for, plan_index
-from s4g_ray.index.recall import recall_of
+from s4g_ray.index.recall import measure_recall
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
 
@@ -41,7 +41,8 @@ def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
         / np.float32(SUBSPACE**0.5)
     )
     for start in range(0, count, BLOCK):
-        rng, rows = np.random.default_rng((seed, start)), min(BLOCK, count - start)
+        rng = np.random.default_rng((seed, start))
+        rows = min(BLOCK, count - start)
         vectors = rng.standard_normal((rows, dim), dtype=np.float32)
         vectors *= SPREAD
         vectors += centres[rng.integers(0, len(centres), rows)]
@@ -85,7 +86,7 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
             index.effort = effort
         searched: Measured = meter(index.search, queries, K)
         found = searched.value
-        recall = 1.0 if exact is None else recall_of(found[0], *exact)
+        recall = 1.0 if exact is None else measure_recall(found[0], *exact)
         bits = f" {plan.bits} bit" if plan.bits else ""
         rows.append(
             [
@@ -104,7 +105,7 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
 
 def efforts(plan: IndexPlan) -> list[int | None]:
     """nprobe or ef_search of the searches; none for exact kinds."""
-    if plan.exact:
+    if plan.is_exact:
         return [None]
     return (
         [min(n, plan.num_lists) for n in NPROBES] if plan.kind in IVF_KINDS else list(EF_SEARCHES)

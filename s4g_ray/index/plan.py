@@ -1,7 +1,11 @@
-"""What an index will be: kind and sizes, chosen from the number of vectors, D and a memory budget. No FAISS here."""
+"""Choose the kind and the sizes of an index from the number of vectors, D and a memory budget.
+
+Pure arithmetic: does not import FAISS.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -9,34 +13,36 @@ from typing import Literal
 Kind = Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"]
 EXACT_KINDS = ("flat", "sqfp16")
 IVF_KINDS = ("ivf_sq8", "ivf_rabitq")
-GPU_KINDS = ("flat", "sqfp16", "ivf_sq8")  # that faiss has a GPU form of
-GPU_MAX_K, GPU_MAX_NPROBE = 2048, 2048  # of faiss's GPU kernels
-CHOICES: dict[
-    str, tuple[tuple[str, int], ...]
-] = {  # kinds with their bits a value, the most exact first
+GPU_KINDS = ("flat", "sqfp16", "ivf_sq8")  # kinds that faiss can search on a GPU
+GPU_MAX_K = 2048  # limits of faiss's GPU kernels
+GPU_MAX_NPROBE = 2048
+# kind -> (kind, bits a value) of its variants; the most exact kind and variant come first
+CHOICES: dict[str, tuple[tuple[str, int], ...]] = {
     "flat": (("flat", 32),),
     "sqfp16": (("sqfp16", 16),),
     "ivf_sq8": (("ivf_sq8", 8),),
     "ivf_rabitq": (("ivf_rabitq", 4), ("ivf_rabitq", 1)),
     "hnsw": (("hnsw", 32),),
 }
-# values a query may be compared with (N x D) for auto to search exactly: 1e8 vectors of 1024. A query then takes 2e11
-# floating-point operations, as embedding it took (convnext_base, 384 px: 9e10 for each of its two views)
+# values that a query may be compared with (N x D) for auto to search exactly: 1e8 vectors of 1024.
+# A query then takes 2e11 floating-point operations, as many as embedding it took (convnext_base,
+# 384 px: 9e10 for each of its two views)
 EXACT_VALUES = 1e11
 ID_BYTES = 8
 LINKS = 32  # of an HNSW vector on each level; twice as many on the lowest
 EF_SEARCH = 256
-VECTORS_PER_LIST = (
-    39  # at least, to train on: fewer are refused by nothing, but k-means is no longer meaningful
-)
+# at least, to train on: faiss accepts fewer, but k-means is no longer meaningful
+VECTORS_PER_LIST = 39
 TRAIN_PER_LIST = 64
-NPROBE = 64  # lists that a query visits, at first: a round that misses mining.min_recall says what to raise
-GROWTH = 1.5  # lists and graphs grow by doubling: up to twice their size, half of that on average
+# lists that a query visits at first; an error about mining.min_recall names the key to raise
+NPROBE = 64
+# lists and graphs grow by doubling: up to twice their size, 1.5 times on average
+GROWTH = 1.5
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """Everything that decides what an index is made of. JSON by `dataclasses.asdict`; sizes that do not apply are 0."""
+    """Kind and sizes of an index. JSON by `dataclasses.asdict`; sizes that do not apply are 0."""
 
     kind: str
     num_vectors: int  # over all shards
@@ -50,18 +56,21 @@ class IndexPlan:
     memory_gb: float = 0.0  # of vectors, ids and structures, over all shards
 
     @property
-    def exact(self) -> bool:
+    def is_exact(self) -> bool:
         """Whether a search compares a query with every vector."""
         return self.kind in EXACT_KINDS
 
     @property
     def shared_gb(self) -> float:
-        """Of that, what every shard has a copy of: the centroids, and RaBitQ's rotation. Counted once in memory_gb."""
+        """The part of memory_gb that each shard has a copy of: centroids and RaBitQ's rotation.
+
+        memory_gb counts it once.
+        """
         rotation = 4 * self.dim**2 if self.kind == "ivf_rabitq" else 0
         return (self.num_lists * (4 * self.dim + 64) + rotation) / 1e9
 
     def shard_gb(self, num_shards: int) -> float:
-        """Memory of one of so many shards."""
+        """Return the memory of one of num_shards shards."""
         return self.shared_gb + (self.memory_gb - self.shared_gb) / num_shards
 
 
@@ -75,101 +84,116 @@ def plan_index(
     ef_search: int | None = None,
     gpu: bool = False,
 ) -> IndexPlan:
-    """Sizes of an index; `auto` takes the most exact kind that fits memory_gb (none: no limit), and a GPU where told.
+    """Choose the sizes of an index; `auto` takes the most exact kind that fits memory_gb.
 
-    The order of auto: flat (float32), sqfp16 (float16), ivf_sq8 (8 bits a value, in k-means cells), ivf_rabitq with
-    4 bits, with 1 bit. The two that search exactly are left out above EXACT_VALUES = N x D, where a query would take
-    longer to search than to embed. hnsw needs more memory than flat and is taken only where it is asked for; asked for
-    by name, ivf_rabitq takes 4 bits where they fit and else 1. There are about 2 sqrt(N) cells; nprobe above their
-    number means all of them. Raises ValueError when nothing fits, with the arithmetic, and for what a GPU cannot do.
+    memory_gb None: no limit. gpu: only kinds that a GPU can search. auto tries, in this order:
+    flat (float32), sqfp16 (float16), ivf_sq8 (8 bits a value, in k-means cells), ivf_rabitq with 4
+    bits, ivf_rabitq with 1 bit. It skips flat and sqfp16 above EXACT_VALUES = N x D, where a query
+    takes longer to search than to embed, and hnsw, which needs more memory than flat. ivf_rabitq
+    asked for by name takes 4 bits where they fit, else 1. There are about 2 sqrt(N) cells; a
+    higher nprobe visits all of them.
+
+    Raises ValueError when nothing fits, with the arithmetic, and for a plan that a GPU cannot
+    search.
     """
     if num_vectors < 1 or dim < 1:
         raise ValueError(f"an index of {num_vectors} vectors of D={dim}: both must be at least 1")
-    if kind == "auto":
-        exact = num_vectors * dim <= EXACT_VALUES
-        names = [name for name in CHOICES if name != "hnsw" and (exact or name not in EXACT_KINDS)]
-        names = [name for name in names if name in GPU_KINDS] if gpu else names
-    elif kind in CHOICES:
-        names = [kind]
-    else:
-        raise ValueError(f"kind={kind!r} is none of auto, {', '.join(CHOICES)}")
     plans = [
-        _plan(name, bits, num_vectors, dim, nprobe, ef_search)
-        for name in names
-        for name, bits in CHOICES[name]
+        _plan_variant(name, bits, num_vectors, dim, nprobe, ef_search)
+        for kind_name in _candidate_kinds(kind, num_vectors * dim, gpu)
+        for name, bits in CHOICES[kind_name]
     ]
     fitting = [plan for plan in plans if memory_gb is None or plan.memory_gb <= memory_gb]
     if not fitting:
-        raise ValueError(_does_not_fit(plans[-1], memory_gb))
+        raise ValueError(_describe_misfit(plans[-1], memory_gb))
     if gpu:
         _check_gpu(fitting[0])
     return fitting[0]
 
 
+def _candidate_kinds(kind: str, num_values: int, gpu: bool) -> list[str]:
+    """List the kinds that plan_index considers, the most exact first."""
+    if kind in CHOICES:
+        return [kind]
+    if kind != "auto":
+        raise ValueError(f"kind={kind!r} is none of auto, {', '.join(CHOICES)}")
+    names = [name for name in CHOICES if name != "hnsw"]
+    if num_values > EXACT_VALUES:
+        names = [name for name in names if name not in EXACT_KINDS]
+    if gpu:
+        names = [name for name in names if name in GPU_KINDS]
+    return names
+
+
 def bytes_per_vector(kind: str, dim: int, bits: int = 0, links: int = LINKS) -> float:
-    """Memory of one vector, its id and its share of the structure, bytes."""
+    """Return the bytes of one vector, its id and its share of the structure."""
     if kind in EXACT_KINDS:
         return dim * bits / 8 + ID_BYTES
-    if (
-        kind == "hnsw"
-    ):  # links of the lowest level, and some of the levels above, offsets and levels
+    if kind == "hnsw":
+        # 2 x links of the lowest level; 17: links of the levels above on average, offsets, levels
         return GROWTH * (4 * dim + 4 * 2 * links + 17) + ID_BYTES
-    return (
-        GROWTH * (code_bytes(dim, bits) + ID_BYTES) + ID_BYTES
-    )  # a list keeps row numbers beside its codes
+    # a list keeps row numbers beside its codes
+    return GROWTH * (code_bytes(dim, bits) + ID_BYTES) + ID_BYTES
 
 
 def code_bytes(dim: int, bits: int) -> int:
-    """Bytes of a vector's code in an IVF list: 8 bits a value, or RaBitQ's signs, further bits and factors."""
+    """Return the bytes of a vector's code in an IVF list.
+
+    8 bits: one byte a value. Fewer: RaBitQ's signs, further bits and factors.
+    """
     if bits == 8:
         return dim
-    return math.ceil(dim / 8) + math.ceil(dim * (bits - 1) / 8) + (8 if bits == 1 else 20)
+    factors = 8 if bits == 1 else 20
+    return math.ceil(dim / 8) + math.ceil(dim * (bits - 1) / 8) + factors
 
 
 def lists_for(num_vectors: int) -> int:
-    """k-means cells: the power of 2 nearest to 2 sqrt(N), with VECTORS_PER_LIST at least in each on average."""
+    """Return the number of k-means cells: the power of 2 nearest to 2 sqrt(N).
+
+    Fewer where a cell would have less than VECTORS_PER_LIST vectors on average.
+    """
     wanted = int(2 ** round(math.log2(2 * math.sqrt(num_vectors))))
     return max(1, min(wanted, num_vectors // VECTORS_PER_LIST))
 
 
-def _plan(
+def _plan_variant(
     kind: str, bits: int, num_vectors: int, dim: int, nprobe: int | None, ef_search: int | None
 ) -> IndexPlan:
-    lists = lists_for(num_vectors) if kind in IVF_KINDS else 0
+    num_lists = lists_for(num_vectors) if kind in IVF_KINDS else 0
     plan = IndexPlan(
         kind,
         num_vectors,
         dim,
-        num_lists=lists,
-        nprobe=min(nprobe or NPROBE, lists),
+        num_lists=num_lists,
+        nprobe=min(nprobe or NPROBE, num_lists),
         bits=bits if kind == "ivf_rabitq" else 0,
         links=LINKS if kind == "hnsw" else 0,
         ef_search=(ef_search or EF_SEARCH) if kind == "hnsw" else 0,
-        train_size=min(num_vectors, lists * TRAIN_PER_LIST),
+        train_size=min(num_vectors, num_lists * TRAIN_PER_LIST),
     )
-    memory = plan.shared_gb + num_vectors * bytes_per_vector(kind, dim, bits) / 1e9
-    return IndexPlan(**{**plan.__dict__, "memory_gb": memory})
+    memory_gb = plan.shared_gb + num_vectors * bytes_per_vector(kind, dim, bits) / 1e9
+    return dataclasses.replace(plan, memory_gb=memory_gb)
 
 
 def _check_gpu(plan: IndexPlan) -> None:
     if plan.kind not in GPU_KINDS:
         raise ValueError(
-            f"faiss has no GPU form of {plan.kind}; set mining.index_kind to auto, {', '.join(GPU_KINDS)}, or"
-            " mining.gpus_per_shard=0"
+            f"faiss has no GPU form of {plan.kind}; set mining.index_kind to auto,"
+            f" {', '.join(GPU_KINDS)}, or mining.gpus_per_shard=0"
         )
     if plan.nprobe > GPU_MAX_NPROBE:
         raise ValueError(
-            f"nprobe={plan.nprobe} exceeds {GPU_MAX_NPROBE}, the most on a GPU; lower mining.nprobe, or set"
-            " mining.gpus_per_shard=0"
+            f"nprobe={plan.nprobe} exceeds {GPU_MAX_NPROBE}, the most on a GPU; lower"
+            " mining.nprobe, or set mining.gpus_per_shard=0"
         )
 
 
-def _does_not_fit(smallest: IndexPlan, memory_gb: float | None) -> str:
+def _describe_misfit(smallest: IndexPlan, memory_gb: float | None) -> str:
     each = (smallest.memory_gb - smallest.shared_gb) * 1e9 / smallest.num_vectors
     codes = f"{smallest.bits}-bit " if smallest.bits else ""
     cells = f" and {smallest.shared_gb:.2f} GB of cells" if smallest.num_lists else ""
     return (
         f"{smallest.num_vectors:,} vectors of D={smallest.dim} need {smallest.memory_gb:.2f} GB as"
-        f" {codes}{smallest.kind} ({each:.0f} bytes each{cells}), over {memory_gb=}; raise mining.index_memory_gb,"
-        " the limit over all shards, and mining.num_shards to divide them"
+        f" {codes}{smallest.kind} ({each:.0f} bytes each{cells}), over {memory_gb=}; raise"
+        " mining.index_memory_gb, the limit over all shards, and mining.num_shards to divide them"
     )

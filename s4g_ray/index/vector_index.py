@@ -1,6 +1,6 @@
-"""VectorIndex: nearest vectors by cosine, with our own ids; no Ray.
+"""Find the nearest vectors by cosine, with the caller's ids; imports no Ray.
 
-The metric is the inner product of L2-normalised vectors; VectorIndex alone normalises and names it.
+The metric is the inner product of L2-normalised vectors; only VectorIndex normalises and names it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from s4g_ray.index.approximate_search import (
 from s4g_ray.index.exact_search import Engine, search, unit_rows
 from s4g_ray.index.faiss_library import faiss
 from s4g_ray.index.plan import IVF_KINDS, IndexPlan, Kind, plan_index
+from s4g_ray.index.top_k import Found
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, publish, read_part, write_part
-
-__all__ = ["IndexPlan", "Kind", "VectorIndex", "order_ties", "plan_index"]
-
-Found = tuple[Ints, Floats32]
 
 ADD_BLOCK = 16_384  # vectors that are normalised at once
 DENSE_TYPES: dict[str, type] = {"flat": np.float32, "sqfp16": np.float16}
@@ -36,9 +33,10 @@ INDEX_FILE = "index.bin"
 
 
 class VectorIndex:
-    """Vectors and their ids: made `empty` from a plan (and the template that its shards share), then filled by `add`.
+    """Vectors and their ids: `build` makes an index in one call, `empty` and `add` step by step.
 
-    engine: what searches exact kinds (exact_search); num_threads: of a search, process-wide, none: torch's number.
+    engine: the engine that searches exact kinds (exact_search). num_threads: threads of a search,
+    set process-wide; None: as many as torch has.
     """
 
     def __init__(
@@ -49,8 +47,12 @@ class VectorIndex:
         engine: Engine,
         num_threads: int | None,
     ) -> None:
-        self.plan, self.engine, self.num_threads = plan, engine, num_threads
-        self._store, self._ids, self._sealed = store, ids, False
+        self.plan = plan
+        self.engine = engine
+        self.num_threads = num_threads
+        self.store = store
+        self._ids = ids
+        self._sealed = False
 
     @classmethod
     def build(
@@ -63,9 +65,10 @@ class VectorIndex:
         engine: Engine = "auto",
         num_threads: int | None = None,
     ) -> Self:
-        """vectors[N, D], ids[N] unique and not negative. `auto`: the most exact kind that memory_gb holds.
+        """Index vectors[N, D] under ids[N], unique and not negative.
 
-        Raises ValueError for shapes, types, ids and non-finite vectors that cannot be indexed, and a budget too small.
+        kind auto: the most exact kind that fits memory_gb. Raises ValueError for shapes, types or
+        ids that cannot be indexed, for non-finite vectors, and for a budget that is too small.
         """
         if vectors.ndim != 2 or not len(vectors):
             raise ValueError(f"vectors{list(vectors.shape)} are not [N, D], N >= 1")
@@ -79,11 +82,12 @@ class VectorIndex:
 
     @staticmethod
     def template(plan: IndexPlan, sample: NDArray[Any]) -> bytes:
-        """The trained, empty index that every shard clones, so that their scores compare; sample[S, D].
+        """Train on sample[S, D] the empty index that all shards copy, so that their scores compare.
 
-        S = plan.train_size is best; exact kinds and hnsw need none. Raises ValueError for a sample that does not fit.
+        S = plan.train_size is best; exact kinds and hnsw need no sample. Raises ValueError for a
+        sample that does not fit.
         """
-        if plan.exact:
+        if plan.is_exact:
             return b""
         _check_vectors(sample, plan.dim)
         return train(plan, unit_rows(sample))
@@ -97,45 +101,50 @@ class VectorIndex:
         engine: Engine = "auto",
         num_threads: int | None = None,
     ) -> Self:
-        """An index without vectors. Raises ValueError where the plan's kind is trained and no template is given."""
+        """Make an index without vectors, from a plan and the template that its shards share.
+
+        Raises ValueError when the plan's kind is trained and no template is given.
+        """
         store: DenseStore | ApproximateStore
-        if plan.exact:
+        if plan.is_exact:
             store = DenseStore(np.empty((0, plan.dim), DENSE_TYPES[plan.kind]))
         else:
             if not template and plan.kind in IVF_KINDS:
                 raise ValueError(
                     f"an index of kind {plan.kind} needs the template that its shards share"
                 )
-            store = ApproximateStore.from_bytes(
-                template or train(plan, np.empty((0, plan.dim), np.float32)), plan
-            )
+            untrained = np.empty((0, plan.dim), np.float32)
+            store = ApproximateStore.from_bytes(template or train(plan, untrained), plan)
         return cls(plan, store, np.empty(0, np.int64), engine, num_threads)
 
     def add(self, vectors: NDArray[Any], ids: Ints) -> None:
-        """Append vectors[n, D] of float16, float32 or float64, and ids[n]; nothing is kept of the arguments.
+        """Append vectors[n, D] of float16, float32 or float64, and ids[n]; copies both.
 
-        Raises ValueError, before anything is added, for what does not fit, for ids that are negative or repeated in
-        the call, and for vectors that are not finite. Ids repeated over calls are found by `seal`.
+        Raises ValueError, before anything is added, for shapes and types that do not fit, for ids
+        that are negative or repeated in the call, and for vectors that are not finite. `seal`
+        finds ids that repeat over calls.
         """
         _check_vectors(vectors, self.dim)
         _check_ids(ids, len(vectors))
         for start in range(0, len(vectors), ADD_BLOCK):
             _check_finite(vectors[start : start + ADD_BLOCK], start)
         for start in range(0, len(vectors), ADD_BLOCK):
-            self._store.add(unit_rows(vectors[start : start + ADD_BLOCK]))
+            self.store.add(unit_rows(vectors[start : start + ADD_BLOCK]))
         self._ids = _append(self._ids, ids)
         self._sealed = False
 
     def seal(self) -> None:
-        """Check that no id came twice; `search` and `save` do it when it was left out. Raises ValueError."""
-        if not self._sealed:
-            ordered = np.sort(self._ids)
-            twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-            if len(twice):
-                raise ValueError(
-                    f"{len(twice)} ids were added more than once, {twice[0]} among them; ids are unique"
-                )
-            self._sealed = True
+        """Check that no id was added twice; `search` and `save` call it. Raises ValueError."""
+        if self._sealed:
+            return
+        ordered = np.sort(self._ids)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if len(repeated):
+            raise ValueError(
+                f"{len(repeated)} ids were added more than once, {repeated[0]} among them;"
+                " ids are unique"
+            )
+        self._sealed = True
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -147,38 +156,41 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        """flat, sqfp16, ivf_sq8, ivf_rabitq or hnsw."""
+        """The plan's kind: flat, sqfp16, ivf_sq8, ivf_rabitq or hnsw."""
         return self.plan.kind
 
     @property
     def effort(self) -> int | None:
-        """What more of makes a search slower and its recall higher: nprobe, ef_search; None for exact kinds."""
-        return self._store.effort
+        """Search effort: nprobe (IVF) or ef_search (HNSW); None for exact kinds.
+
+        A higher effort makes a search slower and its recall higher.
+        """
+        return self.store.effort
 
     @effort.setter
     def effort(self, effort: int) -> None:
-        if self._store.effort is None or effort < 1:
-            raise ValueError(
-                f"effort={effort}: {self.kind} takes {'none' if self.effort is None else '1 or more'}"
-            )
-        self._store.effort = effort
+        if self.store.effort is None:
+            raise ValueError(f"effort={effort}: {self.kind} takes none")
+        if effort < 1:
+            raise ValueError(f"effort={effort}: {self.kind} takes 1 or more")
+        self.store.effort = effort
 
     @property
     def info(self) -> dict[str, Any]:
-        """For the manifest of the folder that holds parts of the index; the same for all shards."""
-        plan = dataclasses.asdict(self.plan)
+        """Entries for the manifest of the folder that holds the index, the same for all shards."""
         return {
             "kind": self.kind,
             "dim": self.dim,
             "effort": self.effort,
-            "plan": plan,
+            "plan": dataclasses.asdict(self.plan),
             "faiss": faiss.__version__,
         }
 
     def search(self, queries: NDArray[Any], k: int) -> Found:
-        """queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first; equal scores by lower id.
+        """Search queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first, ties by lower id.
 
-        Raises ValueError when k exceeds the collection, D or the type does not fit, or a query is not finite.
+        Raises ValueError when k exceeds the number of vectors, D or the type does not fit, or a
+        query is not finite.
         """
         self.seal()
         if not 1 <= k <= len(self):
@@ -187,20 +199,23 @@ class VectorIndex:
             raise ValueError(f"queries{list(queries.shape)} do not fit an index of D={self.dim}")
         _check_vectors(queries, self.dim)
         unit = unit_rows(queries)
-        if isinstance(self._store, DenseStore):
-            rows, scores = self._store.search(unit, k, self._ids, self.engine, self.num_threads)
+        if isinstance(self.store, DenseStore):
+            rows, scores = self.store.search(unit, k, self._ids, self.engine, self.num_threads)
         else:
-            rows, scores = self._store.search(unit, k, self.num_threads)
+            rows, scores = self.store.search(unit, k, self.num_threads)
         return order_ties(self._ids[rows], scores)
 
     def to_gpu(self, device: int = 0) -> None:
-        """Search on a GPU from now on. Raises RunError without one, and for kinds that faiss has no GPU form of."""
-        self._store.to_gpu(device)
+        """Move the index to a GPU, which then answers searches.
+
+        Raises RunError for a missing GPU, and for kinds that faiss cannot search on one.
+        """
+        self.store.to_gpu(device)
 
     def save_part(self, folder: str, name: str) -> Part:
-        """Write the index as one file of a folder that is to be published with `info`: ids, then the rest."""
+        """Write ids and vectors as one file of a folder, which is to be published with `info`."""
         self.seal()
-        data = b"".join([self._ids.data, self._store.to_bytes().data])
+        data = b"".join([self._ids.data, self.store.to_bytes().data])
         return write_part(folder, name, data, len(self))
 
     @classmethod
@@ -213,20 +228,23 @@ class VectorIndex:
         engine: Engine = "auto",
         num_threads: int | None = None,
     ) -> Self:
-        """Read a file of a published folder. Raises RunError when it is missing, cut short or altered."""
-        plan, data = IndexPlan(**info["plan"]), read_part(folder, part)
+        """Read a file of a published folder.
+
+        Raises RunError when it is missing, cut short or altered.
+        """
+        plan = IndexPlan(**info["plan"])
+        data = read_part(folder, part)
         try:
-            ids = np.frombuffer(
-                data, np.int64, part.rows
-            ).copy()  # or it would keep all of the file in memory
+            # a copy: a view would keep the whole file in memory
+            ids = np.frombuffer(data, np.int64, part.rows).copy()
             index = cls(plan, _read_store(data, part.rows, plan), ids, engine, num_threads)
             if index.effort is not None:
                 index.effort = info["effort"]
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise RunError(
-                f"{files.join(folder, part.name)} holds no {plan.kind} index of {part.rows} vectors ({reason});"
-                f" remove {folder} and resume"
+                f"{files.join(folder, part.name)} holds no {plan.kind} index of {part.rows} vectors"
+                f" ({reason}); remove {folder} and resume"
             ) from error
         return index
 
@@ -237,7 +255,10 @@ class VectorIndex:
 
     @classmethod
     def load(cls, uri: str, *, engine: Engine = "auto", num_threads: int | None = None) -> Self:
-        """Read a published index. Raises RunError when it is missing, cut short or altered."""
+        """Read a published index.
+
+        Raises RunError when it is missing, cut short or altered.
+        """
         manifest = open_published(uri, "index")
         return cls.load_part(
             uri, manifest.parts[0], manifest.info, engine=engine, num_threads=num_threads
@@ -245,7 +266,7 @@ class VectorIndex:
 
 
 class DenseStore:
-    """All vectors, float32 or float16, row by row: what exact search reads."""
+    """All vectors, float32 or float16, row by row, for exact search."""
 
     effort: None = None
 
@@ -257,7 +278,7 @@ class DenseStore:
         return len(self._vectors)
 
     def to_bytes(self) -> NDArray[Any]:
-        """All of it, for a file."""
+        """Return the vectors, for a file."""
         return self._vectors
 
     def add(self, vectors: Floats32) -> None:
@@ -274,7 +295,7 @@ class DenseStore:
         engine: Engine,
         num_threads: int | None,
     ) -> Found:
-        """queries[M, D] -> rows[M, k], scores[M, k]; equal scores by lower id."""
+        """Search queries[M, D] -> rows[M, k], scores[M, k]; equal scores by lower id."""
         if self._gpu is None:
             return search(queries, self._vectors, ids, k, engine=engine, num_threads=num_threads)
         check_gpu_limits(k)
@@ -285,16 +306,17 @@ class DenseStore:
         """Copy the vectors to a GPU; float16 stays float16 there."""
         resources = gpu_resources(device)
         config = faiss.GpuIndexFlatConfig()
-        config.device, config.useFloat16 = device, self._vectors.dtype == np.float16
+        config.device = device
+        config.useFloat16 = self._vectors.dtype == np.float16
         index = faiss.GpuIndexFlatIP(resources, self._vectors.shape[1], config)
-        index.resources = resources  # kept alive
+        index.resources = resources  # keeps them alive
         for start in range(0, len(self), ADD_BLOCK):
             index.add(self._vectors[start : start + ADD_BLOCK].astype(np.float32))
         self._gpu = index
 
 
 def order_ties(ids: Ints, scores: Floats32) -> Found:
-    """ids[M, k], scores[M, k], best first -> the same, equal scores by lower id."""
+    """Order equal scores by lower id, in place: ids[M, k], scores[M, k], best first."""
     tied = np.flatnonzero((scores[:, 1:] >= scores[:, :-1]).any(axis=1))
     if len(tied):
         order = np.lexsort((ids[tied], -scores[tied]), axis=-1)
@@ -304,8 +326,12 @@ def order_ties(ids: Ints, scores: Floats32) -> Found:
 
 
 def _append(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """The array with rows behind it, in the same memory where the system can extend it (mremap): never twice."""
-    owned = array if array.flags.owndata and array.flags.writeable else array.copy()
+    """Append rows to the array, in the same memory where the system can extend it (mremap).
+
+    The array is then never in memory twice.
+    """
+    is_resizable = array.flags.owndata and array.flags.writeable
+    owned = array if is_resizable else array.copy()
     count = len(owned)
     owned.resize((count + len(rows), *owned.shape[1:]), refcheck=False)
     owned[count:] = rows
@@ -314,10 +340,9 @@ def _append(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
 
 def _read_store(data: bytes, rows: int, plan: IndexPlan) -> DenseStore | ApproximateStore:
     start = 8 * rows
-    if plan.exact:
-        return DenseStore(
-            np.frombuffer(data, DENSE_TYPES[plan.kind], offset=start).reshape(rows, plan.dim)
-        )
+    if plan.is_exact:
+        vectors: NDArray[Any] = np.frombuffer(data, DENSE_TYPES[plan.kind], offset=start)
+        return DenseStore(vectors.reshape(rows, plan.dim))
     store = ApproximateStore.from_bytes(memoryview(data)[start:], plan)
     if len(store) != rows:
         raise ValueError(f"{len(store)} codes for {rows} ids")
@@ -336,7 +361,8 @@ def _check_vectors(vectors: NDArray[Any], dim: int) -> None:
 def _check_ids(ids: Ints, count: int) -> None:
     if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
-            f"ids{list(ids.shape)} of {ids.dtype} are not one whole number for each of {count} vectors"
+            f"ids{list(ids.shape)} of {ids.dtype} are not one whole number for each of"
+            f" {count} vectors"
         )
     if count and (ids.min() < 0 or len(np.unique(ids)) != count):
         raise ValueError("ids must be unique and not negative")

@@ -217,7 +217,7 @@ def test_parts_of_several_shards_live_in_one_folder_and_altered_ones_are_refused
     for bad in (good[:-1], good[:100] + bytes([good[100] ^ 1]) + good[101:]):
         path.write_bytes(bad)
         with pytest.raises(
-            RunError, match=r"shard-1\.bin is not what was published.*remove .* and resume"
+            RunError, match=r"shard-1\.bin differs from the published file.*remove .* and resume"
         ):
             VectorIndex.load_part(folder, parts[1], info)
     path.unlink()

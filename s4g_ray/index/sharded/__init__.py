@@ -1,9 +1,13 @@
-"""The same over Ray actors.
+"""Search an index that is divided among Ray actors.
 
-sharding     rows of each shard, id checks, merging answers (pure)
+sharding     divide rows among shards, check ids and vectors, merge answers; no Ray
 shard        IndexShard: the versions that one actor serves
-shard_group  the actors, asked together
+shard_group  ShardGroup: start the actors, call all of them
 client       IndexClient: search from any process of the cluster
-build        build one version: count, train, stage, measure, publish
-service      IndexService: start shards, build and report versions
+build        VersionBuild: count, train, stage, measure and publish one version
+service      IndexService: start the shards, build versions, search them
+
+    with IndexService(config.mining, "run/index") as service:
+        service.build(4, "run/embeddings/v=0004", k=128)
+        ids, scores = service.search(4, queries, 128)
 """

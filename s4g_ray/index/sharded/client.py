@@ -1,4 +1,4 @@
-"""Asks the shards of an index, from any process of the cluster, and says what went wrong with one."""
+"""Search the shards of an index from any process of the cluster, and name a shard that fails."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from ray.exceptions import RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.errors import RunError
-from s4g_ray.index.sharded.sharding import Found, merge_found
+from s4g_ray.index.sharded.sharding import merge_found
+from s4g_ray.index.top_k import Found
 
 
 @dataclass(frozen=True)
 class PartialResult:
-    """What the shards that answered found: ids[M, n], scores[M, n], n = k unless they hold fewer vectors."""
+    """The merged answer of the shards that answered: ids[M, n], scores[M, n].
+
+    n = k, or fewer when these shards hold fewer vectors together.
+    """
 
     ids: Ints
     scores: Floats32
@@ -26,29 +30,32 @@ class PartialResult:
 
 @dataclass(frozen=True)
 class IndexClient:
-    """Asks the shards. Small and picklable: for Ray tasks and Ray Data."""
+    """Searches all shards. Small and picklable: Ray tasks and Ray Data can carry it."""
 
     shards: tuple[Any, ...]
 
     def search(self, version: int, queries: Floats32, k: int) -> Found:
-        """queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first, ties by lower id, from one version.
+        """Search one version: queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first.
 
-        Raises RunError for a version that is not in service, for queries or k that do not fit it, and for a shard
-        that is dead or cannot load its file. A shard that is starting again is waited for.
+        Equal scores are ordered by lower id. Waits for a shard that is starting again. Raises
+        RunError for a version that is not in service, for queries or k that do not fit it, and for
+        a shard that is dead or cannot load its file.
         """
-        return merge_found(answers_of(self._ask(version, queries, k)), k)
+        return merge_found(collect_answers(self._start_calls(version, queries, k)), k)
 
     def search_partial(
         self, version: int, queries: Floats32, k: int, *, timeout_s: float = 60.0
     ) -> PartialResult:
-        """As search, but of the shards that answer within timeout_s, naming those that do not.
+        """Search as `search` does, but merge only what shards answer within timeout_s.
 
-        A late call is taken back, unless its shard computes it already: it then goes on, and nobody hears of it.
-        Raises RunError when none answers, and for queries or k that do not fit the version.
+        Cancels late calls. One that is already running finishes and its result is dropped. Raises
+        RunError when no shard answers, and for queries or k that do not fit the version.
         """
-        calls = self._ask(version, queries, k)
+        calls = self._start_calls(version, queries, k)
         _, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
-        found, missing, faults = [], [], [f"no shard answered within {timeout_s:g} s"]
+        found = []
+        missing = []
+        last_fault = f"no shard answered within {timeout_s:g} s"
         for number, call in enumerate(calls):
             try:
                 if call in late:
@@ -56,16 +63,16 @@ class IndexClient:
                     ray.cancel(call)
                 else:
                     found.append(ray.get(call))
-            except ValueError as error:  # a request that no shard could answer
-                raise fault_of(number, error) from error
+            except ValueError as error:  # a request that no shard can answer
+                raise shard_error(number, error) from error
             except RayError as error:
                 missing.append(number)
-                faults.append(str(fault_of(number, error)))
+                last_fault = str(shard_error(number, error))
         if not found:
-            raise RunError(faults[-1])
+            raise RunError(last_fault)
         return PartialResult(*merge_found(found, k), tuple(missing))
 
-    def _ask(self, version: int, queries: Floats32, k: int) -> list[Any]:
+    def _start_calls(self, version: int, queries: Floats32, k: int) -> list[Any]:
         shared = ray.put(queries)
         return [
             shard.search.options(concurrency_group="search").remote(version, shared, k)
@@ -73,26 +80,30 @@ class IndexClient:
         ]
 
 
-def answers_of(calls: Sequence[Any], twins: Sequence[Any] = ()) -> list[Any]:
-    """The answers of all shards. Raises RunError for the first that failed, when all have ended.
+def collect_answers(calls: Sequence[Any], second_results: Sequence[Any] = ()) -> list[Any]:
+    """Wait for all calls and return their answers, one a shard.
 
-    twins: second results of the same calls, which fail with them; Ray prints an error that nobody looked at.
+    second_results: references to second results of the same calls. Where a call fails they are
+    fetched too, because Ray prints each error that nobody has fetched. Raises RunError for the
+    first shard that failed, once all calls have ended.
     """
-    answers, faults = [], []
+    answers = []
+    faults = []
     for number, call in enumerate(calls):
         try:
             answers.append(ray.get(call))
         except RayError as error:
             faults.append((number, error))
             with suppress(RayError):
-                ray.get(list(twins[number : number + 1]))
+                ray.get(list(second_results[number : number + 1]))
     if faults:
-        raise fault_of(*faults[0]) from faults[0][1]
+        number, first_error = faults[0]
+        raise shard_error(number, first_error) from first_error
     return answers
 
 
-def fault_of(number: int, error: Exception) -> RunError:
-    """What is raised for what went wrong with a shard."""
+def shard_error(number: int, error: Exception) -> RunError:
+    """Return the RunError to raise for an error of a shard: its number and the cause."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, (RunError, ValueError)):
         return RunError(f"index shard {number}: {cause}")

@@ -1,7 +1,6 @@
-"""One shard of the index: a range of the references' rows in each version. IndexService makes actors of it.
+"""Serve one shard of the index: a range of the references' rows in each version.
 
-Tasks that search import this module too, as every holder of an actor's handle does: it must start
-without torch.
+ShardGroup starts IndexShard as a Ray actor; this module imports neither Ray nor torch.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from s4g_ray.index.exact_search import Engine, choose_engine, search, unit_rows
 from s4g_ray.index.faiss_library import set_faiss_threads
 from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.sharded.sharding import (
-    Found,
     PartCount,
     RowRange,
     TablePart,
     check_ids,
     kept_rows,
     merge_found,
-    read_slices,
+    read_ranges,
 )
+from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, published_versions
 
 
 def version_folder(folder: str, version: int) -> str:
-    """Where a version of the index is published."""
+    """Return the folder where a version of the index is published."""
     return files.join(folder, f"v={version:04d}")
 
 
 @dataclass(frozen=True)
 class ShardSetup:
-    """What a shard is told when it starts, and when it starts again."""
+    """Arguments of a shard, the same at each of its starts."""
 
     folder: str
     number: int
@@ -54,7 +53,10 @@ class ShardSetup:
 
 @dataclass(frozen=True)
 class Staged:
-    """A shard of a version that is built and written, but not in service: what its manifest and its report need."""
+    """A shard of a version that is built and written but not in service yet.
+
+    Holds what the version's manifest and report need.
+    """
 
     version: int
     part: Part
@@ -64,160 +66,172 @@ class Staged:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _ServedVersion:
     index: VectorIndex
     num_vectors: int  # over all shards
 
 
-_Versions = Mapping[int, _Held | RunError]
+_Versions = Mapping[int, _ServedVersion | RunError]  # an error: why a version cannot be served
 
 
 class IndexShard:
-    """Holds the versions in service and, while one is built, that one beside them.
+    """Holds the versions in service and, during a build, the staged version beside them.
 
-    A search reads the map of versions once, and a change replaces the map: no search sees half a change, and one
-    that began on a version ends on it.
+    A search reads the map of versions once, and a change replaces the map: no search sees half a
+    change, and a search ends on the version that it began with.
     """
 
     def __init__(self, setup: ShardSetup) -> None:
         self._setup = setup
         self._staged: tuple[int, VectorIndex] | None = None
-        loader = ThreadPoolExecutor(
-            1
-        )  # an actor has started when it answers, which is not when all is read
-        self._served: Future[_Versions] = loader.submit(self._load_published)
+        # a thread of its own: the actor answers, and so counts as started, before all is read
+        loader = ThreadPoolExecutor(1)
+        self._served: Future[_Versions] = loader.submit(self.load_published)
 
     @property
     def _versions(self) -> _Versions:
-        """What is in service; waits for the files of what was published when this started."""
+        """The versions in service; waits until the versions published at the start are read."""
         return self._served.result()
 
     @_versions.setter
     def _versions(self, versions: _Versions) -> None:
-        served: Future[_Versions] = (
-            Future()
-        )  # in place of that before, whose result would stay in memory
+        # a new future: the earlier one would keep its result in memory
+        served: Future[_Versions] = Future()
         served.set_result(versions)
         self._served = served
 
     def versions(self) -> list[int]:
-        """The versions that this shard serves."""
-        return [version for version, held in self._versions.items() if isinstance(held, _Held)]
+        """Return the versions that this shard serves."""
+        return [
+            version
+            for version, served in self._versions.items()
+            if isinstance(served, _ServedVersion)
+        ]
 
     def search(self, version: int, queries: Floats32, k: int) -> Found:
-        """queries[M, D] -> the best ids[M, n], scores[M, n] of this shard, n = k or all that it holds.
+        """Search this shard: queries[M, D] -> ids[M, n], scores[M, n], n = k or all it holds.
 
-        Raises RunError for a version that is not here, ValueError for queries or k that do not fit it.
+        Raises RunError for a version that is not in service, ValueError for queries or k that do
+        not fit it.
         """
         versions = self._versions
-        held = versions.get(version)
-        if held is None:
-            there = ", ".join(str(v) for v in versions) or "none"
+        served = versions.get(version)
+        if served is None:
+            in_service = ", ".join(str(v) for v in versions) or "none"
             raise RunError(
-                f"version {version} of {self._setup.folder} is not in service (in service: {there})"
+                f"version {version} of {self._setup.folder} is not in service"
+                f" (in service: {in_service})"
             )
-        if isinstance(held, RunError):
-            raise RunError(str(held))
-        if not 1 <= k <= held.num_vectors:
+        if isinstance(served, RunError):
+            raise RunError(str(served))
+        if not 1 <= k <= served.num_vectors:
             raise ValueError(
-                f"k={k} is not within 1..{held.num_vectors}, the size of version {version}"
+                f"k={k} is not within 1..{served.num_vectors}, the size of version {version}"
             )
-        return held.index.search(queries, min(k, len(held.index)))
+        return served.index.search(queries, min(k, len(served.index)))
 
     def require_gpu(self) -> None:
-        """Raises RunError where no GPU can be used, before anything is read."""
+        """Raise RunError when no GPU can be used; called before anything is read."""
         gpu_resources(0)
 
     def choose_engine(self, dim: int) -> Engine:
-        """The faster engine of exact search here, for vectors of D = dim."""
+        """Return the fastest engine of exact search here, for vectors of D = dim."""
         return choose_engine(dim, self._setup.num_threads)
 
     def read_heads(
         self, sources: Sequence[TablePart], wanted: Ints | None
     ) -> tuple[list[PartCount], Ints]:
-        """The count of each part, and the kept ids[n] of all of them."""
-        counts, kept = [], [np.zeros(0, dtype=np.int64)]
+        """Read counts and ids of some parts: the count of each, and the kept ids[n] of all."""
+        counts = []
+        kept = [np.zeros(0, dtype=np.int64)]
         for head in read_heads((source.folder, source.part) for source in sources):
-            kept.append(head.ids[kept_rows(head.ids, wanted)])
-            counts.append(PartCount(len(kept[-1]), head.dim, head.dtype))
+            ids = head.ids[kept_rows(head.ids, wanted)]
+            kept.append(ids)
+            counts.append(PartCount(len(ids), head.dim, head.dtype))
         return counts, np.concatenate(kept)
 
     def check_ids(
         self, counts: Sequence[int], sources: Sequence[TablePart], wanted: Ints | None, *ids: Ints
     ) -> None:
-        """As shards.check_ids, of the kept ids that the shards read."""
+        """Check the kept ids that all shards read, as sharding.check_ids does."""
         check_ids(np.concatenate(ids), counts, sources, wanted)
 
     def sample(
-        self, slices: Sequence[RowRange], wanted: Ints | None, rows: Ints
+        self, ranges: Sequence[RowRange], wanted: Ints | None, rows: Ints
     ) -> tuple[int, Floats32]:
-        """n and vectors[n, D] of some rows of the shard."""
-        found = [vectors for _, vectors in read_slices(slices, wanted, rows)]
-        return len(rows), np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)
+        """Read some rows of the shard: their number n, and vectors[n, D]."""
+        found = [vectors for _, vectors in read_ranges(ranges, wanted, rows)]
+        if not found:
+            return len(rows), np.zeros((0, 0), dtype=np.float32)
+        return len(rows), np.concatenate(found)
 
     def train(self, plan: IndexPlan, *samples: Floats32) -> bytes:
-        """The trained, empty index that all shards start from."""
+        """Return the trained, empty index that all shards start from; samples[n, D]."""
         set_faiss_threads(self._setup.num_threads)
-        return VectorIndex.template(
-            plan, np.concatenate([sample for sample in samples if len(sample)])
-        )
+        filled = [sample for sample in samples if len(sample)]
+        return VectorIndex.template(plan, np.concatenate(filled))
 
     def stage(
         self,
         version: int,
-        slices: Sequence[RowRange],
+        ranges: Sequence[RowRange],
         wanted: Ints | None,
         plan: IndexPlan,
         template: bytes | None,
         engine: Engine,
     ) -> Staged:
         """Build a version beside those in service and write its file."""
-        set_faiss_threads(self._setup.num_threads)
+        setup = self._setup
+        set_faiss_threads(setup.num_threads)
         self._staged = None
-        setup, read_s = self._setup, 0.0
         index = VectorIndex.empty(plan, template, engine=engine, num_threads=setup.num_threads)
-        started = began = time.perf_counter()
-        for ids, vectors in read_slices(slices, wanted):
-            read_s += time.perf_counter() - began
+        read_s = 0.0
+        started = time.perf_counter()
+        reading_since = started
+        for ids, vectors in read_ranges(ranges, wanted):
+            read_s += time.perf_counter() - reading_since
             index.add(vectors, ids)
-            began = time.perf_counter()
+            reading_since = time.perf_counter()
         index.seal()
-        part = index.save_part(
-            version_folder(setup.folder, version), f"shard-{setup.number:05d}.faiss"
-        )
+        folder = version_folder(setup.folder, version)
+        part = index.save_part(folder, f"shard-{setup.number:05d}.faiss")
         seconds = time.perf_counter() - started
-        self._staged = (version, self._place(index))
+        self._staged = (version, self._move_to_device(index))
         return Staged(version, part, index.info, read_s, seconds - read_s)
 
     def search_exactly(
         self,
-        slices: Sequence[RowRange],
+        ranges: Sequence[RowRange],
         wanted: Ints | None,
         queries: Floats32,
         k: int,
         engine: Engine,
     ) -> Found:
-        """queries[M, D] -> the best of this shard's rows by exact search over its parts, one after the other."""
+        """Search this shard's rows exactly, part by part: queries[M, D] -> ids, scores[M, n].
+
+        n = k, or the number of this shard's rows when there are fewer.
+        """
         best: Found | None = None
-        queries, threads = unit_rows(queries), self._setup.num_threads
-        for ids, vectors in read_slices(slices, wanted):
+        unit_queries = unit_rows(queries)
+        for ids, vectors in read_ranges(ranges, wanted):
             rows, scores = search(
-                queries,
+                unit_queries,
                 unit_rows(vectors),
                 ids,
                 min(k, len(ids)),
                 engine=engine,
-                num_threads=threads,
+                num_threads=self._setup.num_threads,
             )
-            best = merge_found([best, (ids[rows], scores)] if best else [(ids[rows], scores)], k)
+            found = (ids[rows], scores)
+            best = merge_found([found] if best is None else [best, found], k)
         assert best is not None
         return best
 
     def probe(
         self, staged: Staged, engine: Engine, queries: Floats32, k: int, effort: int | None
     ) -> Found:
-        """As search, on the version that is being built, at some effort."""
-        index = self._staged_index(staged, engine)
+        """Search the staged version as `search` does, with a given search effort."""
+        index = self._find_staged(staged, engine)
         if effort is not None:
             index.effort = effort
         return index.search(queries, min(k, len(index)))
@@ -227,76 +241,90 @@ class IndexShard:
 
         Raises RunError when the version's file cannot be loaded.
         """
-        staged = self._staged[1] if self._staged and self._staged[0] == version else None
-        held = self._load(version, staged)
-        if isinstance(held, RunError):
-            raise held
-        self._versions = {**self._versions, version: held}
+        staged = None
+        if self._staged is not None and self._staged[0] == version:
+            staged = self._staged[1]
+        served = self._load(version, staged)
+        if isinstance(served, RunError):
+            raise served
+        self._versions = {**self._versions, version: served}
         self._staged = None
 
-    def retire(self, keep: Collection[int]) -> None:
-        """Take all versions but those of `keep` out of service; each goes when its last search is done."""
-        self._versions = {v: held for v, held in self._versions.items() if v in keep}
+    def keep_versions(self, keep: Collection[int]) -> None:
+        """Take all versions but `keep` out of service.
 
-    def withdraw(self, version: int) -> None:
+        The memory of a removed version is freed when its last search is done.
+        """
+        self._versions = {v: served for v, served in self._versions.items() if v in keep}
+
+    def remove_version(self, version: int) -> None:
         """Take a version out of service."""
-        self._versions = {v: held for v, held in self._versions.items() if v != version}
+        self._versions = {v: served for v, served in self._versions.items() if v != version}
 
-    def discard(self) -> None:
-        """Forget the version that was being built."""
+    def drop_staged(self) -> None:
+        """Drop the version that was being built."""
         self._staged = None
 
-    def _load_published(self) -> _Versions:
-        return {
-            version: self._load(version) for version in published_versions(self._setup.folder, "v")
-        }
+    def load_published(self) -> _Versions:
+        """Read all published versions; an error takes the place of one that cannot be read."""
+        versions = published_versions(self._setup.folder, "v")
+        return {version: self._load(version) for version in versions}
 
-    def _load(self, version: int, index: VectorIndex | None = None) -> _Held | RunError:
-        """A published version as its manifest says, from its file unless `index` is that already."""
-        setup, folder = self._setup, version_folder(self._setup.folder, version)
+    def _load(self, version: int, index: VectorIndex | None = None) -> _ServedVersion | RunError:
+        """Return a published version, read from its file unless `index` already holds it.
+
+        Returns the error of a version that cannot be read.
+        """
+        folder = version_folder(self._setup.folder, version)
         try:
-            manifest = open_published(folder, "index")
-            info = manifest.info
-            if "num_shards" not in info:
-                raise RunError(
-                    f"{folder} holds an index, but no version of shards; remove it and resume"
-                )
-            if info["num_shards"] != setup.num_shards:
-                raise RunError(
-                    f"{folder} has {info['num_shards']} shards, but mining.num_shards={setup.num_shards};"
-                    f" set that to {info['num_shards']}, or remove {folder} and resume"
-                )
-            if index is None:
-                index = self._read(folder, manifest.parts[setup.number], info, info["engine"])
-            if info["effort"] is not None:
-                index.effort = info["effort"]
-            return _Held(index, info["num_vectors"])
+            return self._read_version(folder, index)
         except (RunError, OSError) as error:
             return RunError(str(error))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             manifest_file = files.join(folder, files.MANIFEST)
             return RunError(
-                f"{manifest_file} is not of a version of shards ({error!r}); remove {folder} and resume"
+                f"{manifest_file} is not of a version of shards ({error!r}); remove {folder} and"
+                " resume"
             )
 
-    def _staged_index(self, staged: Staged, engine: Engine) -> VectorIndex:
-        """The staged index; from its file when this actor was started again after it had built it."""
+    def _read_version(self, folder: str, index: VectorIndex | None) -> _ServedVersion:
+        setup = self._setup
+        manifest = open_published(folder, "index")
+        info = manifest.info
+        if "num_shards" not in info:
+            raise RunError(
+                f"{folder} holds an index, but no version of shards; remove it and resume"
+            )
+        if info["num_shards"] != setup.num_shards:
+            raise RunError(
+                f"{folder} has {info['num_shards']} shards, but"
+                f" mining.num_shards={setup.num_shards}; set that to {info['num_shards']}, or"
+                f" remove {folder} and resume"
+            )
+        if index is None:
+            index = self._read_part(folder, manifest.parts[setup.number], info, info["engine"])
+        if info["effort"] is not None:
+            index.effort = info["effort"]
+        return _ServedVersion(index, info["num_vectors"])
+
+    def _find_staged(self, staged: Staged, engine: Engine) -> VectorIndex:
+        """Return the staged index; reads its file when this actor restarted since the build."""
         if self._staged is None or self._staged[0] != staged.version:
             folder = version_folder(self._setup.folder, staged.version)
-            self._staged = (staged.version, self._read(folder, staged.part, staged.info, engine))
+            index = self._read_part(folder, staged.part, staged.info, engine)
+            self._staged = (staged.version, index)
         return self._staged[1]
 
-    def _read(
+    def _read_part(
         self, folder: str, part: Part, info: Mapping[str, Any], engine: Engine
     ) -> VectorIndex:
-        return self._place(
-            VectorIndex.load_part(
-                folder, part, info, engine=engine, num_threads=self._setup.num_threads
-            )
+        index = VectorIndex.load_part(
+            folder, part, info, engine=engine, num_threads=self._setup.num_threads
         )
+        return self._move_to_device(index)
 
-    def _place(self, index: VectorIndex) -> VectorIndex:
-        """The index where it is to search. Raises RunError for a GPU that is not there."""
+    def _move_to_device(self, index: VectorIndex) -> VectorIndex:
+        """Move the index to the GPU where one is used. Raises RunError for a missing GPU."""
         if self._setup.use_gpu:
-            index.to_gpu()  # Ray shows an actor its own GPUs alone
+            index.to_gpu()  # device 0: Ray shows an actor only its own GPUs
         return index

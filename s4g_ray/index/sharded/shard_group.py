@@ -1,4 +1,4 @@
-"""The actors, asked together."""
+"""Start the shards' actors and call a method on all of them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import ray
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.distributed.actors import await_start
 from s4g_ray.distributed.placement import shard_need
-from s4g_ray.index.sharded.client import IndexClient, answers_of
+from s4g_ray.index.sharded.client import IndexClient, collect_answers
 from s4g_ray.index.sharded.shard import IndexShard, ShardSetup
 
-SEARCHES = (
-    2  # that a shard answers at the same time: one is sent and merged while the other computes
-)
-RETRIES = 3  # of a call whose shard died under it; a call that kills its shard each time fails then
+# searches that a shard answers at the same time: one is sent and merged while the other computes
+SEARCHES = 2
+# retries of a call whose shard died during it; a call that kills its shard each time fails then
+RETRIES = 3
 
 
 class ShardGroup:
-    """The actors; what is asked here runs beside their searches, one call of a shard after the other."""
+    """The actors of an index. Calls made here run beside searches, one at a time on each shard."""
 
     def __init__(self, cfg: MiningConfig, folder: str, start_timeout_s: float) -> None:
-        actor, use_gpu = ray.remote(**shard_options(cfg))(IndexShard), cfg.gpus_per_shard > 0
+        actor = ray.remote(**shard_options(cfg))(IndexShard)
         setups = [
-            ShardSetup(folder, n, cfg.num_shards, cfg.index_threads, use_gpu)
-            for n in range(cfg.num_shards)
+            ShardSetup(folder, number, cfg.num_shards, cfg.index_threads, cfg.gpus_per_shard > 0)
+            for number in range(cfg.num_shards)
         ]
         self.client = IndexClient(tuple(actor.remote(setup) for setup in setups))
         await_start(self.client.shards, shard_need(cfg, cfg.num_shards), start_timeout_s)
@@ -34,35 +34,52 @@ class ShardGroup:
     def __len__(self) -> int:
         return len(self.client.shards)
 
-    def _ask(self, method: str, each: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
-        called = [getattr(shard, method) for shard in self.client.shards]
+    def _start_calls(
+        self, method: str, arguments: Sequence[Sequence[Any]], **options: Any
+    ) -> list[Any]:
+        methods = [getattr(shard, method) for shard in self.client.shards]
         return [
-            method.options(concurrency_group="build", **options).remote(*arguments)
-            for method, arguments in zip(called, each, strict=True)
+            call.options(concurrency_group="build", **options).remote(*own)
+            for call, own in zip(methods, arguments, strict=True)
         ]
 
-    def all(self, method: str, each: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answers of every shard to its own arguments. Raises RunError for a shard that fails."""
-        return answers_of(self._ask(method, each))
+    def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call a method on every shard with its own arguments and return the answers.
 
-    def both(self, method: str, each: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any]]:
-        """As all, of a method that gives two things: the first, and references to the second, which stay away."""
-        calls = self._ask(method, each, num_returns=2)
-        kept = [call[1] for call in calls]
-        return answers_of([call[0] for call in calls], kept), kept
+        Raises RunError for a shard that fails.
+        """
+        return collect_answers(self._start_calls(method, arguments))
 
-    def same(self, method: str, *arguments: Any) -> list[Any]:
-        """The answers of every shard to the same arguments. Raises RunError for a shard that fails."""
-        return self.all(method, [arguments] * len(self))
+    def each_with_refs(
+        self, method: str, arguments: Sequence[Sequence[Any]]
+    ) -> tuple[list[Any], list[Any]]:
+        """Call as `each` does a method that returns two results: first results, references.
 
-    def first(self, method: str, *arguments: Any) -> Any:
-        """The answer of the first shard alone. Raises RunError when it fails."""
+        The second results stay in the object store; only references to them are returned.
+        """
+        calls = self._start_calls(method, arguments, num_returns=2)
+        first_results = [call[0] for call in calls]
+        references = [call[1] for call in calls]
+        return collect_answers(first_results, references), references
+
+    def broadcast(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method on every shard with the same arguments and return the answers.
+
+        Raises RunError for a shard that fails.
+        """
+        return self.each(method, [arguments] * len(self))
+
+    def ask_first(self, method: str, *arguments: Any) -> Any:
+        """Call a method on the first shard alone and return its answer.
+
+        Raises RunError when it fails.
+        """
         call = getattr(self.client.shards[0], method).options(concurrency_group="build")
-        return answers_of([call.remote(*arguments)])[0]
+        return collect_answers([call.remote(*arguments)])[0]
 
 
 def shard_options(cfg: MiningConfig) -> dict[str, Any]:
-    """What Ray is told of a shard."""
+    """Return Ray's options for a shard: resources, placement, restarts, concurrency."""
     return {
         "num_cpus": cfg.cpus_per_shard,
         "num_gpus": cfg.gpus_per_shard,

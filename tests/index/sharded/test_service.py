@@ -235,13 +235,13 @@ def refused_builds(folder: Path, collection: Collection, queries: Array) -> list
         (
             f"{folder}/altered",
             {},
-            r"altered/references/part-00001.parquet is not what was published:"
+            r"altered/references/part-00001.parquet differs from the published file:"
             r" cut short or altered",
         ),
         (
             f"{folder}/cut",
             {},
-            r"cut/references/part-00001.parquet is not what was published: cut short or altered",
+            r"cut/references/part-00001.parquet differs from the published file: cut short or altered",
         ),
         (
             [first, second, first],
@@ -308,7 +308,7 @@ def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_nam
     break_part("altered")(started.folder / "v=0040/shard-00001.faiss")
     ray.kill(service.client.shards[1], no_restart=False)
     with pytest.raises(
-        RunError, match=r"index shard 1: \S*/v=0040/shard-00001.faiss is not what was published"
+        RunError, match=r"index shard 1: \S*/v=0040/shard-00001.faiss differs from the published file"
     ):
         service.search(40, queries, K)
     assert service.report(40) is None

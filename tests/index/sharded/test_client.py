@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from s4g_ray.errors import RunError
+from s4g_ray.index.sharded.client import IndexClient
+from tests.support.embedding_tables import Array, random_unit
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def queries() -> Array:
+    return random_unit(np.random.default_rng(6), 30)
+
+
+class OneShard:
+    """Answers with one id, after wait_s seconds."""
+
+    def __init__(self, number: int, wait_s: float) -> None:
+        self.number = number
+        self.wait_s = wait_s
+
+    def search(self, version: int, queries: Array, k: int) -> Any:
+        time.sleep(self.wait_s)
+        return np.full((len(queries), 1), self.number), np.ones((len(queries), 1), np.float32)
+
+
+def test_a_shard_that_does_not_answer_in_time_is_missing_and_named(
+    ray_cluster: None, queries: Array
+) -> None:
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": {"search": 1}}
+    actor: Any = ray.remote(**options)(OneShard)
+    fast = actor.remote(0, 0)
+    slow = actor.remote(1, 600)
+    IndexClient((fast,)).search(1, queries, 1)  # waits until the actor has started
+    found = IndexClient((fast, slow, fast)).search_partial(1, queries, 3, timeout_s=2)
+    assert found.missing_shards == (1,)
+    with pytest.raises(RunError, match=r"no shard answered within 0\.5 s"):
+        IndexClient((slow,)).search_partial(1, queries, 3, timeout_s=0.5)
+    for shard in (fast, slow):
+        ray.kill(shard)
+
+
+class CountingShard:
+    """Answers with the number of its calls, after a second."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def search(self, version: int, queries: Array, k: int) -> Any:
+        time.sleep(1)
+        self.calls += 1
+        return np.full((len(queries), 1), self.calls), np.ones((len(queries), 1), np.float32)
+
+
+def test_late_calls_that_have_not_begun_are_cancelled(ray_cluster: None, queries: Array) -> None:
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "concurrency_groups": {"search": 1},
+        "max_task_retries": 3,
+    }
+    actor: Any = ray.remote(**options)(CountingShard)
+    shard = actor.remote()
+    client = IndexClient((shard,))
+    assert client.search(1, queries, 1)[0][0] == 1
+    for _ in range(6):  # the first of them keeps running
+        with pytest.raises(RunError, match="no shard answered"):
+            client.search_partial(1, queries, 1, timeout_s=0.1)
+    assert client.search(1, queries, 1)[0][0] <= 4
+    ray.kill(shard)
