@@ -1,7 +1,7 @@
-"""Ray Train: the driver's end of a training, from the set-up of its workers to what they post.
+"""Start the workers of a training with Ray Train, and follow them on the driver.
 
-Ray Train's controller, a process of its own, imports this module for _Losses: what the driver alone
-needs of worker.py is imported where it is used, for timm comes with it.
+Ray Train's controller, a process of its own, imports this module for _LostWorkerReporter. It needs
+no timm, which comes with worker.py: so the functions that need worker.py import it themselves.
 """
 
 from __future__ import annotations
@@ -31,28 +31,27 @@ if TYPE_CHECKING:
     from s4g_ray.encoder.precision import Numerics
 
 
-class _Losses(UserCallback):
-    """Tells the driver, from Ray Train's controller, that workers were lost."""
+class _LostWorkerReporter(UserCallback):
+    """Report lost workers to the driver; runs in Ray Train's controller."""
 
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Called by the controller, which must not wait."""
-        reasons = {
-            rank: reason_of(error).split(". ")[0]
-            for rank, error in sorted(worker_exceptions.items())
-        }
-        self.mailbox.post.remote(
-            {"kind": "lost", "ranks": list(reasons), "reason": next(iter(reasons.values()), "")}
-        )
+        """Post the lost ranks and a reason, without waiting: the controller calls this."""
+        ranks = sorted(worker_exceptions)
+        reason = ""
+        if ranks:
+            reason = reason_of(worker_exceptions[ranks[0]]).split(". ")[0]
+        self.mailbox.post.remote({"kind": "lost", "ranks": ranks, "reason": reason})
 
 
 class Training:
-    """Ray Train's fit, in a thread of the driver, and the driver's end of the mailbox.
+    """A training in progress: Ray Train's fit in a thread of the driver, and the mailbox.
 
-    Workers start from the newest published checkpoint. When some are lost, all start again from
-    there, up to train.max_failures times; elastic ones with as many as there is room for.
+    Workers start from the newest published checkpoint. When workers are lost, all start again from
+    there, up to train.max_failures times; elastic trainings with as many workers as the cluster has
+    room for.
     """
 
     def __init__(self, config: RunConfig, numerics: Numerics) -> None:
@@ -65,7 +64,7 @@ class Training:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.ray.start_timeout_s:g}"
         self._trainer = make_trainer(config, numerics, self.mailbox, self._scratch)
         self._error: BaseException | None = None
-        self._failure: Exception | None = None  # that a worker has posted
+        self._failure: Exception | None = None  # posted by a worker
         self._starting_since: float | None = time.monotonic()
         self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         self._thread.start()
@@ -73,15 +72,15 @@ class Training:
     def _fit(self) -> None:
         try:
             self._trainer.fit()
-        except BaseException as error:  # handed to the driver's main thread, which raises it
+        except BaseException as error:  # the driver's main thread raises it
             self._error = error
 
     def post_plan(self, epoch: int, uri: str) -> None:
-        """Give every rank the plan of an epoch."""
+        """Post the plan of an epoch to all ranks."""
         self._ask(self.mailbox.put_plan, epoch, uri)
 
     def take(self, timeout_s: float = 1.0) -> list[Message]:
-        """What the workers have posted, waited for up to a time.
+        """Return the messages that the workers posted; wait for the first for up to timeout_s.
 
         Raises what a worker failed with, and RunError when they died more often than
         train.max_failures, or could not start.
@@ -91,42 +90,49 @@ class Training:
         if self._failure is not None:
             raise self._failure
         alive = self._thread.is_alive()
-        taken: list[Message] = self._ask(self.mailbox.take, timeout_s)
-        for message in taken:
-            if (
-                message["kind"] == "failed"
-            ):  # raised by the next call: what was posted before counts
-                self._failure = self._failure or FAILURES[message["error"]](message["message"])
-            if message["kind"] in ("started", "lost"):
-                self._starting_since = time.monotonic() if message["kind"] == "lost" else None
-        if not taken and not alive:
+        messages: list[Message] = self._ask(self.mailbox.take, timeout_s)
+        for message in messages:
+            kind = message["kind"]
+            if kind == "failed" and self._failure is None:
+                # raised by the next call: the messages posted before it still count
+                self._failure = FAILURES[message["error"]](message["message"])
+            elif kind == "started":
+                self._starting_since = None
+            elif kind == "lost":
+                self._starting_since = time.monotonic()
+        if not messages and not alive:
             raise RunError(f"training ended early: {_last_line(self._error)}") from self._error
         self._check_start()
-        return taken
+        return messages
 
     @property
     def is_training(self) -> bool:
-        """Whether workers have started, and have not ended."""
+        """Return whether workers have started and not ended."""
         return self._thread.is_alive() and self._starting_since is None
 
     def _check_start(self) -> None:
-        """Raises RunError when workers have been starting for too long: Ray Train would try for ever."""
-        train, each = self._config.train, self._config.ray.start_timeout_s
-        limit = each * (1 + train.max_failures)
-        if self._starting_since is not None and time.monotonic() - self._starting_since > limit:
-            free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}  # type: ignore[no-untyped-call]
-            raise RunError(
-                f"no worker has started within {limit:g} s ({train.workers[0]} of {train.cpus_per_worker:g} CPUs and"
-                f" {train.gpus:g} GPUs are needed, {free} is free); give back what is taken, or raise"
-                " ray.start_timeout_s, and resume"
-            )
+        """Raise RunError when workers take too long to start: Ray Train would try for ever."""
+        train = self._config.train
+        limit_s = self._config.ray.start_timeout_s * (1 + train.max_failures)
+        if self._starting_since is None or time.monotonic() - self._starting_since <= limit_s:
+            return
+        available = ray.available_resources()  # type: ignore[no-untyped-call]
+        free = {name: num for name, num in available.items() if name in ("CPU", "GPU")}
+        raise RunError(
+            f"no worker has started within {limit_s:g} s ({train.workers[0]} of"
+            f" {train.cpus_per_worker:g} CPUs and {train.gpus:g} GPUs are needed, {free} is free);"
+            " free resources, or raise ray.start_timeout_s, and resume"
+        )
 
     def stop(self, how: Stop = "stop") -> None:
-        """Tell the workers to end after their step, with a checkpoint (`save`) or without."""
+        """Tell the workers to stop after their step; with `save`, publish a checkpoint first."""
         self._ask(self.mailbox.stop, how)
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Let the workers end, and wait for them. Raises nothing: why the run ends is what counts."""
+        """Stop the workers and wait for them for up to timeout_s.
+
+        Raises no RunError, so that the error that ends the run is not replaced.
+        """
         with suppress(RunError):
             self.stop()
         self._thread.join(timeout_s)
@@ -135,7 +141,7 @@ class Training:
             files.remove(self._scratch)
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
-        """What the mailbox answers. Raises RunError when it has died."""
+        """Call the mailbox and return its answer. Raises RunError when it has died."""
         try:
             return ray.get(method.remote(*arguments))
         except RayError as error:
@@ -145,17 +151,21 @@ class Training:
 
 
 def make_trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) -> TorchTrainer:
+    """Return Ray Train's trainer, not started; scratch: the folder for Ray Train's own files."""
     from s4g_ray.training.worker import train_worker
 
     cfg = config.train
-    least, most = cfg.workers
+    min_workers, max_workers = cfg.workers
+    num_workers: Any = max_workers
+    if min_workers < max_workers:
+        num_workers = (min_workers, max_workers)
     return TorchTrainer(
         train_worker,
-        # the controller unpickles this too: nothing of encoder/, which would import timm there
+        # the controller unpickles this too: no object of encoder/, which would import timm there
         train_loop_config={"config": config, "numerics": asdict(numerics), "mailbox": mailbox},
         torch_config=TorchConfig(backend="nccl" if cfg.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=most if least == most else (least, most),  # type: ignore[arg-type]
+            num_workers=num_workers,
             use_gpu=cfg.use_gpu,
             resources_per_worker={"CPU": cfg.cpus_per_worker, "GPU": cfg.gpus},
             placement_strategy=cfg.placement,
@@ -168,26 +178,26 @@ def make_trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: s
             failure_config=FailureConfig(
                 max_failures=cfg.max_failures, controller_failure_limit=cfg.max_failures
             ),
-            callbacks=[_Losses(mailbox)],  # type: ignore[list-item]
+            callbacks=[_LostWorkerReporter(mailbox)],  # type: ignore[list-item]
         ),
     )
 
 
 def _make_scratch(run_dir: str) -> str:
-    """A folder for what Ray Train says of itself, on the driver's node; our checkpoints lie elsewhere.
+    """Return a folder on the driver's node for Ray Train's own files; checkpoints lie elsewhere.
 
-    Never on an object store: Ray would go there by a client of its own, and only checkpoints
-    reported to Ray, which ours are not, must be seen by all nodes.
+    It is never on an object store, which Ray would access with a client of its own. Other nodes
+    need not reach it: they must share only checkpoints that are reported to Ray, and ours are not.
     """
     if not files.is_local(run_dir):
         return tempfile.mkdtemp(prefix="s4g-ray-train-")
     folder = files.join(run_dir, ".ray_train")
-    files.remove(folder)  # of a driver that was killed
+    files.remove(folder)  # left by a driver that was killed
     return folder
 
 
 def _last_line(error: BaseException | None) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (
-        lines[-1].strip() if error is not None and lines else "the workers stopped without an error"
-    )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if error is None or not lines:
+        return "the workers stopped without an error"
+    return lines[-1]

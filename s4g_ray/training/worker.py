@@ -1,8 +1,8 @@
-"""What a Ray Train worker runs: epochs of the plans that the driver posts, from the newest checkpoint on.
+"""Train epochs of batch plans on a Ray Train worker, from the newest checkpoint on.
 
-The driver decides which plan an epoch uses and posts it, once; every rank asks the mailbox for the
-plan of its next epoch and waits for it. Ranks never poll and never decide: the word to stop goes
-through rank 0 to all, with the loss of the same step.
+The driver decides which plan an epoch uses and posts it, once. Every rank asks the mailbox for the
+plan of its next epoch and waits for it. Ranks neither poll nor decide: rank 0 learns from the
+mailbox that the run is to stop, and passes it to all ranks together with the loss of the same step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,17 +36,23 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, WriteError
 from s4g_ray.storage import files
+from s4g_ray.training.epoch_totals import EpochTotals
 from s4g_ray.training.step import LearningRateClock, StepResult, TrainingStep, step_seed
 
 FAILURES: dict[str, type[Exception]] = {
-    e.__name__: e for e in (BadImageError, InputError, RunError, StoreError, WriteError)
+    error.__name__: error for error in (BadImageError, InputError, RunError, StoreError, WriteError)
 }
-LINES_KEPT = 200  # of metrics.jsonl about an epoch, in its checkpoints: a driver that dies may not have written them
+# an epoch's lines of metrics.jsonl that its checkpoints keep: a driver that dies may not have
+# written them
+LINES_KEPT = 200
 _VOTES = {"stop": 1, "save": 2}
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Train until the last epoch, or the word to stop. What a user can act on is posted, and stops all ranks."""
+    """Train until the last epoch, or until the driver stops the run.
+
+    Posts an error that the user can fix, and stops all ranks.
+    """
     mailbox = job["mailbox"]
     try:
         start = agree_on_start(job["config"].run_dir, mailbox)
@@ -55,17 +61,18 @@ def train_worker(job: dict[str, Any]) -> None:
         with _open_loader(job["config"]) as loader:
             _Worker(job, start, loader).run()
     except tuple(FAILURES.values()) as error:
-        ray.get(
-            mailbox.post.remote(
-                {"kind": "failed", "error": type(error).__name__, "message": str(error)}
-            )
-        )
+        message = {"kind": "failed", "error": type(error).__name__, "message": str(error)}
+        ray.get(mailbox.post.remote(message))
         ray.get(mailbox.stop.remote())
-        raise  # or the other ranks would wait for this one; started again, all hear the word to stop
+        # raise, or the other ranks would wait for this one; Ray starts all again, and all then stop
+        raise
 
 
 def agree_on_start(run: str, mailbox: Any) -> Checkpoint | None:
-    """The newest checkpoint as rank 0 finds it, the same on all ranks; None when the run is stopped."""
+    """Return the newest checkpoint that rank 0 finds, the same on all ranks.
+
+    None when the run is stopped. Raises RunError when the run has no published checkpoint.
+    """
     found: list[Any] = [None]
     if dist.get_rank() == 0 and not ray.get(mailbox.is_stopped.remote()):
         found = [newest_checkpoint(run) or "none"]
@@ -76,12 +83,11 @@ def agree_on_start(run: str, mailbox: Any) -> Checkpoint | None:
 
 
 def _open_loader(config: RunConfig) -> PairLoader:
-    dataset, split, sampling = (
-        open_dataset(config.data.uri),
-        config.data.train_split,
-        config.sampling,
-    )
-    reference_splits = {split, *(sampling.gallery_splits if sampling.gallery_negatives else ())}
+    dataset = open_dataset(config.data.uri)
+    split = config.data.train_split
+    reference_splits = {split}
+    if config.sampling.gallery_negatives:
+        reference_splits.update(config.sampling.gallery_splits)
     return PairLoader(
         dataset.table("queries", [split]),
         dataset.table("references", sorted(reference_splits)),
@@ -93,130 +99,128 @@ def _open_loader(config: RunConfig) -> PairLoader:
 
 
 def rank_share(slots: Ints, num_workers: int, rank: int) -> Ints:
-    """slots[B, n] of global batches -> those of a rank, [B, ceil(n / W)]; -1 where W does not divide n, at the end."""
-    share = -(-slots.shape[1] // num_workers)
-    own = slots[:, rank * share : (rank + 1) * share]
-    return np.pad(own, ((0, 0), (0, share - own.shape[1])), constant_values=-1)
+    """Return a rank's share of the slots[B, n] of global batches: [B, ceil(n / num_workers)].
 
-
-@dataclass
-class EpochTotals:
-    """What an epoch has summed up so far, over all ranks; kept in checkpoints within it."""
-
-    batches: int = 0
-    loss: float = 0.0
-    masked: int = 0
-    gallery_masked: int = 0
-    skipped: int = 0
-    load_s: float = 0.0  # mean of the ranks
-    seconds: float = 0.0
-    wait_s: float = 0.0  # for the plan
-    logged: int = 0  # batches that a line of metrics.jsonl is about
-    logged_loss: float = 0.0  # of them
-
-    def record(self, batch_size: int, gallery: bool) -> dict[str, float]:
-        """The metrics of a finished epoch."""
-        masked = {
-            "pairs_masked": self.masked,
-            **({"gallery_masked": self.gallery_masked} if gallery else {}),
-        }
-        return {
-            "loss": self.loss / max(self.batches, 1),
-            "pairs_per_s": self.batches * batch_size / self.seconds if self.seconds else 0.0,
-            **masked,
-            "load_s": self.load_s,
-            "load_wait": self.load_s / self.seconds if self.seconds else 0.0,
-            "step_s": self.seconds - self.load_s,
-            "steps_skipped": self.skipped,
-            "wait_s": self.wait_s,
-            "wait_share": self.wait_s / max(self.wait_s + self.seconds, 1e-9),
-        }
+    Where num_workers does not divide n, -1 pads the shares at the end.
+    """
+    num_slots = -(-slots.shape[1] // num_workers)
+    own = slots[:, rank * num_slots : (rank + 1) * num_slots]
+    return np.pad(own, ((0, 0), (0, num_slots - own.shape[1])), constant_values=-1)
 
 
 class _Worker:
-    """A rank: its encoder, optimiser and loader, and where it stands."""
+    """A rank: its encoder, optimiser and loader, and its position in the run."""
 
     def __init__(self, job: dict[str, Any], start: Checkpoint, loader: PairLoader) -> None:
         config: RunConfig = job["config"]
-        cfg, self.config, self.mailbox = config.train, config, job["mailbox"]
-        torch.set_num_threads(cfg.threads_per_worker)
-        self.device = get_device()
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.stopped = self.mailbox.stopped.remote()
-        self.ahead = 0.0  # batches loaded ahead, mean of the ranks
+        torch.set_num_threads(config.train.threads_per_worker)
+        self.config = config
+        self.mailbox = job["mailbox"]
         self.loader = loader
+        self.device = get_device()
+        self.rank = dist.get_rank()
+        self.num_ranks = dist.get_world_size()
+        self.stop_call = self.mailbox.wait_for_stop.remote()
+        self.num_ahead = 0.0  # batches loaded ahead, mean of the ranks
         self.encoder: Encoder = load_encoder(config.model, start.uri)
-        self.stepper = TrainingStep(self.encoder, Numerics(**job["numerics"]), cfg, self.device)
-        if (state := start.training_state()) is not None:
-            self.stepper.load(state)
-        self.epoch, self.step, self.batch = start.epoch, start.step, start.batch  # finished
-        self.schedule = LearningRateClock(float(start.info.get("schedule_lag", 0.0)))
-        self.totals = EpochTotals(**(start.info.get("totals", {}) if start.batch else {}))
+        self.training_step = TrainingStep(
+            self.encoder, Numerics(**job["numerics"]), config.train, self.device
+        )
         self.start = start
-        self.lines = deque(start.info.get("lines", ()) if start.batch else (), maxlen=LINES_KEPT)
+        self._restore(start)
         if self.rank == 0:
-            self.post(
-                "started", workers=self.size, epoch=self.epoch, step=self.step, batch=self.batch
+            self._post(
+                "started",
+                workers=self.num_ranks,
+                epoch=self.epoch,
+                step=self.step,
+                batch=self.batch,
             )
 
-    def post(self, kind: str, **content: Any) -> None:
-        """Tell the driver."""
+    def _restore(self, start: Checkpoint) -> None:
+        """Set the position, totals and optimiser state of a checkpoint."""
+        state = start.training_state()
+        if state is not None:
+            self.training_step.load(state)
+        self.epoch = start.epoch  # finished epochs
+        self.step = start.step  # finished steps of all epochs
+        self.batch = start.batch  # finished batches of the epoch in progress
+        self.clock = LearningRateClock(float(start.info.get("schedule_lag", 0.0)))
+        self.totals = EpochTotals()
+        self.lines: deque[dict[str, float]] = deque(maxlen=LINES_KEPT)
+        if start.batch:  # a checkpoint within an epoch
+            self.totals = EpochTotals(**start.info.get("totals", {}))
+            self.lines.extend(start.info.get("lines", ()))
+
+    def _post(self, kind: str, **content: Any) -> None:
+        """Post a message to the driver."""
         ray.get(self.mailbox.post.remote({"kind": kind, **content}))
 
     def run(self) -> None:
-        """Epochs until the last, or until the word to stop."""
+        """Train epochs until the last, or until the driver stops the run."""
         while self.epoch < self.config.train.epochs:
             asked = time.time()
-            plan = ray.get(self.mailbox.plan.remote(self.epoch + 1))
+            plan = ray.get(self.mailbox.wait_for_plan.remote(self.epoch + 1))
             if plan is None:
-                if self.rank == 0:
-                    self.post("stopped", step=self.step, checkpoint=self.start.uri)
+                self._post_stopped()
                 return
             if self.rank == 0:
-                self.post("waited", epoch=self.epoch + 1, since=asked, until=time.time())
-            self.totals.wait_s += time.time() - asked if self.batch == 0 else 0.0
+                self._post("waited", epoch=self.epoch + 1, since=asked, until=time.time())
+            if self.batch == 0:
+                self.totals.wait_s += time.time() - asked
             if self._train_epoch(plan):
                 return
 
+    def _post_stopped(self) -> None:
+        if self.rank == 0:
+            self._post("stopped", step=self.step, checkpoint=self.start.uri)
+
     def _train_epoch(self, plan: str) -> bool:
-        """The rest of an epoch's plan; whether the word to stop came."""
+        """Train on the batches of a plan that are left; return whether the run is to stop."""
         ids = self._read_plan(plan)
-        num_batches, every = len(ids["query_ids"]), self.config.checkpoint.every_steps
+        num_batches = len(ids["query_ids"])
+        every_steps = self.config.checkpoint.every_steps
         vote = 0
-        for batch, load_s in self._batches(ids):
+        for batch, load_s in self._load_batches(ids):
             began = time.perf_counter()
-            outcome = self._take_step(batch, num_batches)
-            vote = self.reduce_metrics(outcome, batch, load_s, began)
-            done = self.batch == num_batches
-            self._log_step(num_batches, vote != 0 or done)
-            if not done and (vote == _VOTES["save"] or (every and self.step % every == 0)):
+            result = self._run_step(batch, num_batches)
+            vote = self.reduce_metrics(result, batch, load_s, began)
+            is_last = self.batch == num_batches
+            self._log_step(num_batches, is_due=vote != 0 or is_last)
+            if is_last:
+                continue
+            is_due = every_steps is not None and self.step % every_steps == 0
+            if vote == _VOTES["save"] or is_due:
                 self._save_within(plan)
-            if vote and not done:
-                if self.rank == 0:
-                    self.post("stopped", step=self.step, checkpoint=self.start.uri)
+            if vote:
+                self._post_stopped()
                 return True
         self._finish_epoch(plan)
         return vote != 0
 
     def _read_plan(self, plan: str) -> dict[str, Any]:
-        """The loader's arguments: what this rank loads of a plan, from where it stands on."""
-        if (
-            self.batch
-            and files.fingerprint(files.read_bytes(plan)) != self.start.info["plan_sha256"]
-        ):
-            raise RunError(
-                f"{plan} is not the plan that {self.start.uri} was trained on; remove that and resume"
-            )
-        query_ids, reference_ids = (
-            rank_share(ids, self.size, self.rank) for ids in load_plan(plan)
-        )
-        found: dict[str, Any] = {"query_ids": query_ids, "reference_ids": reference_ids}
+        """Return this rank's ids of a plan, as arguments of PairLoader.load.
+
+        Raises RunError when the checkpoint within an epoch was trained on another plan.
+        """
+        if self.batch:
+            plan_sha256 = files.fingerprint(files.read_bytes(plan))
+            if plan_sha256 != self.start.info["plan_sha256"]:
+                raise RunError(
+                    f"{plan} is not the plan that {self.start.uri} was trained on; remove"
+                    f" {self.start.uri} and resume"
+                )
+        query_ids, reference_ids = load_plan(plan)
+        found: dict[str, Any] = {
+            "query_ids": rank_share(query_ids, self.num_ranks, self.rank),
+            "reference_ids": rank_share(reference_ids, self.num_ranks, self.rank),
+        }
         if self.config.sampling.gallery_negatives:
-            found["gallery_ids"] = rank_share(load_gallery(plan), self.size, self.rank)
+            found["gallery_ids"] = rank_share(load_gallery(plan), self.num_ranks, self.rank)
         return found
 
-    def _batches(self, ids: dict[str, Any]) -> Iterator[tuple[PairBatch, float]]:
-        """The batches of an epoch, each with the seconds that it was waited for."""
+    def _load_batches(self, ids: dict[str, Any]) -> Iterator[tuple[PairBatch, float]]:
+        """Yield the epoch's batches that are left, each with the seconds of waiting for it."""
         batches = self.loader.load(**ids, epoch=self.epoch + 1, first=self.batch)
         while True:
             before = time.perf_counter()
@@ -225,73 +229,76 @@ class _Worker:
                 return
             yield batch, time.perf_counter() - before
 
-    def _take_step(self, batch: PairBatch, num_batches: int) -> StepResult:
+    def _run_step(self, batch: PairBatch, num_batches: int) -> StepResult:
         epoch = self.epoch + 1
-        outcome = self.stepper.step(
+        result = self.training_step.step(
             batch,
             seed=step_seed(self.config.seed, epoch, batch.number, self.rank),
-            position=self.schedule.position(epoch, batch.number, num_batches),
+            position=self.clock.position(epoch, batch.number, num_batches),
             where=f"step {self.step + 1} (epoch {epoch}, batch {batch.number} of its plan)",
         )
         self.step += 1
         self.batch += 1
-        self.schedule = self.schedule.after(outcome, num_batches)
-        return outcome
+        self.clock = self.clock.after(result, num_batches)
+        return result
 
     def reduce_metrics(
-        self, outcome: StepResult, batch: PairBatch, load_s: float, began: float
+        self, result: StepResult, batch: PairBatch, load_s: float, began: float
     ) -> int:
-        """Add a step to the totals of all ranks, in one small reduction; the word to stop, if rank 0 has heard it."""
+        """Add a step's metrics to the totals of all ranks, in one small reduction.
+
+        Returns the vote that rank 0 passes to all ranks: 0, or how to stop (_VOTES).
+        """
         if batch.bad_images:
-            self.post("bad_images", reasons=list(batch.bad_images))
-        vote = 0
-        if self.rank == 0 and ray.wait([self.stopped], timeout=0)[0]:
-            vote = _VOTES[ray.get(self.stopped)]
+            self._post("bad_images", reasons=list(batch.bad_images))
+        own_vote = 0
+        if self.rank == 0 and ray.wait([self.stop_call], timeout=0)[0]:
+            own_vote = _VOTES[ray.get(self.stop_call)]
         values = [
-            float(outcome.loss),
+            float(result.loss),
             load_s,
             batch.pairs_masked,
             batch.gallery_masked,
             self.loader.num_ready,
-            vote,
+            own_vote,
         ]
-        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(shared)
-        loss, load_s, masked, gallery_masked, ahead, vote_all = shared.tolist()
-        self.ahead = ahead / self.size
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        loss, sum_load_s, pairs_masked, gallery_masked, num_ready, vote = sums.tolist()
+        self.num_ahead = num_ready / self.num_ranks
         totals = self.totals
         totals.batches += 1
-        totals.loss += loss / self.size
-        totals.load_s += load_s / self.size
-        totals.masked += round(masked)
+        totals.loss += loss / self.num_ranks
+        totals.load_s += sum_load_s / self.num_ranks
+        totals.masked += round(pairs_masked)
         totals.gallery_masked += round(gallery_masked)
-        totals.skipped += outcome.skipped
-        totals.seconds += time.perf_counter() - began + load_s / self.size
-        return int(vote_all)
+        totals.skipped += int(result.skipped)
+        totals.seconds += time.perf_counter() - began + sum_load_s / self.num_ranks
+        return int(vote)
 
-    def _log_step(self, num_batches: int, last: bool) -> None:
-        """Post the mean loss of the steps since the last line, when one is due."""
-        if not (last or self.batch % self.config.train.log_every_steps == 0):
+    def _log_step(self, num_batches: int, *, is_due: bool) -> None:
+        """Post the mean loss of the steps since the last line, if a line is due.
+
+        Lines are due every train.log_every_steps batches, and whenever is_due.
+        """
+        if not is_due and self.batch % self.config.train.log_every_steps != 0:
             return
-        totals = self.totals
-        mean = (totals.loss - totals.logged_loss) / (totals.batches - totals.logged)
-        totals.logged, totals.logged_loss = totals.batches, totals.loss
+        loss = self.totals.take_mean_loss()
         if self.rank == 0:
-            self.lines.append({**self._state(self.epoch + 1), "loss": mean})
-            self.post(
-                "step", done=self.batch, total=num_batches, ahead=self.ahead, **self.lines[-1]
-            )
+            line = {**self._describe_state(self.epoch + 1), "loss": loss}
+            self.lines.append(line)
+            self._post("step", done=self.batch, total=num_batches, ahead=self.num_ahead, **line)
 
-    def _state(self, epoch: int) -> dict[str, float]:
+    def _describe_state(self, epoch: int) -> dict[str, float]:
         return {
             "epoch": epoch,
             "step": self.step,
-            "learning_rate": float(self.stepper.optimizer.param_groups[0]["lr"]),
+            "learning_rate": float(self.training_step.optimizer.param_groups[0]["lr"]),
             "temperature": float((-self.encoder.logit_scale.detach()).exp().item()),
         }
 
     def _save_within(self, plan: str) -> None:
-        """Rank 0 publishes where training stands in an epoch."""
+        """Publish a checkpoint within an epoch, on rank 0."""
         if self.rank == 0:
             self._save(
                 step_uri(self.config.run_dir, self.step),
@@ -299,44 +306,51 @@ class _Worker:
                 batch=self.batch,
                 totals=asdict(self.totals),
             )
-            self.post("checkpoint", step=self.step)
+            self._post("checkpoint", step=self.step)
 
     def _save(self, uri: str, plan: str, **info: Any) -> None:
+        """Publish a checkpoint at `uri`; info: more entries of its checkpoint.json."""
         started = time.perf_counter()
-        made_of = {
-            "random_draws": "keyed by (seed, epoch, batch, rank)",
-            "lines": list(self.lines),
-            "plan": plan.removeprefix(self.config.run_dir).lstrip("/"),
-            "plan_sha256": files.fingerprint(files.read_bytes(plan)),
-            "graph": load_record(plan).get("graph"),
-        }
         save_checkpoint(
             uri,
             self.encoder,
-            self.stepper.state(),
+            self.training_step.state(),
             epoch=self.epoch,
             step=self.step,
-            schedule_lag=self.schedule.lag,
-            workers=self.size,
-            **made_of,
+            schedule_lag=self.clock.lag,
+            workers=self.num_ranks,
+            random_draws="keyed by (seed, epoch, batch, rank)",
+            lines=list(self.lines),
+            plan=plan.removeprefix(self.config.run_dir).lstrip("/"),
+            plan_sha256=files.fingerprint(files.read_bytes(plan)),
+            graph=load_record(plan).get("graph"),
             **info,
         )
         self.totals.seconds += time.perf_counter() - started
         self.start = Checkpoint.read(uri)
 
     def _finish_epoch(self, plan: str) -> None:
-        """Rank 0 publishes the checkpoint with the epoch's metrics, then reports them."""
+        """Publish the epoch's checkpoint with its metrics, then post the metrics; both on rank 0.
+
+        Raises RunError when the weights are not finite.
+        """
         if not all(parameter.isfinite().all() for parameter in self.encoder.parameters()):
             raise RunError(
-                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}, its last batch)"
+                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}, its"
+                " last batch)"
             )
-        self.epoch, self.batch = self.epoch + 1, 0
-        cfg = self.config
+        self.epoch += 1
+        self.batch = 0
         if self.rank == 0:
-            record = self.totals.record(cfg.train.batch_size, cfg.sampling.gallery_negatives > 0)
-            record = {**self._state(self.epoch), **record, "workers": self.size}
+            cfg = self.config
+            has_gallery = cfg.sampling.gallery_negatives > 0
+            record = {
+                **self._describe_state(self.epoch),
+                **self.totals.record(cfg.train.batch_size, has_gallery),
+                "workers": self.num_ranks,
+            }
             self._save(epoch_uri(cfg.run_dir, self.epoch), plan, record=record)
-            self.post("epoch", **record)
+            self._post("epoch", **record)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # embedding actors may share the GPU
         self.totals = EpochTotals()

@@ -137,7 +137,7 @@ def test_two_ranks_have_the_loss_and_the_gradient_of_one_process(
 def test_ranks_with_an_empty_slot_have_the_loss_and_the_gradient_of_one_process(
     three_ranks: Found, case: Case
 ) -> None:
-    """8 pairs over 3 ranks: 3 slots each, one of them empty; 2 gallery references: one slot each."""
+    """8 pairs over 3 ranks: 3 slots each, one of them empty; 2 gallery references: 1 slot each."""
     assert not share(BATCHES[case.batch](), 2, 3).valid.all()
     assert_same_as_one_process(three_ranks, case)
 
