@@ -174,7 +174,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def _write_error(uri: str, data: bytes, error: OSError) -> WriteError:
     return WriteError(
-        f"cannot write {uri} ({len(data)} bytes): {_reason(uri, error)}; what was published stays"
+        f"cannot write {uri} ({len(data)} bytes): {_reason(uri, error)}; published files stay"
         " readable; make room, or give write access"
     )
 

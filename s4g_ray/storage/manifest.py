@@ -180,7 +180,7 @@ def altered(folder: str, part: Part) -> RunError:
     """Return the error of a file that differs from the published one."""
     uri = join(folder, part.name)
     return RunError(
-        f"{uri} is not what was published: cut short or altered; remove {folder} and resume"
+        f"{uri} differs from the published file: cut short or altered; remove {folder} and resume"
     )
 
 

@@ -147,7 +147,9 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             return data, int(total), answer["ETag"]
 
         try:
-            return await self._persist("get_object", {"Bucket": bucket, "Key": key}, request)  # type: ignore[no-any-return]
+            where = {"Bucket": bucket, "Key": key}
+            found: tuple[bytes, int, str] = await self._persist("get_object", where, request)
+            return found
         except StoreError as error:
             if code_of(error.__cause__) in ("InvalidRange", "416"):
                 return b"", 0, ""
@@ -179,7 +181,9 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         Raises StoreError when the object is replaced between two pieces.
         """
         piece_end = first + PIECE
-        data, total, etag = await self.get_range(bucket, key, first, min(end or piece_end, piece_end))
+        data, total, etag = await self.get_range(
+            bucket, key, first, min(end or piece_end, piece_end)
+        )
         end = min(end or total, total)
         if first + len(data) >= end:
             return data

@@ -323,5 +323,5 @@ def test_an_altered_embedding_part_is_named(case: Case) -> None:
     ids = case.query_ids[12:16]
     write_queries(other, ids, case.query_places[12:16], -case.queries[:4], 4)
     part.write_bytes((case.folder / "other" / "queries" / "part-00000.parquet").read_bytes())
-    with pytest.raises(RunError, match=r"part-00003\.parquet is not what was published"):
+    with pytest.raises(RunError, match=r"part-00003\.parquet differs from the published file"):
         case.mine("g", case.search(), {})

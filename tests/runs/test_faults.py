@@ -134,7 +134,7 @@ def lose_more_workers_than_allowed(config: RunConfig, moment: int) -> None:
 
 def fill_the_disk(config: RunConfig, full: Fault) -> None:
     said = end(config, 1, full).output
-    assert "No space left on device; what was published stays readable" in said
+    assert "No space left on device; published files stay readable" in said
     assert "Traceback" not in said
     reached = newest_checkpoint(config.run_dir)
     assert reached is not None

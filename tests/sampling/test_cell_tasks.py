@@ -83,7 +83,7 @@ def test_an_altered_part_of_the_graph_stops_the_plan_with_its_name(
     uri = publish(str(tmp_path / "graph"), geographic_graph(places, 4), 2)
     with (tmp_path / "graph" / "part-00001.parquet").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(RunError, match=r"part-00001\.parquet is not what was published"):
+    with pytest.raises(RunError, match=r"part-00001\.parquet differs from the published file"):
         plan_cells_on_cluster(
             PairTable(*[places.ids] * 3),
             uri,

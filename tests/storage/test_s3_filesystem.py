@@ -77,8 +77,8 @@ def test_ranges_equal_those_of_files_with_one_request_each_and_none_for_lengths(
         files.write_bytes(str(tmp_path / name), data)
         store.client.put_object(Bucket="data", Key=f"ranges/{name}", Body=data)
     wanted = random_ranges(rng, lengths)
-    remote = read_ranges([(f"s3://data/ranges/{name}", *edges) for name, *edges in wanted])  # type: ignore[misc]
-    local = read_ranges([(f"{tmp_path}/{name}", *edges) for name, *edges in wanted])  # type: ignore[misc]
+    remote = read_ranges([(f"s3://data/ranges/{name}", at, size) for name, at, size in wanted])
+    local = read_ranges([(f"{tmp_path}/{name}", at, size) for name, at, size in wanted])
     for one, other in zip(remote, local, strict=True):
         assert (one == other) if isinstance(other, bytes) else isinstance(one, EOFError)
     assert {operation for operation, _ in store.proxy.requests} == {"GET"}

@@ -110,83 +110,82 @@ def operation_of(method: str, query: str) -> str:
     return method
 
 
-def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # by default each answer waits 40 ms until the client has acknowledged the headers
-        disable_nagle_algorithm = True
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection to the proxy of its subclass."""
 
-        def handle(self) -> None:
-            with proxy.lock:
-                proxy.num_open += 1
-                proxy.max_open = max(proxy.num_open, proxy.max_open)
-            try:
-                super().handle()
-            except ConnectionError:  # a client that was killed
-                pass
-            finally:
-                with proxy.lock:
-                    proxy.num_open -= 1
+    proxy: Proxy
+    protocol_version = "HTTP/1.1"
+    # by default each answer waits 40 ms until the client has acknowledged the headers
+    disable_nagle_algorithm = True
 
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
+    def handle(self) -> None:
+        with self.proxy.lock:
+            self.proxy.num_open += 1
+            self.proxy.max_open = max(self.proxy.num_open, self.proxy.max_open)
+        try:
+            super().handle()
+        except ConnectionError:  # a client that was killed
+            pass
+        finally:
+            with self.proxy.lock:
+                self.proxy.num_open -= 1
 
-        def relay(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            parts = urlsplit(self.path)
-            operation = operation_of(self.command, parts.query)
-            prefix = ""
-            if operation == "LIST":
-                prefix = parse_qs(parts.query).get("prefix", [""])[0]
-            fault = proxy.decide(operation, f"{unquote(parts.path)}/{prefix}".strip("/"))
-            if fault == "refuse":
-                self.close_connection = True
-            elif fault in ANSWERS:
-                status, text = ANSWERS[fault]
-                self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
-            else:
-                self.forward(body, is_cut=fault == "cut")
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
 
-        def forward(self, body: bytes, is_cut: bool) -> None:
-            """Send the request to the server, and its answer, or half of it, to the client."""
-            upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
-            upstream.request(self.command, self.path, body, dict(self.headers.items()))
-            found = upstream.getresponse()
-            data = found.read()
-            length = int(found.headers.get("Content-Length", 0))
-            upstream.close()
-            skipped = {"content-length", "transfer-encoding", "connection", "date", "server"}
-            headers = [
-                (name, value) for name, value in found.getheaders() if name.lower() not in skipped
-            ]
-            if is_cut:
-                self.close_connection = True
-                if len(data) < 2:
-                    return
-                length = len(data)
-                data = data[: length // 2]
-            self.answer(found.status, headers, data, length)
+    def relay(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = urlsplit(self.path)
+        operation = operation_of(self.command, parts.query)
+        prefix = ""
+        if operation == "LIST":
+            prefix = parse_qs(parts.query).get("prefix", [""])[0]
+        fault = self.proxy.decide(operation, f"{unquote(parts.path)}/{prefix}".strip("/"))
+        if fault == "refuse":
+            self.close_connection = True
+        elif fault in ANSWERS:
+            status, text = ANSWERS[fault]
+            self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
+        else:
+            self.forward(body, is_cut=fault == "cut")
 
-        def answer(
-            self, status: int, headers: list[tuple[str, str]], data: bytes, length: int
-        ) -> None:
-            self.send_response(status)
-            for name, value in [*headers, ("Content-Length", str(length))]:
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+    def forward(self, body: bytes, is_cut: bool) -> None:
+        """Send the request to the server, and its answer, or half of it, to the client."""
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
+        upstream.request(self.command, self.path, body, dict(self.headers.items()))
+        found = upstream.getresponse()
+        data = found.read()
+        length = int(found.headers.get("Content-Length", 0))
+        upstream.close()
+        skipped = {"content-length", "transfer-encoding", "connection", "date", "server"}
+        headers = [
+            (name, value) for name, value in found.getheaders() if name.lower() not in skipped
+        ]
+        if is_cut:
+            self.close_connection = True
+            if len(data) < 2:
+                return
+            length = len(data)
+            data = data[: length // 2]
+        self.answer(found.status, headers, data, length)
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay  # noqa: N815
+    def answer(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+        self.send_response(status)
+        for name, value in [*headers, ("Content-Length", str(length))]:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
-    return Handler
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay  # noqa: N815
 
 
 @contextmanager
 def proxied(endpoint: str) -> Iterator[Proxy]:
     """Run a proxy before a server, on a free port, until the block ends."""
     proxy = Proxy(endpoint.removeprefix("http://"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
+    handler = type("Handler", (_Handler,), {"proxy": proxy})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     proxy.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
