@@ -13,7 +13,7 @@ from tests.support.source_trees import cvact_name, cvact_tree, cvact_utm, rows, 
 
 NAMES = [cvact_name(row) for row in range(8)]
 NAMES[1] = NAMES[1][:-2]
-# Of the tree, 8 rows: rows 0..3 are train, 4 and 5 val, 5..7 test; the test ids sort as rows 7, 6, 5 do.
+# The tree has 8 rows: 0..3 are train, 4 and 5 val, 5..7 test; the test ids sort as rows 7, 6, 5.
 IDENTITIES = [  # id, place_id, split, folder
     (0, 0, "train", "ANU_data_small"),
     (1, 1, "train", "ANU_data_small"),
@@ -28,15 +28,22 @@ IDENTITIES = [  # id, place_id, split, folder
 
 
 def utm_of(lat: Any, lon: Any) -> tuple[Any, Any]:
-    """WGS84 degrees -> easting, northing in zone 55 south: Krueger's series, third order, an oracle."""
-    a, f, meridian = 6_378_137.0, 1 / 298.257223563, 147.0
+    """Convert WGS84 degrees to easting, northing in zone 55 south: an oracle.
+
+    Krueger's series of third order.
+    """
+    a = 6_378_137.0
+    f = 1 / 298.257223563
+    meridian = 147.0
     n = f / (2 - f)
     rectifying = a / (1 + n) * (1 + n**2 / 4 + n**4 / 64)
     alpha = (n / 2 - 2 * n**2 / 3 + 5 * n**3 / 16, 13 * n**2 / 48 - 3 * n**3 / 5, 61 * n**3 / 240)
-    phi, dlon = np.radians(lat), np.radians(np.asarray(lon) - meridian)
+    phi = np.radians(lat)
+    dlon = np.radians(np.asarray(lon) - meridian)
     e = 2 * np.sqrt(n) / (1 + n)
     t = np.sinh(np.arctanh(np.sin(phi)) - e * np.arctanh(e * np.sin(phi)))
-    xi, eta = np.arctan2(t, np.cos(dlon)), np.arctanh(np.sin(dlon) / np.sqrt(1 + t**2))
+    xi = np.arctan2(t, np.cos(dlon))
+    eta = np.arctanh(np.sin(dlon) / np.sqrt(1 + t**2))
     east = eta + sum(c * np.cos(2 * j * xi) * np.sinh(2 * j * eta) for j, c in enumerate(alpha, 1))
     north = xi + sum(c * np.sin(2 * j * xi) * np.cosh(2 * j * eta) for j, c in enumerate(alpha, 1))
     return 500_000 + 0.9996 * rectifying * east, 10_000_000 + 0.9996 * rectifying * north
@@ -44,13 +51,13 @@ def utm_of(lat: Any, lon: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("characters", [False, True])
 @pytest.mark.parametrize("northing_first", [False, True])
-def test_every_form_converts_value_by_value(
+def test_every_form_of_act_data_converts_value_by_value(
     tmp_path: Path, characters: bool, northing_first: bool
 ) -> None:
     source = cvact_tree(tmp_path / "source", characters=characters, northing_first=northing_first)
-    said: list[str] = []
-    dataset = cvact.convert(str(source), str(tmp_path / "target"), strict=True, report=said.append)
-    assert (dataset.name, said) == ("cvact", [])
+    notes: list[str] = []
+    dataset = cvact.convert(str(source), str(tmp_path / "target"), strict=True, report=notes.append)
+    assert (dataset.name, notes) == ("cvact", [])
     columns = ("id", "place_id", "split", "uri", "source_id", "region")
     assert rows(dataset, "references", *columns) == [
         (
@@ -85,16 +92,16 @@ def test_every_form_converts_value_by_value(
     assert 149.0 < found[0][3] < 149.3
 
 
-def test_test_images_that_the_list_lacks_stay_without_coordinates(tmp_path: Path) -> None:
+def test_test_images_that_the_list_lacks_are_kept_without_coordinates(tmp_path: Path) -> None:
     source = cvact_tree(tmp_path / "source", unlisted=2)
-    said: list[str] = []
-    dataset = cvact.convert(str(source), str(tmp_path / "target"), report=said.append)
-    # sorted, the unlisted names stand before the listed ones: positions 0 and 1, behind twice 8 rows
+    notes: list[str] = []
+    dataset = cvact.convert(str(source), str(tmp_path / "target"), report=notes.append)
+    # sorted, the unlisted names come before the listed ones: positions 0 and 1, after twice 8 rows
     assert rows(dataset, "queries", "id", "place_id", "split", "lat", "lon", "source_id")[-2:] == [
         (16, 16, "test", None, None, "not-in-the-list-00-xyz"),
         (17, 17, "test", None, None, "not-in-the-list-01-xyz"),
     ]
-    assert said == ["test images that ACT_data.mat does not list, kept without coordinates: 2"]
+    assert notes == ["test images that ACT_data.mat does not list, kept without coordinates: 2"]
 
 
 def test_a_pair_with_a_missing_image_is_left_out_whole_and_counted(tmp_path: Path) -> None:
@@ -104,12 +111,12 @@ def test_a_pair_with_a_missing_image_is_left_out_whole_and_counted(tmp_path: Pat
     train.unlink()
     test.unlink()
     (source / "ANU_data_test/streetview/notes.txt").touch()
-    said: list[str] = []
-    dataset = cvact.convert(str(source), str(tmp_path / "target"), report=said.append)
+    notes: list[str] = []
+    dataset = cvact.convert(str(source), str(tmp_path / "target"), report=notes.append)
     for view in ("references", "queries"):
         assert rows(dataset, view, "id") == [(0,), (1,), (3,), (4,), (5,), (13,), (15,)]
     missing = f"{train.relative_to(source)}, {test.relative_to(source)}"
-    assert said == [
+    assert notes == [
         f"missing images: 2, left out with their rows: {missing}",
         "files of ANU_data_test/streetview left out because they do not end in _grdView.jpg: 1",
         "pairs left out for a missing image: 2",
@@ -119,7 +126,7 @@ def test_a_pair_with_a_missing_image_is_left_out_whole_and_counted(tmp_path: Pat
     assert missing in str(error.value)
 
 
-def test_the_test_set_is_left_out_on_request_and_wanted_otherwise(tmp_path: Path) -> None:
+def test_the_test_set_is_left_out_on_request_and_required_otherwise(tmp_path: Path) -> None:
     source = cvact_tree(tmp_path / "source")
     (source / "ANU_data_test/satview_polish").rename(source / "ANU_data_test/satellite")
     with pytest.raises(
@@ -185,7 +192,7 @@ def test_a_faulty_list_is_refused(tmp_path: Path, changes: dict[str, Any], messa
         cvact.convert(str(source), str(tmp_path / "target"))
 
 
-def test_rows_that_nothing_uses_may_lack_a_position_and_repeated_rows_are_taken_once(
+def test_unused_rows_may_lack_a_position_and_repeated_rows_are_used_once(
     tmp_path: Path,
 ) -> None:
     source = cvact_tree(tmp_path / "source")
@@ -195,10 +202,10 @@ def test_rows_that_nothing_uses_may_lack_a_position_and_repeated_rows_are_taken_
             utm=utm_with(7, (np.nan, np.nan)), valSet={"n": 3, "valInd": np.array([5.0, 6.0, 5.0])}
         ),
     )
-    said: list[str] = []
-    dataset = cvact.convert(str(source), str(tmp_path / "target"), test=False, report=said.append)
+    notes: list[str] = []
+    dataset = cvact.convert(str(source), str(tmp_path / "target"), test=False, report=notes.append)
     assert rows(dataset, "queries", "id")[-2:] == [(4,), (5,)]
-    assert said == ["rows that valSet repeats, used once: 1"]
+    assert notes == ["rows that valSet repeats, used once: 1"]
 
 
 def test_a_file_that_is_not_matlab_is_refused(tmp_path: Path) -> None:
@@ -215,14 +222,15 @@ def test_a_file_that_is_not_matlab_is_refused(tmp_path: Path) -> None:
             cvact.convert(str(source), str(tmp_path / "target"))
 
 
-def test_a_wrong_layout_says_what_is_wanted_and_there(tmp_path: Path) -> None:
+def test_a_wrong_layout_is_refused_with_the_needed_and_the_found_names(tmp_path: Path) -> None:
     source = cvact_tree(tmp_path / "source")
     (source / "ANU_data_small/satview_polish").rename(source / "ANU_data_small/satview")
     with pytest.raises(InputError) as error:
         cvact.convert(str(source), str(tmp_path / "target"))
     assert str(error.value).splitlines() == [
         f"{source} has no known layout; it holds ACT_data.mat, ANU_data_small, ANU_data_test",
-        "layout 'ANU_data_small' needs ACT_data.mat, ANU_data_small/streetview, ANU_data_small/satview_polish",
+        "layout 'ANU_data_small' needs ACT_data.mat, ANU_data_small/streetview,"
+        " ANU_data_small/satview_polish",
         "nearest: 'ANU_data_small', which lacks ANU_data_small/satview_polish"
         " (ANU_data_small holds satview, streetview)",
     ]

@@ -17,7 +17,7 @@ SATELLITES = [  # id, split, latitude, longitude
     (5, "train", 38.078125, -100.15625),
     (6, "test", 38.09375, -100.1875),
 ]
-OFFSET = 0.00006103515625  # of the panoramas: north and west
+OFFSET = 0.00006103515625  # degrees; panoramas are north and west of their satellite image
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -63,15 +63,15 @@ def test_every_layout_converts_value_by_value(
     assert dataset.views["references"] == "Bing Maps satellite image, zoom 19"
 
 
-def test_nothing_is_said_when_nothing_is_lost(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_complete_source_gives_no_notes(tmp_path: Path) -> None:
+    notes: list[str] = []
     cvusa.convert(
-        str(cvusa_tree(tmp_path / "source")), str(tmp_path / "target"), report=said.append
+        str(cvusa_tree(tmp_path / "source")), str(tmp_path / "target"), report=notes.append
     )
-    assert said == []
+    assert notes == []
 
 
-def test_coordinates_are_null_on_request_and_wanted_otherwise(tmp_path: Path) -> None:
+def test_coordinates_are_null_on_request_and_required_otherwise(tmp_path: Path) -> None:
     source = cvusa_tree(tmp_path / "source")
     (source / "split_locations/all.csv").unlink()
     with pytest.raises(
@@ -91,12 +91,12 @@ def test_a_pair_with_a_missing_image_is_left_out_whole_and_counted(tmp_path: Pat
         "streetview/panos/0000006.jpg",
     ):
         (source / name).unlink()
-    said: list[str] = []
-    dataset = cvusa.convert(str(source), str(tmp_path / "target"), report=said.append)
+    notes: list[str] = []
+    dataset = cvusa.convert(str(source), str(tmp_path / "target"), report=notes.append)
     for view in ("references", "queries"):
         assert rows(dataset, view, "id") == [(1,), (3,), (4,), (5,)]
     listed = "bingmap/19/0000002.jpg, streetview/panos/0000002.jpg, streetview/panos/0000006.jpg"
-    assert said == [
+    assert notes == [
         f"missing images: 3, left out with their rows: {listed}",
         "pairs left out for a missing image: 2",
     ]
@@ -109,13 +109,13 @@ def test_more_than_ten_missing_images_are_cut_short(tmp_path: Path) -> None:
     source = cvusa_tree(tmp_path / "source", train=14, test=2)
     for number in range(1, 14):
         (source / f"bingmap/19/{number:07d}.jpg").unlink()
-    said: list[str] = []
-    cvusa.convert(str(source), str(tmp_path / "target"), report=said.append)
-    assert said[0].startswith(
+    notes: list[str] = []
+    cvusa.convert(str(source), str(tmp_path / "target"), report=notes.append)
+    assert notes[0].startswith(
         "missing images: 13, left out with their rows: bingmap/19/0000001.jpg, "
     )
-    assert said[0].endswith(" and 3 more")
-    assert said[0].count(".jpg") == 10
+    assert notes[0].endswith(" and 3 more")
+    assert notes[0].count(".jpg") == 10
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,10 @@ def test_a_wrong_layout_names_both_variants_and_the_nearest(tmp_path: Path) -> N
         cvusa.convert(str(source), str(tmp_path / "target"))
     assert str(error.value).splitlines() == [
         f"{source} has no known layout; it holds bingmap, split_locations, splits, streetview",
-        "layout 'bingmap' needs splits/train-19zl.csv, splits/val-19zl.csv, bingmap/19, streetview/panos",
-        "layout 'nested bingmap' needs splits/train-19zl.csv, splits/val-19zl.csv, bingmap/bingmap/19,"
+        "layout 'bingmap' needs splits/train-19zl.csv, splits/val-19zl.csv, bingmap/19,"
         " streetview/panos",
+        "layout 'nested bingmap' needs splits/train-19zl.csv, splits/val-19zl.csv,"
+        " bingmap/bingmap/19, streetview/panos",
         "nearest: 'bingmap', which lacks splits/val-19zl.csv (splits holds train-19zl.csv);"
         " bingmap/19 (bingmap holds bingmap)",
     ]

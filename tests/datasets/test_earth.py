@@ -15,11 +15,11 @@ from s4g_ray.datasets import earth
 from s4g_ray.datasets.earth import (
     EarthOptions,
     Pose,
-    local_to_degrees,
     draw_pose,
     find_regions,
-    sample_map,
+    local_to_degrees,
     locate_pixels,
+    sample_map,
 )
 from s4g_ray.errors import InputError
 
@@ -55,17 +55,16 @@ def test_sampling_reads_the_pixel_of_a_coordinate_and_wraps_around() -> None:
     height, width = 90, 180  # 2 degrees a pixel
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     image = np.stack([columns, rows, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    lat, lon = np.array([45.0, -45.0, 89.0, -89.9]), np.array([11.0, -179.0, 179.0, 0.0])
+    lat = np.array([45.0, -45.0, 89.0, -89.9])
+    lon = np.array([11.0, -179.0, 179.0, 0.0])
     sampled = sample_map(image, lat, lon).astype(int)
     np.testing.assert_allclose(sampled[:, 0], (lon + 180) / 2 - 0.5, atol=0.51)
     np.testing.assert_allclose(sampled[:, 1], np.clip((90 - lat) / 2 - 0.5, 0, 89), atol=0.51)
-    between = sample_map(image, np.array([0.0]), np.array([180.0]))[
-        0, 0
-    ]  # between columns 179 and 0
-    assert between == 90
+    between = sample_map(image, np.array([0.0]), np.array([180.0]))
+    assert between[0, 0] == 90  # the mean of columns 179 and 0
 
 
-def test_regions() -> None:
+def test_points_are_in_the_region_whose_box_holds_them() -> None:
     places = {
         "africa": (0, 20),
         "oceania": (-25, 135),
@@ -90,30 +89,25 @@ def test_no_test_tile_overlaps_a_train_tile(converted: Path) -> None:
     train, test = (dataset.table("references", [split]) for split in ("train", "test"))
     assert len(train) > 80
     assert len(test) > 25
-    nearest = (
-        metres_between(train.lat[:, None], train.lon[:, None], test.lat[None], test.lon[None]).min(
-            axis=1
-        )
-        / 1000
-    )
-    # every pixel of a query and of its reference lies within reach of the reference's centre
+    metres = metres_between(train.lat[:, None], train.lon[:, None], test.lat[None], test.lon[None])
+    nearest_km = metres.min(axis=1) / 1000
+    # every pixel of a query and of its reference is within reach of the reference's centre
     for table in (train, test):
         for place, lat, lon in zip(table.ids, table.lat, table.lon, strict=True):
             for pose in (draw_pose(cfg, int(place)), None):
-                assert (
-                    metres_between(lat, lon, *locate_pixels(lat, lon, cfg, pose)).max() / 1000
-                    <= cfg.reach_km()
-                )
-    assert (nearest > 2 * cfg.reach_km()).all()
+                pixels = locate_pixels(lat, lon, cfg, pose)
+                assert metres_between(lat, lon, *pixels).max() / 1000 <= cfg.reach_km()
+    assert (nearest_km > 2 * cfg.reach_km()).all()
 
 
-def test_queries_know_their_own_position_and_show_the_place(converted: Path) -> None:
+def test_queries_have_their_own_position_and_show_the_place(converted: Path) -> None:
     dataset = open_dataset(str(converted))
-    references, queries = dataset.table("references", ["test"]), dataset.table("queries", ["test"])
+    references = dataset.table("references", ["test"])
+    queries = dataset.table("queries", ["test"])
     cfg = EarthOptions(**COARSE)
-    apart = metres_between(references.lat, references.lon, queries.lat, queries.lon) / 1000
-    assert 1 < np.median(apart) < cfg.max_shift * cfg.tile_km * 2**0.5
-    assert apart.max() <= cfg.max_shift * cfg.tile_km * 2**0.5 + 1e-6
+    shift_km = metres_between(references.lat, references.lon, queries.lat, queries.lon) / 1000
+    assert 1 < np.median(shift_km) < cfg.max_shift * cfg.tile_km * 2**0.5
+    assert shift_km.max() <= cfg.max_shift * cfg.tile_km * 2**0.5 + 1e-6
     assert np.array_equal(references.place_ids, queries.place_ids)
     image = decode(Path(references.uris[0]).read_bytes())
     assert image.shape == (3, 32, 32)

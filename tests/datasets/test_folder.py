@@ -45,7 +45,7 @@ KEYED = [
 
 
 def make(root: Path, references: list[str], queries: list[str], images: bool = True) -> str:
-    """A folder with the two CSV files, and an empty file for each image that they name."""
+    """Write a folder with the two CSV files, and an empty file for each image that they name."""
     for name, lines in (("references", references), ("queries", queries)):
         root.mkdir(exist_ok=True)
         (root / f"{name}.csv").write_text("\n".join(lines))
@@ -58,12 +58,13 @@ def make(root: Path, references: list[str], queries: list[str], images: bool = T
 
 def test_each_query_goes_to_the_nearest_tile_across_the_antimeridian(tmp_path: Path) -> None:
     source = make(tmp_path / "islands", TILES, PHOTOS)
-    said: list[str] = []
+    notes: list[str] = []
     dataset = folder.convert(
-        source, str(tmp_path / "target"), test_fraction=0.5, strict=True, report=said.append
+        source, str(tmp_path / "target"), test_fraction=0.5, strict=True, report=notes.append
     )
-    assert (dataset.name, said) == ("islands", [])
-    # the easternmost half by longitude: equal longitudes stay together, so a alone or a, c, d; both are one off
+    assert (dataset.name, notes) == ("islands", [])
+    # the easternmost half by longitude: c and d have equal longitudes, so the strip is a only,
+    # or a, c and d; both miss the half by one
     columns = ("id", "place_id", "uri", "split", "lat", "lon", "region", "source_id")
     assert rows(dataset, "references", *columns) == [
         (0, 0, f"{source}/t/a.png", "test", -17.0, 179.99, None, "t/a.png"),
@@ -96,17 +97,17 @@ def test_nearest_agrees_with_a_search_over_all_distances(tmp_path: Path) -> None
     metres = metres_between(
         at["p"][:, None, 0], at["p"][:, None, 1], at["t"][None, :, 0], at["t"][None, :, 1]
     )
-    said: list[str] = []
+    notes: list[str] = []
     dataset = folder.convert(
         make(tmp_path / "s", lines["t"], lines["p"]),
         str(tmp_path / "d"),
         max_distance_m=limit,
-        report=said.append,
+        report=notes.append,
     )
     near = np.flatnonzero(metres.min(axis=1) <= limit)
     assert rows(dataset, "queries", "id", "place_id") == [(n, metres[n].argmin()) for n in near]
     assert 10 < len(near) < 60
-    assert said == [f"queries left out because no tile is within 900000 m: {60 - len(near)}"]
+    assert notes == [f"queries left out because no tile is within 900000 m: {60 - len(near)}"]
     tested = np.argsort(at["t"][:, 1])[-8:]
     assert rows(dataset, "references", "id", "split") == [
         (n, "test" if n in tested else "train") for n in range(40)
@@ -144,9 +145,9 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
     tiles = ["path,lat,lon,key,split", *(f"{line},train" for line in KEYS[1:])]
     photos = ["path,key,lat,lon,split", *(f"{line},train" for line in KEYED[1:])]
     source = make(tmp_path / "s", tiles, photos)
-    said: list[str] = []
+    notes: list[str] = []
     dataset = folder.convert(
-        source, str(tmp_path / "d"), pair="key", split_column="split", report=said.append
+        source, str(tmp_path / "d"), pair="key", split_column="split", report=notes.append
     )
     assert rows(dataset, "references", "id", "place_id", "lat", "lon") == [
         (0, 0, 1.0, 2.0),
@@ -159,8 +160,9 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
         (1, 0, 1.5, 2.5),
         (2, 0, None, None),
     ]
-    assert said == [
-        f"queries left out because no reference has their key: 1, the first 'elsewhere' at {source}/queries.csv, line 5",
+    assert notes == [
+        "queries left out because no reference has their key: 1,"
+        f" the first 'elsewhere' at {source}/queries.csv, line 5",
         "no test queries: nothing to evaluate on",
     ]
     with pytest.raises(
@@ -169,15 +171,15 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
         folder.convert(source, str(tmp_path / "e"), pair="key")
 
 
-def test_keys_without_columns_of_coordinates_say_so(tmp_path: Path) -> None:
+def test_keys_without_columns_of_coordinates_give_a_note(tmp_path: Path) -> None:
     tiles = ["path,key,split", "a.png,x,train", "b.png,y,test"]
     source = make(tmp_path / "s", tiles, ["path,key,split", "0.jpg,x,train", "1.jpg,y,test"])
-    said: list[str] = []
+    notes: list[str] = []
     dataset = folder.convert(
-        source, str(tmp_path / "d"), pair="key", split_column="split", report=said.append
+        source, str(tmp_path / "d"), pair="key", split_column="split", report=notes.append
     )
     assert rows(dataset, "references", "id", "lat", "lon") == [(0, None, None), (1, None, None)]
-    assert said == [
+    assert notes == [
         f"{source}/{name}.csv has no columns lat and lon: coordinates are null"
         for name in ("references", "queries")
     ]
@@ -198,13 +200,12 @@ def test_places_of_several_tiles_stay_on_one_side_of_the_strip(tmp_path: Path) -
     ]
     source = make(tmp_path / "s", tiles, ["path,key", "0.jpg,w", "1.jpg,e"])
     dataset = folder.convert(source, str(tmp_path / "d"), pair="key", test_fraction=1 / 3)
-    assert [split for _, split in rows(dataset, "references", "id", "split")] == ["train"] * 2 + [
-        "test"
-    ] * 2 + ["train"]
+    splits = [split for _, split in rows(dataset, "references", "id", "split")]
+    assert splits == ["train", "train", "test", "test", "train"]
     assert rows(dataset, "queries", "id", "split") == [(0, "train"), (1, "test")]
 
 
-def test_the_choose_eastern_strip_is_the_share_nearest_to_what_is_asked() -> None:
+def test_the_eastern_strip_is_the_share_nearest_to_the_one_asked_for() -> None:
     assert choose_eastern_strip(np.array([3.0, 1.0, 2.0, 4.0, 5.0]), 0.4).tolist() == [
         False,
         False,
@@ -212,9 +213,8 @@ def test_the_choose_eastern_strip_is_the_share_nearest_to_what_is_asked() -> Non
         True,
         True,
     ]
-    assert (
-        choose_eastern_strip(np.array([1.0, 2.0, 2.0, 2.0, 1.0]), 0.2).tolist() == [False] * 5
-    )  # 0 is nearer to 1 than 3
+    # of 5 points 0 or 3 can be chosen, and 0 is nearer to 1
+    assert choose_eastern_strip(np.array([1.0, 2.0, 2.0, 2.0, 1.0]), 0.2).tolist() == [False] * 5
     assert choose_eastern_strip(np.array([1.0, 2.0]), 0.0).tolist() == [False, False]
     assert choose_eastern_strip(np.array([1.0, 2.0]), 1.0).tolist() == [True, True]
     grid = np.repeat(np.arange(10.0), 7)
@@ -271,7 +271,7 @@ def test_absolute_paths_stay_as_they_are(tmp_path: Path) -> None:
     assert rows(dataset, "references", "uri") == [(f"{tmp_path}/a.png",)]
 
 
-def test_missing_images_are_counted_and_never_change_what_is_nearest(tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_do_not_change_the_nearest_tile(tmp_path: Path) -> None:
     tiles = [
         "path,lat,lon,split",
         "t/a.png,0,0,train",
@@ -286,11 +286,11 @@ def test_missing_images_are_counted_and_never_change_what_is_nearest(tmp_path: P
     source = make(tmp_path / "s", tiles, photos)
     for name in ("t/a.png", "t/d.png", "p/1.jpg"):
         (Path(source) / name).unlink()
-    said: list[str] = []
-    dataset = folder.convert(source, str(tmp_path / "d"), split_column="split", report=said.append)
+    notes: list[str] = []
+    dataset = folder.convert(source, str(tmp_path / "d"), split_column="split", report=notes.append)
     assert rows(dataset, "references", "id") == [(1,), (2,)]
     assert rows(dataset, "queries", "id", "place_id") == [(2, 2), (3, 3)]
-    assert said == [
+    assert notes == [
         "missing images: 3, left out with their rows: t/a.png, t/d.png, p/1.jpg",
         "train queries left out because their place has no train reference: 1",
         "test queries that evaluation leaves out because their place has no reference: 1",
@@ -339,7 +339,8 @@ def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, me
         (
             ["path,latitude,lon", "a.png,1,2"],
             {},
-            r"references\.csv, line 1: no column 'lat' \(did you mean 'latitude'\?\); columns: path, latitude, lon;",
+            r"references\.csv, line 1: no column 'lat' \(did you mean 'latitude'\?\);"
+            r" columns: path, latitude, lon;",
         ),
         (
             [HEADER, GOOD],

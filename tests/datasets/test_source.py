@@ -27,6 +27,7 @@ IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def plain_tree(root: Path) -> Path:
+    """Write a folder for `s4g convert folder`: 4 tiles, 4 photos and their CSV files."""
     for number in range(4):
         source_trees.save_view(root / f"tiles/{number}.png", number, 0, (16, 16))
         source_trees.save_view(root / f"photos/{number}.jpg", number, 1, (16, 16))
@@ -53,7 +54,8 @@ every_converter = pytest.mark.parametrize(
 )
 
 
-def everything(dataset: GeoDataset) -> list[Any]:
+def read_rows(dataset: GeoDataset) -> list[Any]:
+    """Return all rows of both views, sorted by id."""
     return [getattr(dataset, view).to_table().sort_by("id").to_pylist() for view in VIEWS]
 
 
@@ -70,24 +72,24 @@ def test_converting_lists_each_folder_once_and_neither_opens_nor_stats_an_image(
     converter: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make(tmp_path / "source")
-    wanted = everything(converter.convert(str(source), str(tmp_path / "wanted")))
+    wanted = read_rows(converter.convert(str(source), str(tmp_path / "wanted")))
     for path in [path for path in source.rglob("*") if path.suffix in IMAGES]:
         path.unlink()
-        path.symlink_to(tmp_path / "nowhere")  # listed, but an open or a stat fails
+        path.symlink_to(tmp_path / "nowhere")  # can be listed, but not opened; stat fails too
     listed: list[str] = []
     asked: list[str] = []
 
-    def recorded(function: Any, uris: list[str]) -> Any:
+    def record_calls(function: Any, uris: list[str]) -> Any:
         def call(uri: str, *more: Any) -> Any:
             uris.append(uri)
             return function(uri, *more)
 
         return call
 
-    monkeypatch.setattr(files, "list_names", recorded(files.list_names, listed))
-    monkeypatch.setattr(files, "read_bytes", recorded(files.read_bytes, asked))
-    monkeypatch.setattr(files, "exists", recorded(files.exists, asked))
-    found = everything(converter.convert(str(source), str(tmp_path / "target")))
+    monkeypatch.setattr(files, "list_names", record_calls(files.list_names, listed))
+    monkeypatch.setattr(files, "read_bytes", record_calls(files.read_bytes, asked))
+    monkeypatch.setattr(files, "exists", record_calls(files.exists, asked))
+    found = read_rows(converter.convert(str(source), str(tmp_path / "target")))
     assert found == wanted
     of_source = [uri for uri in listed if uri.startswith(str(source))]
     assert len(of_source) == len(set(of_source)) > 0
@@ -99,12 +101,12 @@ def test_a_source_in_an_object_store_gives_the_same_rows_with_its_uris(
     converter: Any, make: Make, tmp_path: Path, memory: Any
 ) -> None:
     source = make(tmp_path / "source")
-    wanted = everything(converter.convert(str(source), str(tmp_path / "local"), strict=True))
+    wanted = read_rows(converter.convert(str(source), str(tmp_path / "local"), strict=True))
     for path in source.rglob("*"):
         if path.is_file():
             memory.pipe_file(f"/bucket/set/{path.relative_to(source)}", path.read_bytes())
     dataset = converter.convert("memory://bucket/set", "memory://made/set", strict=True)
-    found = everything(dataset)
+    found = read_rows(dataset)
     for rows in found:
         for row in rows:
             assert row["uri"].startswith("memory://bucket/set/")
@@ -126,14 +128,15 @@ def test_all_uris_are_absolute_images_and_both_views_of_a_place_are_alike(
     queries = dataset.queries.to_table().to_pylist()
     assert {row["uri"][: len(str(tmp_path)) + 8] for row in queries} == {f"{tmp_path}/source/"}
 
-    def colors(uri: str) -> Any:
+    def mean_color(uri: str) -> Any:
         image = decode(Path(uri).read_bytes()).float().numpy()
         return image.mean(axis=(1, 2))
 
-    own = [
-        np.abs(colors(row["uri"]) - colors(references[row["place_id"]])).max() for row in queries
+    differences = [
+        np.abs(mean_color(row["uri"]) - mean_color(references[row["place_id"]])).max()
+        for row in queries
     ]
-    assert max(own) < 8
+    assert max(differences) < 8
 
 
 @every_converter
@@ -146,14 +149,14 @@ def test_a_target_that_holds_a_data_set_is_refused_before_the_source_is_read(
 
 
 def s4g_convert(*arguments: str) -> tuple[Any, list[str]]:
-    """The JSON on standard output, and the lines on standard error."""
+    """Run `s4g convert`; return the JSON on standard output, and the lines on standard error."""
     done = CliRunner().invoke(convert_app, [*arguments, "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout), done.stderr.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("name", "summed"),
+    ("name", "summary"),
     [
         ("cvusa", "cvusa: 4 train and 2 test queries, 6 references in {}"),
         ("cvact", "cvact: 4 train, 2 val and 3 test queries, 9 references in {}"),
@@ -166,11 +169,13 @@ def s4g_convert(*arguments: str) -> tuple[Any, list[str]]:
         ("folder", "source: 3 train and 1 test queries, 4 references in {}"),
     ],
 )
-def test_each_command_says_what_it_made(name: str, summed: str, tmp_path: Path) -> None:
-    source, target = CONVERTERS[name][1](tmp_path / "source"), str(tmp_path / "target")
+def test_each_command_describes_the_data_set(name: str, summary: str, tmp_path: Path) -> None:
+    source = CONVERTERS[name][1](tmp_path / "source")
+    target = str(tmp_path / "target")
     result, lines = s4g_convert(name, str(source), target)
-    dataset, header = open_dataset(target), files.read_json(f"{target}/dataset.json")
-    assert lines == [summed.format(target)]
+    dataset = open_dataset(target)
+    header = files.read_json(f"{target}/dataset.json")
+    assert lines == [summary.format(target)]
     assert result == {
         "uri": target,
         "name": dataset.name,
@@ -201,25 +206,25 @@ def test_each_command_says_what_it_made(name: str, summed: str, tmp_path: Path) 
 def test_the_options_of_each_command_reach_the_converter(
     name: str, arguments: list[str], made: str, tmp_path: Path
 ) -> None:
-    source, target = CONVERTERS[name][1](tmp_path / "source"), str(tmp_path / "target")
-    for removed in ("split_locations", "ANU_data_test"):  # what the first two are for
+    source = CONVERTERS[name][1](tmp_path / "source")
+    target = str(tmp_path / "target")
+    # --no-coordinates and --no-test are for sources without these
+    for removed in ("split_locations", "ANU_data_test"):
         shutil.rmtree(source / removed, ignore_errors=True)
     result, _ = s4g_convert(name, str(source), target, *arguments, "--strict")
     assert result["name"] == made
 
 
-def test_commands_pass_notes_on_and_refuse_missing_images_when_strict(tmp_path: Path) -> None:
+def test_commands_show_notes_and_refuse_missing_images_when_strict(tmp_path: Path) -> None:
     source = source_trees.cvusa_tree(tmp_path / "source")
     (source / "streetview/panos/0000003.jpg").unlink()
     result, lines = s4g_convert("cvusa", str(source), str(tmp_path / "target"))
-    assert (
-        result["notes"]
-        == lines[:2]
-        == [
-            "missing images: 1, left out with their rows: streetview/panos/0000003.jpg",
-            "pairs left out for a missing image: 1",
-        ]
-    )
+    notes = [
+        "missing images: 1, left out with their rows: streetview/panos/0000003.jpg",
+        "pairs left out for a missing image: 1",
+    ]
+    assert result["notes"] == notes
+    assert lines[:2] == notes
     with pytest.raises(InputError, match="missing images: 1"):
         s4g_convert("cvusa", str(source), str(tmp_path / "strict"), "--strict")
 
@@ -236,11 +241,13 @@ def test_the_first_complete_layout_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "list.txt").touch()
     source = SourceFolder(str(tmp_path))
-    assert source.choose_layout({"one": ["a/c"], "two": ["a/b", "list.txt"], "three": ["a"]}) == "two"
+    assert (
+        source.choose_layout({"one": ["a/c"], "two": ["a/b", "list.txt"], "three": ["a"]}) == "two"
+    )
     assert not source.has("list.txt/more")
 
 
-def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
+def test_a_wrong_layout_is_one_message_with_needed_and_found_names_and_the_nearest_layout(
     tmp_path: Path,
 ) -> None:
     for name in ("train/street", "train/drone", *(f"n{number:02d}" for number in range(12))):
@@ -249,8 +256,8 @@ def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
     with pytest.raises(InputError) as error:
         SourceFolder(str(tmp_path)).choose_layout(variants, "remedy")
     assert str(error.value).splitlines() == [
-        f"{tmp_path} has no known layout; it holds n00, n01, n02, n03, n04, n05, n06, n07, n08, n09"
-        " and 3 more",
+        f"{tmp_path} has no known layout; it holds n00, n01, n02, n03, n04, n05, n06, n07, n08,"
+        " n09 and 3 more",
         "layout 'far' needs x, y, z",
         "layout 'near' needs n00, train/satellite, test/q",
         "nearest: 'near', which lacks train/satellite (train holds drone, street); test/q",
@@ -263,17 +270,19 @@ def test_a_wrong_layout_is_one_message_with_what_is_wanted_found_and_nearest(
         SourceFolder(str(tmp_path / "none")).choose_layout(variants)
 
 
-def test_missing_images_are_counted_once_and_the_first_ten_listed() -> None:
+def test_the_first_ten_names_are_listed_and_the_others_counted() -> None:
     assert join_first(["a", "b"]) == "a, b"
-    assert join_first([str(n) for n in range(1012)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
+    assert (
+        join_first([str(n) for n in range(1012)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 1,002 more"
+    )
 
 
-def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images(
+def test_rows_left_out_are_reported_in_order_and_strict_refuses_missing_images(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "here.jpg").touch()
-    said: list[str] = []
-    source = SourceFolder(str(tmp_path), said.append)
+    notes: list[str] = []
+    source = SourceFolder(str(tmp_path), notes.append)
     assert source.has_image("here.jpg")
     assert not source.has_image("x/gone.jpg")
     assert not source.has_image("x/gone.jpg")
@@ -295,11 +304,11 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
         InputError, match=r"missing images: 3: x/gone\.jpg, gone\.jpg, no\.jpg; add them"
     ):
         source.write(str(tmp_path / "d"), references, queries, name="n", views=views, strict=True)
-    assert said == []
+    assert notes == []
     dataset = source.write(
         str(tmp_path / "d"), references, queries, name="n", views=views, strict=False
     )
-    assert said == [
+    assert notes == [
         "missing images: 3, left out with their rows: x/gone.jpg, gone.jpg, no.jpg",
         "something else",
         "pairs left out for a missing image: 2",
@@ -310,7 +319,7 @@ def test_what_is_left_out_is_reported_in_order_and_strict_refuses_missing_images
     assert source_trees.rows(dataset, "queries", "id") == [(0,), (2,), (3,), (4,)]
 
 
-def test_nothing_left_and_unreadable_texts_are_refused(tmp_path: Path) -> None:
+def test_empty_views_and_unreadable_texts_are_refused(tmp_path: Path) -> None:
     source = SourceFolder(str(tmp_path))
     row = [Row(id=0, place_id=0, uri="r", split="test")]
     with pytest.raises(InputError, match="no queries are left to convert"):

@@ -10,7 +10,7 @@ from s4g_ray.errors import InputError
 from tests.support.source_trees import rows, university_tree
 
 COLUMNS = ("id", "place_id", "split", "source_id", "region")
-# Of the tree: buildings 1 3 5 7 are train, 2 and 4 test, 1000 a distractor of the galleries.
+# Buildings of the tree: 1 3 5 7 are train, 2 and 4 test, 1000 is a distractor of the galleries.
 SATELLITES = [
     (0, 1, "train", "train/satellite/0001/0001.jpg", None),
     (1, 3, "train", "train/satellite/0003/0003.jpg", None),
@@ -22,22 +22,22 @@ SATELLITES = [
 ]
 
 
-def numbered(entries: list[tuple[int, str, str, str | None]]) -> list[tuple[Any, ...]]:
+def number_rows(entries: list[tuple[int, str, str, str | None]]) -> list[tuple[Any, ...]]:
     return [(number, *entry) for number, entry in enumerate(entries)]
 
 
 def test_drone_to_satellite_converts_value_by_value(tmp_path: Path) -> None:
     source = university_tree(tmp_path / "source", drones=2)
-    said: list[str] = []
+    notes: list[str] = []
     dataset = university1652.convert(
-        str(source), str(tmp_path / "target"), strict=True, report=said.append
+        str(source), str(tmp_path / "target"), strict=True, report=notes.append
     )
-    assert (dataset.name, said) == ("university1652_drone_to_satellite", [])
+    assert (dataset.name, notes) == ("university1652_drone_to_satellite", [])
     assert dataset.views == {"references": "satellite image", "queries": "drone image"}
     assert rows(dataset, "references", *COLUMNS) == SATELLITES
     folders = [("train/drone", 1), ("train/drone", 3), ("train/drone", 5), ("train/drone", 7)]
     folders += [("test/query_drone", 2), ("test/query_drone", 4)]
-    wanted = numbered(
+    wanted = number_rows(
         [
             (
                 building,
@@ -77,7 +77,7 @@ def test_satellite_to_drone_is_the_other_direction(tmp_path: Path) -> None:
     ]
 
 
-def test_joined_views_name_themselves_in_region_and_google_has_train_images_alone(
+def test_joined_views_are_named_in_region_and_google_has_train_images_only(
     tmp_path: Path,
 ) -> None:
     source = university_tree(tmp_path / "source", train=1, test=1, streets=1)
@@ -101,14 +101,15 @@ def test_extensions_in_any_case_are_images_and_other_files_are_counted(tmp_path:
     for name in ("b.JPG", "a.Png", "c.WEBP", ".hidden.jpg", "Thumbs.db", "d.txt"):
         (folder / name).touch()
     (source / "train/drone/.DS_Store").touch()
-    said: list[str] = []
-    dataset = university1652.convert(str(source), str(tmp_path / "target"), report=said.append)
+    notes: list[str] = []
+    dataset = university1652.convert(str(source), str(tmp_path / "target"), report=notes.append)
     names = [
         source_id.rpartition("/")[2] for _, source_id in rows(dataset, "queries", "id", "source_id")
     ]
     assert names == ["a.Png", "b.JPG", "c.WEBP", "image-01.jpeg", "image-01.jpeg"]
-    assert said == [
-        "files left out that are not .jpg, .jpeg, .png, .webp: 2: train/drone/0001/Thumbs.db, train/drone/0001/d.txt"
+    assert notes == [
+        "files left out that are not .jpg, .jpeg, .png, .webp: 2:"
+        " train/drone/0001/Thumbs.db, train/drone/0001/d.txt"
     ]
 
 
@@ -116,10 +117,10 @@ def test_queries_without_a_reference_of_their_building_are_counted(tmp_path: Pat
     source = university_tree(tmp_path / "source", drones=3)
     for folder in ("train/satellite/0003/0003.jpg", "test/gallery_satellite/0004/0004.jpg"):
         (source / folder).unlink()
-    said: list[str] = []
-    dataset = university1652.convert(str(source), str(tmp_path / "target"), report=said.append)
+    notes: list[str] = []
+    dataset = university1652.convert(str(source), str(tmp_path / "target"), report=notes.append)
     assert {place for (place,) in rows(dataset, "queries", "place_id")} == {1, 5, 7, 2, 4}
-    assert said == [
+    assert notes == [
         "train queries left out because their place has no train reference: 3",
         "test queries that evaluation leaves out because their place has no reference: 3",
     ]
@@ -133,9 +134,10 @@ def test_wrong_layouts_and_views_are_refused(tmp_path: Path) -> None:
         university1652.convert(str(source), target, query_view="street,google")
     assert str(error.value).splitlines() == [
         f"{source} has no known layout; it holds test, train",
-        "layout 'University-1652' needs train/street, train/google, test/query_street, train/satellite,"
-        " test/gallery_satellite",
-        "nearest: 'University-1652', which lacks train/google (train holds Google, drone, satellite, street)",
+        "layout 'University-1652' needs train/street, train/google, test/query_street,"
+        " train/satellite, test/gallery_satellite",
+        "nearest: 'University-1652', which lacks train/google"
+        " (train holds Google, drone, satellite, street)",
     ]
     wrong: list[tuple[dict[str, Any], str]] = [
         (

@@ -18,7 +18,7 @@ ORIGIN = {
     "SanFrancisco": (37.78, -122.42),
     "Seattle": (47.61, -122.33),
 }
-# Of the tree, in each city: panorama -> its four tiles; six tiles a city, so city c has the tiles 6 c .. 6 c + 5.
+# In each city of the tree: panorama -> its four tiles. City c has six tiles: 6 c .. 6 c + 5.
 LABELS = {
     0: [0, 1, 2, 3],
     1: [1, 2, 3, 4],
@@ -48,7 +48,7 @@ def wanted_queries(
     listed: list[tuple[str, str, list[int]]],
     changed: dict[int, list[int]] | None = None,
 ) -> list[tuple[Any, ...]]:
-    """Rows of (split, city, panoramas) in the order of the label files."""
+    """Return the rows of (split, city, panoramas) in the order of the label files."""
     made: list[tuple[Any, ...]] = []
     for split, city, panoramas in listed:
         lat, lon = ORIGIN[city]
@@ -74,15 +74,17 @@ def wanted_queries(
 def wanted_references(
     source: Path, folder: str, listed: list[tuple[str, str, list[int]]]
 ) -> list[tuple[Any, ...]]:
-    """Rows of (split, city, tiles), sorted by id: train ids come after all 24 tiles."""
+    """Return the rows of (split, city, tiles), sorted by id: train ids come after all 24 tiles."""
     made: list[tuple[Any, ...]] = []
     for split, city, tiles in listed:
         lat, lon = ORIGIN[city]
         for tile in tiles:
-            place, name = 6 * CITIES.index(city) + tile, vigor_tile(city, tile)
+            place = 6 * CITIES.index(city) + tile
+            name = vigor_tile(city, tile)
             uri = f"{source}/{folder.format(city)}/{name}"
-            at = (lat, round(lon + 0.0005 * tile, 10), city, name.removesuffix(".png"))
-            made.append((place + 24 * (split == "train"), place, split, uri, *at))
+            values = (lat, round(lon + 0.0005 * tile, 10), city, name.removesuffix(".png"))
+            row_id = place + 24 if split == "train" else place
+            made.append((row_id, place, split, uri, *values))
     return sorted(made)
 
 
@@ -94,9 +96,9 @@ def test_the_same_area_converts_value_by_value(
     tmp_path: Path, layout: Literal["upstream", "published"], panoramas: str, tiles: str
 ) -> None:
     source = vigor_tree(tmp_path / "source", layout=layout, corrected=False)
-    said: list[str] = []
-    dataset = vigor.convert(str(source), str(tmp_path / "target"), strict=True, report=said.append)
-    assert (dataset.name, said) == ("vigor_same", [])
+    notes: list[str] = []
+    dataset = vigor.convert(str(source), str(tmp_path / "target"), strict=True, report=notes.append)
+    assert (dataset.name, notes) == ("vigor_same", [])
     train = [("train", city, [0, 2, 4]) for city in CITIES]
     test = [("test", city, [1, 3, 5]) for city in CITIES]
     assert rows(dataset, "queries", *QUERY) == wanted_queries(source, panoramas, train + test)
@@ -162,16 +164,15 @@ def test_a_tile_of_train_and_test_is_two_rows_of_one_place(tmp_path: Path) -> No
     assert both == [(20, 20, "test"), (44, 20, "train")]
 
 
-def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
+def test_missing_images_are_left_out_once_and_ids_do_not_change(tmp_path: Path) -> None:
     source = vigor_tree(tmp_path / "source")
-    tile = (
-        source / "Chicago/satellite" / vigor_tile("Chicago", 0)
-    )  # of train panorama 0 and test panorama 5
+    # the positive of train panorama 0 and of test panorama 5
+    tile = source / "Chicago/satellite" / vigor_tile("Chicago", 0)
     panorama = source / "Seattle/panorama" / vigor_panorama("Seattle", 1, 1)
     tile.unlink()
     panorama.unlink()
-    said: list[str] = []
-    dataset = vigor.convert(str(source), str(tmp_path / "target"), report=said.append)
+    notes: list[str] = []
+    dataset = vigor.convert(str(source), str(tmp_path / "target"), report=notes.append)
     assert [row[0] for row in rows(dataset, "queries", "id")] == [
         n for n in range(24) if n not in (0, 21)
     ]
@@ -180,7 +181,7 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
     assert (24, 0) not in places
     assert len(places) == 36 - 2
     missing = f"{tile.relative_to(source)}, {panorama.relative_to(source)}"
-    assert said == [
+    assert notes == [
         f"missing images: 2, left out with their rows: {missing}",
         "train queries left out because their place has no train reference: 1",
         "test queries that evaluation leaves out because their place has no reference: 1",
@@ -195,17 +196,20 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
         (
             "NewYork/same_area_balanced_test.txt",
             lambda line: line + " 7",
-            r"splits/NewYork/same_area_balanced_test\.txt, line 2 has 14 columns, but needs 13 .*: 'New-0003_",
+            r"splits/NewYork/same_area_balanced_test\.txt, line 2 has 14 columns, but needs 13 .*:"
+            r" 'New-0003_",
         ),
         (
             "Chicago/same_area_balanced_train.txt",
             lambda line: line.replace(vigor_tile("Chicago", 4), "satellite_1.0_2.0.png"),
-            r"Chicago/same_area_balanced_train\.txt, line 2: tile 'satellite_1\.0_2\.0\.png' is in no satellite_list",
+            r"Chicago/same_area_balanced_train\.txt, line 2: tile 'satellite_1\.0_2\.0\.png' is in"
+            r" no satellite_list",
         ),
         (
             "Seattle/same_area_balanced_train.txt",
             lambda line: line.replace(",", ";"),
-            r"Seattle/same_area_balanced_train\.txt, line 2: 'Sea-0002_.*' has no position; names are ID,LAT,LON",
+            r"Seattle/same_area_balanced_train\.txt, line 2: 'Sea-0002_.*' has no position;"
+            r" names are ID,LAT,LON",
         ),
         (
             "Seattle/same_area_balanced_train.txt",
@@ -215,7 +219,8 @@ def test_missing_images_are_left_out_once_and_ids_stay(tmp_path: Path) -> None:
         (
             "Seattle/satellite_list.txt",
             lambda line: "satellite_47.6.png",
-            r"satellite_list\.txt, line 2: 'satellite_47\.6\.png' has no position; names are satellite_LAT_LON",
+            r"satellite_list\.txt, line 2: 'satellite_47\.6\.png' has no position;"
+            r" names are satellite_LAT_LON",
         ),
         (
             "Seattle/satellite_list.txt",
@@ -246,13 +251,12 @@ def test_wrong_layouts_and_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         vigor.convert(str(source), str(tmp_path / "target"), area="cross")
     lines = str(error.value).splitlines()
-    assert (
-        lines[0] == f"{source} has no known layout; it holds ground, satellite, splits"
-    )
+    assert lines[0] == f"{source} has no known layout; it holds ground, satellite, splits"
     assert lines[1].startswith("layout 'upstream' needs Chicago/panorama, NewYork/panorama, ")
     assert lines[2].startswith("layout 'published code' needs ground/Chicago, ground/NewYork, ")
     assert lines[3:] == [
-        "nearest: 'published code', which lacks ground/Seattle (ground holds Chicago, NewYork, SanFrancisco, seattle)"
+        "nearest: 'published code', which lacks ground/Seattle"
+        " (ground holds Chicago, NewYork, SanFrancisco, seattle)"
     ]
     (source / "ground/seattle").rename(source / "ground/Seattle")
     with pytest.raises(InputError) as error:

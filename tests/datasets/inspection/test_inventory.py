@@ -7,6 +7,7 @@ import pytest
 
 from s4g_ray.arrays import group
 from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.image_table import View
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.inspection.image_files import run_in_parallel
 from s4g_ray.datasets.inspection.inventory import (
@@ -16,7 +17,7 @@ from s4g_ray.datasets.inspection.inventory import (
     find_nearest_references,
     find_queries_near_train,
 )
-from tests.datasets.inspection.test_dataset_checks import clean_tables, write
+from tests.support.inspected_datasets import clean_tables, write_small
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -34,26 +35,27 @@ def test_distances_are_those_of_a_plain_loop(tmp_path: Path, seed: int) -> None:
         }
     tables["references"]["split"][100:] = ["gallery"] * 20
     tables["references"]["place_id"][:12] = list(range(12))
-    rows = Inventory.read(open_dataset(write(tmp_path / "d", tables, images=False)))
+    rows = Inventory.read(open_dataset(write_small(tmp_path / "d", tables, images=False)))
 
     def metres(a: int, b: int) -> float:
         return float(metres_between(rows.lat[a], rows.lon[a], rows.lat[b], rows.lon[b]))
 
     def split(row: int) -> str:
-        return str(
-            tables["queries" if rows.is_query[row] else "references"]["split"][rows.ids[row]]
-        )
+        view: View = "queries" if rows.is_query[row] else "references"
+        return str(tables[view]["split"][rows.ids[row]])
 
     wanted: dict[int, float] = {}
     for query in range(120, 240):
-        galleries = {split(query)} | ({"gallery"} if split(query) != "train" else set())
-        own = [
-            r
-            for r in range(120)
-            if rows.place_ids[r] == rows.place_ids[query] and split(r) in galleries
+        galleries = {split(query)}
+        if split(query) != "train":
+            galleries.add("gallery")
+        of_place = [
+            reference
+            for reference in range(120)
+            if rows.place_ids[reference] == rows.place_ids[query] and split(reference) in galleries
         ]
-        if own:
-            wanted[query] = min(metres(query, reference) for reference in own)
+        if of_place:
+            wanted[query] = min(metres(query, reference) for reference in of_place)
     queries, nearest = find_nearest_references(rows)
     assert (rows.place_ids[queries] == rows.place_ids[nearest]).all()
     found = {
@@ -67,9 +69,8 @@ def test_distances_are_those_of_a_plain_loop(tmp_path: Path, seed: int) -> None:
             for query in range(180, 240)
             if split(query) == held_out
         }
-        radius = float(
-            np.median(list(by_query.values()))
-        )  # a query's own distance: within means at most
+        # the distance of one of the queries: it counts as within the radius
+        radius = float(np.median(list(by_query.values())))
         queries, _, distances = find_queries_near_train(rows, held_out, radius)
         expected = {query: distance for query, distance in by_query.items() if distance <= radius}
         assert dict(zip(queries.tolist(), distances, strict=True)) == pytest.approx(expected)
@@ -91,22 +92,19 @@ def test_the_extent_is_the_smallest_interval_of_longitudes(
     box = compute_extent(lat, np.array(lon))
     assert (box["west"], box["east"]) == (west, east)
     assert box["km_east_west"] == pytest.approx(degrees * 111.195, rel=1e-5)
-    assert compute_extent(lat + 70.0, np.array(lon))[
-        "km_east_west"
-    ] == pytest.approx(  # 10 north and on, or 70 for one point
-        degrees * 111.195 * np.cos(np.radians(10.0)), rel=1e-5
-    )
+    # 10 degrees north and further, or 70 degrees for one point
+    north = compute_extent(lat + 70.0, np.array(lon))
+    expected = degrees * 111.195 * np.cos(np.radians(10.0))
+    assert north["km_east_west"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_grouping_agrees_with_sets() -> None:
     rng = np.random.default_rng(0)
     a, b, values = rng.integers(0, 5, (3, 200))
     groups = group(a, b)
-    assert (
-        len(set(groups.tolist()))
-        == groups.max() + 1
-        == len(set(zip(a.tolist(), b.tolist(), strict=True)))
-    )
+    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+    assert len(set(groups.tolist())) == len(pairs)
+    assert groups.max() + 1 == len(pairs)
     members: dict[int, set[int]] = {}
     for number, value in zip(groups.tolist(), values.tolist(), strict=True):
         members.setdefault(number, set()).add(value)
@@ -115,7 +113,7 @@ def test_grouping_agrees_with_sets() -> None:
     ]
 
 
-def test_parallel_work_keeps_order_and_few_calls_waiting() -> None:
+def test_parallel_work_keeps_its_order_and_submits_few_calls_ahead() -> None:
     started: list[int] = []
 
     def work(item: int) -> int:

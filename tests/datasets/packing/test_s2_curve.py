@@ -5,7 +5,8 @@ import numpy as np
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.packing.s2_curve import cell_ids, order_along_curve
 
-PUBLISHED = [  # cases of the tests of Google's S2 library: leaf cell, latitude, longitude
+# cases from the tests of Google's S2 library: leaf cell, latitude, longitude
+PUBLISHED = [
     (0x47A1CBD595522B39, 49.703498679, 11.770681595),
     (0x46525318B63BE0F9, 55.685376759, 12.588490937),
     (0x52B30B71698E729D, 45.486546517, -93.449700022),
@@ -25,26 +26,26 @@ PUBLISHED = [  # cases of the tests of Google's S2 library: leaf cell, latitude,
 
 def test_cells_are_those_of_the_s2_library() -> None:
     cells, lat, lon = zip(*PUBLISHED, strict=True)
-    assert (
-        len({cell >> 61 for cell in cells}) == 5
-    )  # that no face is out of place, the last test shows
+    # 5 of the 6 faces; the last test of this file shows that no face is out of place
+    assert len({cell >> 61 for cell in cells}) == 5
     assert [hex(cell) for cell in cell_ids(np.array(lat), np.array(lon))] == [
         hex(cell) for cell in cells
     ]
 
 
-def test_rows_without_coordinates_come_last_by_id_and_ties_go_by_id() -> None:
-    lat, lon = np.array([1.0, np.nan, 1.0, np.nan, 1.0]), np.array([2.0, np.nan, 2.0, np.nan, 2.0])
+def test_rows_without_coordinates_come_last_by_id_and_rows_of_one_cell_are_by_id() -> None:
+    lat = np.array([1.0, np.nan, 1.0, np.nan, 1.0])
+    lon = np.array([2.0, np.nan, 2.0, np.nan, 2.0])
     assert order_along_curve(np.array([9, 4, 7, 3, 8]), lat, lon).tolist() == [2, 4, 0, 3, 1]
 
 
-def test_places_that_follow_each_other_lie_near_each_other() -> None:
+def test_consecutive_places_are_near_each_other() -> None:
     rng = np.random.default_rng(0)
-    lat, lon = np.degrees(np.arcsin(rng.uniform(-1, 1, 20_000))), rng.uniform(-180, 180, 20_000)
+    lat = np.degrees(np.arcsin(rng.uniform(-1, 1, 20_000)))
+    lon = rng.uniform(-180, 180, 20_000)
     order = order_along_curve(np.arange(20_000), lat, lon)
     metres = metres_between(lat[order[1:]], lon[order[1:]], lat[order[:-1]], lon[order[:-1]])
     spacing = np.sqrt(4 * np.pi * 6_371_000**2 / 20_000)
     assert np.median(metres) < spacing
-    assert (
-        metres.max() < 20 * spacing
-    )  # of a curve without jumps; a sorted column jumps half around the globe
+    # the curve has no jumps; a sorted column jumps half around the globe
+    assert metres.max() < 20 * spacing
