@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=4 cluster/slurm.sh configs/vigor_same.yaml run_dir=s3://BUCKET/runs/vigor train.num_workers=4
 #
-# The same line again, after a time limit or a preemption, goes on from the newest checkpoint. The checkout and its
-# .venv (`make lint` makes one; S4G_VENV names another) must be seen by every node.
+# After a time limit or a preemption, the same line continues from the newest checkpoint. Every node must be able to
+# read the checkout and its .venv (`make lint` makes one; S4G_VENV names another).
 #SBATCH --job-name=s4g-ray
 #SBATCH --nodes=3
 #SBATCH --ntasks-per-node=1
@@ -24,10 +24,10 @@ if (($# == 0)); then
 fi
 
 PATH=${S4G_VENV:-$PWD/.venv}/bin:$PATH
-# A token of this job alone; srun hands the environment to the nodes, where only this user can read it.
+# A token for this job alone; srun passes the environment to the nodes, where only this user can read it.
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export PATH RAY_AUTH_TOKEN RAY_AUTH_MODE=token
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} # since Slurm 22.05, srun takes it from here alone
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} # since Slurm 22.05, srun reads it only from here
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes%%$'\n'*}
@@ -43,7 +43,7 @@ if [[ -z $head_ip ]]; then
   echo "$head calls itself $addresses, which other nodes cannot reach; give it its IPv4 address in its /etc/hosts" >&2
   exit 1
 fi
-port=$((20000 + SLURM_JOB_ID % 10000)) # of two jobs that share the head's node, seldom the same; see sbatch --exclusive
+port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs on the head's node seldom share it; see sbatch --exclusive
 here=(--num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block)
 
 # --block: srun ends with Ray, and Slurm ends both with the job. No dashboard: the run is started right here.
@@ -62,13 +62,13 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
     ray start --address="$head_ip:$port" "${here[@]}" &
 fi
 
-# the other nodes join meanwhile: the run starts when what it needs is there
+# the other nodes join meanwhile: the run starts when the nodes that it needs are there
 s4g train "$1" ray.nodes_timeout_s=300 "${@:2}" "ray.address=$head_ip:$port" --resume &
 run=$!
-trap 'kill -TERM "$run"; told=yes' TERM
-told=yes
-while [[ $told ]]; do # a signal ends the wait, not the run
-  told='' code=0
+trap 'kill -TERM "$run"; signaled=yes' TERM
+signaled=yes
+while [[ $signaled ]]; do # a signal ends the wait, not the run
+  signaled='' code=0
   wait "$run" || code=$?
 done
 exit "$code"

@@ -178,7 +178,7 @@ NOT_RUN = [
         "its port may be taken here; without it, it is run, and tests/test_metrics.py scrapes a free one",
         check_training,
     ),
-    NotRun(r"make (demo|test|lint|bench)", "minutes each; CI runs the middle two", check_make),
+    NotRun(r"make (demo|check|test|lint|bench)", "minutes each; CI runs lint and test", check_make),
     NotRun(
         r"ray job submit .*",
         "wants a cluster; tests/test_jobs.py submits each script to a real one",
