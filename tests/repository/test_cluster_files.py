@@ -17,7 +17,7 @@ from s4g_ray.config.schema import CheckpointConfig, RunConfig
 from s4g_ray.distributed.placement import Node, NoRoomError
 from s4g_ray.pipeline.preflight import check_resources
 from tests.support.kubernetes_manifests import check_manifest, pod_templates
-from tests.support.linters import program
+from tests.support.linters import find_linter
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -45,12 +45,12 @@ def cluster_spec() -> dict[str, Any]:
 
 
 def instructions(name: str) -> list[str]:
-    """The arguments of one instruction of the Dockerfile, in order."""
+    """Return the arguments of one kind of instruction of the Dockerfile, in order."""
     return re.findall(rf"^{name} (.*)$", DOCKERFILE, re.MULTILINE)
 
 
 def pod_nodes(spec: dict[str, Any]) -> list[Node]:
-    """A cluster in Kubernetes with all the workers that it may have, as its pods' limits make them."""
+    """Return the nodes of a Kubernetes cluster with the most workers, sized by its pods' limits."""
     nodes = [Node(float(spec["headGroupSpec"]["rayStartParams"]["num-cpus"]))]
     for group in spec["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
@@ -61,44 +61,39 @@ def pod_nodes(spec: dict[str, Any]) -> list[Node]:
 
 
 def ec2_nodes() -> list[Node]:
-    """A cluster of aws.yaml with all the workers that it may have."""
-    made = {
-        "g6e.4xlarge": (16, 1),
-        "m7i.4xlarge": (16, 0),
-    }  # vCPUs and GPUs, by EC2's description of instance types
+    """Return the nodes of a cluster of aws.yaml with the largest number of workers."""
+    # vCPUs and GPUs, from EC2's description of instance types
+    sizes = {"g6e.4xlarge": (16, 1), "m7i.4xlarge": (16, 0)}
     kinds = launcher("aws.yaml")["available_node_types"]
     nodes = [Node(kinds.pop("head")["resources"]["CPU"])]
     for kind in kinds.values():
-        nodes += [Node(*made[kind["node_config"]["InstanceType"]], kind["labels"])] * kind[
-            "max_workers"
-        ]
+        node = Node(*sizes[kind["node_config"]["InstanceType"]], kind["labels"])
+        nodes += [node] * kind["max_workers"]
     return nodes
 
 
 def onprem_nodes() -> list[Node]:
-    """The machines of onprem.yaml, small ones."""
-    return [Node(4, 0, {"pool": "cpu"})] * (
-        1 + len(launcher("onprem.yaml")["provider"]["worker_ips"])
-    )
+    """Return the machines of onprem.yaml, as small nodes."""
+    num_workers = len(launcher("onprem.yaml")["provider"]["worker_ips"])
+    return [Node(4, 0, {"pool": "cpu"})] * (1 + num_workers)
 
 
 def check_waits_for_room(config: RunConfig, nodes: list[Node]) -> None:
-    """A run that a head alone, the first node, cannot hold, so that it must wait; and all the nodes can."""
+    """Check that the head, the first node, cannot hold a run alone, and that all nodes can."""
     with pytest.raises(NoRoomError):
         check_resources(config, nodes[:1])
     check_resources(config, nodes)
-    assert (
-        min(config.ray.nodes_timeout_s, config.ray.start_timeout_s) > 600
-    )  # machines are ordered first
+    # long enough to start machines first
+    assert min(config.ray.nodes_timeout_s, config.ray.start_timeout_s) > 600
 
 
 # the image
 
 
-def test_the_dockerfiles_linter_finds_nothing_and_is_told_to_ignore_nothing() -> None:
+def test_the_dockerfiles_linter_finds_nothing_and_ignores_nothing() -> None:
     path = CLUSTER / "Dockerfile"
     found = subprocess.run(
-        [program("hadolint"), "--no-color", str(path)], capture_output=True, text=True, check=False
+        [find_linter("hadolint"), "--no-color", str(path)], capture_output=True, text=True, check=False
     )
     assert (found.returncode, found.stdout) == (0, "")
     assert "hadolint ignore" not in path.read_text()
@@ -110,7 +105,7 @@ def test_the_image_has_a_target_with_and_one_without_cuda_and_neither_runs_as_ro
         stage.split()[2]: re.findall(r"^USER (.*)$", stage, re.MULTILINE)[-1:] for stage in stages
     }
     assert last_user == {"base": [], "cpu": ["1000:1000"], "cuda": ["1000:1000"]}
-    assert stages[0].startswith("python:3.11-")  # what constraints.txt says it is for
+    assert stages[0].startswith("python:3.11-")  # the version of constraints.txt
 
 
 def test_the_image_installs_what_make_installs_in_the_pinned_versions() -> None:
@@ -149,7 +144,7 @@ def test_the_images_build_sends_what_it_copies_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_rays_launcher_takes_the_file_and_would_not_take_a_misspelt_key(
+def test_rays_launcher_accepts_the_file_and_refuses_a_misspelt_key(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -164,7 +159,7 @@ def test_rays_launcher_takes_the_file_and_would_not_take_a_misspelt_key(
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launched_cluster_asks_for_the_token_and_keeps_the_dashboard_to_its_head(
+def test_a_launched_cluster_requires_the_token_and_keeps_the_dashboard_on_its_head(
     name: str,
 ) -> None:
     config = launcher(name)
@@ -176,12 +171,11 @@ def test_a_launched_cluster_asks_for_the_token_and_keeps_the_dashboard_to_its_he
     assert stopping_time(head) > CheckpointConfig().grace_s
 
 
-def test_on_ec2_the_file_in_which_ray_lists_its_nodes_lies_outside_of_the_container_too() -> None:
+def test_on_ec2_the_file_in_which_ray_lists_its_nodes_is_also_outside_the_container() -> None:
     config = launcher("aws.yaml")
     options = [word for option in config["docker"]["run_options"] for word in shlex.split(option)]
-    assert (
-        options[options.index("-v") + 1] == "/tmp/ray:/tmp/ray"
-    )  # the same name: Ray's link to the file is absolute
+    # the same path: Ray's link to the file is absolute
+    assert options[options.index("-v") + 1] == "/tmp/ray:/tmp/ray"
     (user,) = set(instructions("USER"))
     uid, gid = user.split(":")
     (made,) = (
@@ -191,7 +185,7 @@ def test_on_ec2_the_file_in_which_ray_lists_its_nodes_lies_outside_of_the_contai
 
 
 def stopping_time(text: str) -> float:
-    """Seconds that a job has after SIGTERM, as a file sets them."""
+    """Return the seconds that a file gives a job after SIGTERM."""
     (seconds,) = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", text)
     return float(seconds)
 
@@ -245,7 +239,7 @@ def test_ec2_knows_every_key_of_the_instances() -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_kubernetes_and_kuberay_take_every_manifest(name: str) -> None:
+def test_kubernetes_and_kuberay_accept_every_manifest(name: str) -> None:
     for manifest in manifests(name):
         check_manifest(manifest)
 
@@ -263,7 +257,7 @@ def test_kubernetes_and_kuberay_take_every_manifest(name: str) -> None:
         ("workerGroupSpecs.0.template.spec.containers.0.resources", "limit"),
     ],
 )
-def test_a_key_that_kubernetes_would_drop_in_silence_is_found(path: str, key: str) -> None:
+def test_a_key_that_kubernetes_would_silently_drop_is_found(path: str, key: str) -> None:
     (job,) = manifests("rayjob.yaml")
     part = job["spec"]["rayClusterSpec"]
     for step in filter(None, path.split(".")):
@@ -273,14 +267,12 @@ def test_a_key_that_kubernetes_would_drop_in_silence_is_found(path: str, key: st
         check_manifest(job)
 
 
-def test_a_jobs_own_cluster_is_the_standing_one() -> None:
+def test_the_cluster_of_a_job_equals_the_cluster_that_stays() -> None:
     (job,) = manifests("rayjob.yaml")
     assert job["spec"]["rayClusterSpec"] == cluster_spec()
 
 
-def test_a_cluster_in_kubernetes_asks_for_the_token_and_shows_its_dashboard_to_nobody_outside() -> (
-    None
-):
+def test_a_cluster_in_kubernetes_requires_the_token_and_hides_its_dashboard() -> None:
     spec = cluster_spec()
     assert spec["authOptions"] == {"mode": "token", "secretName": "s4g-ray-token"}
     assert spec["rayVersion"] == PINNED["ray"]
@@ -291,12 +283,12 @@ def test_a_cluster_in_kubernetes_asks_for_the_token_and_shows_its_dashboard_to_n
     open_ports = {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])}
     outside = [rule for rule in policy["ingress"] if rule["from"] != [{"podSelector": {}}]]
     assert all(rule["ports"] and rule["from"] for rule in outside)
-    assert open_ports == {8265, 8080}  # the operator's, and Prometheus's
+    assert open_ports == {8265, 8080}  # for the operator and for Prometheus
     assert "Ingress" not in kinds
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
-def test_pods_pass_the_restricted_standard_and_may_take_what_they_ask_for(name: str) -> None:
+def test_pods_meet_the_restricted_standard_and_request_their_limits(name: str) -> None:
     (manifest,) = manifests(name)
     templates = list(pod_templates(manifest))
     assert len(templates) == {"raycluster.yaml": 3, "rayjob.yaml": 4}[name]
@@ -312,7 +304,7 @@ def test_pods_pass_the_restricted_standard_and_may_take_what_they_ask_for(name: 
             }
             assert container["resources"]["requests"] == container["resources"]["limits"]
             assert re.fullmatch(r".*/s4g-ray:[\d.]+-(cpu|cuda)", container["image"])
-            assert "env" not in container  # no token, and no key of the store
+            assert "env" not in container  # neither the token nor a key of the store
 
 
 def test_pods_reach_the_store_as_the_service_account_and_only_the_head_reaches_kubernetes() -> None:
@@ -327,9 +319,7 @@ def test_pods_reach_the_store_as_the_service_account_and_only_the_head_reaches_k
     assert [pod.get("automountServiceAccountToken", True) for pod in pods] == [True, False, False]
 
 
-def test_a_cluster_has_gpu_workers_and_cpu_workers_that_come_and_go_and_a_head_that_does_no_work() -> (
-    None
-):
+def test_a_cluster_scales_gpu_and_cpu_workers_and_its_head_does_no_work() -> None:
     spec = cluster_spec()
     assert spec["enableInTreeAutoscaling"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -341,19 +331,19 @@ def test_a_cluster_has_gpu_workers_and_cpu_workers_that_come_and_go_and_a_head_t
         assert has_gpu == (group["groupName"] == "gpu") == container["image"].endswith("-cuda")
 
 
-def test_the_job_is_a_run_that_goes_on_when_it_is_tried_again_on_workers_that_there_are() -> None:
+def test_the_job_is_a_run_that_resumes_when_it_is_retried_and_fits_the_workers() -> None:
     (job,) = manifests("rayjob.yaml")
     spec = job["spec"]
     words = shlex.split(spec["entrypoint"])
     assert words[:3] == ["python", "jobs/train.py", "--config"]
     assert (ROOT / words[1]).is_file()
     assert "--resume" in words
-    assert spec["backoffLimit"] == 1  # a fault of the configuration is retried as well
+    assert spec["backoffLimit"] == 1  # a configuration error is retried too
     config = load_config(ROOT / words[3], [word for word in words[4:] if not word.startswith("--")])
     groups = {group["groupName"]: group for group in spec["rayClusterSpec"]["workerGroupSpecs"]}
     check_waits_for_room(config, pod_nodes(spec["rayClusterSpec"]))
     assert config.train.use_gpu
-    assert config.checkpoint.every_steps is not None  # pods go without a word
+    assert config.checkpoint.every_steps is not None  # pods stop without warning
     assert config.mining.label_selector == groups["cpu"]["labels"]
     assert yaml.safe_load(spec["runtimeEnvYAML"])["working_dir"].endswith(".zip")
 
@@ -363,21 +353,20 @@ def test_the_job_is_a_run_that_goes_on_when_it_is_tried_again_on_workers_that_th
 
 def test_no_file_holds_a_credential() -> None:
     secret = re.compile(
-        r"AKIA[0-9A-Z]{16}|aws_secret_access_key\W+[\w/+]{20,}|password:|auth_token: (?!~/)|BEGIN [A-Z ]*PRIVATE KEY",
+        r"AKIA[0-9A-Z]{16}|aws_secret_access_key\W+[\w/+]{20,}|password:|auth_token: (?!~/)"
+        r"|BEGIN [A-Z ]*PRIVATE KEY",
         re.IGNORECASE,
     )
     for path in FILES:
         assert not secret.search(path.read_text()), path
 
 
-def test_a_stopped_job_has_longer_than_a_checkpoint_may_take() -> None:
+def test_a_stopped_job_has_more_time_than_a_checkpoint_may_take() -> None:
     assert stopping_time(DOCKERFILE) > CheckpointConfig().grace_s
     assert re.search(r"RAY_AUTH_MODE=token", DOCKERFILE)
 
 
-def test_the_readmes_jobs_are_runs_on_a_store_that_all_nodes_reach_and_wait_for_nodes_that_there_can_be() -> (
-    None
-):
+def test_the_readmes_jobs_use_the_object_store_and_wait_for_nodes_that_can_hold_them() -> None:
     text = (CLUSTER / "README.md").read_text().replace("\\\n", " ")
     jobs = [
         shlex.split(line.split(" -- ")[1])

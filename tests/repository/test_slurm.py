@@ -1,4 +1,4 @@
-"""cluster/slurm.sh, with programs in the place of Slurm's, Ray's and ours that write down how they were called."""
+"""Run cluster/slurm.sh with stand-ins for Slurm, Ray and s4g that record their calls."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.linters import program
+from tests.support.linters import find_linter
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
 
 
 def test_the_shells_linter_finds_nothing_in_the_slurm_script() -> None:
-    for command in (["bash", "-n"], [program("shellcheck"), "--color=never"]):
+    for command in (["bash", "-n"], [find_linter("shellcheck"), "--color=never"]):
         found = subprocess.run([*command, str(SCRIPT)], capture_output=True, text=True, check=False)
         assert (found.returncode, found.stdout + found.stderr) == (0, "")
 
 
-PROGRAMS = {  # what the script calls: each writes down how it was called, where, and with which token
+# The programs that the script calls. Each records its arguments, its node and its token.
+PROGRAMS = {
     "scontrol": "printf 'n1\\nn2\\nn3\\n'",
     "hostname": "echo $ADDRESSES",
-    "srun": 'echo "srun $* cpus=$SRUN_CPUS_PER_TASK" >>"$LOG"; while [[ $1 == --* ]]; do shift; done; "$@"',
+    "srun": """echo "srun $* cpus=$SRUN_CPUS_PER_TASK" >>"$LOG"
+               while [[ $1 == --* ]]; do shift; done; "$@" """,
     "ray": """[[ $1 == start || -e $LOG.answers ]] || { touch "$LOG.answers"; exit 1; }
               echo "ray $* mode=$RAY_AUTH_MODE token=${#RAY_AUTH_TOKEN}" >>"$LOG" """,
-    # which waits for the nodes that are to join, a minute at most
+    # waits until the other nodes have joined, for at most a minute
     "s4g": """for _ in {1..1200}; do (($(grep -c '^ray start' "$LOG") == 2)) && break; sleep 0.05; done
-              echo "s4g $*" >>"$LOG"; trap 'echo told >>"$LOG"; exit 3' TERM
+              echo "s4g $*" >>"$LOG"; trap 'echo signaled >>"$LOG"; exit 3' TERM
               [[ $* == *wait* ]] || exit 5; touch "$LOG.runs"; while :; do sleep 0.05; done""",
 }
 
 
-PATIENCE_S = 120  # on a busy machine
+TIMEOUT_S = 120  # long enough for a busy machine
 
 
 def start_slurm_job(
     folder: Path, *arguments: str, addresses: str = "2001:db8::7 127.0.1.1 192.0.2.7 192.0.2.8"
 ) -> subprocess.Popen[str]:
-    """slurm.sh as Slurm would start it on the first of three nodes, with PROGRAMS in the place of the real ones."""
+    """Start slurm.sh as Slurm would on the first of three nodes, with PROGRAMS as stand-ins."""
     bin_ = folder / "venv" / "bin"
     bin_.mkdir(parents=True)
     (bin_ / "python").symlink_to(sys.executable)
@@ -69,7 +71,7 @@ def test_a_slurm_job_starts_a_head_and_the_other_nodes_and_ends_as_its_run_ends(
     tmp_path: Path,
 ) -> None:
     job = start_slurm_job(tmp_path, "configs/earth.yaml", "run_dir=runs/a b")
-    assert job.wait(PATIENCE_S) == 5
+    assert job.wait(TIMEOUT_S) == 5
     lines = (tmp_path / "log").read_text().split("\n")
     started = [line for line in lines if line.startswith("ray start")]
     (head,) = (line for line in started if "--head" in line)
@@ -77,31 +79,34 @@ def test_a_slurm_job_starts_a_head_and_the_other_nodes_and_ends_as_its_run_ends(
     assert len(started) == 2
     assert all(line.endswith("mode=token token=64") for line in started)
     assert [line for line in lines if line.startswith("s4g")] == [
-        "s4g train configs/earth.yaml ray.nodes_timeout_s=300 run_dir=runs/a b ray.address=192.0.2.7:23456 --resume"
+        "s4g train configs/earth.yaml ray.nodes_timeout_s=300 run_dir=runs/a b "
+        "ray.address=192.0.2.7:23456 --resume"
     ]
     assert all(line.endswith(" cpus=12") for line in lines if line.startswith("srun"))
     (others,) = (line for line in lines if line.startswith("srun") and "--exclude" in line)
     assert "--nodes=2 --ntasks=2 --exclude=n1 ray start --address=192.0.2.7:23456" in others
 
 
-def test_a_slurm_job_whose_head_has_no_address_for_others_ends_and_says_so(tmp_path: Path) -> None:
+def test_a_slurm_job_whose_head_has_no_address_for_others_fails_with_the_reason(
+    tmp_path: Path,
+) -> None:
     job = start_slurm_job(tmp_path, "configs/earth.yaml", addresses="::1 127.0.1.1")
-    _, said = job.communicate(timeout=PATIENCE_S)
+    _, message = job.communicate(timeout=TIMEOUT_S)
     assert job.returncode == 1
     assert (
         "n1 calls itself ::1 127.0.1.1, which other nodes cannot reach; give it its IPv4 address"
-        in said
+        in message
     )
     assert "ray start" not in (tmp_path / "log").read_text()
 
 
-def test_a_slurm_job_tells_its_run_of_sigterm_and_waits_for_it(tmp_path: Path) -> None:
+def test_a_slurm_job_passes_sigterm_to_its_run_and_waits_for_it(tmp_path: Path) -> None:
     job = start_slurm_job(tmp_path, "wait")
-    limit = time.monotonic() + PATIENCE_S
+    limit = time.monotonic() + TIMEOUT_S
     while not (tmp_path / "log.runs").exists():
         assert job.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(PATIENCE_S) == 3
-    assert (tmp_path / "log").read_text().endswith("told\n")
+    assert job.wait(TIMEOUT_S) == 3
+    assert (tmp_path / "log").read_text().endswith("signaled\n")

@@ -1,4 +1,4 @@
-"""Linters of files that are not Python."""
+"""Find the linters of files that are not Python."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 
-def program(name: str) -> str:
-    """A linter that is installed with the development dependencies."""
-    found = shutil.which(
-        name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    )
+def find_linter(name: str) -> str:
+    """Return the path of a linter that the development dependencies install."""
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = shutil.which(name, path=folders)
     assert found, f"{name} is missing: install the dev extra"
     return found

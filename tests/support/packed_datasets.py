@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
 from s4g_ray.datasets.packing.layout import PackOptions
 from s4g_ray.storage import files
 from tests.conftest import SIZE, tile
@@ -83,3 +84,9 @@ def files_of(folder: str | Path) -> dict[str, bytes]:
 
 def shards_of(dataset: GeoDataset) -> list[str]:
     return sorted(str(path) for path in Path(dataset.uri, "shards").glob("*.tar"))
+
+
+def images_of(dataset: GeoDataset) -> list[dict[str, int]]:
+    """Return what an inspection finds of files and of images."""
+    findings = inspect_dataset(dataset.uri, decode=True).findings
+    return [finding.values for finding in findings if finding.topic == "images"][:2]
