@@ -146,8 +146,8 @@ def write_dataset(
     """Write tables as a canonical data set, then open it; columns that may be null may be missing.
 
     `views` describes the images of each view in words. Raises InputError when the folder holds a
-    data set already, and for whatever open_dataset refuses. dataset.json is written last, and only
-    for valid tables.
+    data set already, and where open_dataset would. dataset.json is written last, and only for valid
+    tables.
     """
     uri = files.absolute(uri)
     refuse_existing(uri)

@@ -39,7 +39,7 @@ _HEADING_STREAM = 0x686561
 
 
 class ImageFile(NamedTuple):
-    """Where an image is stored, and what loading it needs to know."""
+    """Where an image is stored, and the values that loading it needs."""
 
     id: int
     uri: str

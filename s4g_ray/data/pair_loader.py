@@ -1,9 +1,9 @@
 """Load batches of pairs ahead of the training step, by threads or by processes.
 
 A pair's augmentation is drawn from (seed, epoch, query id), and that of a reference without a query
-from its own id, so an image is augmented alike whatever loads it. Loader processes hold neither
-plans nor image tables: each batch is sent to them as the few rows that it needs, so they always
-load batches of the current plan.
+from its own id, so it is the same in any process or thread. Loader processes hold neither plans nor
+image tables: each batch is sent to them as the few rows that it needs, so they always load batches
+of the current plan.
 """
 
 from __future__ import annotations

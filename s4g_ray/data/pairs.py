@@ -1,6 +1,6 @@
 """Define PairTable, the training pairs: a query and a reference of one place.
 
-Pairs holds row numbers instead of ids: it tells evaluation which references belong to each query.
+Pairs holds row numbers instead of ids: evaluation finds in it the references of each query.
 """
 
 from __future__ import annotations

@@ -271,9 +271,7 @@ def _scan_scores(
         last = first
         while last < stop and rows[last] == rows[first]:
             last += 1
-        # Both ascend after two stable sorts, as thresholds may differ in one of them alone.
-        order = first + np.argsort(high[first:last], kind="mergesort")
-        order = order[np.argsort(low[order], kind="mergesort")]
+        order = first + _sort_thresholds(low[first:last], high[first:last])
         lows = low[order]
         highs = high[order]
         clear = np.zeros(len(order) + 1, np.int64)
@@ -303,13 +301,28 @@ def _scan_scores(
                         columns[found] = begin + column
                         found += 1
                 clear[at] += 1
-        # Scores above a threshold are above all lower ones too.
-        total = np.int64(0)
-        for at in range(len(order) - 1, -1, -1):
-            total += clear[at + 1]
-            num_above[order[at]] += total
+        _add_counts(clear, order, num_above)
         first = last
     return indices[:found], columns[:found]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sort_thresholds(low: Floats32, high: Floats32) -> Ints:  # pragma: no cover (compiled)
+    """Order thresholds so that low and high both ascend; they may differ in one of them alone."""
+    order = np.argsort(high, kind="mergesort")
+    return order[np.argsort(low[order], kind="mergesort")]
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_counts(clear: Ints, order: Ints, num_above: Ints) -> None:  # pragma: no cover (compiled)
+    """Add clear[n + 1] to num_above: scores above a threshold are above all lower ones too.
+
+    clear[i] counts the scores that are above exactly i of the thresholds order[n].
+    """
+    total = np.int64(0)
+    for at in range(len(order) - 1, -1, -1):
+        total += clear[at + 1]
+        num_above[order[at]] += total
 
 
 @numba.njit(cache=True, nogil=True)

@@ -120,7 +120,7 @@ def load_gallery(uri: str) -> Ints:
 
 
 def load_record(uri: str) -> dict[str, Any]:
-    """Read what the run's planner recorded with a plan (graph, hardness, pairs left out).
+    """Read the record that the run's planner saved with a plan (graph, hardness, pairs left out).
 
     Returns an empty dictionary for a plan without a record.
     """

@@ -192,7 +192,7 @@ class GraphPart(NamedTuple):
 
 
 def read_graph_part(uri: str, part: Part, *, with_scores: bool = False) -> GraphPart:
-    """Read a file of a published graph. Raises RunError when it is not what was published."""
+    """Read a file of a published graph. Raises RunError when it is missing or altered."""
     names = None if with_scores else ["place_id", "neighbors"]
     contents = pq.read_table(io.BytesIO(read_part(uri, part)), columns=names)
     table = refuse_extension_types(contents, files.join(uri, part.name)).combine_chunks()
