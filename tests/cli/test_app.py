@@ -62,7 +62,7 @@ def test_a_missing_configuration_and_an_unfinished_run_are_exit_2(tmp_path: Path
 
 
 @pytest.mark.cluster
-def test_a_run_from_the_command_line_shows_its_progress_and_none_of_rays_noise(
+def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:
     path = config_file(tmp_path, synthetic.uri)
@@ -99,7 +99,7 @@ def test_check_shows_a_table_or_json_and_fails_for_a_fault(
     done = s4g("check", str(tmp_path / "copy"), "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
-    (fault,) = [f for f in found["findings"] if f["level"] == "fault"]
+    (fault,) = [finding for finding in found["findings"] if finding["level"] == "fault"]
     assert "3.png" in fault["examples"][0]
     done = s4g("check", str(tmp_path))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
@@ -132,14 +132,10 @@ def test_an_export_is_evaluated_from_the_command_line(
     folder.start()
     save_checkpoint(folder.checkpoint(0), Encoder.build(config.model), None, epoch=0, step=0)
     done = s4g("export", str(tmp_path / "run"), str(tmp_path / "model"), "--epoch", "0")
-    assert (done.returncode, done.stdout) == (
-        0,
-        f"test_convnext after epoch 0, D=64: {tmp_path / 'model'}\n",
-    ), done
-    assert (
-        s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7").returncode
-        == 2
-    )
+    assert done.returncode == 0, done
+    assert done.stdout == f"test_convnext after epoch 0, D=64: {tmp_path / 'model'}\n"
+    missing = s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7")
+    assert missing.returncode == 2
     done = s4g("evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json")
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)

@@ -80,7 +80,7 @@ def test_json_holds_the_plan_the_share_of_a_shard_and_the_rates() -> None:
     assert result["rates"]["num_threads"] == 1
 
 
-def test_a_configuration_gives_vectors_dim_and_keys_and_options_win(
+def test_a_configuration_gives_vectors_dim_and_keys_and_options_override_it(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yaml"
@@ -101,9 +101,10 @@ def test_a_configuration_gives_vectors_dim_and_keys_and_options_win(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_run_indexes_is_counted_and_the_gallery_apart(tmp_path: Path) -> None:
-    """9 of the train references have no query."""
-    path, uri = tmp_path / "config.yaml", write_synthetic(tmp_path / "data", num_gallery=9).uri
+def test_the_references_of_a_run_and_of_its_gallery_are_counted_apart(tmp_path: Path) -> None:
+    """Uses a data set with 9 train references that have no query."""
+    path = tmp_path / "config.yaml"
+    uri = write_synthetic(tmp_path / "data", num_gallery=9).uri
     path.write_text(dump_config(tiny_config(tmp_path / "run", uri)))
     alone = json.loads(plan(str(path), "--json").stdout)
     assert (alone["plan"]["num_vectors"], alone["num_queries"]) == (NUM_TRAIN, NUM_TRAIN)
@@ -157,6 +158,6 @@ def test_help_needs_no_slow_import() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_times_are_told_in_fitting_units() -> None:
-    told = [format_duration(s) for s in (0.0123, 4.56, 45.4, 150, 9000, 400_000)]
-    assert told == ["0.012 s", "4.6 s", "45 s", "2.5 min", "2.5 h", "4.63 d"]
+def test_durations_have_a_suitable_unit() -> None:
+    formatted = [format_duration(seconds) for seconds in (0.0123, 4.56, 45.4, 150, 9000, 400_000)]
+    assert formatted == ["0.012 s", "4.6 s", "45 s", "2.5 min", "2.5 h", "4.63 d"]

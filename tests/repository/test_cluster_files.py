@@ -93,7 +93,10 @@ def check_waits_for_room(config: RunConfig, nodes: list[Node]) -> None:
 def test_the_dockerfiles_linter_finds_nothing_and_ignores_nothing() -> None:
     path = CLUSTER / "Dockerfile"
     found = subprocess.run(
-        [find_linter("hadolint"), "--no-color", str(path)], capture_output=True, text=True, check=False
+        [find_linter("hadolint"), "--no-color", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (found.returncode, found.stdout) == (0, "")
     assert "hadolint ignore" not in path.read_text()
