@@ -86,7 +86,7 @@ class RunLog:
         self._folder.forget(message["epoch"], step)
         self._folder.log("workers", during_epoch=epoch, workers=workers, after_step=step)
         if any(record["kind"] == "lost" for record in self._folder.records):
-            self._reporter.line(f"           going on with {workers} workers after step {step}")
+            self._reporter.line(f"           continuing with {workers} workers after step {step}")
 
     def _log_epoch(self, record: Record, plan: Record) -> None:
         """Log an epoch and show its line. Raises BadImageError when no pair could be decoded."""
@@ -154,7 +154,7 @@ def describe_run(
     )
     if start is not None:
         within = f" and {start.batch} batches of the next" if start.batch else ""
-        yield f"going on after epoch {start.epoch}{within} (step {start.step})"
+        yield f"resuming after epoch {start.epoch}{within} (step {start.step})"
 
 
 def _describe_exclusions(exclusions: Exclusions) -> str:

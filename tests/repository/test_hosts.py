@@ -147,7 +147,7 @@ def test_a_run_whose_host_is_cut_off_in_the_middle_of_an_epoch_ends_with_the_rig
         r"ranks of the training: 1 on worker-1, 1 on worker-2\n.*worker-2 is cut off", said
     ), said
     after = said[said.index("is cut off") :]
-    assert re.search(r"lost worker .*\n.*going on with 2 workers after step \d+", after), said
+    assert re.search(r"lost worker .*\n.*continuing with 2 workers after step \d+", after), said
     ends = re.findall(r"weights of the run that .*: *([0-9a-f]{64})\n", said)
     assert len(ends) == 2
     assert ends[0] == ends[1]

@@ -68,7 +68,7 @@ def test_what_dies_in_the_cluster_is_replaced_while_the_command_goes_on(
     assert command.left_behind() == []
     lost = records(config, "lost")
     assert len(lost) == 3, command.output
-    assert command.output.count("going on with 2 workers after step") == 3
+    assert command.output.count("continuing with 2 workers after step") == 3
     assert "(raylet)" not in command.output
     assert_same_end(config, undisturbed)
 
@@ -106,7 +106,7 @@ def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same
     assert "the coordinator died: SystemExit('on cue')" in ended.output
     stop_in_training(config)
     last = end(config, 0)
-    assert "going on after epoch" in last.output
+    assert "resuming after epoch" in last.output
     assert_same_end(config, undisturbed)
     assert [command.left_behind(within_s=100) for command in [*killed, ended, last]] == [[]] * 6
 

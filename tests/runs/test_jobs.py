@@ -35,7 +35,7 @@ OURS = (
     "data set mine",
     "run folder ",
     "test_convnext, ",
-    "going on after epoch ",
+    "resuming after epoch ",
     "epoch ",
     "  ",
     "report: ",
