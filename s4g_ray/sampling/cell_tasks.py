@@ -1,4 +1,4 @@
-"""Plans of more pairs than one process should hold a graph for: cells as Ray tasks."""
+"""Plan cells as Ray tasks, for more pairs than one process should hold a graph for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from s4g_ray.sampling.exclusion_table import ExclusionTable
 from s4g_ray.sampling.sampler import check_sizes, rows_of_pairs
 from s4g_ray.storage.manifest import Part, open_published
 
-PLANNER_CPUS = 0.5  # logical, of a task that splits a part of a graph or plans a cell
+PLANNER_CPUS = 0.5  # logical CPUs of a task that splits a part of a graph or plans a cell
 
 
 def plan_cells_on_cluster(
@@ -42,18 +42,19 @@ def plan_cells_on_cluster(
     max_pairs_per_cell: int,
     cpus_per_task: float = PLANNER_CPUS,
 ) -> BatchPlan:
-    """The plan of cells.plan_cells from a published graph, on the Ray cluster that the caller is connected to.
+    """Make the plan of cells.plan_cells from a published graph, on the connected Ray cluster.
 
-    A task a part of the graph splits its rows by cell, a task a cell plans it. Through this process go the flat
-    arrays of pairs and places and the finished plan; the graph is in the object store, over all nodes, 4 bytes
-    a neighbor. Raises ValueError as plan_cells does, and RunError when the graph is unpublished or altered.
+    One task for each part of the graph splits its rows by cell, one task for each cell plans it.
+    This process holds only the flat arrays of pairs and places and the finished plan; the graph is
+    in the object store, over all nodes, 4 bytes a neighbor. Raises ValueError as plan_cells does,
+    and RunError when the graph is unpublished or altered.
     """
     check_sizes(batch_size, num_hard_negatives, neighbor_pool_size)
     options = PlanOptions(batch_size, num_hard_negatives, neighbor_pool_size, seed, epoch)
     lookup = IdLookup.from_ids(places.ids)
     place_of_pair = rows_of_pairs(pairs, lookup)
     tree = CellTree.divide(places, place_of_pair, max_pairs_per_cell, options)
-    remote = _remote(cpus_per_task)
+    remote = _make_remote(cpus_per_task)
     fragments = _split_graph(graph_uri, neighbor_pool_size, ray.put(lookup), tree, remote)
     cells = ([cell, *rows] for cell, rows in zip(tree.cells(place_of_pair), fragments, strict=True))
     return plan_tree(
@@ -67,8 +68,11 @@ def plan_cells_on_cluster(
     )
 
 
-def _remote(num_cpus: float) -> Callable[..., Any]:
-    """remote(function, num_returns, *arguments) runs it as a task and gives its references."""
+def _make_remote(num_cpus: float) -> Callable[..., Any]:
+    """Return remote(function, num_returns, *arguments), which starts a task.
+
+    It returns the references of the task's results.
+    """
 
     def call(function: Callable[..., Any], num_returns: int, *arguments: Any) -> Any:
         options = {
@@ -76,58 +80,67 @@ def _remote(num_cpus: float) -> Callable[..., Any]:
             "num_returns": num_returns,
             "scheduling_strategy": "SPREAD",
         }
-        found = _task(function).options(**options).remote(*arguments)
-        return [found] if num_returns == 1 else found
+        references = _make_task(function).options(**options).remote(*arguments)
+        return [references] if num_returns == 1 else references
 
     return call
 
 
 @functools.cache
-def _task(function: Callable[..., Any]) -> Any:
-    """The Ray form of a function, made once: each one that is made is shipped to all workers."""
+def _make_task(function: Callable[..., Any]) -> Any:
+    """Return the Ray form of a function, made once: each one is shipped to all workers."""
     return ray.remote(function)
 
 
 def get_cancelling(references: Sequence[Any]) -> Sequence[Any]:
-    """Results of tasks; an error is raised as the task raised it, and RunError for a task that died."""
+    """Return the results of tasks.
+
+    Raises an error of a task as the task raised it, and RunError for a task that died.
+    """
     try:
         return list(ray.get(list(references)))
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:
-        why = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         remedy = "resume, with a lower sampling.max_pairs_per_cell if memory ran out"
-        raise RunError(f"planning a cell failed: {why}; {remedy}") from error
+        raise RunError(f"planning a cell failed: {reason}; {remedy}") from error
 
 
 def _split_graph(
     uri: str | None, width: int, lookup: Any, tree: CellTree, remote: Callable[..., Any]
 ) -> Iterator[list[Any]]:
-    """For each cell of the tree, references to what each part of the graph knows of it."""
+    """Split each part of the graph by cell; yield for each cell the references of its fragments."""
     if uri is None:
         return iter([[] for _ in tree.leaves])
-    manifest, num_cells = open_published(uri, "neighbors"), len(tree.leaves)
-    common = min(width, int(manifest.info["k"])), lookup, ray.put(tree.leaf_of_place), num_cells
-    by_part = [remote(split_graph_part, num_cells, uri, part, *common) for part in manifest.parts]
-    return (list(of_cell) for of_cell in zip(*by_part, strict=True))
+    manifest = open_published(uri, "neighbors")
+    num_cells = len(tree.leaves)
+    width = min(width, int(manifest.info["k"]))
+    leaf_of_place = ray.put(tree.leaf_of_place)
+    by_part = [
+        remote(split_graph_part, num_cells, uri, part, width, lookup, leaf_of_place, num_cells)
+        for part in manifest.parts
+    ]
+    return (list(fragments) for fragments in zip(*by_part, strict=True))
 
 
 def split_graph_part(
     uri: str, part: Part, width: int, lookup: IdLookup, leaf_of_place: Rows32, num_cells: int
 ) -> list[Cell] | Cell:
-    """The rows of one part of a graph by cell, without pairs; neighbors that are no place are dropped."""
+    """Split the rows of one part of a graph by cell, without pairs.
+
+    Neighbors that are not among the places are dropped. Returns a Cell instead of a list when there
+    is one cell, as Ray expects of a task with one result.
+    """
     graph = read_graph_part(uri, part)
     at = lookup.rows(graph.places)
     own = np.unique(at[at >= 0])
     rows = np.full((len(own), width), -1, dtype=np.int32)
-    fill_rows(
-        rows,
-        lookup,
-        graph,
-        IdLookup.from_ids(own.astype(np.int64)).rows(at.astype(np.int64)),
-        threads=1,
-    )
+    targets = IdLookup.from_ids(own.astype(np.int64)).rows(at.astype(np.int64))
+    fill_rows(rows, lookup, graph, targets, num_threads=1)
     leaves = leaf_of_place[own]
-    of_cell = (np.flatnonzero(leaves == cell) for cell in range(num_cells))
-    found = [Cell.of_graph(own[at], rows[at]) for at in of_cell]
-    return found if num_cells > 1 else found[0]
+    cells: list[Cell] = []
+    for cell in range(num_cells):
+        chosen = np.flatnonzero(leaves == cell)
+        cells.append(Cell.from_graph(own[chosen], rows[chosen]))
+    return cells if num_cells > 1 else cells[0]

@@ -1,9 +1,9 @@
-"""Plans over a tree of geographic cells, for pairs that are too many for one pass.
+"""Plan batches over a tree of geographic cells, for pairs that are too many for one pass.
 
-Places are halved again and again, by pairs, along the longest axis, until a cell holds few enough; the cuts are
-drawn anew each epoch. Cells are planned on their own, and what does not fill their batches is planned again in
-the cell that both halves make up, up to the whole. The plan is a function of its inputs; who plans which cell
-when does not change it.
+Places are halved again and again, by pairs, along the longest axis, until a cell holds few enough
+pairs; the cuts are drawn anew each epoch. Each cell is planned alone, and pairs that do not fill a
+batch are planned again in the cell that both halves make up, up to the whole. The plan is a
+function of its inputs: which process plans which cell, and when, does not change it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup, find_row
 from s4g_ray.sampling.exclusion_table import ExclusionTable
-from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, VisitOrder, count_hard, fill_batches
+from s4g_ray.sampling.greedy_kernels import PLACE, POSITION, fill_batches
+from s4g_ray.sampling.hardness import count_hard
 from s4g_ray.sampling.sampler import PLAN_STREAM, check_sizes, rows_of_pairs
+from s4g_ray.sampling.visit_order import VisitOrder
 
 ROOT = 1  # the node of the whole; node n is divided into 2 n and 2 n + 1
-CUT = (
-    0.4,
-    0.6,
-)  # the share of a cell's pairs that goes into its first half is drawn from this range
+# the share of a cell's pairs that goes into its first half is drawn from this range
+CUT = (0.4, 0.6)
 Call = Callable[..., tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How cells are planned."""
+    """The sizes and the random stream of a plan."""
 
     batch_size: int
     num_hard_negatives: int
@@ -47,12 +47,15 @@ class PlanOptions:
     epoch: int
 
     def rng(self, *key: int) -> np.random.Generator:
-        """The random stream of a step."""
+        """Return the random stream of a step of the plan."""
         return np.random.default_rng((self.seed, self.epoch, PLAN_STREAM, *key))
 
 
 class Cell(NamedTuple):
-    """Pairs to be planned together, and what is known of neighbors; places are numbered over the whole."""
+    """Pairs to be planned together, and the known neighbors of places.
+
+    Places are rows of all places.
+    """
 
     pairs: Ints  # rows of the pair table
     place_of_pair: Rows32
@@ -60,46 +63,45 @@ class Cell(NamedTuple):
     rows: Rows32  # [p, K] int32, nearest first, -1 pads
 
     @classmethod
-    def of_pairs(cls, pairs: Ints, place_of_pair: Rows32) -> Cell:
-        """Pairs of whose places nothing is known."""
-        return cls(
-            pairs, place_of_pair, np.zeros(0, dtype=np.int32), np.zeros((0, 0), dtype=np.int32)
-        )
+    def from_pairs(cls, pairs: Ints, place_of_pair: Rows32) -> Cell:
+        """Return a cell of pairs, without neighbors."""
+        no_places = np.zeros(0, dtype=np.int32)
+        no_rows = np.zeros((0, 0), dtype=np.int32)
+        return cls(pairs, place_of_pair, no_places, no_rows)
 
     @classmethod
-    def of_graph(cls, places: Rows32, rows: Rows32) -> Cell:
-        """Neighbors of places, and no pairs."""
+    def from_graph(cls, places: Rows32, rows: Rows32) -> Cell:
+        """Return a cell of places with neighbors, without pairs."""
         return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32), places, rows)
 
 
 class Planned(NamedTuple):
-    """Full batches of a cell [B, batch_size], rows of the pair table, and how many hard neighbors meet in them."""
+    """The plan of a cell."""
 
-    batches: Ints
-    num_hard: int
+    batches: Ints  # [B, batch_size] full batches, as rows of the pair table
+    num_hard: int  # hard neighbors that meet in them
 
 
 @dataclass(frozen=True)
 class CellTree:
-    """leaf_of_place[P]: the place's cell; the pairs of cell leaves[i] are pairs[starts[i] : starts[i + 1]]."""
+    """The cells of all places and pairs."""
 
-    leaves: list[int]
-    leaf_of_place: Rows32
-    pairs: Ints
+    leaves: list[int]  # nodes
+    leaf_of_place: Rows32  # [P]: the place's cell, an index of `leaves`
+    pairs: Ints  # the pairs of cell leaves[i] are pairs[starts[i] : starts[i + 1]]
     starts: Ints
 
     @classmethod
     def divide(
         cls, places: Places, place_of_pair: Rows32, max_pairs: int, options: PlanOptions
     ) -> CellTree:
-        """Divide places until no cell has more than max_pairs pairs or it is one place.
+        """Divide places until each cell has at most max_pairs pairs or is one place.
 
-        Places without coordinates are divided by their ids beside the others, so that each cell has its share.
+        Places without coordinates are divided by their ids beside the others, so that each cell has
+        its share of them.
         """
-        weights, xyz = (
-            np.bincount(place_of_pair, minlength=len(places)),
-            unit_sphere(places.lat, places.lon),
-        )
+        weights = np.bincount(place_of_pair, minlength=len(places))
+        xyz = unit_sphere(places.lat, places.lon)
         leaf_of_place = np.zeros(len(places), dtype=np.int32)
         leaves: list[int] = []
         open_cells = [(ROOT, np.arange(len(places), dtype=np.int32))]
@@ -110,37 +112,46 @@ class CellTree:
                 leaves.append(node)
                 continue
             share = options.rng(node).uniform(*CUT)
-            first, second = _cut(_in_order(rows, xyz, weights), weights, share)
-            open_cells += [(2 * node + 1, second), (2 * node, first)]
+            first, second = _cut_places(_order_places(rows, xyz, weights), weights, share)
+            open_cells.append((2 * node + 1, second))
+            open_cells.append((2 * node, first))
         leaf_of_pair = leaf_of_place[place_of_pair]
-        starts = np.concatenate([[0], np.cumsum(np.bincount(leaf_of_pair, minlength=len(leaves)))])
+        counts = np.bincount(leaf_of_pair, minlength=len(leaves))
         return cls(
-            leaves, leaf_of_place, np.argsort(leaf_of_pair, kind="stable"), starts.astype(np.int64)
+            leaves=leaves,
+            leaf_of_place=leaf_of_place,
+            pairs=np.argsort(leaf_of_pair, kind="stable"),
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
 
     def cells(self, place_of_pair: Rows32) -> Iterator[Cell]:
-        """The cells in the order of `leaves`, without neighbors."""
+        """Yield the cells in the order of `leaves`, without neighbors."""
         for i in range(len(self.leaves)):
             pairs = self.pairs[self.starts[i] : self.starts[i + 1]]
-            yield Cell.of_pairs(pairs, place_of_pair[pairs])
+            yield Cell.from_pairs(pairs, place_of_pair[pairs])
 
 
-def _in_order(rows: Rows32, xyz: Floats64, weights: Ints) -> Rows32:
-    """Places in the order of the coordinate that spreads most, those without one among them, in that of their ids."""
-    located = np.isfinite(xyz[rows, 0])
-    axis = int(np.argmax(np.ptp(xyz[rows[located]], axis=0))) if located.any() else 0
-    shares = []
-    groups = rows[located][np.argsort(xyz[rows[located], axis], kind="stable")], rows[~located]
+def _order_places(rows: Rows32, xyz: Floats64, weights: Ints) -> Rows32:
+    """Order places by the coordinate that spreads most.
+
+    Places without coordinates are spread evenly among them, in the order of their ids.
+    """
+    is_located = np.isfinite(xyz[rows, 0])
+    located = rows[is_located]
+    axis = int(np.argmax(np.ptp(xyz[located], axis=0))) if len(located) else 0
+    groups = [located[np.argsort(xyz[located, axis], kind="stable")], rows[~is_located]]
+    shares = []  # of the group's pairs, those of the places before each place
     for group in groups:
         weight = weights[group]
-        shares.append(
-            (np.cumsum(weight) - weight / 2) / max(weight.sum(), 1)
-        )  # of the group's pairs that come before
+        shares.append((np.cumsum(weight) - weight / 2) / max(weight.sum(), 1))
     return np.asarray(np.concatenate(groups)[np.argsort(np.concatenate(shares), kind="stable")])
 
 
-def _cut(ordered: Rows32, weights: Ints, share: float) -> tuple[Rows32, Rows32]:
-    """Cut two places or more where `share` of their weight is reached; both parts, ascending, have at least one."""
+def _cut_places(ordered: Rows32, weights: Ints, share: float) -> tuple[Rows32, Rows32]:
+    """Cut two places or more where `share` of their weight is reached.
+
+    Both parts, ascending, have at least one place.
+    """
     reached = np.cumsum(weights[ordered])
     at = int(np.clip(np.searchsorted(reached, share * reached[-1]) + 1, 1, len(ordered) - 1))
     return np.sort(ordered[:at]), np.sort(ordered[at:])
@@ -160,104 +171,112 @@ def plan_cells(
     exclusions: NeighborGraph | Exclusions | None = None,
     max_pairs_per_cell: int,
 ) -> BatchPlan:
-    """As sampler.plan_batches, in cells of at most max_pairs_per_cell pairs, by the coordinates of `places`.
+    """Plan batches as sampler.plan_batches does, in cells of at most max_pairs_per_cell pairs.
 
-    `graph` is in rows of `places`. Raises ValueError as plan_batches does.
+    Cells are divided by the coordinates of `places`; `graph` is in rows of `places`. Raises
+    ValueError as plan_batches does.
     """
     options = PlanOptions(batch_size, num_hard_negatives, neighbor_pool_size, seed, epoch)
     if graph is not None and not np.array_equal(graph.places, places.ids):
         raise ValueError(
-            "the graph is not in rows of the places; make it with CompactGraph.read(uri, places.ids, width)"
+            "the graph is not in rows of the places; make it with"
+            " CompactGraph.read(uri, places.ids, width)"
         )
     lookup = IdLookup.from_ids(places.ids)
     place_of_pair = rows_of_pairs(pairs, lookup)
     tree = CellTree.divide(places, place_of_pair, max_pairs_per_cell, options)
-    bars = ExclusionTable.from_exclusions(exclusions, lookup)
-    known = (
-        [] if graph is None else [Cell.of_graph(np.arange(len(places), dtype=np.int32), graph.rows)]
-    )
-    return plan_tree(
-        tree, ([cell, *known] for cell in tree.cells(place_of_pair)), bars, options, protocol
-    )
+    known: list[Cell] = []
+    if graph is not None:
+        known.append(Cell.from_graph(np.arange(len(places), dtype=np.int32), graph.rows))
+    cells = ([cell, *known] for cell in tree.cells(place_of_pair))
+    table = ExclusionTable.from_exclusions(exclusions, lookup)
+    return plan_tree(tree, cells, table, options, protocol)
 
 
 def plan_tree(
     tree: CellTree,
     cells: Iterator[Sequence[Any]],
-    bars: Any,
+    exclusions: Any,
     options: PlanOptions,
     protocol: ProtocolName,
     *,
     call: Call = lambda function, *arguments: function(*arguments),
     get: Callable[[Sequence[Any]], Sequence[Planned]] = list,
 ) -> BatchPlan:
-    """Plan the cells of a tree, leaves first; `cells` yields what each leaf is merged from.
+    """Plan the cells of a tree, leaves first; `cells` yields the parts of each leaf.
 
-    `call` runs plan_cell here or elsewhere and gives handles of its two results; they and `bars` may be handles
-    that `call` resolves. `get` fetches plans.
+    `call` runs plan_cell here or elsewhere and returns handles of its two results. Parts and
+    `exclusions` (an ExclusionTable) may be handles that `call` resolves. `get` fetches plans.
     """
     check_sizes(options.batch_size, options.num_hard_negatives, options.neighbor_pool_size)
-    nodes, left = [], {}
+    handles: list[Any] = []
+    left_over: dict[int, Any] = {}  # of each planned node that is not merged yet
     for node, parts in zip(tree.leaves, cells, strict=True):
-        planned, left[node] = call(plan_cell, options, node, bars, *parts)
-        nodes.append(planned)
-    upper: list[Any] = []
-    for node in sorted(
-        {leaf >> up for leaf in tree.leaves for up in range(1, leaf.bit_length())}, reverse=True
-    ):
-        planned, left[node] = call(
-            plan_cell, options, node, bars, left.pop(2 * node), left.pop(2 * node + 1)
-        )
-        upper.append(planned)
-    done = list(get(nodes + upper))
-    batches = _in_turn(
-        [cell.batches for cell in done[: len(nodes)]], [cell.batches for cell in done[len(nodes) :]]
-    )
+        planned, left_over[node] = call(plan_cell, options, node, exclusions, *parts)
+        handles.append(planned)
+    upper_nodes = {leaf >> up for leaf in tree.leaves for up in range(1, leaf.bit_length())}
+    for node in sorted(upper_nodes, reverse=True):
+        halves = (left_over.pop(2 * node), left_over.pop(2 * node + 1))
+        planned, left_over[node] = call(plan_cell, options, node, exclusions, *halves)
+        handles.append(planned)
+    done = list(get(handles))
+    batches_of_cells = [cell.batches for cell in done]
+    num_leaves = len(tree.leaves)
+    batches = _order_batches(batches_of_cells[:num_leaves], batches_of_cells[num_leaves:])
     if protocol == "strict":
         batches = batches[options.rng().permutation(len(batches))]
     hardness = sum(cell.num_hard for cell in done) / max(batches.size, 1)
     num_pairs = len(tree.pairs)
+    num_left_out = num_pairs - batches.size
     return BatchPlan(
-        batches,
-        PlanStats(num_pairs, batches.size, num_pairs - batches.size, hardness, len(tree.leaves)),
+        batches, PlanStats(num_pairs, batches.size, num_left_out, hardness, num_leaves)
     )
 
 
-def _in_turn(leaves: list[Ints], upper: list[Ints]) -> Ints:
-    """Batches as built: the cells in turn, each spread over the epoch from hard to easy, then those of leftovers."""
+def _order_batches(leaves: list[Ints], upper: list[Ints]) -> Ints:
+    """Order batches as built: those of the leaves in turn, then those of left-over pairs.
+
+    The batches of each leaf are spread over the epoch from hard to easy.
+    """
     turns = np.concatenate([(np.arange(len(cell)) + 0.5) / max(len(cell), 1) for cell in leaves])
     return np.concatenate([np.concatenate(leaves)[np.argsort(turns, kind="stable")], *upper])
 
 
 def plan_cell(
-    options: PlanOptions, node: int, bars: ExclusionTable, *parts: Cell
+    options: PlanOptions, node: int, exclusions: ExclusionTable, *parts: Cell
 ) -> tuple[Planned, Cell]:
-    """Plan what the parts hold together: full batches, and the pairs that are left over with their neighbors."""
-    cell, local = _merge(parts)
+    """Plan the pairs of all parts; return full batches, and the left-over pairs with neighbors."""
+    cell, local = _merge_parts(parts)
     rng = options.rng(node.bit_length(), node)
-    turns = VisitOrder.draw(local.rows(cell.place_of_pair.astype(np.int64)), len(cell.places), rng)
+    order = VisitOrder.draw(local.rows(cell.place_of_pair.astype(np.int64)), len(cell.places), rng)
     _number_locally(cell.rows, local)
     built = fill_batches(
-        turns,
+        order,
         cell.rows,
-        bars.take(cell.places.astype(np.int64)),
+        exclusions.take(cell.places.astype(np.int64)),
         batch_size=options.batch_size,
         num_hard=options.num_hard_negatives,
         pool_size=options.neighbor_pool_size,
         rng=rng,
     )
-    num_hard = count_hard(built[..., PLACE], cell.rows, options.num_hard_negatives, threads=1)
-    batches = cell.pairs[turns.pairs[built[..., POSITION]]]
-    lost = np.ones(len(cell.pairs), dtype=bool)
-    lost[turns.pairs[built[..., POSITION]]] = False
-    kept = np.unique(cell.place_of_pair[lost])
-    rows = _number_globally(cell.rows[local.rows(kept.astype(np.int64))], cell.places)
-    return Planned(batches, num_hard), Cell(cell.pairs[lost], cell.place_of_pair[lost], kept, rows)
+    num_hard = count_hard(built[..., PLACE], cell.rows, options.num_hard_negatives, num_threads=1)
+    used = order.pairs[built[..., POSITION]]
+    planned = Planned(cell.pairs[used], num_hard)
+    is_left = np.ones(len(cell.pairs), dtype=bool)
+    is_left[used] = False
+    place_of_left = cell.place_of_pair[is_left]
+    places = np.unique(place_of_left)
+    rows = _number_globally(cell.rows[local.rows(places.astype(np.int64))], cell.places)
+    return planned, Cell(cell.pairs[is_left], place_of_left, places, rows)
 
 
-def _merge(parts: Sequence[Cell]) -> tuple[Cell, IdLookup]:
-    """All pairs of the parts, with what the parts know of the neighbors of their places; and where each place is."""
-    pairs, place_of_pair = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+def _merge_parts(parts: Sequence[Cell]) -> tuple[Cell, IdLookup]:
+    """Join the pairs of all parts, with the known neighbors of their places.
+
+    Also returns the lookup of the places.
+    """
+    pairs = np.concatenate([part.pairs for part in parts])
+    place_of_pair = np.concatenate([part.place_of_pair for part in parts])
     places = np.unique(place_of_pair)
     rows = np.full((len(places), max(part.rows.shape[1] for part in parts)), -1, dtype=np.int32)
     lookup = IdLookup.from_ids(places.astype(np.int64))
@@ -269,7 +288,10 @@ def _merge(parts: Sequence[Cell]) -> tuple[Cell, IdLookup]:
 
 @numba.njit(cache=True, nogil=True)
 def _number_locally(rows: Rows32, local: IdLookup) -> None:  # pragma: no cover (compiled)
-    """In place (rows may fill most of the memory): rows of the whole -> of the cell; -2 - row where not in the cell."""
+    """Replace rows of all places by rows of the cell's; -2 - row for places outside of the cell.
+
+    Works in place, because `rows` may fill nearly all memory.
+    """
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
             if rows[i, j] >= 0:
@@ -278,7 +300,7 @@ def _number_locally(rows: Rows32, local: IdLookup) -> None:  # pragma: no cover 
 
 
 def _number_globally(rows: Rows32, places: Rows32) -> Rows32:
-    """The reverse, for some of the rows."""
+    """Return rows of all places for rows of the cell's: the reverse of _number_locally."""
     found = np.where(rows == -1, np.int32(-1), -2 - rows).astype(np.int32)
     found[rows >= 0] = places[rows[rows >= 0]]
     return found

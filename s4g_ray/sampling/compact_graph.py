@@ -1,4 +1,7 @@
-"""A neighbor graph in rows of a sorted list of places, int32: half the size of ids, and read part by part."""
+"""CompactGraph: a neighbor graph as int32 rows of a sorted list of places.
+
+It has half the size of a graph of ids, and is read part by part.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,29 @@ from s4g_ray.arrays import Ints, Rows32, by_rows
 from s4g_ray.data.tables.neighbor_graph import GraphPart, NeighborGraph, read_graph_part
 from s4g_ray.storage.manifest import open_published
 
-DENSE_SPAN = (
-    4  # a table over the range of the ids when that is at most this many times their number
-)
+# a table over the range of the ids is used when that range is at most this many times their number
+DENSE_SPAN = 4
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: consecutive ids spread over the table
 
 
 class IdLookup(NamedTuple):
-    """Finds the row of an id: a table over their range where that is dense, else an open-addressing hash table."""
+    """Find the row of a place id.
+
+    The table covers the range of the ids where that is dense; otherwise it is an open-addressing
+    hash table.
+    """
 
     places: Ints
     table: Rows32  # rows, -1 where empty
-    low: int  # the id of table[0]; of no meaning when hashed
+    low: int  # the id of table[0]; unused when hashed
     shift: int  # of the hash; 0: the table is dense
 
     @classmethod
     def from_ids(cls, places: Ints) -> IdLookup:
-        """For places[P], ascending. Raises ValueError when they are not, or are more than an int32 counts."""
+        """Build the lookup of places[P], ascending.
+
+        Raises ValueError when they are not ascending, or are more than an int32 counts.
+        """
         if len(places) > np.iinfo(np.int32).max:
             raise ValueError(
                 f"{len(places)} places are more than {np.iinfo(np.int32).max}; split the data set"
@@ -48,18 +57,19 @@ class IdLookup(NamedTuple):
         return cls(places, table, 0, 64 - bits)
 
     def rows(self, ids: Ints) -> Rows32:
-        """The row of each of ids[n], -1 for those that are no place."""
+        """Return the row of each of ids[n], -1 for ids that are not among the places."""
         found = np.empty(len(ids), dtype=np.int32)
-        _find_all(self, np.ascontiguousarray(ids), found)
+        _find_rows(self, np.ascontiguousarray(ids), found)
         return found
 
 
 @dataclass(frozen=True)
 class CompactGraph:
-    """A neighbor graph: places[P] int64, ascending; rows[P, K] int32, nearest first, -1 pads at the end.
+    """A neighbor graph: places[P] int64, ascending; rows[P, K] int32, nearest first.
 
-    They are rows of `places`, or of the `among`, ascending too, that it was made with. Neighbors that are none of
-    these are dropped, and places that the graph does not know have no neighbors.
+    `rows` are rows of `places`, or of the places `among` that the graph was made with, ascending
+    too; -1 pads at the end. Neighbors outside of these are dropped. A place that the original
+    graph does not hold has no neighbors.
     """
 
     places: Ints
@@ -69,25 +79,28 @@ class CompactGraph:
     def from_graph(
         cls, graph: NeighborGraph, places: Ints, width: int, *, among: Ints | None = None
     ) -> CompactGraph:
-        """The nearest `width` neighbors, of those that are known. Raises ValueError as IdLookup.of does."""
+        """Take the nearest `width` of each place's neighbors that are among the places.
+
+        Raises ValueError as IdLookup.from_ids does.
+        """
         k = graph.neighbors.shape[1]
         part = GraphPart(
             graph.place_ids, np.arange(len(graph.place_ids) + 1) * k, graph.neighbors.ravel()
         )
-        return cls._of_parts([part], places, min(width, k), among)
+        return cls._from_parts([part], places, min(width, k), among)
 
     @classmethod
     def read(cls, uri: str, places: Ints, width: int, *, among: Ints | None = None) -> CompactGraph:
-        """As `of`, from a published graph, part by part: memory is the result and one part.
+        """Read a published graph part by part, as from_graph: memory is the result and one part.
 
         Raises RunError when it is unpublished or altered.
         """
         manifest = open_published(uri, "neighbors")
         parts = (read_graph_part(uri, part) for part in manifest.parts)
-        return cls._of_parts(parts, places, min(width, int(manifest.info["k"])), among)
+        return cls._from_parts(parts, places, min(width, int(manifest.info["k"])), among)
 
     @classmethod
-    def _of_parts(
+    def _from_parts(
         cls, parts: Iterable[GraphPart], places: Ints, width: int, among: Ints | None
     ) -> CompactGraph:
         own = IdLookup.from_ids(places)
@@ -95,7 +108,7 @@ class CompactGraph:
         rows = np.full((len(places), width), -1, dtype=np.int32)
         for part in parts:
             fill_rows(rows, known, part, own.rows(part.places))
-            del part  # before the next is read
+            del part  # frees it before the next one is read
         return cls(places, rows)
 
 
@@ -105,14 +118,17 @@ def fill_rows(
     part: GraphPart,
     targets: Rows32,
     *,
-    threads: int | None = None,
+    num_threads: int | None = None,
 ) -> None:
-    """Write the neighbors of part.places[i] into rows[targets[i]] (-1: nowhere), as rows of `known` places."""
-    by_rows(
-        lambda first, last: _fill_rows(first, last, rows, known, targets, part.offsets, part.ids),
-        len(targets),
-        threads,
-    )
+    """Write the neighbors of part.places[i] into rows[targets[i]], as rows of `known` places.
+
+    Places with a target of -1 are skipped.
+    """
+
+    def fill_range(first: int, last: int) -> None:
+        _fill_rows(first, last, rows, known, targets, part.offsets, part.ids)
+
+    by_rows(fill_range, len(targets), num_threads)
 
 
 @numba.njit(cache=True)
@@ -128,7 +144,7 @@ def _fill_hash_table(
 
 @numba.njit(cache=True)
 def find_row(lookup: IdLookup, place: Any) -> Any:  # pragma: no cover (compiled)
-    """The row of a place id, -1 when there is none."""
+    """Return the row of a place id, -1 when there is none."""
     if lookup.shift == 0:
         at = place - lookup.low
         if at < 0 or at >= len(lookup.table):  # as one expression this took 15 times as long
@@ -141,7 +157,7 @@ def find_row(lookup: IdLookup, place: Any) -> Any:  # pragma: no cover (compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _find_all(lookup: IdLookup, ids: Ints, found: Rows32) -> None:  # pragma: no cover (compiled)
+def _find_rows(lookup: IdLookup, ids: Ints, found: Rows32) -> None:  # pragma: no cover (compiled)
     for i in range(len(ids)):
         found[i] = find_row(lookup, ids[i])
 
@@ -157,7 +173,8 @@ def _fill_rows(
     ids: Ints,
 ) -> None:  # pragma: no cover (compiled)
     for i in range(start, stop):
-        target, size = targets[i], 0
+        target = targets[i]
+        size = 0
         if target < 0:
             continue
         for j in range(offsets[i], offsets[i + 1]):

@@ -1,4 +1,4 @@
-"""What bars places from one batch, in the flat form that the planner's kernel reads."""
+"""ExclusionTable: places that never share a batch, in the flat form that the kernels read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ PLACES_PER_BLOCK = 200_000  # whose coordinates are converted at once: bounds th
 
 
 class ExclusionTable(NamedTuple):
-    """Over the rows of P places: named pairs, and all within a radius of each other. O(P + named pairs) memory.
+    """Exclusions over the rows of P places: named pairs, and all places within a radius.
 
-    Place p never meets members[starts[p] : starts[p + 1]] (both directions are there; starts is empty when
-    nothing is named), nor a place whose xyz[P, 3] on the unit sphere is within the chord (NaN: near none; xyz is
-    empty when there is no radius).
+    Place p is excluded from partners[starts[p] : starts[p + 1]] (both directions are in the table;
+    starts is empty when no pairs are named), and from each place whose xyz[P, 3] on the unit sphere
+    is within the chord (NaN: near none; xyz is empty when there is no radius). Memory is
+    O(P + named pairs).
     """
 
     starts: Ints
-    members: Rows32
+    partners: Rows32
     xyz: Floats64
     chord: float
 
@@ -32,49 +33,58 @@ class ExclusionTable(NamedTuple):
     def from_exclusions(
         cls, exclusions: NeighborGraph | Exclusions | None, lookup: IdLookup
     ) -> ExclusionTable:
-        """In rows of the lookup's places; pairs with other places are dropped."""
-        places, nowhere = lookup.places, np.zeros((0, 3))
+        """Convert exclusions into rows of the lookup's places; drop pairs with other places."""
+        places = lookup.places
+        no_xyz = np.zeros((0, 3))
         if exclusions is None:
-            return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32), nowhere, 0.0)
+            return cls(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32), no_xyz, 0.0)
         if isinstance(exclusions, NeighborGraph):
             first = np.repeat(lookup.rows(exclusions.place_ids), exclusions.neighbors.shape[1])
             second = lookup.rows(exclusions.neighbors.ravel())
-            both = np.concatenate([first, second]), np.concatenate([second, first])
-            return cls(*_by_first(*both, len(places)), nowhere, 0.0)
-        semi, radius = exclusions.semi_positives, exclusions.radius_m
-        named = _by_first(lookup.rows(semi.first), lookup.rows(semi.second), len(places))
-        return cls(*named, _xyz_of(exclusions, places) if radius > 0 else nowhere, chord_of(radius))
+            both_first = np.concatenate([first, second])
+            both_second = np.concatenate([second, first])
+            starts, partners = _group_by_first(both_first, both_second, len(places))
+            return cls(starts, partners, no_xyz, 0.0)
+        first = lookup.rows(exclusions.semi_positives.first)
+        second = lookup.rows(exclusions.semi_positives.second)
+        starts, partners = _group_by_first(first, second, len(places))
+        xyz = _compute_xyz(exclusions, places) if exclusions.radius_m > 0 else no_xyz
+        return cls(starts, partners, xyz, chord_of(exclusions.radius_m))
 
     def take(self, rows: Ints) -> ExclusionTable:
-        """In rows of some of the places, rows[p], ascending. Copied: kernels are compiled anew for read-only arrays."""
+        """Return the table over the places rows[p], ascending.
+
+        Arrays are copied, because kernels are compiled anew for read-only arrays.
+        """
         xyz = self.xyz[rows] if len(self.xyz) else self.xyz.copy()
         if not len(self.starts):
-            return ExclusionTable(self.starts.copy(), self.members.copy(), xyz, self.chord)
+            return ExclusionTable(self.starts.copy(), self.partners.copy(), xyz, self.chord)
         counts = self.starts[rows + 1] - self.starts[rows]
         first = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
         offsets = np.repeat(self.starts[rows] - np.cumsum(counts) + counts, counts)
-        members = self.members[np.arange(len(first)) + offsets]
-        return ExclusionTable(
-            *_by_first(first, IdLookup.from_ids(rows).rows(members.astype(np.int64)), len(rows)),
-            xyz,
-            self.chord,
-        )
+        partners = self.partners[np.arange(len(first)) + offsets]
+        second = IdLookup.from_ids(rows).rows(partners.astype(np.int64))
+        starts, partners = _group_by_first(first, second, len(rows))
+        return ExclusionTable(starts, partners, xyz, self.chord)
 
 
-def _by_first(first: Rows32, second: Rows32, num_places: int) -> tuple[Ints, Rows32]:
-    """Pairs of rows, -1 where there is none, grouped by the first: starts[P + 1] (empty without pairs), members[E]."""
-    known = (first >= 0) & (second >= 0)
-    first, second = first[known], second[known]
+def _group_by_first(first: Rows32, second: Rows32, num_places: int) -> tuple[Ints, Rows32]:
+    """Group pairs of rows by the first row: starts[P + 1] (empty without pairs), partners[E].
+
+    Pairs with a row of -1 are dropped.
+    """
+    is_known = (first >= 0) & (second >= 0)
+    first = first[is_known]
+    second = second[is_known]
     if not len(first):
         return np.zeros(0, dtype=np.int64), second
-    starts = np.concatenate([[0], np.cumsum(np.bincount(first, minlength=num_places))]).astype(
-        np.int64
-    )
+    counts = np.bincount(first, minlength=num_places)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return starts, second[np.argsort(first, kind="stable")]
 
 
-def _xyz_of(exclusions: Exclusions, places: Ints) -> Floats64:
-    """xyz[P, 3] of places, NaN where there are no coordinates."""
+def _compute_xyz(exclusions: Exclusions, places: Ints) -> Floats64:
+    """Return xyz[P, 3] of places, NaN where they have no coordinates."""
     xyz = np.empty((len(places), 3))
     for start in range(0, len(places), PLACES_PER_BLOCK):
         block = slice(start, start + PLACES_PER_BLOCK)

@@ -1,4 +1,4 @@
-"""Nearest places on the sphere: a k-d tree over places that are sorted along a space-filling curve."""
+"""Find nearest places on the sphere, with a k-d tree over places sorted along a Morton curve."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from s4g_ray.data.sphere import EARTH_RADIUS_M, chord_of, metres_between, unit_s
 from s4g_ray.data.tables.neighbor_graph import blocks_of
 
 Metres = np.float32 | np.float64
-PAIRS_AT_ONCE = 2**20  # asked for
-SAMPLE = 1000  # places that show how many neighbors are barred
+PAIRS_AT_ONCE = 2**20  # of a query place and a found place, in one call of the tree
+SAMPLE = 1000  # query places by which the number of excluded neighbors is estimated
 LEAF_PLACES = 32  # 1M places, k=128: 8.2 s, against 10.6 s with scipy's 16
 
 
 def curve_order(xyz: Floats64) -> Ints:
-    """xyz[N, 3] on the unit sphere -> the order of the points along a Morton curve through cells of 6 m."""
+    """Order xyz[N, 3] on the unit sphere along a Morton curve through cells of 6 m."""
     code = np.zeros(len(xyz), np.uint64)
     for axis in range(3):
         cells = ((xyz[:, axis] + 1) * (2**20 - 0.5)).astype(np.uint64)
-        code |= _spread(cells) << np.uint64(axis)
+        code |= _spread_bits(cells) << np.uint64(axis)
     return np.argsort(code, kind="stable")
 
 
-def _spread(cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The 21 low bits of each number, moved to every third bit of 63."""
+def _spread_bits(cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Move the 21 low bits of each number to every third bit of 63."""
     for shift, mask in (
         (32, 0x1F00000000FFFF),
         (16, 0x1F0000FF0000FF),
@@ -42,57 +42,63 @@ def _spread(cells: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return cells
 
 
-class BarredNeighbors:
-    """Decides which of found neighbors exclusions bar, looking only at those that they may."""
+class ExclusionFilter:
+    """Finds the excluded ones of found neighbors; checks only those that may be excluded."""
 
     def __init__(self, exclusions: Exclusions, *sets: Places) -> None:
-        """`sets`: the places that ask and those that are found."""
+        """Prepare a filter; `sets` are the places that search and those that are found."""
         self._exclusions = exclusions
-        self._surely, self._maybe = (
-            -1.0,
-            -1.0,
-        )  # chords: two places are near up to one, and never beyond the other
+        # two places are always near up to the first chord, and never beyond the second
+        self._sure_chord = -1.0
+        self._possible_chord = -1.0
         if exclusions.radius_m > 0:
-            moved = np.concatenate([_moved(places, exclusions.places) for places in sets])
+            moved = np.concatenate([_metres_moved(places, exclusions.places) for places in sets])
             border = chord_of(exclusions.radius_m)
-            self._maybe = np.inf if (moved > 0).any() else border
-            self._surely = border * (1 - 3e-9) - 3e-12 if (moved == 0).all() else -1.0
+            self._possible_chord = np.inf if (moved > 0).any() else border
+            if (moved == 0).all():
+                self._sure_chord = border * (1 - 3e-9) - 3e-12
 
     def __call__(self, ids: Ints, found: Ints, chords: Floats64) -> Bools:
-        """ids[b], found[b, w] and chords[b, w] between them -> whether each is barred."""
+        """Return whether each found[b, w] is excluded from ids[b]; chords[b, w] between them."""
         first = self._exclusions.semi_positives.first
-        named = np.searchsorted(first, ids, side="right") > np.searchsorted(first, ids)
-        barred = chords <= self._surely
-        rows, columns = np.nonzero(((chords <= self._maybe) | named[:, None]) & ~barred)
-        barred[rows, columns] = self._exclusions.contains(ids[rows], found[rows, columns])
-        return barred
+        is_named = np.searchsorted(first, ids, side="right") > np.searchsorted(first, ids)
+        is_excluded = chords <= self._sure_chord
+        may_be_excluded = (chords <= self._possible_chord) | is_named[:, None]
+        rows, columns = np.nonzero(may_be_excluded & ~is_excluded)
+        is_excluded[rows, columns] = self._exclusions.contains(ids[rows], found[rows, columns])
+        return is_excluded
 
 
-def _moved(places: Places, known: Places) -> Floats64:
-    """Metres from where places lie to where `known` has them; NaN where it has not."""
+def _metres_moved(places: Places, known: Places) -> Floats64:
+    """Return metres between the positions of places here and in `known`; NaN where it lacks one."""
     if known is places:
         return np.zeros(1)
     rows = known.rows(places.ids)
     metres = np.full(len(places), np.nan)
-    mine, theirs = np.flatnonzero(rows >= 0), rows[rows >= 0]
-    metres[mine] = metres_between(
-        places.lat[mine], places.lon[mine], known.lat[theirs], known.lon[theirs]
+    here = np.flatnonzero(rows >= 0)
+    there = rows[here]
+    metres[here] = metres_between(
+        places.lat[here], places.lon[here], known.lat[there], known.lon[there]
     )
     return metres
 
 
 class PlaceTree:
-    """Places to be found: order[N], their rows along a space-filling curve; ids[N] and xyz[N, 3] in that order."""
+    """Places to be found.
+
+    order[N]: their rows along a space-filling curve; ids[N] and xyz[N, 3] in that order.
+    """
 
     def __init__(
         self, ids: Ints, lat: Floats64, lon: Floats64, dtype: type[Metres] = np.float32
     ) -> None:
-        """dtype: of the metres that are found; all is reckoned in float64."""
-        from scipy.spatial import cKDTree  # not at the top, as in places.py
+        """Build the tree. dtype: of the metres that searches return; all is computed in float64."""
+        from scipy.spatial import cKDTree  # here, as in exclusions.py: tasks start without it
 
         xyz = unit_sphere(lat, lon)
         self.order = curve_order(xyz)
-        self.ids, self.xyz = ids[self.order], xyz[self.order]
+        self.ids = ids[self.order]
+        self.xyz = xyz[self.order]
         self._dtype = dtype
         self._tree = cKDTree(self.xyz, leafsize=LEAF_PLACES)
 
@@ -101,102 +107,123 @@ class PlaceTree:
         ids: Ints,
         xyz: Floats64,
         k: int,
-        bars: BarredNeighbors | None = None,
+        excluded: ExclusionFilter | None = None,
         block: int | None = None,
     ) -> Iterator[tuple[slice, Ints, NDArray[Metres]]]:
-        """ids[n] and xyz[n, 3] -> for each block of them, rows, neighbors[b, k], metres[b, k].
+        """Find the nearest places of ids[n] at xyz[n, 3], block by block.
 
-        Those are the nearest places, the asking one and what `bars` bar left out; pads (-1, infinitely far) where
-        there are fewer.
+        Yields for each block its rows, neighbors[b, k] and metres[b, k]. The place itself and
+        places that `excluded` finds are left out; pads (-1, infinitely far) where there are fewer.
         """
         width = k + 1
-        if bars is not None:
+        if excluded is not None:
             sample = slice(None, None, max(1, len(ids) // SAMPLE))
-            width = _best_width(self._nearest(ids[sample], xyz[sample], k, width, bars)[2], width)
+            _, _, num_used = self._find_nearest(ids[sample], xyz[sample], k, width, excluded)
+            width = _choose_width(num_used, width)
         for rows in blocks_of(len(ids), width, block):
-            yield rows, *self._nearest(ids[rows], xyz[rows], k, width, bars)[:2]
+            neighbors, metres, _ = self._find_nearest(ids[rows], xyz[rows], k, width, excluded)
+            yield rows, neighbors, metres
 
-    def _nearest(
-        self, ids: Ints, xyz: Floats64, k: int, width: int, bars: BarredNeighbors | None
+    def _find_nearest(
+        self, ids: Ints, xyz: Floats64, k: int, width: int, excluded: ExclusionFilter | None
     ) -> tuple[Ints, NDArray[Metres], Ints]:
-        """neighbors[b, k], metres[b, k], used[b]: how many of the nearest were looked at to find them.
+        """Return neighbors[b, k], metres[b, k], and num_used[b]: the nearest that were examined.
 
-        `width` are asked for; a place that is left short of k asks again for twice as many.
+        The search asks for `width` places, and again for twice as many where a place has fewer than
+        k neighbors.
         """
-        neighbors, metres = (
-            np.full((len(ids), k), -1, np.int64),
-            np.full((len(ids), k), np.inf, self._dtype),
-        )
-        used, asking = np.zeros(len(ids), np.int64), np.arange(len(ids))
+        neighbors = np.full((len(ids), k), -1, np.int64)
+        metres = np.full((len(ids), k), np.inf, self._dtype)
+        num_used = np.zeros(len(ids), np.int64)
+        unfilled = np.arange(len(ids))
         width = min(width, len(self.ids))
-        while len(asking) and width:
-            for part in blocks_of(len(asking), width, max(1, PAIRS_AT_ONCE // width)):
-                self._ask(ids, xyz, width, bars, neighbors, metres, used, asking[part])
-            asking = asking[(neighbors[asking, -1] < 0) & (width < len(self.ids))]
+        while len(unfilled) and width:
+            for part in blocks_of(len(unfilled), width, max(1, PAIRS_AT_ONCE // width)):
+                rows = unfilled[part]
+                self._fill_rows(ids, xyz, width, excluded, neighbors, metres, num_used, rows)
+            unfilled = unfilled[(neighbors[unfilled, -1] < 0) & (width < len(self.ids))]
             width = min(2 * width, len(self.ids))
-        return neighbors, metres, used
+        return neighbors, metres, num_used
 
-    def _ask(
+    def _fill_rows(
         self,
         ids: Ints,
         xyz: Floats64,
         width: int,
-        bars: BarredNeighbors | None,
+        excluded: ExclusionFilter | None,
         neighbors: Ints,
         metres: NDArray[Metres],
-        used: Ints,
+        num_used: Ints,
         rows: Ints,
     ) -> None:
-        """Fill some rows of what is found from the `width` nearest places of each."""
+        """Fill `rows` of the last arrays from the `width` nearest places of each."""
         distances, columns = self._tree.query(xyz[rows], k=width, workers=-1)
-        chords, found = np.reshape(distances, (-1, width)), np.reshape(columns, (-1, width))
+        chords = np.reshape(distances, (-1, width))
+        found = np.reshape(columns, (-1, width))
         asking = ids[rows]
-        barred = (
-            np.zeros((len(rows), 0), np.bool_)
-            if bars is None
-            else bars(asking, self.ids[found], chords)
-        )
-        answers = neighbors, metres, used
-        by_rows(
-            lambda first, last: _keep(
-                first, last, asking, self.ids, found, chords, barred, rows, *answers
-            ),
-            len(rows),
-        )
+        is_excluded = np.zeros((len(rows), 0), np.bool_)
+        if excluded is not None:
+            is_excluded = excluded(asking, self.ids[found], chords)
+
+        def keep_range(first: int, last: int) -> None:
+            _keep_neighbors(
+                first,
+                last,
+                asking,
+                self.ids,
+                found,
+                chords,
+                is_excluded,
+                rows,
+                neighbors,
+                metres,
+                num_used,
+            )
+
+        by_rows(keep_range, len(rows))
 
 
-def _best_width(used: Ints, least: int) -> int:
-    """How many to ask for when some need used[n], so that one question or a second of twice the width cost least."""
-    widths = np.unique(np.maximum(used, least))
-    again = (used > widths[:, None]).mean(axis=1)
-    return int(widths[np.argmin(widths * (1 + 2 * again))])
+def _choose_width(num_used: Ints, least: int) -> int:
+    """Choose the width of a search for places that need num_used[n].
+
+    The chosen width costs least, counting a second search of twice the width where it is too small.
+    """
+    widths = np.unique(np.maximum(num_used, least))
+    share_again = (num_used > widths[:, None]).mean(axis=1)
+    return int(widths[np.argmin(widths * (1 + 2 * share_again))])
 
 
 @numba.njit(cache=True, nogil=True)
-def _keep(
+def _keep_neighbors(
     first: int,
     last: int,
     asking: Ints,
-    names: Ints,
+    ids: Ints,
     found: Ints,
     chords: Floats64,
-    barred: Bools,
+    is_excluded: Bools,
     rows: Ints,
     neighbors: Ints,
     metres: NDArray[Metres],
-    used: Ints,
+    num_used: Ints,
 ) -> None:  # pragma: no cover (compiled)
-    """Of questions first..last, put what is found into the rows that asked: neither itself nor barred."""
+    """Write the neighbors of the places asking[first:last] into rows[first:last] of the results.
+
+    found[b, w] are rows of ids[N], nearest first, at chords[b, w]. The place itself and places
+    with is_excluded[b, w] (or [b, 0]: none) are left out.
+    """
     for i in range(first, last):
-        row, kept, column = rows[i], 0, 0
-        while column < found.shape[1] and kept < neighbors.shape[1]:
-            name = names[found[i, column]]
-            if name != asking[i] and not (barred.shape[1] and barred[i, column]):
-                neighbors[row, kept] = name
+        row = rows[i]
+        num_kept = 0
+        column = 0
+        while column < found.shape[1] and num_kept < neighbors.shape[1]:
+            place = ids[found[i, column]]
+            if place != asking[i] and not (is_excluded.shape[1] and is_excluded[i, column]):
+                neighbors[row, num_kept] = place
                 half = min(chords[i, column] / 2, 1.0)
                 # below 13 km the series is exact to 1e-13, and takes a fifth of the time
                 angle = half * (1 + half * half / 6) if half < 1e-3 else np.arcsin(half)
-                metres[row, kept] = 2 * EARTH_RADIUS_M * angle
-                kept += 1
+                metres[row, num_kept] = 2 * EARTH_RADIUS_M * angle
+                num_kept += 1
             column += 1
-        used[row] = column
+        num_used[row] = column
