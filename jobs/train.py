@@ -1,6 +1,6 @@
 """Run `s4g train` as a Ray job.
 
-    ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...
+ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...
 """
 
 from __future__ import annotations
