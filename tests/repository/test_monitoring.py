@@ -33,26 +33,24 @@ def scrape_job(name: str) -> dict[str, Any]:
     return dict(job)
 
 
-def test_the_dashboard_shows_every_metric_that_a_run_exports_and_asks_for_no_other_of_ours() -> (
-    None
-):
-    asked = set().union(*map(metric_names, dashboard_queries()))
-    assert {name for name in asked if name.startswith("ray_s4g_")} == set(EXPORTED)
+def test_the_dashboard_shows_every_metric_that_a_run_exports_and_no_other_of_s4g() -> None:
+    queried = set().union(*map(metric_names, dashboard_queries()))
+    assert {name for name in queried if name.startswith("ray_s4g_")} == set(EXPORTED)
 
 
-def test_of_rays_own_metrics_the_dashboard_asks_for_those_that_ray_exports_by_its_sources() -> None:
+def test_the_dashboard_queries_only_those_of_rays_metrics_that_rays_sources_export() -> None:
     dashboards = Path(ray.__file__).parent / "dashboard" / "modules"
     panels_of_ray = (
         dashboards / "metrics" / "dashboards" / "default_dashboard_panels.py"
     ).read_text()
     agent = (dashboards / "reporter" / "reporter_agent.py").read_text()
-    asked = set().union(*map(metric_names, dashboard_queries())) - set(EXPORTED)
-    assert asked > OF_GPUS
-    for name in asked:
+    queried = set().union(*map(metric_names, dashboard_queries())) - set(EXPORTED)
+    assert queried > OF_GPUS
+    for name in queried:
         assert f"{name}{{" in panels_of_ray or f'"{name.removeprefix("ray_")}"' in agent, name
 
 
-def test_the_dashboard_selects_and_groups_by_labels_that_the_metrics_have() -> None:
+def test_the_dashboard_selects_and_groups_only_by_labels_that_the_metrics_have() -> None:
     for query in dashboard_queries():
         for name in metric_names(query) & set(EXPORTED):
             assert label_names(query) <= {"run", *EXPORTED[name].tags}, query
@@ -61,14 +59,14 @@ def test_the_dashboard_selects_and_groups_by_labels_that_the_metrics_have() -> N
 @pytest.mark.parametrize(
     "query", ["sum by (run) (ray_s4g_loss", "rate(ray_s4g_loss)", "ray_s4g_loss{run=~}"]
 )
-def test_a_query_that_prometheus_would_refuse_is_found(query: str) -> None:
+def test_an_invalid_query_is_found(query: str) -> None:
     with pytest.raises(ValueError):
         metric_names(query)
 
 
-def test_panels_have_ids_of_their_own_and_do_not_lie_on_each_other() -> None:
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
     assert len({panel["id"] for panel in panels()}) == len(panels())
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in panels():
         place = panel["gridPos"]
         cells = set(
@@ -78,14 +76,14 @@ def test_panels_have_ids_of_their_own_and_do_not_lie_on_each_other() -> None:
             )
         )
         assert max(x for x, _ in cells) < 24
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
 
 
-def test_grafana_asks_for_the_data_source_and_every_panel_uses_it() -> None:
+def test_the_dashboard_has_a_data_source_variable_and_every_panel_uses_it() -> None:
     made = dashboard()
     assert made["schemaVersion"] >= 39
-    assert "id" not in made  # which Grafana gives when it takes the file in
+    assert "id" not in made  # Grafana assigns it on import
     variables = {variable["name"]: variable for variable in made["templating"]["list"]}
     assert variables["datasource"]["query"] == "prometheus"
     source = {"type": "prometheus", "uid": "${datasource}"}
@@ -105,7 +103,7 @@ def test_grafana_asks_for_the_data_source_and_every_panel_uses_it() -> None:
         assert all(target["datasource"] == source for target in panel["targets"])
 
 
-def test_what_the_dashboard_substitutes_are_its_own_variables() -> None:
+def test_queries_use_only_variables_of_the_dashboard() -> None:
     names = {variable["name"] for variable in dashboard()["templating"]["list"]}
     for query in dashboard_queries():
         used = {
@@ -123,12 +121,10 @@ def test_on_machines_prometheus_reads_the_file_in_which_ray_lists_its_nodes() ->
     assert files == {"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}
 
 
-def test_on_a_laptop_prometheus_asks_the_port_that_the_documented_command_opens() -> None:
+def test_on_a_laptop_prometheus_scrapes_the_port_of_the_documented_command() -> None:
     (targets,) = scrape_job("prometheus-laptop.yaml")["static_configs"]
-    path, page = (
-        CLUSTER / "monitoring" / "prometheus-laptop.yaml",
-        CLUSTER.parent / "docs" / "clusters.md",
-    )
+    path = CLUSTER / "monitoring" / "prometheus-laptop.yaml"
+    page = CLUSTER.parent / "docs" / "clusters.md"
     ports = {
         port
         for text in (path, page)

@@ -1,4 +1,4 @@
-"""What comes from storage is data: nothing in it runs code, takes all memory or names a file outside its folder."""
+"""Files from storage are data: none runs code, fills the memory or names a file elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Payload:
-    """What a pickle can do: made to run when it is loaded, it leaves a folder behind."""
+    """An object whose pickle runs code when it is loaded: it makes the folder `trace`."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -55,11 +55,11 @@ class Payload:
 
 @pytest.fixture
 def payload(tmp_path: Path) -> Payload:
-    """One that works, as seen by loading it, and has not run."""
-    made = Payload(tmp_path / "ran")
-    pickle.loads(pickle.dumps(made))
-    made.trace.rmdir()
-    return made
+    """Return a payload that has run once, to show that it works; its folder is removed."""
+    working = Payload(tmp_path / "ran")
+    pickle.loads(pickle.dumps(working))
+    working.trace.rmdir()
+    return working
 
 
 def python_files() -> list[str]:
@@ -70,7 +70,7 @@ def python_files() -> list[str]:
 
 
 @pytest.mark.parametrize("name", python_files())
-def test_no_module_calls_what_could_run_code_from_storage(name: str) -> None:
+def test_no_module_makes_a_call_that_could_run_code_from_storage(name: str) -> None:
     assert dangerous_calls((ROOT / name).read_text()) == []
 
 
@@ -120,16 +120,23 @@ def test_the_check_finds_each_dangerous_call(source: str) -> None:
 def test_the_check_leaves_safe_calls_alone() -> None:
     safe = (
         "import io, subprocess, tarfile, numpy as np, torch, yaml\n"
-        "torch.load(f, weights_only=True); np.load(f); np.load(f, allow_pickle=False); yaml.safe_load(t)\n"
-        "subprocess.run([a], shell=False); tarfile.open(f).extractall(p, filter='data'); model.eval(); re.compile(t)\n"
+        "torch.load(f, weights_only=True)\n"
+        "np.load(f)\n"
+        "np.load(f, allow_pickle=False)\n"
+        "yaml.safe_load(t)\n"
+        "subprocess.run([a], shell=False)\n"
+        "tarfile.open(f).extractall(p, filter='data')\n"
+        "model.eval()\n"
+        "re.compile(t)\n"
     )
     assert dangerous_calls(safe) == []
 
 
-def test_who_reads_parquet_files_refuses_extension_types_or_checks_the_schema() -> None:
+def test_every_read_of_a_parquet_file_refuses_extension_types_or_checks_the_schema() -> None:
     files = [ROOT / name for name in python_files() if name.startswith("s4g_ray")]
-    unguarded = [path.name for path in files if unguarded_parquet_reads(path.read_text())]
-    assert unguarded == ["dataset.py"]  # which wants exactly the types of its schema
+    unguarded = [path for path in files if unguarded_parquet_reads(path.read_text())]
+    # validation.py accepts only the exact types of its schema
+    assert unguarded == [ROOT / "s4g_ray/data/validation.py"]
 
 
 def test_a_parquet_read_beside_a_guarded_one_is_found() -> None:
@@ -144,7 +151,7 @@ def read(f):
 
 
 def replace_part(folder: str, name: str, data: bytes) -> None:
-    """Another file in a published folder, and a manifest that says so: what who may write there can do."""
+    """Replace a file of a published folder and its manifest, as anyone who may write there can."""
     manifest = open_published(folder, "checkpoint")
     parts = [
         write_part(folder, name, data, 1) if part.name == name else part for part in manifest.parts
@@ -153,7 +160,7 @@ def replace_part(folder: str, name: str, data: bytes) -> None:
 
 
 def pickles(payload: Payload) -> list[bytes]:
-    """Files that run the payload in who unpickles them: torch's own format, its old one, and a bare pickle."""
+    """Return files that run the payload: a bare pickle, torch's format and its old format."""
     found = [pickle.dumps({"optimizer": payload})]
     for zipped in (True, False):
         buffer = io.BytesIO()
@@ -230,7 +237,7 @@ def test_a_configuration_or_weights_that_would_run_code_are_exit_2(
 
 
 def with_objects(table: pa.Table, name: str, payload: Payload) -> bytes:
-    """A table as Parquet, a column of which holds objects, or lists of one, as Ray Data writes them."""
+    """Return Parquet with one column of objects, or of lists of one, as Ray Data writes them."""
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
     objects: Any = ArrowPythonObjectArray.from_objects([payload] * len(table))
@@ -244,7 +251,7 @@ def with_objects(table: pa.Table, name: str, payload: Payload) -> bytes:
 
 
 def test_objects_in_a_parquet_file_are_not_unpickled(payload: Payload, tmp_path: Path) -> None:
-    """Of a graph, a table of embeddings, a plan; in a process that knows Ray Data's types, as a run's driver does."""
+    """Graphs, embedding tables and plans; the process knows Ray Data's types, as a driver does."""
     folder = str(tmp_path)
     ids = pa.array(np.arange(4))
     graph = pa.table({"place_id": ids, "neighbors": [[1], [2], [3], [0]], "scores": [[0.5]] * 4})
@@ -269,7 +276,7 @@ def test_objects_in_a_parquet_file_are_not_unpickled(payload: Payload, tmp_path:
             read(part)
         assert not payload.trace.exists()
     files.write_bytes(f"{folder}/part.parquet", with_objects(graph[:1], "neighbors", payload))
-    read_table = pq.read_table(f"{folder}/part.parquet")  # without plain(), as graphs are read
+    read_table = pq.read_table(f"{folder}/part.parquet")  # without refuse_extension_types
     read_table["neighbors"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     assert payload.trace.exists()
 
@@ -338,14 +345,14 @@ def test_a_manifest_that_names_a_file_outside_its_folder_is_refused(
         ),
     ],
 )
-def test_a_manifest_that_is_none_is_a_run_error(text: str, tmp_path: Path) -> None:
+def test_an_invalid_manifest_is_a_run_error(text: str, tmp_path: Path) -> None:
     (tmp_path / files.MANIFEST).write_text(text)
     with pytest.raises(RunError, match=str(tmp_path)):
         open_published(str(tmp_path), "checkpoint")
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of a few bytes that says it is that large."""
+    """Return a PNG file of a few bytes whose header claims this size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     made = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")]
     packed = (
@@ -355,7 +362,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A small JPEG whose header says that it is that large."""
+    """Return a small JPEG whose header claims this size."""
     data = bytearray(encode_image("JPEG"))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", height, width)
@@ -395,16 +402,15 @@ def test_a_jpeg_whose_two_readers_see_different_sizes_is_left_to_pillow() -> Non
 @pytest.mark.parametrize(
     ("name", "head"), [(b"zTXt", b"key\0\0"), (b"iTXt", b"key\0\1\0\0\0"), (b"iCCP", b"name\0\0")]
 )
-def test_a_png_whose_text_or_profile_unpacks_to_very_much_takes_no_memory(
+def test_a_png_whose_text_or_profile_unpacks_to_256_mib_takes_little_memory(
     name: bytes, head: bytes
 ) -> None:
     code = zlib.compressobj(9)
-    bomb = (
-        head + b"".join(code.compress(bytes(2**20)) for _ in range(256)) + code.flush()
-    )  # 256 MiB
+    compressed = [code.compress(bytes(2**20)) for _ in range(256)]  # 256 MiB
+    bomb = head + b"".join(compressed) + code.flush()
     assert len(bomb) < 2**19
     tracemalloc.start()
-    with suppress(ValueError):  # refused, or left out
+    with suppress(ValueError):  # the image is refused, or its text ignored
         decode(png(8, 8, (name, bomb)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -416,8 +422,8 @@ def test_each_format_that_is_named_is_read(kind: str) -> None:
     assert decode(encode_image(kind)).shape == (3, 32, 32)
 
 
-def test_postscript_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would hand it to Ghostscript."""
+def test_postscript_is_not_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would pass it to Ghostscript."""
     (tmp_path / "gs").write_text(f"#!/bin/sh\nmkdir -p {tmp_path}/ran\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -30,7 +30,9 @@ PROGRAMS = {
     "ray": """[[ $1 == start || -e $LOG.answers ]] || { touch "$LOG.answers"; exit 1; }
               echo "ray $* mode=$RAY_AUTH_MODE token=${#RAY_AUTH_TOKEN}" >>"$LOG" """,
     # waits until the other nodes have joined, for at most a minute
-    "s4g": """for _ in {1..1200}; do (($(grep -c '^ray start' "$LOG") == 2)) && break; sleep 0.05; done
+    "s4g": """for _ in {1..1200}; do
+                (($(grep -c '^ray start' "$LOG") == 2)) && break; sleep 0.05
+              done
               echo "s4g $*" >>"$LOG"; trap 'echo signaled >>"$LOG"; exit 3' TERM
               [[ $* == *wait* ]] || exit 5; touch "$LOG.runs"; while :; do sleep 0.05; done""",
 }

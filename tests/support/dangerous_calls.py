@@ -1,4 +1,4 @@
-"""Finds, in Python source, calls by which data from storage could run code or write where it should not."""
+"""Find calls in Python source by which data from storage could run code or write elsewhere."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ FORBIDDEN = {
     "numpy.lib.format.read_array",
     "ray.data.read_parquet",
 }
-TORCH, NUMPY = {"torch.load", "torch.serialization.load"}, {"numpy.load", "numpy.lib.npyio.load"}
-ALLOW_PICKLE = 2  # its place among numpy.load's arguments
+TORCH = {"torch.load", "torch.serialization.load"}
+NUMPY = {"numpy.load", "numpy.lib.npyio.load"}
+ALLOW_PICKLE = 2  # its position among the arguments of numpy.load
+GUARD = "refuse_extension_types"
 YAML = {"safe_load", "safe_load_all", "safe_dump", "safe_dump_all"}
 
 
 def dangerous_calls(source: str) -> list[str]:
-    """`line: what` of each call, and of each import of a module that unpickles."""
+    """Return `line: name` of each dangerous call, and of each import of a module that unpickles."""
     tree = ast.parse(source)
     names = dict(_imported(tree))
     names |= dict(_aliases(tree, names))
@@ -52,14 +54,15 @@ def dangerous_calls(source: str) -> list[str]:
             called = _dotted(node.func, names)
             if _is_dangerous(called, node):
                 found.append((node.lineno, called))
-    return [f"{line}: {what}" for line, what in sorted(found)]
+    return [f"{line}: {name}" for line, name in sorted(found)]
 
 
 def unguarded_parquet_reads(source: str) -> list[int]:
-    """Lines of the reads of Parquet files that are not within the arguments of a call of `plain`.
+    """Return the lines that read a Parquet file without `refuse_extension_types`.
 
-    A read is pq.read_table(..), and .read(..) or .read_row_group..(..) with columns of whatever was opened. What is
-    given to plain by a name, or as one of several tables, counts when that name is its argument in the same function.
+    A read is `pq.read_table(...)`, `.read_row_group...(...)` or `.read(columns=...)` of any object.
+    It is guarded inside the first argument of `refuse_extension_types`, or if the same function
+    passes its result to it by name.
     """
     tree = ast.parse(source)
     lines = []
@@ -67,7 +70,7 @@ def unguarded_parquet_reads(source: str) -> list[int]:
         if isinstance(function, ast.FunctionDef):
             calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
             guards = [
-                arg for call in calls if _dotted(call.func, {}) == "plain" for arg in call.args[:1]
+                arg for call in calls if _dotted(call.func, {}) == GUARD for arg in call.args[:1]
             ]
             safe = {id(node) for guard in guards for node in ast.walk(guard)}
             given = {guard.id for guard in guards if isinstance(guard, ast.Name)}
@@ -93,20 +96,22 @@ def _reads_parquet(call: ast.Call) -> bool:
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """What a name stands for, by the imports of a module."""
+    """Yield each imported name of a module, and the full name of the object that it refers to."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield (
-                    (alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2
-                )
+                if alias.asname:
+                    yield alias.asname, alias.name
+                else:
+                    top = alias.name.split(".")[0]
+                    yield top, top
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 yield alias.asname or alias.name, f"{node.module}.{alias.name}"
 
 
 def _aliases(tree: ast.Module, names: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """What a name stands for, by `name = module.function`."""
+    """Yield each name of `name = module.function`, and the full name of a function to check."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
             called = _dotted(node.value, names)
@@ -129,7 +134,7 @@ def _unpickles(name: str) -> bool:
 
 
 def _dotted(node: ast.expr, names: dict[str, str]) -> str:
-    """`np.load` -> numpy.load; what is no name of a module keeps its last part: `open(x).extractall` -> .extractall."""
+    """Return the full name: `np.load` -> numpy.load, `open(x).extractall` -> .extractall."""
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value, names)}.{node.attr}"
     return names.get(node.id, node.id) if isinstance(node, ast.Name) else ""
@@ -157,7 +162,7 @@ def _is_dangerous(called: str, call: ast.Call) -> bool:
         or (last in ("extract", "extractall") and given.get("filter") != "data")
         or (
             called == "PIL.Image.open" and not any(word.arg == "formats" for word in call.keywords)
-        )  # EPS is a program
+        )  # without `formats`, Pillow opens EPS files, which are programs
         or _may_be_true("shell", call)
     )
 

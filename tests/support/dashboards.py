@@ -1,4 +1,4 @@
-"""What the Grafana dashboard asks of Prometheus: its queries, and the metrics and labels that they name."""
+"""Read the queries of the Grafana dashboard, and the metrics and labels that they name."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from promql_parser import AggregateExpr, Expr, VectorSelector, parse, walk
 from s4g_ray.pipeline.prometheus import METRICS
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "monitoring" / "dashboard.json"
-OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}  # which Ray exports where a GPU is
+OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}  # exported only where there is a GPU
 
 
 def exported_name(name: str) -> str:
-    """The name of a metric of METRICS in Prometheus: `ray_` before it and, of a counter, `_total` behind it."""
+    """Return the Prometheus name of a metric: `ray_NAME`, of a counter `ray_NAME_total`."""
     return f"ray_{name}_total" if METRICS[name].kind == "counter" else f"ray_{name}"
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
+    """Return the dashboard as Grafana reads it."""
     return dict(json.loads(DASHBOARD.read_text()))
 
 
 def dashboard_queries() -> list[str]:
-    """Every PromQL expression of the dashboard: of its panels, and the series that its variables list."""
+    """Return all PromQL expressions of the dashboard: those of its panels and of its variables."""
     made = dashboard()
     queries = [target["expr"] for panel in made["panels"] for target in panel.get("targets", [])]
     listed = [
@@ -37,12 +37,18 @@ def dashboard_queries() -> list[str]:
 
 
 def metric_names(expr: str) -> set[str]:
-    """The metrics that a PromQL expression reads. Raises ValueError when it is none."""
+    """Return the metrics that a PromQL expression reads.
+
+    Raises ValueError for an invalid expression.
+    """
     return {node.name for node in _nodes(expr) if isinstance(node, VectorSelector) and node.name}
 
 
 def label_names(expr: str) -> set[str]:
-    """The labels that a PromQL expression selects and groups by. Raises ValueError when it is none."""
+    """Return the labels by which a PromQL expression selects and groups.
+
+    Raises ValueError for an invalid expression.
+    """
     names: set[str] = set()
     for node in _nodes(expr):
         if isinstance(node, VectorSelector):

@@ -1,4 +1,7 @@
-"""Checks of Kubernetes manifests without a cluster: Kubernetes' own schemas, and schemas/ for KubeRay's fields."""
+"""Check Kubernetes manifests without a cluster.
+
+Kubernetes' fields are checked against its own schemas, KubeRay's against schemas/kuberay.yaml.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ SCHEMA = yaml.safe_load((Path(__file__).parent / "schemas" / "kuberay.yaml").rea
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """Raises a jsonschema.ValidationError for what Kubernetes or KubeRay would refuse, or drop as unknown."""
+    """Check a manifest.
+
+    Raises jsonschema.ValidationError for a field that Kubernetes or KubeRay would refuse or drop.
+    """
     if manifest["apiVersion"] == "ray.io/v1":
         _Validator(SCHEMA).validate(manifest)
     else:
@@ -23,7 +29,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 
 
 def pod_templates(manifest: Any) -> Iterator[dict[str, Any]]:
-    """Every pod template of a manifest, however deep: what has containers, as the value of `spec`."""
+    """Yield all pod templates of a manifest, at any depth: mappings whose `spec` has containers."""
     if isinstance(manifest, dict):
         if "containers" in manifest.get("spec", {}):
             yield manifest
@@ -35,17 +41,17 @@ def pod_templates(manifest: Any) -> Iterator[dict[str, Any]]:
 
 
 def _whole(kind: str, part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of Kubernetes that holds `part`, the fields of a kind."""
+    """Return a manifest of Kubernetes that holds `part`, the fields of a kind."""
     metadata = {"name": "part"}
     if kind == "ObjectMeta":
         return {"apiVersion": "v1", "kind": "Namespace", "metadata": part}
     if kind == "Service":
         return {"apiVersion": "v1", "kind": "Service", **part}
-    if kind == "Container":  # beside fields that the schema itself describes
-        ours = {
+    if kind == "Container":  # it has other fields too, which the schema itself describes
+        fields = {
             name: value for name, value in part.items() if schema["properties"].get(name) is True
         }
-        part = {"spec": {"containers": [{"name": "part", **ours}]}}
+        part = {"spec": {"containers": [{"name": "part", **fields}]}}
     return {"apiVersion": "v1", "kind": "PodTemplate", "metadata": metadata, "template": part}
 
 
