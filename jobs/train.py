@@ -1,6 +1,8 @@
 """Run `s4g train` as a Ray job.
 
-ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...
+Submit it with the configuration and the overrides:
+
+    ray job submit ... -- python jobs/train.py --config configs/earth.yaml KEY=VALUE ...
 """
 
 from __future__ import annotations
