@@ -127,7 +127,7 @@ def step_uri(run: str, step: int) -> str:
     return files.join(run, FOLDER, f"step={step:04d}")
 
 
-def published_checkpoints(run: str) -> list[Checkpoint]:
+def list_checkpoints(run: str) -> list[Checkpoint]:
     """Return all published checkpoints of a run's folder, in the order of training."""
     folder = files.join(run, FOLDER)
     uris = [epoch_uri(run, n) for n in published_versions(folder, "epoch")]
@@ -160,7 +160,7 @@ def prune_checkpoints(run: str, *, keep: int, epochs: Collection[int], since: in
     `since` and later ones. Removes also the files of interrupted uploads older than the newest
     checkpoint.
     """
-    found = published_checkpoints(run)
+    found = list_checkpoints(run)
     newest = found[-1]
     trained = [checkpoint for checkpoint in found if checkpoint.order > (0, 0)]
     kept = {checkpoint.uri for checkpoint in trained[-keep:]}

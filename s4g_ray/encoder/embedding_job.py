@@ -149,8 +149,8 @@ def embed(
         results = _collect_results(job, parts, total, on_progress)
     written = [WrittenPart.from_row(json.loads(row["outcome"])) for row in results]
     _check_views(tables, written)
-    bad = tuple(reason for part in written for reason in part.bad)
-    _publish(target, [part.part for part in written], stamp, splits, bad)
+    bad = tuple(reason for outcome in written for reason in outcome.bad)
+    _publish(target, [outcome.part for outcome in written], stamp, splits, bad)
     seconds = time.perf_counter() - started
     num_reused = sum(1 for row in results if row["reused"])
     return EmbeddingReport(total - len(bad), seconds, warm_rate(results), bad, num_reused)
@@ -170,11 +170,11 @@ def _read_tables(
 
 def _check_views(tables: dict[View, ImageTable], written: Sequence[WrittenPart]) -> None:
     """Raise BadImageError for a view without a single image that could be decoded."""
-    reasons = [reason for part in written for reason in part.bad]
+    reasons = [reason for outcome in written for reason in outcome.bad]
     first_reason = reasons[0] if reasons else "there are none"
     for view, table in tables.items():
-        counts = [part.part.rows for part in written if part.part.name.startswith(f"{view}/")]
-        if not sum(counts):
+        parts = [outcome.part for outcome in written]
+        if not sum(part.rows for part in parts if part.name.startswith(f"{view}/")):
             raise BadImageError(f"none of the {len(table)} {view} could be decoded: {first_reason}")
 
 

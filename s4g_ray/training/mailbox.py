@@ -72,7 +72,7 @@ class Mailbox:
         return self._stop
 
     async def is_stopped(self) -> bool:
-        """Return whether the driver has told the ranks to stop."""
+        """Return whether the driver has stopped the run."""
         return self._stop is not None
 
     async def _wait(self, condition: Callable[[], bool]) -> None:

@@ -89,7 +89,7 @@ def seed_draws(seed: int, chunk: int) -> None:
 class TrainingStep:
     """The encoder and its optimiser; wrapped in DDP when a process group is initialised.
 
-    Dropout and other random draws are seeded anew for each step, so training resumes from the
+    Dropout and other random draws are seeded at each step, so training resumes from the
     weights and state() alone.
     """
 

@@ -12,9 +12,9 @@ from s4g_ray.config.schema import ModelConfig
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     epoch_uri,
+    list_checkpoints,
     newest_checkpoint,
     prune_checkpoints,
-    published_checkpoints,
     save_checkpoint,
     step_uri,
 )
@@ -58,7 +58,7 @@ def test_the_newest_checkpoint_has_the_highest_step_and_is_published(run: str) -
     assert found is not None
     assert (found.uri, found.batch) == (epoch_uri(run, 3), 0)
     assert newest_checkpoint(f"{run}/none") is None
-    steps = [checkpoint.step for checkpoint in published_checkpoints(run)]
+    steps = [checkpoint.step for checkpoint in list_checkpoints(run)]
     assert steps == [0, 4, 8, 10, 12, 16, 20, 24, 28, 30]
 
 
