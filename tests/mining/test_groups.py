@@ -205,7 +205,9 @@ def test_a_damaged_part_or_a_repeated_query_in_the_table_is_named(tmp_path: Path
         run()
     part = tmp_path / "queries" / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(RunError, match=r"part-00001\.parquet differs from the published file.* remove"):
+    with pytest.raises(
+        RunError, match=r"part-00001\.parquet differs from the published file.* remove"
+    ):
         run()
     part.unlink()
     with pytest.raises(

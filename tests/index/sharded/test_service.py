@@ -308,7 +308,8 @@ def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_nam
     break_part("altered")(started.folder / "v=0040/shard-00001.faiss")
     ray.kill(service.client.shards[1], no_restart=False)
     with pytest.raises(
-        RunError, match=r"index shard 1: \S*/v=0040/shard-00001.faiss differs from the published file"
+        RunError,
+        match=r"index shard 1: \S*/v=0040/shard-00001.faiss differs from the published file",
     ):
         service.search(40, queries, K)
     assert service.report(40) is None
