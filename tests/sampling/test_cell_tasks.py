@@ -17,13 +17,13 @@ from s4g_ray.sampling.cell_tasks import get_cancelling, plan_cells_on_cluster
 from s4g_ray.sampling.cells import plan_cells
 from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.geographic_neighbors import geographic_graph
-from tests.sampling.test_cells import city, some_pairs
+from tests.sampling.test_cells import draw_city, draw_pairs
 
 pytestmark = pytest.mark.cluster
 
 
-def publish(uri: str, graph: NeighborGraph, num_parts: int) -> str:
-    """In parts whose places are anywhere."""
+def publish_in_parts(uri: str, graph: NeighborGraph, num_parts: int) -> str:
+    """Publish a graph in parts of random places."""
     order = np.random.default_rng(0).permutation(len(graph.place_ids))
     shuffled = NeighborGraph(graph.place_ids[order], graph.neighbors[order])
     cuts = np.linspace(0, len(order), num_parts + 1).astype(int)
@@ -39,14 +39,13 @@ def publish(uri: str, graph: NeighborGraph, num_parts: int) -> str:
 def test_a_plan_on_the_cluster_is_the_plan_of_one_process(
     ray_cluster: None, tmp_path: Path, max_pairs: int
 ) -> None:
-    region = city(1500, 3)
+    region = draw_city(1500, 3)
     graph = geographic_graph(region, 24)
-    uri = publish(str(tmp_path / "graph"), graph, 3)
-    known = np.delete(
-        np.arange(1500), np.arange(5, 1500, 7)
-    )  # the graph knows places that are not trained on
+    uri = publish_in_parts(str(tmp_path / "graph"), graph, 3)
+    # the graph holds places without pairs too
+    known = np.delete(np.arange(1500), np.arange(5, 1500, 7))
     places = Places(region.ids[known], region.lat[known], region.lon[known])
-    pairs = some_pairs(places, 4)
+    pairs = draw_pairs(places, 4)
     named = np.random.default_rng(0).choice(places.ids, (2, 300))
     options: dict[str, Any] = {
         "batch_size": 16,
@@ -66,21 +65,19 @@ def test_a_plan_on_the_cluster_is_the_plan_of_one_process(
 
 
 def test_a_plan_without_a_graph_is_made_on_the_cluster_too(ray_cluster: None) -> None:
-    places = city(300, 1)
-    pairs = some_pairs(places, 1)
+    places = draw_city(300, 1)
+    pairs = draw_pairs(places, 1)
     options: dict[str, Any] = {"batch_size": 8, "seed": 0, "epoch": 0, "max_pairs_per_cell": 100}
-    cluster, here = (
-        plan_cells_on_cluster(pairs, None, places, **options),
-        plan_cells(pairs, None, places, **options),
-    )
+    cluster = plan_cells_on_cluster(pairs, None, places, **options)
+    here = plan_cells(pairs, None, places, **options)
     assert np.array_equal(cluster.batches, here.batches)
 
 
 def test_an_altered_part_of_the_graph_stops_the_plan_with_its_name(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    places = city(300, 1)
-    uri = publish(str(tmp_path / "graph"), geographic_graph(places, 4), 2)
+    places = draw_city(300, 1)
+    uri = publish_in_parts(str(tmp_path / "graph"), geographic_graph(places, 4), 2)
     with (tmp_path / "graph" / "part-00001.parquet").open("ab") as file:
         file.write(b"more")
     with pytest.raises(RunError, match=r"part-00001\.parquet differs from the published file"):

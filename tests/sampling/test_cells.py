@@ -22,28 +22,29 @@ from s4g_ray.sampling.geographic_neighbors import geographic_graph
 from s4g_ray.sampling.sampler import plan_batches, rows_of_pairs
 
 
-def city(count: int, seed: int, unlocated: float = 0.0) -> Places:
-    """Places spread evenly over a square around the antimeridian, some without coordinates."""
+def draw_city(count: int, seed: int, unlocated: float = 0.0) -> Places:
+    """Draw places over a square around the antimeridian.
+
+    A share `unlocated` has no coordinates.
+    """
     rng = np.random.default_rng(seed)
     side = 0.001 * count**0.5
-    lat, lon = (
-        rng.uniform(0, side, count),
-        (180 - side / 2 + rng.uniform(0, side, count) + 180) % 360 - 180,
-    )
+    lat = rng.uniform(0, side, count)
+    lon = (180 - side / 2 + rng.uniform(0, side, count) + 180) % 360 - 180
     lost = rng.random(count) < unlocated
     ids = np.sort(rng.choice(10 * count, count, replace=False))
     return Places(ids, np.where(lost, np.nan, lat), np.where(lost, np.nan, lon))
 
 
-def some_pairs(places: Places, seed: int, most: int = 3) -> PairTable:
-    """Each place has 1..most pairs."""
+def draw_pairs(places: Places, seed: int, max_pairs: int = 3) -> PairTable:
+    """Draw pairs: each place has 1..max_pairs."""
     rng = np.random.default_rng(seed)
-    ids = rng.permutation(np.repeat(places.ids, rng.integers(1, most + 1, len(places))))
+    ids = rng.permutation(np.repeat(places.ids, rng.integers(1, max_pairs + 1, len(places))))
     return PairTable(np.arange(len(ids)), np.arange(len(ids)) + 7, ids)
 
 
-def some_graph(places: Places, k: int, seed: int) -> NeighborGraph:
-    """Neighbors at random, some of them no place; some places have none."""
+def draw_graph(places: Places, k: int, seed: int) -> NeighborGraph:
+    """Draw neighbors, also of ids that are no place; a tenth of the places is not in the graph."""
     rng = np.random.default_rng(seed)
     known = rng.permutation(places.ids)[: max(1, int(0.9 * len(places)))]
     neighbors = np.full((len(known), k), -1, dtype=np.int64)
@@ -66,8 +67,8 @@ def options(batch_size: int = 4, seed: int = 1, epoch: int = 1) -> PlanOptions:
 def test_cells_divide_the_places_and_hold_at_most_the_limit(
     count: int, limit: int, seed: int, unlocated: float
 ) -> None:
-    places = city(count, seed, unlocated)
-    pairs = some_pairs(places, seed)
+    places = draw_city(count, seed, unlocated)
+    pairs = draw_pairs(places, seed)
     place_of_pair = rows_of_pairs(pairs, IdLookup.from_ids(places.ids))
     tree = CellTree.divide(places, place_of_pair, limit, options(seed=seed))
     assert sorted(tree.pairs.tolist()) == list(range(len(pairs)))
@@ -76,13 +77,14 @@ def test_cells_divide_the_places_and_hold_at_most_the_limit(
         inside = tree.leaf_of_place[place_of_pair[held]]
         assert (inside == i).all()
         assert 1 <= len(held) <= limit or len(np.unique(place_of_pair[held])) == 1
-    for a in tree.leaves:  # no cell is part of another, and together they are the whole
+    # no cell is part of another, and together they are the whole
+    for a in tree.leaves:
         assert not any(a == b >> up for b in tree.leaves for up in range(1, b.bit_length()))
     assert sum(2.0 ** (1 - leaf.bit_length()) for leaf in tree.leaves) == pytest.approx(1)
 
 
 def test_cell_edges_move_with_the_epoch_and_cells_are_compact() -> None:
-    places = city(4000, 0)
+    places = draw_city(4000, 0)
     place_of_pair = np.arange(4000, dtype=np.int32)
     trees = [CellTree.divide(places, place_of_pair, 600, options(epoch=epoch)) for epoch in (1, 2)]
     assert not np.array_equal(trees[0].leaf_of_place, trees[1].leaf_of_place)
@@ -95,7 +97,7 @@ def test_cell_edges_move_with_the_epoch_and_cells_are_compact() -> None:
 
 
 def test_places_without_coordinates_are_spread_over_the_cells_by_their_ids() -> None:
-    places = city(4000, 0, unlocated=0.5)
+    places = draw_city(4000, 0, unlocated=0.5)
     tree = CellTree.divide(places, np.arange(4000, dtype=np.int32), 600, options())
     lost = np.isnan(places.lat)
     for leaf in range(len(tree.leaves)):
@@ -123,8 +125,9 @@ def solve(
     problem: dict[str, Any],
 ) -> tuple[Places, PairTable, NeighborGraph, Exclusions, BatchPlan]:
     seed = problem["seed"]
-    places = city(problem["count"], seed, problem["unlocated"])
-    pairs, graph = some_pairs(places, seed), some_graph(places, 12, seed)
+    places = draw_city(problem["count"], seed, problem["unlocated"])
+    pairs = draw_pairs(places, seed)
+    graph = draw_graph(places, 12, seed)
     named = np.random.default_rng(seed).choice(places.ids, (2, 10))
     exclusions = Exclusions(places, PlacePairs.from_arrays(named[0], named[1]), problem["radius_m"])
     plan = plan_cells(
@@ -145,7 +148,7 @@ def solve(
 
 @settings(max_examples=150, deadline=None)
 @given(problems)
-def test_over_all_cells_no_pair_twice_no_place_twice_in_a_batch_no_excluded_places_together(
+def test_over_all_cells_no_pair_is_used_twice_and_no_batch_repeats_or_excludes_a_place(
     problem: dict[str, Any],
 ) -> None:
     places, pairs, graph, exclusions, plan = solve(problem)
@@ -153,7 +156,8 @@ def test_over_all_cells_no_pair_twice_no_place_twice_in_a_batch_no_excluded_plac
     assert len(rows) == len(set(rows))
     assert plan.batches.shape[1] == problem["batch_size"]
     neighbors = dict(zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True))
-    known, hardness = set(places.ids.tolist()), 0
+    known = set(places.ids.tolist())
+    hardness = 0
     named = set(
         zip(
             exclusions.semi_positives.first.tolist(),
@@ -179,19 +183,18 @@ def test_over_all_cells_no_pair_twice_no_place_twice_in_a_batch_no_excluded_plac
 
 
 def test_pairs_left_over_in_cells_fill_batches_of_the_cells_above() -> None:
-    places = city(1000, 5)
+    places = draw_city(1000, 5)
     pairs = PairTable(*[places.ids] * 3)
     options: dict[str, Any] = {"batch_size": 64, "seed": 0, "epoch": 0}
-    plan = plan_cells(
-        pairs, None, places, max_pairs_per_cell=40, **options
-    )  # no cell holds a batch by itself
+    # no cell holds enough pairs for a batch
+    plan = plan_cells(pairs, None, places, max_pairs_per_cell=40, **options)
     assert plan.stats.num_cells > 20
     assert plan.stats.num_left_out == 1000 % 64
 
 
-def test_the_plan_does_not_depend_on_who_plans_which_cell_when() -> None:
-    places = city(3000, 2)
-    pairs = some_pairs(places, 2)
+def test_the_plan_does_not_depend_on_where_and_when_cells_are_planned() -> None:
+    places = draw_city(3000, 2)
+    pairs = draw_pairs(places, 2)
     graph = CompactGraph.from_graph(geographic_graph(places, 24), places.ids, 24)
     settings = PlanOptions(16, 12, 24, 5, 6)
     sizes: dict[str, Any] = {"batch_size": 16, "num_hard_negatives": 12, "neighbor_pool_size": 24}
@@ -199,7 +202,7 @@ def test_the_plan_does_not_depend_on_who_plans_which_cell_when() -> None:
     lookup = IdLookup.from_ids(places.ids)
     place_of_pair = rows_of_pairs(pairs, lookup)
     tree = CellTree.divide(places, place_of_pair, 500, settings)
-    known = Cell.of_graph(np.arange(3000, dtype=np.int32), graph.rows)
+    known = Cell.from_graph(np.arange(3000, dtype=np.int32), graph.rows)
     cells = ([cell, known] for cell in tree.cells(place_of_pair))
 
     def call(function: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -224,7 +227,7 @@ def test_the_plan_does_not_depend_on_who_plans_which_cell_when() -> None:
 
 
 def test_hardness_in_cells_is_within_a_tenth_of_one_pass() -> None:
-    places = city(200_000, 0)
+    places = draw_city(200_000, 0)
     pairs = PairTable(*[places.ids] * 3)
     graph = CompactGraph.from_graph(geographic_graph(places, 128), places.ids, 128)
     whole = plan_batches(pairs, graph, batch_size=128, seed=0, epoch=0).stats
@@ -237,7 +240,7 @@ def test_hardness_in_cells_is_within_a_tenth_of_one_pass() -> None:
 
 
 def test_a_graph_of_other_places_is_refused() -> None:
-    places = city(20, 0)
+    places = draw_city(20, 0)
     graph = CompactGraph(places.ids[1:], np.full((19, 2), -1, dtype=np.int32))
     with pytest.raises(ValueError, match="not in rows of the places"):
         plan_cells(

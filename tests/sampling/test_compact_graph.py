@@ -17,7 +17,7 @@ ids = st.one_of(st.integers(-20, 60), st.integers(-(2**63), 2**63 - 1))
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(ids, unique=True, max_size=60), st.lists(ids, max_size=30))
-def test_a_lookup_finds_the_row_of_each_place_and_of_nothing_else(
+def test_a_lookup_finds_the_row_of_each_place_and_of_no_other_id(
     places: list[int], others: list[int]
 ) -> None:
     known = np.array(sorted(places), dtype=np.int64)
@@ -29,7 +29,8 @@ def test_a_lookup_finds_the_row_of_each_place_and_of_nothing_else(
 
 
 def test_dense_ids_take_a_table_of_their_range_and_scattered_ones_a_hash_table() -> None:
-    dense, scattered = np.arange(7, 3007, 3), np.arange(7, 10**12, 10**9)
+    dense = np.arange(7, 3007, 3)
+    scattered = np.arange(7, 10**12, 10**9)
     assert IdLookup.from_ids(dense).shift == 0
     assert IdLookup.from_ids(scattered).shift > 0
     assert len(IdLookup.from_ids(scattered).table) <= 8 * len(scattered)
@@ -42,7 +43,7 @@ def test_places_that_do_not_ascend_are_refused(places: list[int]) -> None:
 
 
 def random_graph(count: int, k: int, seed: int) -> NeighborGraph:
-    """Places in any order with up to k neighbors; ids are far apart for odd seeds."""
+    """Return places in any order with up to k neighbors; ids are far apart for odd seeds."""
     rng = np.random.default_rng(seed)
     places = rng.permutation(np.arange(count) * (10**15 if seed % 2 else 2) + 11)
     neighbors = np.full((count, k), -1, dtype=np.int64)

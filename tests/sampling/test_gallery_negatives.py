@@ -23,14 +23,18 @@ FIRST = 1000  # place id of the first gallery place
 
 
 class Scene:
-    """Places 0..P-1 with pairs and FIRST.. without, all at random within a few kilometres, some at no known place."""
+    """Places 0..P-1 with pairs, and gallery places FIRST.. without.
+
+    All lie at random within a few kilometres; a tenth has no coordinates.
+    """
 
     def __init__(
         self, seed: int, num_places: int, num_gallery: int, k: int, radius: float, batch_size: int
     ) -> None:
         rng = np.random.default_rng(seed)
         ids = np.concatenate([np.arange(num_places), FIRST + np.arange(num_gallery)])
-        lat, lon = rng.uniform(50, 50.05, len(ids)), rng.uniform(8, 8.08, len(ids))
+        lat = rng.uniform(50, 50.05, len(ids))
+        lon = rng.uniform(8, 8.08, len(ids))
         lat[rng.random(len(ids)) < 0.1] = np.nan
         gallery = np.arange(num_places, len(ids))
         owners = np.sort(
@@ -40,9 +44,8 @@ class Scene:
         self.references = GalleryReferences(
             rng.permutation(10**6)[: len(owners)], FIRST + owners, places
         )
-        neighbors = (
-            FIRST + np.argsort(rng.random((num_places, num_gallery + 3)), axis=1)[:, :k]
-        )  # some in no gallery
+        # the last three ids are not in the gallery
+        neighbors = FIRST + np.argsort(rng.random((num_places, num_gallery + 3)), axis=1)[:, :k]
         neighbors[rng.random(neighbors.shape) < 0.05] = -1
         known = rng.permutation(num_places)[: num_places - num_places // 8]
         self.neighbors = {
@@ -71,7 +74,7 @@ class Scene:
 
 
 def may_join(places: list[int], candidate: int, exclusions: Exclusions) -> bool:
-    """The rule, from its words."""
+    """Return whether a gallery place is new and beyond the radius of all places of a batch."""
     places_of = exclusions.places
     position = {
         int(i): (a, b) for i, a, b in zip(places_of.ids, places_of.lat, places_of.lon, strict=True)
@@ -101,7 +104,7 @@ def may_join(places: list[int], candidate: int, exclusions: Exclusions) -> bool:
     radius=st.sampled_from([0.0, 150.0, 800.0, 4000.0]),
     num=st.integers(1, 24),
 )
-def test_a_batch_takes_the_neighbors_of_its_places_rank_by_rank_then_any_that_may_join(
+def test_a_batch_takes_the_neighbors_of_its_places_rank_by_rank_then_any_allowed_place(
     seed: int, num_places: int, num_gallery: int, k: int, radius: float, num: int
 ) -> None:
     scene = Scene(seed, num_places, num_gallery, min(k, num_gallery), radius, batch_size=6)
@@ -117,26 +120,28 @@ def test_a_batch_takes_the_neighbors_of_its_places_rank_by_rank_then_any_that_ma
     place_of = dict(
         zip(scene.references.ids.tolist(), scene.references.place_ids.tolist(), strict=True)
     )
-    mined = drawn = 0
+    mined = 0
+    drawn = 0
     for number, batch in enumerate(scene.batches):
         allowed = {
             p for p in set(place_of.values()) if may_join(batch.tolist(), p, scene.exclusions)
         }
         order = np.random.default_rng((5, 1, number, GALLERY_STREAM)).permutation(batch).tolist()
         nearest = [scene.neighbors.get(place, []) for place in order]
-        ranked = [some[rank] for rank in range(k) for some in nearest if rank < len(some)]
+        ranked = [row[rank] for rank in range(k) for row in nearest if rank < len(row)]
         wanted = [p for p in dict.fromkeys(ranked) if p in allowed][:num]
         chosen = [place_of[i] for i in found[number].tolist() if i >= 0]
         assert chosen[: len(wanted)] == wanted
         assert len(set(chosen)) == len(chosen) == min(num, len(allowed))
         assert set(chosen) <= allowed
         assert (found[number][len(chosen) :] == -1).all()
-        mined, drawn = mined + len(wanted), drawn + len(chosen) - len(wanted)
+        mined += len(wanted)
+        drawn += len(chosen) - len(wanted)
     assert (stats.num_mined, stats.num_drawn, stats.num_slots) == (mined, drawn, 3 * num)
     assert stats.num_missing == 3 * num - mined - drawn
 
 
-def test_a_batch_gets_the_same_whatever_the_other_batches_are() -> None:
+def test_the_references_of_a_batch_do_not_depend_on_the_other_batches() -> None:
     scene = Scene(1, 20, 50, 3, 150.0, 6)
     whole = scene.choose(24)
     assert np.array_equal(scene.choose(24, scene.batches[:2]), whole[:2])
@@ -158,16 +163,12 @@ def test_without_a_graph_every_place_and_each_of_its_references_is_as_likely() -
     assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_exclusions_that_do_not_know_the_gallery_are_refused_and_an_empty_gallery_gives_none() -> (
-    None
-):
+def test_exclusions_without_the_gallery_are_refused_and_an_empty_gallery_gives_none() -> None:
     scene = Scene(0, 20, 30, 3, 150.0, 6)
     everything = scene.exclusions.places
     places = Places(everything.ids[:20], everything.lat[:20], everything.lon[:20])
     narrow = Exclusions(places, scene.exclusions.semi_positives, 150.0)
-    with pytest.raises(
-        ValueError, match=r"exclusions within 150 m do not know 30 of 30 gallery places"
-    ):
+    with pytest.raises(ValueError, match=r"exclusions within 150 m lack 30 of 30 gallery places"):
         choose_gallery(
             scene.batches, None, scene.references, num=4, seed=0, epoch=0, exclusions=narrow
         )
@@ -182,7 +183,10 @@ def test_exclusions_that_do_not_know_the_gallery_are_refused_and_an_empty_galler
 
 @pytest.fixture
 def with_gallery(tmp_path: Path) -> GeoDataset:
-    """Train places 100..103 with pairs; 300 to 302 without, the first in train; and a tile of 102 in the gallery."""
+    """Return places 100..103 with pairs, 300..302 without, and a gallery tile of place 102.
+
+    Of 300..302 the first is in train, the others in the gallery.
+    """
     references, queries = tables(4)
     more = pa.table(
         {
@@ -201,21 +205,19 @@ def with_gallery(tmp_path: Path) -> GeoDataset:
 def test_gallery_references_are_those_of_the_splits_whose_place_has_no_pair(
     with_gallery: GeoDataset,
 ) -> None:
-    def of(*splits: str) -> GalleryReferences:
+    def read_gallery(*splits: str) -> GalleryReferences:
         sampling = {"gallery_negatives": 2, "gallery_splits": list(splits)}
         config = tiny_config("r", with_gallery.uri, sampling=sampling)
         gallery = TrainSplit.read(config, with_gallery).gallery
         assert gallery is not None
         return gallery
 
-    train = of("train")
+    train = read_gallery("train")
     assert (train.ids.tolist(), train.place_ids.tolist()) == ([10, 12], [300, 300])
-    assert (train.places.ids.tolist(), train.places.lat.tolist(), train.places.lon.tolist()) == (
-        [300],
-        [1.0],
-        [5.0],
-    )
-    both = of("train", "gallery")
+    assert train.places.ids.tolist() == [300]
+    assert train.places.lat.tolist() == [1.0]
+    assert train.places.lon.tolist() == [5.0]
+    both = read_gallery("train", "gallery")
     assert (both.ids.tolist(), both.place_ids.tolist()) == ([10, 12, 11, 14], [300, 300, 301, 302])
     assert both.places.ids.tolist() == [300, 301, 302]
     np.testing.assert_array_equal(both.places.lat, [1.0, 2.0, np.nan])

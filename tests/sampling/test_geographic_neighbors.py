@@ -47,7 +47,7 @@ def test_more_neighbors_than_places_are_refused(k: int) -> None:
         geographic_neighbors(np.array([0.0, np.nan, 1.0]), np.zeros(3), 1)
 
 
-def places(kind: str) -> Places:
+def make_places(kind: str) -> Places:
     lat, lon = points(kind)
     return Places(np.arange(len(lat)) * 7 + 3, lat, lon)
 
@@ -55,36 +55,36 @@ def places(kind: str) -> Places:
 NO_PAIRS = PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
-def exclusions_of(kind: str, share: float) -> Exclusions:
-    """A radius that bars a share of all pairs (on no pair's own distance), and every ninth place from the next."""
-    known = places(kind)
+def make_exclusions(kind: str, share: float) -> Exclusions:
+    """Exclude a share of all pairs by the radius, and each ninth place from the next by name.
+
+    The radius is not the distance of any pair.
+    """
+    known = make_places(kind)
     metres = haversine_loop(known.lat, known.lon)
     radius = float(np.quantile(metres[metres > 0], share)) * (1 + 1e-6)
     return Exclusions(known, PlacePairs.from_arrays(known.ids[:-1:9], known.ids[1::9]), radius)
 
 
 def assert_nearest_kept(
-    graph: NeighborGraph, asking: Places, found: Places, k: int, bars: Exclusions | None
+    graph: NeighborGraph, asking: Places, found: Places, k: int, exclusions: Exclusions | None
 ) -> None:
-    """Against a loop: each row holds the nearest of `found` that are neither the asking place nor barred."""
-    semi = (
-        set()
-        if bars is None
-        else set(zip(bars.semi_positives.first, bars.semi_positives.second, strict=True))
-    )
+    """Compare with a loop: rows hold the nearest of `found`, without itself and excluded places."""
+    semi = set()
+    if exclusions is not None:
+        semi = set(
+            zip(exclusions.semi_positives.first, exclusions.semi_positives.second, strict=True)
+        )
     metres = haversine_loop(np.append(asking.lat, found.lat), np.append(asking.lon, found.lon))
     assert graph.scores is not None
     for row, own in enumerate(graph.place_ids):
         i = int(np.flatnonzero(asking.ids == own)[0])
         kept = {}
         for j, other in enumerate(found.ids):
-            apart = metres[i, len(asking) + j]
-            if (
-                other != own
-                and (own, other) not in semi
-                and not (bars is not None and apart <= bars.radius_m)
-            ):
-                kept[other] = apart
+            distance = metres[i, len(asking) + j]
+            is_near = exclusions is not None and distance <= exclusions.radius_m
+            if other != own and (own, other) not in semi and not is_near:
+                kept[other] = distance
         nearest = sorted(kept.values())[:k]
         count = len(nearest)
         assert (graph.neighbors[row, count:] == -1).all()
@@ -96,7 +96,7 @@ def assert_nearest_kept(
         )
 
 
-def test_a_geographic_graph_speaks_of_place_ids() -> None:
+def test_a_geographic_graph_holds_place_ids() -> None:
     graph = geographic_graph(
         Places(np.array([10, 30, 40]), np.array([1.0, 3.0, 0.0]), np.zeros(3)), 2
     )
@@ -112,27 +112,28 @@ def test_places_of_unknown_position_are_refused_in_a_geographic_graph() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [3, 40])
 @pytest.mark.parametrize("share", [0.02, 0.5])
-def test_excluded_places_are_passed_over_for_the_next_nearest(
+def test_excluded_places_are_skipped_for_the_next_nearest(
     kind: str, k: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_BLOCK", 333)
     monkeypatch.setattr("s4g_ray.sampling.place_tree.PAIRS_AT_ONCE", 217)
-    bars = exclusions_of(kind, share)
-    graph = geographic_graph(bars.places, k, bars)
-    assert_nearest_kept(graph, bars.places, bars.places, k, bars)
+    exclusions = make_exclusions(kind, share)
+    graph = geographic_graph(exclusions.places, k, exclusions)
+    assert_nearest_kept(graph, exclusions.places, exclusions.places, k, exclusions)
 
 
-def test_exclusions_decide_by_their_own_coordinates_where_these_differ() -> None:
-    """Exclusions that know some places elsewhere and others not at all; both sets are asked for."""
-    asking, rng = places("metres apart"), np.random.default_rng(1)
+def test_exclusions_use_their_own_coordinates_where_these_differ() -> None:
+    """The exclusions hold half of the places, some of them elsewhere, and lack the other half."""
+    asking = make_places("metres apart")
+    rng = np.random.default_rng(1)
     known = Places(asking.ids[::2], asking.lat[::2] + rng.integers(0, 2, 30), asking.lon[::2])
-    bars = Exclusions(known, NO_PAIRS, 5.0)
-    graph = geographic_graph(asking, 58, bars)
+    exclusions = Exclusions(known, NO_PAIRS, 5.0)
+    graph = geographic_graph(asking, 58, exclusions)
     for row, own in enumerate(asking.ids):
         wanted = {
             other
             for other in asking.ids
-            if other != own and not bars.contains(np.array(own), np.array(other))
+            if other != own and not exclusions.contains(np.array(own), np.array(other))
         }
         found = set(graph.neighbors[row][graph.neighbors[row] >= 0].tolist())
         assert found <= wanted
@@ -140,12 +141,12 @@ def test_exclusions_decide_by_their_own_coordinates_where_these_differ() -> None
 
 
 @pytest.mark.parametrize("block", [1, 7, 59, 60, 1000])
-@pytest.mark.parametrize("barred", [False, True])
-def test_blocks_of_any_size_make_up_the_whole_graph(block: int, barred: bool) -> None:
-    bars = exclusions_of("globe", 0.1) if barred else None
-    known = bars.places if bars else places("globe")
-    whole = geographic_graph(known, 9, bars)
-    parts = list(geographic_blocks(known, 9, bars, block=block))
+@pytest.mark.parametrize("has_exclusions", [False, True])
+def test_blocks_of_any_size_make_up_the_whole_graph(block: int, has_exclusions: bool) -> None:
+    exclusions = make_exclusions("globe", 0.1) if has_exclusions else None
+    known = exclusions.places if exclusions else make_places("globe")
+    whole = geographic_graph(known, 9, exclusions)
+    parts = list(geographic_blocks(known, 9, exclusions, block=block))
     assert [len(part.place_ids) for part in parts][:-1] == [block] * (len(parts) - 1)
     rows = known.rows(np.concatenate([part.place_ids for part in parts]))
     assert sorted(rows) == list(range(60))
@@ -161,22 +162,23 @@ def test_a_streamed_graph_equals_the_one_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_BLOCK", 130)
-    bars = exclusions_of("metres apart", 0.1)
+    exclusions = make_exclusions("metres apart", 0.1)
     seen: list[tuple[int, int]] = []
     uri = str(tmp_path / "g")
     manifest = write_geographic_graph(
         uri,
-        bars.places,
+        exclusions.places,
         12,
-        bars,
-        info={"why": "test"},
+        exclusions,
+        info={"reason": "test"},
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert len(manifest.parts) > 2
-    assert (manifest.info["why"], manifest.info["k"]) == ("test", 12)
+    assert (manifest.info["reason"], manifest.info["k"]) == ("test", 12)
     assert seen[-1] == (60, 60)
-    written, whole = NeighborGraph.load(uri), geographic_graph(bars.places, 12, bars)
-    rows = bars.places.rows(written.place_ids)
+    written = NeighborGraph.load(uri)
+    whole = geographic_graph(exclusions.places, 12, exclusions)
+    rows = exclusions.places.rows(written.place_ids)
     assert sorted(rows) == list(range(60))
     assert np.array_equal(written.neighbors, whole.neighbors[rows])
     assert written.scores is not None
@@ -186,25 +188,28 @@ def test_a_streamed_graph_equals_the_one_in_memory(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 5, 80])
-@pytest.mark.parametrize("barred", [False, True])
-def test_nearest_places_of_another_set_equal_a_loop_and_leave_out_the_own_place(
-    kind: str, k: int, barred: bool
+@pytest.mark.parametrize("has_exclusions", [False, True])
+def test_nearest_places_of_another_set_equal_a_loop_and_leave_out_the_place_itself(
+    kind: str, k: int, has_exclusions: bool
 ) -> None:
-    asking, rng = places(kind), np.random.default_rng(2)
-    bars = exclusions_of(kind, 0.1) if barred else None
-    shared = np.flatnonzero(rng.random(60) < 0.3)  # some places stand in both sets
+    asking = make_places(kind)
+    rng = np.random.default_rng(2)
+    exclusions = make_exclusions(kind, 0.1) if has_exclusions else None
+    shared = np.flatnonzero(rng.random(60) < 0.3)  # places of both sets
     targets = Places(
         np.append(asking.ids[shared], 1000 + np.arange(20)),
         np.append(asking.lat[shared], rng.permutation(asking.lat)[:20]),
         np.append(asking.lon[shared], rng.permutation(asking.lon)[:20]),
     )
-    wide = bars and Exclusions(_merged(asking, targets), bars.semi_positives, bars.radius_m)
+    wide = exclusions and Exclusions(
+        join_places(asking, targets), exclusions.semi_positives, exclusions.radius_m
+    )
     graph = nearest_places(asking, targets, k, wide)
     assert graph.place_ids.tolist() == asking.ids.tolist()
     assert_nearest_kept(graph, asking, targets, k, wide)
 
 
-def _merged(*sets: Places) -> Places:
+def join_places(*sets: Places) -> Places:
     ids, first = np.unique(np.concatenate([s.ids for s in sets]), return_index=True)
     return Places(
         ids,
@@ -229,23 +234,28 @@ def test_streamed_nearest_places_equal_those_in_memory_and_leave_no_place_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_BLOCK", 130)
-    bars, rng = exclusions_of("metres apart", 0.1), np.random.default_rng(0)
+    exclusions = make_exclusions("metres apart", 0.1)
+    rng = np.random.default_rng(0)
     lost = rng.random(60) < 0.4
-    asking = Places(bars.places.ids, np.where(lost, np.nan, bars.places.lat), bars.places.lon)
+    asking = Places(
+        exclusions.places.ids, np.where(lost, np.nan, exclusions.places.lat), exclusions.places.lon
+    )
     seen: list[tuple[int, int]] = []
-    uri, sets = str(tmp_path / "g"), (asking, bars.places)
+    uri = str(tmp_path / "g")
     manifest = write_nearest_places(
         uri,
-        *sets,
+        asking,
+        exclusions.places,
         12,
-        bars,
-        info={"why": "test"},
+        exclusions,
+        info={"reason": "test"},
         on_progress=lambda done, total: seen.append((done, total)),
     )
-    assert (len(manifest.parts), manifest.info["why"]) == (len(seen), "test")
+    assert (len(manifest.parts), manifest.info["reason"]) == (len(seen), "test")
     assert len(seen) > 4
     assert seen[-1] == (60, 60)
-    written, whole = NeighborGraph.load(uri), nearest_places(*sets, 12, bars)
+    written = NeighborGraph.load(uri)
+    whole = nearest_places(asking, exclusions.places, 12, exclusions)
     rows = asking.rows(written.place_ids)
     assert sorted(rows) == list(range(60))
     assert np.array_equal(written.neighbors, whole.neighbors[rows])
@@ -266,20 +276,21 @@ def test_the_curve_visits_every_point_once_and_in_short_steps() -> None:
 
 
 def test_memory_of_a_streamed_graph_stays_far_below_the_graph(tmp_path: Path) -> None:
-    """300,000 places, k=64: 230 MB as ids and scores, of which a block holds a twentieth."""
+    """Write 300,000 places, k=64: 230 MB as ids and scores, of which a block holds a twentieth."""
     script = f"""
 import resource, numpy as np
-from s4g_ray import place_tree
-from s4g_ray.neighbors import write_geographic_graph
-from s4g_ray.places import Places
+from s4g_ray.data.places import Places
+from s4g_ray.data.tables import neighbor_graph
+from s4g_ray.sampling.geographic_neighbors import write_geographic_graph
 rng = np.random.default_rng(0)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-def some(n): return Places(np.arange(n), rng.uniform(40, 41, n), rng.uniform(5, 6, n))
-place_tree.PAIRS_PER_BLOCK = 2**20
-write_geographic_graph({str(tmp_path / "small")!r}, some(20_000), 64)
-before, places = peak(), some(300_000)
+def peak_gb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+def draw(n): return Places(np.arange(n), rng.uniform(40, 41, n), rng.uniform(5, 6, n))
+neighbor_graph.PAIRS_PER_BLOCK = 2**20
+write_geographic_graph({str(tmp_path / "small")!r}, draw(20_000), 64)
+before = peak_gb()
+places = draw(300_000)
 manifest = write_geographic_graph({str(tmp_path / "large")!r}, places, 64)
-print(peak() - before, sum(part.rows for part in manifest.parts))
+print(peak_gb() - before, sum(part.rows for part in manifest.parts))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -27,7 +27,7 @@ def make_pairs(places: list[int]) -> PairTable:
 
 
 def random_graph(places: np.ndarray[Any, np.dtype[np.int64]], k: int, seed: int) -> NeighborGraph:
-    """A graph with pads, and with neighbors that have no pair."""
+    """Return a graph with pads, and with neighbors that have no pair."""
     rng = np.random.default_rng(seed)
     neighbors = np.full((len(places), k), -1, dtype=np.int64)
     for row, place in enumerate(places):
@@ -72,24 +72,24 @@ def solve(
 
 @settings(max_examples=300, deadline=None)
 @given(problems)
-def test_each_pair_at_most_once_no_place_twice_and_no_excluded_places_together(
+def test_no_pair_is_used_twice_and_no_batch_repeats_a_place_or_holds_excluded_places(
     problem: dict[str, Any],
 ) -> None:
     pairs, graph, exclusions, plan = solve(problem)
     rows = plan.batches.ravel().tolist()
     assert plan.batches.shape[1] == problem["batch_size"]
     assert len(rows) == len(set(rows))
-    barred = set()
+    excluded = set()
     if exclusions is not None:
         for place, others in zip(
             exclusions.place_ids.tolist(), exclusions.neighbors.tolist(), strict=True
         ):
-            barred |= {frozenset((place, other)) for other in others if other >= 0}
+            excluded |= {frozenset((place, other)) for other in others if other >= 0}
     hardness = 0
     for batch in plan.batches:
         places = pairs.place_ids[batch].tolist()
         assert len(set(places)) == len(places)
-        assert not any(frozenset((a, b)) in barred for a in places for b in places if a != b)
+        assert not any(frozenset((a, b)) in excluded for a in places for b in places if a != b)
         for place in places:
             if graph is None:
                 break
@@ -131,7 +131,7 @@ def test_more_pairs_than_batches_can_hold_of_one_place_are_left_out() -> None:
 
 
 def test_the_nearest_half_joins_always_and_the_rest_is_drawn_from_the_pool() -> None:
-    """With one batch's anchor known, its neighbors are the 3 nearest and 3 of the next 9, never beyond."""
+    """The first batch holds an anchor, its 3 nearest neighbors, and 3 of the next 9."""
     places = np.arange(200)
     ring = (places[:, None] + np.arange(1, 41)[None, :]) % 200
     graph = NeighborGraph(places, ring)
@@ -167,10 +167,8 @@ def test_geographic_batches_are_harder_than_random_ones_and_strict_shuffles_thei
         "seed": 1,
         "epoch": 1,
     }
-    hard, paper = (
-        plan_batches(pairs, graph, **options),
-        plan_batches(pairs, graph, protocol="paper", **options),
-    )
+    hard = plan_batches(pairs, graph, **options)
+    paper = plan_batches(pairs, graph, protocol="paper", **options)
     random = plan_batches(pairs, None, **options)
     chance = 16 * 23 / 599
     assert hard.stats.hardness > 5 * chance
@@ -208,7 +206,7 @@ def test_impossible_sizes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.9])
-def test_a_place_that_bars_nearly_all_others_costs_little_more_than_itself(share: float) -> None:
+def test_a_place_that_excludes_nearly_all_others_costs_at_most_one_batch(share: float) -> None:
     places = np.arange(400)
     others = places[1 : 1 + int(share * 399)]
     hub = NeighborGraph(np.array([0]), others[None, :])
@@ -261,14 +259,12 @@ def test_no_two_places_within_the_radius_and_no_semi_positives_share_a_batch(
     count: int, batch_size: int, seed: int, radius_m: float, num_named: int, at_the_pole: bool
 ) -> None:
     rng = np.random.default_rng(seed)
-    lat = (
-        89.999 + rng.uniform(0, 0.001, count) if at_the_pole else rng.uniform(-0.005, 0.005, count)
-    )
-    lon = (
-        rng.uniform(-180, 180, count)
-        if at_the_pole
-        else (180 + rng.uniform(-0.005, 0.005, count) + 180) % 360 - 180
-    )
+    if at_the_pole:
+        lat = 89.999 + rng.uniform(0, 0.001, count)
+        lon = rng.uniform(-180, 180, count)
+    else:
+        lat = rng.uniform(-0.005, 0.005, count)
+        lon = (180 + rng.uniform(-0.005, 0.005, count) + 180) % 360 - 180
     lat[rng.random(count) < 0.1] = np.nan
     places = Places(np.arange(count) * 3, lat, lon)
     named = PlacePairs.from_arrays(*rng.choice(places.ids, (2, num_named)))
@@ -284,23 +280,21 @@ def test_no_two_places_within_the_radius_and_no_semi_positives_share_a_batch(
         epoch=0,
         exclusions=exclusions,
     )
-    barred = set(zip(named.first.tolist(), named.second.tolist(), strict=True))
+    excluded = set(zip(named.first.tolist(), named.second.tolist(), strict=True))
     for batch in plan.batches:
         met = pairs.place_ids[batch].tolist()
         assert len(set(met)) == batch_size
-        assert not any((a, b) in barred for a in met for b in met)
+        assert not any((a, b) in excluded for a in met for b in met)
         at = [place // 3 for place in met if place < 20_000]
         metres = metres_between(lat[at][:, None], lon[at][:, None], lat[at], lon[at])
-        assert (
-            radius_m == 0 or (metres <= radius_m).sum() == np.isfinite(lat[at]).sum()
-        )  # each to itself alone
+        # each place is near itself only
+        assert radius_m == 0 or (metres <= radius_m).sum() == np.isfinite(lat[at]).sum()
 
 
-def test_with_a_radius_that_leaves_room_no_more_is_left_out_than_an_incomplete_batch() -> None:
+def test_with_a_radius_that_leaves_room_only_an_incomplete_batch_is_left_out() -> None:
     rng = np.random.default_rng(0)
-    places = Places(
-        np.arange(3000), rng.uniform(0, 0.05, 3000), rng.uniform(0, 0.05, 3000)
-    )  # 100 in a square km
+    # 100 in a square km
+    places = Places(np.arange(3000), rng.uniform(0, 0.05, 3000), rng.uniform(0, 0.05, 3000))
     graph = geographic_graph(places, 32)
     exclusions = Exclusions(
         places, PlacePairs.from_arrays(*np.zeros((2, 0), dtype=np.int64)), 100.0
@@ -348,7 +342,7 @@ def test_pairs_of_fewer_places_than_a_batch_holds_are_left_out_at_once() -> None
     assert plan.stats.num_left_out == 500_000
 
 
-def test_two_groups_that_bar_each_other_get_batches_of_their_own() -> None:
+def test_two_groups_that_exclude_each_other_get_batches_of_their_own() -> None:
     places = np.arange(64)
     groups = NeighborGraph(places[:32], np.broadcast_to(places[32:], (32, 32)))
     plan = plan_batches(
@@ -364,14 +358,15 @@ def test_hardness_is_level_over_an_epoch_in_strict_and_falls_in_paper() -> None:
     graph = CompactGraph.from_graph(geographic_graph(places, 128), places.ids, 128)
     pairs = PairTable(*[places.ids] * 3)
 
-    def by_tenth(protocol: Any) -> list[float]:
+    def hardness_by_tenth(protocol: Any) -> list[float]:
         batches = plan_batches(
             pairs, graph, batch_size=128, seed=0, epoch=0, protocol=protocol
         ).batches
         hard = [np.isin(graph.rows[batch, :64], batch).sum() / 128 for batch in batches]
         return [float(part.mean()) for part in np.array_split(np.array(hard), 10)]
 
-    strict, paper = by_tenth("strict"), by_tenth("paper")
+    strict = hardness_by_tenth("strict")
+    paper = hardness_by_tenth("paper")
     assert max(strict) < 1.35 * min(strict)
     assert paper[0] > 2 * paper[-1]
     assert np.mean(strict) == pytest.approx(np.mean(paper), rel=0.01)
@@ -399,9 +394,11 @@ def test_the_pairs_of_a_plan_are_read_without_its_gallery_and_the_gallery_withou
     pairs = make_pairs(list(range(20)))
     plan = plan_batches(pairs, None, batch_size=4, seed=0, epoch=0)
     gallery = np.arange(15).reshape(5, 3)
-    uri, damaged = tmp_path / "plan.parquet", tmp_path / "damaged.parquet"
+    uri = tmp_path / "plan.parquet"
+    damaged = tmp_path / "damaged.parquet"
     BatchPlan(plan.batches, plan.stats, gallery).save(str(uri), pairs)
-    data, groups = uri.read_bytes(), pq.ParquetFile(uri).metadata
+    data = uri.read_bytes()
+    groups = pq.ParquetFile(uri).metadata
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [8, 8, 4, 15]
     last = [groups.row_group(3).column(i) for i in range(4)]
     start = last[0].dictionary_page_offset
