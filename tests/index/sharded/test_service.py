@@ -241,7 +241,8 @@ def refused_builds(folder: Path, collection: Collection, queries: Array) -> list
         (
             f"{folder}/cut",
             {},
-            r"cut/references/part-00001.parquet differs from the published file: cut short or altered",
+            r"cut/references/part-00001.parquet differs from the published file:"
+            r" cut short or altered",
         ),
         (
             [first, second, first],
