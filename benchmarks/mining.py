@@ -1,11 +1,11 @@
-"""Exact mining against its published form: time and memory, each contender in a process of its own.
+"""Measure exact mining against its published form: time and memory, each in its own process.
 
     python -m benchmarks.mining [--counts 10000 35532 100000] [--large 300000 --sample 30000]
 
-Published: the full similarity matrix and its top-k; then, for the train recall, the matrix once more. Here: the
-engine that is fastest on this machine, its candidates filtered and merged into the graph block by block, which gives
-the train recall with it. The published form is run where it fits --memory-gb. Of --large references only --sample
-queries are searched, and the table says so.
+Published: the full similarity matrix and its top-k; then, for the train recall, the matrix again.
+Here: the engine that is fastest on this machine; its candidates are filtered and merged into the
+graph block by block, which also gives the train recall. The published form is run where it fits
+--memory-gb. With --large references only --sample queries are searched; the table shows both.
 """
 
 from __future__ import annotations
@@ -30,30 +30,27 @@ SIMILARITY = 0.15  # about that of a query with its own reference; others reach 
 
 
 def embeddings(num_queries: int, num_references: int, dim: int) -> tuple[Vectors, Vectors]:
-    """Unit vectors queries[Q, D] and references[R, D]; query i resembles reference i."""
+    """Draw unit vectors queries[Q, D], references[R, D]; query i resembles reference i."""
     rng = np.random.default_rng(0)
     references = rng.standard_normal((num_references, dim), dtype=np.float32)
     references /= np.linalg.norm(references, axis=1, keepdims=True)
     queries = rng.standard_normal((num_queries, dim), dtype=np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     for start in range(0, num_queries, BLOCK):
-        queries[start : start + BLOCK] += (
-            SIMILARITY * references[:num_queries][start : start + BLOCK]
-        )
+        rows = slice(start, min(start + BLOCK, num_queries))
+        queries[rows] += SIMILARITY * references[rows]
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     return queries, references
 
 
-def published(count: int, dim: int, k: int, num_threads: int) -> dict[str, Any]:
-    """The published round: seconds of its two steps, extra memory, what it found."""
+def measure_published(count: int, dim: int, k: int, num_threads: int) -> dict[str, Any]:
+    """Measure the published round: seconds of its two steps, extra memory, neighbors, recall."""
     torch.set_num_threads(num_threads)
     queries, references = (torch.from_numpy(vectors) for vectors in embeddings(count, count, dim))
     nearest_places(queries[:500], references[:500], k)  # starts the threads
     meter = Meter()
-    mined, recalled = (
-        meter(nearest_places, queries, references, k),
-        meter(train_recall, queries, references),
-    )
+    mined = meter(nearest_places, queries, references, k)
+    recalled = meter(train_recall, queries, references)
     return {
         "top_k_s": mined.seconds,
         "round_s": mined.seconds + recalled.seconds,
@@ -66,14 +63,19 @@ def published(count: int, dim: int, k: int, num_threads: int) -> dict[str, Any]:
 def mine_exactly(
     queries: Vectors, references: Vectors, k: int, engine: Any, num_threads: int
 ) -> Any:
-    """Graph and train recall of queries and references of the same row, in one pass."""
+    """Mine the graph and the train recall of queries and references of equal row, in one pass."""
     places = np.arange(len(references))
-    known, filters = References(places, places), Filters(k)
+    known = References(places, places)
+    filters = Filters(k)
     widths = Widths.from_references(known, filters, 1024)
+
+    def search(block: Vectors, width: int) -> Any:
+        return exact_search.search(
+            block, references, places, width, engine=engine, num_threads=num_threads
+        )
+
     kept = find_neighbors(
-        lambda asked, width: exact_search.search(
-            asked, references, places, width, engine=engine, num_threads=num_threads
-        ),
+        search,
         queries,
         places[: len(queries)],
         known,
@@ -89,10 +91,10 @@ def mine_exactly(
     return graph, report
 
 
-def ours(
+def measure_here(
     num_queries: int, num_references: int, dim: int, k: int, num_threads: int
 ) -> dict[str, Any]:
-    """The round here: seconds, extra memory, what it found. The engine is chosen and compiled before."""
+    """Measure the round here, after choosing and compiling the engine."""
     queries, references = embeddings(num_queries, num_references, dim)
     engine = exact_search.choose_engine(dim, num_threads)
     mine_exactly(queries[:500], references[:1000], k, engine, num_threads)  # compiles
@@ -108,15 +110,17 @@ def ours(
 
 
 def agreement(a: list[list[int]], b: list[list[int]]) -> float:
-    """Share of neighbors that two graphs have in common."""
+    """Return the share of neighbors that two graphs have in common."""
     shared = sum(len(set(x) & set(y)) for x, y in zip(a, b, strict=True))
     return shared / sum(len(x) for x in a)
 
 
-def compare(num_queries: int, num_references: int, options: argparse.Namespace) -> list[Cell]:
-    """A row of the table."""
-    dim, k, threads = options.dim, options.k, options.threads
-    here = apart(ours, num_queries, num_references, dim, k, threads)
+def measure_row(num_queries: int, num_references: int, options: argparse.Namespace) -> list[Cell]:
+    """Measure a row of the table."""
+    dim = options.dim
+    k = options.k
+    threads = options.threads
+    here = apart(measure_here, num_queries, num_references, dim, k, threads)
     row: list[Cell] = [
         num_queries,
         num_references,
@@ -127,12 +131,11 @@ def compare(num_queries: int, num_references: int, options: argparse.Namespace) 
     ]
     if num_queries < num_references:
         return [*row, *["-"] * 6]
-    need_gb = (
-        (8 * num_references + 8 * dim) * num_queries / 1e9
-    )  # blocks and the matrix that joins them, vectors
+    # blocks and the matrix that joins them, and the vectors
+    need_gb = (8 * num_references + 8 * dim) * num_queries / 1e9
     if need_gb > options.memory_gb:
         return [*row, "-", "-", f"{need_gb:.0f} GB wanted", "-", "-", "-"]
-    there = apart(published, num_references, dim, k, threads)
+    there = apart(measure_published, num_references, dim, k, threads)
     same = agreement(there["sample"], here["sample"])
     if same < 0.999 or abs(there["recall"][1] - here["recall"][1]) > 1e-3:
         raise SystemExit(
@@ -150,6 +153,7 @@ def compare(num_queries: int, num_references: int, options: argparse.Namespace) 
 
 
 def main() -> None:
+    """Measure and record the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--counts", type=int, nargs="*", default=[10_000, 35_532, 100_000])
     parser.add_argument("--large", type=int, default=300_000)
@@ -166,9 +170,12 @@ def main() -> None:
     record(
         options.name,
         title="Exact mining",
-        text="one mining round, top-k and train recall, against the published form (full similarity matrix and"
-        " top-k; then the matrix again for the train recall). Both give the same neighbors and recall. Memory is"
-        " beyond the embeddings. Times grow with queries x references: the last row searches a sample of its queries.",
+        text=(
+            "one mining round, top-k and train recall, against the published form (full similarity"
+            " matrix and top-k; then the matrix again for the train recall). Both give the same"
+            " neighbors and recall. Memory is beyond the embeddings. Times grow with queries x"
+            " references: the last row searches a sample of its queries."
+        ),
         command="python -m benchmarks.mining",
         columns=[
             "queries",
@@ -185,7 +192,8 @@ def main() -> None:
             "memory ratio",
         ],
         rows=[
-            compare(num_queries, num_references, options) for num_queries, num_references in sizes
+            measure_row(num_queries, num_references, options)
+            for num_queries, num_references in sizes
         ],
         config={"D": options.dim, "k": options.k, "threads": options.threads, "block": BLOCK},
         order=20,

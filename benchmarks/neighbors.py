@@ -1,9 +1,9 @@
-"""Geographic neighbors: time and memory against the published N x N form, and how both grow.
+"""Measure geographic neighbors against the published N x N form: time, memory and their growth.
 
     python -m benchmarks.neighbors [--counts 10000 35532] [--large 100000 1000000 10000000]
 
-Places lie at random in a square at one in 30 x 30 m. The form here runs as it does for a graph that is published:
-block by block, each written as Parquet (and removed again here).
+Places lie at random in a square, one in 30 x 30 m on average. The form here runs as for a published
+graph: block by block, each written as Parquet (and removed again).
 """
 
 from __future__ import annotations
@@ -29,23 +29,24 @@ from s4g_ray.sampling.geographic_neighbors import (
 )
 
 SPACING_DEG = 30 / 111_195
-REPEATS, FEW = 5, 100_000  # the median of so many runs, for so few places: they take a second
+REPEATS = 5  # runs whose median counts, up to REPEATED_PLACES
+REPEATED_PLACES = 100_000  # which take a second
 CHECKED = 500  # places whose neighbors both forms must agree on
 
 
 def city(count: int) -> Places:
-    rng, side = np.random.default_rng(0), SPACING_DEG * count**0.5
+    """Draw places in a square."""
+    rng = np.random.default_rng(0)
+    side = SPACING_DEG * count**0.5
     lat, lon = rng.uniform(0, side, count), rng.uniform(0, side, count)
     return Places(np.arange(count), lat, lon)
 
 
 def stream(places: Places, k: int, folder: str) -> dict[str, float]:
-    """Seconds of computing and of writing, and what was written."""
-    blocks, number, found = (
-        geographic_blocks(places, k),
-        0,
-        {"compute_s": 0.0, "write_s": 0.0, "bytes": 0.0},
-    )
+    """Compute and write a graph block by block; return seconds of both and the bytes written."""
+    blocks = geographic_blocks(places, k)
+    number = 0
+    found = {"compute_s": 0.0, "write_s": 0.0, "bytes": 0.0}
     while True:
         started = time.perf_counter()
         block = next(blocks, None)
@@ -60,20 +61,23 @@ def stream(places: Places, k: int, folder: str) -> dict[str, float]:
         number += 1
 
 
-def ours(count: int, k: int) -> dict[str, Any]:
-    """The form here. Compiled and imported before."""
+def measure_here(count: int, k: int) -> dict[str, Any]:
+    """Measure the form here, after compiling and importing."""
     geographic_graph(city(1000), k)
     with tempfile.TemporaryDirectory() as folder:
         stream(city(1000), k, folder)
         places = city(count)
-        runs = [Meter()(stream, places, k, folder) for _ in range(REPEATS if count <= FEW else 1)]
+        num_runs = REPEATS if count <= REPEATED_PLACES else 1
+        runs = [Meter()(stream, places, k, folder) for _ in range(num_runs)]
         streamed = sorted(runs, key=lambda run: run.value["compute_s"])[len(runs) // 2]
-    sample = geographic_neighbors(places.lat, places.lon, k)[0][:CHECKED] if count <= FEW else None
+    sample = None
+    if count <= REPEATED_PLACES:
+        sample = geographic_neighbors(places.lat, places.lon, k)[0][:CHECKED]
     return {**streamed.value, "extra_gb": max(run.extra_gb for run in runs), "sample": sample}
 
 
-def published(count: int, k: int) -> dict[str, Any]:
-    """The N x N form."""
+def measure_published(count: int, k: int) -> dict[str, Any]:
+    """Measure the N x N form."""
     places = city(count)
     nearest(places.lat[:500], places.lon[:500], k)
     done = Meter()(nearest, places.lat, places.lon, k)
@@ -81,13 +85,14 @@ def published(count: int, k: int) -> dict[str, Any]:
 
 
 def agreement(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
-    """Share of the neighbors of some places that two forms have in common."""
-    return sum(len(np.intersect1d(x, y)) for x, y in zip(a, b, strict=True)) / a.size
+    """Return the share of neighbors that two forms have in common."""
+    num_shared = sum(len(np.intersect1d(x, y)) for x, y in zip(a, b, strict=True))
+    return num_shared / a.size
 
 
-def row_of(count: int, k: int, with_published: bool) -> tuple[list[Cell], dict[str, float]]:
-    """A row of the table, and rates."""
-    here = apart(ours, count, k)
+def measure_row(count: int, k: int, with_published: bool) -> tuple[list[Cell], dict[str, float]]:
+    """Measure a row of the table; return it with the rates."""
+    here = apart(measure_here, count, k)
     rates = {
         "neighbors_per_s_per_core": count * k / here["compute_s"] / (os.cpu_count() or 1),
         "bytes_per_place": here["extra_gb"] * 1e9 / count,
@@ -102,7 +107,7 @@ def row_of(count: int, k: int, with_published: bool) -> tuple[list[Cell], dict[s
     ]
     if not with_published:
         return [*row, "-", "-", "-", "-"], rates
-    there = apart(published, count, k)
+    there = apart(measure_published, count, k)
     same = agreement(here["sample"], there["sample"])
     if same < 0.9999:
         raise SystemExit(f"{count}: the forms agree on {same:.2%} of the neighbors only")
@@ -116,6 +121,7 @@ def row_of(count: int, k: int, with_published: bool) -> tuple[list[Cell], dict[s
 
 
 def main() -> None:
+    """Measure and record the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--counts", type=int, nargs="*", default=[10_000, 35_532], help="compared with N x N"
@@ -125,16 +131,19 @@ def main() -> None:
     parser.add_argument("--name", default="neighbors")
     options = parser.parse_args()
     found = [
-        row_of(count, options.k, count in options.counts)
+        measure_row(count, options.k, count in options.counts)
         for count in [*options.counts, *options.large]
     ]
     record(
         options.name,
         title="Geographic neighbors",
-        text="the nearest places of each place, computed block by block along a space-filling curve, against the"
-        " published form (a matrix of all distances by haversine, in radians, and its top-k). Both give the same"
-        " neighbors. Up to 100,000 places the median of five runs. Memory is beyond the places' coordinates and holds"
-        " a block as it is written; the share is of the published form's.",
+        text=(
+            "the nearest places of each place, computed block by block along a space-filling"
+            " curve, against the published form (a matrix of all distances by haversine, in"
+            " radians, and its top-k). Both give the same neighbors. Up to 100,000 places the"
+            " median of five runs. Memory is beyond the places' coordinates and holds a block as"
+            " it is written; the share is of the published form's."
+        ),
         command="python -m benchmarks.neighbors",
         columns=[
             "places",

@@ -1,4 +1,4 @@
-"""Reading images from an object store, beside plain clients of the same server.
+"""Measure reading images from an object store, beside plain clients of the same server.
 
 python -m benchmarks.object_reads
 """
@@ -21,14 +21,17 @@ from s4g_ray.data.images import READ_AT_ONCE
 from s4g_ray.data.pair_loader import NUM_THREADS
 from s4g_ray.storage.byte_ranges import read_ranges
 
-IMAGES, KILOBYTES, CONNECTIONS, REPEATS = 512, 30, 32, 5
+IMAGES = 512
+KILOBYTES = 30
+CONNECTIONS = 32
+REPEATS = 5
 BUCKET = "bench"
-Read = Callable[[Sequence[str]], list[bytes]]  # of keys, in their order
+Read = Callable[[Sequence[str]], list[bytes]]  # keys -> contents, in the order of the keys
 
 
 def read_here(keys: Sequence[str]) -> list[bytes]:
-    """As the loader does: READ_AT_ONCE images at a time, by NUM_THREADS threads."""
-    batches = [keys[at : at + READ_AT_ONCE] for at in range(0, len(keys), READ_AT_ONCE)]
+    """Read as the loader does: READ_AT_ONCE images at a time, by NUM_THREADS threads."""
+    batches = [keys[start : start + READ_AT_ONCE] for start in range(0, len(keys), READ_AT_ONCE)]
 
     def read(batch: Sequence[str]) -> list[bytes | OSError | EOFError]:
         return read_ranges([(f"s3://{BUCKET}/{key}", None, None) for key in batch])
@@ -40,21 +43,24 @@ def read_here(keys: Sequence[str]) -> list[bytes]:
 
 
 def boto_reader(endpoint: str) -> Read:
-    """A plain boto3 client in as many threads as there are connections."""
+    """Make a reader by a plain boto3 client, a thread for each connection."""
     store = client(endpoint, CONNECTIONS)
+
+    def read_one(key: str) -> bytes:
+        content: bytes = store.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return content
 
     def read(keys: Sequence[str]) -> list[bytes]:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            return list(
-                pool.map(lambda key: store.get_object(Bucket=BUCKET, Key=key)["Body"].read(), keys)
-            )
+            return list(pool.map(read_one, keys))
 
     return read
 
 
 def http_reader(endpoint: str) -> Read:
-    """Bare HTTP over as many connections, its signature made up and nothing checked: what the server gives at most."""
-    scope = f"{ACCESS_KEY}/20260101/us-east-1/s3/aws4_request"  # by which the server tells S3 from other services
+    """Make a reader by bare HTTP with an invented signature and no checks: the server's maximum."""
+    # the server distinguishes S3 from other services by the scope
+    scope = f"{ACCESS_KEY}/20260101/us-east-1/s3/aws4_request"
     headers = {
         "Authorization": f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
     }
@@ -75,7 +81,10 @@ def http_reader(endpoint: str) -> Read:
 def measure(
     readers: dict[str, Read], images: dict[str, bytes], rng: np.random.Generator
 ) -> dict[str, list[float]]:
-    """Seconds for all images in random order, in turns; REPEATS of each after one that is not counted."""
+    """Measure the seconds for all images in random order; the readers take turns.
+
+    Each reads REPEATS times after a first time that is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(REPEATS + 1):
         for name, read in readers.items():
@@ -84,11 +93,12 @@ def measure(
             found = read(keys)
             seconds[name].append(time.perf_counter() - started)
             if found != [images[key] for key in keys]:
-                raise RuntimeError(f"{name}: what was read is not what was written")
+                raise RuntimeError(f"{name}: the bytes read differ from those written")
     return {name: times[1:] for name, times in seconds.items()}
 
 
 def main() -> None:
+    """Measure and record the table."""
     rng = np.random.default_rng(0)
     images = {f"images/{i:05d}.jpg": rng.bytes(KILOBYTES * 1000) for i in range(IMAGES)}
     with serving(BUCKET) as endpoint:
@@ -106,15 +116,18 @@ def main() -> None:
     rows: list[list[str | int | float]] = []
     for name, times in seconds.items():
         median = statistics.median(times)
-        share = statistics.median(b / t for b, t in zip(bound, times, strict=True))
+        shares = [fastest / own for fastest, own in zip(bound, times, strict=True)]
+        share = statistics.median(shares)
         megabytes = IMAGES * KILOBYTES / 1000 / median
         rows.append([name, round(IMAGES / median), round(megabytes, 1), f"{share:.2f}"])
     record(
         "object_reads",
         title="Reading images from an object store",
-        text="single objects in random order from one moto server in a process of its own, which is the bound: its"
-        " answers are made by one interpreter. Each client has the same number of connections; medians of runs in"
-        " turns. Bare HTTP signs and checks nothing.",
+        text=(
+            "single objects in random order from one moto server in a process of its own, which is"
+            " the bound: its answers are made by one interpreter. Each client has the same number"
+            " of connections; medians of runs in turns. Bare HTTP signs and checks nothing."
+        ),
         command="python -m benchmarks.object_reads",
         columns=["client", "images/s", "MB/s", "of bare HTTP"],
         rows=rows,

@@ -1,4 +1,4 @@
-"""Mining beside training: what the trainer waits, with simulated costs and in a real run on this machine.
+"""Measure how long the trainer waits for mining: with simulated costs, and in a real run.
 
 python -m benchmarks.overlap [--epoch-s 1.0] [--epochs 12] [--data data/earth] [--simulated-only]
 """
@@ -19,7 +19,7 @@ from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.schedule import Schedule
 
-COSTS = (0.5, 1.0, 2.0)  # of a mining round, in training intervals
+COSTS = (0.5, 1.0, 2.0)  # time of a mining round, in training intervals
 SETTINGS = {
     "sync": ("sync", "wait"),
     "overlap, wait": ("overlap", "wait"),
@@ -28,26 +28,28 @@ SETTINGS = {
 
 
 class Sleeper:
-    """Rounds that cost time and nothing else."""
+    """Runs rounds that only take time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def mine(self, epoch: int) -> None:  # noqa: ARG002
-        """A round."""
+        """Sleep as long as a round takes."""
         time.sleep(self.seconds)
 
     def evaluate(self, epoch: int) -> None:
-        """There is none."""
+        """Do nothing: there is no evaluation."""
 
     def failed(self, what: str, epoch: int, attempt: int, error: RunError, last: bool) -> None:  # noqa: ARG002
-        """There is nothing to fail."""
+        """Raise the error: no round is expected to fail."""
         raise error
 
 
 def simulate(config: RunConfig, epoch_s: float, round_s: float) -> tuple[float, float, float]:
-    """Seconds waited, seconds in all, and the mean age of the graphs used, of epochs and rounds that only sleep."""
-    schedule, ages, waited = Schedule(config), [], 0.0
+    """Run epochs and rounds that only sleep: seconds waited, seconds in all, mean age of graphs."""
+    schedule = Schedule(config)
+    ages: list[int] = []
+    waited = 0.0
     finished = 0
 
     def choose(epoch: int) -> int:
@@ -76,12 +78,15 @@ def simulate(config: RunConfig, epoch_s: float, round_s: float) -> tuple[float, 
     return waited, seconds, sum(ages) / len(ages)
 
 
-def simulated_rows(config: RunConfig, epoch_s: float) -> list[list[Any]]:
+def measure_simulated(config: RunConfig, epoch_s: float) -> list[list[Any]]:
+    """Measure the table of simulated costs."""
     rows = []
     for every, lag in ((1, 1), (4, 1), (4, 4)):
         for cost in COSTS:
             for name, (how, late) in SETTINGS.items():
-                if (how == "sync" and lag != 1) or (late == "reuse" and cost <= lag / every):
+                if how == "sync" and lag != 1:
+                    continue
+                if late == "reuse" and cost <= lag / every:
                     continue
                 mining = {
                     "schedule": how,
@@ -98,18 +103,16 @@ def simulated_rows(config: RunConfig, epoch_s: float) -> list[list[Any]]:
     return rows
 
 
-def real_rows(config: RunConfig) -> list[list[Any]]:
-    """The same run under each schedule; the first epoch, in which actors start, is left out."""
+def measure_real(config: RunConfig) -> list[list[Any]]:
+    """Run training under each schedule; the first epoch, in which actors start, is not counted."""
     rows = []
     for name in ("sync", "overlap"):
         with tempfile.TemporaryDirectory() as folder:
             made = override_config(config, [f"run_dir={folder}/run", f"mining.schedule={name}"])
             found = run(made).records
         epochs = [r for r in found if r["kind"] == "epoch"][1:]
-        waited, trained = (
-            sum(r["wait_s"] for r in epochs),
-            sum(r["load_s"] + r["step_s"] for r in epochs),
-        )
+        waited = sum(r["wait_s"] for r in epochs)
+        trained = sum(r["load_s"] + r["step_s"] for r in epochs)
         rounds = [r for r in found if r["kind"] == "round" and "mine_s" in r]
         round_s = sum(r.get("embed_s", 0) + r["mine_s"] for r in rounds) / len(rounds)
         hidden = [r["mining_overlap"] for r in epochs if "mining_overlap" in r]
@@ -128,6 +131,7 @@ def real_rows(config: RunConfig) -> list[list[Any]]:
 
 
 def main() -> None:
+    """Measure and record the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epoch-s", type=float, default=1.0)
     parser.add_argument("--epochs", type=int, default=12)
@@ -137,12 +141,21 @@ def main() -> None:
     earth = load_config(
         "configs/earth.yaml", [f"data.uri={args.data}", f"train.epochs={args.epochs}"]
     )
+    record_simulated(earth, args.epoch_s)
+    if not args.simulated_only:
+        record_real(earth)
+
+
+def record_simulated(earth: RunConfig, epoch_s: float) -> None:
+    """Record the table of simulated costs."""
     record(
         "overlap_simulated",
         title="Mining beside training: simulated costs",
-        text="the run's own coordinator and schedule; epochs and rounds sleep. Cost: of a mining round, in training"
-        " intervals (every_epochs epochs). Wait: the trainer's share of the wall time. A round is hidden when it takes"
-        " no longer than lag_epochs epochs.",
+        text=(
+            "the run's own coordinator and schedule; epochs and rounds sleep. Cost: of a mining"
+            " round, in training intervals (every_epochs epochs). Wait: the trainer's share of the"
+            " wall time. A round is hidden when it takes no longer than lag_epochs epochs."
+        ),
         command="python -m benchmarks.overlap",
         columns=[
             "every_epochs",
@@ -152,12 +165,14 @@ def main() -> None:
             "trainer waits",
             "mean age of graph, epochs",
         ],
-        rows=simulated_rows(earth, args.epoch_s),
-        config={"epoch_s": args.epoch_s, "epochs": args.epochs},
+        rows=measure_simulated(earth, epoch_s),
+        config={"epoch_s": epoch_s, "epochs": earth.train.epochs},
         order=75,
     )
-    if args.simulated_only:
-        return
+
+
+def record_real(earth: RunConfig) -> None:
+    """Record a real run under each schedule."""
     plain = [
         "evaluation.before_training=false",
         "evaluation.every_epochs=4",
@@ -168,8 +183,11 @@ def main() -> None:
     record(
         "overlap_real",
         title="Mining beside training: a real run",
-        text="configs/earth.yaml, a round after each epoch; training, embedding and searching share the cores of one"
-        " machine, so what is hidden is not saved: it is paid by slower steps.",
+        text=(
+            "configs/earth.yaml, a round after each epoch; training, embedding and searching share"
+            " the cores of one machine, so what is hidden is not saved: it is paid by slower"
+            " steps."
+        ),
         command="python -m benchmarks.overlap",
         columns=[
             "schedule",
@@ -179,7 +197,7 @@ def main() -> None:
             "round hidden",
             "all epochs, s",
         ],
-        rows=real_rows(small),
+        rows=measure_real(small),
         config={"epochs": 4, "every_epochs": 1, "lag_epochs": 1, "workers": 2},
         order=76,
     )

@@ -1,4 +1,4 @@
-"""Batch plans: ours against the published form on lists, and at sizes where the list form cannot go.
+"""Measure batch plans against the published form on lists, and at sizes that lists cannot reach.
 
     python -m benchmarks.planning [--compare 10000 100000 300000] [--scale 1000000 10000000]
 
@@ -8,6 +8,7 @@ Each row is measured in processes of its own.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from typing import Any
@@ -26,21 +27,23 @@ from s4g_ray.sampling.geographic_neighbors import geographic_graph
 from s4g_ray.sampling.sampler import plan_batches
 
 SIZES: dict[str, Any] = {"batch_size": 128, "num_hard_negatives": 64, "neighbor_pool_size": 128}
-SPACING_M, RADIUS_M = 30.0, 50.0  # of the lattice; of the row with a radius
-TILE = 32  # places of a tile of the lattice follow each other
+SPACING_M = 30.0  # of the lattice
+RADIUS_M = 50.0  # exclude_radius_m of the rows that have one
+TILE = 32  # side of a tile of the lattice; places of a tile have consecutive ids
 METRES_PER_DEGREE = 111_195.0
 REPEATS = 5
 
 
 def city(count: int) -> tuple[Places, NeighborGraph]:
-    """Places spread evenly over a square, 100 in a square kilometre, with their 128 nearest neighbors."""
-    rng, side = np.random.default_rng(0), 0.1 * count**0.5 * 1000 / METRES_PER_DEGREE
+    """Draw places in a square, 100 in a square kilometre, and find their 128 nearest neighbors."""
+    rng = np.random.default_rng(0)
+    side = 0.1 * count**0.5 * 1000 / METRES_PER_DEGREE
     places = Places(np.arange(count), rng.uniform(0, side, count), rng.uniform(0, side, count))
     return places, geographic_graph(places, 128)
 
 
-def lists(count: int) -> dict[str, float]:
-    """The published form at `count` pairs."""
+def measure_lists(count: int) -> dict[str, float]:
+    """Measure the published form at `count` pairs."""
     places, graph = city(count)
     neighbors = dict(zip(places.ids.tolist(), graph.neighbors.tolist(), strict=True))
     pairs = [(place, number) for number, place in enumerate(places.ids.tolist())]
@@ -57,23 +60,23 @@ def lists(count: int) -> dict[str, float]:
     }
 
 
-def ours(count: int) -> dict[str, float]:
-    """plan_batches at `count` pairs, on rows of the graph; the median of some calls, after one that compiles."""
+def measure_here(count: int) -> dict[str, float]:
+    """Measure plan_batches at `count` pairs, on rows of the graph: the median of REPEATS calls."""
     places, graph = city(count)
-    pairs, started = PairTable(*[places.ids] * 3), time.perf_counter()
+    pairs = PairTable(places.ids, places.ids, places.ids)
     CompactGraph.from_graph(graph, places.ids, 128)  # compiles
     started = time.perf_counter()
     rows = CompactGraph.from_graph(graph, places.ids, 128)
     converted = time.perf_counter() - started
     plan_batches(pairs, rows, **SIZES, seed=0, epoch=0)  # compiles
-    done = [
+    runs = [
         Meter()(plan_batches, pairs, rows, **SIZES, seed=0, epoch=epoch)
         for epoch in range(1, 1 + REPEATS)
     ]
-    stats = done[0].value.stats
+    stats = runs[0].value.stats
     return {
-        "seconds": float(np.median([d.seconds for d in done])),
-        "gb": max(d.extra_gb for d in done),
+        "seconds": float(np.median([run.seconds for run in runs])),
+        "gb": max(run.extra_gb for run in runs),
         "hardness": stats.hardness,
         "left_out": stats.num_left_out,
         "converted": converted,
@@ -81,10 +84,13 @@ def ours(count: int) -> dict[str, float]:
 
 
 def lattice(count: int) -> tuple[Places, CompactGraph]:
-    """A made-up city of at least `count` places: a lattice on a torus, tile after tile, its neighbors by offsets."""
-    side = TILE * -(-int(np.ceil(count**0.5)) // TILE)
+    """Make a city of at least `count` places: a lattice on a torus, numbered tile by tile.
+
+    Neighbors are found by constant offsets in the lattice.
+    """
+    side = TILE * math.ceil(math.ceil(count**0.5) / TILE)
     tiles = np.arange(side * side, dtype=np.int32).reshape(side // TILE, side // TILE, TILE, TILE)
-    number = tiles.transpose(0, 2, 1, 3).reshape(side, side)  # of the place at y, x
+    number = tiles.transpose(0, 2, 1, 3).reshape(side, side)  # [y, x] -> number of the place there
     y, x = np.empty(side * side, dtype=np.int32), np.empty(side * side, dtype=np.int32)
     y[number], x[number] = np.indices((side, side), dtype=np.int32)
     dy, dx = np.indices((15, 15)).reshape(2, -1) - 7
@@ -101,12 +107,13 @@ def lattice(count: int) -> tuple[Places, CompactGraph]:
     return places, CompactGraph(places.ids, rows)
 
 
-def scale(count: int, radius_m: float) -> dict[str, float]:
-    """plan_batches on the lattice; memory is beyond the graph and the pairs."""
+def measure_scale(count: int, radius_m: float) -> dict[str, float]:
+    """Measure plan_batches on the lattice; memory is beyond the graph and the pairs."""
     plan_small(radius_m)
     places, graph = lattice(count)
     ids: NDArray[np.int64] = places.ids[:count]
-    pairs, exclusions = PairTable(ids, ids, ids), exclude(places, radius_m)
+    pairs = PairTable(ids, ids, ids)
+    exclusions = exclude(places, radius_m)
     done = Meter()(plan_batches, pairs, graph, **SIZES, seed=0, epoch=1, exclusions=exclusions)
     with tempfile.TemporaryDirectory() as folder:
         saved = Meter()(done.value.save, f"{folder}/plan.parquet", pairs)
@@ -123,31 +130,27 @@ def scale(count: int, radius_m: float) -> dict[str, float]:
 
 
 def plan_small(radius_m: float) -> None:
-    """Compile what `scale` measures."""
+    """Compile the code that measure_scale measures."""
     places, graph = lattice(1024)
-    plan_batches(
-        PairTable(*[places.ids] * 3),
-        graph,
-        **SIZES,
-        seed=0,
-        epoch=0,
-        exclusions=exclude(places, radius_m),
-    )
+    pairs = PairTable(places.ids, places.ids, places.ids)
+    exclusions = exclude(places, radius_m)
+    plan_batches(pairs, graph, **SIZES, seed=0, epoch=0, exclusions=exclusions)
 
 
 def exclude(places: Places, radius_m: float) -> Exclusions | None:
-    """All places within a radius; none: nothing."""
-    return (
-        Exclusions(places, PlacePairs.from_arrays(*np.zeros((2, 0), dtype=np.int64)), radius_m)
-        if radius_m
-        else None
-    )
+    """Exclude all places within a radius; return None for radius 0."""
+    if not radius_m:
+        return None
+    no_pairs = PlacePairs.from_arrays(*np.zeros((2, 0), dtype=np.int64))
+    return Exclusions(places, no_pairs, radius_m)
 
 
-def compare(counts: list[int]) -> None:
+def record_comparison(counts: list[int]) -> None:
+    """Record the table against the published form."""
     rows: list[list[Cell]] = []
     for count in counts:
-        theirs, own = apart(lists, count), apart(ours, count)
+        theirs = apart(measure_lists, count)
+        own = apart(measure_here, count)
         rows.append(
             [
                 count,
@@ -167,10 +170,13 @@ def compare(counts: list[int]) -> None:
         "planning",
         title="Batch plans against the published form",
         order=30,
-        text="one pair a place, a uniform city, the same geographic graph. Lists: a shuffled Python list read with"
-        " pop(0), deep-copied neighbor lists. Ours: `plan_batches` on int32 rows, hardness counted too; making the"
-        " rows from a graph in memory stands beside it. Hardness: how many of a place's 64 nearest share its batch."
-        " Memory is beyond the graph and the pairs.",
+        text=(
+            "one pair a place, a uniform city, the same geographic graph. Lists: a shuffled Python"
+            " list read with pop(0), deep-copied neighbor lists. Ours: `plan_batches` on int32"
+            " rows, hardness counted too; making the rows from a graph in memory stands beside it."
+            " Hardness: how many of a place's 64 nearest share its batch. Memory is beyond the"
+            " graph and the pairs."
+        ),
         command="python -m benchmarks.planning",
         config={**SIZES, "neighbors": 128, "repeats": REPEATS},
         columns=[
@@ -190,12 +196,13 @@ def compare(counts: list[int]) -> None:
     )
 
 
-def grow(counts: list[int]) -> None:
+def record_scale(counts: list[int]) -> None:
+    """Record the table of large plans."""
     rows: list[list[Cell]] = []
     rates: dict[str, float] = {}
     for count in counts:
         for radius_m in (0.0, RADIUS_M):
-            own: dict[str, Any] = apart(scale, count, radius_m)
+            own: dict[str, Any] = apart(measure_scale, count, radius_m)
             rows.append(
                 [
                     count,
@@ -209,7 +216,7 @@ def grow(counts: list[int]) -> None:
                     f"{own['save_gb']:.2f}",
                 ]
             )
-            if not radius_m:  # of the largest, in the end
+            if not radius_m:  # the rates of the largest count stay
                 rates = {
                     "pairs_per_s": count / own["seconds"],
                     "bytes_per_pair": own["gb"] * 1e9 / count,
@@ -218,10 +225,12 @@ def grow(counts: list[int]) -> None:
         "planning_scale",
         title="Batch plans at scale",
         order=31,
-        text=f"one pair a place in one pass. The graph is made up, not searched: a lattice of {SPACING_M:.0f} m on a"
-        " torus in tiles of 32 x 32, each place with its 128 nearest lattice points, int32. What binds is random"
-        " reads: a graph row of 512 bytes an anchor and 16 bytes of state a candidate. Memory is beyond the graph"
-        " and the pairs.",
+        text=(
+            "one pair a place in one pass. The graph is made up, not searched: a lattice of"
+            f" {SPACING_M:.0f} m on a torus in tiles of 32 x 32, each place with its 128 nearest"
+            " lattice points, int32. What binds is random reads: a graph row of 512 bytes an"
+            " anchor and 16 bytes of state a candidate. Memory is beyond the graph and the pairs."
+        ),
         command="python -m benchmarks.planning",
         config={**SIZES, "neighbors": 128},
         columns=[
@@ -241,14 +250,15 @@ def grow(counts: list[int]) -> None:
 
 
 def main() -> None:
+    """Measure and record the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--compare", type=int, nargs="*", default=[10_000, 100_000, 300_000])
     parser.add_argument("--scale", type=int, nargs="*", default=[1_000_000, 10_000_000])
     options = parser.parse_args()
     if options.compare:
-        compare(options.compare)
+        record_comparison(options.compare)
     if options.scale:
-        grow(options.scale)
+        record_scale(options.scale)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""float32 and bf16 autocast, with and without channels_last: training images per second of one worker.
+"""Measure training images/s of one worker in float32 and bf16, with and without channels_last.
 
     python -m benchmarks.precision
 
-The same measurement as `train.precision: auto` makes at the start of a run. bf16 is slower where the processor
-emulates it or the encoder is made of depthwise convolutions; so it is measured, not assumed.
+`train.precision: auto` makes the same measurement at the start of a run. bf16 is slower where the
+processor emulates it or the encoder is made of depthwise convolutions; so it is measured, not
+assumed.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ CASES = {
 }
 
 
-def row_of(name: str) -> list[Cell]:
-    """The speeds of one encoder."""
+def measure_row(name: str) -> list[Cell]:
+    """Measure the speeds of one encoder."""
     model, size = CASES[name]
     train = TrainConfig(batch_size=32, threads_per_worker=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,15 +41,19 @@ def row_of(name: str) -> list[Cell]:
 
 
 def main() -> None:
+    """Measure and record the table."""
     record(
         "precision",
         title="Precision and memory format",
-        text="training images/s of one worker with one thread (forward and backward, the fastest step of 1.5 s)."
-        " bf16 is slower where the processor emulates it or the encoder is made of depthwise convolutions; so"
-        " `train.precision: auto` measures, at the start of a run, on the machine and the encoder at hand.",
+        text=(
+            "training images/s of one worker with one thread (forward and backward, the fastest"
+            " step of 1.5 s). bf16 is slower where the processor emulates it or the encoder is"
+            " made of depthwise convolutions; so `train.precision: auto` measures, at the start of"
+            " a run, on the machine and the encoder at hand."
+        ),
         command="python -m benchmarks.precision",
         columns=["encoder", "fp32", "fp32 channels_last", "bf16", "bf16 channels_last"],
-        rows=[row_of(name) for name in CASES],
+        rows=[measure_row(name) for name in CASES],
         config={"batch": 16, "threads": 1},
         order=80,
     )

@@ -1,9 +1,9 @@
-"""What 10^8 and 10^9 places would take on a named cluster, reckoned from measured rates and stated assumptions.
+"""Project the time and memory for 10^8 and 10^9 places from measured rates and assumptions.
 
     python -m benchmarks.projection
 
-Rates come from benchmarks/results; one that is missing is an error, never a guess. What a cluster of GPUs gives is
-assumed below, from published peaks: no figure of a GPU was measured for this.
+Rates come from benchmarks/results; a missing one is an error, never a guess. The speed of a cluster
+of GPUs is assumed below, from published peaks: no figure of a GPU was measured for this.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from benchmarks.support.record import Cell, read_results, record
 from s4g_ray.config.schema import SamplingConfig
 from s4g_ray.index.plan import bytes_per_vector
 
-DIM, K = 1024, 128
+DIM = 1024
+K = 128
 IMAGES_PER_PLACE = 2  # a query and a reference
-FORWARD_FLOP = 90.2e9  # of ConvNeXt-B at 384 x 384, two a multiplication with its addition (torch's FLOP counter)
+# of ConvNeXt-B at 384 x 384, two a multiplication with its addition (torch's FLOP counter)
+FORWARD_FLOP = 90.2e9
 TRAINING_FLOP = 3 * FORWARD_FLOP  # forward, and twice as much backward
 MIN_RECALL = 0.9  # of IVF against exact search, at k = 128
+# kind -> bits a value
 KINDS = {
     "flat": 32,
     "sqfp16": 16,
     "ivf_sq8": 8,
     "ivf_rabitq 4 bit": 4,
     "ivf_rabitq 1 bit": 1,
-}  # bits a value
+}
 PAIRS_PER_CELL = SamplingConfig.model_fields["max_pairs_per_cell"].default
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Assumed: eight nodes of eight NVIDIA H100 SXM."""
+    """The assumed cluster: eight nodes of eight NVIDIA H100 SXM."""
 
     nodes: int = 8
     gpus: int = 64
@@ -43,9 +46,8 @@ class Cluster:
     cores: int = 768
     memory_gb: float = 8 * 1024.0
     peak_flops: float = 989e12  # of a GPU, dense bf16 (NVIDIA's data sheet)
-    encoder_utilisation: float = (
-        0.35  # depthwise convolutions and normalisation are bound by memory
-    )
+    # depthwise convolutions and normalisation are bound by memory
+    encoder_utilisation: float = 0.35
     search_utilisation: float = 0.40  # a product whose result is reduced to its top-k
     store_gb_per_s: float = 25.0  # object store, all nodes together
     image_kb: float = 60.0  # JPEG of 384 x 384, as `s4g pack` may write them
@@ -55,7 +57,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured, of one core but for sizes."""
+    """Measured rates of one core, and sizes."""
 
     neighbors_per_s: float
     tree_bytes_per_place: float
@@ -66,37 +68,38 @@ class Rates:
     ivf_build_values_per_s: float  # D of them a vector
     ivf_scan_values_per_s: float
     ivf_nprobe: float  # lists that reach MIN_RECALL
-    ivf_lists: float  # with which that was measured,
-    ivf_vectors: float  # on so many vectors
+    ivf_lists: float  # lists of the index that ivf_nprobe was measured on
+    ivf_vectors: float  # its vectors
 
     @classmethod
     def read(cls, results: Mapping[str, Mapping[str, Any]]) -> Rates:
-        """From recorded results. Raises SystemExit that names the benchmark to run."""
-        evaluation, kinds = _result(results, "evaluation"), _result(results, "index_kinds")
-        threads, dim = float(kinds["config"]["threads"]), float(kinds["config"]["dim"])
+        """Read recorded results. Raises SystemExit that names the benchmark to run."""
+        evaluation = _result(results, "evaluation")
+        kinds = _result(results, "index_kinds")
+        threads = float(kinds["config"]["threads"])
+        dim = float(kinds["config"]["dim"])
         lists = float(kinds["config"]["lists"])
         rows = [dict(zip(kinds["columns"], row, strict=True)) for row in kinds["rows"]]
         good = [row for row in rows if row["kind"] == "ivf_sq8" and row["recall@128"] >= MIN_RECALL]
         if not good:
             raise SystemExit(
-                f"index_kinds: no row of ivf_sq8 has recall@128 >= {MIN_RECALL}; measure a higher nprobe"
+                f"index_kinds: no row of ivf_sq8 has recall@128 >= {MIN_RECALL}; measure a higher"
+                " nprobe"
             )
         ivf = max(good, key=lambda row: float(row["queries/s"]))
-        nprobe, vectors = float(ivf["nprobe or ef"]), float(ivf["vectors"])
+        nprobe = float(ivf["nprobe or ef"])
+        vectors = float(ivf["vectors"])
+        vectors_a_query = nprobe * vectors / lists + lists
+        product_gflops = _rate(results, "evaluation", "product_gflops")
         return cls(
             neighbors_per_s=_rate(results, "neighbors", "neighbors_per_s_per_core"),
             tree_bytes_per_place=_rate(results, "neighbors", "bytes_per_place"),
             graph_bytes_per_pair=_rate(results, "neighbors", "disk_bytes_per_pair"),
-            product_flops=_rate(results, "evaluation", "product_gflops")
-            * 1e9
-            / evaluation["config"]["threads"],
+            product_flops=1e9 * product_gflops / evaluation["config"]["threads"],
             planned_pairs_per_s=_rate(results, "planning_scale", "pairs_per_s"),
             planning_bytes_per_pair=_rate(results, "planning_scale", "bytes_per_pair"),
             ivf_build_values_per_s=vectors * dim / ivf["build s"] / threads,
-            ivf_scan_values_per_s=ivf["queries/s"]
-            * (nprobe * vectors / lists + lists)
-            * dim
-            / threads,
+            ivf_scan_values_per_s=ivf["queries/s"] * vectors_a_query * dim / threads,
             ivf_nprobe=nprobe,
             ivf_lists=lists,
             ivf_vectors=vectors,
@@ -126,7 +129,10 @@ def _command(result: str) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the work: its memory or size, its hours (none: it takes no time of its own), and what binds it."""
+    """A stage of the work: its memory or size, its hours and its bottleneck.
+
+    hours None: it takes no time of its own.
+    """
 
     name: str
     gigabytes: float
@@ -135,7 +141,7 @@ class Stage:
 
 
 def project(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
-    """What each stage takes."""
+    """Compute the size and the hours of each stage."""
     return [
         _images("embedding, ConvNeXt-B, 384 px", places, FORWARD_FLOP, cluster.decode_ms, cluster),
         *(_index(kind, places, cluster) for kind in KINDS),
@@ -152,26 +158,29 @@ def project(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
 
 
 def _images(name: str, places: int, flop: float, core_ms: float, cluster: Cluster) -> Stage:
-    """Encoding every image once; the size is that of the embeddings as float16."""
+    """Encode every image once; the size is that of the embeddings as float16."""
     images = places * IMAGES_PER_PLACE
+    gpu_flops = cluster.gpus * cluster.peak_flops * cluster.encoder_utilisation
     seconds = {
-        "GPU arithmetic": images
-        * flop
-        / (cluster.gpus * cluster.peak_flops * cluster.encoder_utilisation),
+        "GPU arithmetic": images * flop / gpu_flops,
         "decoding and augmenting on CPUs": images * core_ms / 1e3 / cluster.cores,
         "reading the object store": images * cluster.image_kb / 1e6 / cluster.store_gb_per_s,
     }
-    binds = max(seconds, key=lambda what: seconds[what])
+    binds = max(seconds, key=lambda resource: seconds[resource])
     return Stage(name, images * DIM * 2 / 1e9, seconds[binds] / 3600, binds)
 
 
 def _index(kind: str, places: int, cluster: Cluster) -> Stage:
     gigabytes = places * _vector_bytes(kind) / 1e9
-    on_gpus, in_memory = cluster.gpus * cluster.gpu_memory_gb, cluster.memory_gb
-    where = "fits the GPUs" if gigabytes < 0.8 * on_gpus else "fits the nodes' memory, not the GPUs"
-    return Stage(
-        f"index, {kind}", gigabytes, None, where if gigabytes < 0.8 * in_memory else "does not fit"
-    )
+    on_gpus = cluster.gpus * cluster.gpu_memory_gb
+    in_memory = cluster.memory_gb
+    if gigabytes >= 0.8 * in_memory:
+        fits = "does not fit"
+    elif gigabytes >= 0.8 * on_gpus:
+        fits = "fits the nodes' memory, not the GPUs"
+    else:
+        fits = "fits the GPUs"
+    return Stage(f"index, {kind}", gigabytes, None, fits)
 
 
 def _vector_bytes(kind: str) -> float:
@@ -179,8 +188,9 @@ def _vector_bytes(kind: str) -> float:
 
 
 def _searches(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
-    """All places as queries, k nearest: exactly on GPUs and on CPUs, by IVF on CPUs; and the IVF's build."""
-    flop, half = 2.0 * places**2 * DIM, places * DIM * 2 / 1e9
+    """Search all places as queries, exactly on GPUs or CPUs and by IVF on CPUs; build the IVF."""
+    flop = 2.0 * places**2 * DIM
+    half = places * DIM * 2 / 1e9
     lists = rates.ivf_lists * (places / rates.ivf_vectors) ** 0.5
     scanned = (rates.ivf_nprobe * places / lists + lists) * DIM
     gpu_s = flop / (cluster.gpus * cluster.peak_flops * cluster.search_utilisation)
@@ -207,11 +217,13 @@ def _searches(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
 
 
 def _graphs(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
-    """The geographic graph on one node, a graph on disk, and a plan: a core a cell, then the cells above them.
+    """Compute the geographic graph on one node, a graph on disk, and a plan by cells.
 
-    The leaves hold all pairs; what they leave over is so little that the levels above take no time beside them.
+    A core plans a cell of the lowest level, which hold all pairs; then the cells above are planned.
+    So few pairs are left over that the levels above take no time in comparison.
     """
-    pairs, cells = places * K, max(1, 2 ** math.ceil(math.log2(places / PAIRS_PER_CELL)))
+    pairs = places * K
+    cells = max(1, 2 ** math.ceil(math.log2(places / PAIRS_PER_CELL)))
     disk = pairs * rates.graph_bytes_per_pair / 1e9
     planning_s = {
         "reading the graph": disk / cluster.store_gb_per_s,
@@ -219,7 +231,7 @@ def _graphs(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
         / rates.planned_pairs_per_s
         / min(cluster.cores, cells),
     }
-    binds = max(planning_s, key=lambda what: planning_s[what])
+    binds = max(planning_s, key=lambda resource: planning_s[resource])
     return [
         Stage(
             "geographic graph",
@@ -242,43 +254,42 @@ def _graphs(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
     ]
 
 
-def bound(stages: list[Stage]) -> str:
-    """What binds the whole: the longest of the stages that a run needs (the faster of its searches)."""
+def describe_bottleneck(stages: list[Stage]) -> str:
+    """Describe the longest of the stages that a run needs, with the fastest of its searches."""
     timed = [stage for stage in stages if stage.hours is not None]
     searches = [stage for stage in timed if "search" in stage.name]
     fastest = min(searches, key=lambda stage: stage.hours or 0)
-    longest = max(
-        (s for s in timed if s not in searches or s is fastest), key=lambda stage: stage.hours or 0
-    )
+    needed = [stage for stage in timed if stage not in searches or stage is fastest]
+    longest = max(needed, key=lambda stage: stage.hours or 0)
     return f"{longest.name} ({longest.hours:,.1f} h; {longest.binds})"
 
 
 def main() -> None:
+    """Compute and record the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--places", type=int, nargs="*", default=[10**8, 10**9])
     options = parser.parse_args()
-    rates, cluster = Rates.read(read_results()), Cluster()
+    rates = Rates.read(read_results())
+    cluster = Cluster()
     found = {places: project(places, rates, cluster) for places in options.places}
-    rows: list[list[Cell]] = [
-        [
-            places,
-            s.name,
-            f"{s.gigabytes:,.0f} GB",
-            "-" if s.hours is None else f"{s.hours:,.2f}",
-            s.binds,
-        ]
-        for places, stages in found.items()
-        for s in stages
-    ]
-    bounds = "; ".join(
-        f"at {places:.0e} places: {bound(stages)}" for places, stages in found.items()
+    rows: list[list[Cell]] = []
+    for places, stages in found.items():
+        for stage in stages:
+            hours = "-" if stage.hours is None else f"{stage.hours:,.2f}"
+            size = f"{stage.gigabytes:,.0f} GB"
+            rows.append([places, stage.name, size, hours, stage.binds])
+    bottlenecks = "; ".join(
+        f"at {places:.0e} places: {describe_bottleneck(stages)}" for places, stages in found.items()
     )
     record(
         "projection",
         title="Projection to 10^8 and 10^9 places",
-        text="reckoned, not measured: rates of a core from the results above, the cluster's assumed from published"
-        " peaks (benchmarks/projection.py says which). The cluster is 8 nodes, each 8 x H100 80 GB, 96 cores and 1 TB."
-        f" What binds a run with one mining round and one epoch: {bounds}.",
+        text=(
+            "computed, not measured: rates of a core from the results above, the cluster's assumed"
+            " from published peaks (benchmarks/projection.py says which). The cluster is 8 nodes,"
+            " each 8 x H100 80 GB, 96 cores and 1 TB. What binds a run with one mining round and"
+            f" one epoch: {bottlenecks}."
+        ),
         command="python -m benchmarks.projection",
         columns=["places", "stage", "memory or size", "hours", "what binds"],
         rows=rows,

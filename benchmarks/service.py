@@ -1,10 +1,11 @@
-"""The index service against the same index called in process: batches of 1,000 queries, in one run.
+"""Measure the index service against the same index in process: batches of 1,000 queries.
 
     python -m benchmarks.service [--counts 10000 100000] [--dim 1024] [--repeats 7]
 
-Two shards of one thread each against one index of two threads, with the same engine of exact search. Each repeat
-asks both, one after the other: the service as one caller that waits for each answer, and as two callers do (mining
-asks from mining.num_searchers tasks). What the calls cost is seen where the shards hold next to nothing.
+Two shards of one thread each against one index of two threads, with the same engine of exact
+search. Each repeat searches both in turns, the service as one caller that waits for each answer and
+as two callers (mining searches from mining.num_searchers tasks). The smallest collection shows the
+cost of the calls.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from benchmarks.support.record import record
+from benchmarks.support.record import Cell, record
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.index.exact_search import unit_rows
 from s4g_ray.index.sharded.service import IndexService
@@ -33,12 +34,15 @@ from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import publish, write_part
 
-K, BATCH, PART_ROWS, BATCHES = 128, 1000, 4096, 4
+K = 128
+BATCH = 1000
+PART_ROWS = 4096
+BATCHES = 4
 Array = NDArray[Any]
 
 
 def write_table(folder: str, vectors: Array) -> str:
-    """Publish an embedding table with the rows' numbers as ids."""
+    """Publish an embedding table whose ids are row numbers."""
     parts = []
     for number, start in enumerate(range(0, len(vectors), PART_ROWS)):
         rows = vectors[start : start + PART_ROWS]
@@ -53,7 +57,8 @@ def write_table(folder: str, vectors: Array) -> str:
     return folder
 
 
-def seconds(work: Callable[[], object]) -> float:
+def measure_seconds(work: Callable[[], object]) -> float:
+    """Return the wall time of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -62,7 +67,7 @@ def seconds(work: Callable[[], object]) -> float:
 def compare(
     service: IndexService, version: int, index: VectorIndex, queries: Array, repeats: int
 ) -> list[list[float]]:
-    """Seconds of a batch: in process, from one caller, from two callers; of each repeat."""
+    """Measure the seconds of a batch in each repeat: in process, one caller, two callers."""
     batches = [queries] * BATCHES
     with ThreadPoolExecutor(2) as callers:
 
@@ -76,19 +81,40 @@ def compare(
         ]
         for way in ways:
             way()
-        return [[seconds(way) / BATCHES for way in ways] for _ in range(repeats)]
+        return [[measure_seconds(way) / BATCHES for way in ways] for _ in range(repeats)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 35_532, 100_000])
-    parser.add_argument("--engines", nargs="+", default=["faiss", "torch"])
-    parser.add_argument("--dim", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
-    rng, rows = np.random.default_rng(0), []
+def measure_row(
+    service: IndexService, version: int, vectors: Array, queries: Array, repeats: int
+) -> list[Cell]:
+    """Measure a built version against the same index in process."""
+    engine: Any = service.engine
+    ids = np.arange(len(vectors))
+    index = VectorIndex.build(vectors, ids, kind="flat", engine=engine, num_threads=2)
+    served, _ = service.search(version, queries, K)
+    own, _ = index.search(queries, K)
+    found = compare(service, version, index, queries, repeats)
+    alone, one, two = (statistics.median(times) for times in zip(*found, strict=True))
+    share_one = statistics.median(times[0] / times[1] for times in found)
+    share_two = statistics.median(times[0] / times[2] for times in found)
+    return [
+        engine,
+        len(vectors),
+        round(BATCH / alone),
+        round(BATCH / one),
+        round(BATCH / two),
+        f"{share_one:.0%}",
+        f"{share_two:.0%}",
+        round(1e3 * (one - alone), 1),
+        f"{(served == own).mean():.3%}",
+    ]
+
+
+def measure(options: argparse.Namespace) -> list[list[Cell]]:
+    """Measure all rows: each engine, with collections of each size."""
+    rng = np.random.default_rng(0)
+    rows = []
     queries = unit_rows(rng.standard_normal((BATCH, options.dim), dtype=np.float32))
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     for engine in options.engines:
         cfg = MiningConfig(num_shards=2, index_threads=1, index_kind="flat", exact_engine=engine)
         with (
@@ -99,35 +125,29 @@ def main() -> None:
                 vectors = unit_rows(rng.standard_normal((count, options.dim), dtype=np.float32))
                 service.build(version, write_table(f"{folder}/{version}", vectors), k=K)
                 files.remove(f"{folder}/{version}")
-                index = VectorIndex.build(
-                    vectors, np.arange(count), kind="flat", engine=engine, num_threads=2
-                )
-                same = (
-                    service.search(version, queries, K)[0] == index.search(queries, K)[0]
-                ).mean()
-                found = compare(service, version, index, queries, options.repeats)
-                alone, one, two = (statistics.median(times) for times in zip(*found, strict=True))
-                rows.append(
-                    [
-                        engine,
-                        count,
-                        round(BATCH / alone),
-                        round(BATCH / one),
-                        round(BATCH / two),
-                        *(
-                            f"{statistics.median(times[0] / times[way] for times in found):.0%}"
-                            for way in (1, 2)
-                        ),
-                        round(1e3 * (one - alone), 1),
-                        f"{same:.3%}",
-                    ]
-                )
+                rows.append(measure_row(service, version, vectors, queries, options.repeats))
+    return rows
+
+
+def main() -> None:
+    """Measure and record the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 35_532, 100_000])
+    parser.add_argument("--engines", nargs="+", default=["faiss", "torch"])
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    rows = measure(options)
     ray.shutdown()
     record(
         "service",
         title="Index service: two shards against the same index in process",
-        text="queries/s of batches of 1,000, top-128; the shares are medians over the repeats of a run in which both"
-        " alternate. The smallest collection shows what the calls, the copies and the merging cost.",
+        text=(
+            "queries/s of batches of 1,000, top-128; the shares are medians over the repeats of a"
+            " run in which both alternate. The smallest collection shows what the calls, the"
+            " copies and the merging cost."
+        ),
         command="python -m benchmarks.service",
         columns=[
             "engine",

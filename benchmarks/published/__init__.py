@@ -1,1 +1,1 @@
-"""The published algorithm's form, measured beside ours."""
+"""The published forms of the algorithms, written anew to be measured beside those here."""

@@ -1,7 +1,7 @@
-"""Geographic neighbors in the published form: the matrix of all distances, then its smallest of each row.
+"""Find geographic neighbors as published: a matrix of all distances, then the smallest of each row.
 
-Written from the description of the method, with radians where the published code feeds degrees. It is quadratic in
-time and memory: 10 GB at 35,000 places.
+Written from the description of the method, with radians where the published code passes degrees.
+Quadratic in time and memory: 10 GB at 35,000 places.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from s4g_ray.data.sphere import EARTH_RADIUS_M
 
-ROWS = 256  # of the matrix that are computed at once
+ROWS = 256  # rows of the matrix that are computed at once
 
 
 def distance_matrix(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float64]:
-    """lat[N], lon[N] in degrees -> metres[N, N] by haversine."""
+    """Compute metres[N, N] between lat[N], lon[N] in degrees, by haversine."""
     phi, lam = np.radians(lat), np.radians(lon)
     metres = np.empty((len(lat), len(lat)))
     for start in range(0, len(lat), ROWS):
@@ -28,7 +28,7 @@ def distance_matrix(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArr
 
 
 def nearest(lat: NDArray[np.float64], lon: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """indices[N, k] of the nearest other points."""
+    """Find the indices[N, k] of the nearest other points."""
     metres = torch.from_numpy(distance_matrix(lat, lon))
     metres.fill_diagonal_(torch.inf)
     return torch.topk(metres, k, dim=1, largest=False).indices.numpy()

@@ -1,4 +1,6 @@
-"""Loading for evaluation as published, written anew: every step for each image by itself.
+"""Load images for evaluation as published: every step for one image at a time.
+
+Written anew from the description of the method.
 
 Source of the form: Sample4Geo (arXiv 2303.11851), its pipeline of OpenCV and albumentations.
 """
@@ -21,7 +23,7 @@ Normalise = Callable[[NDArray[np.uint8]], Any]  # uint8 [H, W, 3] -> float32
 
 
 def by_arithmetic(image: NDArray[np.uint8]) -> Any:
-    """In OpenCV, as albumentations did when the code was published."""
+    """Normalise by OpenCV's arithmetic, as albumentations did when the code was published."""
     pixels = image.astype(np.float32)
     cv2.subtract(pixels, np.array([*MEAN, 0.0]), pixels)
     cv2.multiply(pixels, np.array([*(1 / STD), 1.0]), pixels)
@@ -29,12 +31,12 @@ def by_arithmetic(image: NDArray[np.uint8]) -> Any:
 
 
 def by_table(image: NDArray[np.uint8]) -> Any:
-    """By a table of 256 values, the fastest form known here."""
+    """Normalise by a table of 256 values, the fastest form known here."""
     return cv2.LUT(image, TABLE)
 
 
 def load_image(path: str, size: tuple[int, int], normalise: Normalise) -> Tensor:
-    """Read, order the colours, resize exactly and bilinearly, normalise: float32 [3, H, W]."""
+    """Read, order the colours, resize (exact bilinear) and normalise: float32 [3, H, W]."""
     image: Any = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)  # type: ignore[arg-type]
     image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR_EXACT)
     return torch.from_numpy(normalise(image).transpose(2, 0, 1))
@@ -43,5 +45,5 @@ def load_image(path: str, size: tuple[int, int], normalise: Normalise) -> Tensor
 def load_batch(
     paths: Sequence[str], size: tuple[int, int], normalise: Normalise = by_arithmetic
 ) -> Tensor:
-    """float32 [n, 3, H, W]."""
+    """Load images as float32 [n, 3, H, W]."""
     return torch.stack([load_image(path, size, normalise) for path in paths])

@@ -1,4 +1,6 @@
-"""Mining as published, written anew: the full similarity matrix for the top-k, and once more for the train recall.
+"""Mine as published: the full similarity matrix for the top-k, and again for the train recall.
+
+Written anew from the description of the method.
 
 Source of the form: Sample4Geo (arXiv 2303.11851), dynamic similarity sampling.
 """
@@ -12,7 +14,7 @@ STEP = 1000  # queries in one product
 
 
 def full_similarity(queries: Tensor, references: Tensor) -> Tensor:
-    """queries[Q, D], references[R, D] -> [Q, R], from blocks that are concatenated."""
+    """Compute similarity[Q, R] of queries[Q, D] and references[R, D] in blocks, then join them."""
     blocks = [
         queries[start : start + STEP] @ references.T for start in range(0, len(queries), STEP)
     ]
@@ -20,7 +22,7 @@ def full_similarity(queries: Tensor, references: Tensor) -> Tensor:
 
 
 def nearest_places(queries: Tensor, references: Tensor, k: int) -> dict[int, list[int]]:
-    """The k nearest other references of each query, whose own is that of the same row."""
+    """Find the k nearest other references of each query; its own is that of the same row."""
     nearest = torch.topk(full_similarity(queries, references), k + 1, dim=1).indices
     neighbors = {}
     for query, row in enumerate(nearest.tolist()):
@@ -31,7 +33,7 @@ def nearest_places(queries: Tensor, references: Tensor, k: int) -> dict[int, lis
 def train_recall(
     queries: Tensor, references: Tensor, ranks: tuple[int, ...] = (1, 5, 10)
 ) -> dict[int, float]:
-    """Share of queries whose own reference is among the first so many."""
+    """Return, for each rank, the share of queries whose own reference is at that rank or better."""
     similarity = full_similarity(queries, references)
     hits = dict.fromkeys(ranks, 0)
     for query in range(len(queries)):

@@ -1,8 +1,9 @@
-"""The published way to fill batches, on Python lists, written anew from its description: a baseline, not to be used.
+"""Fill batches as published, on Python lists: a baseline, not to be used in training.
 
-A shuffled list of pairs is read from its front with pop(0). A pair opens its batch or is put back to the end
-when its place is in the batch already; its neighbors follow: the nearest half, and as many drawn from the rest
-of a deep copy of all neighbor lists. It gives up after 1,024 rejects in a row; the last batch is dropped.
+Written anew from its description. Reads a shuffled list of pairs from its front with pop(0). A pair
+joins the batch, or returns to the end of the list when its place is in the batch already. Its
+neighbors follow it: the nearest half, and as many drawn from the rest of a deep copy of all
+neighbor lists. Stops after 1,024 rejected pairs in a row; drops the last, incomplete batch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ def plan_with_lists(
     pool_size: int,
     seed: int,
 ) -> list[list[Pair]]:
-    """Batches of pairs, each of another place."""
+    """Fill batches of pairs, no place twice in a batch."""
     rng = random.Random(seed)
-    waiting, pools = copy.deepcopy(pairs), copy.deepcopy(neighbors)
+    waiting = copy.deepcopy(pairs)
+    pools = copy.deepcopy(neighbors)
     rng.shuffle(waiting)
     pairs_of_place: dict[int, list[Pair]] = {}
     for pair in waiting:
@@ -45,7 +47,8 @@ def plan_with_lists(
             continue
         rejects = 0
         pool = pools[pair[0]][:pool_size]
-        nearest, rest = pool[: num_hard // 2], pool[num_hard // 2 :]
+        nearest = pool[: num_hard // 2]
+        rest = pool[num_hard // 2 :]
         rng.shuffle(rest)
         chosen = [pair]
         for place in nearest + rest[: num_hard - num_hard // 2]:
@@ -57,5 +60,6 @@ def plan_with_lists(
                 used.add(joining)
         if len(batch) == batch_size:
             batches.append(batch)
-            batch, in_batch = [], set()
+            batch = []
+            in_batch = set()
     return batches

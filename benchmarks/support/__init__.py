@@ -1,1 +1,1 @@
-"""What the benchmarks share: the machine, the record of results, an object store."""
+"""Used by all benchmarks: the machine, the record of results, an S3 server."""

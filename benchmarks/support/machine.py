@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describe the machine and the versions that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that figures depend on, those that are installed."""
+def read_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that figures depend on."""
     installed = {
         (d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()
     }
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, cores, memory and versions, to stand beside every figure."""
+def describe_machine() -> dict[str, str | int]:
+    """Return processor, cores, memory and versions, to be shown beside every figure."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "").split()
@@ -44,5 +44,5 @@ def machine() -> dict[str, str | int]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **versions(),
+        **read_versions(),
     }

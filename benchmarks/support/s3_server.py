@@ -1,6 +1,8 @@
-"""An S3 server in a process of its own, for tests and benchmarks: moto, which keeps its objects in memory.
+"""Serve S3 from a separate process, for tests and benchmarks: moto keeps its objects in memory.
 
-python -m benchmarks.s3_server --host 127.0.0.1 --port 5000 --bucket runs     # serves until it is stopped
+    python -m benchmarks.support.s3_server --host 127.0.0.1 --port 5000 --bucket runs
+
+It serves until it is stopped.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-ACCESS_KEY, SECRET_KEY = "S4GEXAMPLEACCESSKEY", "s4g/example+secret/key"  # the server takes any
+# the server accepts any keys
+ACCESS_KEY = "S4GEXAMPLEACCESSKEY"
+SECRET_KEY = "s4g/example+secret/key"
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """The standard AWS variables with which a client reaches the server; no file of the user's is read."""
+    """Return the AWS variables by which a client finds the server and reads no file of the user."""
     return {
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -33,14 +37,14 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on."""
+    """Find a port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
 
 
 def client(endpoint: str, connections: int = 10) -> Any:
-    """A plain boto3 client of the server, without retries."""
+    """Make a plain boto3 client of the server, without retries."""
     import boto3
     from botocore.config import Config
 
@@ -56,13 +60,14 @@ def client(endpoint: str, connections: int = 10) -> Any:
 
 @contextmanager
 def serving(*buckets: str, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
-    """Start a server with some buckets and yield its URL; it ends with the block."""
+    """Start a server with these buckets and yield its URL; stop it at the end of the block."""
     port = port or free_port()
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            endpoint = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-            _wait(endpoint, process)
+            reachable_host = "127.0.0.1" if host == "0.0.0.0" else host
+            endpoint = f"http://{reachable_host}:{port}"
+            _wait_until_up(endpoint, process)
             for bucket in buckets:
                 client(endpoint).create_bucket(Bucket=bucket)
             yield endpoint
@@ -70,7 +75,7 @@ def serving(*buckets: str, host: str = "127.0.0.1", port: int | None = None) -> 
             process.kill()
 
 
-def _wait(endpoint: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+def _wait_until_up(endpoint: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
     host, _, port = endpoint.removeprefix("http://").rpartition(":")
     deadline = time.monotonic() + timeout_s
     while True:
@@ -86,16 +91,21 @@ def _wait(endpoint: str, process: subprocess.Popen[bytes], timeout_s: float = 60
 
 
 def main() -> None:
+    """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=None, help="a free one, if not given")
+    parser.add_argument("--port", type=int, default=None, help="a free port, if not given")
     parser.add_argument(
-        "--bucket", action="append", default=[], help="to make; may be given several times"
+        "--bucket",
+        action="append",
+        default=[],
+        help="a bucket to create; may be given several times",
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or the server would outlive this process
+    # without a handler the server would outlive this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with serving(*arguments.bucket, host=arguments.host, port=arguments.port) as endpoint:
         print(f"S3 at {endpoint}", flush=True)
         while True:

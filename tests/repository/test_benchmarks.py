@@ -12,12 +12,21 @@ import pytest
 from benchmarks import __main__ as harness
 from benchmarks import loading, planning
 from benchmarks.evaluation import embeddings
-from benchmarks.projection import Cluster, Rates, Stage, bound, project
+from benchmarks.projection import Cluster, Rates, Stage, describe_bottleneck, project
 from benchmarks.published import evaluation as published_evaluation
 from benchmarks.published import loading as published_loading
 from benchmarks.published.geography import distance_matrix, nearest
 from benchmarks.support import record as records
-from benchmarks.support.record import Measured, Meter, apart, page, read_results, record, render
+from benchmarks.support.record import (
+    Measured,
+    Meter,
+    apart,
+    read_results,
+    record,
+    render,
+    render_page,
+    replace_table,
+)
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.evaluation.metrics import retrieval_metrics
 from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
@@ -36,16 +45,17 @@ RESULT = {
 }
 
 
-def test_the_table_of_faults_is_what_was_measured() -> None:
+def test_the_table_of_faults_holds_the_measured_results() -> None:
     page_of_faults = records.RELIABILITY.read_text()
-    assert page_of_faults == records.with_table(page_of_faults, read_results()["faults"])
+    assert page_of_faults == replace_table(page_of_faults, read_results()["faults"])
     assert {"a training worker (kill -9)", "the driver (kill -9)"} <= {
         row[0] for row in read_results()["faults"]["rows"]
     }
 
 
-def test_the_page_of_benchmarks_is_what_its_results_render_to() -> None:
-    assert records.PAGE.read_text() == page(read_results()), "run `python -m benchmarks.record`"
+def test_the_page_of_benchmarks_is_rendered_from_its_results() -> None:
+    remedy = "run `python -m benchmarks.support.record`"
+    assert records.PAGE.read_text() == render_page(read_results()), remedy
 
 
 def test_a_result_is_rendered_with_its_command_configuration_date_and_machine() -> None:
@@ -63,7 +73,7 @@ def test_a_result_is_rendered_with_its_command_configuration_date_and_machine() 
     ]
 
 
-def test_results_are_kept_with_their_machine_and_come_back_in_order(
+def test_results_are_written_with_their_machine_and_read_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
@@ -91,19 +101,19 @@ def measured_allocation() -> Measured:
     return Meter()(allocate, 300)
 
 
-def test_the_meter_sees_what_a_call_allocates_even_when_it_is_freed() -> None:
-    found = apart(measured_allocation)  # where nobody else's memory is given back meanwhile
+def test_the_meter_measures_memory_that_a_call_allocates_and_frees() -> None:
+    found = apart(measured_allocation)  # in a process in which nothing else frees memory meanwhile
     assert found.value == 300 * 125_000
     assert 0.25 < found.extra_gb < 0.36
     assert 0 < found.seconds < 60
 
 
-def test_apart_is_another_process() -> None:
+def test_apart_runs_in_another_process() -> None:
     assert apart(os.getpid) != os.getpid()
     assert apart(allocate, 2) == 250_000
 
 
-def test_an_unknown_benchmark_is_refused_and_a_failing_one_fails_the_whole(
+def test_an_unknown_benchmark_is_refused_and_a_failing_one_sets_the_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(records, "PAGE", tmp_path / "benchmarks.md")
@@ -111,14 +121,14 @@ def test_an_unknown_benchmark_is_refused_and_a_failing_one_fails_the_whole(
     monkeypatch.setattr(records, "RELIABILITY", tmp_path / "reliability.md")
     assert harness.main(["neighbours"]) == 2
     assert "unknown benchmark 'neighbours'; there are neighbors, mining" in capsys.readouterr().err
-    monkeypatch.setattr(harness, "NAMES", ("machine", "no_such_module"))
-    assert harness.main(["machine"]) == 0
+    monkeypatch.setattr(harness, "NAMES", ("support.machine", "no_such_module"))
+    assert harness.main(["support.machine"]) == 0
     assert harness.main([]) == 1
     assert "failed: no_such_module" in capsys.readouterr().err
-    assert (tmp_path / "benchmarks.md").read_text() == page(read_results())
+    assert (tmp_path / "benchmarks.md").read_text() == render_page(read_results())
 
 
-def test_the_published_geography_is_exact_and_agrees_with_the_tree() -> None:
+def test_the_published_geography_is_exact_and_agrees_with_the_one_here() -> None:
     rng = np.random.default_rng(0)
     lat, lon = rng.uniform(40, 41, 700), rng.uniform(7, 8, 700)
     assert distance_matrix(lat, lon)[3, 600] == pytest.approx(
@@ -180,7 +190,7 @@ MEASURED: dict[str, dict[str, Any]] = {
 }
 
 
-def test_the_projection_reckons_with_the_cheapest_effort_that_recalls_enough() -> None:
+def test_the_projection_takes_the_cheapest_search_effort_with_enough_recall() -> None:
     rates = Rates.read(MEASURED)
     assert (rates.ivf_nprobe, rates.product_flops) == (32, 150e9)
     assert rates.ivf_scan_values_per_s == pytest.approx(1500 * (32 * 250 + 4000) * 256 / 2)
@@ -191,14 +201,14 @@ def test_the_planners_benchmark_records_what_the_projection_reads(
 ) -> None:
     monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(planning, "apart", lambda function, *arguments: function(*arguments))
-    planning.grow([8192])
+    planning.record_scale([8192])
     assert "Batch plans at scale" in capsys.readouterr().out
     rates = Rates.read({**MEASURED, "planning_scale": read_results()["planning_scale"]})
     assert rates.planned_pairs_per_s > 1000
     assert rates.planning_bytes_per_pair >= 0
 
 
-def test_the_projection_equals_sums_done_by_hand() -> None:
+def test_the_projection_equals_sums_computed_by_hand() -> None:
     stages = {stage.name: stage for stage in project(10**8, Rates.read(MEASURED), Cluster())}
     assert stages["exact search, GPUs"].hours == pytest.approx(
         2 * 1e16 * 1024 / (64 * 989e12 * 0.4) / 3600
@@ -232,30 +242,38 @@ def test_ten_times_the_places_take_a_hundred_times_the_exact_search_and_ten_time
         assert b.gigabytes == pytest.approx(10 * a.gigabytes)
         if a.hours is None or b.hours is None:
             continue
-        if a.name == "planning":  # more places are more cells, which more cores plan
+        if a.name == "planning":  # more places make more cells, which more cores plan
             assert a.hours < b.hours < 10 * a.hours
             continue
         exponent = np.log10(b.hours / a.hours)
-        wanted = 2 if "exact" in a.name else 1.5 if "IVF" in a.name else 1
+        wanted = 1.0
+        if "exact" in a.name:
+            wanted = 2.0
+        elif "IVF" in a.name:
+            wanted = 1.5
         assert exponent == pytest.approx(wanted, abs=0.05), a.name
 
 
-def test_the_bound_is_the_longest_stage_beside_the_fastest_search() -> None:
+def test_the_bottleneck_is_the_longest_stage_with_the_fastest_search() -> None:
     stages = [
         Stage("embedding", 1, 3.0, "GPUs"),
         Stage("exact search, CPUs", 1, 90.0, "CPUs"),
         Stage("IVF search, CPUs", 1, 2.0, "codes"),
         Stage("index, flat", 9, None, "fits"),
     ]
-    assert bound(stages) == "embedding (3.0 h; GPUs)"
-    assert bound([*stages, Stage("exact search, GPUs", 1, 1.0, "-")]) == "embedding (3.0 h; GPUs)"
+    assert describe_bottleneck(stages) == "embedding (3.0 h; GPUs)"
     assert (
-        bound([Stage("planning", 1, 1.0, "-"), *stages[1:3]]) == "IVF search, CPUs (2.0 h; codes)"
+        describe_bottleneck([*stages, Stage("exact search, GPUs", 1, 1.0, "-")])
+        == "embedding (3.0 h; GPUs)"
+    )
+    assert (
+        describe_bottleneck([Stage("planning", 1, 1.0, "-"), *stages[1:3]])
+        == "IVF search, CPUs (2.0 h; codes)"
     )
 
 
 @pytest.mark.parametrize("name", sorted(MEASURED))
-def test_a_projection_without_a_result_or_rate_says_what_to_run(name: str) -> None:
+def test_a_projection_without_a_result_or_rate_names_the_benchmark_to_run(name: str) -> None:
     without = {key: value for key, value in MEASURED.items() if key != name}
     command = f"python -m benchmarks {name.removesuffix('_scale')}"
     with pytest.raises(SystemExit, match=rf"results/{name}.json; run `{command}`"):
