@@ -26,7 +26,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +77,10 @@ SETTINGS = {
     "RAY_AUTH_TOKEN_PATH": "/run/token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "GLOO_SOCKET_IFNAME": "eth0",  # by default gloo takes the interface of the host name's address
-    # a node that does not answer is dead after 3 x (2 + 5) s; by default after 5 x (3 + 10) s
-    "RAY_health_check_period_ms": "2000",
+    # a node that does not answer is dead after 2 x (1 + 5) s; by default after 5 x (3 + 10) s
+    "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "2",
     "AWS_ACCESS_KEY_ID": "example",  # the store accepts any key
     "AWS_SECRET_ACCESS_KEY": "example",
     "AWS_DEFAULT_REGION": "us-east-1",
@@ -170,8 +172,8 @@ def start_cluster(head: Host, workers: Sequence[Host]) -> None:
         f"--dashboard-host={head.address}",
         f"--dashboard-port={DASHBOARD_PORT}",
     )
-    for worker in workers:
-        join_cluster(worker, head)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(partial(join_cluster, head=head), workers))
 
 
 def join_cluster(worker: Host, head: Host) -> None:

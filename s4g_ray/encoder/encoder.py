@@ -33,7 +33,8 @@ class Encoder(nn.Module):
         self.model = backbone
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.freeze_batch_norm = freeze_batch_norm
-        data: dict[str, Any] = resolve_data_config({}, model=backbone)  # type: ignore[no-untyped-call]
+        resolve: Any = resolve_data_config  # has no annotations
+        data: dict[str, Any] = resolve({}, model=backbone)
         self.register_buffer(
             "mean", 255 * torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False
         )

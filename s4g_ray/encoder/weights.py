@@ -56,7 +56,8 @@ def load_pretrained(encoder: nn.Module, uri: str) -> None:
         _load_strictly(encoder, state, source)
         return
     if any(key.startswith("_blocks.") for key in state):
-        state = rename_efficientnet(state, [len(stage) for stage in backbone.blocks])  # type: ignore[union-attr]
+        stages: Any = backbone.blocks
+        state = rename_efficientnet(state, [len(stage) for stage in stages])
     classifiers = ("classifier.", "head.fc.", "fc.")
     state = {key: value for key, value in state.items() if not key.startswith(classifiers)}
     _load_strictly(backbone, state, source)

@@ -37,7 +37,11 @@ class _LostWorkerReporter(UserCallback):
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ARG002
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
         """Post the lost ranks and a reason, without waiting: the controller calls this."""
         ranks = sorted(worker_exceptions)
         reason = ""

@@ -178,7 +178,7 @@ def test_an_existing_run_is_refused_without_resume_and_left_alone(tiny: Tiny) ->
 
 
 def test_a_run_resumed_after_epoch_1_ends_with_the_same_weights(tiny: Tiny, tmp_path: Path) -> None:
-    """What an interruption in epoch 2 leaves: a finished first round, an unpublished checkpoint, no more."""
+    """An interruption in epoch 2 leaves a finished first round and an unpublished checkpoint."""
     whole, part = Path(tiny[0].run_dir), tmp_path / "part"
     shutil.copytree(whole, part)
     for name in (

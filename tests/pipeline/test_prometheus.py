@@ -34,7 +34,7 @@ SPLITS = {"evaluation": "test", "validation": "val"}
 Series = tuple[str, frozenset[tuple[str, str]]]  # a name, and tags of ours
 
 
-def test_a_line_tells_its_fields_and_nothing_of_those_that_are_null() -> None:
+def test_a_record_gives_samples_of_its_fields_and_none_of_nulls() -> None:
     epoch = {
         "kind": "epoch",
         "time": 5.0,
@@ -63,7 +63,7 @@ def test_a_line_tells_its_fields_and_nothing_of_those_that_are_null() -> None:
     assert list(samples_of({"kind": "baseline", "epoch": 0, "recall@1": 0.5}, SPLITS)) == []
 
 
-def test_recall_is_told_by_split_and_rank_and_no_other_metric_is_taken_for_it() -> None:
+def test_recall_has_split_and_rank_as_tags_and_no_other_metric_is_taken_for_it() -> None:
     line = {
         "kind": "validation",
         "recall@1": 0.5,
@@ -78,7 +78,7 @@ def test_recall_is_told_by_split_and_rank_and_no_other_metric_is_taken_for_it() 
     assert {s.tags["split"] for s in samples_of({**line, "kind": "evaluation"}, SPLITS)} == {"test"}
 
 
-def test_a_run_that_goes_on_shows_last_values_and_counts_anew() -> None:
+def test_a_resumed_run_shows_last_values_and_counts_anew() -> None:
     lines: list[Record] = [
         {"kind": "step", "step": 1, "loss": 3.0},
         {"kind": "workers", "workers": 2},
@@ -137,7 +137,7 @@ class Scraper:
         self.values: dict[Series, list[float]] = defaultdict(list)
 
     def scrape(self) -> bool:
-        """Look once; whether there was something to see, which is not before the agent is up, and after it ended."""
+        """Scrape once; return whether there was an answer: the agent runs within the run alone."""
         try:
             with urllib.request.urlopen(self.url, timeout=5) as answer:
                 text = answer.read().decode()
@@ -162,7 +162,7 @@ class Scraper:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Scraper, Command]:
-    """A run in which a worker dies, a round fails once and two images are bad, and what was seen of it meanwhile."""
+    """A run in which a worker dies, a round fails once and two images are bad, and its scrapes."""
     folder = tmp_path_factory.mktemp("metrics")
     dataset = with_validation(write_synthetic(folder / "source"), folder / "data", name=HOSTILE)
     for view, number in (("queries", 3), ("references", 4)):

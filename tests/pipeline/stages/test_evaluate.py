@@ -1,4 +1,4 @@
-"""Runs, exports and weights evaluated on data sets in the layouts of the paper's, with its configurations."""
+"""Runs, exports and weights are evaluated on small data sets in the layouts of the paper's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from s4g_ray.storage import files
 from tests.evaluation.test_metrics import metrics_loop, scores_loop
 from tests.support.source_trees import cvact_tree, cvusa_tree, university_tree, vigor_tree
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("warm_pool")]
 CONFIGS = Path(__file__).parents[3] / "configs"
 SMALL = [  # the paper's configuration, on a processor and in seconds
     "model.name=test_convnext",
@@ -72,7 +72,7 @@ def paper_config(name: str, folder: Path, dataset: GeoDataset, *overrides: str) 
 
 
 @pytest.fixture(scope="module")
-def cvusa_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def cvusa_run(warm_pool: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("cvusa")
     dataset = cvusa.convert(
         str(cvusa_tree(folder / "source", train=24, test=10)), str(folder / "data")
@@ -91,7 +91,7 @@ def cvusa_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ma
 
 
 @pytest.fixture(scope="module")
-def vigor_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def vigor_run(warm_pool: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("vigor")
     source = str(vigor_tree(folder / "source", tiles_per_city=12))
     dataset = vigor.convert(source, str(folder / "data"), area="same")
@@ -106,6 +106,7 @@ def vigor_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ma
         "sampling.neighbor_pool_size=6",
         "protocol=strict",
         "train.batch_size=6",
+        "train.num_workers=1",
     )
     return config, run(config), dataset
 
@@ -248,6 +249,8 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
         return start(pool)
 
     monkeypatch.setattr(EncoderPool, "start_actors", count)
+    # actors of its own
+    monkeypatch.setattr("s4g_ray.pipeline.stages.evaluate.EncoderPool", EncoderPool)
     found = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
     assert len(starts) == 1
     assert [(e.fov_deg, e.heading) for e in found] == [(360, "random"), (90, "random")]
