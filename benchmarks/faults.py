@@ -143,7 +143,7 @@ def main() -> None:
             " nearly all of it is the start of processes."
         ),
         command="python -m benchmarks.faults",
-        columns=["fault", "goes on", "lost, done again", "recovery, s"],
+        columns=["fault", "recovers", "lost, done again", "recovery, s"],
         rows=rows,
         config={"workers": 2, "every_steps": EVERY_STEPS},
         order=78,

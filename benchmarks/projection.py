@@ -286,7 +286,7 @@ def main() -> None:
         title="Projection to 10^8 and 10^9 places",
         text=(
             "computed, not measured: rates of a core from the results above, the cluster's assumed"
-            " from published peaks (benchmarks/projection.py says which). The cluster is 8 nodes,"
+            " from published peaks (benchmarks/projection.py lists them). The cluster is 8 nodes,"
             " each 8 x H100 80 GB, 96 cores and 1 TB. What binds a run with one mining round and"
             f" one epoch: {bottlenecks}."
         ),

@@ -57,7 +57,7 @@ class IndexPlan:
 
     @property
     def is_exact(self) -> bool:
-        """Whether a search compares a query with every vector."""
+        """Return whether a search compares a query with every vector."""
         return self.kind in EXACT_KINDS
 
     @property

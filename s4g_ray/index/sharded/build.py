@@ -40,7 +40,7 @@ SAMPLE_SEED = 0
 
 @dataclass(frozen=True)
 class IndexReport:
-    """How a version in service was built."""
+    """Report on the build of a version in service."""
 
     version: int
     kind: str
