@@ -1,4 +1,7 @@
-"""Shared fixtures: a small synthetic data set and one Ray session. The environment is set before Ray is imported."""
+"""Shared fixtures: a small synthetic data set, one Ray session, an object store.
+
+The environment is set before Ray is imported.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +60,9 @@ def tables(rows: int = 4) -> tuple[pa.Table, pa.Table]:
 
 
 def write_synthetic(folder: Path, num_gallery: int = 0) -> GeoDataset:
-    """NUM_TRAIN + NUM_TEST places: the reference is a pattern, the query the same with channels swapped and noise.
+    """Write NUM_TRAIN + NUM_TEST places, and `num_gallery` train references without a query.
 
-    Beside them `num_gallery` train references without a query.
+    A reference is a pattern; its query is the same with channels swapped and noise.
     """
     rng = np.random.default_rng(7)
     count = NUM_TRAIN + NUM_TEST + num_gallery
@@ -94,7 +97,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> GeoDataset:
 
 
 def with_validation(synthetic: GeoDataset, folder: Path, name: str = "validated") -> GeoDataset:
-    """The same images, half of the test places a validation split; half in a region named as the data set."""
+    """Write the same images with half of the test places as validation split, in two regions."""
     made = []
     for table in (synthetic.references.to_table(), synthetic.queries.to_table()):
         split = ["train"] * NUM_TRAIN + ["val"] * (NUM_TEST // 2) + ["test"] * (NUM_TEST // 2)
@@ -165,7 +168,7 @@ def lent_pools(ray_cluster: None) -> Iterator[list[EncoderPool]]:
 
 @pytest.fixture(scope="module")
 def warm_pool(lent_pools: list[EncoderPool]) -> Iterator[None]:
-    """Embedding actors that stay from command to command, and from run to run: they load what each job names."""
+    """Embedding actors that stay between commands and runs; they load the weights of each job."""
     from s4g_ray.encoder.actors import EncoderPool
 
     class Lent(EncoderPool):
@@ -186,7 +189,7 @@ def warm_pool(lent_pools: list[EncoderPool]) -> Iterator[None]:
 
 
 def overlapped_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -> RunConfig:
-    """Four epochs, mining beside training, a checkpoint every other step; for runs that faults happen to."""
+    """Four epochs, mining beside training, a checkpoint every other step; for runs with faults."""
     changed: dict[str, dict[str, Any]] = {
         "ray": {"num_cpus": 4},
         "train": {"epochs": 4},
@@ -232,7 +235,7 @@ def object_server(synthetic: GeoDataset) -> Iterator[Store]:
 
 @pytest.fixture
 def store(object_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store, reached through its proxy by the environment, with short waits between attempts."""
+    """The store, reached through its proxy by the environment; waits between attempts are short."""
     for name, value in {
         **environment(object_server.proxy.endpoint),
         "AWS_MAX_ATTEMPTS": str(ATTEMPTS),

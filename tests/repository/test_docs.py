@@ -1,4 +1,4 @@
-"""What README and docs/ say: each command is run, or is listed with the reason why not and what is checked instead."""
+"""The commands of README and docs/ are run, or listed with the reason and the check instead."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 
 
 class NotRun(NamedTuple):
-    """Commands (a pattern of all their text) that no test can run here: why, and what is checked of each instead."""
+    """Commands (a pattern of all their text) that no test can run: why, and the check instead."""
 
     pattern: str
     why: str
@@ -71,7 +71,7 @@ def check_demo(command: Command) -> None:
 
 
 def check_ray(command: Command) -> None:
-    """Ray's command line takes it, its files are there; of a submitted job, the script takes its arguments."""
+    """Ray's command line accepts it and its files exist; a submitted script accepts its arguments."""
     from ray.scripts.scripts import cli
 
     words = Command(command.page, command.line, command.text.partition(" | ")[0]).words[1:]
@@ -103,7 +103,7 @@ def check_job(command: Command) -> None:
 
 
 def check_s4g(arguments: list[str]) -> None:
-    """The command line takes it, and the configuration of a training loads with it; nothing is run."""
+    """The command line accepts it, and its configuration loads; nothing is run."""
     group: Any = typer.main.get_command(app)
     words = arguments
     while hasattr(group, "commands"):
@@ -169,13 +169,15 @@ NOT_RUN = [
     ),
     NotRun(
         r"\.venv/bin/s4g train configs/vigor_same\.yaml",
-        "takes 10 s more for the same code; those of configs/cvusa.yaml, paris.yaml and mine.yaml are run",
+        "takes 10 s more for the same code; those of configs/cvusa.yaml, paris.yaml and mine.yaml"
+        " are run",
         check_training,
     ),
     NotRun(r"s4g train configs/mine\.yaml train\.use_gpu=true .*", "wants a GPU", check_training),
     NotRun(
         r"s4g train configs/mine\.yaml ray\.metrics_port=8080",
-        "its port may be taken here; without it, it is run, and tests/test_metrics.py scrapes a free one",
+        "its port may be taken here; without the port it is run, and"
+        " tests/pipeline/test_prometheus.py scrapes a free one",
         check_training,
     ),
     NotRun(r"make (demo|check|test|lint|bench)", "minutes each; CI runs lint and test", check_make),

@@ -1,6 +1,4 @@
-"""What a process imports when it starts: modules that a task, a command or a loader process loads, and none of what
-takes them seconds.
-"""
+"""Processes import at their start only what they need: tasks, commands and loader processes."""
 
 from __future__ import annotations
 
@@ -35,7 +33,10 @@ CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "folder", "earth")
 
 
 def faults(script: str, barred: tuple[str, ...], *arguments: str) -> list[str]:
-    """Run a script that calls `step(name)` after each of its steps -> "name: module" of the first to load each."""
+    """Run a script that calls `step(name)` after each step; list who first loaded a barred module.
+
+    An entry is "name of the step: module".
+    """
     prelude = f"""
 import importlib, json, sys
 found, barred = [], {list(barred)!r}
@@ -59,7 +60,13 @@ def step(name):
 
 def imports(*modules: str) -> str:
     """A script that imports modules of s4g_ray, each a step."""
-    return f"for name in {list(modules)!r}:\n    importlib.import_module('s4g_ray.' + name)\n    step(name)\n"
+    lines = [
+        f"for name in {list(modules)!r}:",
+        "    importlib.import_module('s4g_ray.' + name)",
+        "    step(name)",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def test_tasks_that_encode_nothing_start_without_torch_and_timm(synthetic: GeoDataset) -> None:
@@ -71,7 +78,8 @@ from s4g_ray.data.image_table import VIEWS
 from s4g_ray.encoder.embedding_job import load_part
 data = DataConfig(uri=sys.argv[1], query_size=({SIZE}, {SIZE}), reference_size=({SIZE}, {SIZE}))
 for view in VIEWS:
-    pixels, bad = load_part(open_dataset(data.uri).table(view, ["test"]), view, "part", data, seed=0)
+    table = open_dataset(data.uri).table(view, ["test"])
+    pixels, bad = load_part(table, view, "part", data, seed=0)
     assert pixels.images.any() and not bad
 step("load_part")
 """

@@ -1,7 +1,8 @@
-"""The fault matrix: whatever dies, at whatever moment, a run ends with the weights of one that nothing has happened to.
+"""The fault matrix: a run with any fault at any moment ends with the weights of one without faults.
 
-Runs are those of the real command. What lives in the run's own Ray session (workers, shards, embedding actors) is
-replaced while the command goes on; when the command itself dies, the same command with --resume goes on.
+Runs are those of the real command. Parts of the run's own Ray session (workers, shards, embedding
+actors) are replaced while the command continues; a command that dies is resumed by the same command
+with --resume.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def fault(folder: Path, at: str, do: str = "kill") -> Fault:
 def test_what_dies_in_the_cluster_is_replaced_while_the_command_goes_on(
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
-    """A worker; a worker that uploads a checkpoint; an embedding actor; an index shard; all workers."""
+    """A worker; one that uploads a checkpoint; an embedding actor; an index shard; all workers."""
     config, rng = (
         configure(tmp_path, synthetic, max_failures=4, loader_processes=1),
         np.random.default_rng(20),
@@ -74,7 +75,7 @@ def test_what_dies_in_the_cluster_is_replaced_while_the_command_goes_on(
 
 
 def end(config: RunConfig, status: int, *faults: Fault) -> Command:
-    """A command that goes on with a run until a fault ends it, or the run is done."""
+    """A command that continues a run until a fault ends it, or the run is done."""
     command = Command(config, faults, resume=True)
     assert command.wait() == status, command.output
     assert command.left_behind(but=AGENTS if status < 0 else ()) == []
@@ -82,13 +83,14 @@ def end(config: RunConfig, status: int, *faults: Fault) -> Command:
     return command
 
 
-# It takes minutes because each of the ten commands starts a Ray session, its workers and its actors anew: the death of
-# a driver ends them all, and what such a start finds in the folder is what is tested.
+# Takes minutes: each of the ten commands starts a Ray session, its workers and its actors anew. The
+# death of a driver ends them all, and the test is about what such a start finds in the folder.
 def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same_end(
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
-    """SIGTERM before and in training; a worker too many lost; a full disk; its coordinator alone dies; its driver
-    dies while it publishes embeddings, a graph, a plan, and within an epoch."""
+    """SIGTERM before and in training; one worker too many lost; a full disk; the coordinator alone
+    dies; the driver dies while it publishes embeddings, a graph, a plan, and within an epoch.
+    """
     config, rng = configure(tmp_path, synthetic), np.random.default_rng(21)
     stop_before_training(config)
     lose_more_workers_than_allowed(config, moment=int(rng.integers(2, BATCHES)))
@@ -168,7 +170,7 @@ def stop_in_training(config: RunConfig) -> None:
     )
 
 
-# It takes more than a minute because the workers start three times on a cluster of its own, and one start is in vain.
+# Takes more than a minute: the workers start three times on a cluster of its own, once in vain.
 def test_a_run_goes_on_with_one_worker_after_the_death_of_a_node_and_with_two_on_one_that_comes(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:

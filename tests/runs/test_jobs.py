@@ -122,7 +122,7 @@ def test_only_who_has_the_token_submits_and_a_misspelt_key_ends_with_one_message
     assert done.stdout.count("s4g: ") == 2  # in the log, and in the status that ends with it
 
 
-def test_every_script_works_on_a_cluster_of_dependencies_and_a_stopped_training_goes_on_to_the_same_weights(
+def test_every_script_works_where_only_dependencies_are_and_a_stopped_run_resumes_to_same_weights(
     head: Head, ray_cluster: None, folder: Path
 ) -> None:
     data, tiny, runs = str(folder / "data"), str(folder / "tiny.yaml"), folder / "runs"
@@ -152,8 +152,8 @@ def test_every_script_works_on_a_cluster_of_dependencies_and_a_stopped_training_
     assert steps[-1] <= int(stopped[0]) <= steps[-1] + 1
     assert int(stopped[0]) < EPOCHS * NUM_TRAIN // 16
     assert (
-        f"resume with: ray job submit ... -- python {' '.join(train)} run_dir={runs}/halted --resume\n"
-        in log
+        f"resume with: ray job submit ... -- python {' '.join(train)}"
+        f" run_dir={runs}/halted --resume\n" in log
     )
     assert NOTE not in log
     check_lines(log)

@@ -18,13 +18,16 @@ pytestmark = pytest.mark.cluster
 EPOCHS = 3
 
 
-# It takes more than a minute because the workers start three times on a cluster of its own, and two deaths of nodes
-# must be noticed.
-def test_the_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weights_of_one_on_a_single_node(
+# Takes more than a minute: the workers start three times on a cluster of its own, and two deaths of
+# nodes must be noticed.
+def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weights_of_one_node(
     warm_pool: None, synthetic: GeoDataset, tmp_path: Path
 ) -> None:
-    """Three nodes of three CPUs, each with room for one worker: after one has died it goes on on the others; after
-    another has, on one that comes. Embedding actors and index shards may be on the nodes that die, too."""
+    """Three nodes of three CPUs, each with room for one worker.
+
+    After one has died the run continues on the others; after another, on one that comes. Embedding
+    actors and index shards may be on the nodes that die, too.
+    """
     config = tiny_config(
         tmp_path / "run",
         synthetic.uri,

@@ -1,4 +1,4 @@
-"""What the documentation says, taken apart: its pages, their code, the commands in it, their links and names."""
+"""Parse the documentation: pages, their code, the commands in it, links and names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Command:
 
 
 def blocks(text: str) -> Iterator[list[tuple[int, str]]]:
-    """Blocks of code that may hold commands, indented ones and fenced ones of a shell: their lines, numbered."""
+    """Return the numbered lines of code blocks that may hold commands: indented, or fenced as shell."""
     fence, block, blank = None, list[tuple[int, str]](), True
     for number, line in enumerate([*text.splitlines(), ""], 1):
         mark = re.match(r"\s*```(\w*)", line)
@@ -86,9 +86,9 @@ def blocks(text: str) -> Iterator[list[tuple[int, str]]]:
 
 
 def commands(page: Path) -> list[Command]:
-    """The commands of a page, in order; lines that end in a backslash go on.
+    """Return the commands of a page, in order; a line that ends in a backslash continues.
 
-    Raises ValueError for a block that holds commands and something else: a program that PROGRAMS lacks.
+    Raises ValueError for a block that holds commands and a program that PROGRAMS lacks.
     """
     name, found = str(page.relative_to(ROOT)), list[Command]()
     for block in blocks(page.read_text()):

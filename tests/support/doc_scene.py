@@ -1,4 +1,4 @@
-"""Folders in which the documentation's commands run for real: small stand-ins for all that they name."""
+"""Folders in which the documentation's commands run: small stand-ins for all that they name."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Scene:
             (self.root / f"configs/{name}.yaml").write_text(text)
 
     def prepare(self, command: Command) -> list[str]:
-        """The arguments of an s4g command as they are run here, once what it reads is there and its target is not.
+        """Return the arguments as run here, once its inputs exist and its target does not.
 
         s3:// and /path/to are folders here; sizes are reduced.
         """
@@ -175,7 +175,7 @@ def positionals(arguments: list[str]) -> list[str]:
 
 
 def make_dataset(folder: Path) -> None:
-    """A data set of NUM_PLACES places with a query and a reference each, in splits train, val and test."""
+    """Write a data set of NUM_PLACES places, with a query and a reference each, in three splits."""
     splits = (
         ["train"] * NUM_TRAIN + ["val"] * NUM_VAL + ["test"] * (NUM_PLACES - NUM_TRAIN - NUM_VAL)
     )
@@ -222,7 +222,7 @@ def make_run(folder: Path, root: Path) -> None:
 
 
 def make_weights(path: Path, root: Path) -> None:
-    """An export's folder or its file of weights in the published form; weights.pth has no model.json beside it."""
+    """Write an export's folder, or weights in the published form (without model.json)."""
     folder = path.parent if path.suffix else path
     if folder == root:
         folder = root / "exported"

@@ -1,4 +1,4 @@
-"""Runs of the real command in a process of their own, their processes found and killed from outside."""
+"""Run the real command in a process of its own; find and kill its processes from outside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINER, SHARD, ENCODER = (
     "ray::IndexShard",
     "ray::EncoderActor",
 )  # titles of Ray's processes
-# Ray's own, which outlive a driver that is killed by a minute: its agents, and processes that were about to start
+# Ray's own, which outlive a killed driver by a minute: agents, and processes about to start
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
 LOOK_EVERY_S = 0.05  # a step takes longer; looking at all processes costs 10 ms of a processor
 Fault = dict[str, str]
@@ -38,7 +38,7 @@ Process = subprocess.Popen[bytes] | Forked
 
 @dataclass
 class Command:
-    """`s4g train` in a process of its own; all processes that it starts carry its token in their environment."""
+    """`s4g train` in a process of its own; all its processes carry its token in their environment."""
 
     config: RunConfig
     faults: Sequence[Fault] = ()
@@ -92,7 +92,7 @@ class Command:
         return self._log.read_text()
 
     def wait(self, timeout_s: float = 400) -> int:
-        """Its exit status, once it has ended; a command that does not is killed, with all that it started."""
+        """Wait for the exit status; kill a command that does not end, with all its processes."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -109,7 +109,7 @@ class Command:
     def wait_for(
         self, what: Callable[[], Any], timeout_s: float = 400, until_it_ends: bool = False
     ) -> None:
-        """Until something has happened; fails when the command ends before, unless that may be how it happens."""
+        """Wait until something has happened; fail if the command ends first, unless that is allowed."""
         deadline = time.monotonic() + timeout_s
         while not what():
             ended = self.process.poll() is not None
@@ -175,7 +175,7 @@ def steps(config: RunConfig) -> list[int]:
 
 
 def assert_same_end(config: RunConfig, whole: RunConfig) -> None:
-    """The same weights and optimiser, bit for bit; the same plans; each step logged once, and no file torn."""
+    """Assert equal weights, optimiser and plans; each step is logged once, no file is torn."""
     ours, theirs = (Path(c.run_dir) for c in (config, whole))
     name = f"checkpoints/epoch={config.train.epochs:04d}"
     assert (ours / name / "model.safetensors").read_bytes() == (

@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported all that a run imports, which takes 7 s of a processor each time."""
+"""Fork commands from a process with a run's imports, which take 7 s of a processor each time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ CONTEXT.set_forkserver_preload([*IMPORTED])
 class Forked:
     """`python -m MODULE ARGUMENTS`, but forked; used as a subprocess.Popen.
 
-    Ray has read its variables by then: RAY_... of `environment` reach the session's other processes, and not this one.
+    Ray has read its variables by then: RAY_... of `environment` reach the session's other processes,
+    not this one.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Forked:
 
 
 def _run(module: str, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
-    """Become the command: its variables, arguments and output; faults are armed, as at the start of an interpreter."""
+    """Become the command: variables, arguments, output; arm faults as an interpreter's start does."""
     os.environ.clear()
     os.environ.update(environment)
     with log.open("wb") as file:

@@ -1,6 +1,6 @@
-"""A cluster without CPUs that gets a node when something waits for one, as an autoscaler's would: `python -m` this.
+"""A cluster without CPUs that gets a node when something waits for one, as from an autoscaler.
 
-Prints as JSON what was waited for, and what waits when the node is there.
+`python -m` this module: it prints as JSON what waited, and what still waits once the node is there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def waiting() -> list[list[dict[str, float]]]:
 
 
 def main() -> None:
-    """The stand-in for an autoscaler adds its node from the main thread: a Cluster takes it from no other."""
+    """Stand in for an autoscaler. A Cluster adds nodes from the main thread alone."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     ray.init(address=cluster.address, log_to_driver=False)
     needs = [

@@ -1,4 +1,4 @@
-"""A real `ray start --head` with token authentication, whose Python has the dependencies but not s4g_ray."""
+"""A `ray start --head` with token authentication; its Python has the dependencies, not s4g_ray."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Head:
     def ray(
         self, command: str, *arguments: str, **changed: str
     ) -> subprocess.CompletedProcess[str]:
-        """`ray job COMMAND --address ...` in the repository's root; standard error with standard output."""
+        """Run `ray job COMMAND --address ...` in the repository's root; return all its output."""
         done = subprocess.run(
             [self.python, *RAY, "job", command, *QUIET, "--address", self.address, *arguments],
             text=True,
@@ -49,7 +49,7 @@ class Head:
     def submit(
         self, *entrypoint: str, options: Sequence[str] = (), **changed: str
     ) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` of this repository; waits for the end unless an option says otherwise."""
+        """Submit this repository as a job; wait for its end unless an option forbids it."""
         return self.ray(
             "submit", "--working-dir", ".", *options, "--", "python", *entrypoint, **changed
         )
@@ -95,7 +95,7 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
 
 
 def _dependencies_only(folder: Path) -> Path:
-    """A Python that sees what is installed for this one, but not what .pth files add: an editable s4g_ray."""
+    """Make a Python with this one's packages, but without .pth files: no editable s4g_ray."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     installed = [path for path in sys.path if path.endswith("-packages")]
@@ -123,7 +123,7 @@ def _await_port(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(head: subprocess.Popen[bytes], token: str, folder: str) -> None:
-    """The head's processes are those that hold its token, or write to its folder: titles may overwrite variables."""
+    """Find the head's processes by its token or its folder: titles may overwrite variables."""
     head.terminate()
     with suppress(subprocess.TimeoutExpired):
         head.wait(5)

@@ -1,8 +1,8 @@
 """A run on three nodes, of which two die: python -m tests.support.three_node_run CONFIG.
 
-One with a worker dies in the second epoch; the two others have room for all. Then the next, until another comes. Where
-everything has run until the first died is written to spread.json in the run's folder, as numbers of nodes for each
-name.
+A node with a worker dies in the second epoch; the two others have room for all. Then the next dies,
+and another comes. spread.json in the run's folder records where everything ran until the first
+death, as numbers of nodes for each name.
 """
 
 from __future__ import annotations

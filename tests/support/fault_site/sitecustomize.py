@@ -1,9 +1,10 @@
-"""Faults on cue: in every process of a run that has this folder on its PYTHONPATH, when a certain object is written.
+"""Faults on cue, in every process of a run that has this folder on its PYTHONPATH.
 
-S4G_FAULTS is a JSON list of {"at": parts of the object's URI, "do": kill | full | refuse | die | hold, "marker": file}.
-kill: half of the object is written under a temporary name, then the process is killed; refuse: the write fails; die:
-the thread ends; each once, which the marker remembers. full: that object and all after it are refused, as by a full
-disk, while the marker is there. hold: the object is not written before the marker is there.
+S4G_FAULTS is a JSON list of {"at": parts of an object's URI, "do": kill | full | refuse | die | hold,
+"marker": file}. When that object is written: kill writes half of it under a temporary name, then
+kills the process; refuse fails the write; die ends the thread. Each strikes once, which the marker
+records. full refuses that object and all after it, as a full disk does, while the marker exists.
+hold delays the write until the marker exists.
 """
 
 from __future__ import annotations
