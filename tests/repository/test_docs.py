@@ -71,7 +71,7 @@ def check_demo(command: Command) -> None:
 
 
 def check_ray(command: Command) -> None:
-    """Ray's command line accepts it and its files exist; a submitted script accepts its arguments."""
+    """Ray's command line accepts it, its files exist; a submitted script accepts its arguments."""
     from ray.scripts.scripts import cli
 
     words = Command(command.page, command.line, command.text.partition(" | ")[0]).words[1:]

@@ -70,7 +70,7 @@ class Command:
 
 
 def blocks(text: str) -> Iterator[list[tuple[int, str]]]:
-    """Return the numbered lines of code blocks that may hold commands: indented, or fenced as shell."""
+    """Return the numbered lines of code blocks that are indented, or fenced as shell."""
     fence, block, blank = None, list[tuple[int, str]](), True
     for number, line in enumerate([*text.splitlines(), ""], 1):
         mark = re.match(r"\s*```(\w*)", line)

@@ -38,7 +38,7 @@ Process = subprocess.Popen[bytes] | Forked
 
 @dataclass
 class Command:
-    """`s4g train` in a process of its own; all its processes carry its token in their environment."""
+    """`s4g train` in a process of its own; its processes carry its token in their environment."""
 
     config: RunConfig
     faults: Sequence[Fault] = ()
@@ -109,7 +109,7 @@ class Command:
     def wait_for(
         self, what: Callable[[], Any], timeout_s: float = 400, until_it_ends: bool = False
     ) -> None:
-        """Wait until something has happened; fail if the command ends first, unless that is allowed."""
+        """Wait until something has happened; fail if the command ends first, unless allowed."""
         deadline = time.monotonic() + timeout_s
         while not what():
             ended = self.process.poll() is not None

@@ -28,8 +28,8 @@ CONTEXT.set_forkserver_preload([*IMPORTED])
 class Forked:
     """`python -m MODULE ARGUMENTS`, but forked; used as a subprocess.Popen.
 
-    Ray has read its variables by then: RAY_... of `environment` reach the session's other processes,
-    not this one.
+    Ray has read its variables by then: RAY_... of `environment` reach the session's other
+    processes, not this one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Forked:
 
 
 def _run(module: str, arguments: Sequence[str], environment: dict[str, str], log: Path) -> None:
-    """Become the command: variables, arguments, output; arm faults as an interpreter's start does."""
+    """Become the command: variables, arguments, output; arm faults as at an interpreter's start."""
     os.environ.clear()
     os.environ.update(environment)
     with log.open("wb") as file:

@@ -1,4 +1,6 @@
-"""An elastic run on two nodes: one dies, another comes. python -m tests.support.two_node_run CONFIG.
+"""An elastic run on two nodes, where one dies and another comes.
+
+    python -m tests.support.two_node_run CONFIG
 
 `ray.cluster_utils.Cluster` makes nodes of processes of this machine. It needs the main thread, so
 the run has another.
