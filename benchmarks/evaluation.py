@@ -22,7 +22,7 @@ from s4g_ray.evaluation.metrics import BLOCK_SCORES, retrieve
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
 
-def embeddings(
+def draw_embeddings(
     num_queries: int, per_place: int, num_references: int, dim: int, noise: float
 ) -> Embeddings:
     """Draw queries, references and their places; both are equally far from their place."""
@@ -54,8 +54,8 @@ def multiply(queries: NDArray[np.float32], references: NDArray[np.float32]) -> N
 
 def measure_here(*shape: Any) -> dict[str, Any]:
     """Measure the evaluation here and the product alone, after compiling."""
-    data = embeddings(*shape)
-    retrieve(*embeddings(100, shape[1], 100 * shape[1], *shape[3:]))
+    data = draw_embeddings(*shape)
+    retrieve(*draw_embeddings(100, shape[1], 100 * shape[1], *shape[3:]))
     found = Meter()(retrieve, *data)
     bare = Meter()(multiply, *data[:2])
     metrics = found.value.metrics("paper")
@@ -69,7 +69,7 @@ def measure_here(*shape: Any) -> dict[str, Any]:
 
 def measure_published(function: str, *shape: Any) -> dict[str, Any]:
     """Measure one of the published forms."""
-    data = embeddings(*shape)
+    data = draw_embeddings(*shape)
     done = Meter()(getattr(published_evaluation, function), *data)
     return {"seconds": done.seconds, "extra_gb": done.extra_gb, "value": done.value}
 

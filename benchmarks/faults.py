@@ -48,26 +48,26 @@ class Scene:
         )
         return cls(config, Command(config))
 
-    def reached(self) -> int:
+    def find_last_step(self) -> int:
         """Return the last step that is logged."""
         return max([0, *steps(self.config)])
 
     def train_on(self, more: int = 25) -> None:
         """Wait until the run has made `more` steps."""
-        goal = self.reached() + more
-        self.command.wait_for(lambda: self.reached() >= goal)
+        goal = self.find_last_step() + more
+        self.command.wait_for(lambda: self.find_last_step() >= goal)
 
-    def recovery(
-        self, name: str, how: str, strike: Callable[[], None], resume: bool = False
+    def measure_recovery(
+        self, name: str, how: str, cause_fault: Callable[[], None], resume: bool = False
     ) -> Row:
         """Train for some steps, then cause the fault and measure the recovery."""
         self.train_on()
         before = len(records(self.config, "workers"))
         started = time.perf_counter()
-        strike()
-        return self.recover(name, how, started, before, resume)
+        cause_fault()
+        return self.await_recovery(name, how, started, before, resume)
 
-    def recover(self, name: str, how: str, started: float, before: int, resume: bool) -> Row:
+    def await_recovery(self, name: str, how: str, started: float, before: int, resume: bool) -> Row:
         """Wait until training is past the step that it had reached, and return the table's row.
 
         resume: wait for the command to end and run it again with --resume. before: number of worker
@@ -77,12 +77,12 @@ class Scene:
         if resume:
             self.command.wait()
             before = len(records(self.config, "workers"))
-        step = self.reached()
+        step = self.find_last_step()
         if resume:
             self.command = Command(self.config, resume=True)
         self.command.wait_for(lambda: len(records(self.config, "workers")) > before)
         newest = records(self.config, "workers")[-1]["after_step"]
-        self.command.wait_for(lambda: self.reached() > max(step, newest))
+        self.command.wait_for(lambda: self.find_last_step() > max(step, newest))
         row: Row = [
             name,
             how,
@@ -92,7 +92,7 @@ class Scene:
         print(row, flush=True)
         return row
 
-    def round_recovery(self, name: str, title: str) -> Row:
+    def measure_round_recovery(self, name: str, title: str) -> Row:
         """Kill a process that a round uses, and wait for the round's graph."""
         self.command.wait_for(lambda: self.command.processes(title))
         mined = len(records(self.config, "mining"))
@@ -119,9 +119,9 @@ def fail_while_publishing(
     scene.command.wait_for(marker.exists, until_it_ends=True)
     started = time.perf_counter()
     if resume:
-        return scene.recover(name, "--resume", started, before, resume)
+        return scene.await_recovery(name, "--resume", started, before, resume)
     # this command's own first start of workers is not the recovery
-    return scene.recover(name, "by itself", started, before + 1, resume)
+    return scene.await_recovery(name, "by itself", started, before + 1, resume)
 
 
 def main() -> None:
@@ -154,11 +154,15 @@ def measure(scene: Scene, folder: Path) -> list[Row]:
     """Cause one fault after another in the same run."""
     command = scene.command
     rows = [
-        scene.recovery("a training worker (kill -9)", "by itself", lambda: command.kill(TRAINER)),
-        scene.recovery("all training workers", "by itself", lambda: command.kill(TRAINER, 2)),
-        scene.round_recovery("an embedding actor", f"{ENCODER}.encode"),
-        scene.round_recovery("an index shard", f"{SHARD}."),
-        scene.recovery(
+        scene.measure_recovery(
+            "a training worker (kill -9)", "by itself", lambda: command.kill(TRAINER)
+        ),
+        scene.measure_recovery(
+            "all training workers", "by itself", lambda: command.kill(TRAINER, 2)
+        ),
+        scene.measure_round_recovery("an embedding actor", f"{ENCODER}.encode"),
+        scene.measure_round_recovery("an index shard", f"{SHARD}."),
+        scene.measure_recovery(
             "the driver (kill -9)",
             "--resume",
             lambda: os.kill(command.process.pid, signal.SIGKILL),
@@ -167,7 +171,7 @@ def measure(scene: Scene, folder: Path) -> list[Row]:
     ]
     stopped = scene.command
     rows.append(
-        scene.recovery(
+        scene.measure_recovery(
             "SIGTERM", "--resume", lambda: stopped.process.send_signal(signal.SIGTERM), resume=True
         )
     )

@@ -34,7 +34,7 @@ EF_SEARCHES = (128, 512)
 HNSW_SHARE = 10  # hnsw holds 1 in 10 of the vectors: a graph of all takes minutes to build
 
 
-def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
+def draw_mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
     """Draw blocks of vectors around centres that are the same for any seed."""
     shared = np.random.default_rng(0)
     centres = shared.standard_normal((max(1, count // CLUSTER), SUBSPACE), dtype=np.float32)
@@ -49,11 +49,11 @@ def mixture(count: int, dim: int, seed: int) -> Iterator[NDArray[np.float32]]:
         yield vectors
 
 
-def sample(count: int, dim: int, seed: int, size: int) -> NDArray[np.float32]:
+def draw_sample(count: int, dim: int, seed: int, size: int) -> NDArray[np.float32]:
     """Return the first `size` vectors of a mixture, which are in random order."""
     blocks: list[NDArray[np.float32]] = []
     missing = size
-    for block in mixture(count, dim, seed):
+    for block in draw_mixture(count, dim, seed):
         blocks.append(block[:missing])
         missing -= len(blocks[-1])
         if not missing:
@@ -63,9 +63,11 @@ def sample(count: int, dim: int, seed: int, size: int) -> NDArray[np.float32]:
 
 def build(plan: IndexPlan, threads: int) -> VectorIndex:
     """Train and fill an index, block by block."""
-    template = VectorIndex.template(plan, sample(plan.num_vectors, plan.dim, 1, plan.train_size))
+    template = VectorIndex.template(
+        plan, draw_sample(plan.num_vectors, plan.dim, 1, plan.train_size)
+    )
     index = VectorIndex.empty(plan, template, num_threads=threads)
-    for number, block in enumerate(mixture(plan.num_vectors, plan.dim, 1)):
+    for number, block in enumerate(draw_mixture(plan.num_vectors, plan.dim, 1)):
         index.add(block, np.arange(len(block)) + number * BLOCK)
     index.seal()
     return index
@@ -77,7 +79,7 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
 
     set_num_threads(threads)
     meter = Meter()
-    queries = sample(plan.num_vectors, plan.dim, 2, num_queries)
+    queries = draw_sample(plan.num_vectors, plan.dim, 2, num_queries)
     built = meter(build, plan, threads)
     index: VectorIndex = built.value
     index.search(queries[:64], K)  # the first search compiles, or measures engines

@@ -66,7 +66,7 @@ def make_table(paths: list[str]) -> ImageTable:
     return ImageTable(ids, ids, paths, none, none, unknown, unknown, np.zeros(len(paths)), none)
 
 
-def alternate(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def time_in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median processor seconds of each form in this thread.
 
     The forms take turns; the first call of each is not counted.
@@ -103,7 +103,7 @@ def measure_evaluation(
         "here": partial(load_here, table, size, antialias, normalised=False),
         "normalised": partial(load_here, table, size, antialias, normalised=True),
     }
-    seconds = alternate(forms, repeats)
+    seconds = time_in_turns(forms, repeats)
     rates = {form: len(table) / seconds[form] for form in forms}
     row: list[Cell] = [name, "yes" if antialias else "no"]
     row.extend(f"{rates[form]:.0f}" for form in forms)
@@ -134,7 +134,7 @@ def measure_training(name: str, table: ImageTable, size: Size, repeats: int) -> 
         key: partial(_call_each, function, values) for key, (function, values) in operations.items()
     }
     milliseconds = {
-        key: 1000 * value / len(table) for key, value in alternate(forms, repeats).items()
+        key: 1000 * value / len(table) for key, value in time_in_turns(forms, repeats).items()
     }
     return [
         name,
@@ -183,7 +183,7 @@ def measure_ranges(table: ImageTable, folder: Path, repeats: int) -> list[list[C
             _call_each, lambda wanted: files.read_bytes(*wanted), ranges
         )
         forms[f"{name}, read_ranges"] = partial(read_ranges, ranges)
-    seconds = alternate(forms, 5 * repeats)
+    seconds = time_in_turns(forms, 5 * repeats)
     return [[name, f"{1e6 * value / len(table):.0f}"] for name, value in seconds.items()]
 
 

@@ -29,7 +29,7 @@ CHECKED = 200  # queries whose neighbors are compared between the two
 SIMILARITY = 0.15  # about that of a query with its own reference; others reach 0.13 at D = 1024
 
 
-def embeddings(num_queries: int, num_references: int, dim: int) -> tuple[Vectors, Vectors]:
+def draw_embeddings(num_queries: int, num_references: int, dim: int) -> tuple[Vectors, Vectors]:
     """Draw unit vectors queries[Q, D], references[R, D]; query i resembles reference i."""
     rng = np.random.default_rng(0)
     references = rng.standard_normal((num_references, dim), dtype=np.float32)
@@ -46,7 +46,9 @@ def embeddings(num_queries: int, num_references: int, dim: int) -> tuple[Vectors
 def measure_published(count: int, dim: int, k: int, num_threads: int) -> dict[str, Any]:
     """Measure the published round: seconds of its two steps, extra memory, neighbors, recall."""
     torch.set_num_threads(num_threads)
-    queries, references = (torch.from_numpy(vectors) for vectors in embeddings(count, count, dim))
+    queries, references = (
+        torch.from_numpy(vectors) for vectors in draw_embeddings(count, count, dim)
+    )
     nearest_places(queries[:500], references[:500], k)  # starts the threads
     meter = Meter()
     mined = meter(nearest_places, queries, references, k)
@@ -95,7 +97,7 @@ def measure_here(
     num_queries: int, num_references: int, dim: int, k: int, num_threads: int
 ) -> dict[str, Any]:
     """Measure the round here, after choosing and compiling the engine."""
-    queries, references = embeddings(num_queries, num_references, dim)
+    queries, references = draw_embeddings(num_queries, num_references, dim)
     engine = exact_search.choose_engine(dim, num_threads)
     mine_exactly(queries[:500], references[:1000], k, engine, num_threads)  # compiles
     mined = Meter()(mine_exactly, queries, references, k, engine, num_threads)
@@ -109,7 +111,7 @@ def measure_here(
     }
 
 
-def agreement(a: list[list[int]], b: list[list[int]]) -> float:
+def measure_agreement(a: list[list[int]], b: list[list[int]]) -> float:
     """Return the share of neighbors that two graphs have in common."""
     shared = sum(len(set(x) & set(y)) for x, y in zip(a, b, strict=True))
     return shared / sum(len(x) for x in a)
@@ -136,7 +138,7 @@ def measure_row(num_queries: int, num_references: int, options: argparse.Namespa
     if need_gb > options.memory_gb:
         return [*row, "-", "-", f"{need_gb:.0f} GB wanted", "-", "-", "-"]
     there = apart(measure_published, num_references, dim, k, threads)
-    same = agreement(there["sample"], here["sample"])
+    same = measure_agreement(there["sample"], here["sample"])
     if same < 0.999 or abs(there["recall"][1] - here["recall"][1]) > 1e-3:
         raise SystemExit(
             f"{num_references}: graphs agree in {same:.2%}; {there['recall']}, {here['recall']}"

@@ -34,7 +34,7 @@ REPEATED_PLACES = 100_000  # which take a second
 CHECKED = 500  # places whose neighbors both forms must agree on
 
 
-def city(count: int) -> Places:
+def draw_city(count: int) -> Places:
     """Draw places in a square."""
     rng = np.random.default_rng(0)
     side = SPACING_DEG * count**0.5
@@ -42,7 +42,7 @@ def city(count: int) -> Places:
     return Places(np.arange(count), lat, lon)
 
 
-def stream(places: Places, k: int, folder: str) -> dict[str, float]:
+def write_blocks(places: Places, k: int, folder: str) -> dict[str, float]:
     """Compute and write a graph block by block; return seconds of both and the bytes written."""
     blocks = geographic_blocks(places, k)
     number = 0
@@ -63,12 +63,12 @@ def stream(places: Places, k: int, folder: str) -> dict[str, float]:
 
 def measure_here(count: int, k: int) -> dict[str, Any]:
     """Measure the form here, after compiling and importing."""
-    geographic_graph(city(1000), k)
+    geographic_graph(draw_city(1000), k)
     with tempfile.TemporaryDirectory() as folder:
-        stream(city(1000), k, folder)
-        places = city(count)
+        write_blocks(draw_city(1000), k, folder)
+        places = draw_city(count)
         num_runs = REPEATS if count <= REPEATED_PLACES else 1
-        runs = [Meter()(stream, places, k, folder) for _ in range(num_runs)]
+        runs = [Meter()(write_blocks, places, k, folder) for _ in range(num_runs)]
         streamed = sorted(runs, key=lambda run: run.value["compute_s"])[len(runs) // 2]
     sample = None
     if count <= REPEATED_PLACES:
@@ -78,13 +78,13 @@ def measure_here(count: int, k: int) -> dict[str, Any]:
 
 def measure_published(count: int, k: int) -> dict[str, Any]:
     """Measure the N x N form."""
-    places = city(count)
+    places = draw_city(count)
     nearest(places.lat[:500], places.lon[:500], k)
     done = Meter()(nearest, places.lat, places.lon, k)
     return {"seconds": done.seconds, "extra_gb": done.extra_gb, "sample": done.value[:CHECKED]}
 
 
-def agreement(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+def measure_agreement(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     """Return the share of neighbors that two forms have in common."""
     num_shared = sum(len(np.intersect1d(x, y)) for x, y in zip(a, b, strict=True))
     return num_shared / a.size
@@ -108,7 +108,7 @@ def measure_row(count: int, k: int, with_published: bool) -> tuple[list[Cell], d
     if not with_published:
         return [*row, "-", "-", "-", "-"], rates
     there = apart(measure_published, count, k)
-    same = agreement(here["sample"], there["sample"])
+    same = measure_agreement(here["sample"], there["sample"])
     if same < 0.9999:
         raise SystemExit(f"{count}: the forms agree on {same:.2%} of the neighbors only")
     return [

@@ -42,7 +42,7 @@ def read_here(keys: Sequence[str]) -> list[bytes]:
         ]
 
 
-def boto_reader(endpoint: str) -> Read:
+def make_boto_reader(endpoint: str) -> Read:
     """Make a reader by a plain boto3 client, a thread for each connection."""
     store = client(endpoint, CONNECTIONS)
 
@@ -57,7 +57,7 @@ def boto_reader(endpoint: str) -> Read:
     return read
 
 
-def http_reader(endpoint: str) -> Read:
+def make_http_reader(endpoint: str) -> Read:
     """Make a reader by bare HTTP with an invented signature and no checks: the server's maximum."""
     # the server distinguishes S3 from other services by the scope
     scope = f"{ACCESS_KEY}/20260101/us-east-1/s3/aws4_request"
@@ -108,8 +108,8 @@ def main() -> None:
             store.put_object(Bucket=BUCKET, Key=key, Body=data)
         readers = {
             "here (read_ranges)": read_here,
-            "boto3": boto_reader(endpoint),
-            "bare HTTP": http_reader(endpoint),
+            "boto3": make_boto_reader(endpoint),
+            "bare HTTP": make_http_reader(endpoint),
         }
         seconds = measure(readers, images, rng)
     bound = seconds["bare HTTP"]

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.loading import SATELLITE, alternate
+from benchmarks.loading import SATELLITE, time_in_turns
 from benchmarks.support.record import Cell, record
 from benchmarks.support.s3_server import environment, serving
 from s4g_ray.config.schema import DataConfig, Size
@@ -85,7 +85,7 @@ def read_references(dataset: GeoDataset) -> ImageTable:
     return dataset.table("references", ["train"])
 
 
-def neighbor_batches(dataset: GeoDataset, count: int) -> list[NDArray[np.int64]]:
+def plan_neighbor_batches(dataset: GeoDataset, count: int) -> list[NDArray[np.int64]]:
     """Return the reference ids of batches, planned among geographic neighbors as in training."""
     table = read_references(dataset)
     pairs = dataset.pairs("train")
@@ -155,7 +155,7 @@ def measure_reading(folder: Path, places: int, num_batches: int, repeats: int) -
         pack(dataset.uri, f"{folder}/packed", PackOptions(shard_mb=16)).dataset
     )
     single = read_references(dataset)
-    batches = neighbor_batches(dataset, num_batches)
+    batches = plan_neighbor_batches(dataset, num_batches)
     found = {"files": compare(single, packed, batches, repeats)}
     with serving("data") as endpoint:
         os.environ.update(environment(endpoint))
@@ -239,7 +239,7 @@ def measure_decoding(folder: Path, images: int, repeats: int) -> list[list[Cell]
     ranges = find_ranges(packed, packed.ids)
     contents = [files.read_bytes(uri, offset, length) for uri, offset, length in ranges]
     forms["of that, decoding alone"] = lambda: [decode(data) for data in contents]
-    seconds = alternate(forms, repeats)
+    seconds = time_in_turns(forms, repeats)
     bases = [seconds[name] for name in list(forms)[:3]]
     return [
         [name, f"{1000 * value / images:.2f}", *(f"{base / value:.2f}x" for base in bases)]

@@ -34,7 +34,7 @@ METRES_PER_DEGREE = 111_195.0
 REPEATS = 5
 
 
-def city(count: int) -> tuple[Places, NeighborGraph]:
+def draw_city(count: int) -> tuple[Places, NeighborGraph]:
     """Draw places in a square, 100 in a square kilometre, and find their 128 nearest neighbors."""
     rng = np.random.default_rng(0)
     side = 0.1 * count**0.5 * 1000 / METRES_PER_DEGREE
@@ -44,7 +44,7 @@ def city(count: int) -> tuple[Places, NeighborGraph]:
 
 def measure_lists(count: int) -> dict[str, float]:
     """Measure the published form at `count` pairs."""
-    places, graph = city(count)
+    places, graph = draw_city(count)
     neighbors = dict(zip(places.ids.tolist(), graph.neighbors.tolist(), strict=True))
     pairs = [(place, number) for number, place in enumerate(places.ids.tolist())]
     done = Meter()(
@@ -62,7 +62,7 @@ def measure_lists(count: int) -> dict[str, float]:
 
 def measure_here(count: int) -> dict[str, float]:
     """Measure plan_batches at `count` pairs, on rows of the graph: the median of REPEATS calls."""
-    places, graph = city(count)
+    places, graph = draw_city(count)
     pairs = PairTable(places.ids, places.ids, places.ids)
     CompactGraph.from_graph(graph, places.ids, 128)  # compiles
     started = time.perf_counter()
@@ -83,7 +83,7 @@ def measure_here(count: int) -> dict[str, float]:
     }
 
 
-def lattice(count: int) -> tuple[Places, CompactGraph]:
+def make_lattice(count: int) -> tuple[Places, CompactGraph]:
     """Make a city of at least `count` places: a lattice on a torus, numbered tile by tile.
 
     Neighbors are found by constant offsets in the lattice.
@@ -110,7 +110,7 @@ def lattice(count: int) -> tuple[Places, CompactGraph]:
 def measure_scale(count: int, radius_m: float) -> dict[str, float]:
     """Measure plan_batches on the lattice; memory is beyond the graph and the pairs."""
     plan_small(radius_m)
-    places, graph = lattice(count)
+    places, graph = make_lattice(count)
     ids: NDArray[np.int64] = places.ids[:count]
     pairs = PairTable(ids, ids, ids)
     exclusions = exclude(places, radius_m)
@@ -131,7 +131,7 @@ def measure_scale(count: int, radius_m: float) -> dict[str, float]:
 
 def plan_small(radius_m: float) -> None:
     """Compile the code that measure_scale measures."""
-    places, graph = lattice(1024)
+    places, graph = make_lattice(1024)
     pairs = PairTable(places.ids, places.ids, places.ids)
     exclusions = exclude(places, radius_m)
     plan_batches(pairs, graph, **SIZES, seed=0, epoch=0, exclusions=exclusions)

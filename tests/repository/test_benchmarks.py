@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import __main__ as harness
 from benchmarks import loading, planning
-from benchmarks.evaluation import embeddings
+from benchmarks.evaluation import draw_embeddings
 from benchmarks.projection import Cluster, Rates, Stage, describe_bottleneck, project
 from benchmarks.published import evaluation as published_evaluation
 from benchmarks.published import loading as published_loading
@@ -138,11 +138,11 @@ def test_the_published_geography_is_exact_and_agrees_with_the_one_here() -> None
 
 
 def test_the_published_evaluations_agree_with_the_one_here() -> None:
-    data = embeddings(300, 1, 300, 16, 1.0)
+    data = draw_embeddings(300, 1, 300, 16, 1.0)
     found = retrieval_metrics(*data, protocol="paper")
     for name, value in published_evaluation.recalls(*data).items():
         assert found[name] == pytest.approx(value), name
-    data = embeddings(20, 6, 300, 8, 1.0)
+    data = draw_embeddings(20, 6, 300, 8, 1.0)
     found = retrieval_metrics(*data, protocol="paper")
     assert 0 < found["ap"] < 1
     assert published_evaluation.average_precision(*data) == pytest.approx(found["ap"])
