@@ -1,10 +1,10 @@
 """Faults on cue, in every process of a run that has this folder on its PYTHONPATH.
 
-S4G_FAULTS is a JSON list of {"at": parts of an object's URI, "do": kill | full | refuse | die |
-hold, "marker": file}. When that object is written: kill writes half of it under a temporary name, then
-kills the process; refuse fails the write; die ends the thread. Each strikes once, which the marker
-records. full refuses that object and all after it, as a full disk does, while the marker exists.
-hold delays the write until the marker exists.
+S4G_FAULTS is a JSON list of {"at": parts of an object's URI, "do": a fault, "marker": file}. When
+that object is written: kill writes half of it under a temporary name, then kills the process;
+refuse fails the write; die ends the thread. Each strikes once, which the marker records. full
+refuses that object and all after it, as a full disk does, while the marker exists. hold delays the
+write until the marker exists.
 """
 
 from __future__ import annotations
