@@ -9,8 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,6 @@ from s4g_ray.config.loading import load_config, parse_config, valid_keys
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
-from s4g_ray.encoder import actors
 from s4g_ray.pipeline.prometheus import METRICS
 from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
 from s4g_ray.sampling.sampler import plan_batches
@@ -247,37 +245,6 @@ def test_what_is_not_run_is_documented_and_checked(entry: NotRun) -> None:
     assert listed, f"no page holds such a command any more: {entry.pattern}"
     for command in listed:
         entry.check(command)
-
-
-@contextmanager
-def one_pool_for_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Embedding actors that stay from command to command: they load what each job names."""
-    pools: list[actors.EncoderPool] = []
-
-    class Lent(actors.EncoderPool):
-        def __enter__(self) -> Any:
-            pools.append(self)
-            return pools[0]
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def job(self) -> Any:
-            return super().job() if self is pools[0] else pools[0].job()
-
-    for module in ("evaluator", "pipeline", "stages"):
-        monkeypatch.setattr(f"s4g_ray.{module}.EncoderPool", Lent)
-    try:
-        yield
-    finally:
-        for pool in pools[:1]:
-            actors.EncoderPool.__exit__(pool)
-
-
-@pytest.fixture(scope="module")
-def warm_pool(ray_cluster: None) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch, one_pool_for_all(monkeypatch):
-        yield
 
 
 @pytest.mark.cluster
