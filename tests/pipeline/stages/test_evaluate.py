@@ -492,7 +492,9 @@ def test_several_nodes_without_a_folder_of_all_are_refused_before_anything_is_em
     config = load_config(CONFIGS / "cvusa.yaml", [*SMALL, "data.query_heading=as_is"])
     torch.save(Encoder.build(config.model).state_dict(), tmp_path / "w.pth")
     nodes = [Node(number) for number in cpus]
-    monkeypatch.setattr("s4g_ray.distributed.session.ray_session", lambda *_: nullcontext(nodes))
+    monkeypatch.setattr(
+        "s4g_ray.pipeline.stages.evaluate.ray_session", lambda *_: nullcontext(nodes)
+    )
     with pytest.raises(
         InputError, match=r"^the cluster has 2 nodes; give --out s3://\.\.\. or a folder that all"
     ):
