@@ -13,7 +13,7 @@ help:
 	@echo "make test   run all tests, those with a Ray cluster too"
 	@echo "make lint   run ruff and mypy"
 	@echo "make bench  run all benchmarks, about 40 minutes, and write docs/benchmarks.md"
-	@echo "make clean  remove .venv"
+	@echo "make clean  remove .venv and compiled kernels"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "s4g-ray needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/s4g demo
 
 check: lint
-	$(BIN)/python -m pytest -m "not cluster and not s3 and not hosts and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not s3 and not hosts and not gpu"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -45,3 +45,4 @@ data/earth/dataset.json: | $(STAMP)
 
 clean:
 	rm -rf .venv
+	find s4g_ray -name '*.nb[ic]' -delete
