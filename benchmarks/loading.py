@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.published import loading as published_loading
 from benchmarks.support.record import Cell, record
-from s4g_ray.config.schema import AugmentConfig, DataConfig, Size
+from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
 from s4g_ray.data import augmentation
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import decode, load_views, resize, try_image

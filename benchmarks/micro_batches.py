@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.support.record import Cell, Meter, apart, record
-from s4g_ray.config.schema import ModelConfig, TrainConfig
+from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics

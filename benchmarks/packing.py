@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks.loading import SATELLITE, time_in_turns
 from benchmarks.support.record import Cell, record
 from benchmarks.support.s3_server import environment, serving
-from s4g_ray.config.schema import DataConfig, Size
+from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import decode, load_views, try_image

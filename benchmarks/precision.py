@@ -13,7 +13,7 @@ import tempfile
 
 from benchmarks.support.record import Cell, record
 from s4g_ray.config.loading import load_config
-from s4g_ray.config.schema import ModelConfig, TrainConfig
+from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Precision, measure_numerics

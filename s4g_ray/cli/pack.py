@@ -10,7 +10,7 @@ from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from s4g_ray.config.schema import Size
+    from s4g_ray.config.data_schema import Size
     from s4g_ray.datasets.packing.pack import Packed
 
 RESUME_HINT = "interrupted; finished shards stay: run the same command again to resume"

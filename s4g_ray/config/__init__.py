@@ -1,7 +1,10 @@
 """Define and load the configuration of a run.
 
-schema   every key with its type, unit, default and bounds; RunConfig
-loading  YAML and key=value overrides into RunConfig; errors name unknown keys
+section          the base of all sections
+data_schema      the keys of `data` and `augment`
+training_schema  the keys of `model` and `train`
+schema           the keys of the other sections; RunConfig
+loading          YAML and key=value overrides into RunConfig; errors name unknown keys
 
 Load a configuration with an override, and read a key:
 

@@ -6,18 +6,14 @@ YAML and `key=value` overrides. The comment of a key is its documentation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from s4g_ray.config.data_schema import TURNED_SIZES, AugmentConfig, DataConfig
+from s4g_ray.config.section import Section
+from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.storage.s3_settings import StorageConfig
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EmbeddingConfig(Section):
@@ -67,165 +63,6 @@ class RayConfig(Section):
     # seconds to wait for nodes that an autoscaler adds when a command does not fit on the present
     # ones; 0: the command is refused at once
     nodes_timeout_s: float = Field(0, ge=0)
-
-
-Probability = float
-Size = tuple[int, int]  # height, width in pixels
-
-
-class DataConfig(Section):
-    """The data set, its splits, and the preprocessing of its images."""
-
-    uri: str  # a canonical data set: a folder or s3://...
-    train_split: str = "train"
-    test_split: str = "test"
-    # evaluated together with the test split to find the best checkpoint; none: no best checkpoint
-    val_split: str | None = None
-    query_size: Size = (384, 384)
-    reference_size: Size = (384, 384)
-    antialias: bool = True  # of the bilinear resizing; the published code has none
-    # share of a query's height that is cut off at the top and at the bottom
-    query_cut: float = Field(0, ge=0, lt=0.5)
-    # panoramas. known: turned by heading_deg so that the centre column shows north; random: turned
-    # by a random angle
-    query_heading: Literal["as_is", "known", "random"] = "as_is"
-    # panoramas: the field of view that is kept, around the centre column
-    query_fov_deg: float = Field(360, gt=0, le=360)
-    # fail: the run stops; skip: the image is left out, counted, and listed in the run folder
-    on_bad_image: Literal["fail", "skip"] = "fail"
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for name in ("query_size", "reference_size"):
-            if min(getattr(self, name)) < 8:
-                raise ValueError(f"{name}={list(getattr(self, name))} is below 8 pixels")
-        if self.visible_query_size[1] < 8:
-            raise ValueError(
-                f"query_fov_deg={self.query_fov_deg:g} leaves {self.visible_query_size[1]} pixels"
-                " of width, below 8; raise it, or the width of query_size"
-            )
-        return self
-
-    @property
-    def visible_query_size(self) -> Size:
-        """Return the encoder's input size of a query: query_size within the field of view."""
-        height, width = self.query_size
-        return height, round(width * self.query_fov_deg / 360)
-
-
-class AugmentConfig(Section):
-    """Training augmentation (Sample4Geo, supplementary; FIELD values as defaults).
-
-    Probabilities are per image; those of flip and rotation are per pair.
-    """
-
-    jpeg_probability: Probability = Field(0.5, ge=0, le=1)
-    jpeg_quality: tuple[int, int] = (90, 100)
-    color_probability: Probability = Field(0.5, ge=0, le=1)
-    color_strength: float = Field(0.15, ge=0, le=0.5)  # brightness, contrast, saturation, hue
-    blur_probability: Probability = Field(0.3, ge=0, le=1)  # blur or sharpen, one of the two
-    dropout_probability: Probability = Field(0.3, ge=0, le=1)  # grid or coarse, one of the two
-    flip_probability: Probability = Field(0.5, ge=0, le=1)  # both views of a pair together
-    rotate_probability: Probability = Field(0.75, ge=0, le=1)
-    # rotation by k * 90 degrees, k in 1..3. panorama: the reference turns, and the query's columns
-    # roll with it; planar: both turn; reference, query: that view alone (where the orientation of
-    # the other is unknown)
-    rotate: Literal["none", "panorama", "planar", "reference", "query"] = "none"
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        low, high = self.jpeg_quality
-        if not 1 <= low <= high <= 100:
-            raise ValueError(f"jpeg_quality={[low, high]} must be two rising values within 1..100")
-        return self
-
-
-class ModelConfig(Section):
-    """The shared encoder: a timm backbone with global average pooling, without further layers."""
-
-    name: str = "convnext_base.fb_in22k_ft_in1k_384"
-    # true: weights of timm's hub; false: random weights; else the state dict at a path, s3://... or
-    # package://PACKAGE/FILE
-    pretrained: bool | str = True
-    freeze_batch_norm: bool = True  # batch statistics would depend on the number of workers
-    # compute activations again in the backward pass: less memory, more time
-    grad_checkpointing: bool = False
-    temperature: float = Field(0.07, gt=0)  # initial; learned as logit_scale = log(1 / temperature)
-
-
-class TrainConfig(Section):
-    """The optimisation, and the workers that run it."""
-
-    epochs: int = Field(40, ge=1)
-    batch_size: int = Field(128, ge=2)  # pairs, over all workers
-    # [min, max]: elastic; training continues with fewer workers after a loss, and grows back
-    num_workers: (
-        Annotated[int, Field(ge=1)]
-        | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    ) = 2
-    # pairs of one worker in one pass, with the gradient of the whole batch (GradCache); none: all
-    # pairs of the worker
-    micro_batch_size: int | None = Field(None, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_epochs: float = Field(1.0, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    clip_value: float = Field(100.0, gt=0)  # largest absolute value of a gradient's element
-    # of the encoder's passes. auto: fp32 or bf16, measured once at the start of a run; fp16: with a
-    # gradient scaler
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    channels_last: Literal["auto"] | bool = "auto"
-    cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler
-    use_gpu: bool = False
-    # with use_gpu; a value below 1 leaves a share of the GPU to the embedding actors
-    gpus_per_worker: float = Field(1, gt=0, le=1)
-    threads_per_worker: int = Field(1, ge=1)
-    # processes of one worker that load batches ahead; 0: threads of the worker load them
-    loader_processes: int = Field(2, ge=0)
-    label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of workers' nodes
-    # PACK: workers on as few nodes as hold them; SPREAD: over the nodes
-    placement: Literal["PACK", "SPREAD"] = "SPREAD"
-    # losses of workers after which training continues by itself; 0: the run stops at the first
-    max_failures: int = Field(3, ge=0)
-    # elastic: seconds between two checks for room for more workers
-    resize_every_s: float = Field(60, gt=0)
-    log_every_steps: int = Field(5, ge=1)
-
-    @property
-    def gpus(self) -> float:
-        """Return the GPUs of one worker."""
-        return self.gpus_per_worker if self.use_gpu else 0.0
-
-    @property
-    def workers(self) -> tuple[int, int]:
-        """Return the smallest and the largest number of workers."""
-        if isinstance(self.num_workers, tuple):
-            return self.num_workers
-        return self.num_workers, self.num_workers
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        min_workers, max_workers = self.workers
-        is_elastic = min_workers != max_workers
-        if not min_workers <= max_workers <= self.batch_size:
-            raise ValueError(
-                f"num_workers={list(self.workers)} must be [min, max] with"
-                f" min <= max <= batch_size={self.batch_size}"
-            )
-        num_left = self.batch_size % max_workers
-        if num_left and not is_elastic:  # elastic workers fill up with empty slots
-            raise ValueError(
-                f"batch_size={self.batch_size} is not divisible by num_workers={max_workers}; "
-                f"{self.batch_size - num_left} is"
-            )
-        if self.use_gpu and max_workers > 1 and self.gpus_per_worker <= 0.5:
-            raise ValueError(
-                f"gpus_per_worker={self.gpus_per_worker:g} would put two workers on one GPU, which"
-                " NCCL refuses; with more than 0.5 each has its own"
-            )
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs:g} exceeds epochs={self.epochs}")
-        return self
 
 
 class SamplingConfig(Section):
@@ -323,16 +160,6 @@ class MiningConfig(Section):
                 " before the next is due"
             )
         return self
-
-
-# augment.rotate -> the sizes of data of the views that it turns by 90 degrees
-TURNED_SIZES: Mapping[str, tuple[str, ...]] = {
-    "none": (),
-    "panorama": ("reference_size",),
-    "planar": ("query_size", "reference_size"),
-    "reference": ("reference_size",),
-    "query": ("query_size",),
-}
 
 
 class RunConfig(Section):

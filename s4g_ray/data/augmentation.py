@@ -16,7 +16,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from s4g_ray.config.schema import AugmentConfig
+from s4g_ray.config.data_schema import AugmentConfig
 
 LARGEST_JPEG = 65_500  # pixels a side
 Fit = Callable[[Tensor], Tensor]

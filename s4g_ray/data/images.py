@@ -18,7 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from s4g_ray.config.schema import DataConfig, Size
+from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.storage.byte_ranges import read_ranges

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from s4g_ray.arrays import Ints
-from s4g_ray.config.schema import AugmentConfig, DataConfig
+from s4g_ray.config.data_schema import AugmentConfig, DataConfig
 from s4g_ray.data.augmentation import augment_pair, augment_reference
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import (

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.config.schema import EmbeddingConfig, ModelConfig
+from s4g_ray.config.schema import EmbeddingConfig
+from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.distributed.actors import await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need

@@ -14,7 +14,8 @@ from typing import Any, Self
 
 import torch
 
-from s4g_ray.config.schema import ModelConfig, RunConfig
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.weights import WEIGHTS, encode_weights, load_weights
 from s4g_ray.errors import RunError, StoreError

@@ -21,7 +21,8 @@ import ray.data
 from ray.exceptions import RayError
 
 from s4g_ray import __version__
-from s4g_ray.config.schema import DataConfig, RunConfig, Size
+from s4g_ray.config.data_schema import DataConfig, Size
+from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.images import load_pixels

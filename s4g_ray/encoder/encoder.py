@@ -10,7 +10,8 @@ import torch
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
-from s4g_ray.config.schema import DataConfig, ModelConfig
+from s4g_ray.config.data_schema import DataConfig
+from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.weights import first_line, load_pretrained
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files

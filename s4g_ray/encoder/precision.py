@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s4g_ray.config.schema import ModelConfig, TrainConfig
+from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 

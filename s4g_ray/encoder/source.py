@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s4g_ray.config.loading import load_config, parse_config
-from s4g_ray.config.schema import ModelConfig, RunConfig, TrainConfig
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s4g_ray.arrays import Floats32
-from s4g_ray.config.schema import DataConfig
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import load_view

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from s4g_ray.config.schema import MiningConfig, RunConfig, TrainConfig
+from s4g_ray.config.schema import MiningConfig, RunConfig
+from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.exclusions import check_radius
 from s4g_ray.data.places import Places

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from s4g_ray.config.schema import DataConfig
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import (

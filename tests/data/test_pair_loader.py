@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s4g_ray.config.schema import DataConfig
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.images import fit_reference, load_raw
 from s4g_ray.data.pair_loader import PairBatch, PairLoader

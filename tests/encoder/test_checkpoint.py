@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s4g_ray.config.schema import ModelConfig
+from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     epoch_uri,

@@ -10,8 +10,9 @@ import safetensors.torch
 import timm
 import torch
 
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.config.loading import load_config
-from s4g_ray.config.schema import DataConfig, ModelConfig, TrainConfig
+from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics, Precision, measure_numerics, numerics_choices

@@ -72,7 +72,7 @@ def imports(*modules: str) -> str:
 def test_tasks_that_encode_nothing_start_without_torch_and_timm(synthetic: GeoDataset) -> None:
     """Up to the pixels of a part, whose images are stored in the size that is wanted."""
     load = f"""
-from s4g_ray.config.schema import DataConfig
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.encoder.embedding_job import load_part

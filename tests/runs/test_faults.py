@@ -102,7 +102,7 @@ def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same
     assert is_published(f"{config.run_dir}/embeddings/v=0001")
     killed += [end(config, -signal.SIGKILL, fault(tmp_path, "plans/epoch=0003"))]
     assert is_published(f"{config.run_dir}/neighbors/v=0001")
-    killed += [kill_within_an_epoch(config, moment=int(rng.integers(2 * BATCHES + 1, 3 * BATCHES)))]
+    killed += [kill_within_an_epoch(config, moment=2 * BATCHES + int(rng.integers(1, 3)))]
 
     ended = end(config, 1, fault(tmp_path, "neighbors/v=0002/_MANIFEST", "die"))
     assert "the coordinator died: SystemExit('on cue')" in ended.output
@@ -145,7 +145,14 @@ def fill_the_disk(config: RunConfig, full: Fault) -> None:
 
 
 def kill_within_an_epoch(config: RunConfig, moment: int) -> Command:
-    command = Command(config, resume=True)
+    # the workers wait for a checkpoint that is never written: they cannot end the epoch meanwhile
+    name = f"step={2 * BATCHES + 2:04d}"
+    held: Fault = {
+        "at": f"checkpoints/{name}/training_state",
+        "do": "hold",
+        "marker": f"{config.run_dir}/never",
+    }
+    command = Command(config, [held], resume=True)
     command.wait_for(lambda: steps(config)[-1:] >= [moment])
     os.kill(command.process.pid, signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL

@@ -23,7 +23,7 @@ EPOCHS = 3
 def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weights_of_one_node(
     warm_pool: None, synthetic: GeoDataset, tmp_path: Path
 ) -> None:
-    """Three nodes of three CPUs, each with room for one worker.
+    """Three nodes of five CPUs, each with room for one worker.
 
     After one has died the run continues on the others; after another, on one that comes. Embedding
     actors and index shards may be on the nodes that die, too.
@@ -31,7 +31,7 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
     config = tiny_config(
         tmp_path / "run",
         synthetic.uri,
-        train={"epochs": EPOCHS, "cpus_per_worker": 2.0, "max_failures": 5},
+        train={"epochs": EPOCHS, "cpus_per_worker": 3.0, "max_failures": 5},
         sampling={"max_pairs_per_cell": 40},
         embedding={"num_actors": 2, "part_rows": 48},
         mining={"num_shards": 2, "exact_engine": "torch", "part_queries": 48, "every_epochs": 1},

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from s4g_ray.config.schema import AugmentConfig, DataConfig
+from s4g_ray.config.data_schema import AugmentConfig, DataConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.pair_loader import PairLoader
 from tests.conftest import SIZE, tile

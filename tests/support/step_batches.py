@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
-from s4g_ray.config.schema import TrainConfig
+from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics

@@ -39,9 +39,9 @@ def places() -> list[tuple[str, str]]:
 def main() -> None:
     config = load_config(sys.argv[1])
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": True}
+        initialize_head=True, head_node_args={"num_cpus": 5, "include_dashboard": True}
     )
-    others = [cluster.add_node(num_cpus=3) for _ in range(2)]
+    others = [cluster.add_node(num_cpus=5) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     thread = threading.Thread(target=run, args=(config,))
@@ -59,7 +59,7 @@ def main() -> None:
         until(lambda: steps(config)[-1:] > [reached + 2], thread)
         (second,) = (node for node in others if node is not first)
         cluster.remove_node(second, allow_graceful=False)
-        cluster.add_node(num_cpus=3)
+        cluster.add_node(num_cpus=5)
         until(lambda: workers(config) == [2, 2, 2], thread)
         thread.join()
     finally:

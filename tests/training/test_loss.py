@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from s4g_ray.config.schema import ModelConfig
+from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.training.loss import symmetric_info_nce
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s4g_ray.config.schema import TrainConfig
+from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics, Precision
 from s4g_ray.errors import RunError

@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from s4g_ray.arrays import Floats64, Ints
-from s4g_ray.config.schema import RunConfig, Size
+from s4g_ray.config.data_schema import Size
+from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import load_raw, resize

@@ -1,0 +1,88 @@
+"""Define the keys of the sections `data` and `augment`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from s4g_ray.config.section import Section
+
+Probability = float
+Size = tuple[int, int]  # height, width in pixels
+# augment.rotate -> the sizes of data of the views that it turns by 90 degrees
+TURNED_SIZES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "panorama": ("reference_size",),
+    "planar": ("query_size", "reference_size"),
+    "reference": ("reference_size",),
+    "query": ("query_size",),
+}
+
+
+class DataConfig(Section):
+    """The data set, its splits, and the preprocessing of its images."""
+
+    uri: str  # a canonical data set: a folder or s3://...
+    train_split: str = "train"
+    test_split: str = "test"
+    # evaluated together with the test split to find the best checkpoint; none: no best checkpoint
+    val_split: str | None = None
+    query_size: Size = (384, 384)
+    reference_size: Size = (384, 384)
+    antialias: bool = True  # of the bilinear resizing; the published code has none
+    # share of a query's height that is cut off at the top and at the bottom
+    query_cut: float = Field(0, ge=0, lt=0.5)
+    # panoramas. known: turned by heading_deg so that the centre column shows north; random: turned
+    # by a random angle
+    query_heading: Literal["as_is", "known", "random"] = "as_is"
+    # panoramas: the field of view that is kept, around the centre column
+    query_fov_deg: float = Field(360, gt=0, le=360)
+    # fail: the run stops; skip: the image is left out, counted, and listed in the run folder
+    on_bad_image: Literal["fail", "skip"] = "fail"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("query_size", "reference_size"):
+            if min(getattr(self, name)) < 8:
+                raise ValueError(f"{name}={list(getattr(self, name))} is below 8 pixels")
+        if self.visible_query_size[1] < 8:
+            raise ValueError(
+                f"query_fov_deg={self.query_fov_deg:g} leaves {self.visible_query_size[1]} pixels"
+                " of width, below 8; raise it, or the width of query_size"
+            )
+        return self
+
+    @property
+    def visible_query_size(self) -> Size:
+        """Return the encoder's input size of a query: query_size within the field of view."""
+        height, width = self.query_size
+        return height, round(width * self.query_fov_deg / 360)
+
+
+class AugmentConfig(Section):
+    """Training augmentation (Sample4Geo, supplementary; FIELD values as defaults).
+
+    Probabilities are per image; those of flip and rotation are per pair.
+    """
+
+    jpeg_probability: Probability = Field(0.5, ge=0, le=1)
+    jpeg_quality: tuple[int, int] = (90, 100)
+    color_probability: Probability = Field(0.5, ge=0, le=1)
+    color_strength: float = Field(0.15, ge=0, le=0.5)  # brightness, contrast, saturation, hue
+    blur_probability: Probability = Field(0.3, ge=0, le=1)  # blur or sharpen, one of the two
+    dropout_probability: Probability = Field(0.3, ge=0, le=1)  # grid or coarse, one of the two
+    flip_probability: Probability = Field(0.5, ge=0, le=1)  # both views of a pair together
+    rotate_probability: Probability = Field(0.75, ge=0, le=1)
+    # rotation by k * 90 degrees, k in 1..3. panorama: the reference turns, and the query's columns
+    # roll with it; planar: both turn; reference, query: that view alone (where the orientation of
+    # the other is unknown)
+    rotate: Literal["none", "panorama", "planar", "reference", "query"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.jpeg_quality
+        if not 1 <= low <= high <= 100:
+            raise ValueError(f"jpeg_quality={[low, high]} must be two rising values within 1..100")
+        return self
