@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.distributed.actors import await_start
-from s4g_ray.distributed.placement import shard_need
+from s4g_ray.distributed.placement import NODE_ID, Need, Node, nodes_of, shard_need
 from s4g_ray.index.sharded.client import IndexClient, collect_answers
 from s4g_ray.index.sharded.shard import IndexShard, ShardSetup
 
@@ -24,12 +26,18 @@ class ShardGroup:
 
     def __init__(self, cfg: MiningConfig, folder: str, start_timeout_s: float) -> None:
         actor = ray.remote(**shard_options(cfg))(IndexShard)
+        need = shard_need(cfg, cfg.num_shards)
+        strategies = spread_shards(cfg, need, nodes_of(ray.nodes()))  # type: ignore[no-untyped-call]
         setups = [
             ShardSetup(folder, number, cfg.num_shards, cfg.index_threads, cfg.gpus_per_shard > 0)
             for number in range(cfg.num_shards)
         ]
-        self.client = IndexClient(tuple(actor.remote(setup) for setup in setups))
-        await_start(self.client.shards, shard_need(cfg, cfg.num_shards), start_timeout_s)
+        shards = [
+            actor.options(scheduling_strategy=strategy).remote(setup)
+            for strategy, setup in zip(strategies, setups, strict=True)
+        ]
+        self.client = IndexClient(tuple(shards))
+        await_start(self.client.shards, need, start_timeout_s)
 
     def __len__(self) -> int:
         return len(self.client.shards)
@@ -78,12 +86,30 @@ class ShardGroup:
         return collect_answers([call.remote(*arguments)])[0]
 
 
+def spread_shards(cfg: MiningConfig, need: Need, nodes: Sequence[Node]) -> list[Any]:
+    """Return the scheduling strategy of each shard: the nodes that suit take turns.
+
+    Ray's own SPREAD is not enough: other actors and tasks take turns of it, so that two shards may
+    start on one node of three. A shard starts on another node where its own has no room or is lost.
+    """
+    suitable = []
+    for node in nodes:
+        has_room = node.cpus >= max(need.cpus, 1e-4) and node.gpus >= need.gpus
+        if has_room and need.fits(node):
+            suitable.append(node.labels[NODE_ID])
+    if cfg.shard_placement == "DEFAULT" or not suitable:
+        return [cfg.shard_placement] * cfg.num_shards
+    return [
+        NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+        for node in islice(cycle(suitable), cfg.num_shards)
+    ]
+
+
 def shard_options(cfg: MiningConfig) -> dict[str, Any]:
-    """Return Ray's options for a shard: resources, placement, restarts, concurrency."""
+    """Return Ray's options for a shard: resources, labels, restarts, concurrency."""
     return {
         "num_cpus": cfg.cpus_per_shard,
         "num_gpus": cfg.gpus_per_shard,
-        "scheduling_strategy": cfg.shard_placement,
         "label_selector": cfg.label_selector,
         "max_restarts": -1,
         "max_task_retries": RETRIES,

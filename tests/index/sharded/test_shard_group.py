@@ -1,28 +1,55 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s4g_ray.config.schema import MiningConfig
+from s4g_ray.distributed.placement import NODE_ID, Node, shard_need
 from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.service import IndexService
-from s4g_ray.index.sharded.shard_group import shard_options
+from s4g_ray.index.sharded.shard_group import shard_options, spread_shards
 
 
-def test_shards_are_spread_over_nodes_unless_configured_otherwise() -> None:
+def node(name: str, cpus: float = 4, gpus: float = 0, **labels: str) -> Node:
+    return Node(cpus, gpus, {NODE_ID: name * 56, **labels})  # Ray accepts 56 hexadecimal digits
+
+
+def test_a_shard_asks_for_what_is_configured() -> None:
     options = shard_options(MiningConfig())
-    assert (options["scheduling_strategy"], options["num_gpus"]) == ("SPREAD", 0)
+    assert (options["num_cpus"], options["num_gpus"]) == (0, 0)
     assert options["concurrency_groups"] == {"build": 1, "search": 2}
-    packed = shard_options(
-        MiningConfig(shard_placement="DEFAULT", cpus_per_shard=0.5, gpus_per_shard=1)
-    )
-    assert [packed[key] for key in ("scheduling_strategy", "num_cpus", "num_gpus")] == [
-        "DEFAULT",
-        0.5,
-        1,
-    ]
-    assert packed["concurrency_groups"] == {"build": 1, "search": 1}
+    asking = shard_options(MiningConfig(cpus_per_shard=0.5, gpus_per_shard=1))
+    assert (asking["num_cpus"], asking["num_gpus"]) == (0.5, 1)
+    assert asking["concurrency_groups"] == {"build": 1, "search": 1}
+
+
+@pytest.mark.parametrize(
+    ("mining", "wanted"),
+    [
+        ({}, ["a", "b", "c", "a"]),
+        ({"gpus_per_shard": 0.5}, ["c", "c", "c", "c"]),
+        ({"cpus_per_shard": 3}, ["b", "c", "b", "c"]),
+        ({"label_selector": {"zone": "north"}}, ["a", "b", "a", "b"]),
+    ],
+)
+def test_the_nodes_that_suit_take_turns_with_shards(
+    mining: dict[str, Any], wanted: list[str]
+) -> None:
+    head = node("d", cpus=0, zone="north")
+    nodes = [head, node("a", 2, zone="north"), node("b", zone="north"), node("c", gpus=1)]
+    cfg = MiningConfig(num_shards=4, **mining)
+    strategies = spread_shards(cfg, shard_need(cfg, 4), nodes)
+    assert [strategy.node_id[0] for strategy in strategies] == wanted
+    assert all(strategy.soft for strategy in strategies)
+
+
+def test_shards_are_left_to_ray_where_configured_or_where_no_node_suits() -> None:
+    packed = MiningConfig(num_shards=2, shard_placement="DEFAULT")
+    assert spread_shards(packed, shard_need(packed, 2), [node("a")]) == ["DEFAULT", "DEFAULT"]
+    cfg = MiningConfig(num_shards=2, gpus_per_shard=1)
+    assert spread_shards(cfg, shard_need(cfg, 2), [node("a")]) == ["SPREAD", "SPREAD"]
 
 
 @pytest.mark.cluster
