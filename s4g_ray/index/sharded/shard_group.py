@@ -91,6 +91,7 @@ def spread_shards(cfg: MiningConfig, need: Need, nodes: Sequence[Node]) -> list[
 
     Ray's own SPREAD is not enough: other actors and tasks take turns of it, so that two shards may
     start on one node of three. A shard starts on another node where its own has no room or is lost.
+    (A busy node counts as one without room even for a shard that asks for nothing.)
     """
     suitable = []
     for node in nodes:
@@ -99,8 +100,9 @@ def spread_shards(cfg: MiningConfig, need: Need, nodes: Sequence[Node]) -> list[
             suitable.append(node.labels[NODE_ID])
     if cfg.shard_placement == "DEFAULT" or not suitable:
         return [cfg.shard_placement] * cfg.num_shards
+    asks = need.cpus > 0 or need.gpus > 0
     return [
-        NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
+        NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=asks)
         for node in islice(cycle(suitable), cfg.num_shards)
     ]
 
