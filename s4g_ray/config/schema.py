@@ -182,6 +182,13 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     storage: StorageConfig = StorageConfig()
 
+    @property
+    def decays_norms(self) -> bool:
+        """Return whether weight decay acts on norms, biases and the logit scale too."""
+        if self.train.decay_norms is None:
+            return self.protocol == "paper"
+        return self.train.decay_norms
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_workers()

@@ -36,14 +36,32 @@ class TrainConfig(Section):
     # pairs of the worker
     micro_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    # of the rate after the warm-up: half a cosine, a constant, or a power of the share that is left
+    schedule: Literal["cosine", "constant", "polynomial"] = "cosine"
+    schedule_power: float = Field(1.0, gt=0)  # of polynomial; 1: a straight line
+    end_learning_rate: float = Field(0.0, ge=0)  # that cosine and polynomial end at
     warmup_epochs: float = Field(1.0, ge=0)
+    # learning rate of each layer relative to that of the layer after it; 1: the same for all
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    # whether weight_decay acts on norms, biases and logit_scale too; none: only with protocol=paper
+    decay_norms: bool | None = None
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     clip_value: float = Field(100.0, gt=0)  # largest absolute value of a gradient's element
+    clip_norm: float | None = Field(None, gt=0)  # largest norm of the whole gradient; none: any
+    max_logit_scale: float | None = Field(None, gt=0)  # largest 1 / temperature; none: any
+    # weights that are averaged over steps, each worth so much of the average before it; published,
+    # mined with and evaluated in place of the trained ones. none: no average
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    # steps in a row whose gradients are not finite, after which the run stops; they are skipped
+    max_skipped_steps: int = Field(30, ge=1)
     # of the encoder's passes. auto: fp32 or bf16, measured once at the start of a run; fp16: with a
     # gradient scaler
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
+    tf32: bool = True  # CUDA: fp32 products of matrices with 10 bits of mantissa
+    compile: bool = False  # torch.compile the encoder; the first step takes minutes longer
+    gradient_compression: Literal["none", "bf16"] = "none"  # of the sum over workers
     cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler
     use_gpu: bool = False
     # with use_gpu; a value below 1 leaves a share of the GPU to the embedding actors
@@ -58,7 +76,10 @@ class TrainConfig(Section):
     max_failures: int = Field(3, ge=0)
     # elastic: seconds between two checks for room for more workers
     resize_every_s: float = Field(60, gt=0)
+    # steps between two lines in metrics.jsonl. Workers meet only then: a stop waits as long
     log_every_steps: int = Field(5, ge=1)
+    # [first, last]: steps of the run that each worker records with torch's profiler
+    profile_steps: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
 
     @property
     def gpus(self) -> float:
@@ -92,6 +113,13 @@ class TrainConfig(Section):
                 f"gpus_per_worker={self.gpus_per_worker:g} would put two workers on one GPU, which"
                 " NCCL refuses; with more than 0.5 each has its own"
             )
+        if self.end_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"end_learning_rate={self.end_learning_rate:g} exceeds"
+                f" learning_rate={self.learning_rate:g}; lower it"
+            )
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps={list(self.profile_steps)} must be [first, last]")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs:g} exceeds epochs={self.epochs}")
         return self

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, Protocol, Self
@@ -70,6 +70,35 @@ class PairBatch:
         if self.gallery_ids is None or self.gallery_valid is None:
             return 0
         return int((self.gallery_ids >= 0).sum() - self.gallery_valid.sum())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:
+        """Return the batch with each of its tensors replaced by function(tensor)."""
+        tensors = {
+            item.name: function(value)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def pin(self) -> PairBatch:
+        """Return the batch in pinned memory, from which it is moved without waiting."""
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Return the batch on a device; does not wait where it lies in pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the batch until a CUDA stream has used it."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
+
+    def without_images(self) -> PairBatch:
+        """Return the batch with ids and flags alone."""
+        none = torch.empty(0)  # a slice would keep the memory of all
+        return replace(self, queries=none, references=none, gallery=None)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.weights import WEIGHTS, encode_weights, load_weights
+from s4g_ray.encoder.weights import WEIGHTS, StateDict, encode_state, load_weights
 from s4g_ray.errors import RunError, StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
@@ -95,14 +95,36 @@ def save_checkpoint(
     step: int,
     **extra_info: Any,
 ) -> None:
+    """Publish a checkpoint of an encoder, as publish_checkpoint does."""
+    publish_checkpoint(
+        uri,
+        encoder.state_dict(),
+        state,
+        dim=encoder.dim,
+        epoch=epoch,
+        step=step,
+        **extra_info,
+    )
+
+
+def publish_checkpoint(
+    uri: str,
+    weights: StateDict,
+    state: Mapping[str, Any] | None,
+    *,
+    dim: int,
+    epoch: int,
+    step: int,
+    **extra_info: Any,
+) -> None:
     """Publish a checkpoint: weights, training state and checkpoint.json.
 
-    state: of optimiser and gradient scaler; None before training. epoch: number of finished epochs.
-    step: number of batches trained on. extra_info: more entries of checkpoint.json (plain values).
+    weights: state dict of an encoder of embeddings [D], D = dim. state: of optimiser and gradient
+    scaler; None before training. epoch: number of finished epochs. step: number of batches trained
+    on. extra_info: more entries of checkpoint.json (plain values).
     """
     files.remove(uri)  # files of an interrupted upload
-    weights = encode_weights(encoder)
-    parts = [write_part(uri, WEIGHTS, weights, 1)]
+    parts = [write_part(uri, WEIGHTS, encode_state(weights), 1)]
     if state is not None:
         buffer = io.BytesIO()
         torch.save({**state, "epoch": epoch, "step": step}, buffer)
@@ -111,7 +133,7 @@ def save_checkpoint(
         "epoch": epoch,
         "step": step,
         "weights_sha256": parts[0].sha256,
-        "dim": encoder.dim,
+        "dim": dim,
         **extra_info,
     }
     parts.append(write_part(uri, "checkpoint.json", json.dumps(info).encode(), 1))

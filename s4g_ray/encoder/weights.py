@@ -24,8 +24,14 @@ WEIGHTS = "model.safetensors"  # in a checkpoint
 
 def encode_weights(encoder: nn.Module) -> bytes:
     """Return the encoder's weights, `model.*` and `logit_scale`, as safetensors bytes."""
-    state = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
-    return safetensors.torch.save(state)
+    return encode_state(encoder.state_dict())
+
+
+def encode_state(state: StateDict) -> bytes:
+    """Return a state dict as safetensors bytes."""
+    return safetensors.torch.save(
+        {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    )
 
 
 def load_weights(encoder: nn.Module, data: bytes, source: str) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,20 @@ def divide_batch(num_pairs: int, num_gallery: int, chunk_pairs: int | None) -> l
 def backward_in_chunks(
     chunks: Sequence[Chunk],
     embed: Callable[[Chunk], tuple[Tensor, Tensor]],
-    backward: Callable[[Tensor, Tensor], float],
+    backward: Callable[[Tensor, Tensor], Result],
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> float:
-    """Add the gradient of the loss over all chunks to the parameters' gradients; return the loss.
+) -> Result:
+    """Add the gradient of the loss over all chunks to the parameters' gradients.
 
     embed(chunk) returns rows[n, D] and the scale. It is called twice for each chunk and must return
     the same values both times, random draws included. backward(rows[N, D], scale) computes the
-    loss, calls its backward() and returns its value. no_sync is the context of all backward passes
-    but the last. In the last, DDP reduces the sum of the gradients, once.
+    loss and calls its backward(); what it returns is returned. no_sync is the context of all
+    backward passes but the last. In the last, DDP reduces the sum of the gradients, once.
     """
     if len(chunks) == 1:
         return backward(*embed(chunks[0]))
     rows, scale = _embed_without_graph(chunks, embed)
-    loss = backward(rows, scale)
+    result = backward(rows, scale)
     if rows.grad is None or scale.grad is None:
         raise RuntimeError(
             "the loss depends on the embeddings and on the scale, but one of them has no gradient"
@@ -80,7 +83,7 @@ def backward_in_chunks(
                 roots.append(chunk_scale)
                 gradients.append(scale.grad)
             torch.autograd.backward(roots, gradients)
-    return loss
+    return result
 
 
 def _embed_without_graph(

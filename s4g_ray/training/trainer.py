@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import RunError, reason_of
 from s4g_ray.storage import files
+from s4g_ray.training.failures import FAILURES
 from s4g_ray.training.mailbox import Mailbox, Message, Stop
 
 if TYPE_CHECKING:
@@ -89,8 +90,6 @@ class Training:
         Raises what a worker failed with, and RunError when they died more often than
         train.max_failures, or could not start.
         """
-        from s4g_ray.training.worker import FAILURES
-
         if self._failure is not None:
             raise self._failure
         alive = self._thread.is_alive()

@@ -2,19 +2,22 @@
 
 The driver decides which plan an epoch uses and posts it, once. Every rank asks the mailbox for the
 plan of its next epoch and waits for it. Ranks neither poll nor decide: rank 0 learns from the
-mailbox that the run is to stop, and passes it to all ranks together with the loss of the same step.
+mailbox that the run is to stop, and passes it to all ranks when they meet. They meet where a line
+is logged or a checkpoint is due; between two meetings the host does not wait for the device.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
+import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
@@ -29,19 +32,27 @@ from s4g_ray.encoder.checkpoint import (
     epoch_uri,
     load_encoder,
     newest_checkpoint,
-    save_checkpoint,
+    publish_checkpoint,
     step_uri,
 )
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, WriteError
+from s4g_ray.errors import RunError
 from s4g_ray.storage import files
-from s4g_ray.training.epoch_totals import EpochTotals
-from s4g_ray.training.step import LearningRateClock, StepResult, TrainingStep, step_seed
+from s4g_ray.training.checkpoint_writer import CheckpointWriter
+from s4g_ray.training.epoch_totals import EpochTotals, StepWindow
+from s4g_ray.training.failures import NON_FINITE_REMEDY, failure_of
+from s4g_ray.training.instruments import (
+    ForwardTimer,
+    StepProfiler,
+    count_batch_flops,
+    find_slowest_rank,
+    measure_gpu_memory,
+    peak_tflops,
+)
+from s4g_ray.training.prefetch import DevicePrefetch
+from s4g_ray.training.step import TrainingStep, step_seed
 
-FAILURES: dict[str, type[Exception]] = {
-    error.__name__: error for error in (BadImageError, InputError, RunError, StoreError, WriteError)
-}
 # an epoch's lines of metrics.jsonl that its checkpoints keep: a driver that dies may not have
 # written them
 LINES_KEPT = 200
@@ -58,12 +69,14 @@ def train_worker(job: dict[str, Any]) -> None:
         start = agree_on_start(job["config"].run_dir, mailbox)
         if start is None:
             return
-        with _open_loader(job["config"]) as loader:
-            _Worker(job, start, loader).run()
-    except tuple(FAILURES.values()) as error:
-        message = {"kind": "failed", "error": type(error).__name__, "message": str(error)}
-        ray.get(mailbox.post.remote(message))
-        ray.get(mailbox.stop.remote())
+        with _open_loader(job["config"]) as loader, CheckpointWriter() as writer:
+            _Worker(job, start, loader, writer).run()
+    except Exception as error:
+        failure = failure_of(error, job["config"])
+        if failure is not None:
+            message = {"kind": "failed", "error": type(failure).__name__, "message": str(failure)}
+            ray.get(mailbox.post.remote(message))
+            ray.get(mailbox.stop.remote())
         # raise, or the other ranks would wait for this one; Ray starts all again, and all then stop
         raise
 
@@ -111,21 +124,33 @@ def rank_share(slots: Ints, num_workers: int, rank: int) -> Ints:
 class _Worker:
     """A rank: its encoder, optimiser and loader, and its position in the run."""
 
-    def __init__(self, job: dict[str, Any], start: Checkpoint, loader: PairLoader) -> None:
+    def __init__(
+        self, job: dict[str, Any], start: Checkpoint, loader: PairLoader, writer: CheckpointWriter
+    ) -> None:
         config: RunConfig = job["config"]
         torch.set_num_threads(config.train.threads_per_worker)
         self.config = config
         self.mailbox = job["mailbox"]
         self.loader = loader
+        self.writer = writer
         self.device = get_device()
         self.rank = dist.get_rank()
         self.num_ranks = dist.get_world_size()
         self.stop_call = self.mailbox.wait_for_stop.remote()
         self.num_ahead = 0.0  # batches loaded ahead, mean of the ranks
         self.encoder: Encoder = load_encoder(config.model, start.uri)
+        self.numerics = Numerics(**job["numerics"])
         self.training_step = TrainingStep(
-            self.encoder, Numerics(**job["numerics"]), config.train, self.device
+            self.encoder,
+            self.numerics,
+            config.train,
+            self.device,
+            decay_norms=config.decays_norms,
         )
+        self.prefetch = DevicePrefetch(self.device)
+        self.profiler = StepProfiler(config, self.rank)
+        self.batch_flops = count_batch_flops(self.encoder, config, self.device)
+        self.timer = ForwardTimer(self.encoder, self.device)
         self.start = start
         self._restore(start)
         if self.rank == 0:
@@ -145,7 +170,8 @@ class _Worker:
         self.epoch = start.epoch  # finished epochs
         self.step = start.step  # finished steps of all epochs
         self.batch = start.batch  # finished batches of the epoch in progress
-        self.clock = LearningRateClock(float(start.info.get("schedule_lag", 0.0)))
+        self.skipped_in_a_row = int(start.info.get("skipped_in_a_row", 0))
+        self.own_s = 0.0  # seconds that this rank spent on its own images, in this epoch
         self.totals = EpochTotals()
         self.lines: deque[dict[str, float]] = deque(maxlen=LINES_KEPT)
         if start.batch:  # a checkpoint within an epoch
@@ -170,8 +196,11 @@ class _Worker:
                 self.totals.wait_s += time.time() - asked
             if self._train_epoch(plan):
                 return
+        self.writer.wait()
 
     def _post_stopped(self) -> None:
+        """Post that this rank stops, once the last checkpoint is published."""
+        self.writer.wait()
         if self.rank == 0:
             self._post("stopped", step=self.step, checkpoint=self.start.uri)
 
@@ -179,23 +208,28 @@ class _Worker:
         """Train on the batches of a plan that are left; return whether the run is to stop."""
         ids = self._read_plan(plan)
         num_batches = len(ids["query_ids"])
-        every_steps = self.config.checkpoint.every_steps
+        self.window = StepWindow(self.device)
+        batches = self.loader.load(**ids, epoch=self.epoch + 1, first=self.batch)
         vote = 0
-        for batch, load_s in self._load_batches(ids):
-            began = time.perf_counter()
-            result = self._run_step(batch, num_batches)
-            vote = self.reduce_metrics(result, batch, load_s, began)
+        for batch, load_s in self.prefetch(batches):
+            self._run_step(batch, num_batches, load_s)
             is_last = self.batch == num_batches
-            self._log_step(num_batches, is_due=vote != 0 or is_last)
-            if is_last:
+            every_steps = self.config.checkpoint.every_steps
+            saves = every_steps is not None and self.step % every_steps == 0 and not is_last
+            logs = self.batch % self.config.train.log_every_steps == 0
+            if not (is_last or saves or logs):
                 continue
-            is_due = every_steps is not None and self.step % every_steps == 0
-            if vote == _VOTES["save"] or is_due:
-                self._save_within(plan)
+            vote = self.meet()
+            if vote or is_last or logs:
+                self._log_step(num_batches)
+            if is_last:
+                break
+            if saves or vote == _VOTES["save"]:
+                self._save_within()
             if vote:
                 self._post_stopped()
                 return True
-        self._finish_epoch(plan)
+        self._finish_epoch()
         return vote != 0
 
     def _read_plan(self, plan: str) -> dict[str, Any]:
@@ -203,13 +237,17 @@ class _Worker:
 
         Raises RunError when the checkpoint within an epoch was trained on another plan.
         """
-        if self.batch:
-            plan_sha256 = files.fingerprint(files.read_bytes(plan))
-            if plan_sha256 != self.start.info["plan_sha256"]:
-                raise RunError(
-                    f"{plan} is not the plan that {self.start.uri} was trained on; remove"
-                    f" {self.start.uri} and resume"
-                )
+        plan_sha256 = files.fingerprint(files.read_bytes(plan))
+        if self.batch and plan_sha256 != self.start.info["plan_sha256"]:
+            raise RunError(
+                f"{plan} is not the plan that {self.start.uri} was trained on; remove"
+                f" {self.start.uri} and resume"
+            )
+        self.plan_info = {
+            "plan": plan.removeprefix(self.config.run_dir).lstrip("/"),
+            "plan_sha256": plan_sha256,
+            "graph": load_record(plan).get("graph"),
+        }
         query_ids, reference_ids = load_plan(plan)
         found: dict[str, Any] = {
             "query_ids": rank_share(query_ids, self.num_ranks, self.rank),
@@ -219,70 +257,65 @@ class _Worker:
             found["gallery_ids"] = rank_share(load_gallery(plan), self.num_ranks, self.rank)
         return found
 
-    def _load_batches(self, ids: dict[str, Any]) -> Iterator[tuple[PairBatch, float]]:
-        """Yield the epoch's batches that are left, each with the seconds of waiting for it."""
-        batches = self.loader.load(**ids, epoch=self.epoch + 1, first=self.batch)
-        while True:
-            before = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch, time.perf_counter() - before
-
-    def _run_step(self, batch: PairBatch, num_batches: int) -> StepResult:
+    def _run_step(self, batch: PairBatch, num_batches: int, load_s: float) -> None:
         epoch = self.epoch + 1
+        self.profiler.before_step(self.step + 1)
         result = self.training_step.step(
             batch,
             seed=step_seed(self.config.seed, epoch, batch.number, self.rank),
-            position=self.clock.position(epoch, batch.number, num_batches),
-            where=f"step {self.step + 1} (epoch {epoch}, batch {batch.number} of its plan)",
+            position=epoch - 1 + (batch.number + 0.5) / num_batches,
         )
+        self.window.add(batch, result, load_s)
+        self.own_s += load_s
         self.step += 1
         self.batch += 1
-        self.clock = self.clock.after(result, num_batches)
-        return result
+        self.profiler.after_step(self.step)
 
-    def reduce_metrics(
-        self, result: StepResult, batch: PairBatch, load_s: float, began: float
-    ) -> int:
-        """Add a step's metrics to the totals of all ranks, in one small reduction.
+    def meet(self) -> int:
+        """Add the steps since the last meeting to the totals of all ranks, in one reduction.
 
-        Returns the vote that rank 0 passes to all ranks: 0, or how to stop (_VOTES).
+        Returns the vote that rank 0 passes to all ranks: 0, or how to stop (_VOTES). Raises
+        RunError when train.max_skipped_steps in a row were skipped, and what the last checkpoint
+        failed with.
         """
-        if batch.bad_images:
-            self._post("bad_images", reasons=list(batch.bad_images))
+        for batch in self.window.batches:
+            if batch.bad_images:
+                self._post("bad_images", reasons=list(batch.bad_images))
         own_vote = 0
         if self.rank == 0 and ray.wait([self.stop_call], timeout=0)[0]:
             own_vote = _VOTES[ray.get(self.stop_call)]
-        values = [
-            float(result.loss),
-            load_s,
-            batch.pairs_masked,
-            batch.gallery_masked,
-            self.loader.num_ready,
-            own_vote,
-        ]
-        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(sums)
-        loss, sum_load_s, pairs_masked, gallery_masked, num_ready, vote = sums.tolist()
-        self.num_ahead = num_ready / self.num_ranks
-        totals = self.totals
-        totals.batches += 1
-        totals.loss += loss / self.num_ranks
-        totals.load_s += sum_load_s / self.num_ranks
-        totals.masked += round(pairs_masked)
-        totals.gallery_masked += round(gallery_masked)
-        totals.skipped += int(result.skipped)
-        totals.seconds += time.perf_counter() - began + sum_load_s / self.num_ranks
-        return int(vote)
+        reduced = self.window.reduce(self.totals, vote=own_vote, num_ready=self.loader.num_ready)
+        self.num_ahead = reduced.num_ready
+        self.own_s += self.timer.take_seconds()
+        self._count_skipped(reduced.skipped)
+        self.window.clear()
+        self.writer.check()
+        return reduced.vote
 
-    def _log_step(self, num_batches: int, *, is_due: bool) -> None:
-        """Post the mean loss of the steps since the last line, if a line is due.
+    def _count_skipped(self, skipped: list[bool]) -> None:
+        """Post skipped steps with their cause. Raises RunError after too many in a row."""
+        causes = dict(self.window.describe_skipped(skipped))
+        first = self.step - len(skipped) + 1
+        for step, batch, is_skipped in zip(
+            range(first, self.step + 1), self.window.batches, skipped, strict=True
+        ):
+            if not is_skipped:
+                self.skipped_in_a_row = 0
+                continue
+            self.skipped_in_a_row += 1
+            cause = causes[batch.number]
+            where = f"step {step} (epoch {self.epoch + 1}, batch {batch.number} of its plan)"
+            if cause or self.rank == 0:
+                self._post("skipped", step=step, epoch=self.epoch + 1, rank=self.rank, cause=cause)
+            if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
+                raise RunError(
+                    f"the gradients of {self.skipped_in_a_row} steps in a row are not finite"
+                    f" (train.max_skipped_steps), the last of them at {where}"
+                    f"{'; ' if cause else ''}{cause}; {NON_FINITE_REMEDY}"
+                )
 
-        Lines are due every train.log_every_steps batches, and whenever is_due.
-        """
-        if not is_due and self.batch % self.config.train.log_every_steps != 0:
-            return
+    def _log_step(self, num_batches: int) -> None:
+        """Post the mean loss of the steps since the last line."""
         loss = self.totals.take_mean_loss()
         if self.rank == 0:
             line = {**self._describe_state(self.epoch + 1), "loss": loss}
@@ -293,65 +326,73 @@ class _Worker:
         return {
             "epoch": epoch,
             "step": self.step,
-            "learning_rate": float(self.training_step.optimizer.param_groups[0]["lr"]),
+            "learning_rate": self.training_step.optimizer.learning_rate,
             "temperature": float((-self.encoder.logit_scale.detach()).exp().item()),
         }
 
-    def _save_within(self, plan: str) -> None:
+    def _save_within(self) -> None:
         """Publish a checkpoint within an epoch, on rank 0."""
         if self.rank == 0:
             self._save(
                 step_uri(self.config.run_dir, self.step),
-                plan,
+                partial(self._post, "checkpoint", step=self.step),
                 batch=self.batch,
                 totals=asdict(self.totals),
+                skipped_in_a_row=self.skipped_in_a_row,
             )
-            self._post("checkpoint", step=self.step)
 
-    def _save(self, uri: str, plan: str, **info: Any) -> None:
-        """Publish a checkpoint at `uri`; info: more entries of its checkpoint.json."""
-        started = time.perf_counter()
-        save_checkpoint(
-            uri,
-            self.encoder,
-            self.training_step.state(),
-            epoch=self.epoch,
-            step=self.step,
-            schedule_lag=self.clock.lag,
-            workers=self.num_ranks,
-            random_draws="keyed by (seed, epoch, batch, rank)",
-            lines=list(self.lines),
-            plan=plan.removeprefix(self.config.run_dir).lstrip("/"),
-            plan_sha256=files.fingerprint(files.read_bytes(plan)),
-            graph=load_record(plan).get("graph"),
-            **info,
-        )
-        self.totals.seconds += time.perf_counter() - started
-        self.start = Checkpoint.read(uri)
+    def _save(self, uri: str, then: Callable[[], None], **info: Any) -> None:
+        """Publish a checkpoint at `uri` in the writer's thread, then call `then` there.
 
-    def _finish_epoch(self, plan: str) -> None:
-        """Publish the epoch's checkpoint with its metrics, then post the metrics; both on rank 0.
-
-        Raises RunError when the weights are not finite.
+        info: more entries of its checkpoint.json.
         """
-        if not all(parameter.isfinite().all() for parameter in self.encoder.parameters()):
-            raise RunError(
-                f"the weights are not finite after step {self.step} (epoch {self.epoch + 1}, its"
-                " last batch)"
-            )
+        info = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "dim": self.encoder.dim,
+            "workers": self.num_ranks,
+            "random_draws": "keyed by (seed, epoch, batch, rank)",
+            "lines": list(self.lines),
+            **self.plan_info,
+            **info,
+        }
+
+        def publish(copy: dict[str, Any]) -> None:
+            publish_checkpoint(uri, copy["weights"], copy["state"], **info)
+            self.start = Checkpoint.read(uri)
+            then()
+
+        step = self.training_step
+        self.writer.submit({"weights": step.weights(), "state": step.state()}, publish)
+
+    def _finish_epoch(self) -> None:
+        """Publish the epoch's checkpoint with its metrics, then post them; both on rank 0."""
         self.epoch += 1
         self.batch = 0
+        cfg = self.config
+        record = {
+            **self._describe_state(self.epoch),
+            **self.totals.record(cfg.train.batch_size, cfg.sampling.gallery_negatives > 0),
+            **find_slowest_rank(self.own_s, self.device),
+            **measure_gpu_memory(self.device),
+            "workers": self.num_ranks,
+        }
+        record.update(self._describe_speed(record["pairs_per_s"]))
         if self.rank == 0:
-            cfg = self.config
-            has_gallery = cfg.sampling.gallery_negatives > 0
-            record = {
-                **self._describe_state(self.epoch),
-                **self.totals.record(cfg.train.batch_size, has_gallery),
-                "workers": self.num_ranks,
-            }
-            self._save(epoch_uri(cfg.run_dir, self.epoch), plan, record=record)
-            self._post("epoch", **record)
+            uri = epoch_uri(cfg.run_dir, self.epoch)
+            self._save(uri, partial(self._post, "epoch", **record), record=record)
+        ray.train.report(record)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # embedding actors may share the GPU
+        self.own_s = 0.0
         self.totals = EpochTotals()
         self.lines.clear()
+
+    def _describe_speed(self, pairs_per_s: float) -> dict[str, float]:
+        """Return a worker's TFLOP/s in the epoch, and its share of the peak where that is known."""
+        batches_per_s = pairs_per_s / self.config.train.batch_size
+        tflops = self.batch_flops * batches_per_s / self.num_ranks / 1e12
+        peak = peak_tflops(self.device, self.numerics.precision)
+        if peak is None:
+            return {"tflops": tflops}
+        return {"tflops": tflops, "mfu": tflops / peak}

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
@@ -105,14 +106,14 @@ def step(
 ) -> tuple[float, Gradients]:
     """Run a step; return its loss and gradient."""
     training_step = TrainingStep(model, numerics or Numerics(), config(micro, **train), CPU)
-    result = training_step.step(batch, seed=SEED, position=0.5, where="here")
-    assert not result.skipped
-    return result.loss, gradients(model)
+    result = training_step.step(batch, seed=SEED, position=0.5)
+    assert not result.is_skipped
+    return result.loss.item(), gradients(model)
 
 
-def overflow(model: Encoder) -> None:
-    """Make the gradient of the scale infinite in every step."""
-    model.logit_scale.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
+def overflow(model: Encoder) -> RemovableHandle:
+    """Make the gradient of the scale infinite in every step, until the handle is removed."""
+    return model.logit_scale.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def gradients(module: Encoder) -> Gradients:

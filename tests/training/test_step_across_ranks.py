@@ -61,6 +61,7 @@ class Case:
     batch: str
     micro: int | None
     precision: Precision = "fp32"
+    overflows: bool = False  # the gradients of all ranks but the first; all must skip the step
 
 
 def rank_main(rank: int, world: int, folder: str, cases: Sequence[Case]) -> None:
@@ -88,10 +89,11 @@ def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
     training_step.model.register_comm_hook(None, lambda _, bucket: count(bucket))
-    if case.precision == "fp16" and dist.get_rank():  # one rank's gradients overflow; all must skip
+    if case.overflows and dist.get_rank():
         overflow(training_step.encoder)
-    result = training_step.step(batch, seed=SEED, position=0.5, where="here")
-    return result.loss, gradients(training_step.encoder), sum(reduced), result.skipped
+    result = training_step.step(batch, seed=SEED, position=0.5)
+    skipped = bool(result.is_skipped)
+    return result.loss.item(), gradients(training_step.encoder), sum(reduced), skipped
 
 
 Found = dict[Case, list[tuple[float, Gradients, int, bool]]]
@@ -105,7 +107,8 @@ def run_ranks(world: int, folder: Path, cases: Sequence[Case]) -> Found:
 
 
 TWO = [Case(name, micro) for name in BATCHES for micro in (None, 3)]
-OVERFLOW = [Case("gallery", micro, "fp16") for micro in (None, 3)]
+PRECISIONS: list[Precision] = ["fp32", "bf16", "fp16"]
+OVERFLOW = [Case("gallery", micro, name, True) for micro in (None, 3) for name in PRECISIONS]
 THREE = [Case(name, micro) for name in ("pairs", "masks") for micro in (None, 2)]
 
 

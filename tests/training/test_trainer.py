@@ -46,7 +46,7 @@ def test_ranks_together_take_each_slot_of_the_plan_once_in_order(num_workers: in
 
 def test_an_epochs_metrics_are_sums_over_its_steps() -> None:
     totals = EpochTotals(
-        batches=4, loss=8.0, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0
+        batches=4, loss=8.0, finite=4, masked=3, skipped=1, load_s=1.0, seconds=5.0, wait_s=15.0
     )
     record = totals.record(16, has_gallery=False)
     assert (record["loss"], record["pairs_per_s"], record["step_s"]) == (2.0, 12.8, 4.0)
