@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from timm.data.config import resolve_data_config
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from s4g_ray.config.data_schema import DataConfig
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
         self.register_buffer(
             "std", 255 * torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False
         )
-        size = data["input_size"][1:]
+        size = get_model_input_config(backbone)["input_size"][1:]  # options.img_size, where given
         self.head = build_head(head, backbone, size, embedding_dim)
         self.dim = embedding_dim or measure_width(backbone, self.head, size)  # D of an embedding
         if not shared:
