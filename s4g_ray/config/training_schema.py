@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from s4g_ray.config.section import Section
 
-
 OptionValue = bool | int | float | str | list[bool | int | float | str]
 # keywords of timm.create_model that model.options must not set, with what sets them instead
 RESERVED_OPTIONS = {
@@ -36,7 +35,7 @@ class ModelConfig(Section):
     # that can take images of any size do so, unless img_size, dynamic_img_size or strict_img_size
     # is given
     options: dict[str, OptionValue] = Field(default_factory=dict)
-    # true: one backbone for both views; false: one for each view, both with the same initial weights
+    # true: one backbone for both views; false: one for each view, with the same initial weights
     shared: bool = True
     # none: the pooled output of the backbone; linear: a linear layer after it, to embedding_dim
     # values; gem: generalised-mean pooling with a learned exponent in place of the model's pooling

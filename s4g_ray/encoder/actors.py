@@ -178,8 +178,8 @@ def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise RunError(
-            f"the embedding of {pixels.view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such in"
-            f" {pixels.name}, from its batch {bad[0] // job.batch_size} on), computed with"
+            f"the embedding of {pixels.view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such"
+            f" in {pixels.name}, from its batch {bad[0] // job.batch_size} on), computed with"
             f" {job.checkpoint}"
         )
 

@@ -73,10 +73,12 @@ def _create(cfg: ModelConfig, options: Mapping[str, Any], seed: int, download: b
 
 
 def _describe_unknown_option(cfg: ModelConfig, error: TypeError) -> str:
-    """Return the message of keywords that an architecture lacks, with those that it has."""
+    """Return the message of options that an architecture lacks, with those that it has."""
     unknown = [name for name in cfg.options if re.search(rf"'{re.escape(name)}'", str(error))]
     if not unknown:
         return f"model.options={cfg.options}: {cfg.name} does not take them: {first_line(error)}"
+    if "multiple values" in str(error):
+        return f"model.options.{unknown[0]}: {cfg.name} sets it by itself; remove it"
     with torch.device("meta"):
         architecture = type(timm.create_model(cfg.name, num_classes=0))
     parameters = inspect.signature(architecture.__init__).parameters.values()

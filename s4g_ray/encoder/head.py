@@ -111,11 +111,12 @@ def measure_width(backbone: nn.Module, head: Head, size: tuple[int, int]) -> int
     try:
         outputs = run_without_data(_Pooled(backbone, head), size)
     except Exception as error:  # models raise errors of many kinds for inputs that do not fit
-        remedy = "choose another head or model" if isinstance(head, GeMHead) else "change model"
-        raise InputError(
-            f"{name} gives no embedding of an image of {size[0]}x{size[1]}:"
-            f" {first_line(error)}; {remedy}"
-        ) from error
+        what = f"{name} gives no embedding of an image of {size[0]}x{size[1]}"
+        remedy = "change model.options, or choose another model"
+        if isinstance(head, GeMHead):
+            what = f"model.head=gem: {name} has no feature map or patch tokens that GeM could pool"
+            remedy = "choose another head or model"
+        raise InputError(f"{what}: {first_line(error)}; {remedy}") from error
     shapes = [list(output.shape) for output in outputs]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         shown = " and ".join(map(str, shapes))

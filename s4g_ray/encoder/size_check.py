@@ -127,7 +127,9 @@ def _find_remedy(
     )
 
 
-def _near_sizes(size: Size, steps: tuple[int, ...] = tuple(range(2, LONGEST_STEP + 1))) -> list[Size]:
+def _near_sizes(
+    size: Size, steps: tuple[int, ...] = tuple(range(2, LONGEST_STEP + 1))
+) -> list[Size]:
     """Return sizes whose height and width are multiples of a step, the nearest to `size` first."""
     found = set(_multiples(size, steps))
     return sorted(found, key=lambda near: (abs(near[0] - size[0]) + abs(near[1] - size[1]), near))
