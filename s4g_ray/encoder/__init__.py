@@ -1,6 +1,10 @@
 """Turn images into embeddings.
 
-encoder        Encoder: one timm backbone for both views, and the logit scale
+encoder        Encoder: one timm backbone for both views or one for each, and the logit scale
+backbone       create timm backbones with model.options; compute shapes without data
+head           model.head: the layers between a backbone and its embeddings
+parameter_groups  frozen stages; the layer of each parameter, for layer-wise learning rates
+size_check     check that the encoder takes the configured sizes of images
 weights        load and save state dicts strictly, in the published forms too
 checkpoint     publish, find and prune the checkpoints of a run
 precision      Numerics: precision and memory format, chosen by measuring
@@ -12,5 +16,5 @@ embedding_job  the Ray Data job that turns a checkpoint and images into an embed
 Example:
     source = open_source("runs/mine", "data/mine")
     encoder = load_encoder(source.config.model, source.checkpoint)
-    embeddings = encoder.embed(images)  # uint8 [b, 3, H, W] -> [b, D]
+    embeddings = encoder.embed(images, "queries")  # uint8 [b, 3, H, W] -> [b, D]
 """

@@ -72,8 +72,9 @@ def evaluate(
         for fov in fovs or [base.data.query_fov_deg]
     ]
     check_test_split(configs[0], dataset)
-    for config in configs:
-        model = fit_model_to_sizes(base.model, config.data)
+    model = base.model
+    for one_fov in configs:
+        model = fit_model_to_sizes(model, one_fov.data)
     base = base.model_copy(update={"model": model})
     data = base.data
     numerics = opened.numerics_for(base.train)
