@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from pyarrow.parquet import read_table
 from torch import Tensor
 
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig
+from s4g_ray.data.image_table import VIEWS
 from s4g_ray.encoder import head as heads
+from s4g_ray.encoder.actors import EncoderActor, Encoding, Pixels
 from s4g_ray.encoder.checkpoint import epoch_uri, load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.export import export
@@ -23,6 +27,7 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.source import open_source
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
+from s4g_ray.storage.manifest import open_published
 from tests.conftest import tiny_config
 from tests.encoder.test_backbones import build, images
 
@@ -146,6 +151,28 @@ def test_views_that_share_nothing_begin_alike_and_get_their_own_gradients(
     embedded = Numerics("bf16").embed(encoder, one, "references").float()
     cosine = torch.nn.functional.cosine_similarity(embedded, references)
     assert cosine.min() > 0.99
+
+
+def test_an_embedding_actor_takes_the_backbone_of_the_view(tmp_path: Path) -> None:
+    cfg = config(shared=False)
+    encoder = Encoder.build(cfg, seed=3).eval()
+    torch.nn.init.normal_(encoder.reference_model.get_parameter("stem.0.weight"))
+    checkpoint = str(tmp_path / "c")
+    save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
+    sha256 = open_published(checkpoint, "checkpoint").info["weights_sha256"]
+    job = Encoding(checkpoint, sha256, Numerics(), str(tmp_path / "table"), 2, "float32")
+    actor = EncoderActor(cfg, 1, False)
+    batch = images(3, (32, 32))
+    found = {}
+    for view in VIEWS:
+        name = f"{view}/part-00000.parquet"
+        actor.encode(job, Pixels(name, view, np.arange(3), np.arange(3), batch.numpy()))
+        vectors = read_table(tmp_path / "table" / name)["embedding"].to_pylist()
+        with torch.inference_mode():
+            wanted = torch.nn.functional.normalize(encoder.embed(batch, view), dim=1)
+        found[view] = torch.tensor(vectors)
+        torch.testing.assert_close(found[view], wanted, rtol=1e-4, atol=1e-5)
+    assert (found["queries"] - found["references"]).abs().max() > 0.01
 
 
 def test_weights_of_a_shared_encoder_load_into_both_backbones(tmp_path: Path) -> None:
