@@ -50,7 +50,7 @@ class BareEncoder:
         done = 0
         with torch.inference_mode():
             while done < count:
-                self.numerics.embed(self.encoder, self.images)
+                self.numerics.embed(self.encoder, self.images, "queries")
                 done += len(self.images)
         return done
 

@@ -8,18 +8,62 @@ from pydantic import Field, model_validator
 
 from s4g_ray.config.section import Section
 
+OptionValue = bool | int | float | str | list[bool | int | float | str]
+# keywords of timm.create_model that model.options must not set, with what sets them instead
+RESERVED_OPTIONS = {
+    "pretrained": "model.pretrained",
+    "checkpoint_path": "model.pretrained",
+    "pretrained_cfg": "model.name, as in NAME.TAG",
+    "pretrained_cfg_overlay": "model.name, as in NAME.TAG",
+    "num_classes": "the encoder, which has no classifier",
+    "in_chans": "the encoder, whose images have 3 channels",
+    "features_only": "the encoder, which pools the features",
+    "scriptable": "nothing, as models are not compiled to TorchScript",
+    "exportable": "nothing, as models are not compiled to TorchScript",
+    "no_jit": "nothing, as models are not compiled to TorchScript",
+}
+
 
 class ModelConfig(Section):
-    """The shared encoder: a timm backbone with global average pooling, without further layers."""
+    """The encoder: a timm backbone for both views, or one for each, and the layer after it."""
 
     name: str = "convnext_base.fb_in22k_ft_in1k_384"
     # true: weights of timm's hub; false: random weights; else the state dict at a path, s3://... or
     # package://PACKAGE/FILE
     pretrained: bool | str = True
+    # more keywords of timm.create_model, such as drop_path_rate, global_pool or img_size. Models
+    # that can take images of any size do so, unless img_size, dynamic_img_size or strict_img_size
+    # is given
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+    # true: one backbone for both views; false: one for each view, with the same initial weights
+    shared: bool = True
+    # none: the pooled output of the backbone; linear: a linear layer after it, to embedding_dim
+    # values; gem: generalised-mean pooling with a learned exponent in place of the model's pooling
+    head: Literal["none", "linear", "gem"] = "none"
+    embedding_dim: int | None = Field(None, ge=1)  # of head=linear
+    # leading stages (of a convolutional net) or blocks (of a ViT) that do not train, and the stem
+    # before them; 0: all train
+    freeze: int = Field(0, ge=0)
     freeze_batch_norm: bool = True  # batch statistics would depend on the number of workers
     # compute activations again in the backward pass: less memory, more time
     grad_checkpointing: bool = False
     temperature: float = Field(0.07, gt=0)  # initial; learned as logit_scale = log(1 / temperature)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.options:
+            if name in RESERVED_OPTIONS:
+                raise ValueError(
+                    f"options.{name} is set by {RESERVED_OPTIONS[name]}; remove it from the options"
+                )
+        if self.head == "linear" and self.embedding_dim is None:
+            raise ValueError("head=linear needs embedding_dim, the number of values that it gives")
+        if self.head != "linear" and self.embedding_dim is not None:
+            raise ValueError(
+                f"embedding_dim={self.embedding_dim} needs head=linear; head={self.head} keeps the"
+                " width of the backbone"
+            )
+        return self
 
 
 class TrainConfig(Section):

@@ -1,16 +1,20 @@
 """Turn images into embeddings.
 
-encoder        Encoder: one timm backbone for both views, and the logit scale
-weights        load and save state dicts strictly, in the published forms too
-checkpoint     publish, find and prune the checkpoints of a run
-precision      Numerics: precision and memory format, chosen by measuring
-source         open a run, an export or a weights file as an encoder
-export         s4g export: model.safetensors, model.pth and model.json
-actors         EncoderPool: Ray actors that encode, warm from one job to the next
-embedding_job  the Ray Data job that turns a checkpoint and images into an embedding table
+encoder           Encoder: one timm backbone for both views or one for each, and the logit scale
+backbone          create timm backbones with model.options; compute shapes without data
+head              model.head: the layers between a backbone and its embeddings
+parameter_groups  frozen stages; the layer of each parameter, for layer-wise learning rates
+size_check        check that the encoder takes the configured sizes of images
+weights           load and save state dicts strictly, in the published forms too
+checkpoint        publish, find and prune the checkpoints of a run
+precision         Numerics: precision and memory format, chosen by measuring
+source            open a run, an export or a weights file as an encoder
+export            s4g export: model.safetensors, model.pth and model.json
+actors            EncoderPool: Ray actors that encode, warm from one job to the next
+embedding_job     the Ray Data job that turns a checkpoint and images into an embedding table
 
 Example:
     source = open_source("runs/mine", "data/mine")
     encoder = load_encoder(source.config.model, source.checkpoint)
-    embeddings = encoder.embed(images)  # uint8 [b, 3, H, W] -> [b, D]
+    embeddings = encoder.embed(images, "queries")  # uint8 [b, 3, H, W] -> [b, D]
 """

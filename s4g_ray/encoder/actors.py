@@ -25,6 +25,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.config.schema import EmbeddingConfig
 from s4g_ray.config.training_schema import ModelConfig
+from s4g_ray.data.image_table import View
 from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.distributed.actors import await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
@@ -56,9 +57,10 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The images of a part: ids[n], place_ids[n], uint8 images[n, 3, H, W]."""
+    """The images of a part: ids[n], place_ids[n], uint8 images[n, 3, H, W] of one view."""
 
     name: str  # of the part's file
+    view: View
     ids: Ints
     place_ids: Ints
     images: NDArray[np.uint8]
@@ -114,7 +116,7 @@ class EncoderActor:
         held = (job.target, pixels.name)
         self._held_parts.add(held)
         try:
-            vectors = self._thread.submit(self._encode, job, pixels.images).result()
+            vectors = self._thread.submit(self._encode, job, pixels).result()
             _check_finite(vectors, job, pixels)
             data = encode_part(pixels.ids, pixels.place_ids, vectors, job.dtype)
             part = write_part(job.target, pixels.name, data, len(pixels.ids))
@@ -129,10 +131,11 @@ class EncoderActor:
 
             self._thread.submit(torch.cuda.empty_cache).result()
 
-    def _encode(self, job: Encoding, images: NDArray[np.uint8]) -> Floats32:
-        """Return the embeddings of images[n, 3, H, W]: float32 [n, D], L2-normalised."""
+    def _encode(self, job: Encoding, pixels: Pixels) -> Floats32:
+        """Return the embeddings of a part's images: float32 [n, D], L2-normalised."""
         import torch
 
+        images = pixels.images
         encoder = self._load_encoder(job)
         if not len(images):
             return np.zeros((0, encoder.dim), dtype=np.float32)
@@ -140,10 +143,9 @@ class EncoderActor:
         with torch.inference_mode():
             for start in range(0, len(images), job.batch_size):
                 # arrays of Ray's object store are read-only, which torch does not accept: copy
-                batch = images[start : start + job.batch_size].copy()
-                vectors.append(
-                    job.numerics.embed(encoder, torch.from_numpy(batch).to(self._device))
-                )
+                copied = images[start : start + job.batch_size].copy()
+                batch = torch.from_numpy(copied).to(self._device)
+                vectors.append(job.numerics.embed(encoder, batch, pixels.view))
             return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
 
     def _load_encoder(self, job: Encoding) -> Encoder:
@@ -175,10 +177,9 @@ def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:
     """Raise RunError with the id of the first embedding that is not finite."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        view = pixels.name.split("/")[0]
         raise RunError(
-            f"the embedding of {view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such in"
-            f" {pixels.name}, from its batch {bad[0] // job.batch_size} on), computed with"
+            f"the embedding of {pixels.view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such"
+            f" in {pixels.name}, from its batch {bad[0] // job.batch_size} on), computed with"
             f" {job.checkpoint}"
         )
 

@@ -347,7 +347,7 @@ def load_part(
     for i, image in enumerate(good):
         images[i] = image
     rows = np.array(good_rows, dtype=np.int64)
-    pixels = Pixels(name, table.ids[rows], table.place_ids[rows], images)
+    pixels = Pixels(name, view, table.ids[rows], table.place_ids[rows], images)
     return pixels, tuple(str(error) for error in bad)
 
 

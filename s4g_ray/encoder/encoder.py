@@ -1,39 +1,57 @@
-"""Encode images of both views with one timm backbone; holds the learnable logit scale too."""
+"""Encode images of both views with timm backbones; holds the learnable logit scale too."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Self
 
-import timm
 import torch
 from timm.data.config import resolve_data_config
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.config.training_schema import ModelConfig
+from s4g_ray.data.image_table import View
+from s4g_ray.encoder.backbone import create_backbone
+from s4g_ray.encoder.head import Head, build_head, measure_width
+from s4g_ray.encoder.parameter_groups import freeze_stages
 from s4g_ray.encoder.weights import first_line, load_pretrained
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
 
 class Encoder(nn.Module):
-    """Embed queries and references with the same weights.
+    """Embed queries and references with the same weights, or with a backbone for each view.
 
     uint8 queries[b, 3, h, w], references[m, 3, H, W] -> (queries[b, D], references[m, D], scale),
-    where scale = exp(logit_scale). Global average pooling and no further head. Embeddings are not
-    normalised: the loss and the embedding job do that, in float32. Source: arXiv 2303.11851,
-    section 3.1.
+    where scale = exp(logit_scale). By default the backbone's own pooling and no further head.
+    Embeddings are not normalised: the loss and the embedding job do that, in float32. Source: arXiv
+    2303.11851, section 3.1.
+
+    State dicts hold `model.*` and `logit_scale`, `head.*` of a head with parameters, and
+    `reference_model.*` and `reference_head.*` where the views do not share them.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, temperature: float, freeze_batch_norm: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float,
+        freeze_batch_norm: bool,
+        *,
+        head: str = "none",
+        embedding_dim: int | None = None,
+        shared: bool = True,
+    ) -> None:
         super().__init__()
         self.model = backbone
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
         self.freeze_batch_norm = freeze_batch_norm
+        self.shared = shared
         resolve: Any = resolve_data_config  # has no annotations
         data: dict[str, Any] = resolve({}, model=backbone)
         self.register_buffer(
@@ -42,39 +60,44 @@ class Encoder(nn.Module):
         self.register_buffer(
             "std", 255 * torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False
         )
+        size = get_model_input_config(backbone)["input_size"][1:]  # options.img_size, where given
+        self.head = build_head(head, backbone, size, embedding_dim)
+        self.dim = embedding_dim or measure_width(backbone, self.head, size)  # D of an embedding
+        if not shared:
+            self.reference_model = copy.deepcopy(backbone)
+            self.reference_head = copy.deepcopy(self.head)
 
     @classmethod
     def build(cls, cfg: ModelConfig, *, seed: int = 0, weights: bool = True) -> Self:
         """Build an encoder from its configuration, with seeded initial weights.
 
         weights: whether to load the pretrained weights that cfg names. Raises InputError for an
-        unknown architecture, and for weights that are missing or do not fit.
+        unknown architecture, for options, a head, stages to freeze and gradient checkpointing that
+        it does not have, and for weights that are missing or do not fit.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                download = weights and cfg.pretrained is True
-                backbone = timm.create_model(cfg.name, pretrained=download, num_classes=0)
-            except RuntimeError as error:
-                prefix = cfg.name.split(".")[0][:8]
-                similar = ", ".join(timm.list_models(f"*{prefix}*")[:5]) or "none"
-                raise InputError(f"model.name={cfg.name!r}: {error}; similar: {similar}") from error
-            except OSError as error:
-                raise InputError(
-                    f"model.pretrained=true: the weights of {cfg.name} could not be downloaded"
-                    f" ({type(error).__name__}: {first_line(error)}); give a path, or false"
-                ) from error
-        if cfg.grad_checkpointing:
-            backbone.set_grad_checkpointing(True)  # type: ignore[operator]
-        encoder = cls(backbone, cfg.temperature, cfg.freeze_batch_norm)
+            download = weights and cfg.pretrained is True
+            backbone = create_backbone(cfg, seed=seed, download=download)
+            encoder = cls(
+                backbone,
+                cfg.temperature,
+                cfg.freeze_batch_norm,
+                head=cfg.head,
+                embedding_dim=cfg.embedding_dim,
+                shared=cfg.shared,
+            )
+        for model in encoder.backbones:
+            if cfg.grad_checkpointing:
+                _checkpoint_activations(model, cfg.name)
+            freeze_stages(model, cfg.freeze, cfg.name)
         if weights and isinstance(cfg.pretrained, str):
             load_pretrained(encoder, cfg.pretrained)
         return encoder
 
     @property
-    def dim(self) -> int:
-        """Return D, the width of an embedding."""
-        return int(self.model.num_features)  # type: ignore[arg-type]
+    def backbones(self) -> list[nn.Module]:
+        """Return the backbone that the views share, or that of queries and that of references."""
+        return [self.model] if self.shared else [self.model, self.reference_model]
 
     def preprocessing(self, data: DataConfig) -> str:
         """Return a hash of all settings that turn an image file into the encoder's input."""
@@ -93,29 +116,51 @@ class Encoder(nn.Module):
         return files.fingerprint(repr(parts).encode())[:16]
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, in which frozen batch norms keep their running statistics."""
+        """Set training mode, in which frozen batch norms keep their running statistics.
+
+        All of them are frozen with freeze_batch_norm, else those of frozen stages.
+        """
         super().train(mode)
-        if self.freeze_batch_norm:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                parameters = list(module.parameters())
+                is_frozen = parameters and not any(value.requires_grad for value in parameters)
+                if self.freeze_batch_norm or is_frozen:
                     module.eval()
         return self
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Embed uint8 images[b, 3, H, W] -> [b, D], not normalised."""
+    def embed(self, images: Tensor, view: View) -> Tensor:
+        """Embed uint8 images[b, 3, H, W] of one view -> [b, D], not normalised."""
         normalised = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self.model(normalised)  # type: ignore[no-any-return]
+        model: nn.Module = self.model
+        head: Head = self.head
+        if view == "references" and not self.shared:
+            model = self.reference_model
+            head = self.reference_head
+        return head(model, normalised)  # type: ignore[no-any-return]
 
     def forward(self, queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embed both views in one call, as DDP needs: shapes as in the class's docstring.
 
-        Runs the backbone once when all images have the same size, else once for each view.
+        Runs a shared backbone once when all images have the same size, else once for each view.
         """
-        if queries.shape[1:] == references.shape[1:]:
-            both = self.embed(torch.cat([queries, references]))
+        if self.shared and queries.shape[1:] == references.shape[1:]:
+            both = self.embed(torch.cat([queries, references]), "queries")
             embedded_q = both[: len(queries)]
             embedded_r = both[len(queries) :]
         else:
-            embedded_q = self.embed(queries)
-            embedded_r = self.embed(references)
+            embedded_q = self.embed(queries, "queries")
+            embedded_r = self.embed(references, "references")
         return embedded_q, embedded_r, self.logit_scale.exp()
+
+
+def _checkpoint_activations(backbone: nn.Module, name: str) -> None:
+    """Turn on gradient checkpointing. Raises InputError where an architecture has none."""
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError, NotImplementedError) as error:
+        raise InputError(
+            f"model.grad_checkpointing=true, but {name} has none in timm"
+            f" ({first_line(error)}); set it to false, and lower train.micro_batch_size where"
+            " memory does not suffice"
+        ) from error

@@ -14,7 +14,13 @@ import torch
 
 from s4g_ray.config.loading import load_config
 from s4g_ray.encoder.checkpoint import load_encoder
-from s4g_ray.encoder.source import DATA_KEYS, DESCRIPTION, FORMAT, find_checkpoint
+from s4g_ray.encoder.source import (
+    DATA_KEYS,
+    DESCRIPTION,
+    FORMAT,
+    MODEL_KEYS,
+    find_checkpoint,
+)
 from s4g_ray.encoder.weights import WEIGHTS, encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
@@ -28,8 +34,9 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     """Write a checkpoint of a run to a folder, and return the content of model.json.
 
     epoch: of the checkpoint; the last one by default. model.safetensors and model.pth hold the same
-    tensors under the same names: the timm backbone's under `model.`, and `logit_scale`. Raises
-    InputError when there is no such checkpoint, or the folder holds a model.
+    tensors under the same names, those of Encoder's state dict: the timm backbone's under `model.`,
+    `logit_scale`, and those of a head and of the references' own backbone. Raises InputError when
+    there is no such checkpoint, or the folder holds a model.
     """
     run = files.absolute(run_dir)
     target = files.absolute(target)
@@ -45,11 +52,13 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     published = io.BytesIO()
     torch.save(dict(encoder.state_dict()), published)
     data = config.data.model_dump(mode="json")
+    model = config.model.model_dump(mode="json")
     info = open_published(checkpoint, "checkpoint").info
     description = {
         "format": FORMAT,
         "version": 1,
         "architecture": config.model.name,
+        **{key: model[key] for key in MODEL_KEYS},
         "dim": encoder.dim,
         "data": {key: data[key] for key in DATA_KEYS},
         "mean": [round(x / 255, 6) for x in encoder.mean.flatten().tolist()],  # of pixels in 0..1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from s4g_ray.config.training_schema import ModelConfig, TrainConfig
+from s4g_ray.data.image_table import View
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 
@@ -45,10 +46,10 @@ class Numerics:
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         return torch.autocast(device.type, dtype, enabled=self.precision != "fp32")
 
-    def embed(self, encoder: Encoder, images: Tensor) -> Tensor:
+    def embed(self, encoder: Encoder, images: Tensor, view: View) -> Tensor:
         """Run encoder.embed with this precision and memory format."""
         with self.autocast(images.device):
-            return encoder.embed(self.layout(images))
+            return encoder.embed(self.layout(images), view)
 
 
 def numerics_choices(train: TrainConfig) -> list[Numerics]:
@@ -71,7 +72,7 @@ def measure_numerics(
 
     Measuring is needed: a processor without fast bf16, or an encoder of depthwise convolutions, is
     slower with bf16. Each choice is rated by its fastest step, as machines are shared, and must
-    gain 10 % over a plainer one to come before it. size: height and width of the images.
+    gain 10 % over a plainer one to come before it. size: height and width of references.
     """
     torch.set_num_threads(train.threads_per_worker)
     count = min(train.batch_size // train.workers[1], 16)
@@ -91,7 +92,7 @@ def _measure_step_s(encoder: Encoder, numerics: Numerics, images: Tensor) -> flo
     deadline = time.perf_counter() + 1.5
     while best == math.inf or time.perf_counter() < deadline:
         started = time.perf_counter()
-        loss = numerics.embed(encoder, images).float().square().mean()
+        loss = numerics.embed(encoder, images, "references").float().square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         if images.device.type != "cpu":
             torch.cuda.synchronize()

@@ -25,6 +25,8 @@ DATA_KEYS = (
     "query_fov_deg",
     "antialias",
 )
+# keys of section `model` that tell, beside the name, what the weights are those of
+MODEL_KEYS = ("options", "shared", "head", "embedding_dim")
 
 
 def find_checkpoint(run: str, epoch: int | None = None) -> str:
@@ -140,9 +142,10 @@ def _read_description(uri: str, data_uri: str) -> RunConfig:
         raise InputError(f"{uri} is not of format {FORMAT!r}, version 1")
     if not isinstance(value.get("data"), dict) or not isinstance(value.get("architecture"), str):
         raise InputError(f"{uri} lacks its architecture or its data; export the model again")
+    model = {key: value[key] for key in MODEL_KEYS if key in value}
     tree = {
         "run_dir": "-",
         "data": {"uri": data_uri, **value["data"]},
-        "model": {"name": value["architecture"]},
+        "model": {"name": value["architecture"], **model},
     }
     return parse_config(tree)

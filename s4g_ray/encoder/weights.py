@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ WEIGHTS = "model.safetensors"  # in a checkpoint
 
 
 def encode_weights(encoder: nn.Module) -> bytes:
-    """Return the encoder's weights, `model.*` and `logit_scale`, as safetensors bytes."""
+    """Return the encoder's weights, `model.*` and `logit_scale` ..., as safetensors bytes."""
     return encode_state(encoder.state_dict())
 
 
@@ -52,21 +53,87 @@ def load_pretrained(encoder: nn.Module, uri: str) -> None:
 
     The published form has the backbone's keys under `model.` and `logit_scale` beside them; all of
     it is loaded. From a backbone's state dict, classifier weights are dropped, and keys of the
-    EfficientNet-PyTorch family are renamed to timm's. Raises InputError when the file is missing,
-    and for keys and shapes that do not fit: it lists them.
+    EfficientNet-PyTorch family are renamed to timm's. An encoder with a backbone for each view
+    loads weights without `reference_model.` into both. Weights of other sizes of images, and those
+    in the form of their authors, are converted as timm converts them (position embeddings are taken
+    as those of a square, unless they count the patches of the architecture's own size).
+
+    Raises InputError when the file is missing, and for keys and shapes that do not fit: it lists
+    them.
     """
     state = read_state(uri)
     source = f"model.pretrained={uri!r}"
-    backbone = encoder.get_submodule("model")
+    backbones = {"model.": encoder.get_submodule("model")}
+    if any(key.startswith("reference_model.") for key in encoder.state_dict()):
+        backbones["reference_model."] = encoder.get_submodule("reference_model")
     if "logit_scale" in state or all(key.startswith("model.") for key in state):
-        _load_strictly(encoder, state, source)
+        whole = _copy_to_references(state) if len(backbones) > 1 else dict(state)
+        for prefix, backbone in backbones.items():
+            own = {key: value for key, value in whole.items() if key.startswith(prefix)}
+            converted = convert_to_backbone(
+                backbone, {key.removeprefix(prefix): value for key, value in own.items()}
+            )
+            rest = {key: value for key, value in whole.items() if key not in own}
+            whole = {**rest, **{f"{prefix}{key}": value for key, value in converted.items()}}
+        _load_strictly(encoder, whole, source)
         return
+    for backbone in backbones.values():
+        _load_strictly(backbone, convert_to_backbone(backbone, state), source)
+
+
+def _copy_to_references(state: StateDict) -> dict[str, Tensor]:
+    """Add the weights of references to those of an encoder whose views share them."""
+    if any(key.startswith("reference_") for key in state):
+        return dict(state)
+    copies = {
+        f"reference_{key}": value
+        for key, value in state.items()
+        if key.startswith(("model.", "head."))
+    }
+    return {**state, **copies}
+
+
+def convert_to_backbone(backbone: nn.Module, state: StateDict) -> StateDict:
+    """Return a backbone's state dict with timm's names and the shapes of this backbone.
+
+    Drops classifier weights. Returns a state dict that cannot be converted with its own names and
+    shapes.
+    """
+    model: Any = backbone
     if any(key.startswith("_blocks.") for key in state):
-        stages: Any = backbone.blocks
-        state = rename_efficientnet(state, [len(stage) for stage in stages])
-    classifiers = ("classifier.", "head.fc.", "fc.")
-    state = {key: value for key, value in state.items() if not key.startswith(classifiers)}
-    _load_strictly(backbone, state, source)
+        state = rename_efficientnet(state, [len(stage) for stage in model.blocks])
+    state = _drop_classifier(model, state)
+    module = sys.modules[type(backbone).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)  # timm's, for downloaded weights
+    if convert is None or _fits(backbone, state):
+        return state
+    try:
+        converted = _drop_classifier(model, convert(dict(state), backbone))
+    except Exception:  # of many kinds: it is made for its own architectures' weights
+        return state
+    return converted if _fits(backbone, converted) else state
+
+
+def _drop_classifier(model: Any, state: StateDict) -> dict[str, Tensor]:
+    """Return a state dict without the weights of a classifier, which the backbone does not have.
+
+    Also without those of attention pooling, where the backbone pools otherwise.
+    """
+    named = model.pretrained_cfg.get("classifier") or ()
+    names = ["classifier", "head.fc", "fc", "attn_pool"]
+    names.extend([named] if isinstance(named, str) else named)
+    prefixes = tuple(f"{name}." for name in names)
+    expected = model.state_dict()
+    return {
+        key: value
+        for key, value in state.items()
+        if key in expected or not key.startswith(prefixes)
+    }
+
+
+def _fits(module: nn.Module, state: StateDict) -> bool:
+    """Return whether a state dict has the module's keys and shapes."""
+    return not _list_faults(module, state)
 
 
 def read_state(uri: str) -> StateDict:
@@ -155,6 +222,20 @@ def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor
 
 def _load_strictly(module: nn.Module, state: StateDict, source: str) -> None:
     """Load a state dict, or raise InputError with the first 10 keys that do not fit."""
+    faults = _list_faults(module, state)
+    if faults:
+        shown = "; ".join(faults[:10])
+        if len(faults) > 10:
+            shown += f"; and {len(faults) - 10} more"
+        raise InputError(
+            f"{source} does not fit {type(module).__name__}, {len(module.state_dict())} tensors"
+            f" ({len(faults)} faults; is model.name right?): {shown}"
+        )
+    module.load_state_dict(dict(state))
+
+
+def _list_faults(module: nn.Module, state: StateDict) -> list[str]:
+    """Return a text for each key and shape of a state dict that does not fit a module."""
     expected = module.state_dict()
     faults = [f"missing {key}" for key in expected if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in expected]
@@ -162,12 +243,4 @@ def _load_strictly(module: nn.Module, state: StateDict, source: str) -> None:
         if key in state and state[key].shape != value.shape:
             shape = list(state[key].shape)
             faults.append(f"{key} has shape {shape}, {list(value.shape)} is expected")
-    if faults:
-        shown = "; ".join(faults[:10])
-        if len(faults) > 10:
-            shown += f"; and {len(faults) - 10} more"
-        raise InputError(
-            f"{source} does not fit {type(module).__name__}, {len(expected)} tensors"
-            f" ({len(faults)} faults; is model.name right?): {shown}"
-        )
-    module.load_state_dict(dict(state))
+    return faults

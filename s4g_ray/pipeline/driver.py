@@ -23,6 +23,7 @@ from s4g_ray.encoder.checkpoint import (
 )
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
@@ -58,6 +59,8 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
         dataset = open_dataset(config.data.uri)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
+        model = fit_model_to_sizes(config.model, config.data)
+        config = config.model_copy(update={"model": model})
         folder = RunFolder.open(config, dataset, resume=resume)
         start = newest_checkpoint(folder.uri)
         # watched again in the session: Ray installs a handler of its own

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.image_table import VIEWS
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.storage import files
 
@@ -108,16 +109,18 @@ def count_batch_flops(encoder: Encoder, config: RunConfig, device: torch.device)
     """
     training = encoder.training
     encoder.eval()
-    flops = []
-    for size in (config.data.visible_query_size, config.data.reference_size):
+    num_pairs = config.train.batch_size
+    total = 0.0
+    for view in VIEWS:
+        is_query = view == "queries"
+        size = config.data.visible_query_size if is_query else config.data.reference_size
         images = torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            encoder.embed(images)
-        flops.append(counter.get_total_flops())
+            encoder.embed(images, view)
+        count = num_pairs if is_query else num_pairs + config.sampling.gallery_negatives
+        total += PASSES * count * counter.get_total_flops()
     encoder.train(training)
-    num_pairs = config.train.batch_size
-    num_references = num_pairs + config.sampling.gallery_negatives
-    return float(PASSES * (num_pairs * flops[0] + num_references * flops[1]))
+    return total
 
 
 class StepProfiler:

@@ -123,7 +123,7 @@ class Case:
             )
             with torch.inference_mode():
                 wanted = torch.nn.functional.normalize(
-                    self.encoders[checkpoint].eval().embed(images)
+                    self.encoders[checkpoint].eval().embed(images, view)
                 ).numpy()
             np.testing.assert_allclose(found.vectors[order], wanted, atol=1e-5)
 
@@ -334,7 +334,11 @@ def test_actors_without_room_raise_an_error_with_their_needs(
     encoding = Encoding("c", "w", Numerics(), str(tmp_path), 4, "float32")
     images = np.zeros((1, 3, SIZE, SIZE), np.uint8)
     pixels = Pixels(
-        "queries/part-00000.parquet", np.zeros(1, np.int64), np.zeros(1, np.int64), images
+        "queries/part-00000.parquet",
+        "queries",
+        np.zeros(1, np.int64),
+        np.zeros(1, np.int64),
+        images,
     )
     with pytest.raises(
         RunError, match=r"an embedding actor died, and did not start again within 0\.5 s"

@@ -52,7 +52,7 @@ def test_both_views_in_one_call_equal_each_alone_and_use_the_models_mean_and_std
         by_hand = encoder.model((images(3) / 255.0 - mean) / std)
         q_same, r_same, _ = encoder(images(3), images(3))
         q_fewer, r_more, _ = encoder(images(3), images(5))
-        five = encoder.embed(images(5))
+        five = encoder.embed(images(5), "references")
     torch.testing.assert_close(q, by_hand, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(q_same, r_same)
     torch.testing.assert_close(q_fewer, by_hand, rtol=1e-4, atol=1e-5)
@@ -217,10 +217,11 @@ def test_numerics_choices_are_those_that_the_configuration_allows(tmp_path: Path
 def test_half_precision_and_channels_last_embed_nearly_the_same(precision: Precision) -> None:
     encoder = Encoder.build(TINY, seed=1).eval()
     with torch.inference_mode():
-        plain = Numerics().embed(encoder, images())
+        plain = Numerics().embed(encoder, images(), "queries")
         fast = Numerics(precision, channels_last=True)
         fast.prepare(encoder)
-        cosine = torch.nn.functional.cosine_similarity(plain, fast.embed(encoder, images()).float())
+        other = fast.embed(encoder, images(), "queries").float()
+        cosine = torch.nn.functional.cosine_similarity(plain, other)
     assert cosine.min() > 0.99
 
 
@@ -229,7 +230,8 @@ def test_checkpointed_activations_give_the_same_gradients() -> None:
     for checkpointing in (False, True):
         cfg = TINY.model_copy(update={"grad_checkpointing": checkpointing})
         encoder = Encoder.build(cfg, seed=1).train()
-        encoder.embed(images()).square().mean().backward()  # type: ignore[no-untyped-call]
+        loss = encoder.embed(images(), "queries").square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         gradients.append([p.grad for p in encoder.model.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         assert plain is not None

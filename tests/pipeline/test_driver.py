@@ -127,7 +127,7 @@ def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(
     assert sorted(found.ids.tolist()) == table.ids.tolist()
     images = torch.stack([load_raw(table, int(row)) for row in table.rows(found.ids)])
     with torch.inference_mode():
-        wanted = torch.nn.functional.normalize(encoder.embed(images), dim=1).numpy()
+        wanted = torch.nn.functional.normalize(encoder.embed(images, "queries"), dim=1).numpy()
     np.testing.assert_allclose(found.vectors, wanted, atol=1e-5)
     older = checkpoint_stamp(
         config, encoder, f"{config.run_dir}/checkpoints/epoch=0002", synthetic.fingerprint

@@ -192,7 +192,7 @@ def check_embeddings_and_neighbors(head: Head, folder: Path, dataset: GeoDataset
         [load_view(rows, row, "references", config.data, seed=0) for row in range(len(rows))]
     )
     with torch.inference_mode():
-        wanted = torch.nn.functional.normalize(encoder.embed(seen)).numpy()
+        wanted = torch.nn.functional.normalize(encoder.embed(seen, "references")).numpy()
     stored = read_embeddings(table, "references")
     np.testing.assert_allclose(stored.vectors[np.argsort(stored.ids)], wanted, atol=1e-4)
 

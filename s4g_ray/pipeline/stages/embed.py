@@ -17,6 +17,7 @@ from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
 from s4g_ray.encoder.embedding_job import EmbeddingReport, embed
 from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.encoder.source import open_source
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
@@ -59,6 +60,7 @@ def embed_collection(
     dataset = open_dataset(base.data.uri)
     numerics = opened.numerics_for(base.train)
     views = _views_of(base, dataset, splits)
+    base = base.model_copy(update={"model": fit_model_to_sizes(base.model, base.data)})
     encoder = opened.build_encoder(base.model)
     made_with = {
         **_describe_encoder(base, encoder),

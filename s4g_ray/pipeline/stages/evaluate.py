@@ -24,6 +24,7 @@ from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.encoder.source import EncoderSource, open_source
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.scores import score_tables
@@ -71,6 +72,10 @@ def evaluate(
         for fov in fovs or [base.data.query_fov_deg]
     ]
     check_test_split(configs[0], dataset)
+    model = base.model
+    for one_fov in configs:
+        model = fit_model_to_sizes(model, one_fov.data)
+    base = base.model_copy(update={"model": model})
     data = base.data
     numerics = opened.numerics_for(base.train)
     made_with = {"split": data.test_split, "seed": base.seed, **asdict(numerics)}

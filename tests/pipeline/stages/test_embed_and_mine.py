@@ -77,7 +77,7 @@ def test_a_collection_is_embedded_and_mined_as_by_hand_and_a_repeated_command_ch
         [load_view(images, row, "queries", config.data, seed=0) for row in range(len(images))]
     )
     with torch.inference_mode():
-        wanted = torch.nn.functional.normalize(encoder.embed(seen)).numpy()
+        wanted = torch.nn.functional.normalize(encoder.embed(seen, "queries")).numpy()
     np.testing.assert_allclose(stored.vectors[np.argsort(stored.ids)], wanted, atol=1e-5)
 
     found = mine_table(table, graph, dataset_uri=dataset.uri, overrides=KEYS)

@@ -127,7 +127,11 @@ def by_hand(
             )
             for table, view in views
         ]
-        return [numerics.embed(encoder.eval(), batch).float().numpy() for batch in images]
+        encoder.eval()
+        return [
+            numerics.embed(encoder, batch, view).float().numpy()
+            for batch, (_, view) in zip(images, views, strict=True)
+        ]
 
 
 def evaluated_by_hand(
@@ -265,7 +269,7 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
         )
         assert seen.shape[-1] == round(131 * evaluation.fov_deg / 360)
         with torch.inference_mode():
-            wanted = torch.nn.functional.normalize(encoder.embed(seen)).numpy()
+            wanted = torch.nn.functional.normalize(encoder.embed(seen, "queries")).numpy()
         stored = read_embeddings(str(out / f"queries-fov={evaluation.fov_deg:g}-random"), "queries")
         order = np.argsort(stored.ids)
         np.testing.assert_allclose(

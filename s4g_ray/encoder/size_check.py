@@ -1,0 +1,149 @@
+"""Check that an encoder takes the configured sizes of images, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from s4g_ray.config.data_schema import DataConfig, Size
+from s4g_ray.config.training_schema import ModelConfig
+from s4g_ray.data.image_table import View
+from s4g_ray.encoder.backbone import SIZE_OPTIONS, needs_data, run_without_data
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.weights import first_line
+from s4g_ray.errors import InputError
+
+SIZE_KEYS: dict[View, str] = {"queries": "query_size", "references": "reference_size"}
+LONGEST_STEP = 64  # pixels: sizes that are multiples of up to so many are tried in place of another
+
+
+class _OneView(nn.Module):
+    """An encoder of one view as a module of its own."""
+
+    def __init__(self, encoder: Encoder, view: View) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.view: View = view
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.embed(images, self.view)
+
+
+def fit_model_to_sizes(model: ModelConfig, data: DataConfig) -> ModelConfig:
+    """Check one forward pass of both views at the sizes of section `data`; return the section.
+
+    Loads no weights, and takes no memory for them: computes shapes alone. Architectures that are
+    built for images of one size get options.img_size, so that they are built for this one.
+
+    Raises InputError, with a line a view, for a size that the model does not take, with the nearest
+    one that it does; and for a model that cannot be built.
+    """
+    sizes: dict[View, Size] = {
+        "queries": data.visible_query_size,
+        "references": data.reference_size,
+    }
+    encoder = _build_without_weights(model)
+    faults = {view: _find_fault(encoder, view, size) for view, size in sizes.items()}
+    if not any(faults.values()):
+        return model
+    is_resizable = not SIZE_OPTIONS & model.options.keys()
+    is_one_size = len(set(sizes.values())) == 1
+    if is_resizable and is_one_size:
+        resized = _with_image_size(model, data.reference_size)
+        if _takes(resized, data.reference_size):
+            return resized
+    lines = []
+    for view, fault in faults.items():
+        if fault:
+            remedy = _find_remedy(encoder, model, view, sizes[view], is_resizable and is_one_size)
+            lines.append(_describe(model, data, view, sizes[view], f"{fault}; {remedy}"))
+    raise InputError("\n".join(lines))
+
+
+def _build_without_weights(model: ModelConfig) -> Encoder:
+    """Build an encoder whose tensors have no data, or random ones where it cannot be built so."""
+    try:
+        with torch.device("meta"):
+            return Encoder.build(model, weights=False)
+    except Exception as error:
+        if not needs_data(error):
+            raise
+    return Encoder.build(model, weights=False)
+
+
+def _find_fault(encoder: Encoder, view: View, size: Size) -> str:
+    """Return the error of a view's forward pass at a size; an empty text if there is none.
+
+    Models built for a size crop what its patches leave, without an error: that is a fault, too.
+    """
+    patches = getattr(encoder.model, "patch_embed", None)
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+        height, width = patches.patch_size
+        if size[0] % height or size[1] % width:
+            return f"its patches of {height}x{width} pixels do not divide it"
+    try:
+        outputs = run_without_data(_OneView(encoder, view), size)
+    except Exception as error:  # models raise errors of many kinds for sizes that do not fit
+        return first_line(error).rstrip(".")
+    shape = list(outputs[0].shape)
+    return "" if shape == [1, encoder.dim] else f"the output has shape {shape}"
+
+
+def _with_image_size(model: ModelConfig, size: Size) -> ModelConfig:
+    return model.model_copy(update={"options": {**model.options, "img_size": list(size)}})
+
+
+def _takes(model: ModelConfig, size: Size) -> bool:
+    """Return whether a model can be built, and takes images of a size."""
+    try:
+        encoder = _build_without_weights(model)
+    except InputError:
+        return False
+    return not _find_fault(encoder, "references", size)
+
+
+def _find_remedy(
+    encoder: Encoder, model: ModelConfig, view: View, size: Size, is_resizable: bool
+) -> str:
+    """Return what a user can do about a size that a model does not take.
+
+    is_resizable: whether the model could be built for another size than the encoder's.
+    """
+    if is_resizable:
+        for near in _near_sizes(size, steps=(7, 8, 14, 16, 32)):
+            if _takes(_with_image_size(model, near), near):
+                return f"the nearest size that fits is {list(near)}, of queries and references"
+    for near in _near_sizes(size):
+        if not _find_fault(encoder, view, near):
+            return f"the nearest size that fits is {list(near)}"
+    if SIZE_OPTIONS & model.options.keys():
+        return "change it, or model.options"
+    return (
+        "set data.query_size and data.reference_size to one size, for which the model is then"
+        " built, or choose a model that takes any size"
+    )
+
+
+def _near_sizes(
+    size: Size, steps: tuple[int, ...] = tuple(range(2, LONGEST_STEP + 1))
+) -> list[Size]:
+    """Return sizes whose height and width are multiples of a step, the nearest to `size` first."""
+    found = set(_multiples(size, steps))
+    return sorted(found, key=lambda near: (abs(near[0] - size[0]) + abs(near[1] - size[1]), near))
+
+
+def _multiples(size: Size, steps: tuple[int, ...]) -> Iterator[Size]:
+    height, width = size
+    for step in steps:
+        yield max(1, round(height / step)) * step, max(1, round(width / step)) * step
+
+
+def _describe(model: ModelConfig, data: DataConfig, view: View, size: Size, fault: str) -> str:
+    key = SIZE_KEYS[view]
+    shown = f"data.{key}={list(getattr(data, key))}"
+    if view == "queries" and size != data.query_size:
+        shown += f", of which query_fov_deg={data.query_fov_deg:g} leaves {list(size)},"
+    return f"{shown} does not fit {model.name}: {fault}"
