@@ -96,7 +96,7 @@ class PairBatch:
 
     def pin(self) -> Self:
         """Return the batch in page-locked memory, from which copies to a GPU run by themselves."""
-        return self._move(Tensor.pin_memory)
+        return self._move(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> Self:
         """Return the batch with all tensors on a device.

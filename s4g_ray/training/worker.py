@@ -95,6 +95,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
         config.augment,
         seed=config.seed,
         num_processes=config.train.loader_processes,
+        on_device=config.augment.is_on_device(get_device().type),
     )
 
 
@@ -227,7 +228,7 @@ class _Worker:
             batch = next(batches, None)
             if batch is None:
                 return
-            yield batch, time.perf_counter() - before
+            yield batch.to(self.device).augment(), time.perf_counter() - before
 
     def _run_step(self, batch: PairBatch, num_batches: int) -> StepResult:
         epoch = self.epoch + 1

@@ -9,6 +9,7 @@ process that loads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ def augment_batch(images: Tensor, draws: BatchDraws) -> Tensor:
     augmentation by rounding: at most one level an operation, and in few pixels.
     """
     images = images.clone()
-    # Matrix products must not be in half precision.
-    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+    with torch.no_grad(), _full_precision(images.device.type):
         for operation, (rows, values) in draws.unpack().items():
             change = _CHANGES[operation]
             for part, its_values in zip(
@@ -38,6 +38,13 @@ def augment_batch(images: Tensor, draws: BatchDraws) -> Tensor:
                 images.index_copy_(0, part, changed)
     left = (images.shape[-1] - draws.width) // 2
     return images[..., left : left + draws.width]
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Turn autocast off, which would halve the precision of matrix products."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _compress(images: Tensor, values: Tensor) -> Tensor:
