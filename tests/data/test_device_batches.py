@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,9 @@ def assert_same(found: PairBatch, wanted: PairBatch, levels: int = 0) -> None:
         assert one.shape == other.shape
         assert (one.int() - other.int()).abs().max() <= levels
     assert torch.equal(found.valid, wanted.valid)
-    assert (found.gallery_valid == wanted.gallery_valid).all()  # type: ignore[union-attr]
+    assert found.gallery_valid is not None
+    assert wanted.gallery_valid is not None
+    assert torch.equal(found.gallery_valid, wanted.gallery_valid)
     assert np.array_equal(found.query_ids, wanted.query_ids)
     assert found.bad_images == wanted.bad_images
     assert found.pairs_masked == wanted.pairs_masked
@@ -64,7 +67,7 @@ def assert_same(found: PairBatch, wanted: PairBatch, levels: int = 0) -> None:
     ],
 )
 def test_a_batch_augmented_later_equals_one_augmented_by_the_loader(
-    synthetic: GeoDataset, data: dict[str, object]
+    synthetic: GeoDataset, data: dict[str, Any]
 ) -> None:
     """The panorama is cropped last: what is rolled into sight must be there."""
     augment = augment_config(**EXACT)
@@ -146,7 +149,12 @@ def test_all_tensors_of_a_batch_move_and_masked_images_are_counted_before(
     assert (moved.pairs_masked, moved.gallery_masked) == (1, 1)  # `meta` has no values to count
     assert tuple(moved.augment().queries.shape) == (4, 3, SIZE, SIZE)
     pinned: list[Tensor] = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
     assert_same(batch.pin(), batch)
     assert len(pinned) == 8
 

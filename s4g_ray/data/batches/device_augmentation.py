@@ -31,9 +31,8 @@ def augment_batch(images: Tensor, draws: BatchDraws) -> Tensor:
     with torch.no_grad(), _full_precision(images.device.type):
         for operation, (rows, values) in draws.unpack().items():
             change = _CHANGES[operation]
-            for part, its_values in zip(
-                rows.split(IMAGES_AT_ONCE), values.split(IMAGES_AT_ONCE), strict=True
-            ):
+            parts = torch.split(rows, IMAGES_AT_ONCE)
+            for part, its_values in zip(parts, torch.split(values, IMAGES_AT_ONCE), strict=True):
                 changed = change(images.index_select(0, part), its_values)
                 images.index_copy_(0, part, changed)
     left = (images.shape[-1] - draws.width) // 2
