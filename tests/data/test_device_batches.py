@@ -18,6 +18,8 @@ from s4g_ray.data.pair_loader import PairBatch, PairLoader
 from tests.conftest import SIZE
 from tests.support.sample_images import augment_config, loader
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IDS = np.array([[0, 1, -1, 3], [4, 5, 6, 7], [8, -1, 10, 11]])
 GALLERY = np.array([[96, -1, 97], [98, 99, 100], [101, 3, 102]])
 EXACT = {  # operations whose results the device does not round

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,14 +27,7 @@ WIDE = (26, 50)  # 4 does not divide the width
 SQUARE = (33, 33)
 NUM_IMAGES = 24
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Images are so small that starting threads takes longer than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(number: int) -> np.random.Generator:
@@ -142,14 +135,6 @@ def test_draws_of_references_are_those_of_the_loader() -> None:
         assert torch.equal(found[i], augment_reference(images[i], cfg, generator(i)))
 
 
-def test_a_view_that_is_not_square_is_not_turned() -> None:
-    cfg = augment_config(rotate="planar", rotate_probability=1.0)
-    with pytest.raises(ValueError, match=r"square images; set augment\.rotate=none"):
-        draw_pair(cfg, generator(0), WIDE, SQUARE)
-    with pytest.raises(ValueError, match=r"square images; set augment\.rotate=none"):
-        draw_reference(cfg, generator(0), WIDE)
-
-
 EACH: ImageDraws = {
     "jpeg": (93,),
     "color": (1.1, 0.9, 1.1, 0.1),
@@ -166,6 +151,7 @@ EACH: ImageDraws = {
 
 
 def test_images_without_draws_keep_every_bit() -> None:
+    assert tuple(EACH) == OPERATIONS
     images = make_images(4, SQUARE)
     draws = BatchDraws.from_images([{}, EACH, {}, {"flip": ()}], 33)
     found = augment_batch(images, draws)
@@ -173,20 +159,6 @@ def test_images_without_draws_keep_every_bit() -> None:
     assert torch.equal(found[3], images[3].flip(-1))
     assert not torch.equal(found[1], images[1])
     assert torch.equal(images, make_images(4, SQUARE))
-
-
-def test_draws_are_packed_into_one_tensor_and_come_back() -> None:
-    assert tuple(EACH) == OPERATIONS
-    draws = BatchDraws.from_images([{}, EACH, {"roll": (-70_001,), "flip": ()}], 33)
-    found = {
-        name: (rows.tolist(), values.tolist()) for name, (rows, values) in draws.unpack().items()
-    }
-    assert list(found) == list(OPERATIONS)
-    assert found["jpeg"] == ([1], [[93]])
-    assert found["flip"] == ([1, 2], [[], []])
-    assert found["roll"] == ([1, 2], [[5], [-70_001]])
-    assert found["color"] == ([1], [pytest.approx([1.1, 0.9, 0.1, 1.1, -0.1, 0.6])])
-    assert found["squares"] == ([1], [[1, 2, 5, 7, 4, 5, *[0] * 69]])
 
 
 def test_a_rolled_batch_is_cropped_to_its_middle_columns() -> None:

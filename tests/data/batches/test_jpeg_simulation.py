@@ -12,6 +12,8 @@ from s4g_ray.data.augmentation import recompress
 from s4g_ray.data.batches.jpeg_simulation import simulate_jpeg
 from tests.support.sample_images import make_photo
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def compress_by_pillow(image: Tensor, quality: int) -> Tensor:
     buffer = io.BytesIO()
