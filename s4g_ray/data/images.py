@@ -283,8 +283,14 @@ def crop_field_of_view(panorama: Tensor, data: DataConfig, rng: np.random.Genera
 
     Turns the panorama by a random angle first where data.query_heading is `random`.
     """
-    if data.query_heading == "random":
-        panorama = panorama.roll(int(rng.integers(panorama.shape[-1])), -1)
+    columns = draw_turn(data, rng, panorama.shape[-1])
+    if columns:
+        panorama = panorama.roll(columns, -1)
     width = data.visible_query_size[1]
     left = (panorama.shape[-1] - width) // 2
     return panorama[..., left : left + width]
+
+
+def draw_turn(data: DataConfig, rng: np.random.Generator, width: int) -> int:
+    """Draw by how many columns a panorama is rolled; 0 unless data.query_heading is `random`."""
+    return int(rng.integers(width)) if data.query_heading == "random" else 0

@@ -4,41 +4,53 @@ A pair's augmentation is drawn from (seed, epoch, query id), and that of a refer
 from its own id, so it is the same in any process or thread. Loader processes hold neither plans nor
 image tables: each batch is sent to them as the few rows that it needs, so they always load batches
 of the current plan.
+
+With on_device, images are only read, decoded and resized here; the batch carries the draws, and
+PairBatch.augment applies them, in the process that trains.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from multiprocessing.connection import wait
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from s4g_ray.arrays import Ints
-from s4g_ray.config.data_schema import AugmentConfig, DataConfig
+from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
 from s4g_ray.data.augmentation import augment_pair, augment_reference
+from s4g_ray.data.batches.augmentation_draws import (
+    BatchDraws,
+    ImageDraws,
+    add_roll,
+    draw_pair,
+    draw_reference,
+)
+from s4g_ray.data.batches.batch_sources import BatchSource, ProcessSource, ThreadSource
+from s4g_ray.data.batches.device_augmentation import augment_batch
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import (
     ImageFile,
     crop_field_of_view,
+    draw_turn,
     fit_query,
     fit_reference,
     list_image_files,
     read_images,
 )
-from s4g_ray.errors import BadImageError, DeadProcessError, StoreError
+from s4g_ray.errors import BadImageError, StoreError
 
 NUM_THREADS = 2  # where there are no loader processes
 # Each separates one random stream of augmentation from others of the same (seed, epoch).
 _AUGMENT_STREAM = 0x617567
 _GALLERY_STREAM = 0x676175  # of references without a query
+
+_Item = tuple[Tensor, ImageDraws]  # an image, and what is left to do to it
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,8 @@ class PairBatch:
     """A rank's share of a global batch: uint8 [b, 3, H, W] for each view, valid[b] bool.
 
     gallery: references without a query, uint8 [e, 3, H, W], of gallery_ids[e], gallery_valid[e]
-    bool; None where the plan has none.
+    bool; None where the plan has none. Draws: what augment() is to do to the images of each view;
+    None where nothing is left to do.
     """
 
     number: int  # of the batch in its plan
@@ -58,47 +71,82 @@ class PairBatch:
     gallery: Tensor | None = None
     gallery_ids: Ints | None = None
     gallery_valid: Tensor | None = None  # false: undecodable as above, or its id is -1
+    query_draws: BatchDraws | None = None
+    reference_draws: BatchDraws | None = None
+    gallery_draws: BatchDraws | None = None
+    # pairs and gallery images that could not be decoded, where `valid` has left the CPU: counting
+    # there would wait for the device
+    masked: tuple[int, int] | None = None
 
     @property
     def pairs_masked(self) -> int:
         """Count the pairs that could not be decoded."""
+        if self.masked is not None:
+            return self.masked[0]
         return int((self.query_ids >= 0).sum() - self.valid.sum())
 
     @property
     def gallery_masked(self) -> int:
         """Count the gallery images that could not be decoded."""
+        if self.masked is not None:
+            return self.masked[1]
         if self.gallery_ids is None or self.gallery_valid is None:
             return 0
         return int((self.gallery_ids >= 0).sum() - self.gallery_valid.sum())
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:
-        """Return the batch with each of its tensors replaced by function(tensor)."""
-        tensors = {
-            item.name: function(value)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
-        return replace(self, **tensors)
+    def pin(self) -> Self:
+        """Return the batch in page-locked memory, from which copies to a GPU run by themselves."""
+        return self._move(lambda tensor: tensor.pin_memory())
 
-    def pin(self) -> PairBatch:
-        """Return the batch in pinned memory, from which it is moved without waiting."""
-        return self._map(Tensor.pin_memory)
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with all tensors on a device.
 
-    def to(self, device: torch.device) -> PairBatch:
-        """Return the batch on a device; does not wait where it lies in pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        From page-locked memory to a GPU, it returns before the copies are done.
+        """
+        return self._move(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+
+    def augment(self) -> Self:
+        """Apply the draws to the images, on the device where they are; see augment_batch.
+
+        Returns the batch itself if it has no draws.
+        """
+        if self.query_draws is None or self.reference_draws is None:
+            return self
+        gallery = self.gallery
+        if gallery is not None and self.gallery_draws is not None:
+            gallery = augment_batch(gallery, self.gallery_draws)
+        return replace(
+            self,
+            queries=augment_batch(self.queries, self.query_draws),
+            references=augment_batch(self.references, self.reference_draws),
+            gallery=gallery,
+            query_draws=None,
+            reference_draws=None,
+            gallery_draws=None,
+        )
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory of the batch until a CUDA stream has used it."""
-        for item in fields(self):
-            value = getattr(self, item.name)
+        """Keep the memory of the images until a CUDA stream has used it."""
+        for field in fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 value.record_stream(stream)
 
-    def without_images(self) -> PairBatch:
-        """Return the batch with ids and flags alone."""
+    def without_images(self) -> Self:
+        """Return the batch with ids, flags and counts alone."""
         none = torch.empty(0)  # a slice would keep the memory of all
         return replace(self, queries=none, references=none, gallery=None)
+
+    def _move(self, change: Callable[[Tensor], Tensor]) -> Self:
+        moved: dict[str, Tensor | BatchDraws] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = change(value)
+            elif isinstance(value, BatchDraws):
+                moved[field.name] = value.move(change)
+        masked = (self.pairs_masked, self.gallery_masked)
+        return replace(self, masked=masked, **moved)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -122,7 +170,8 @@ class PairLoader:
 
     num_processes: loader processes. They start at once, serve all epochs, and end with close() or
     some seconds after the process that made them died. 0: threads of this process load instead.
-    Every number gives the same batches.
+    Every number gives the same batches. on_device: batches are not augmented yet, but carry their
+    draws (AugmentConfig.is_on_device decides).
     """
 
     def __init__(
@@ -134,15 +183,16 @@ class PairLoader:
         *,
         seed: int,
         num_processes: int = 0,
+        on_device: bool = False,
     ) -> None:
         self.queries = queries
         self.references = references
-        maker = _BatchMaker(data, augment, seed)
-        self._source: _BatchSource
+        maker = _BatchMaker(data, augment, seed, on_device)
+        self._source: BatchSource[_BatchOrder, PairBatch]
         if num_processes:
-            self._source = _ProcessSource(maker, num_processes)
+            self._source = ProcessSource(maker, num_processes)
         else:
-            self._source = _ThreadSource(maker)
+            self._source = ThreadSource(maker.make, NUM_THREADS)
 
     def __enter__(self) -> Self:
         return self
@@ -214,6 +264,7 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
     data: DataConfig
     augment: AugmentConfig
     seed: int
+    on_device: bool
 
     def __getitem__(self, order: _BatchOrder) -> PairBatch | BadImageError | StoreError:
         """Make a batch, or return its error.
@@ -226,13 +277,13 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             return error
 
     def make(self, order: _BatchOrder) -> PairBatch:
-        """Read, decode, resize and augment the images of a batch.
+        """Read, decode and resize the images of a batch, and augment them or draw how to.
 
         Raises BadImageError if data.on_bad_image is `fail`.
         """
         bad: list[str] = []
-        queries = _make_blank(len(order.query_ids), self.data.visible_query_size)
-        references = _make_blank(len(order.query_ids), self.data.reference_size)
+        queries = _View(len(order.query_ids), self._query_size, self.on_device)
+        references = _View(len(order.query_ids), self.data.reference_size, self.on_device)
         valid = torch.zeros(len(order.query_ids), dtype=torch.bool)
         pairs = zip(
             _find_filled_slots(order.query_ids),
@@ -247,40 +298,54 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             elif isinstance(reference, BadImageError):
                 self._record_bad_image(reference, bad)
             else:
-                pair = self._augment_pair(file, query, reference, order.epoch)
-                queries[slot], references[slot] = pair
+                query_item, reference_item = self._make_pair(file, query, reference, order.epoch)
+                queries.put(slot, query_item)
+                references.put(slot, reference_item)
                 valid[slot] = True
         gallery, gallery_valid = self._make_gallery(order, bad)
         return PairBatch(
             order.number,
             order.query_ids,
-            queries,
-            references,
+            queries.images,
+            references.images,
             valid,
             tuple(bad),
-            gallery,
+            None if gallery is None else gallery.images,
             order.gallery_ids,
             gallery_valid,
+            queries.pack_draws(self.data.visible_query_size[1]),
+            references.pack_draws(self.data.reference_size[1]),
+            None if gallery is None else gallery.pack_draws(self.data.reference_size[1]),
         )
+
+    @property
+    def _query_size(self) -> Size:
+        """Return the size of a loaded query: whole where it is still to be rolled and cropped."""
+        return self.data.query_size if self.on_device else self.data.visible_query_size
 
     def _make_gallery(
         self, order: _BatchOrder, bad: list[str]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Load gallery[e, 3, H, W] and gallery_valid[e]; None where the plan has no gallery."""
+    ) -> tuple[_View | None, Tensor | None]:
+        """Load the gallery [e] and gallery_valid[e]; None where the plan has no gallery."""
         if order.gallery_ids is None:
             return None, None
-        images = _make_blank(len(order.gallery_ids), self.data.reference_size)
+        gallery = _View(len(order.gallery_ids), self.data.reference_size, self.on_device)
         valid = torch.zeros(len(order.gallery_ids), dtype=torch.bool)
         slots = _find_filled_slots(order.gallery_ids)
-        fit = partial(fit_reference, data=self.data)
         for slot, file, image in zip(slots, order.gallery, read_images(order.gallery), strict=True):
             if isinstance(image, BadImageError):
                 self._record_bad_image(image, bad)
                 continue
             rng = np.random.default_rng((self.seed, order.epoch, file.id, _GALLERY_STREAM))
-            images[slot] = augment_reference(image, self.augment, rng, fit)
+            gallery.put(slot, self._make_reference(image, rng))
             valid[slot] = True
-        return images, valid
+        return gallery, valid
+
+    def _make_reference(self, image: Tensor, rng: np.random.Generator) -> _Item:
+        fit = partial(fit_reference, data=self.data)
+        if self.on_device:
+            return fit(image), draw_reference(self.augment, rng, self.data.reference_size)
+        return augment_reference(image, self.augment, rng, fit), {}
 
     def _record_bad_image(self, error: BadImageError, bad: list[str]) -> None:
         """Append the reason to `bad`. Raises the error if data.on_bad_image is `fail`."""
@@ -288,141 +353,48 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             raise error
         bad.append(str(error))
 
-    def _augment_pair(
+    def _make_pair(
         self, file: ImageFile, query: Tensor, reference: Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[_Item, _Item]:
         rng = np.random.default_rng((self.seed, epoch, file.id, _AUGMENT_STREAM))
         fits = (
             partial(fit_query, data=self.data, heading=file.heading),
             partial(fit_reference, data=self.data),
         )
+        if self.on_device:
+            sizes = (self.data.query_size, self.data.reference_size)
+            query_draws, reference_draws = draw_pair(self.augment, rng, *sizes)
+            add_roll(query_draws, draw_turn(self.data, rng, self.data.query_size[1]))
+            return (fits[0](query), query_draws), (fits[1](reference), reference_draws)
         panorama, tile = augment_pair(query, reference, self.augment, rng, fits)
         # Cropped last: rolling with the tile needs the whole circle.
-        return crop_field_of_view(panorama, self.data, rng), tile
+        return (crop_field_of_view(panorama, self.data, rng), {}), (tile, {})
 
 
-def _make_blank(count: int, size: tuple[int, int]) -> Tensor:
-    return torch.zeros(count, 3, *size, dtype=torch.uint8)
+class _View:
+    """The images uint8 [n, 3, H, W] of one view of a batch, blank at first, and their draws."""
+
+    def __init__(self, count: int, size: Size, on_device: bool) -> None:
+        self._draws: list[ImageDraws] | None = None
+        if on_device:
+            # In the layout of decoded pixels: copying them into another takes as long as decoding.
+            blank = torch.zeros(count, *size, 3, dtype=torch.uint8)
+            self.images = blank.permute(0, 3, 1, 2)
+            self._draws = [{} for _ in range(count)]
+        else:
+            self.images = torch.zeros(count, 3, *size, dtype=torch.uint8)
+
+    def put(self, slot: int, item: _Item) -> None:
+        image, draws = item
+        self.images[slot] = image
+        if self._draws is not None:
+            self._draws[slot] = draws
+
+    def pack_draws(self, width: int) -> BatchDraws | None:
+        """Pack the draws for the device; width: the columns that are kept at last."""
+        return None if self._draws is None else BatchDraws.from_images(self._draws, width)
 
 
 def _find_filled_slots(ids: Ints) -> list[int]:
     slots: list[int] = np.flatnonzero(ids >= 0).tolist()
     return slots
-
-
-class _BatchSource(Protocol):
-    """Loads the batches of orders, in their order."""
-
-    process_ids: list[int]
-
-    def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]: ...
-
-    def count_ready(self) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class _ThreadSource:
-    """Loads in threads of this process; reading, decoding and resizing release the interpreter."""
-
-    def __init__(self, maker: _BatchMaker) -> None:
-        self.process_ids: list[int] = []
-        self._maker = maker
-        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="pair-loader")
-        self._waiting: deque[Future[PairBatch]] = deque()
-
-    def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]:
-        waiting: deque[Future[PairBatch]] = deque()
-        self._waiting = waiting
-        try:
-            while True:
-                while len(waiting) <= NUM_THREADS and (order := next(orders, None)) is not None:
-                    waiting.append(self._pool.submit(self._maker.make, order))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def count_ready(self) -> int:
-        return sum(future.done() for future in self._waiting)
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-class _OrderSampler(Sampler[_BatchOrder]):
-    """Hands the orders to load to torch, in this process, as batches are taken."""
-
-    def __init__(self) -> None:
-        self.orders: Iterator[_BatchOrder] = iter(())
-
-    def __iter__(self) -> Iterator[_BatchOrder]:
-        return self.orders
-
-
-class _ProcessSource:
-    """Loads in spawned processes: forking a process that runs Ray or has threads may deadlock."""
-
-    def __init__(self, maker: _BatchMaker, num_processes: int) -> None:
-        self._sampler = _OrderSampler()
-        self._num_loads = 0
-        self._loader: DataLoader[PairBatch | BadImageError | StoreError] = DataLoader(
-            maker,
-            sampler=self._sampler,
-            batch_size=None,  # an item is a batch
-            collate_fn=_keep_item,
-            num_workers=num_processes,
-            multiprocessing_context="spawn",
-            persistent_workers=True,
-            generator=torch.Generator(),  # the process's own would be advanced, and dropout with it
-        )
-        # Not in the main thread: torch would set a handler there that raises from any line when a
-        # process dies.
-        with ThreadPoolExecutor(1) as pool:
-            started: Future[Any] = pool.submit(iter, self._loader)
-            self._items = started.result()
-        self.process_ids: list[int] = [worker.pid for worker in self._items._workers]
-
-    def load(self, orders: Iterator[_BatchOrder]) -> Iterator[PairBatch]:
-        self._num_loads += 1
-        number = self._num_loads
-        self._sampler.orders = orders
-        # Discards the batches that an unfinished load ordered.
-        items = self._watch_processes(iter, self._loader)
-        while (item := self._watch_processes(next, items, None)) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            if number != self._num_loads:
-                raise RuntimeError("a load was continued after the next had begun")
-
-    def _watch_processes(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function that waits for processes. Raises DeadProcessError when one has died."""
-        try:
-            return function(*args)
-        except (RuntimeError, OSError, EOFError) as error:  # which of them depends on timing
-            workers = self._items._workers
-            ended = wait([worker.sentinel for worker in workers], timeout=1)
-            dead = next((worker for worker in workers if worker.sentinel in ended), None)
-            if dead is None:
-                raise
-            dead.join()
-            raise DeadProcessError(
-                f"loader process {dead.pid} died with exit code {dead.exitcode}; if memory (-9)"
-                " or /dev/shm (-7) ran out, lower train.loader_processes"
-            ) from error
-
-    def count_ready(self) -> int:
-        """Count batches in the queue to this process, and those taken from it before their turn."""
-        tasks = self._items._task_info.values()  # torch has no public way
-        num_early = sum(len(task) == 2 for task in tasks)  # of a process and its answer
-        return num_early + int(self._items._data_queue.qsize())
-
-    def close(self) -> None:
-        self._items._shutdown_workers()  # torch has no public way
-
-
-def _keep_item(item: Any) -> Any:
-    return item

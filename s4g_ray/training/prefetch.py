@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -17,11 +17,8 @@ class DevicePrefetch:
     the host does not wait.
     """
 
-    def __init__(
-        self, device: torch.device, augment: Callable[[PairBatch], PairBatch] | None = None
-    ) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._augment = augment
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
@@ -44,10 +41,6 @@ class DevicePrefetch:
         if batch is None:
             return None, waited_s
         if self._stream is None:
-            return self._move(batch), waited_s
+            return batch.to(self._device).augment(), waited_s
         with torch.cuda.stream(self._stream):
-            return self._move(batch.pin()), waited_s
-
-    def _move(self, batch: PairBatch) -> PairBatch:
-        moved = batch.to(self._device)
-        return moved if self._augment is None else self._augment(moved)
+            return batch.pin().to(self._device).augment(), waited_s

@@ -108,6 +108,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
         config.augment,
         seed=config.seed,
         num_processes=config.train.loader_processes,
+        on_device=config.augment.is_on_device(get_device().type),
     )
 
 

@@ -29,6 +29,17 @@ def make_image(seed: int = 0) -> Tensor:
     return torch.from_numpy(tile(np.random.default_rng(seed)).copy()).permute(2, 0, 1)
 
 
+def make_photo(seed: int, size: tuple[int, int]) -> Tensor:
+    """Make uint8 [3, H, W] with the spectrum of photographs, in colours close to grey."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    noise = rng.normal(size=(1, height, width)) + 0.1 * rng.normal(size=(3, height, width))
+    pixels = np.fft.irfft2(np.fft.rfft2(noise) / (frequency + 0.02) ** 2, s=size)
+    pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
+    return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
+
+
 def encode_image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     """Encode the first image as a file."""
     buffer = io.BytesIO()
@@ -48,6 +59,7 @@ def loader(
     *,
     augment: AugmentConfig | None = None,
     num_processes: int = 0,
+    on_device: bool = False,
     **data: object,
 ) -> PairLoader:
     """Make a loader of the train queries, and of the train and test references."""
@@ -59,4 +71,5 @@ def loader(
         augment or AugmentConfig(),
         seed=1,
         num_processes=num_processes,
+        on_device=on_device,
     )

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s4g_ray.config.data_schema import AugmentConfig, Size
+from s4g_ray.data.batches.augmentation_draws import (
+    OPERATIONS,
+    BatchDraws,
+    ImageDraws,
+    add_roll,
+    draw_pair,
+    draw_reference,
+)
+from tests.support.sample_images import augment_config
+
+WIDE = (26, 50)  # 4 does not divide the width
+SQUARE = (33, 33)
+
+
+def draw_view_by_hand(rng: np.random.Generator, height: int, width: int) -> dict[str, Any]:
+    """Draw a view's augmentation by the default configuration, one value after another."""
+    found: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        found["jpeg"] = (rng.integers(90, 101),)
+    if rng.random() < 0.5:
+        found["color"] = [*(1 + rng.uniform(-0.15, 0.15, 3)), rng.uniform(-0.15, 0.15)]
+    if rng.random() < 0.3:
+        if rng.random() < 0.5:
+            found["blur"] = [rng.uniform(0.3, 1.2)]
+        else:
+            found["sharpen"] = [1 + rng.uniform(0.2, 1.0)]
+    if rng.random() < 0.3:
+        if rng.random() < 0.5:
+            cell = round(rng.uniform(0.125, 0.25) * height)
+            found["grid"] = [cell, round(0.4 * cell), rng.integers(cell), rng.integers(cell)]
+        else:
+            found["squares"] = []
+            for _ in range(rng.integers(10, 26)):
+                side = round(rng.uniform(0.1, 0.2) * height)
+                corner = [rng.integers(height - side + 1), rng.integers(width - side + 1)]
+                found["squares"] += [*corner, side]
+    return found
+
+
+def as_lists(draws: ImageDraws | dict[str, Any]) -> dict[str, list[float]]:
+    return {name: [float(value) for value in values] for name, values in draws.items()}
+
+
+def test_draws_keep_their_order_from_version_to_version() -> None:
+    """A run that resumes must meet the same images."""
+    cfg = AugmentConfig(rotate="panorama")
+    seen: set[str] = set()
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        query = draw_view_by_hand(rng, *WIDE)
+        reference = draw_view_by_hand(rng, *SQUARE)
+        if rng.random() < 0.5:
+            query["flip"] = reference["flip"] = ()
+        turns = int(rng.integers(1, 4))
+        if rng.random() < 0.75:
+            query["roll"] = (-round(turns * 50 / 4),)
+            reference[f"turn_{90 * turns}"] = ()
+        found = draw_pair(cfg, np.random.default_rng(seed), WIDE, SQUARE)
+        assert [as_lists(draws) for draws in found] == [as_lists(query), as_lists(reference)]
+        seen.update(query, reference)
+    assert seen == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("size", [WIDE, (140, 768)])
+def test_a_view_that_is_not_square_is_not_turned(size: Size) -> None:
+    cfg = augment_config(rotate="planar", rotate_probability=1.0)
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"square images; set augment\.rotate=none"):
+        draw_pair(cfg, rng, size, SQUARE)
+    with pytest.raises(ValueError, match=r"square images; set augment\.rotate=none"):
+        draw_reference(cfg, rng, size)
+
+
+def test_rolls_of_an_image_add_up() -> None:
+    draws: ImageDraws = {}
+    add_roll(draws, 0)
+    assert draws == {}
+    add_roll(draws, 7)
+    add_roll(draws, -9)
+    assert draws == {"roll": (-2,)}
+
+
+def test_draws_are_packed_into_one_tensor_and_come_back() -> None:
+    image: ImageDraws = {
+        "jpeg": (93,),
+        "color": (1.1, 0.9, 1.1, 0.1),
+        "squares": (1, 2, 5, 7, 4, 5),
+        "flip": (),
+        "roll": (5,),
+    }
+    draws = BatchDraws.from_images([{}, image, {"roll": (-70_001,), "flip": ()}], 33)
+    unpacked = draws.unpack()
+    assert list(unpacked) == list(image)
+    found = {name: (rows.tolist(), values.tolist()) for name, (rows, values) in unpacked.items()}
+    assert found["jpeg"] == ([1], [[93]])
+    assert found["flip"] == ([1, 2], [[], []])
+    assert found["roll"] == ([1, 2], [[5], [-70_001]])
+    # brightness, contrast and 1 - contrast, saturation and 1 - saturation, hue in sixths
+    assert found["color"] == ([1], [pytest.approx([1.1, 0.9, 0.1, 1.1, -0.1, 0.6])])
+    assert found["squares"] == ([1], [[1, 2, 5, 7, 4, 5, *[0] * 69]])
