@@ -31,6 +31,7 @@ from s4g_ray.data import augmentation
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import decode, load_views, resize, try_image
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.tables.text_column import TextColumn
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 
@@ -61,9 +62,19 @@ def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
 def make_table(paths: list[str]) -> ImageTable:
     """Make an image table of files, without coordinates."""
     ids = np.arange(len(paths))
+    whole = np.full(len(paths), -1)
     unknown = np.full(len(paths), np.nan)
-    none: list[Any] = [None] * len(paths)
-    return ImageTable(ids, ids, paths, none, none, unknown, unknown, np.zeros(len(paths)), none)
+    return ImageTable(
+        ids=ids,
+        place_ids=ids,
+        uris=TextColumn.from_texts(paths),
+        offsets=whole,
+        lengths=whole,
+        lat=unknown,
+        lon=unknown,
+        headings=np.zeros(len(paths), dtype=np.float32),
+        regions=TextColumn.from_texts([""] * len(paths)),
+    )
 
 
 def time_in_turns(forms: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -96,7 +107,7 @@ def measure_evaluation(
     name: str, table: ImageTable, size: Size, antialias: bool, repeats: int
 ) -> list[Cell]:
     """Measure images/s of the published form, its faster variant, and loading here."""
-    published = partial(published_loading.load_batch, table.uris, size)
+    published = partial(published_loading.load_batch, list(table.uris), size)
     forms = {
         "published": published,
         "table": partial(published, published_loading.by_table),

@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.pair_loader import PairBatch, PairLoader
-from s4g_ray.data.tables.batch_plan import load_gallery, load_plan, load_record
+from s4g_ray.data.tables.batch_plan import (
+    load_gallery_share,
+    load_plan_share,
+    load_record,
+)
+from s4g_ray.data.tables.node_cache import open_image_tables
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     epoch_uri,
@@ -83,29 +85,23 @@ def agree_on_start(run: str, mailbox: Any) -> Checkpoint | None:
 
 
 def _open_loader(config: RunConfig) -> PairLoader:
-    dataset = open_dataset(config.data.uri)
     split = config.data.train_split
     reference_splits = {split}
     if config.sampling.gallery_negatives:
         reference_splits.update(config.sampling.gallery_splits)
+    tables = open_image_tables(
+        config.data.uri,
+        {"queries": [split], "references": sorted(reference_splits)},
+        config.data.cache_dir,
+    )
     return PairLoader(
-        dataset.table("queries", [split]),
-        dataset.table("references", sorted(reference_splits)),
+        tables["queries"],
+        tables["references"],
         config.data,
         config.augment,
         seed=config.seed,
         num_processes=config.train.loader_processes,
     )
-
-
-def rank_share(slots: Ints, num_workers: int, rank: int) -> Ints:
-    """Return a rank's share of the slots[B, n] of global batches: [B, ceil(n / num_workers)].
-
-    Where num_workers does not divide n, -1 pads the shares at the end.
-    """
-    num_slots = -(-slots.shape[1] // num_workers)
-    own = slots[:, rank * num_slots : (rank + 1) * num_slots]
-    return np.pad(own, ((0, 0), (0, num_slots - own.shape[1])), constant_values=-1)
 
 
 class _Worker:
@@ -210,13 +206,10 @@ class _Worker:
                     f"{plan} is not the plan that {self.start.uri} was trained on; remove"
                     f" {self.start.uri} and resume"
                 )
-        query_ids, reference_ids = load_plan(plan)
-        found: dict[str, Any] = {
-            "query_ids": rank_share(query_ids, self.num_ranks, self.rank),
-            "reference_ids": rank_share(reference_ids, self.num_ranks, self.rank),
-        }
+        query_ids, reference_ids = load_plan_share(plan, self.num_ranks, self.rank)
+        found: dict[str, Any] = {"query_ids": query_ids, "reference_ids": reference_ids}
         if self.config.sampling.gallery_negatives:
-            found["gallery_ids"] = rank_share(load_gallery(plan), self.num_ranks, self.rank)
+            found["gallery_ids"] = load_gallery_share(plan, self.num_ranks, self.rank)
         return found
 
     def _load_batches(self, ids: dict[str, Any]) -> Iterator[tuple[PairBatch, float]]:

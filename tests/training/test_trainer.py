@@ -15,6 +15,7 @@ import torch
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.tables.batch_plan import rank_share
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.checkpoint import epoch_uri, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
@@ -26,7 +27,6 @@ from s4g_ray.training.epoch_totals import EpochTotals
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
 from s4g_ray.training.trainer import Training
-from s4g_ray.training.worker import rank_share
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id

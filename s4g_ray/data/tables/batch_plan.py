@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from s4g_ray.arrays import Ints
 from s4g_ray.data.pairs import PairTable
+from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.parquet import refuse_extension_types
 
@@ -100,10 +102,34 @@ class BatchPlan:
 
 def load_plan(uri: str) -> tuple[Ints, Ints]:
     """Read query_ids[B, batch_size] and reference_ids[B, batch_size] of a saved plan."""
-    names = ["query_id", "reference_id"]
-    pairs, num_batches, batch_size, _ = _read_plan(uri, names, gallery=False)
-    queries, references = (pairs[name].to_numpy() for name in names)
-    return queries.reshape(num_batches, batch_size), references.reshape(num_batches, batch_size)
+    return load_plan_share(uri, 1, 0)
+
+
+def load_plan_share(uri: str, num_ranks: int, rank: int) -> tuple[Ints, Ints]:
+    """Read a rank's slots of a saved plan: query_ids[B, b], reference_ids[B, b], as rank_share.
+
+    Holds no more than this share, and one row group of the file. Raises RunError for another number
+    of pairs than the plan has.
+    """
+    with _open_plan(uri) as plan:
+        num_slots = -(-plan.batch_size // num_ranks)
+        query_ids = np.full((plan.num_batches, num_slots), -1, dtype=np.int64)
+        reference_ids = query_ids.copy()
+        start = 0
+        for group in plan.list_groups(gallery=False):
+            rows = plan.read([group], ["query_id", "reference_id"])
+            batches, slots = np.divmod(np.arange(start, start + len(rows)), plan.batch_size)
+            is_own = slots // num_slots == rank
+            at = (batches[is_own], slots[is_own] % num_slots)
+            query_ids[at] = rows["query_id"].to_numpy()[is_own]
+            reference_ids[at] = rows["reference_id"].to_numpy()[is_own]
+            start += len(rows)
+    if start != plan.num_batches * plan.batch_size:
+        raise RunError(
+            f"{uri} holds {start} pairs, not {plan.num_batches} batches of {plan.batch_size}; it"
+            " was altered: remove it and resume the run"
+        )
+    return query_ids, reference_ids
 
 
 def load_gallery(uri: str) -> Ints:
@@ -111,12 +137,27 @@ def load_gallery(uri: str) -> Ints:
 
     Holds reference ids that join each batch without a query, -1 for none.
     """
-    names = ["batch", "slot", "reference_id"]
-    rows, num_batches, batch_size, gallery_size = _read_plan(uri, names, gallery=True)
-    batches, slots, references = (rows[name].to_numpy() for name in names)
-    gallery = np.full((num_batches, gallery_size), -1, dtype=np.int64)
-    gallery[batches, slots - batch_size] = references
+    with _open_plan(uri) as plan:
+        rows = plan.read(plan.list_groups(gallery=True), ["batch", "slot", "reference_id"])
+        gallery = np.full((plan.num_batches, plan.gallery_size), -1, dtype=np.int64)
+        columns = rows["slot"].to_numpy() - plan.batch_size
+        gallery[rows["batch"].to_numpy(), columns] = rows["reference_id"].to_numpy()
     return gallery
+
+
+def load_gallery_share(uri: str, num_ranks: int, rank: int) -> Ints:
+    """Read a rank's columns of a saved plan's gallery, as rank_share."""
+    return rank_share(load_gallery(uri), num_ranks, rank)
+
+
+def rank_share(slots: Ints, num_ranks: int, rank: int) -> Ints:
+    """Copy a rank's share of the slots[B, n] of global batches: [B, ceil(n / num_ranks)].
+
+    Where num_ranks does not divide n, -1 pads the shares at the end.
+    """
+    num_slots = -(-slots.shape[1] // num_ranks)
+    own = slots[:, rank * num_slots : (rank + 1) * num_slots]
+    return np.pad(own, ((0, 0), (0, num_slots - own.shape[1])), constant_values=-1)
 
 
 def load_record(uri: str) -> dict[str, Any]:
@@ -130,20 +171,37 @@ def load_record(uri: str) -> dict[str, Any]:
         return record
 
 
-def _read_plan(uri: str, columns: list[str], *, gallery: bool) -> tuple[pa.Table, int, int, int]:
-    """Read the pairs of a saved plan, or its gallery rows, without reading the others.
+@dataclass(frozen=True)
+class _PlanFile:
+    """An open file of a saved plan. A row group holds rows of pairs, or of the gallery."""
 
-    A row group holds one or the other. Returns the rows, num_batches, batch_size and gallery_size.
-    """
+    uri: str
+    parquet: pq.ParquetFile
+    num_batches: int
+    batch_size: int
+    gallery_size: int
+
+    def list_groups(self, *, gallery: bool) -> list[int]:
+        """Return the row groups that hold the gallery, or those that hold the pairs."""
+        metadata = self.parquet.metadata
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        num_pairs = self.num_batches * self.batch_size
+        first = int(np.searchsorted(np.cumsum(counts), num_pairs, side="right"))
+        return list(range(first, len(counts)) if gallery else range(first))
+
+    def read(self, groups: list[int], columns: list[str]) -> pa.Table:
+        """Read columns of some row groups, and nothing of the others."""
+        rows = self.parquet.read_row_groups(groups, columns=columns)
+        return refuse_extension_types(rows, self.uri)
+
+
+@contextmanager
+def _open_plan(uri: str) -> Iterator[_PlanFile]:
     filesystem, path = files.filesystem_of(uri)
-    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
-        metadata = file.metadata.metadata
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as parquet:
+        metadata = parquet.metadata.metadata
         num_batches, batch_size, gallery_size = (
             int(metadata[f"s4g.{name}".encode()])
             for name in ("num_batches", "batch_size", "gallery_size")
         )
-        counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        first = int(np.searchsorted(np.cumsum(counts), num_batches * batch_size, side="right"))
-        groups = range(first, len(counts)) if gallery else range(first)
-        rows = refuse_extension_types(file.read_row_groups(list(groups), columns=columns), uri)
-        return rows, num_batches, batch_size, gallery_size
+        yield _PlanFile(uri, parquet, num_batches, batch_size, gallery_size)
