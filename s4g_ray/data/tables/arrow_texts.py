@@ -34,7 +34,8 @@ def read_paths(column: pa.ChunkedArray, folder: str) -> TextColumn:
     if num_whole == 0:
         return read_texts(column, start)
     if num_whole < len(column):
-        joined = pc.binary_join_element_wise(pa.scalar(start, column.type), column, "")
+        before, between = pa.scalar(start, column.type), pa.scalar("", column.type)
+        joined = pc.binary_join_element_wise(before, column, between)
         column = pc.if_else(is_whole, column, joined)
     return read_texts(column)
 

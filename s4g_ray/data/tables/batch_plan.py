@@ -20,6 +20,7 @@ from s4g_ray.storage import files
 from s4g_ray.storage.parquet import refuse_extension_types
 
 ROWS_PER_GROUP = 1_000_000  # of a saved plan: bounds the memory of writing it
+READ_AT_ONCE = 65_536  # rows: bounds the memory of reading a share of a plan
 _SCHEMA = pa.schema(
     [
         ("batch", pa.int32()),
@@ -108,22 +109,22 @@ def load_plan(uri: str) -> tuple[Ints, Ints]:
 def load_plan_share(uri: str, num_ranks: int, rank: int) -> tuple[Ints, Ints]:
     """Read a rank's slots of a saved plan: query_ids[B, b], reference_ids[B, b], as rank_share.
 
-    Holds no more than this share, and one row group of the file. Raises RunError for another number
-    of pairs than the plan has.
+    Holds this share and READ_AT_ONCE rows. Raises RunError where the file does not hold the number
+    of pairs that it names.
     """
     with _open_plan(uri) as plan:
         num_slots = -(-plan.batch_size // num_ranks)
         query_ids = np.full((plan.num_batches, num_slots), -1, dtype=np.int64)
         reference_ids = query_ids.copy()
         start = 0
-        for group in plan.list_groups(gallery=False):
-            rows = plan.read([group], ["query_id", "reference_id"])
+        for rows in plan.read_pairs():
             batches, slots = np.divmod(np.arange(start, start + len(rows)), plan.batch_size)
             is_own = slots // num_slots == rank
             at = (batches[is_own], slots[is_own] % num_slots)
             query_ids[at] = rows["query_id"].to_numpy()[is_own]
             reference_ids[at] = rows["reference_id"].to_numpy()[is_own]
             start += len(rows)
+    pa.default_memory_pool().release_unused()  # Arrow would keep the memory that it read with
     if start != plan.num_batches * plan.batch_size:
         raise RunError(
             f"{uri} holds {start} pairs, not {plan.num_batches} batches of {plan.batch_size}; it"
@@ -138,7 +139,7 @@ def load_gallery(uri: str) -> Ints:
     Holds reference ids that join each batch without a query, -1 for none.
     """
     with _open_plan(uri) as plan:
-        rows = plan.read(plan.list_groups(gallery=True), ["batch", "slot", "reference_id"])
+        rows = plan.read_gallery()
         gallery = np.full((plan.num_batches, plan.gallery_size), -1, dtype=np.int64)
         columns = rows["slot"].to_numpy() - plan.batch_size
         gallery[rows["batch"].to_numpy(), columns] = rows["reference_id"].to_numpy()
@@ -189,9 +190,18 @@ class _PlanFile:
         first = int(np.searchsorted(np.cumsum(counts), num_pairs, side="right"))
         return list(range(first, len(counts)) if gallery else range(first))
 
-    def read(self, groups: list[int], columns: list[str]) -> pa.Table:
-        """Read columns of some row groups, and nothing of the others."""
-        rows = self.parquet.read_row_groups(groups, columns=columns)
+    def read_pairs(self) -> Iterator[pa.Table]:
+        """Read the ids of the pairs, READ_AT_ONCE rows at a time, and nothing of the gallery."""
+        groups = self.list_groups(gallery=False)
+        for rows in self.parquet.iter_batches(
+            READ_AT_ONCE, groups, ["query_id", "reference_id"], use_threads=False
+        ):
+            yield refuse_extension_types(pa.Table.from_batches([rows]), self.uri)
+
+    def read_gallery(self) -> pa.Table:
+        """Read the gallery, and nothing of the pairs."""
+        columns = ["batch", "slot", "reference_id"]
+        rows = self.parquet.read_row_groups(self.list_groups(gallery=True), columns=columns)
         return refuse_extension_types(rows, self.uri)
 
 
