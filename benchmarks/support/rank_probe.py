@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from s4g_ray.data.dataset import open_dataset, write_dataset
 from s4g_ray.data.image_table import ImageTable, View
@@ -86,11 +87,13 @@ def touch(tables: Mapping[View, ImageTable]) -> int:
     """Read all that loading needs of all rows, as random access does in time; return the bytes."""
     num_bytes = 0
     for table in tables.values():
-        arrays = [table.ids, table.uris.heap, table.uris.bounds, table.uris.codes]
-        for array in [*arrays, table.offsets, table.lengths, table.headings]:
-            if array is not None:
-                array.sum()
-                num_bytes += 0 if array.strides == (0,) else array.nbytes
+        arrays: list[NDArray[Any]] = [table.ids, table.offsets, table.lengths, table.headings]
+        arrays.extend([table.uris.heap, table.uris.bounds])
+        if table.uris.codes is not None:
+            arrays.append(table.uris.codes)
+        for array in arrays:
+            array.sum()
+            num_bytes += 0 if array.strides == (0,) else array.nbytes
     return num_bytes
 
 

@@ -34,7 +34,9 @@ from s4g_ray.data.tables.node_cache import (
 )
 from s4g_ray.data.tables.text_column import TextColumn
 from s4g_ray.errors import InputError, RunError, WriteError
+from s4g_ray.storage import files
 from tests.conftest import SIZE, tables
+from tests.support.faulty_s3 import Store
 
 WANTED: dict[View, list[str]] = {"queries": ["train"], "references": ["train", "gallery"]}
 
@@ -336,6 +338,27 @@ def test_batches_from_mapped_tables_are_those_from_memory(
             batches += list(loader.load(np.array([[3, 50]]), np.array([[3, 50]]), epoch=1))
     assert bool((batches[0].queries == batches[1].queries).all())
     assert bool((batches[0].references == batches[1].references).all())
+
+
+@pytest.mark.s3
+def test_tables_of_an_object_store_are_mapped_without_reading_the_data_set_again(
+    store: Store, synthetic: GeoDataset, tmp_path: Path, builds: Builds
+) -> None:
+    uri = "s3://data/synthetic"
+    open_image_tables(uri, SPLITS, str(tmp_path))
+    store.proxy.reset()
+    found = open_image_tables(uri, SPLITS, str(tmp_path))
+    assert not [key for _, key in store.proxy.requests if key.endswith(".parquet")]
+    assert builds.count == 1
+    assert list(found["queries"].uris)[5] == f"{uri}/images/queries/5.png"
+    assert_equal(found["references"], open_dataset(uri).table("references", ["train"]))
+    contents = files.read_bytes(f"{uri}/queries/part-00000.parquet")
+    files.write_bytes(f"{uri}/queries/part-00000.parquet", contents + b"cut off")
+    try:
+        with pytest.raises(InputError, match="not a readable Parquet file"):
+            open_image_tables(uri, SPLITS, str(tmp_path))
+    finally:
+        files.write_bytes(f"{uri}/queries/part-00000.parquet", contents)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -79,7 +79,7 @@ def test_a_pickled_slice_holds_its_own_texts_alone() -> None:
 def test_integers_are_halved_only_where_they_fit() -> None:
     for value, dtype in ((2**31 - 1, "int32"), (2**31, "int64"), (-(2**31) - 1, "int64")):
         shrunk = shrink(np.array([0, value]))
-        assert (shrunk.dtype, shrunk.tolist()) == (dtype, [0, value])
+        assert (str(shrunk.dtype), shrunk.tolist()) == (dtype, [0, value])
     assert shrink(np.zeros(0, np.int64)).dtype == np.int32
 
 
