@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -15,7 +14,6 @@ import torch
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.pair_loader import PairLoader
-from s4g_ray.data.tables.batch_plan import rank_share
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.checkpoint import epoch_uri, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
@@ -30,18 +28,6 @@ from s4g_ray.training.trainer import Training
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id
-
-
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 8])
-def test_ranks_together_take_each_slot_of_the_plan_once_in_order(num_workers: int) -> None:
-    """When slots cannot be shared evenly, the last slots of the last ranks are empty."""
-    slots = np.arange(24).reshape(3, 8)
-    shares = [rank_share(slots, num_workers, rank) for rank in range(num_workers)]
-    assert len({share.shape for share in shares}) == 1
-    together = np.concatenate(shares, axis=1)
-    assert np.array_equal(together[:, :8], slots)
-    assert (together[:, 8:] == -1).all()
-    assert together.shape[1] < 8 + num_workers
 
 
 def test_an_epochs_metrics_are_sums_over_its_steps() -> None:

@@ -107,24 +107,24 @@ def load_plan(uri: str) -> tuple[Ints, Ints]:
 
 
 def load_plan_share(uri: str, num_ranks: int, rank: int) -> tuple[Ints, Ints]:
-    """Read a rank's slots of a saved plan: query_ids[B, b], reference_ids[B, b], as rank_share.
+    """Read a rank's slots of a saved plan: query_ids[B, b] and reference_ids[B, b].
 
-    Holds this share and READ_AT_ONCE rows. Raises RunError where the file does not hold the number
-    of pairs that it names.
+    b = ceil(batch_size / num_ranks): rank r takes slots r*b .. (r+1)*b - 1 of each batch; -1 pads
+    the shares at the end. Holds this share and READ_AT_ONCE rows. Raises RunError where the file
+    does not hold the number of pairs that it names.
     """
     with _open_plan(uri) as plan:
         num_slots = -(-plan.batch_size // num_ranks)
         query_ids = np.full((plan.num_batches, num_slots), -1, dtype=np.int64)
         reference_ids = query_ids.copy()
         start = 0
-        for rows in plan.read_pairs():
+        for rows in plan.read(["query_id", "reference_id"], gallery=False):
             batches, slots = np.divmod(np.arange(start, start + len(rows)), plan.batch_size)
             is_own = slots // num_slots == rank
             at = (batches[is_own], slots[is_own] % num_slots)
             query_ids[at] = rows["query_id"].to_numpy()[is_own]
             reference_ids[at] = rows["reference_id"].to_numpy()[is_own]
             start += len(rows)
-    pa.default_memory_pool().release_unused()  # Arrow would keep the memory that it read with
     if start != plan.num_batches * plan.batch_size:
         raise RunError(
             f"{uri} holds {start} pairs, not {plan.num_batches} batches of {plan.batch_size}; it"
@@ -138,27 +138,23 @@ def load_gallery(uri: str) -> Ints:
 
     Holds reference ids that join each batch without a query, -1 for none.
     """
-    with _open_plan(uri) as plan:
-        rows = plan.read_gallery()
-        gallery = np.full((plan.num_batches, plan.gallery_size), -1, dtype=np.int64)
-        columns = rows["slot"].to_numpy() - plan.batch_size
-        gallery[rows["batch"].to_numpy(), columns] = rows["reference_id"].to_numpy()
-    return gallery
+    return load_gallery_share(uri, 1, 0)
 
 
 def load_gallery_share(uri: str, num_ranks: int, rank: int) -> Ints:
-    """Read a rank's columns of a saved plan's gallery, as rank_share."""
-    return rank_share(load_gallery(uri), num_ranks, rank)
+    """Read a rank's columns of the gallery of a saved plan: [B, ceil(n / num_ranks)].
 
-
-def rank_share(slots: Ints, num_ranks: int, rank: int) -> Ints:
-    """Copy a rank's share of the slots[B, n] of global batches: [B, ceil(n / num_ranks)].
-
-    Where num_ranks does not divide n, -1 pads the shares at the end.
+    They are dealt as load_plan_share deals slots.
     """
-    num_slots = -(-slots.shape[1] // num_ranks)
-    own = slots[:, rank * num_slots : (rank + 1) * num_slots]
-    return np.pad(own, ((0, 0), (0, num_slots - own.shape[1])), constant_values=-1)
+    with _open_plan(uri) as plan:
+        num_columns = -(-plan.gallery_size // num_ranks)
+        gallery = np.full((plan.num_batches, num_columns), -1, dtype=np.int64)
+        for rows in plan.read(["batch", "slot", "reference_id"], gallery=True):
+            columns = rows["slot"].to_numpy() - plan.batch_size
+            is_own = columns // num_columns == rank
+            at = (rows["batch"].to_numpy()[is_own], columns[is_own] % num_columns)
+            gallery[at] = rows["reference_id"].to_numpy()[is_own]
+    return gallery
 
 
 def load_record(uri: str) -> dict[str, Any]:
@@ -182,27 +178,21 @@ class _PlanFile:
     batch_size: int
     gallery_size: int
 
-    def list_groups(self, *, gallery: bool) -> list[int]:
-        """Return the row groups that hold the gallery, or those that hold the pairs."""
+    def read(self, columns: list[str], *, gallery: bool) -> Iterator[pa.Table]:
+        """Read the rows of the gallery, or those of the pairs, READ_AT_ONCE at a time.
+
+        Reads nothing of the others.
+        """
         metadata = self.parquet.metadata
         counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         num_pairs = self.num_batches * self.batch_size
         first = int(np.searchsorted(np.cumsum(counts), num_pairs, side="right"))
-        return list(range(first, len(counts)) if gallery else range(first))
-
-    def read_pairs(self) -> Iterator[pa.Table]:
-        """Read the ids of the pairs, READ_AT_ONCE rows at a time, and nothing of the gallery."""
-        groups = self.list_groups(gallery=False)
+        groups = range(first, len(counts)) if gallery else range(first)
+        # threads would keep 10 MB of the memory that they read with
         for rows in self.parquet.iter_batches(
-            READ_AT_ONCE, groups, ["query_id", "reference_id"], use_threads=False
+            READ_AT_ONCE, list(groups), columns, use_threads=False
         ):
             yield refuse_extension_types(pa.Table.from_batches([rows]), self.uri)
-
-    def read_gallery(self) -> pa.Table:
-        """Read the gallery, and nothing of the pairs."""
-        columns = ["batch", "slot", "reference_id"]
-        rows = self.parquet.read_row_groups(self.list_groups(gallery=True), columns=columns)
-        return refuse_extension_types(rows, self.uri)
 
 
 @contextmanager
@@ -215,3 +205,4 @@ def _open_plan(uri: str) -> Iterator[_PlanFile]:
             for name in ("num_batches", "batch_size", "gallery_size")
         )
         yield _PlanFile(uri, parquet, num_batches, batch_size, gallery_size)
+    pa.default_memory_pool().release_unused()

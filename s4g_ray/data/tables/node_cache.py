@@ -118,12 +118,12 @@ def make_cache_folder(cache_dir: str | None) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
-        if not (folder / "README.txt").exists():
-            files.write_bytes(str(folder / "README.txt"), _README.encode())
     except OSError as error:
         raise InputError(f"cannot make the cache folder {folder}: {error}; {remedy}") from error
     if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise InputError(f"others may write into the cache folder {folder}; {remedy}")
+    if not (folder / "README.txt").exists():
+        files.write_bytes(str(folder / "README.txt"), _README.encode())
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,19 @@ def test_rows_of_a_mapped_table_are_found_by_id_and_unknown_ids_refused(
                 made.rows(np.array([ids[0], unknown]))
     with pytest.raises(KeyError, match="3"):
         table.take(ids[:0]).rows(np.array([3]))
+
+
+def test_a_part_of_a_mapped_table_is_sent_without_the_other_rows(
+    dataset: GeoDataset, tmp_path: Path, builds: Builds
+) -> None:
+    table = open_image_tables(dataset.uri, WANTED, str(tmp_path))["references"]
+    part = table.take(slice(5, 9))
+    assert_equal(part, table.take(np.arange(5, 9)))
+    data = pickle.dumps(part)
+    assert_equal(pickle.loads(data), part)
+    assert sum(table.uris[row].encode() in data for row in range(len(table))) <= 4
+    assert not np.shares_memory(table.take(np.arange(5, 9)).ids, table.ids)
+    assert np.shares_memory(part.ids, table.ids)
 
 
 def test_processes_that_start_together_build_once(
