@@ -15,6 +15,7 @@ NAMES = (
     "neighbors",
     "mining",
     "planning",
+    "rank_memory",
     "evaluation",
     "service",
     "index_kinds",

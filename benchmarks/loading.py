@@ -35,6 +35,7 @@ from s4g_ray.data import augmentation
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import decode, list_image_files, load_views, resize, try_image
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.tables.text_column import TextColumn
 from s4g_ray.datasets.packing.layout import PackOptions, encode_stored
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
@@ -66,9 +67,19 @@ def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
 def make_table(paths: list[str]) -> ImageTable:
     """Make an image table of files, without coordinates."""
     ids = np.arange(len(paths))
+    whole = np.full(len(paths), -1)
     unknown = np.full(len(paths), np.nan)
-    none: list[Any] = [None] * len(paths)
-    return ImageTable(ids, ids, paths, none, none, unknown, unknown, np.zeros(len(paths)), none)
+    return ImageTable(
+        ids=ids,
+        place_ids=ids,
+        uris=TextColumn.from_texts(paths),
+        offsets=whole,
+        lengths=whole,
+        lat=unknown,
+        lon=unknown,
+        headings=np.zeros(len(paths), dtype=np.float32),
+        regions=TextColumn.from_texts([""] * len(paths)),
+    )
 
 
 def time_in_turns(
@@ -105,7 +116,7 @@ def measure_evaluation(
     name: str, table: ImageTable, size: Size, antialias: bool, repeats: int
 ) -> list[Cell]:
     """Measure images/s of the published form, its faster variant, and loading here."""
-    published = partial(published_loading.load_batch, table.uris, size)
+    published = partial(published_loading.load_batch, list(table.uris), size)
     forms = {
         "published": published,
         "table": partial(published, published_loading.by_table),

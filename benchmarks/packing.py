@@ -33,9 +33,10 @@ from benchmarks.support.s3_server import environment, serving
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.image_table import ImageTable
-from s4g_ray.data.images import decode, load_views, try_image
+from s4g_ray.data.images import decode, list_image_files, load_views, try_image
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.data.tables.text_column import TextColumn
 from s4g_ray.datasets.packing.layout import PackOptions
 from s4g_ray.datasets.packing.pack import pack
 from s4g_ray.datasets.packing.s2_curve import order_along_curve
@@ -97,7 +98,13 @@ def plan_neighbor_batches(dataset: GeoDataset, count: int) -> list[NDArray[np.in
 
 def find_ranges(table: ImageTable, ids: NDArray[np.int64]) -> list[Range]:
     """Return the byte ranges of the images with these ids."""
-    return [(table.uris[i], table.offsets[i], table.lengths[i]) for i in table.rows(ids)]
+    found = list_image_files(table, table.rows(ids).tolist())
+    return [(file.uri, file.offset, file.length) for file in found]
+
+
+def move_to_store(table: ImageTable) -> ImageTable:
+    """Return the table of the same images in the bucket `data`."""
+    return replace(table, uris=TextColumn.from_texts([f"s3://data{uri}" for uri in table.uris]))
 
 
 def read_one_by_one(wanted: list[Range]) -> None:
@@ -162,8 +169,8 @@ def measure_reading(folder: Path, places: int, num_batches: int, repeats: int) -
         needed = {uri for ids in batches for uri, _, _ in find_ranges(single, ids)}
         for uri in sorted(needed | set(packed.uris)):
             files.write_bytes(f"s3://data{uri}", files.read_bytes(uri))
-        single_on_s3 = replace(single, uris=[f"s3://data{uri}" for uri in single.uris])
-        packed_on_s3 = replace(packed, uris=[f"s3://data{uri}" for uri in packed.uris])
+        single_on_s3 = move_to_store(single)
+        packed_on_s3 = move_to_store(packed)
         found["S3"] = compare(single_on_s3, packed_on_s3, batches, max(1, repeats // 5))
     rows: list[list[Cell]] = []
     for store, forms in found.items():
@@ -228,7 +235,7 @@ def measure_decoding(folder: Path, images: int, repeats: int) -> list[list[Cell]
     dataset = cut_places(folder / "originals", images, STORED)
     originals = read_references(dataset)
     forms: dict[str, Callable[[], object]] = {
-        "originals, published form": partial(load_as_published, originals.uris),
+        "originals, published form": partial(load_as_published, list(originals.uris)),
         "originals": partial(load_here, originals, True),
         "originals, without antialiasing": partial(load_here, originals, False),
     }

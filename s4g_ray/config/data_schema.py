@@ -25,6 +25,9 @@ class DataConfig(Section):
     """The data set, its splits, and the preprocessing of its images."""
 
     uri: str  # a canonical data set: a folder or s3://...
+    # a local folder of each node for the tables of image files that its training workers share,
+    # about 40 bytes an image; none: the folder of temporary files (TMPDIR)
+    cache_dir: str | None = None
     train_split: str = "train"
     test_split: str = "test"
     # evaluated together with the test split to find the best checkpoint; none: no best checkpoint
@@ -44,6 +47,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.cache_dir is not None and not self.cache_dir.startswith("/"):
+            raise ValueError(
+                f"cache_dir={self.cache_dir!r} is no absolute local path; each node needs its own"
+                " folder, such as /var/tmp"
+            )
         for name in ("query_size", "reference_size"):
             if min(getattr(self, name)) < 8:
                 raise ValueError(f"{name}={list(getattr(self, name))} is below 8 pixels")

@@ -18,10 +18,12 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.arrays import Floats64, Ints, Rows32
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pairs import PairTable, join_pairs
 from s4g_ray.data.schema import FORMAT, ROWS_PER_PART, SCHEMAS, list_part_names, split_into_parts
+from s4g_ray.data.tables.arrow_texts import read_paths, read_texts, sort_by_id
+from s4g_ray.data.tables.text_column import shrink
 from s4g_ray.data.validation import CheckedColumns, check_columns
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
@@ -40,27 +42,31 @@ class GeoDataset:
     queries: pads.Dataset
 
     def table(self, view: View, splits: Sequence[str]) -> ImageTable:
-        """Read the image rows of the given splits, sorted by id."""
+        """Read the image rows of the given splits, sorted by id, into memory.
+
+        A process that keeps the table of a large data set opens it with open_image_tables
+        (tables/node_cache.py), which shares the memory with the other processes of its node.
+        """
         columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "region"]
         if view == "queries":
             columns.append("heading_deg")
         source: pads.Dataset = getattr(self, view)
         table = source.to_table(columns=columns, filter=pc.field("split").isin(list(splits)))
-        table = table.sort_by("id")
+        table = sort_by_id(table)
         if view == "queries":
-            headings = _read_floats(table["heading_deg"])
+            headings = _read_floats(table["heading_deg"]).astype(np.float32)
         else:
-            headings = np.full(len(table), np.nan)
+            headings = np.broadcast_to(np.float32(np.nan), len(table))
         return ImageTable(
-            table["id"].to_numpy(),
-            table["place_id"].to_numpy(),
-            [files.join(self.uri, uri) for uri in table["uri"].to_pylist()],
-            table["offset"].to_pylist(),
-            table["length"].to_pylist(),
-            _read_floats(table["lat"]),
-            _read_floats(table["lon"]),
-            headings,
-            table["region"].to_pylist(),
+            ids=table["id"].to_numpy(),
+            place_ids=table["place_id"].to_numpy(),
+            uris=read_paths(table["uri"], self.uri),
+            offsets=_read_positions(table["offset"]),
+            lengths=_read_positions(table["length"]),
+            lat=_read_floats(table["lat"]),
+            lon=_read_floats(table["lon"]),
+            headings=headings,
+            regions=read_texts(pc.fill_null(table["region"], "")),
         )
 
     def columns(
@@ -73,7 +79,7 @@ class GeoDataset:
         source: pads.Dataset = getattr(self, view)
         chosen = pc.field("split").isin(list(splits))
         wanted = list(dict.fromkeys(["id", *names]))
-        table = source.to_table(columns=wanted, filter=chosen).sort_by("id")
+        table = sort_by_id(source.to_table(columns=wanted, filter=chosen))
         return [table[name].to_numpy() for name in names]
 
     def semi_positives(self, split: str) -> dict[int, Ints]:
@@ -224,3 +230,10 @@ def _conform(table: pa.Table, view: View) -> pa.Table:
 
 def _read_floats(column: pa.ChunkedArray) -> Floats64:
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
+
+
+def _read_positions(column: pa.ChunkedArray) -> Ints | Rows32:
+    """Read offsets or lengths, -1 for null; without memory of their own where all are null."""
+    if column.null_count == len(column):
+        return np.broadcast_to(np.int32(-1), len(column))
+    return shrink(pc.fill_null(column, -1).to_numpy())

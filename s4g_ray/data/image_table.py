@@ -8,55 +8,72 @@ from typing import Literal
 
 import numpy as np
 
-from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.arrays import Floats32, Floats64, Ints, Rows32
+from s4g_ray.data.tables.text_column import TextColumn
 
 View = Literal["references", "queries"]
 VIEWS: tuple[View, View] = ("references", "queries")
+_CHECKED_AT_ONCE = 1_000_000  # ids: the check for their order needs a byte for each
 
 
 @dataclass(frozen=True)
 class ImageTable:
     """Images of N rows, in row order: where each is stored, and its place.
 
-    Each field holds N values. Coordinates and headings are NaN where the data set has null.
+    Each field holds N values, in memory or mapped from files (tables/mapped_table.py). Coordinates
+    and headings are NaN where the data set has null.
     """
 
     ids: Ints
     place_ids: Ints
-    uris: list[str]  # absolute, or s3://
-    offsets: list[int | None]
-    lengths: list[int | None]
+    uris: TextColumn  # absolute, or s3://
+    offsets: Ints | Rows32  # bytes; -1: the image is the whole file
+    lengths: Ints | Rows32  # bytes; -1: the image is the whole file
     lat: Floats64
     lon: Floats64
-    headings: Floats64  # degrees; NaN for references
-    regions: list[str | None]
+    headings: Floats32  # degrees; NaN for references
+    regions: TextColumn  # "" where the data set has null
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
-    def _order(self) -> Ints:
-        return np.argsort(self.ids, kind="stable")
+    def _order(self) -> Ints | None:
+        """Return the rows in the order of their ids; None where they are in it already."""
+        for start in range(0, len(self), _CHECKED_AT_ONCE):
+            ids = self.ids[start : start + _CHECKED_AT_ONCE + 1]
+            if (ids[1:] < ids[:-1]).any():
+                return np.argsort(self.ids, kind="stable")
+        return None
 
     def rows(self, ids: Ints) -> Ints:
         """Return the row numbers of ids[M]. Raises KeyError for an id that is not in the table."""
+        if not len(ids):
+            return np.zeros(0, dtype=np.int64)
+        if not len(self):
+            raise KeyError(int(ids[0]))
         positions = np.searchsorted(self.ids, ids, sorter=self._order)
-        rows = self._order[np.minimum(positions, len(self) - 1)]
-        if len(ids) and not np.array_equal(self.ids[rows], ids):
-            unknown = np.asarray(ids)[self.ids[rows] != ids]
-            raise KeyError(int(unknown[0]))
+        rows = np.minimum(positions, len(self) - 1)
+        if self._order is not None:
+            rows = self._order[rows]
+        is_unknown = self.ids[rows] != ids
+        if is_unknown.any():
+            raise KeyError(int(np.asarray(ids)[is_unknown][0]))
         return rows
 
-    def take(self, rows: Ints) -> ImageTable:
-        """Return the table of the given row numbers, in their order."""
+    def take(self, rows: Ints | slice) -> ImageTable:
+        """Return the table of the given row numbers, in their order.
+
+        For a slice, its arrays are views, and it holds the paths of its own rows alone.
+        """
         return ImageTable(
             self.ids[rows],
             self.place_ids[rows],
-            [self.uris[row] for row in rows],
-            [self.offsets[row] for row in rows],
-            [self.lengths[row] for row in rows],
+            self.uris.take(rows),
+            self.offsets[rows],
+            self.lengths[rows],
             self.lat[rows],
             self.lon[rows],
             self.headings[rows],
-            [self.regions[row] for row in rows],
+            self.regions.take(rows),
         )

@@ -50,16 +50,22 @@ class ImageFile(NamedTuple):
 
 def list_image_files(table: ImageTable, rows: Sequence[int]) -> list[ImageFile]:
     """Return the image files of the given row numbers of a table."""
-    return [
-        ImageFile(
-            int(table.ids[row]),
-            table.uris[row],
-            table.offsets[row],
-            table.lengths[row],
-            float(table.headings[row]),
-        )
-        for row in rows
-    ]
+    chosen = np.asarray(rows, dtype=np.int64)
+    columns = zip(
+        table.ids[chosen].tolist(),
+        table.uris.take(chosen),
+        table.offsets[chosen].tolist(),
+        table.lengths[chosen].tolist(),
+        table.headings[chosen].tolist(),
+        strict=True,
+    )
+    image_files = []
+    for image_id, uri, offset, length, heading in columns:
+        if length < 0:
+            image_files.append(ImageFile(image_id, uri, None, None, heading))
+        else:
+            image_files.append(ImageFile(image_id, uri, offset, length, heading))
+    return image_files
 
 
 def decode(data: bytes) -> Tensor:

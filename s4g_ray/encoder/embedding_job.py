@@ -204,10 +204,8 @@ def _plan_parts(tables: dict[View, ImageTable], data: DataConfig, part_rows: int
         height, width = image_size(data, view)
         num_rows = min(part_rows, max(1, PART_BYTES // (3 * height * width)))
         for number, start in enumerate(range(0, len(table), num_rows)):
-            rows = np.arange(start, min(start + num_rows, len(table)))
-            parts.append(
-                {"view": view, "part": number, "images": len(rows), "table": table.take(rows)}
-            )
+            own = table.take(slice(start, start + num_rows))
+            parts.append({"view": view, "part": number, "images": len(own), "table": own})
     return parts
 
 
@@ -230,7 +228,8 @@ def _job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
 
 def part_key(job_key: str, view: str, table: ImageTable) -> str:
     """Return a fingerprint of a part's inputs: the job's, its images, and their locations."""
-    rows = json.dumps([view, len(table), table.uris, table.offsets, table.lengths])
+    ranges = [table.offsets.tolist(), table.lengths.tolist()]
+    rows = json.dumps([view, len(table), list(table.uris), *ranges])
     return files.fingerprint(
         job_key.encode(),
         rows.encode(),

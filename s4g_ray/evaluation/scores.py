@@ -108,7 +108,7 @@ def score(
         distractors=_find_distractors(dataset, queries, gallery),
     )
     metrics = {protocol: found[protocol].metrics(protocol) for protocol in PROTOCOLS}
-    names = np.array([name or "" for name in queries.regions])
+    names = np.array(list(queries.regions), dtype=str)
     regions: dict[str, dict[ProtocolName, Metrics]] = {}
     if len(np.unique(names)) < 2:
         return Score(metrics, regions)

@@ -29,6 +29,7 @@ STEPS_EVERY_S = 10.0
 FREE_ON_RESUME = {
     "run_dir",
     "data.uri",
+    "data.cache_dir",
     "data.on_bad_image",
     "embedding.num_actors",
     "embedding.cpus_per_actor",

@@ -15,18 +15,20 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import get_device
 
-from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.pair_loader import PairBatch, PairLoader
-from s4g_ray.data.tables.batch_plan import load_gallery, load_plan, load_record
+from s4g_ray.data.tables.batch_plan import (
+    load_gallery_share,
+    load_plan_share,
+    load_record,
+)
+from s4g_ray.data.tables.node_cache import open_image_tables
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     epoch_uri,
@@ -96,30 +98,24 @@ def agree_on_start(run: str, mailbox: Any) -> Checkpoint | None:
 
 
 def _open_loader(config: RunConfig) -> PairLoader:
-    dataset = open_dataset(config.data.uri)
     split = config.data.train_split
     reference_splits = {split}
     if config.sampling.gallery_negatives:
         reference_splits.update(config.sampling.gallery_splits)
+    tables = open_image_tables(
+        config.data.uri,
+        {"queries": [split], "references": sorted(reference_splits)},
+        config.data.cache_dir,
+    )
     return PairLoader(
-        dataset.table("queries", [split]),
-        dataset.table("references", sorted(reference_splits)),
+        tables["queries"],
+        tables["references"],
         config.data,
         config.augment,
         seed=config.seed,
         num_processes=config.train.loader_processes,
         on_device=config.augment.is_on_device(get_device().type),
     )
-
-
-def rank_share(slots: Ints, num_workers: int, rank: int) -> Ints:
-    """Return a rank's share of the slots[B, n] of global batches: [B, ceil(n / num_workers)].
-
-    Where num_workers does not divide n, -1 pads the shares at the end.
-    """
-    num_slots = -(-slots.shape[1] // num_workers)
-    own = slots[:, rank * num_slots : (rank + 1) * num_slots]
-    return np.pad(own, ((0, 0), (0, num_slots - own.shape[1])), constant_values=-1)
 
 
 class _Worker:
@@ -238,6 +234,16 @@ class _Worker:
 
         Raises RunError when the checkpoint within an epoch was trained on another plan.
         """
+        if self.batch or self.rank == 0:
+            self._check_plan(plan)
+        query_ids, reference_ids = load_plan_share(plan, self.num_ranks, self.rank)
+        found: dict[str, Any] = {"query_ids": query_ids, "reference_ids": reference_ids}
+        if self.config.sampling.gallery_negatives:
+            found["gallery_ids"] = load_gallery_share(plan, self.num_ranks, self.rank)
+        return found
+
+    def _check_plan(self, plan: str) -> None:
+        """Note the plan for checkpoints; raise RunError where the run began on another one."""
         plan_sha256 = files.fingerprint(files.read_bytes(plan))
         if self.batch and plan_sha256 != self.start.info["plan_sha256"]:
             raise RunError(
@@ -249,14 +255,6 @@ class _Worker:
             "plan_sha256": plan_sha256,
             "graph": load_record(plan).get("graph"),
         }
-        query_ids, reference_ids = load_plan(plan)
-        found: dict[str, Any] = {
-            "query_ids": rank_share(query_ids, self.num_ranks, self.rank),
-            "reference_ids": rank_share(reference_ids, self.num_ranks, self.rank),
-        }
-        if self.config.sampling.gallery_negatives:
-            found["gallery_ids"] = rank_share(load_gallery(plan), self.num_ranks, self.rank)
-        return found
 
     def _run_step(self, batch: PairBatch, num_batches: int, load_s: float) -> None:
         epoch = self.epoch + 1

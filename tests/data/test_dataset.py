@@ -35,6 +35,41 @@ def test_a_written_data_set_opens_with_all_columns_and_counts(tmp_path: Path) ->
         table.rows(np.array([9]))
 
 
+def test_a_table_holds_the_rows_of_its_splits_as_they_were_given_sorted_by_id(
+    tmp_path: Path,
+) -> None:
+    references, queries = tables(30)
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = references.drop(["place_id"]).to_pylist()
+    for place, row in enumerate(rows):
+        row["id"] = int(rng.integers(10**9)) * 30 + place
+        row["place_id"] = 100 + place
+        row["uri"] = ("a.tar", "/b.tar", "s3://c/d.tar")[place % 3]
+        row["offset"] = place * 10**9 if place % 4 else None
+        row["length"] = place + 1 if place % 4 else None
+        row["split"] = ("train", "test", "gallery")[place // 10]
+        row["region"] = None if place % 5 else f"é{place}"
+    dataset = write_dataset(
+        str(tmp_path / "d"), pa.Table.from_pylist(rows), queries.slice(0, 10), name="x"
+    )
+    table = dataset.table("references", ["gallery", "train"])
+    wanted = sorted((row for row in rows if row["split"] != "test"), key=lambda row: int(row["id"]))
+    whole = {"a.tar": f"{tmp_path}/d/a.tar"}
+    assert list(table.uris) == [whole.get(row["uri"], row["uri"]) for row in wanted]
+    assert list(table.regions) == [row["region"] or "" for row in wanted]
+    for name, column in (
+        ("id", table.ids),
+        ("place_id", table.place_ids),
+        ("lat", table.lat),
+        ("lon", table.lon),
+    ):
+        assert column.tolist() == [row[name] for row in wanted]
+    for name, positions in (("offset", table.offsets), ("length", table.lengths)):
+        given = [-1 if row[name] is None else row[name] for row in wanted]
+        assert positions.tolist() == given
+    assert len(dataset.table("references", ["val"])) == 0
+
+
 def test_pairs_join_every_query_with_every_reference_of_its_place(tmp_path: Path) -> None:
     references, queries = tables(6)
     references = with_column(references, "place_id", [5, 5, 7, 8, 9, 9])
@@ -175,9 +210,9 @@ def test_headings_regions_and_semi_positives_are_read_by_row(tmp_path: Path) -> 
     made = write_dataset(str(tmp_path), references, queries, name="n")
     table = made.table("queries", ["train"])
     np.testing.assert_array_equal(table.headings, [0, 90, np.nan, 270])
-    assert table.regions == ["x", None, "y", "x"]
+    assert list(table.regions) == ["x", "", "y", "x"]
     taken = table.take(np.array([3, 1]))
-    assert (taken.headings.tolist(), taken.regions) == ([270, 90], ["x", None])
+    assert (taken.headings.tolist(), list(taken.regions)) == ([270, 90], ["x", ""])
     assert np.isnan(made.table("references", ["train"]).headings).all()
     assert {k: v.tolist() for k, v in made.semi_positives("train").items()} == {
         0: [101, 103],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from s4g_ray.data.images import (
 )
 from s4g_ray.errors import BadImageError
 from tests.conftest import SIZE
-from tests.support.sample_images import encode_image, make_image
+from tests.support.sample_images import encode_image, make_image, with_uris
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
@@ -180,7 +181,7 @@ def test_headings_are_used_only_when_configured_and_are_then_required(
     synthetic: GeoDataset,
 ) -> None:
     table = synthetic.table("queries", ["train"])
-    table.headings[:] = [90.0] * 95 + [np.nan]
+    table = replace(table, headings=np.array([90.0] * 95 + [np.nan], dtype=np.float32))
     sizes = {"uri": "x", "query_size": (SIZE, SIZE)}
     as_is = load_view(table, 0, "queries", DataConfig.model_validate(sizes), seed=0)
     known = DataConfig.model_validate({**sizes, "query_heading": "known"})
@@ -197,8 +198,7 @@ def test_a_cut_takes_rows_from_the_top_and_the_bottom(
 ) -> None:
     grey = np.repeat(np.arange(height, dtype=np.uint8)[:, None] * 10, 12, axis=1)
     Image.fromarray(grey).save(tmp_path / "rows.png")
-    table = synthetic.table("queries", ["train"])
-    table.uris[0] = str(tmp_path / "rows.png")
+    table = with_uris(synthetic.table("queries", ["train"]), {0: tmp_path / "rows.png"})
     data = DataConfig(uri="x", query_size=(height - 8, 12), query_cut=0.25)
     rows = fit_query(load_raw(table, 0), data, 0.0)[0, :, 0]
     assert rows.tolist() == [10 * i for i in range(4, height - 4)]
@@ -245,12 +245,12 @@ def test_images_of_many_rows_equal_those_read_one_row_at_a_time(
     table = synthetic.table("queries", ["train"])
     packed = [Path(uri).read_bytes() for uri in table.uris[:3]]
     (tmp_path / "packed").write_bytes(b"".join(packed))
-    for row, start in enumerate(np.cumsum([0, *map(len, packed[:2])]).tolist()):
-        table.uris[row] = str(tmp_path / "packed")
-        table.offsets[row] = start
-        table.lengths[row] = len(packed[row])
-    table.uris[5] = str(tmp_path / "none.png")
-    table.lengths[2] = 10**9
+    offsets = np.full(len(table), -1)
+    offsets[:3] = np.cumsum([0, *map(len, packed[:2])])
+    lengths = np.full(len(table), -1)
+    lengths[:3] = [*map(len, packed[:2]), 10**9]
+    changed = dict.fromkeys(range(3), tmp_path / "packed") | {5: tmp_path / "none.png"}
+    table = replace(with_uris(table, changed), offsets=offsets, lengths=lengths)
     rows = [*range(len(table)), 1, 0]
     assert len(rows) > READ_AT_ONCE
     data = DataConfig(uri="x", query_size=(16, 24), query_heading="random")
@@ -288,8 +288,7 @@ def test_pixels_equal_the_views(
     data = DataConfig.model_validate({"uri": "x", **STORED, **keys})
     views: tuple[View, ...] = ("references", "queries")
     for view in views:
-        table = synthetic.table(view, ["test"])
-        table.uris[3] = str(tmp_path / "none.png")
+        table = with_uris(synthetic.table(view, ["test"]), {3: tmp_path / "none.png"})
         rows = range(len(table))
         wanted = load_views(table, rows, view, data, seed=5)
         found = load_pixels(table, rows, view, data, seed=5)

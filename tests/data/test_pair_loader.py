@@ -19,7 +19,7 @@ from s4g_ray.data.images import fit_reference, load_raw
 from s4g_ray.data.pair_loader import PairBatch, PairLoader
 from s4g_ray.errors import BadImageError, DeadProcessError
 from tests.conftest import NUM_TRAIN, SIZE
-from tests.support.sample_images import augment_config, loader
+from tests.support.sample_images import augment_config, loader, with_uris
 
 IDS = np.arange(12).reshape(3, 4)
 GALLERY = np.array([[96, -1], [97, 98], [3, 99]])
@@ -127,8 +127,8 @@ def test_loading_draws_nothing_from_the_process_that_trains(processes: PairLoade
 def damage(made: PairLoader, folder: Path) -> None:
     """Break query 2 and point reference 5 at a missing file."""
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n")
-    made.queries.uris[2] = str(folder / "broken.png")
-    made.references.uris[5] = str(folder / "none.png")
+    made.queries = with_uris(made.queries, {2: folder / "broken.png"})
+    made.references = with_uris(made.references, {5: folder / "none.png"})
 
 
 @pytest.mark.parametrize("threads", [True, False])
@@ -167,8 +167,8 @@ def test_a_corrupt_image_fails_by_name_or_masks_its_pair(
 def test_skipped_images_are_counted_and_listed(
     synthetic: GeoDataset, processes: PairLoader, tmp_path: Path
 ) -> None:
-    query_uris = processes.queries.uris.copy()
-    reference_uris = processes.references.uris.copy()
+    queries = processes.queries
+    references = processes.references
     made = loader(synthetic, on_bad_image="skip")
     damage(made, tmp_path)
     damage(processes, tmp_path)
@@ -181,8 +181,8 @@ def test_skipped_images_are_counted_and_listed(
     assert [batch.pairs_masked for batch in batches] == [1, 1, 0]
     assert "broken.png" in batches[0].bad_images[0]
     assert "FileNotFoundError" in batches[1].bad_images[0]
-    processes.queries.uris[:] = query_uris
-    processes.references.uris[:] = reference_uris
+    processes.queries = queries
+    processes.references = references
 
 
 def test_a_killed_loader_process_is_an_error_with_its_id_and_the_others_end(
@@ -274,7 +274,7 @@ def test_an_empty_gallery_slot_is_masked_and_a_corrupt_image_fails_by_name_or_is
 
     def load(mode: str) -> list[PairBatch]:
         made = loader(synthetic, on_bad_image=mode)
-        made.references.uris[NUM_TRAIN + 5] = str(broken)
+        made.references = with_uris(made.references, {NUM_TRAIN + 5: broken})
         return list(made.load(IDS[:1], IDS[:1], epoch=1, gallery_ids=ids))
 
     with pytest.raises(BadImageError, match=rf"id {NUM_TRAIN + 5}, .*broken\.png"):

@@ -43,6 +43,7 @@ from s4g_ray.encoder.weights import WEIGHTS
 from s4g_ray.errors import BadImageError, RunError
 from s4g_ray.storage.manifest import is_published, open_published
 from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
+from tests.support.sample_images import with_uris
 
 cluster = pytest.mark.cluster
 
@@ -65,9 +66,9 @@ def test_the_key_of_a_part_changes_with_each_of_its_inputs(
     five = table.take(np.arange(5))
     six = table.take(np.arange(6))
     later = table.take(np.arange(1, 6))
-    turned = dataclasses.replace(five, headings=np.full(5, 90.0))
-    moved = dataclasses.replace(five, uris=[*five.uris[:4], "elsewhere.png"])
-    ranged = dataclasses.replace(five, offsets=[*five.offsets[:4], 512])
+    turned = dataclasses.replace(five, headings=np.full(5, 90.0, dtype=np.float32))
+    moved = with_uris(five, {4: Path("elsewhere.png")})
+    ranged = dataclasses.replace(five, offsets=np.array([-1, -1, -1, -1, 512]))
     changed = (five, six, turned, moved, ranged, later)
     keys = {part_key("job", "queries", part) for part in changed}
     keys.add(part_key("job", "references", five))

@@ -21,7 +21,7 @@ def test_the_readmes_data_example_makes_a_data_set(
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     dataset = open_dataset("data/paris")
-    assert dataset.table("queries", ["test"]).uris == [f"{tmp_path}/data/paris/photos/b.jpg"]
+    assert list(dataset.table("queries", ["test"]).uris) == [f"{tmp_path}/data/paris/photos/b.jpg"]
     assert len(dataset.pairs("train")) == 1
     assert len(code.splitlines()) <= 22
 

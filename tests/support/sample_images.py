@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,9 @@ from torch import Tensor
 
 from s4g_ray.config.data_schema import AugmentConfig, DataConfig
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.tables.text_column import TextColumn
 from tests.conftest import SIZE, tile
 
 OFF = {
@@ -52,6 +57,14 @@ def encode_image(kind: str, mode: str = "RGB", **options: Any) -> bytes:
 def augment_config(**values: object) -> AugmentConfig:
     """Make an augmentation that does nothing except for the given values."""
     return AugmentConfig.model_validate({**OFF, **values})
+
+
+def with_uris(table: ImageTable, uris: Mapping[int, Path]) -> ImageTable:
+    """Return the table with other files for some rows."""
+    changed = list(table.uris)
+    for row, uri in uris.items():
+        changed[row] = str(uri)
+    return replace(table, uris=TextColumn.from_texts(changed))
 
 
 def loader(

@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -26,22 +25,9 @@ from s4g_ray.training.epoch_totals import EpochTotals
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
 from s4g_ray.training.trainer import Training
-from s4g_ray.training.worker import rank_share
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id
-
-
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 8])
-def test_ranks_together_take_each_slot_of_the_plan_once_in_order(num_workers: int) -> None:
-    """When slots cannot be shared evenly, the last slots of the last ranks are empty."""
-    slots = np.arange(24).reshape(3, 8)
-    shares = [rank_share(slots, num_workers, rank) for rank in range(num_workers)]
-    assert len({share.shape for share in shares}) == 1
-    together = np.concatenate(shares, axis=1)
-    assert np.array_equal(together[:, :8], slots)
-    assert (together[:, 8:] == -1).all()
-    assert together.shape[1] < 8 + num_workers
 
 
 def test_an_epochs_metrics_are_sums_over_its_steps() -> None:

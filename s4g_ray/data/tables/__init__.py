@@ -3,6 +3,10 @@
 embedding_table  ids, places and vectors of images: write a part; read parts, ids or a sample
 neighbor_graph   NeighborGraph, the nearest places of each place, and its Parquet files
 batch_plan       BatchPlan, which pairs share which batch, and its Parquet file
+text_column      TextColumn: many strings in few arrays
+arrow_texts      read paths and other strings from Arrow into text columns
+mapped_table     write an ImageTable as files, and map it from them
+node_cache       open image tables that the processes of a node share
 
     graph = NeighborGraph.load("runs/mine/neighbors/v=0004")
     graph.neighbors[0]  # place_ids, nearest first, -1 pads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 
 from s4g_ray.arrays import Ints
 from s4g_ray.data.pairs import PairTable
+from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.parquet import refuse_extension_types
 
 ROWS_PER_GROUP = 1_000_000  # of a saved plan: bounds the memory of writing it
+READ_AT_ONCE = 65_536  # rows: bounds the memory of reading a share of a plan
 _SCHEMA = pa.schema(
     [
         ("batch", pa.int32()),
@@ -100,10 +103,34 @@ class BatchPlan:
 
 def load_plan(uri: str) -> tuple[Ints, Ints]:
     """Read query_ids[B, batch_size] and reference_ids[B, batch_size] of a saved plan."""
-    names = ["query_id", "reference_id"]
-    pairs, num_batches, batch_size, _ = _read_plan(uri, names, gallery=False)
-    queries, references = (pairs[name].to_numpy() for name in names)
-    return queries.reshape(num_batches, batch_size), references.reshape(num_batches, batch_size)
+    return load_plan_share(uri, 1, 0)
+
+
+def load_plan_share(uri: str, num_ranks: int, rank: int) -> tuple[Ints, Ints]:
+    """Read a rank's slots of a saved plan: query_ids[B, b] and reference_ids[B, b].
+
+    b = ceil(batch_size / num_ranks): rank r takes slots r*b .. (r+1)*b - 1 of each batch; -1 pads
+    the shares at the end. Holds this share and READ_AT_ONCE rows. Raises RunError where the file
+    does not hold the number of pairs that it names.
+    """
+    with _open_plan(uri) as plan:
+        num_slots = -(-plan.batch_size // num_ranks)
+        query_ids = np.full((plan.num_batches, num_slots), -1, dtype=np.int64)
+        reference_ids = query_ids.copy()
+        start = 0
+        for rows in plan.read(["query_id", "reference_id"], gallery=False):
+            batches, slots = np.divmod(np.arange(start, start + len(rows)), plan.batch_size)
+            is_own = slots // num_slots == rank
+            at = (batches[is_own], slots[is_own] % num_slots)
+            query_ids[at] = rows["query_id"].to_numpy()[is_own]
+            reference_ids[at] = rows["reference_id"].to_numpy()[is_own]
+            start += len(rows)
+    if start != plan.num_batches * plan.batch_size:
+        raise RunError(
+            f"{uri} holds {start} pairs, not {plan.num_batches} batches of {plan.batch_size}; it"
+            " was altered: remove it and resume the run"
+        )
+    return query_ids, reference_ids
 
 
 def load_gallery(uri: str) -> Ints:
@@ -111,11 +138,22 @@ def load_gallery(uri: str) -> Ints:
 
     Holds reference ids that join each batch without a query, -1 for none.
     """
-    names = ["batch", "slot", "reference_id"]
-    rows, num_batches, batch_size, gallery_size = _read_plan(uri, names, gallery=True)
-    batches, slots, references = (rows[name].to_numpy() for name in names)
-    gallery = np.full((num_batches, gallery_size), -1, dtype=np.int64)
-    gallery[batches, slots - batch_size] = references
+    return load_gallery_share(uri, 1, 0)
+
+
+def load_gallery_share(uri: str, num_ranks: int, rank: int) -> Ints:
+    """Read a rank's columns of the gallery of a saved plan: [B, ceil(n / num_ranks)].
+
+    They are dealt as load_plan_share deals slots.
+    """
+    with _open_plan(uri) as plan:
+        num_columns = -(-plan.gallery_size // num_ranks)
+        gallery = np.full((plan.num_batches, num_columns), -1, dtype=np.int64)
+        for rows in plan.read(["batch", "slot", "reference_id"], gallery=True):
+            columns = rows["slot"].to_numpy() - plan.batch_size
+            is_own = columns // num_columns == rank
+            at = (rows["batch"].to_numpy()[is_own], columns[is_own] % num_columns)
+            gallery[at] = rows["reference_id"].to_numpy()[is_own]
     return gallery
 
 
@@ -130,20 +168,41 @@ def load_record(uri: str) -> dict[str, Any]:
         return record
 
 
-def _read_plan(uri: str, columns: list[str], *, gallery: bool) -> tuple[pa.Table, int, int, int]:
-    """Read the pairs of a saved plan, or its gallery rows, without reading the others.
+@dataclass(frozen=True)
+class _PlanFile:
+    """An open file of a saved plan. A row group holds rows of pairs, or of the gallery."""
 
-    A row group holds one or the other. Returns the rows, num_batches, batch_size and gallery_size.
-    """
+    uri: str
+    parquet: pq.ParquetFile
+    num_batches: int
+    batch_size: int
+    gallery_size: int
+
+    def read(self, columns: list[str], *, gallery: bool) -> Iterator[pa.Table]:
+        """Read the rows of the gallery, or those of the pairs, READ_AT_ONCE at a time.
+
+        Reads nothing of the others.
+        """
+        metadata = self.parquet.metadata
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        num_pairs = self.num_batches * self.batch_size
+        first = int(np.searchsorted(np.cumsum(counts), num_pairs, side="right"))
+        groups = range(first, len(counts)) if gallery else range(first)
+        # threads would keep 10 MB of the memory that they read with
+        for rows in self.parquet.iter_batches(
+            READ_AT_ONCE, list(groups), columns, use_threads=False
+        ):
+            yield refuse_extension_types(pa.Table.from_batches([rows]), self.uri)
+
+
+@contextmanager
+def _open_plan(uri: str) -> Iterator[_PlanFile]:
     filesystem, path = files.filesystem_of(uri)
-    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
-        metadata = file.metadata.metadata
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as parquet:
+        metadata = parquet.metadata.metadata
         num_batches, batch_size, gallery_size = (
             int(metadata[f"s4g.{name}".encode()])
             for name in ("num_batches", "batch_size", "gallery_size")
         )
-        counts = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        first = int(np.searchsorted(np.cumsum(counts), num_batches * batch_size, side="right"))
-        groups = range(first, len(counts)) if gallery else range(first)
-        rows = refuse_extension_types(file.read_row_groups(list(groups), columns=columns), uri)
-        return rows, num_batches, batch_size, gallery_size
+        yield _PlanFile(uri, parquet, num_batches, batch_size, gallery_size)
+    pa.default_memory_pool().release_unused()
