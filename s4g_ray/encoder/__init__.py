@@ -1,13 +1,14 @@
 """Turn images into embeddings.
 
-encoder        Encoder: one timm backbone for both views, and the logit scale
-weights        load and save state dicts strictly, in the published forms too
-checkpoint     publish, find and prune the checkpoints of a run
-precision      Numerics: precision and memory format, chosen by measuring
-source         open a run, an export or a weights file as an encoder
-export         s4g export: model.safetensors, model.pth and model.json
-actors         EncoderPool: Ray actors that encode, warm from one job to the next
-embedding_job  the Ray Data job that turns a checkpoint and images into an embedding table
+encoder         Encoder: one timm backbone for both views, and the logit scale
+weights         load and save state dicts strictly, in the published forms too
+checkpoint      publish, find and prune the checkpoints of a run
+training_state  the state of optimiser and gradient scaler in a checkpoint
+precision       Numerics: precision and memory format, chosen by measuring
+source          open a run, an export or a weights file as an encoder
+export          s4g export: model.safetensors, model.pth and model.json
+actors          EncoderPool: Ray actors that encode, warm from one job to the next
+embedding_job   the Ray Data job that turns a checkpoint and images into an embedding table
 
 Example:
     source = open_source("runs/mine", "data/mine")
