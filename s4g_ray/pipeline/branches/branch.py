@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -90,15 +89,8 @@ def find_changes(before: RunConfig, after: RunConfig, free: Set[str]) -> Changes
     """Return the keys with another value, without those in `free`: [old, new] value."""
     old = flatten(before, free)
     return {
-        key: [_as_json(old[key]), _as_json(value)]
-        for key, value in flatten(after, free).items()
-        if value != old[key]
+        key: [old[key], value] for key, value in flatten(after, free).items() if value != old[key]
     }
-
-
-def _as_json(value: Any) -> Any:
-    """Return a value that JSON can hold: infinity and NaN as text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def find_branch(
