@@ -155,7 +155,10 @@ def test_a_state_that_does_not_fit_is_named_and_nothing_of_it_is_loaded() -> Non
     train(trained, parameters, 0, 1)
     state = reload(state_of(trained))
     weights = make_parameters()
-    groups = [{"params": weights[:1]}, {"params": weights[1:], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights[:1]},
+        {"params": weights[1:], "weight_decay": 0.0},
+    ]
     turned = nn.Parameter(weights[0].detach().T.contiguous())
     others: dict[str, Optimizer] = {
         "its groups have 2 parameters, those of the optimiser have 1 + 1": torch.optim.AdamW(

@@ -104,7 +104,9 @@ def _is_later(record: Record, branch: Branch) -> bool:
 
     That is also the record of the branch itself, which an interrupted call has written.
     """
-    if record["kind"] == "branch":
-        is_own = record["name"] == branch.name
-        return is_own or record["from_epoch"] > branch.from_epoch
-    return bool(record.get("epoch", record.get("during_epoch", 0)) > branch.from_epoch)
+    if record["kind"] == "branch" and record["name"] == branch.name:
+        return True
+    for key in ("epoch", "during_epoch", "from_epoch"):
+        if key in record:
+            return int(record[key]) > branch.from_epoch
+    return False

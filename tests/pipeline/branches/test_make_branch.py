@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -240,7 +241,7 @@ def test_a_branch_that_was_interrupted_anywhere_is_completed_by_either_command(
     assert first < len(changes) - 10
     for number in range(len(changes)):
         shutil.rmtree(run)
-        shutil.copytree(finished, run)
+        shutil.copytree(finished, run, copy_function=os.link)  # files are replaced whole
         with monkeypatch.context() as patch:
             kill_at(patch, number)
             with pytest.raises(KilledError):
