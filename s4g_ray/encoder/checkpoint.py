@@ -31,6 +31,12 @@ from s4g_ray.storage.manifest import (
 
 STATE = "training_state.pt"
 FOLDER = "checkpoints"
+# remedies for weights that are not finite
+RESTART = (
+    "The newest checkpoint stays; resume from it or an earlier one with a lower learning rate or"
+    " more precision: --resume --from-epoch N train.learning_rate=... train.precision=fp32"
+)
+OTHER_WEIGHTS = "Choose other weights"
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ def save_checkpoint(
 
     Raises RunError, before anything is written, when weights are not finite.
     """
-    check_finite(encoder, f"the weights after step {step}")
+    remedy = RESTART if step else OTHER_WEIGHTS
+    check_finite(encoder.state_dict(), f"the weights after step {step}", remedy)
     files.remove(uri)  # files of an interrupted upload
     weights = encode_weights(encoder)
     parts = [write_part(uri, WEIGHTS, weights, 1)]

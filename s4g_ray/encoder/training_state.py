@@ -73,6 +73,8 @@ def restore_state(
     written without one (fp16 is new), and takes none where it is disabled. Raises RunError as
     check_state_fits.
     """
+    if not {"optimizer", "scaler"} <= state.keys():
+        raise RunError(f"{source} holds no state of optimiser and scaler; {REMEDY}")
     saved = state["optimizer"]
     check_state_fits(saved, optimizer, source)
     groups = [

@@ -161,7 +161,7 @@ class RunFolder:
         cls, uri: str, config: RunConfig, dataset: GeoDataset, from_epoch: int | None
     ) -> RunFolder:
         info = files.read_json(files.join(uri, "run.json"))
-        if info["status"] == REPLACED:
+        if info.get("status") == REPLACED:
             raise InputError(
                 f"{uri} keeps what a run did before it branched: it can be evaluated and exported,"
                 " not resumed; set run_dir to the run's folder"

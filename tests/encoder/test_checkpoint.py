@@ -123,16 +123,19 @@ def test_weights_that_are_not_finite_are_not_published(encoder: Encoder, tmp_pat
         ):
             save_checkpoint(uri, broken, {"lag": 0.5}, epoch=4, step=40)
         assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunError, match=r"the weights after step 0 .* Choose other weights$"):
+        save_checkpoint(epoch_uri(str(tmp_path), 0), broken, None, epoch=0, step=0)
 
 
 def test_a_statistic_that_is_not_finite_counts_and_large_finite_weights_do_not() -> None:
     layer = nn.BatchNorm1d(4)
     with torch.no_grad():
         layer.weight.fill_(torch.finfo(torch.float32).max)
-    check_finite(layer, "the weights")
+    check_finite(layer.state_dict(), "the weights", "Stop")
     layer = nn.BatchNorm1d(4)
     assert layer.running_var is not None
     layer.running_var[2] = float("inf")
     with pytest.raises(RunError, match="1 values in 1 of 4 tensors, first running_var"):
-        check_finite(layer, "the weights")
-    check_finite(nn.ParameterList([torch.zeros(0)]), "the weights of an empty layer")
+        check_finite(layer.state_dict(), "the weights", "Stop")
+    check_finite({"empty": torch.zeros(0)}, "no weights", "Stop")
+    check_finite({}, "no weights", "Stop")

@@ -178,3 +178,5 @@ def test_a_state_that_does_not_fit_is_named_and_nothing_of_it_is_loaded() -> Non
         assert "The checkpoint is whole" in message
         assert "remove" not in message
         assert not optimizer.state_dict()["state"]
+    with pytest.raises(RunError, match=r"state\.pt holds no state of optimiser and scaler"):
+        restore_state({"lag": 0.5}, trained, scaler(enabled=False), "state.pt")
