@@ -31,9 +31,9 @@ def encode_weights(encoder: nn.Module) -> bytes:
 def check_finite(state: StateDict, what: str, remedy: str) -> None:
     """Raise RunError when a weight or buffer is not finite: the count, and the first one's name.
 
-    what: names the weights in the message; remedy: ends it. Costs one pass over the weights where they lie, and one
-    wait for the device: 0.02 s for 88 million weights on one core, where `isfinite().all()`, which
-    writes a mask of them, took 6 s.
+    what: names the weights in the message; remedy: ends it. Costs one pass over the weights where
+    they lie, and one wait for the device: 0.02 s for 88 million weights on one core, where
+    `isfinite().all()`, which writes a mask of them, took 6 s.
     """
     tensors = {
         name: value.detach()

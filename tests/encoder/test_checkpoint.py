@@ -119,7 +119,7 @@ def test_weights_that_are_not_finite_are_not_published(encoder: Encoder, tmp_pat
         with pytest.raises(
             RunError,
             match=rf"the weights after step 40 are not finite: 3 values in 2 of \d+ tensors, first"
-            rf" {names[3]}; they are not published, .*--from-epoch N",
+            rf" {names[3]}; they are not published. .*--from-epoch N",
         ):
             save_checkpoint(uri, broken, {"lag": 0.5}, epoch=4, step=40)
         assert list(tmp_path.iterdir()) == []
