@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.app import AsJson, Overrides, train_as_configured
+from s4g_ray.cli.app import AsJson, FromEpoch, Overrides, train_as_configured
 from s4g_ray.cli.console import run_command
 
 
@@ -23,12 +23,32 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the run in run_dir, if there is one.")
     ] = False,
+    from_epoch: FromEpoch = None,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate with a configuration."""
-    arguments = [argument for argument in sys.argv if argument != "--resume"]
-    again = f"ray job submit ... -- {shlex.join(['python', *arguments, '--resume'])}"
-    train_as_configured(config, overrides or [], resume=resume, as_json=as_json, again=again)
+    train_as_configured(
+        config,
+        overrides or [],
+        resume=resume,
+        from_epoch=from_epoch,
+        as_json=as_json,
+        again=describe_next(sys.argv),
+    )
+
+
+def describe_next(arguments: list[str]) -> str:
+    """Return the command that resumes a run which these arguments of the job began.
+
+    A branch that has begun is resumed without --from-epoch.
+    """
+    kept = ["python"]
+    is_epoch = False  # the value of --from-epoch
+    for argument in arguments:
+        if argument != "--resume" and not argument.startswith("--from-epoch") and not is_epoch:
+            kept.append(argument)
+        is_epoch = argument == "--from-epoch"
+    return f"ray job submit ... -- {shlex.join([*kept, '--resume'])}"
 
 
 if __name__ == "__main__":

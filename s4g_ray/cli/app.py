@@ -35,6 +35,13 @@ app.command()(mine)
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")
 ]
+FromEpoch = Annotated[
+    int | None,
+    typer.Option(
+        help="With --resume: continue after this epoch as a branch, with other values.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Source = Annotated[
     str, typer.Argument(help="The folder of a run or an export, or a .pth or .safetensors file.")
@@ -68,15 +75,29 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML file, such as configs/earth.yaml.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in run_dir.")] = False,
+    from_epoch: FromEpoch = None,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate with a configuration."""
     again = shlex.join(["s4g", "train", config, *(overrides or []), "--resume"])
-    train_as_configured(config, overrides or [], resume=resume, as_json=as_json, again=again)
+    train_as_configured(
+        config,
+        overrides or [],
+        resume=resume,
+        from_epoch=from_epoch,
+        as_json=as_json,
+        again=again,
+    )
 
 
 def train_as_configured(
-    config: str, overrides: list[str], *, resume: bool, as_json: bool, again: str
+    config: str,
+    overrides: list[str],
+    *,
+    resume: bool,
+    from_epoch: int | None,
+    as_json: bool,
+    again: str,
 ) -> None:
     """Run `s4g train` or jobs/train.py; `again` is the command that resumes an unfinished run."""
     from s4g_ray.config.loading import load_config
@@ -91,7 +112,7 @@ def train_as_configured(
     if note is not None:
         reporter.line(note)
     with interruptible(RESUME_HINT):
-        result = run(loaded, resume=resume, reporter=reporter)
+        result = run(loaded, resume=resume, from_epoch=from_epoch, reporter=reporter)
     if not result.finished:
         reporter.line(f"resume with: {again}")
     values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}

@@ -7,6 +7,7 @@ parameter_groups  frozen stages; the layer of each parameter, for layer-wise lea
 size_check        check that the encoder takes the configured sizes of images
 weights           load and save state dicts strictly, in the published forms too
 checkpoint        publish, find and prune the checkpoints of a run
+training_state    the state of optimiser and gradient scaler in a checkpoint
 precision         Numerics: precision and memory format, chosen by measuring
 source            open a run, an export or a weights file as an encoder
 export            s4g export: model.safetensors, model.pth and model.json

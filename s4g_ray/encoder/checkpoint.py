@@ -6,18 +6,22 @@ holds model.safetensors, training_state.pt (optimiser and gradient scaler) and c
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.weights import WEIGHTS, StateDict, encode_state, load_weights
+from s4g_ray.encoder.training_state import decode_state, encode_state
+from s4g_ray.encoder.weights import (
+    WEIGHTS,
+    StateDict,
+    check_finite,
+    encode_state_dict,
+    load_weights,
+)
 from s4g_ray.errors import RunError, StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
@@ -33,6 +37,12 @@ from s4g_ray.storage.manifest import (
 
 STATE = "training_state.pt"
 FOLDER = "checkpoints"
+# remedies for weights that are not finite
+RESTART = (
+    "The newest checkpoint stays; resume from it or an earlier one with a lower learning rate or"
+    " more precision: --resume --from-epoch N train.learning_rate=... train.precision=fp32"
+)
+OTHER_WEIGHTS = "Choose other weights"
 
 
 @dataclass(frozen=True)
@@ -68,22 +78,19 @@ class Checkpoint:
         return self.step, self.epoch
 
     def training_state(self) -> dict[str, Any] | None:
-        """Read the state of optimiser and gradient scaler; None before training.
+        """Read the state of optimiser and gradient scaler to the CPU; None before training.
 
-        Raises RunError when the file was altered, or holds more than tensors and plain values.
+        Raises RunError when the file was altered, and as decode_state.
         """
         part = open_published(self.uri, "checkpoint").part(STATE)
         if part is None:
             return None
-        data = read_part(self.uri, part)
-        try:
-            return torch.load(io.BytesIO(data), weights_only=True)  # type: ignore[no-any-return]
-        except Exception as error:  # torch raises errors of many kinds
-            raise RunError(
-                f"{files.join(self.uri, STATE)} is damaged, or holds more than tensors and plain"
-                f" values, and was not loaded ({type(error).__name__}); remove {self.uri} and"
-                " resume"
-            ) from error
+        return decode_state(read_part(self.uri, part), files.join(self.uri, STATE))
+
+    def check_readable(self) -> None:
+        """Read all files. Raises RunError when one is missing or was altered."""
+        for part in open_published(self.uri, "checkpoint").parts:
+            read_part(self.uri, part)
 
 
 def save_checkpoint(
@@ -122,13 +129,16 @@ def publish_checkpoint(
     weights: state dict of an encoder of embeddings [D], D = dim. state: of optimiser and gradient
     scaler; None before training. epoch: number of finished epochs. step: number of batches trained
     on. extra_info: more entries of checkpoint.json (plain values).
+
+    Raises RunError, before anything is written, when weights are not finite.
     """
+    remedy = RESTART if step else OTHER_WEIGHTS
+    check_finite(weights, f"the weights after step {step}", remedy)
     files.remove(uri)  # files of an interrupted upload
-    parts = [write_part(uri, WEIGHTS, encode_state(weights), 1)]
+    parts = [write_part(uri, WEIGHTS, encode_state_dict(weights), 1)]
     if state is not None:
-        buffer = io.BytesIO()
-        torch.save({**state, "epoch": epoch, "step": step}, buffer)
-        parts.append(write_part(uri, STATE, buffer.getvalue(), 1))
+        data = encode_state({**state, "epoch": epoch, "step": step})
+        parts.append(write_part(uri, STATE, data, 1))
     info = {
         "epoch": epoch,
         "step": step,

@@ -8,6 +8,7 @@ run_log           workers' messages into metrics.jsonl and lines
 run_folder        RunFolder: run.json, config.yaml, metrics.jsonl, artefacts
 preemption        SIGTERM
 prometheus        records of a run as Ray metrics
+branches/         continue from an earlier checkpoint with other values
 rounds/           mining and evaluation rounds
 report/           report.html
 stages/           single stages: s4g embed, mine, evaluate

@@ -25,6 +25,7 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
 from s4g_ray.pipeline.preemption import PreemptedError, Preemption
@@ -45,10 +46,18 @@ from s4g_ray.training.trainer import Training
 CLOSE_S = 30.0  # for workers to end
 
 
-def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> RunResult:
+def run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    from_epoch: int | None = None,
+    reporter: Reporter | None = None,
+) -> RunResult:
     """Train, mine and evaluate as configured; publish everything in `config.run_dir`.
 
-    A run folder that exists is continued only when `resume` is given. SIGTERM ends the run within
+    A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
+    checkpoint after this epoch as a branch, which may have another learning rate, precision or
+    schedule; what followed is kept in RUN/branches/. SIGTERM ends the run within
     checkpoint.grace_s, with a checkpoint of the step in progress. Raises InputError for bad input
     (before anything is written), RunError when the run cannot continue.
     """
@@ -61,8 +70,8 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)
         config = config.model_copy(update={"model": model})
-        folder = RunFolder.open(config, dataset, resume=resume)
-        start = newest_checkpoint(folder.uri)
+        folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
+        start = find_start(folder)
         # watched again in the session: Ray installs a handler of its own
         with ray_session(config.ray, config.storage) as nodes, preemption.watched():
             try:
@@ -73,11 +82,22 @@ def run(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = 
                 encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
                 driver = Driver(config, dataset, split, folder, encoder, reporter, preemption)
                 driver.check_indexes()
+                if folder.branch is not None:
+                    reporter.line(folder.branch.summary())
+                    with reporter.stage("keeping what followed"):
+                        make_branch(folder)
                 folder.start()
                 driver.train(start)
             except PreemptedError:
                 return result_of(folder, finished=False)
         return result_of(folder, finished=True)
+
+
+def find_start(folder: RunFolder) -> Checkpoint | None:
+    """Return the checkpoint that a run continues from: its branch's, or the newest; None if new."""
+    if folder.branch is not None:
+        return Checkpoint.read(folder.checkpoint(folder.branch.from_epoch))
+    return newest_checkpoint(folder.uri)
 
 
 class Driver:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import s4g_ray
-from s4g_ray.config.loading import dump_config, load_config
+from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri
 from s4g_ray.errors import InputError
+from s4g_ray.pipeline.branches.branch import REPLACED, Branch, find_branch
 from s4g_ray.storage import files
 
 Record = dict[str, Any]
@@ -35,6 +36,7 @@ FREE_ON_RESUME = {
     "embedding.cpus_per_actor",
     "embedding.gpus_per_actor",
     "embedding.threads_per_actor",
+    "embedding.batch_size",
     "embedding.part_rows",
     "mining.index_memory_gb",
     "mining.index_kind",
@@ -84,21 +86,11 @@ VERSIONED = (
 )
 
 
-def flatten(config: RunConfig) -> dict[str, Any]:
-    """Return the values, by dotted key, that must not change when a run is resumed."""
-    flat: dict[str, Any] = {}
-    for section, value in config.model_dump(exclude={"ray", "storage"}).items():
-        if isinstance(value, dict):
-            flat.update({f"{section}.{key}": item for key, item in value.items()})
-        else:
-            flat[section] = value
-    return {key: value for key, value in flat.items() if key not in FREE_ON_RESUME}
-
-
 class RunFolder:
     """A run's folder: what is logged there, and the URIs of the artefacts.
 
-    on_record: called with each record, in the thread that logs it.
+    on_record: called with each record, in the thread that logs it. branch: the branch that is to
+    be made, or completed, before the run continues.
     """
 
     def __init__(
@@ -115,24 +107,40 @@ class RunFolder:
         self.records = records
         self.bad_images = bad_images
         self.on_record: Callable[[Record], None] | None = None
+        self.branch: Branch | None = None
         self._lock = threading.RLock()  # rounds write beside the training
         self._written = 0.0  # when metrics.jsonl was last written to an object store
 
     @classmethod
-    def open(cls, config: RunConfig, dataset: GeoDataset, *, resume: bool) -> RunFolder:
+    def open(
+        cls,
+        config: RunConfig,
+        dataset: GeoDataset,
+        *,
+        resume: bool,
+        from_epoch: int | None = None,
+    ) -> RunFolder:
         """Open a new folder, or an existing one to resume; write nothing.
 
-        Raises InputError for a folder that holds a run (without `resume`) or other files, and where
-        a resumed run has other values or another data set.
+        from_epoch: continue from the checkpoint after this epoch, as a branch. Raises InputError
+        for a folder that holds a run (without `resume`) or other files, where a resumed run has
+        other values or another data set, and as check_branch.
         """
         uri = files.absolute(config.run_dir)
+        if from_epoch is not None and not resume:
+            raise InputError(f"--from-epoch {from_epoch} continues a run that exists; add --resume")
         if files.exists(files.join(uri, "run.json")):
             if not resume:
                 raise InputError(
                     f"{uri} holds a run already; continue it with --resume, or choose another"
                     " run_dir"
                 )
-            return cls._reopen(uri, config, dataset)
+            return cls._reopen(uri, config, dataset, from_epoch)
+        if from_epoch is not None:
+            raise InputError(
+                f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
+                " --from-epoch, or correct run_dir"
+            )
         leftovers = re.compile(r"config\.yaml|\..*\.tmp")  # of an interrupted start
         if not all(leftovers.fullmatch(name) for name in files.list_names(uri)):
             raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
@@ -150,22 +158,22 @@ class RunFolder:
         return cls(uri, config, info, [], [])
 
     @classmethod
-    def _reopen(cls, uri: str, config: RunConfig, dataset: GeoDataset) -> RunFolder:
+    def _reopen(
+        cls, uri: str, config: RunConfig, dataset: GeoDataset, from_epoch: int | None
+    ) -> RunFolder:
         info = files.read_json(files.join(uri, "run.json"))
-        before = flatten(load_config(files.join(uri, "config.yaml")))
-        changed = [
-            f"{key}: {before[key]!r} -> {value!r}"
-            for key, value in flatten(config).items()
-            if value != before[key]
-        ]
-        if changed:
+        if info.get("status") == REPLACED:
             raise InputError(
-                f"{uri} was started with other values ({'; '.join(changed)}); set them back, or"
-                " start a new run"
+                f"{uri} keeps what a run did before it branched: it can be evaluated and exported,"
+                " not resumed; set run_dir to the run's folder"
             )
+        branch = find_branch(uri, info, config, from_epoch, FREE_ON_RESUME)
         if info["dataset"]["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
-        return cls(uri, config, info, read_records(uri), read_records(uri, "bad_images.jsonl"))
+        bad_images = read_records(uri, "bad_images.jsonl")
+        folder = cls(uri, config, info, read_records(uri), bad_images)
+        folder.branch = branch
+        return folder
 
     def start(self) -> None:
         """Write the configuration, then run.json: from here on the folder holds a run."""
@@ -185,6 +193,12 @@ class RunFolder:
         with self._lock:
             self.info.update(values)
             files.write_json(self.path("run.json"), self.info)
+
+    def replace_records(self, records: list[Record]) -> None:
+        """Write all lines of metrics.jsonl anew."""
+        with self._lock:
+            self.records = records
+            self._write_lines("metrics.jsonl", records)
 
     def log(self, kind: str, **values: Any) -> Record:
         """Add a line to metrics.jsonl; a value that is not finite becomes null, for JSON."""
@@ -245,12 +259,13 @@ class RunFolder:
     def forget(self, epoch: int, step: int) -> None:
         """Drop the records about epochs after `epoch`, but keep those of steps until `step`."""
         with self._lock:
-            self.records = [
-                record
-                for record in self.records
-                if record.get("epoch", 0) <= epoch or record.get("step", step + 1) <= step
-            ]
-            self._write_lines("metrics.jsonl", self.records)
+            self.replace_records(
+                [
+                    record
+                    for record in self.records
+                    if record.get("epoch", 0) <= epoch or record.get("step", step + 1) <= step
+                ]
+            )
 
     def _write_lines(self, name: str, records: list[Record]) -> None:
         files.write_bytes(self.path(name), _lines(records))

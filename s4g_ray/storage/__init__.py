@@ -2,7 +2,7 @@
 
 The functions take URIs as strings: a local path, `s3://BUCKET/KEY`, or another scheme of fsspec.
 
-files          read, write, list and remove: local paths and S3
+files          read, write, list, move and remove: local paths and S3
 manifest       published folders: parts, checksums, stamps, versions
 part_commits   the finished parts of a job that can resume
 byte_ranges    many byte ranges of many files in few reads

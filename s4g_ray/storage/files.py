@@ -1,4 +1,4 @@
-"""Read, write, list and remove files: local paths, and s3:// and other URIs through fsspec.
+"""Read, write, list, move and remove files: local paths, and s3:// and other URIs through fsspec.
 
 Objects are written whole. A published folder is its files plus `_MANIFEST.json`, which is written
 last (manifest.py); readers ignore a folder without one.
@@ -6,6 +6,7 @@ last (manifest.py); readers ignore a folder without one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -123,6 +124,56 @@ def remove(uri: str) -> None:
         raise WriteError(
             f"cannot remove {uri}: {_reason(uri, error)}; give write access"
         ) from error
+
+
+def move(source: str, target: str) -> None:
+    """Move a file, or a folder and everything in it. Does nothing when it does not exist.
+
+    A local path moves at once. Elsewhere the objects are copied, each by the store itself, the
+    manifest last, and the originals are removed then: an interrupted move is completed by
+    repeating it. Raises WriteError when an object cannot be copied or removed.
+    """
+    try:
+        if is_local(source):
+            _move_local(Path(source), Path(target))
+            return
+        filesystem, path = filesystem_of(source)
+        target_path = filesystem_of(target)[1]
+        filesystem.invalidate_cache()
+        for name in _manifest_last(filesystem.find(path)):
+            filesystem.cp_file(name, f"{target_path}{name.removeprefix(path)}")
+    except OSError as error:
+        raise _move_error(source, target, error) from error
+    remove(source)
+
+
+def _move_local(source: Path, target: Path) -> None:
+    if not source.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # another disk: a folder below the run's may be a link
+        found = [str(path) for path in source.rglob("*") if path.is_file()]
+        for name in _manifest_last(found if source.is_dir() else [str(source)]):
+            _write_whole(f"{target}{name.removeprefix(str(source))}", Path(name).read_bytes())
+        remove(str(source))
+
+
+def _manifest_last(paths: list[str]) -> list[str]:
+    """Return paths of files, those of manifests at the end."""
+    found = [path for path in paths if not path.endswith("/")]
+    return sorted(found, key=lambda path: path.endswith(f"/{MANIFEST}"))
+
+
+def _move_error(source: str, target: str, error: OSError) -> WriteError:
+    return WriteError(
+        f"cannot move {source} to {target}: {_reason(source, error)}; make room, or give write"
+        " access, and repeat the command"
+    )
 
 
 def read_bytes(uri: str, offset: int | None = None, length: int | None = None) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.checkpoint import (
@@ -19,6 +21,7 @@ from s4g_ray.encoder.checkpoint import (
     step_uri,
 )
 from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.weights import check_finite
 from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
@@ -102,3 +105,37 @@ def test_a_partly_removed_checkpoint_is_not_published(
     assert len(removed) == 1
     assert not is_published(step_uri(run, 32))
     assert files.exists(f"{step_uri(run, 32)}/model.safetensors")
+
+
+def test_weights_that_are_not_finite_are_not_published(encoder: Encoder, tmp_path: Path) -> None:
+    broken = copy.deepcopy(encoder)
+    names = [name for name, _ in broken.named_parameters()]
+    weights = dict(broken.named_parameters())
+    uri = epoch_uri(str(tmp_path), 4)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with torch.no_grad():
+            weights[names[3]].view(-1)[:2] = value
+            weights[names[7]].view(-1)[-1] = value
+        with pytest.raises(
+            RunError,
+            match=rf"the weights after step 40 are not finite: 3 values in 2 of \d+ tensors, first"
+            rf" {names[3]}; they are not published. .*--from-epoch N",
+        ):
+            save_checkpoint(uri, broken, {"lag": 0.5}, epoch=4, step=40)
+        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunError, match=r"the weights after step 0 .* Choose other weights$"):
+        save_checkpoint(epoch_uri(str(tmp_path), 0), broken, None, epoch=0, step=0)
+
+
+def test_a_statistic_that_is_not_finite_counts_and_large_finite_weights_do_not() -> None:
+    layer = nn.BatchNorm1d(4)
+    with torch.no_grad():
+        layer.weight.fill_(torch.finfo(torch.float32).max)
+    check_finite(layer.state_dict(), "the weights", "Stop")
+    layer = nn.BatchNorm1d(4)
+    assert layer.running_var is not None
+    layer.running_var[2] = float("inf")
+    with pytest.raises(RunError, match="1 values in 1 of 4 tensors, first running_var"):
+        check_finite(layer.state_dict(), "the weights", "Stop")
+    check_finite({"empty": torch.zeros(0)}, "no weights", "Stop")
+    check_finite({}, "no weights", "Stop")

@@ -207,6 +207,27 @@ def test_a_run_resumed_after_epoch_1_ends_with_the_same_weights(tiny: Tiny, tmp_
         assert logged[0] == logged[1]
 
 
+def test_a_branch_whose_values_compute_the_same_ends_with_the_same_weights_and_says_so(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """The oracle of a branch is the line that it leaves, which is kept."""
+    part = tmp_path / "part"
+    shutil.copytree(tiny[0].run_dir, part)
+    evaluation = tiny[0].evaluation.model_copy(update={"best_metric": "recall@5"})
+    config = tiny[0].model_copy(update={"run_dir": str(part), "evaluation": evaluation})
+    result = run(config, resume=True, from_epoch=2)
+    ours, theirs = (folder / "checkpoints/epoch=0003" for folder in (part, part / "branches/0001"))
+    for name in ("model.safetensors", "training_state.pt"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert result.metrics == tiny[1].metrics
+    assert result.finished
+    (branch,) = records(str(part), "branch")
+    assert branch["changed"] == {"evaluation.best_metric": ["recall@1", "recall@5"]}
+    assert [record["epoch"] for record in records(str(part), "epoch")] == [1, 2, 3]
+    said = "branch from epoch 2: evaluation.best_metric recall@1 -&gt; recall@5"
+    assert said in (part / "report.html").read_text()
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> GeoDataset:
     """The synthetic data set with a corrupt query and a missing reference in each split."""

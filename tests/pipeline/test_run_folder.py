@@ -7,7 +7,8 @@ import pytest
 
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder, flatten
+from s4g_ray.pipeline.branches.branch import flatten
+from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder
 from tests.conftest import tiny_config
 
 
@@ -45,4 +46,4 @@ def test_every_key_that_may_change_is_one_of_the_configuration(
     assert all(
         key.partition(".")[2] in tree[key.partition(".")[0]] for key in FREE_ON_RESUME - {"run_dir"}
     )
-    assert not FREE_ON_RESUME & set(flatten(config))
+    assert not FREE_ON_RESUME & set(flatten(config, FREE_ON_RESUME))

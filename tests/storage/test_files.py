@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from s4g_ray.errors import InputError, WriteError
 from s4g_ray.pipeline.run_folder import read_records
 from s4g_ray.storage import files
+from tests.support.branched_runs import read_tree
 
 
 def test_a_range_is_read_and_one_past_the_end_is_refused(tmp_path: Path) -> None:
@@ -89,3 +91,46 @@ def test_package_files_resolve_and_missing_ones_are_named() -> None:
 def test_the_uri_that_results_from_an_unset_variable_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match="is a variable unset"):
         files.absolute(uri)
+
+
+def write_folder(root: str) -> dict[str, bytes]:
+    """Publish a folder below `root` and write a file; return their content by path below it."""
+    names = ("a/x", "a/b/y", f"a/{files.MANIFEST}", "file")
+    for name in names:
+        files.write_bytes(f"{root}/{name}", name.encode())
+    return {name: name.encode() for name in names}
+
+
+def test_a_file_and_a_folder_move_and_what_is_missing_does_not(tmp_path: Path) -> None:
+    content = write_folder(f"{tmp_path}/old")
+    for name in ("a", "file", "none"):
+        files.move(f"{tmp_path}/old/{name}", f"{tmp_path}/new/deep/{name}")
+    assert read_tree(tmp_path / "new/deep") == content
+    assert list((tmp_path / "old").iterdir()) == []
+    files.write_bytes(f"{tmp_path}/b/x", b"")
+    with pytest.raises(WriteError, match=r"cannot move .*/b to .*/file/b: .*repeat the command"):
+        files.move(f"{tmp_path}/b", f"{tmp_path}/new/deep/file/b")
+
+
+def test_a_folder_on_another_disk_is_copied_with_its_manifest_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    content = write_folder(f"{tmp_path}/old")
+    written: list[str] = []
+    replace = Path.replace
+
+    def watch(self: Path, target: Path) -> Path:
+        written.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(Path, "replace", watch)
+    for name in ("a", "file"):
+        files.move(f"{tmp_path}/old/{name}", f"{tmp_path}/new/{name}")
+    assert read_tree(tmp_path / "new") == content
+    assert list((tmp_path / "old").iterdir()) == []
+    assert sorted(written[:2]) == ["x", "y"]
+    assert written[2:] == [files.MANIFEST, "file"]

@@ -54,6 +54,32 @@ def test_objects_are_written_listed_read_and_removed_like_files(
     assert seen[1][3] == (["ab"], False, b"ab/x")
 
 
+def test_a_folder_moves_and_an_interrupted_move_is_completed_by_repeating_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = "s3://data/moved"
+    store.client.put_object(Bucket="data", Key="moved/old/", Body=b"")
+    parts = [write_part(f"{root}/old", name, name.encode(), 1) for name in ("x", "b/y")]
+    publish(f"{root}/old", "thing", parts)
+    files.write_bytes(f"{root}/older", b"stays")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "remove", lambda uri: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            files.move(f"{root}/old", f"{root}/kept/deep/old")
+    assert is_published(f"{root}/old")
+    # a removal that is interrupted takes the manifest first
+    filesystem, path = files.filesystem_of(f"{root}/old")
+    filesystem.rm_file(f"{path}/{files.MANIFEST}")
+    for _ in range(2):
+        files.move(f"{root}/old", f"{root}/kept/deep/old")
+        found = open_published(f"{root}/kept/deep/old", "thing")
+        assert [read_part(f"{root}/kept/deep/old", part) for part in found.parts] == [b"x", b"b/y"]
+        assert files.list_names(root) == ["kept", "older"]
+    files.move(f"{root}/older", f"{root}/kept/older")
+    assert files.read_bytes(f"{root}/kept/older") == b"stays"
+    assert not files.exists(f"{root}/older")
+
+
 def random_ranges(rng: np.random.Generator, lengths: dict[str, int]) -> list[Range]:
     """Draw ranges within, at the end of and past the end of objects, and whole objects."""
     found: list[Range] = []

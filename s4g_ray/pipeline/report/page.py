@@ -10,6 +10,7 @@ from s4g_ray.config.loading import load_config
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.sphere import format_metres
 from s4g_ray.errors import InputError
+from s4g_ray.pipeline.branches.branch import describe_branch
 from s4g_ray.pipeline.report.charts import (
     draw_loss_chart,
     draw_maps,
@@ -55,6 +56,7 @@ def write_report(run_dir: str) -> str:
         negatives=list(find_mined_examples(uri, config, dataset)),
         mining=[r for r in records if r["kind"] == "mining"],
         epochs=[r for r in records if r["kind"] == "epoch"],
+        branches=[describe_branch(r) for r in records if r["kind"] == "branch"],
         bad_images=read_records(uri, "bad_images.jsonl"),
     )
     target = files.join(uri, "report.html")

@@ -19,7 +19,7 @@ from s4g_ray.evaluation.scores import Score, score_tables
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
 from s4g_ray.pipeline.rounds.schedule import Schedule
-from s4g_ray.pipeline.run_folder import Record
+from s4g_ray.pipeline.run_folder import Record, RunFolder
 from s4g_ray.progress import Reporter
 from s4g_ray.storage.manifest import Stamp, is_published, open_published
 
@@ -201,7 +201,8 @@ class MiningRound:
         cfg = self._config
         found = self._score(epoch, split)
         self._folder.log("validation", epoch=epoch, **found.for_protocol(cfg.protocol))
-        best = best_epoch(self._folder.records, cfg.evaluation.best_metric)
+        best = find_best(self._folder)
+        assert best is not None  # this epoch's checkpoint is there
         self._folder.update(best=best)
         mark = " (the best so far)" if best["epoch"] == epoch else ""
         self._reporter.line(f"           {split} {found.summary(cfg.protocol)}{mark}")
@@ -223,6 +224,19 @@ class MiningRound:
         started = time.perf_counter()
         yield
         self._seconds[name] = time.perf_counter() - started
+
+
+def find_best(folder: RunFolder) -> Record | None:
+    """Return the best epoch of those whose checkpoint is there; None where none is validated.
+
+    Where a run has branched, the best checkpoint before the branch may be removed.
+    """
+    there = [
+        record
+        for record in folder.records
+        if record["kind"] == "validation" and is_published(folder.checkpoint(record["epoch"]))
+    ]
+    return best_epoch(there, folder.config.evaluation.best_metric) if there else None
 
 
 def best_epoch(records: list[Record], metric: str) -> Record:

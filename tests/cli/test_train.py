@@ -1,0 +1,65 @@
+"""`s4g train` and jobs/train.py: what they pass to run(), and the command that resumes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from jobs.train import describe_next
+from jobs.train import train as train_job
+from s4g_ray.cli.app import app
+from s4g_ray.config.loading import dump_config
+from s4g_ray.pipeline import driver
+from s4g_ray.pipeline.run_folder import RunResult
+from tests.conftest import tiny_config
+
+Calls = list[dict[str, Any]]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Stand in for run(): note its arguments, and end as after SIGTERM."""
+    found: Calls = []
+
+    def run(config: Any, **options: Any) -> RunResult:
+        options.pop("reporter")
+        found.append(options)
+        return RunResult(config.run_dir, {}, None, [], finished=False)
+
+    monkeypatch.setattr(driver, "run", run)
+    return found
+
+
+@pytest.mark.parametrize("option", [["--from-epoch", "2"], ["--from-epoch=2"]])
+def test_the_epoch_is_passed_on_and_a_branch_that_has_begun_is_resumed_without_it(
+    calls: Calls, option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "tiny.yaml")
+    Path(path).write_text(dump_config(tiny_config(tmp_path / "run", "data")))
+    override = "train.learning_rate=0.0005"
+    done = CliRunner().invoke(app, ["train", path, override, "--resume", *option])
+    assert done.exit_code == 0, done.output
+    again = shlex.join(["s4g", "train", path, override, "--resume"])
+    assert done.output.splitlines()[-1] == f"resume with: {again}"
+    job = typer.Typer()
+    job.command()(train_job)
+    arguments = ["--config", path, override, "--resume", *option]
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", *arguments])
+    done = CliRunner().invoke(job, arguments)
+    assert done.exit_code == 0, done.output
+    again = shlex.join(["python", "jobs/train.py", "--config", path, override, "--resume"])
+    assert done.output.splitlines()[-1] == f"resume with: ray job submit ... -- {again}"
+    assert calls == [{"resume": True, "from_epoch": 2}] * 2
+
+
+def test_a_job_without_options_is_resumed_with_its_arguments() -> None:
+    arguments = ["jobs/train.py", "--config", "a.yaml", "run_dir=x y"]
+    wanted = "ray job submit ... -- python jobs/train.py --config a.yaml 'run_dir=x y' --resume"
+    assert describe_next(arguments) == wanted
+    assert describe_next([*arguments[:1], "--from-epoch", "3", *arguments[1:]]) == wanted
