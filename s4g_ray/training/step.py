@@ -23,7 +23,7 @@ from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.errors import RunError
+from s4g_ray.encoder.training_state import restore_state
 from s4g_ray.training.gradient_cache import Chunk, backward_in_chunks, divide_batch
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.optimizer import Optimizer, WeightAverage, trained_parameters
@@ -134,20 +134,12 @@ class TrainingStep:
             state.update(self.average.by_name())
         return state
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], source: str) -> None:
         """Resume from what state() returned; the encoder holds the published weights.
 
-        Raises RunError when the state belongs to another set of parameters.
+        source: the origin of the state, for messages. Raises RunError when it does not fit.
         """
-        try:
-            self.optimizer.adamw.load_state_dict(state["optimizer"])
-        except (KeyError, ValueError) as error:
-            raise RunError(
-                f"the optimiser's state does not fit the encoder's parameters ({error}); resume"
-                " with the model, train.layer_decay and train.decay_norms that the run began with"
-            ) from error
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+        restore_state(state, self.optimizer.adamw, self.scaler, source)
         if "weights" in state:
             self.encoder.load_state_dict(state["weights"], strict=False)
 

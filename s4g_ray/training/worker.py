@@ -30,6 +30,7 @@ from s4g_ray.data.tables.batch_plan import (
 )
 from s4g_ray.data.tables.node_cache import open_image_tables
 from s4g_ray.encoder.checkpoint import (
+    STATE,
     Checkpoint,
     epoch_uri,
     load_encoder,
@@ -163,7 +164,7 @@ class _Worker:
         """Set the position, totals and optimiser state of a checkpoint."""
         state = start.training_state()
         if state is not None:
-            self.training_step.load(state)
+            self.training_step.load(state, files.join(start.uri, STATE))
         self.epoch = start.epoch  # finished epochs
         self.step = start.step  # finished steps of all epochs
         self.batch = start.batch  # finished batches of the epoch in progress
