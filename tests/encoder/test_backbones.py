@@ -148,7 +148,7 @@ def test_options_reach_the_model() -> None:
     encoder = build("test_vit", options={"drop_path_rate": 0.5, "img_size": [32, 48]})
     assert encoder.model.blocks[-1].drop_path1.drop_prob == 0.5  # type: ignore[index, union-attr]
     assert encoder.model.patch_embed.img_size == (32, 48)  # type: ignore[union-attr]
-    assert encoder.model.pos_embed.shape[1] == 1 + 2 * 3  # type: ignore[union-attr, index]
+    assert encoder.model.pos_embed.shape[1] == 1 + 2 * 3  # type: ignore[index]
     pooled = build("test_vit", options={"global_pool": "avg"})
     assert pooled.model.global_pool == "avg"
 

@@ -62,7 +62,7 @@ def test_gem_with_exponent_1_is_the_average_that_it_replaces(
     encoder = build(name, head="gem", options=options)
     plain = build(name, options=options)
     plain.load_state_dict({k: v for k, v in encoder.state_dict().items() if k != "head.p"})
-    encoder.head.p.data.fill_(1.0)  # type: ignore[union-attr, operator]
+    encoder.head.p.data.fill_(1.0)  # type: ignore[operator]
     size = (224, 224) if name in ("beit_base_patch16_224", "levit_128s") else (96, 64)
     with torch.inference_mode():
         found = encoder.embed(images(1, size), "queries")
@@ -81,7 +81,7 @@ def test_gem_replaces_the_class_token_and_attention_pooling(name: str) -> None:
     wanted = (patches.clamp(min=1e-6) ** 3).mean(1) ** (1 / 3)
     found = encoder.embed(batch, "references")
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    found.sum().backward()
+    found.sum().backward()  # type: ignore[no-untyped-call]
     unused = [k for k, p in encoder.named_parameters() if p.grad is None]
     assert unused == ["logit_scale"]
 

@@ -11,7 +11,6 @@ import torch
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.encoder import size_check
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.errors import InputError
@@ -127,7 +126,7 @@ def test_models_that_need_data_are_built_with_random_weights(
             raise NotImplementedError("no data")
         return build(cfg, weights=weights)
 
-    monkeypatch.setattr(size_check.Encoder, "build", refuse_meta)
+    monkeypatch.setattr(Encoder, "build", refuse_meta)
     fit("test_convnext", (32, 32), (32, 32))
     assert devices == ["meta", "cpu"]
 
