@@ -1,10 +1,7 @@
 """Turn images into embeddings.
 
 encoder           Encoder: one timm backbone for both views or one for each, and the logit scale
-backbone          create timm backbones with model.options; compute shapes without data
-head              model.head: the layers between a backbone and its embeddings
-parameter_groups  frozen stages; the layer of each parameter, for layer-wise learning rates
-size_check        check that the encoder takes the configured sizes of images
+architecture/     backbones, heads, layers and admissible sizes of images
 weights           load and save state dicts strictly, in the published forms too
 checkpoint        publish, find and prune the checkpoints of a run
 training_state    the state of optimiser and gradient scaler in a checkpoint

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import View
-from s4g_ray.encoder.backbone import create_backbone
-from s4g_ray.encoder.head import Head, build_head, measure_width
-from s4g_ray.encoder.parameter_groups import freeze_stages
+from s4g_ray.encoder.architecture.backbone import create_backbone
+from s4g_ray.encoder.architecture.head import Head, build_head, measure_width
+from s4g_ray.encoder.architecture.parameter_groups import freeze_stages
 from s4g_ray.encoder.weights import first_line, load_pretrained
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files

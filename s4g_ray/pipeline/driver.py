@@ -15,6 +15,7 @@ from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.autoscaling import await_room
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.encoder.actors import EncoderPool
+from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     newest_checkpoint,
@@ -23,7 +24,6 @@ from s4g_ray.encoder.checkpoint import (
 )
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.planner import Planner

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from s4g_ray.config.loading import dump_config, override_config, parse_config
 from s4g_ray.config.training_schema import ModelConfig
-from s4g_ray.encoder.backbone import run_without_data
+from s4g_ray.encoder.architecture.backbone import run_without_data
+from s4g_ray.encoder.architecture.head import Head, measure_width
 from s4g_ray.encoder.checkpoint import load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.head import Head, measure_width
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
 

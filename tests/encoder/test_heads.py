@@ -19,10 +19,10 @@ from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.encoder import head as heads
 from s4g_ray.encoder.actors import EncoderActor, Encoding, Pixels
+from s4g_ray.encoder.architecture.head import GeMHead
 from s4g_ray.encoder.checkpoint import epoch_uri, load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.export import export
-from s4g_ray.encoder.head import GeMHead
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.source import open_source
 from s4g_ray.encoder.weights import encode_weights

@@ -20,11 +20,11 @@ from s4g_ray.distributed.placement import Node
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.actors import EncoderPool
+from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.encoder.source import EncoderSource, open_source
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.scores import score_tables

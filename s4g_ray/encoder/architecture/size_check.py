@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import View
-from s4g_ray.encoder.backbone import SIZE_OPTIONS, needs_data, run_without_data
+from s4g_ray.encoder.architecture.backbone import SIZE_OPTIONS, needs_data, run_without_data
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.weights import first_line
 from s4g_ray.errors import InputError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4g_ray.encoder.backbone import run_without_data
+from s4g_ray.encoder.architecture.backbone import run_without_data
 from s4g_ray.encoder.weights import first_line
 from s4g_ray.errors import InputError
 

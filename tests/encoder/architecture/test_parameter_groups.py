@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from s4g_ray.config.training_schema import ModelConfig
+from s4g_ray.encoder.architecture.parameter_groups import is_norm_or_bias, layer_of_parameters
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.parameter_groups import is_norm_or_bias, layer_of_parameters
 from s4g_ray.errors import InputError
 from tests.encoder.test_backbones import build, images
 

@@ -11,8 +11,8 @@ import torch
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.size_check import fit_model_to_sizes
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.stages.embed import embed_collection
