@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from typing import Any, Literal, Self
 
 from s4g_ray.config.schema import EmbeddingConfig, MiningConfig
@@ -86,7 +85,8 @@ class Need:
 
 
 def actor_need(cfg: EmbeddingConfig) -> Need:
-    """Return the need of the actors that embed images."""
+    """Return the need of the actors that embed images; cfg: RunConfig.placed_embedding."""
+    assert cfg.gpus_per_actor is not None
     return Need(
         cfg.num_actors,
         "embedding actor",
@@ -222,31 +222,13 @@ class Packing:
 def _pack(
     always: Sequence[Need], phases: Sequence[Sequence[Need]], nodes: Sequence[Node]
 ) -> list[Packing]:
-    """Place the needs that are always there once, and add those of each phase: a packing a phase.
+    """Place the needs that are always there, and add those of each phase: a packing a phase.
 
-    Tries the order with the largest first, then all other orders. This is a heuristic: it may miss
-    a tight packing. Ray places needs one after the other and may get stuck where this finds room;
-    starts then time out. Raises the NoRoomError of the order with the largest first.
+    Places in the given order, as Ray does: what starts first does not leave room on purpose for
+    what follows. Raises NoRoomError for the first need that does not fit.
     """
-    first_error: NoRoomError | None = None
-    for order in permutations(_largest_first(always)):
-        try:
-            return _pack_in_order(order, always, phases, nodes)
-        except NoRoomError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
-
-
-def _pack_in_order(
-    order: Sequence[Need],
-    always: Sequence[Need],
-    phases: Sequence[Sequence[Need]],
-    nodes: Sequence[Node],
-) -> list[Packing]:
-    """Place `always` in an order, and then each phase. Raises NoRoomError for the first misfit."""
     base = Packing(nodes)
-    misfit = base.add_all(order)
+    misfit = base.add_all(always)
     if misfit is not None:
         raise NoRoomError(_describe_misfit(misfit, base), always)
     packings = []
@@ -264,6 +246,7 @@ def check_room(
 ) -> list[Packing]:
     """Place the needs that are always there and those of each phase -> a packing for each phase.
 
+    always: in the order in which they start.
     Raises NoRoomError with the arithmetic when a phase does not fit: by the totals of the cluster,
     by labels, or node by node.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from s4g_ray.config.schema import MiningConfig, RunConfig
+from s4g_ray.config.schema import MiningConfig, RunConfig, share_rest
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.exclusions import check_radius
@@ -19,6 +20,26 @@ from s4g_ray.errors import InputError
 from s4g_ray.index.recall import plan_for
 from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
+
+
+def check_gpu_use(config: RunConfig) -> None:
+    """Raise InputError for a run whose workers use GPUs while its embedding actors do not.
+
+    embedding.on_cpu=true allows it. Also for actors that are told to use CPUs and GPUs.
+    """
+    embedding = config.embedding
+    if embedding.on_cpu and embedding.gpus_per_actor:
+        raise InputError(
+            f"embedding.on_cpu=true contradicts embedding.gpus_per_actor="
+            f"{embedding.gpus_per_actor:g}; remove one of them"
+        )
+    if config.train.use_gpu and embedding.gpus_per_actor == 0 and not embedding.on_cpu:
+        raise InputError(
+            "embedding.gpus_per_actor=0 embeds on CPUs although train.use_gpu=true, which takes far"
+            " longer than on GPUs; remove it (actors then take"
+            f" {share_rest(config.train, embedding.num_actors):g} GPUs each), or set"
+            " embedding.on_cpu=true to embed on CPUs"
+        )
 
 
 def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> None:
@@ -117,10 +138,33 @@ def check_resources(
     training: false for embedding alone. num_pairs: None where unknown; few pairs are planned in one
     pass, without tasks.
     """
+    if training:
+        check_elastic_count(config.train, nodes)
     cells = training and (num_pairs is None or num_pairs > config.sampling.max_pairs_per_cell)
     workers = _count_workers(config.train, nodes)
     always, phases = _needs_of(config, training, cells, workers)
     check_room(always, phases, nodes)
+
+
+def check_elastic_count(train: TrainConfig, nodes: Sequence[Node]) -> None:
+    """Raise InputError where Ray Train would start more elastic workers than have a GPU.
+
+    It divides the sum of a node's GPUs by gpus_per_worker, and never places more than fit.
+    """
+    lower, upper = train.workers
+    if not train.use_gpu or lower == upper:
+        return
+    for node in nodes:
+        count = int(node.gpus // train.gpus)
+        num_fitting = int(node.gpus) * int(1 // train.gpus)
+        if num_fitting < min(count, upper):
+            enough = math.floor(100 * node.gpus / (node.gpus + 1) + 1) / 100
+            raise InputError(
+                f"train.gpus_per_worker={train.gpus:g} with elastic train.num_workers="
+                f"{list(train.workers)}: Ray would start {min(count, upper)} workers on a node of"
+                f" {node.gpus:g} GPUs, which has room for {num_fitting}; set it to {enough:g} or"
+                " more, and embedding.gpus_per_actor to the rest"
+            )
 
 
 def _count_workers(train: TrainConfig, nodes: Sequence[Node]) -> int:
@@ -143,6 +187,7 @@ def _needs_of(
 ) -> tuple[list[Need], list[list[Need]]]:
     """Return what holds its resources all the time, and the tasks that each phase adds.
 
+    The first are in the order of their start: workers, embedding actors, indexes.
     Workers hold theirs through a round; embedding actors and indexes hold theirs between rounds.
     Searching tasks run after the embedding. Planning tasks run after those, or beside them where
     rounds overlap with training. A worker's loader uses the worker's resources.
@@ -162,10 +207,10 @@ def _needs_of(
                 "train",
             )
         )
+    always.append(actor_need(config.placed_embedding))
     if mines:
         num_indexes = 2 if config.sampling.gallery_negatives else 1
         always.append(shard_need(mining, mining.num_shards * num_indexes))
-    always.append(actor_need(config.embedding))
     rounds = [Need(1, "loading task", LOADER_CPUS)]
     if mines:
         rounds.append(Need(mining.num_searchers, "searching task", SEARCHER_CPUS))

@@ -141,7 +141,7 @@ def case(
     }
     for name, encoder in encoders.items():
         save_checkpoint(str(folder / name), encoder, None, epoch=1, step=7)
-    with EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool:
+    with EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s) as pool:
         assert pool.actors == ()  # none until a job needs them
         yield Case(config, synthetic, folder, pool, encoders)
 
@@ -321,7 +321,7 @@ def test_actors_without_room_raise_an_error_with_their_needs(
         r" embedding\.label_selector=\{'zone': 'mars'\}; the cluster has [\d.]+ CPUs and"
         r" 0 GPUs free; the labels of its nodes are \{.*\}; ask for less"
     )
-    with EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool:
+    with EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s) as pool:
         for _ in range(2):
             with pytest.raises(RunError, match=message), pool.job():
                 pass

@@ -293,7 +293,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         str(tmp_path / "e"),
     )
     with (
-        EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool,
+        EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s) as pool,
         pytest.raises(
             RunError, match=r"the embedding of (queries|references) id \d+ is not finite"
         ),
