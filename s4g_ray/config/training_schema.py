@@ -47,8 +47,8 @@ class TrainConfig(Section):
     cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler
     use_gpu: bool = False
     # with use_gpu; for Ray's scheduler. Above 0.5 each worker has a GPU of its own, and below 1 it
-    # leaves a share of it to the embedding actors. Of elastic workers, Ray counts as many as the
-    # sum of a node's GPUs allows: 0.9 is right up to 8 GPUs, 0.6 for one
+    # leaves a share of it to the embedding actors. Ray counts by the sum of a node's GPUs: several
+    # nodes, and elastic workers, need more than n / (n + 1) for nodes of n GPUs (0.9: up to 8)
     gpus_per_worker: float = Field(0.9, gt=0, le=1)
     threads_per_worker: int = Field(1, ge=1)
     # processes of one worker that load batches ahead; 0: threads of the worker load them

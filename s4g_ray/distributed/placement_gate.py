@@ -60,9 +60,7 @@ class Gate:
         """Return the number of releases so far; None if the gate stays closed for timeout_s."""
         async with self._changed:
             try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._is_open), timeout_s
-                )
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._is_open), timeout_s)
             except TimeoutError:
                 return None
             return self._num_releases

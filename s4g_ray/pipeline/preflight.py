@@ -139,31 +139,41 @@ def check_resources(
     pass, without tasks.
     """
     if training:
-        check_elastic_count(config.train, nodes)
+        check_gpu_shares(config.train, nodes)
     cells = training and (num_pairs is None or num_pairs > config.sampling.max_pairs_per_cell)
     workers = _count_workers(config.train, nodes)
     always, phases = _needs_of(config, training, cells, workers)
     check_room(always, phases, nodes)
 
 
-def check_elastic_count(train: TrainConfig, nodes: Sequence[Node]) -> None:
-    """Raise InputError where Ray Train would start more elastic workers than have a GPU.
+def check_gpu_shares(train: TrainConfig, nodes: Sequence[Node]) -> None:
+    """Raise InputError where Ray would put more workers on a node than have a GPU there.
 
-    It divides the sum of a node's GPUs by gpus_per_worker, and never places more than fit.
+    Ray divides the sum of a node's GPUs by gpus_per_worker, both when it counts elastic workers and
+    when it places a group over nodes: with 0.6, it tries 3 workers on a node of 2 GPUs, again and
+    again. (Seen with Ray 2.60: 4 workers of 0.6 with PACK on two such nodes are never placed; 0.7,
+    0.9, or SPREAD are placed at once.)
     """
-    lower, upper = train.workers
-    if not train.use_gpu or lower == upper:
+    if not train.use_gpu:
         return
-    for node in nodes:
-        count = int(node.gpus // train.gpus)
+    lower, upper = train.workers
+    allowed = [node for node in nodes if node.gpus and _worker_need(train, 1).fits(node)]
+    num_tried = upper
+    if lower == upper:
+        if len(allowed) < 2:
+            return
+        if train.placement == "SPREAD":
+            num_tried = -(-upper // len(allowed))
+    for node in allowed:
+        num_summed = min(int(node.gpus // train.gpus), int(node.cpus // train.cpus_per_worker))
         num_fitting = int(node.gpus) * int(1 // train.gpus)
-        if num_fitting < min(count, upper):
+        if min(num_tried, num_summed) > num_fitting:
             enough = math.floor(100 * node.gpus / (node.gpus + 1) + 1) / 100
             raise InputError(
-                f"train.gpus_per_worker={train.gpus:g} with elastic train.num_workers="
-                f"{list(train.workers)}: Ray would start {min(count, upper)} workers on a node of"
-                f" {node.gpus:g} GPUs, which has room for {num_fitting}; set it to {enough:g} or"
-                " more, and embedding.gpus_per_actor to the rest"
+                f"train.gpus_per_worker={train.gpus:g}: Ray would try {min(num_tried, num_summed)}"
+                f" workers on a node of {node.gpus:g} GPUs, which fit into their sum, but only"
+                f" {num_fitting} find a GPU; set it to {enough:g} or more, and"
+                " embedding.gpus_per_actor to the rest"
             )
 
 
@@ -182,6 +192,10 @@ def _count_workers(train: TrainConfig, nodes: Sequence[Node]) -> int:
     return max(lower, min(upper, room))
 
 
+def _worker_need(train: TrainConfig, count: int) -> Need:
+    return Need(count, "worker", train.cpus_per_worker, train.gpus, train.label_selector, "train")
+
+
 def _needs_of(
     config: RunConfig, training: bool, cells: bool, workers: int
 ) -> tuple[list[Need], list[list[Need]]]:
@@ -197,16 +211,7 @@ def _needs_of(
     mines = training and config.sampling.mode == "similarity"
     always = []
     if training:
-        always.append(
-            Need(
-                workers,
-                "worker",
-                train.cpus_per_worker,
-                train.gpus,
-                train.label_selector,
-                "train",
-            )
-        )
+        always.append(_worker_need(train, workers))
     always.append(actor_need(config.placed_embedding))
     if mines:
         num_indexes = 2 if config.sampling.gallery_negatives else 1

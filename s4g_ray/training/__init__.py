@@ -6,6 +6,7 @@ step            TrainingStep: gradients, clipping and learning rate of one step
 mailbox         the actor that carries messages between driver and workers
 epoch_totals    EpochTotals: the metrics of an epoch, summed over its steps
 worker          the function that a Ray Train worker runs: epochs of batch plans
+worker_group    what happens to all workers: placement, losses, nodes that are drained
 trainer         Training: start the workers, and follow them on the driver
 
 Example:
