@@ -155,9 +155,9 @@ class _Room:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.cpus = _units(node.cpus)
+        self.cpus = units(node.cpus)
         self.gpus = [
-            min(UNIT, _units(node.gpus) - start) for start in range(0, _units(node.gpus), UNIT)
+            min(UNIT, units(node.gpus) - start) for start in range(0, units(node.gpus), UNIT)
         ]
 
     def take(self, need: Need) -> tuple[int, ...] | None:
@@ -165,14 +165,14 @@ class _Room:
 
         A share of a GPU comes from a single GPU, the one with the least left that holds it.
         """
-        if _units(need.cpus) > self.cpus or not need.fits(self.node):
+        if units(need.cpus) > self.cpus or not need.fits(self.node):
             return None
-        share = min(_units(need.gpus), UNIT)
-        num_gpus = math.ceil(_units(need.gpus) / UNIT)
+        share = min(units(need.gpus), UNIT)
+        num_gpus = math.ceil(units(need.gpus) / UNIT)
         fitting = sorted((left, gpu) for gpu, left in enumerate(self.gpus) if left >= share)
         if len(fitting) < num_gpus:
             return None
-        self.cpus -= _units(need.cpus)
+        self.cpus -= units(need.cpus)
         chosen = tuple(gpu for _, gpu in fitting[:num_gpus])
         for gpu in chosen:
             self.gpus[gpu] -= share
@@ -267,8 +267,8 @@ def check_room(
 
 
 def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> None:
-    num_needed = sum(need.count * _units(need.share(kind)) for need in needs)
-    num_there = sum(_units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
+    num_needed = sum(need.count * units(need.share(kind)) for need in needs)
+    num_there = sum(units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
     if num_needed > num_there:
         terms = _list_terms(kind, {need: need.count for need in needs})
         raise NoRoomError(
@@ -322,6 +322,6 @@ def _largest_first(needs: Sequence[Need]) -> list[Need]:
     return sorted(needs, key=lambda need: (bool(need.selector), need.gpus, need.cpus), reverse=True)
 
 
-def _units(amount: float) -> int:
+def units(amount: float) -> int:
     """Convert CPUs or GPUs to Ray's units."""
     return round(amount * UNIT)

@@ -221,7 +221,7 @@ class Driver:
             stack.callback(self.coordinator.end)
             for epoch in past:
                 self._submit_round(epoch, oldest=self.schedule.version_for(first) or 0)
-            self.training = Training(cfg, numerics, gate)
+            self.training = Training(cfg, numerics, gate.actor if gate is not None else None)
             try:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)

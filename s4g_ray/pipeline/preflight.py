@@ -14,7 +14,14 @@ from s4g_ray.data.exclusions import check_radius
 from s4g_ray.data.places import Places
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.train_split import TrainSplit
-from s4g_ray.distributed.placement import Need, Node, actor_need, check_room, shard_need
+from s4g_ray.distributed.placement import (
+    Need,
+    Node,
+    actor_need,
+    check_room,
+    shard_need,
+    units,
+)
 from s4g_ray.encoder.embedding_job import LOADER_CPUS
 from s4g_ray.errors import InputError
 from s4g_ray.index.recall import plan_for
@@ -165,7 +172,10 @@ def check_gpu_shares(train: TrainConfig, nodes: Sequence[Node]) -> None:
         if train.placement == "SPREAD":
             num_tried = -(-upper // len(allowed))
     for node in allowed:
-        num_summed = min(int(node.gpus // train.gpus), int(node.cpus // train.cpus_per_worker))
+        num_summed = min(
+            units(node.gpus) // units(train.gpus),
+            units(node.cpus) // units(train.cpus_per_worker),
+        )
         num_fitting = int(node.gpus) * int(1 // train.gpus)
         if min(num_tried, num_summed) > num_fitting:
             enough = math.floor(100 * node.gpus / (node.gpus + 1) + 1) / 100

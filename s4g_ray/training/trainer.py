@@ -20,7 +20,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import TrainConfig
-from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError, reason_of
 from s4g_ray.storage import files
 from s4g_ray.training.mailbox import Mailbox, Message, Stop
@@ -35,12 +34,10 @@ class Training:
 
     Workers start from the newest published checkpoint. When workers are lost, all start again from
     there, up to train.max_failures times; elastic trainings with as many workers as the cluster has
-    room for. gate: opened while all workers are placed.
+    room for. gate: a handle of the Gate that is open while workers are placed, if any.
     """
 
-    def __init__(
-        self, config: RunConfig, numerics: Numerics, gate: PlacementGate | None = None
-    ) -> None:
+    def __init__(self, config: RunConfig, numerics: Numerics, gate: Any = None) -> None:
         self._config = config
         self._scratch = _make_scratch(config.run_dir)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -48,7 +45,7 @@ class Training:
             ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         )
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.ray.start_timeout_s:g}"
-        events = GroupEvents(self.mailbox, gate.actor if gate is not None else None)
+        events = GroupEvents(self.mailbox, gate)
         self._trainer = make_trainer(config, numerics, events, self._scratch)
         self._error: BaseException | None = None
         self._failure: Exception | None = None  # posted by a worker

@@ -199,10 +199,10 @@ LOADING = Need(1, "loading task", 0.25)
             None,
         ),
         # workers start first; actors that started first would lie on one GPU
-        ([Need(4, "worker", 0.1, 0.6), Need(4, "embedding actor", 0.1, 0.4)], [Node(1, 4)], None),
+        ([Need(4, "worker", 0.1, 0.6), Need(4, "embedding actor", 0.1, 0.4)], [Node(2, 4)], None),
         (
             [Need(4, "embedding actor", 0.1, 0.4), Need(4, "worker", 0.1, 0.6)],
-            [Node(1, 4)],
+            [Node(2, 4)],
             "no node has room for a worker of 0.1 CPUs and 0.6 GPUs beside 4 embedding actors x 0.4"
             " + 2 workers x 0.6: the one with the most has",
         ),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,8 +91,16 @@ class FakeGate(PlacementGate):
         return num_releases != self.count
 
 
+class FakeActor:
+    """An actor that does nothing."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.release_gpu_memory = SimpleNamespace(remote=lambda: None)
+
+
 class FakePool(EncoderPool):
-    """A pool of which `starting` actors find room in each attempt."""
+    """A pool of one actor, with another number at each start."""
 
     def __init__(self, gate: FakeGate) -> None:
         super().__init__(ModelConfig(), EmbeddingConfig(gpus_per_actor=0.4), 1.0, gate)
@@ -99,7 +108,7 @@ class FakePool(EncoderPool):
 
     def _create_actors(self) -> tuple[Any, ...]:
         self.created += 1
-        return (f"actors {self.created}",)
+        return (FakeActor(self.created),)
 
 
 @contextmanager
@@ -108,36 +117,48 @@ def faked_starts() -> Iterator[list[str]]:
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         where = "s4g_ray.encoder.actors."
-        patch.setattr(where + "kill", lambda actors: calls.append(f"kill {actors[0]}"))
-        patch.setattr(where + "await_start", lambda actors, *_: calls.append(f"all {actors[0]}"))
-        patch.setattr(where + "await_some", lambda actors, *_: calls.append("some") or actors)
+
+        def record(name: str) -> Any:
+            def call(actors: Any, *_: object) -> Any:
+                calls.append(f"{name} {actors[0].number}")
+                return actors
+
+            return call
+
+        patch.setattr(where + "kill", record("kill"))
+        patch.setattr(where + "await_start", record("all"))
+        patch.setattr(where + "await_some", record("some"))
+        patch.setattr(where + "ray.get", lambda *_, **__: None)
         yield calls
 
 
 def test_a_pool_starts_again_what_was_created_while_the_gate_closed() -> None:
     pool = FakePool(FakeGate(closings=1))
     with faked_starts() as calls:
-        assert pool.start_actors() == ("actors 2",)
-        assert calls == ["kill actors 1", "all actors 2"]
+        (actor,) = pool.start_actors()
+        assert actor.number == 2
+        assert calls == ["kill 1", "all 2"]
 
 
-def test_a_job_whose_actors_made_room_says_so_and_the_next_has_new_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("s4g_ray.encoder.actors.ray.get", lambda *_, **__: None)
-    monkeypatch.setattr(FakePool, "release_gpu_memory", lambda _: None, raising=False)
+def lose_actors(pool: FakePool, gate: FakeGate) -> None:
+    """Run a job that fails because the gate closes."""
+    with pool.job() as actors:
+        assert actors[0].number == 1
+        gate.count += 1
+        raise RunError("actor died")
+
+
+def test_a_job_whose_actors_made_room_says_so_and_the_next_has_new_ones() -> None:
     gate = FakeGate()
     pool = FakePool(gate)
     with faked_starts() as calls:
         with pytest.raises(RunError, match=r"^part 3$"), pool.job():
             raise RunError("part 3")
-        with pytest.raises(ReleasedError, match="made room: actor died"), pool.job() as actors:
-            assert actors == ("actors 1",)
-            gate.count += 1
-            raise RunError("actor died")
+        with pytest.raises(ReleasedError, match="made room: actor died"):
+            lose_actors(pool, gate)
         with pool.job() as actors:
-            assert actors == ("actors 2",)
-        assert calls == ["all actors 1", "some"]  # a node may be gone: those that find room
+            assert actors[0].number == 2
+        assert calls == ["all 1", "some 2"]  # a node may be gone: those that find room
 
 
 @pytest.fixture(scope="module")

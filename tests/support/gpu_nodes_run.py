@@ -120,7 +120,8 @@ class Scene:
         first.start()
         if gate is None:
             first.join()
-        self.training = trainer.Training(config, Numerics(), gate)
+        handle = gate.actor if gate is not None else None
+        self.training = trainer.Training(config, Numerics(), handle)
 
     def find_actors(self) -> list[Spot]:
         """Run a job; return where its actors are."""
