@@ -35,6 +35,7 @@ FREE_ON_RESUME = {
     "embedding.gpus_per_actor",
     "embedding.on_cpu",
     "embedding.threads_per_actor",
+    "embedding.batch_size",  # the last bits change; memory may require it
     "embedding.part_rows",
     "mining.index_memory_gb",
     "mining.index_kind",

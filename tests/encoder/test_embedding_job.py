@@ -211,7 +211,7 @@ def test_a_job_whose_actors_make_room_for_workers_goes_on_with_new_ones(case: Ca
 def test_an_actor_without_gpu_memory_ends_the_job_at_once_with_a_remedy(case: Case) -> None:
     with pytest.raises(
         GpuMemoryError,
-        match=r"no GPU memory for a batch of 4 images: lower embedding\.batch_size, .* raise"
+        match=r"no GPU memory for a batch of 4 images: lower embedding\.batch_size, .*raise"
         r" embedding\.gpus_per_actor, .*torch says: CUDA out of memory\. Tried to allocate 2\.00",
     ):
         case.embed("full", numerics=FullGpu())

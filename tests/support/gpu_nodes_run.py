@@ -170,7 +170,9 @@ def main() -> None:
     )
     folder = sys.argv[1]
     mode = sys.argv[2] if len(sys.argv) > 2 else ""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     nodes = [cluster.add_node(num_cpus=4, num_gpus=2) for _ in range(2)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
