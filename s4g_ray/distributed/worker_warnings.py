@@ -47,7 +47,8 @@ def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
     Ray sends the lines of all processes to a driver that subscribes to them, from every node.
     """
     context = ray.get_runtime_context()
-    subscriber = ray._raylet.GcsLogSubscriber(address=context.gcs_address)
+    raylet: Any = ray._raylet
+    subscriber = raylet.GcsLogSubscriber(address=context.gcs_address)
     subscriber.subscribe()
     ended = threading.Event()
 

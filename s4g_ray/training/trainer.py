@@ -166,10 +166,12 @@ def make_trainer(
             name=f"s4g-{os.getpid()}-{time.time_ns()}",  # unique: Ray resumes a name that it knows
             storage_path=scratch,
             failure_config=FailureConfig(
-                max_failures=cfg.max_failures, controller_failure_limit=cfg.max_failures
+                max_failures=cfg.max_failures,
+                controller_failure_limit=cfg.max_failures,
+                max_preemption_failures=-1,  # nodes that announced their end do not count
             ),
             callbacks=[events],  # type: ignore[list-item]
-            worker_runtime_env={"env_vars": worker_variables(cfg)},
+            worker_runtime_env={"env_vars": worker_variables(cfg)},  # type: ignore[call-arg]
         ),
     )
 

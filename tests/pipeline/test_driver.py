@@ -324,7 +324,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         ({"model": {"name": "test_convnet"}}, "model.name='test_convnet'"),
         ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
         ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
-        ({"train": {"use_gpu": True}}, "2 GPUs are needed"),
+        ({"train": {"use_gpu": True}}, "1.9 GPUs are needed"),
         ({"mining": {"index_memory_gb": 1e-6}}, r"mining\.index_memory_gb"),
         ({"mining": {"num_shards": 97}}, "num_shards=97 exceeds the 96 references"),
     ],

@@ -154,9 +154,11 @@ class Scene:
 
 def drain(node_id: str) -> None:
     """Announce that a node will be taken away, as a cloud does."""
-    accepted, why = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address).drain_node(
+    raylet: Any = ray._raylet
+    reasons: Any = autoscaler_pb2
+    accepted, why = raylet.GcsClient(address=ray.get_runtime_context().gcs_address).drain_node(
         node_id,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
         "preemption",
         int((time.time() + 600) * 1000),
     )
