@@ -75,7 +75,7 @@ def measure_job(
     """Run the job and the bare encoder in turns: the job's report and images/s of the encoder."""
     dataset = open_dataset(config.data.uri)
     measured = []
-    pool = EncoderPool(config.model, config.embedding, config.ray.start_timeout_s)
+    pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)
     with tempfile.TemporaryDirectory() as folder, ray_session(config.ray, config.storage), pool:
         checkpoint = files.join(folder, "checkpoint")
         encoder = Encoder.build(config.model)

@@ -23,7 +23,7 @@ from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.checkpoint_writer import Snapshot
-from s4g_ray.training.instruments import count_batch_flops, peak_tflops
+from s4g_ray.training.metrics.instruments import count_batch_flops, peak_tflops
 from s4g_ray.training.prefetch import DevicePrefetch
 from s4g_ray.training.step import TrainingStep
 

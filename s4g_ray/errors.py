@@ -20,6 +20,10 @@ class RunError(RuntimeError):
     """A run that cannot continue (non-finite loss or embeddings, a dead worker). Exit code 1."""
 
 
+class GpuMemoryError(RunError):
+    """A GPU without memory for a batch. Another try would fail in the same way. Exit code 1."""
+
+
 class WriteError(RunError, OSError):
     """A file or object that cannot be written: no space, or no permission. Exit code 1."""
 

@@ -21,7 +21,10 @@ class EmbeddingConfig(Section):
 
     num_actors: int = Field(2, ge=1)
     cpus_per_actor: float = Field(0.25, gt=0)  # logical, for Ray's scheduler
-    gpus_per_actor: float = Field(0, ge=0)
+    # none: with train.use_gpu, a share of what workers leave of their GPUs (a GPU of its own where
+    # gpus_per_worker is 1); without GPUs, 0
+    gpus_per_actor: float | None = Field(None, ge=0)
+    on_cpu: bool = False  # embed on CPUs although the workers use GPUs
     threads_per_actor: int = Field(1, ge=1)
     label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of the actors' nodes
     batch_size: int = Field(128, ge=1)  # images in one forward pass
@@ -162,6 +165,18 @@ class MiningConfig(Section):
         return self
 
 
+def share_rest(train: TrainConfig, num_actors: int) -> float:
+    """Return the GPUs of an embedding actor, as many on each worker's GPU, in Ray's units of 1e-4.
+
+    1 where workers take whole GPUs.
+    """
+    left = 10_000 - round(train.gpus_per_worker * 10_000)
+    if not left:
+        return 1.0
+    num_beside = -(-num_actors // train.workers[0])
+    return left // num_beside / 10_000
+
+
 class RunConfig(Section):
     """The whole configuration of a run."""
 
@@ -188,6 +203,16 @@ class RunConfig(Section):
         if self.train.decay_norms is None:
             return self.protocol == "paper"
         return self.train.decay_norms
+
+    @property
+    def placed_embedding(self) -> EmbeddingConfig:
+        """Return section `embedding` with the GPUs of an actor as a number."""
+        gpus = self.embedding.gpus_per_actor
+        if gpus is None:
+            gpus = 0.0
+            if self.train.use_gpu and not self.embedding.on_cpu:
+                gpus = share_rest(self.train, self.embedding.num_actors)
+        return self.embedding.model_copy(update={"gpus_per_actor": gpus})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

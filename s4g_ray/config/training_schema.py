@@ -108,15 +108,23 @@ class TrainConfig(Section):
     gradient_compression: Literal["none", "bf16"] = "none"  # of the sum over workers
     cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler
     use_gpu: bool = False
-    # with use_gpu; a value below 1 leaves a share of the GPU to the embedding actors
-    gpus_per_worker: float = Field(1, gt=0, le=1)
+    # with use_gpu; for Ray's scheduler. Above 0.5 each worker has a GPU of its own, and below 1 it
+    # leaves a share of it to the embedding actors. Ray counts by the sum of a node's GPUs: several
+    # nodes, and elastic workers, need more than n / (n + 1) for nodes of n GPUs (0.9: up to 8)
+    gpus_per_worker: float = Field(0.9, gt=0, le=1)
     threads_per_worker: int = Field(1, ge=1)
     # processes of one worker that load batches ahead; 0: threads of the worker load them
     loader_processes: int = Field(2, ge=0)
     label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of workers' nodes
-    # PACK: workers on as few nodes as hold them; SPREAD: over the nodes
-    placement: Literal["PACK", "SPREAD"] = "SPREAD"
-    # losses of workers after which training continues by itself; 0: the run stops at the first
+    # PACK: workers on as few nodes as hold them, which talk fastest; SPREAD: over the nodes
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    # environment variables of the workers, such as {NCCL_SOCKET_IFNAME: eth0}; on GPUs, NCCL_DEBUG
+    # is WARN unless it is set
+    env: dict[str, str] = Field(default_factory=dict)
+    # seconds that a worker waits for the others in a collective operation, then it counts as lost
+    collective_timeout_s: float = Field(600, gt=0)
+    # losses of workers after which training continues by itself; 0: the run stops at the first.
+    # Nodes that announce their end (Ray drains them) do not count
     max_failures: int = Field(3, ge=0)
     # elastic: seconds between two checks for room for more workers
     resize_every_s: float = Field(60, gt=0)

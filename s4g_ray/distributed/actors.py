@@ -32,6 +32,30 @@ def await_start(actors: Sequence[Any], need: Need, timeout_s: float) -> None:
         raise RunError(fault)
 
 
+def await_some(
+    actors: Sequence[Any], need: Need, timeout_s: float, patience_s: float
+) -> tuple[Any, ...]:
+    """Wait until all actors answer, or some and the others do not within patience_s more.
+
+    Returns those that answer, and kills the others. Kills all of them and raises RunError when none
+    answers within timeout_s, or one fails.
+    """
+    calls = [actor.__ray_ready__.remote() for actor in actors]
+    ready, late = ray.wait(calls, num_returns=1, timeout=timeout_s)
+    if ready and late:
+        ready, late = ray.wait(calls, num_returns=len(calls), timeout=patience_s)
+    fault = "" if ready else describe_late(len(late), need, timeout_s)
+    try:
+        ray.get(ready)
+    except RayError as error:
+        fault = f"{count_noun(need.count, need.name)} cannot start: {reason_of(error)}"
+    if fault:
+        kill(actors)
+        raise RunError(fault)
+    kill([actor for actor, call in zip(actors, calls, strict=True) if call in late])
+    return tuple(actor for actor, call in zip(actors, calls, strict=True) if call in ready)
+
+
 def describe_late(num_late: int, need: Need, timeout_s: float) -> str:
     """Return the error message of actors that waited too long for room, or for a matching node."""
     free = ray.available_resources()  # type: ignore[no-untyped-call]

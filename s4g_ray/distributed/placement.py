@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from typing import Any, Literal, Self
 
 from s4g_ray.config.schema import EmbeddingConfig, MiningConfig
@@ -86,7 +85,8 @@ class Need:
 
 
 def actor_need(cfg: EmbeddingConfig) -> Need:
-    """Return the need of the actors that embed images."""
+    """Return the need of the actors that embed images; cfg: RunConfig.placed_embedding."""
+    assert cfg.gpus_per_actor is not None
     return Need(
         cfg.num_actors,
         "embedding actor",
@@ -155,9 +155,9 @@ class _Room:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.cpus = _units(node.cpus)
+        self.cpus = units(node.cpus)
         self.gpus = [
-            min(UNIT, _units(node.gpus) - start) for start in range(0, _units(node.gpus), UNIT)
+            min(UNIT, units(node.gpus) - start) for start in range(0, units(node.gpus), UNIT)
         ]
 
     def take(self, need: Need) -> tuple[int, ...] | None:
@@ -165,14 +165,14 @@ class _Room:
 
         A share of a GPU comes from a single GPU, the one with the least left that holds it.
         """
-        if _units(need.cpus) > self.cpus or not need.fits(self.node):
+        if units(need.cpus) > self.cpus or not need.fits(self.node):
             return None
-        share = min(_units(need.gpus), UNIT)
-        num_gpus = math.ceil(_units(need.gpus) / UNIT)
+        share = min(units(need.gpus), UNIT)
+        num_gpus = math.ceil(units(need.gpus) / UNIT)
         fitting = sorted((left, gpu) for gpu, left in enumerate(self.gpus) if left >= share)
         if len(fitting) < num_gpus:
             return None
-        self.cpus -= _units(need.cpus)
+        self.cpus -= units(need.cpus)
         chosen = tuple(gpu for _, gpu in fitting[:num_gpus])
         for gpu in chosen:
             self.gpus[gpu] -= share
@@ -222,31 +222,13 @@ class Packing:
 def _pack(
     always: Sequence[Need], phases: Sequence[Sequence[Need]], nodes: Sequence[Node]
 ) -> list[Packing]:
-    """Place the needs that are always there once, and add those of each phase: a packing a phase.
+    """Place the needs that are always there, and add those of each phase: a packing a phase.
 
-    Tries the order with the largest first, then all other orders. This is a heuristic: it may miss
-    a tight packing. Ray places needs one after the other and may get stuck where this finds room;
-    starts then time out. Raises the NoRoomError of the order with the largest first.
+    Places in the given order, as Ray does: what starts first does not leave room on purpose for
+    what follows. Raises NoRoomError for the first need that does not fit.
     """
-    first_error: NoRoomError | None = None
-    for order in permutations(_largest_first(always)):
-        try:
-            return _pack_in_order(order, always, phases, nodes)
-        except NoRoomError as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
-
-
-def _pack_in_order(
-    order: Sequence[Need],
-    always: Sequence[Need],
-    phases: Sequence[Sequence[Need]],
-    nodes: Sequence[Node],
-) -> list[Packing]:
-    """Place `always` in an order, and then each phase. Raises NoRoomError for the first misfit."""
     base = Packing(nodes)
-    misfit = base.add_all(order)
+    misfit = base.add_all(always)
     if misfit is not None:
         raise NoRoomError(_describe_misfit(misfit, base), always)
     packings = []
@@ -264,6 +246,7 @@ def check_room(
 ) -> list[Packing]:
     """Place the needs that are always there and those of each phase -> a packing for each phase.
 
+    always: in the order in which they start.
     Raises NoRoomError with the arithmetic when a phase does not fit: by the totals of the cluster,
     by labels, or node by node.
     """
@@ -284,8 +267,8 @@ def check_room(
 
 
 def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> None:
-    num_needed = sum(need.count * _units(need.share(kind)) for need in needs)
-    num_there = sum(_units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
+    num_needed = sum(need.count * units(need.share(kind)) for need in needs)
+    num_there = sum(units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
     if num_needed > num_there:
         terms = _list_terms(kind, {need: need.count for need in needs})
         raise NoRoomError(
@@ -339,6 +322,6 @@ def _largest_first(needs: Sequence[Need]) -> list[Need]:
     return sorted(needs, key=lambda need: (bool(need.selector), need.gpus, need.cpus), reverse=True)
 
 
-def _units(amount: float) -> int:
+def units(amount: float) -> int:
     """Convert CPUs or GPUs to Ray's units."""
     return round(amount * UNIT)

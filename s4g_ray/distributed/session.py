@@ -35,9 +35,9 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
     if ray.is_initialized():
         yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         return
-    _set_ray_variables()
-    warnings.filterwarnings("ignore", module="ray")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
+    _set_ray_variables(has_nodes=bool(address))
+    warnings.filterwarnings("ignore", module="ray")
     store_variables = s3_settings.apply(storage)
     if store_variables:  # in a submitted job, Ray adds them to the job's own variables
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
@@ -49,11 +49,16 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
             ray.shutdown()
 
 
-def _set_ray_variables() -> None:
-    """Set Ray's variables, unless they are set, for this process and those that it starts."""
+def _set_ray_variables(*, has_nodes: bool) -> None:
+    """Set Ray's variables, unless they are set, for this process and those that it starts.
+
+    has_nodes: of a cluster that exists, which may be drained.
+    """
     # Ray Train: notice a dead worker within a second, and print no lines of Ray's
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # an actor that asks once a second whether a node of a worker is drained
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(has_nodes)))
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

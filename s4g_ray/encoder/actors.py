@@ -27,9 +27,10 @@ from s4g_ray.config.schema import EmbeddingConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import View
 from s4g_ray.data.tables.embedding_table import encode_part
-from s4g_ray.distributed.actors import await_start, kill
+from s4g_ray.distributed.actors import await_some, await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
-from s4g_ray.errors import RunError
+from s4g_ray.distributed.placement_gate import PlacementGate
+from s4g_ray.errors import GpuMemoryError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, read_part, write_part
 
@@ -41,6 +42,8 @@ RETRIES = 3  # of a part whose actor died while encoding it
 QUEUE = 4  # parts that an actor holds at once: it encodes one, the others are written or wait
 CANDIDATES = 4  # actors that are asked for their number of parts before one of them gets a part
 ANSWER_S = 1.0  # an actor that does not answer within this time is being restarted
+# seconds that actors started anew wait for others that may have no room: a node may be gone
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,10 @@ class EncoderActor:
         """Encode a part's images and write the part.
 
         Raises RunError for embeddings that are not finite, and for a checkpoint that is unpublished
-        or altered.
+        or altered; GpuMemoryError where the GPU has no memory for a batch.
         """
+        import torch
+
         held = (job.target, pixels.name)
         self._held_parts.add(held)
         try:
@@ -121,6 +126,8 @@ class EncoderActor:
             data = encode_part(pixels.ids, pixels.place_ids, vectors, job.dtype)
             part = write_part(job.target, pixels.name, data, len(pixels.ids))
             return Encoded(part, self._name, self._ready, time.time())
+        except torch.OutOfMemoryError as error:
+            raise GpuMemoryError(_describe_full_gpu(job, len(pixels.images), error)) from error
         finally:
             self._held_parts.discard(held)
 
@@ -173,6 +180,20 @@ class EncoderActor:
         return encoder
 
 
+def _describe_full_gpu(job: Encoding, num_images: int, error: Exception) -> str:
+    """Return the message of a batch that finds no memory on its GPU, with torch's reason."""
+    return (
+        f"an embedding actor has no GPU memory for a batch of {min(job.batch_size, num_images)}"
+        " images: lower embedding.batch_size, or have fewer actors and workers share a GPU (raise"
+        " embedding.gpus_per_actor, lower embedding.num_actors or train.micro_batch_size), and"
+        f" resume; torch says: {_first_line(error)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:
     """Raise RunError with the id of the first embedding that is not finite."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -184,20 +205,32 @@ def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:
         )
 
 
+class ReleasedError(RunError):
+    """The actors of a job made room for workers. The job can be repeated: parts are kept."""
+
+
 class EncoderPool:
     """Run embedding.num_actors EncoderActors; a context manager that stops them.
 
     The actors start when a job first needs them, and stay. Ray restarts an actor that dies and
-    repeats its parts.
+    repeats its parts. gate: of the training that they run beside. They start while it is open. When
+    it closes they die, and the next job starts new ones: of those, as many as find room.
     """
 
     def __init__(
-        self, model: ModelConfig, embedding: EmbeddingConfig, start_timeout_s: float
+        self,
+        model: ModelConfig,
+        embedding: EmbeddingConfig,
+        start_timeout_s: float,
+        gate: PlacementGate | None = None,
     ) -> None:
         self.actors: tuple[Any, ...] = ()
         self._model = model
         self._embedding = embedding
         self._start_timeout_s = start_timeout_s
+        self._gate = gate
+        self._num_releases = 0  # of the gate, when the actors were created
+        self._were_complete = False  # all actors have started once
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -208,12 +241,15 @@ class EncoderPool:
 
     @contextmanager
     def job(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the actors to one job at a time.
+        """Yield the actors to one job at a time, once workers are placed.
 
-        Raises RunError when they do not start within ray.start_timeout_s.
+        Raises RunError when they do not start within ray.start_timeout_s, and ReleasedError in
+        place of a RunError of the job whose actors made room for workers.
         """
         with self._lock:
             self._check_open()
+            if self._are_released():
+                self.actors = ()
             if not self.actors:
                 self.actors = self.start_actors()
             if self._closed.is_set():  # while they started
@@ -221,6 +257,10 @@ class EncoderPool:
             self._check_open()
             try:
                 yield self.actors
+            except RunError as error:
+                if self._are_released():
+                    raise ReleasedError(f"the embedding actors made room: {error}") from error
+                raise
             finally:
                 with suppress(RayError):  # of an actor that is being restarted: its cache is empty
                     ray.get(
@@ -228,16 +268,47 @@ class EncoderPool:
                         timeout=self._start_timeout_s,
                     )
 
+    def start_first(self) -> None:
+        """Start the actors where others must not start before them; returns at once elsewhere."""
+        if self._gate is not None and not self.actors:
+            with self.job():
+                pass
+
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise RunError("the embedding actors are stopped: the run ends")
 
+    def _are_released(self) -> bool:
+        return self._gate is not None and self._gate.has_released(self._num_releases)
+
     def start_actors(self) -> tuple[Any, ...]:
         """Start the actors and wait for them. Raises RunError when they do not start in time."""
+        if self._gate is None:
+            actors = self._create_actors()
+            await_start(actors, self.need, self._start_timeout_s)
+            return actors
+        while True:
+            self._num_releases = self._gate.wait_until_open(self._check_open)
+            actors = self._create_actors()
+            if not self._gate.admit(actors, self._num_releases):
+                kill(actors)
+                continue
+            try:
+                if self._were_complete:
+                    return await_some(actors, self.need, self._start_timeout_s, PATIENCE_S)
+                await_start(actors, self.need, self._start_timeout_s)
+                self._were_complete = True
+                return actors
+            except RunError:
+                if not self._are_released():
+                    raise
+
+    def _create_actors(self) -> tuple[Any, ...]:
         cfg = self._embedding
+        need = self.need
         options: dict[str, Any] = {
             "num_cpus": cfg.cpus_per_actor,
-            "num_gpus": cfg.gpus_per_actor,
+            "num_gpus": need.gpus,
             "label_selector": cfg.label_selector,
             "scheduling_strategy": "SPREAD",
             "max_restarts": -1,
@@ -245,13 +316,10 @@ class EncoderPool:
             "concurrency_groups": {"encode": QUEUE, "status": 1},
         }
         create: Any = ray.remote(**options)(EncoderActor)
-        use_gpu = cfg.gpus_per_actor > 0
-        actors = tuple(
-            create.remote(self._model, cfg.threads_per_actor, use_gpu)
+        return tuple(
+            create.remote(self._model, cfg.threads_per_actor, need.gpus > 0)
             for _ in range(cfg.num_actors)
         )
-        await_start(actors, self.need, self._start_timeout_s)
-        return actors
 
     def __enter__(self) -> Self:
         return self

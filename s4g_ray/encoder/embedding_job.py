@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -30,10 +30,11 @@ from s4g_ray.encoder.actors import (
     EncoderPool,
     Encoding,
     Pixels,
+    ReleasedError,
     encode_part_on,
     find_least_loaded,
 )
-from s4g_ray.errors import BadImageError, RunError, reason_of
+from s4g_ray.errors import BadImageError, GpuMemoryError, RunError, reason_of
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published, publish
@@ -91,7 +92,7 @@ class WrittenPart:
 class EmbeddingJob:
     """The settings that all loading tasks share."""
 
-    actors: tuple[Any, ...]
+    actors: tuple[Any, ...]  # of the pool; none until the job starts
     target: str
     encoding: Any  # reference to the Encoding; only actors read it, as unpickling it imports torch
     data: DataConfig
@@ -121,13 +122,13 @@ def embed(
 
     Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, and when no image
     of a view can be decoded; RunError for non-finite embeddings, for actors that do not start, and
-    when the job dies. Errors about an image name it.
+    when the job dies; GpuMemoryError for a batch that the GPU has no memory for. Errors about an
+    image name it. A job whose actors make room for workers waits for new ones.
     """
     if is_published(target):
         files.remove(target)
     tables = _read_tables(dataset, splits, views, config.data.test_split)
     parts = _plan_parts(tables, config.data, config.embedding.part_rows)
-    total = sum(len(table) for table in tables.values())
     started = time.perf_counter()
     encoding = Encoding(
         checkpoint,
@@ -137,23 +138,23 @@ def embed(
         config.embedding.batch_size,
         config.embedding.dtype,
     )
-    with pool.job() as actors:
-        job = EmbeddingJob(
-            actors,
-            target,
-            ray.put(encoding),
-            config.data,
-            config.seed,
-            _job_key(config, numerics, stamp),
-            config.ray.start_timeout_s,
-        )
-        results = _collect_results(job, parts, total, on_progress)
+    job = EmbeddingJob(
+        (),
+        target,
+        ray.put(encoding),
+        config.data,
+        config.seed,
+        _job_key(config, numerics, stamp),
+        config.ray.start_timeout_s,
+    )
+    results = _run_on_pool(pool, job, parts, on_progress)
     written = [WrittenPart.from_row(json.loads(row["outcome"])) for row in results]
     _check_views(tables, written)
     bad = tuple(reason for outcome in written for reason in outcome.bad)
     _publish(target, [outcome.part for outcome in written], stamp, splits, bad)
     seconds = time.perf_counter() - started
     num_reused = sum(1 for row in results if row["reused"])
+    total = sum(len(table) for table in tables.values())
     return EmbeddingReport(total - len(bad), seconds, warm_rate(results), bad, num_reused)
 
 
@@ -239,13 +240,24 @@ def part_key(job_key: str, view: str, table: ImageTable) -> str:
     )
 
 
-def _collect_results(
-    job: EmbeddingJob, parts: list[Row], total: int, on_progress: Update
+def _run_on_pool(
+    pool: EncoderPool, job: EmbeddingJob, parts: list[Row], on_progress: Update
 ) -> list[Row]:
+    """Run the job on the pool's actors; again, without its finished parts, when they made room."""
+    while True:
+        try:
+            with pool.job() as actors:
+                return _collect_results(replace(job, actors=actors), parts, on_progress)
+        except ReleasedError:
+            continue
+
+
+def _collect_results(job: EmbeddingJob, parts: list[Row], on_progress: Update) -> list[Row]:
     """Run the job and return the rows of its parts, sorted by view and number.
 
     Raises BadImageError and RunError as embed does.
     """
+    total = sum(row["images"] for row in parts)
     done = 0
     results = []
     try:
@@ -354,6 +366,8 @@ def _raise_fault(row: Row) -> None:
     """Raise the error that a loading task reported in its row, if any."""
     if row["fault"] == BadImageError.__name__:
         raise BadImageError(f"{row['message']}; fix the image, or set data.on_bad_image=skip")
+    if row["fault"] == GpuMemoryError.__name__:
+        raise GpuMemoryError(row["message"])
     if row["fault"]:
         raise RunError(row["message"])
 

@@ -13,7 +13,9 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.tables.batch_plan import load_record
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.autoscaling import await_room
+from s4g_ray.distributed.placement_gate import make_gate
 from s4g_ray.distributed.session import ray_session
+from s4g_ray.distributed.worker_warnings import shown_warnings
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import (
@@ -29,7 +31,12 @@ from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
 from s4g_ray.pipeline.preemption import PreemptedError, Preemption
-from s4g_ray.pipeline.preflight import check_against_dataset, check_index, check_resources
+from s4g_ray.pipeline.preflight import (
+    check_against_dataset,
+    check_gpu_use,
+    check_index,
+    check_resources,
+)
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
@@ -64,6 +71,7 @@ def run(
     s3_settings.apply(config.storage)
     reporter = reporter or Reporter()
     preemption = Preemption()
+    check_gpu_use(config)
     with preemption.watched():
         dataset = open_dataset(config.data.uri)
         split = TrainSplit.read(config, dataset)
@@ -194,10 +202,16 @@ class Driver:
         """Start the rounds' actors, their coordinator, the planner's thread and the workers."""
         cfg = self.config
         timeout_s = cfg.ray.start_timeout_s
+        gate = make_gate(cfg.train.use_gpu and bool(cfg.placed_embedding.gpus_per_actor))
         miner = Miner(
-            self.graphs, cfg.mining, self.reporter, seed=cfg.seed, start_timeout_s=timeout_s
+            self.graphs,
+            cfg.mining,
+            self.reporter,
+            seed=cfg.seed,
+            start_timeout_s=timeout_s,
+            gate=gate,
         )
-        pool = EncoderPool(cfg.model, cfg.embedding, timeout_s)
+        pool = EncoderPool(cfg.model, cfg.placed_embedding, timeout_s, gate)
         self.rounds = MiningRound(
             cfg,
             self.dataset,
@@ -218,6 +232,10 @@ class Driver:
         self.planning = ThreadPoolExecutor(1, thread_name_prefix="planner")
         # the last entry ends first: nothing starts anew once the actors are stopped
         with ExitStack() as stack:
+            if gate is not None:
+                stack.enter_context(gate)
+            if cfg.train.use_gpu:
+                stack.enter_context(shown_warnings(self.reporter.line))
             stack.enter_context(self.coordinator)
             stack.enter_context(miner)
             stack.enter_context(pool)
@@ -226,7 +244,7 @@ class Driver:
             stack.callback(self.coordinator.end)
             for epoch in past:
                 self._submit_round(epoch, oldest=self.schedule.version_for(first) or 0)
-            self.training = Training(cfg, numerics)
+            self.training = Training(cfg, numerics, gate.actor if gate is not None else None)
             try:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)

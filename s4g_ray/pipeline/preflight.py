@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from s4g_ray.config.schema import MiningConfig, RunConfig
+from s4g_ray.config.schema import MiningConfig, RunConfig, share_rest
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.exclusions import check_radius
 from s4g_ray.data.places import Places
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.train_split import TrainSplit
-from s4g_ray.distributed.placement import Need, Node, actor_need, check_room, shard_need
+from s4g_ray.distributed.placement import (
+    Need,
+    Node,
+    actor_need,
+    check_room,
+    shard_need,
+    units,
+)
 from s4g_ray.encoder.embedding_job import LOADER_CPUS
 from s4g_ray.errors import InputError
 from s4g_ray.index.recall import plan_for
 from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
+
+
+def check_gpu_use(config: RunConfig) -> None:
+    """Raise InputError for a run whose workers use GPUs while its embedding actors do not.
+
+    embedding.on_cpu=true allows it. Also for actors that are told to use CPUs and GPUs.
+    """
+    embedding = config.embedding
+    if embedding.on_cpu and embedding.gpus_per_actor:
+        raise InputError(
+            f"embedding.on_cpu=true contradicts embedding.gpus_per_actor="
+            f"{embedding.gpus_per_actor:g}; remove one of them"
+        )
+    if config.train.use_gpu and embedding.gpus_per_actor == 0 and not embedding.on_cpu:
+        raise InputError(
+            "embedding.gpus_per_actor=0 embeds on CPUs although train.use_gpu=true, which takes far"
+            " longer than on GPUs; remove it (actors then take"
+            f" {share_rest(config.train, embedding.num_actors):g} GPUs each), or set"
+            " embedding.on_cpu=true to embed on CPUs"
+        )
 
 
 def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> None:
@@ -117,10 +145,46 @@ def check_resources(
     training: false for embedding alone. num_pairs: None where unknown; few pairs are planned in one
     pass, without tasks.
     """
+    if training:
+        check_gpu_shares(config.train, nodes)
     cells = training and (num_pairs is None or num_pairs > config.sampling.max_pairs_per_cell)
     workers = _count_workers(config.train, nodes)
     always, phases = _needs_of(config, training, cells, workers)
     check_room(always, phases, nodes)
+
+
+def check_gpu_shares(train: TrainConfig, nodes: Sequence[Node]) -> None:
+    """Raise InputError where Ray would put more workers on a node than have a GPU there.
+
+    Ray divides the sum of a node's GPUs by gpus_per_worker, both when it counts elastic workers and
+    when it places a group over nodes: with 0.6, it tries 3 workers on a node of 2 GPUs, again and
+    again. (Seen with Ray 2.60: 4 workers of 0.6 with PACK on two such nodes are never placed; 0.7,
+    0.9, or SPREAD are placed at once.)
+    """
+    if not train.use_gpu:
+        return
+    lower, upper = train.workers
+    allowed = [node for node in nodes if node.gpus and _worker_need(train, 1).fits(node)]
+    num_tried = upper
+    if lower == upper:
+        if len(allowed) < 2:
+            return
+        if train.placement == "SPREAD":
+            num_tried = -(-upper // len(allowed))
+    for node in allowed:
+        num_summed = min(
+            units(node.gpus) // units(train.gpus),
+            units(node.cpus) // units(train.cpus_per_worker),
+        )
+        num_fitting = int(node.gpus) * int(1 // train.gpus)
+        if min(num_tried, num_summed) > num_fitting:
+            enough = math.floor(100 * node.gpus / (node.gpus + 1) + 1) / 100
+            raise InputError(
+                f"train.gpus_per_worker={train.gpus:g}: Ray would try {min(num_tried, num_summed)}"
+                f" workers on a node of {node.gpus:g} GPUs, which fit into their sum, but only"
+                f" {num_fitting} find a GPU; set it to {enough:g} or more, and"
+                " embedding.gpus_per_actor to the rest"
+            )
 
 
 def _count_workers(train: TrainConfig, nodes: Sequence[Node]) -> int:
@@ -138,11 +202,16 @@ def _count_workers(train: TrainConfig, nodes: Sequence[Node]) -> int:
     return max(lower, min(upper, room))
 
 
+def _worker_need(train: TrainConfig, count: int) -> Need:
+    return Need(count, "worker", train.cpus_per_worker, train.gpus, train.label_selector, "train")
+
+
 def _needs_of(
     config: RunConfig, training: bool, cells: bool, workers: int
 ) -> tuple[list[Need], list[list[Need]]]:
     """Return what holds its resources all the time, and the tasks that each phase adds.
 
+    The first are in the order of their start: workers, embedding actors, indexes.
     Workers hold theirs through a round; embedding actors and indexes hold theirs between rounds.
     Searching tasks run after the embedding. Planning tasks run after those, or beside them where
     rounds overlap with training. A worker's loader uses the worker's resources.
@@ -152,20 +221,11 @@ def _needs_of(
     mines = training and config.sampling.mode == "similarity"
     always = []
     if training:
-        always.append(
-            Need(
-                workers,
-                "worker",
-                train.cpus_per_worker,
-                train.gpus,
-                train.label_selector,
-                "train",
-            )
-        )
+        always.append(_worker_need(train, workers))
+    always.append(actor_need(config.placed_embedding))
     if mines:
         num_indexes = 2 if config.sampling.gallery_negatives else 1
         always.append(shard_need(mining, mining.num_shards * num_indexes))
-    always.append(actor_need(config.embedding))
     rounds = [Need(1, "loading task", LOADER_CPUS)]
     if mines:
         rounds.append(Need(mining.num_searchers, "searching task", SEARCHER_CPUS))

@@ -23,6 +23,7 @@ class Mailbox:
         # by epoch: the answer to the first rank that asked, which all ranks get
         self._answers: dict[int, str | None] = {}
         self._stop: Stop | None = None
+        self._is_moving = False  # this group of workers leaves its nodes
         self._changed = asyncio.Condition()
 
     async def post(self, message: Message) -> None:
@@ -52,12 +53,12 @@ class Mailbox:
             self._changed.notify_all()
 
     async def wait_for_plan(self, epoch: int) -> str | None:
-        """Wait for the plan of an epoch and return its URI; None when the run is stopped.
+        """Wait for the plan of an epoch and return its URI; None when the workers are to stop.
 
         All ranks get the same answer.
         """
-        await self._wait(lambda: epoch in self._plans or self._stop is not None)
-        return self._answers.setdefault(epoch, None if self._stop else self._plans[epoch])
+        await self._wait(lambda: epoch in self._plans or self._must_end)
+        return self._answers.setdefault(epoch, None if self._must_end else self._plans[epoch])
 
     async def stop(self, how: Stop = "stop") -> None:
         """Tell all ranks to stop: waiting ranks at once, the others after their step."""
@@ -66,14 +67,34 @@ class Mailbox:
             self._changed.notify_all()
 
     async def wait_for_stop(self) -> Stop:
-        """Wait until the driver tells the ranks to stop; return how."""
-        await self._wait(lambda: self._stop is not None)
-        assert self._stop is not None
-        return self._stop
+        """Wait until the ranks are told to stop; return how. Those that must move save first."""
+        await self._wait(lambda: self._must_end)
+        return self._stop or "save"
 
     async def is_stopped(self) -> bool:
         """Return whether the driver has stopped the run."""
         return self._stop is not None
+
+    async def move(self) -> None:
+        """Tell all ranks to publish a checkpoint and end: their nodes are about to be lost."""
+        async with self._changed:
+            self._is_moving = True
+            self._changed.notify_all()
+
+    async def must_move(self) -> bool:
+        """Return whether the ranks ended in order to continue on other nodes."""
+        return self._is_moving and self._stop is None
+
+    async def start_group(self) -> None:
+        """Forget that the group of workers before was told to move."""
+        async with self._changed:
+            self._is_moving = False
+            answers = self._answers.items()
+            self._answers = {epoch: plan for epoch, plan in answers if plan is not None}
+
+    @property
+    def _must_end(self) -> bool:
+        return self._stop is not None or self._is_moving
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         async with self._changed:

@@ -1,11 +1,8 @@
-"""Start the workers of a training with Ray Train, and follow them on the driver.
-
-Ray Train's controller, a process of its own, imports this module for _LostWorkerReporter. It needs
-no timm, which comes with worker.py: so the functions that need worker.py import it themselves.
-"""
+"""Start the workers of a training with Ray Train, and follow them on the driver."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -18,37 +15,19 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.errors import RunError, reason_of
 from s4g_ray.storage import files
 from s4g_ray.training.failures import FAILURES
 from s4g_ray.training.mailbox import Mailbox, Message, Stop
+from s4g_ray.training.worker_group import GroupEvents, train_or_move
 
 if TYPE_CHECKING:
     from s4g_ray.encoder.precision import Numerics
-
-
-class _LostWorkerReporter(UserCallback):
-    """Report lost workers to the driver; runs in Ray Train's controller."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self.mailbox = mailbox
-
-    def after_exception(
-        self,
-        run_context: Any,  # noqa: ARG002
-        worker_exceptions: dict[int, Exception],
-    ) -> None:
-        """Post the lost ranks and a reason, without waiting: the controller calls this."""
-        ranks = sorted(worker_exceptions)
-        reason = ""
-        if ranks:
-            reason = reason_of(worker_exceptions[ranks[0]]).split(". ")[0]
-        self.mailbox.post.remote({"kind": "lost", "ranks": ranks, "reason": reason})
 
 
 class Training:
@@ -56,10 +35,10 @@ class Training:
 
     Workers start from the newest published checkpoint. When workers are lost, all start again from
     there, up to train.max_failures times; elastic trainings with as many workers as the cluster has
-    room for.
+    room for. gate: a handle of the Gate that is open while workers are placed, if any.
     """
 
-    def __init__(self, config: RunConfig, numerics: Numerics) -> None:
+    def __init__(self, config: RunConfig, numerics: Numerics, gate: Any = None) -> None:
         self._config = config
         self._scratch = _make_scratch(config.run_dir)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -67,7 +46,8 @@ class Training:
             ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         )
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.ray.start_timeout_s:g}"
-        self._trainer = make_trainer(config, numerics, self.mailbox, self._scratch)
+        events = GroupEvents(self.mailbox, gate)
+        self._trainer = make_trainer(config, numerics, events, self._scratch)
         self._error: BaseException | None = None
         self._failure: Exception | None = None  # posted by a worker
         self._starting_since: float | None = time.monotonic()
@@ -153,20 +133,26 @@ class Training:
             ) from error
 
 
-def make_trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: str) -> TorchTrainer:
+def make_trainer(
+    config: RunConfig, numerics: Numerics, events: GroupEvents, scratch: str
+) -> TorchTrainer:
     """Return Ray Train's trainer, not started; scratch: the folder for Ray Train's own files."""
-    from s4g_ray.training.worker import train_worker
-
     cfg = config.train
     min_workers, max_workers = cfg.workers
     num_workers: Any = max_workers
     if min_workers < max_workers:
         num_workers = (min_workers, max_workers)
     return TorchTrainer(
-        train_worker,
+        train_or_move,
         # the controller unpickles this too: no object of encoder/, which would import timm there
-        train_loop_config={"config": config, "numerics": asdict(numerics), "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if cfg.use_gpu else "gloo"),
+        train_loop_config={
+            "config": config,
+            "numerics": asdict(numerics),
+            "mailbox": events.mailbox,
+        },
+        torch_config=TorchConfig(
+            backend="nccl" if cfg.use_gpu else "gloo", timeout_s=math.ceil(cfg.collective_timeout_s)
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=cfg.use_gpu,
@@ -179,11 +165,22 @@ def make_trainer(config: RunConfig, numerics: Numerics, mailbox: Any, scratch: s
             name=f"s4g-{os.getpid()}-{time.time_ns()}",  # unique: Ray resumes a name that it knows
             storage_path=scratch,
             failure_config=FailureConfig(
-                max_failures=cfg.max_failures, controller_failure_limit=cfg.max_failures
+                max_failures=cfg.max_failures,
+                controller_failure_limit=cfg.max_failures,
+                max_preemption_failures=-1,  # nodes that announced their end do not count
             ),
-            callbacks=[_LostWorkerReporter(mailbox)],  # type: ignore[list-item]
+            callbacks=[events],  # type: ignore[list-item]
+            worker_runtime_env={"env_vars": worker_variables(cfg)},  # type: ignore[call-arg]
         ),
     )
+
+
+def worker_variables(train: TrainConfig) -> dict[str, str]:
+    """Return the environment variables of the workers: train.env, and NCCL's warnings on GPUs."""
+    variables = {}
+    if train.use_gpu:
+        variables["NCCL_DEBUG"] = os.environ.get("NCCL_DEBUG", "WARN")
+    return {**variables, **train.env}
 
 
 def _make_scratch(run_dir: str) -> str:

@@ -43,9 +43,9 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.training.checkpoint_writer import CheckpointWriter
-from s4g_ray.training.epoch_totals import EpochTotals, StepWindow
 from s4g_ray.training.failures import NON_FINITE_REMEDY, failure_of
-from s4g_ray.training.instruments import (
+from s4g_ray.training.metrics.epoch_totals import EpochTotals, StepWindow
+from s4g_ray.training.metrics.instruments import (
     ForwardTimer,
     StepProfiler,
     count_batch_flops,

@@ -169,8 +169,8 @@ LOADING = Need(1, "loading task", 0.25)
         (
             [Need(2, "worker", 1), Need(1, "embedding actor", 3)],
             [Node(2.5), Node(2.75)],
-            "no node has room for an embedding actor of 3 CPUs: the one with the most has"
-            " 2.75 of 2.75 CPUs left",
+            "no node has room for an embedding actor of 3 CPUs beside 2 workers x 1: the one with"
+            " the most has 2.75 of 2.75 CPUs left",
         ),
         (
             [Need(3, "worker", 0.1, 0.6)],
@@ -197,6 +197,14 @@ LOADING = Need(1, "loading task", 0.25)
             [Need(2, "index shard", 1), Need(1, "worker", 0.5, 0, {"zone": "a"}, "train")],
             [Node(0.5, 0, {"zone": "a"}), Node(2.25)],
             None,
+        ),
+        # workers start first; actors that started first would lie on one GPU
+        ([Need(4, "worker", 0.1, 0.6), Need(4, "embedding actor", 0.1, 0.4)], [Node(2, 4)], None),
+        (
+            [Need(4, "embedding actor", 0.1, 0.4), Need(4, "worker", 0.1, 0.6)],
+            [Node(2, 4)],
+            "no node has room for a worker of 0.1 CPUs and 0.6 GPUs beside 4 embedding actors x 0.4"
+            " + 2 workers x 0.6: the one with the most has",
         ),
         # actors without a GPU leave the CPUs of the node with the GPU
         ([Need(1, "worker", 2, 1), Need(2, "embedding actor", 1)], [Node(2, 1), Node(2.25)], None),

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.images import load_view
 from s4g_ray.data.tables.embedding_table import read_embeddings
+from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.encoder.actors import (
     EncoderActor,
     EncoderPool,
@@ -40,7 +42,7 @@ from s4g_ray.encoder.embedding_job import (
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.weights import WEIGHTS
-from s4g_ray.errors import BadImageError, RunError
+from s4g_ray.errors import BadImageError, GpuMemoryError, RunError
 from s4g_ray.storage.manifest import is_published, open_published
 from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
 from tests.support.sample_images import with_uris
@@ -86,6 +88,7 @@ class Case:
     dataset: GeoDataset
     folder: Path
     pool: EncoderPool
+    gate: PlacementGate
     encoders: dict[str, Encoder]
     reports: list[EmbeddingReport] = field(default_factory=list)
 
@@ -142,9 +145,14 @@ def case(
     }
     for name, encoder in encoders.items():
         save_checkpoint(str(folder / name), encoder, None, epoch=1, step=7)
-    with EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool:
+    timeout_s = config.ray.start_timeout_s
+    with (
+        PlacementGate(releases=True) as gate,
+        EncoderPool(config.model, config.placed_embedding, timeout_s, gate) as pool,
+    ):
+        ray.get(gate.actor.open.remote())
         assert pool.actors == ()  # none until a job needs them
-        yield Case(config, synthetic, folder, pool, encoders)
+        yield Case(config, synthetic, folder, pool, gate, encoders)
 
 
 @cluster
@@ -171,6 +179,52 @@ def test_actors_stay_from_job_to_job_and_read_weights_only_when_they_change(case
     assert case.names() == names
     assert second.seconds < first.seconds
     assert len(open_published(str(case.folder / "a"), "embeddings").parts) == num_parts
+
+
+@cluster
+def test_a_job_whose_actors_make_room_for_workers_goes_on_with_new_ones(case: Case) -> None:
+    waited: list[float] = []
+
+    def reopen() -> None:
+        time.sleep(0.5)
+        waited.append(time.monotonic())
+        ray.get(case.gate.actor.open.remote())
+
+    before: list[str] = []
+    reopening = threading.Thread(target=reopen)
+
+    def close(done: int, total: int) -> None:
+        if not before and done >= 30:
+            before.extend(case.names())
+            ray.get(case.gate.actor.close.remote())
+            reopening.start()
+
+    report = case.embed("released", on_progress=close)
+    ended = time.monotonic()
+    case.check("released")
+    assert len(before) == 2
+    assert not set(before) & set(case.names())
+    assert waited[0] < ended
+    assert report.reused_parts >= 3
+
+
+@cluster
+def test_an_actor_without_gpu_memory_ends_the_job_at_once_with_a_remedy(case: Case) -> None:
+    with pytest.raises(
+        GpuMemoryError,
+        match=r"no GPU memory for a batch of 4 images: lower embedding\.batch_size, .*raise"
+        r" embedding\.gpus_per_actor, .*torch says: CUDA out of memory\. Tried to allocate 2\.00",
+    ):
+        case.embed("full", numerics=FullGpu())
+    assert not is_published(str(case.folder / "full"))
+
+
+@dataclass(frozen=True)
+class FullGpu(Numerics):
+    """Numerics whose passes find no memory, as torch says it."""
+
+    def embed(self, encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
 
 class StopError(Exception):
@@ -322,7 +376,7 @@ def test_actors_without_room_raise_an_error_with_their_needs(
         r" embedding\.label_selector=\{'zone': 'mars'\}; the cluster has [\d.]+ CPUs and"
         r" 0 GPUs free; the labels of its nodes are \{.*\}; ask for less"
     )
-    with EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool:
+    with EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s) as pool:
         for _ in range(2):
             with pytest.raises(RunError, match=message), pool.job():
                 pass

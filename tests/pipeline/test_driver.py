@@ -320,7 +320,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         str(tmp_path / "e"),
     )
     with (
-        EncoderPool(config.model, config.embedding, config.ray.start_timeout_s) as pool,
+        EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s) as pool,
         pytest.raises(
             RunError, match=r"the embedding of (queries|references) id \d+ is not finite"
         ),
@@ -351,7 +351,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         ({"model": {"name": "test_convnet"}}, "model.name='test_convnet'"),
         ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
         ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
-        ({"train": {"use_gpu": True}}, "2 GPUs are needed"),
+        ({"train": {"use_gpu": True}}, "1.9 GPUs are needed"),
         ({"mining": {"index_memory_gb": 1e-6}}, r"mining\.index_memory_gb"),
         ({"mining": {"num_shards": 97}}, "num_shards=97 exceeds the 96 references"),
     ],

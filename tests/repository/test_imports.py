@@ -14,6 +14,7 @@ import pytest
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.trainer import make_trainer
+from s4g_ray.training.worker_group import GroupEvents
 from tests.conftest import SIZE, tiny_config
 
 SLOW = ("torch", "torchvision", "timm", "safetensors", "matplotlib", "scipy.spatial")
@@ -124,7 +125,8 @@ step("check")
 
 def test_ray_trains_controller_gets_nothing_that_imports_timm(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, "x")
-    trainer: Any = make_trainer(config, Numerics("bf16", channels_last=True), None, str(tmp_path))
+    numerics = Numerics("bf16", channels_last=True)
+    trainer: Any = make_trainer(config, numerics, GroupEvents(None), str(tmp_path))
     data = pickle.dumps(trainer.train_loop_config)
     assert b"s4g_ray.config" in data
     assert b"s4g_ray.encoder" not in data

@@ -61,7 +61,9 @@ ALLOWED = {
 RAY = {
     "s4g_ray/distributed/actors.py",
     "s4g_ray/distributed/autoscaling.py",
+    "s4g_ray/distributed/placement_gate.py",
     "s4g_ray/distributed/session.py",
+    "s4g_ray/distributed/worker_warnings.py",
     "s4g_ray/encoder/actors.py",
     "s4g_ray/encoder/embedding_job.py",
     "s4g_ray/index/sharded/build.py",
@@ -73,6 +75,7 @@ RAY = {
     "s4g_ray/sampling/cell_tasks.py",
     "s4g_ray/training/trainer.py",
     "s4g_ray/training/worker.py",
+    "s4g_ray/training/worker_group.py",
 }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.train_split import TrainSplit
@@ -21,10 +24,11 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
-from s4g_ray.training.epoch_totals import EpochTotals
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
-from s4g_ray.training.trainer import Training
+from s4g_ray.training.metrics.epoch_totals import EpochTotals
+from s4g_ray.training.trainer import Training, make_trainer, worker_variables
+from s4g_ray.training.worker_group import DRAINED, GroupEvents
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 CORRUPT = NUM_TRAIN + 3  # a reference id
@@ -79,6 +83,111 @@ def test_a_stop_ends_the_wait_of_ranks_and_messages_keep_their_order() -> None:
         assert [m["n"] for m in await mailbox.take(1)] == [0, 1, 2]
 
     asyncio.run(scene())
+
+
+def test_ranks_on_a_drained_node_save_and_end_and_the_next_group_goes_on() -> None:
+    async def scene() -> None:
+        mailbox = Mailbox()
+        await mailbox.put_plan(1, "first")
+        assert await mailbox.wait_for_plan(1) == "first"
+        waiting = asyncio.create_task(mailbox.wait_for_plan(2))
+        stop = asyncio.create_task(mailbox.wait_for_stop())
+        await asyncio.sleep(0)
+        assert not await mailbox.must_move()
+        await mailbox.move()
+        assert await stop == "save"
+        assert await waiting is None
+        assert await mailbox.must_move()
+        await mailbox.put_plan(2, "second")
+        assert await mailbox.wait_for_plan(2) is None  # the same for all ranks of the group
+        assert await mailbox.wait_for_plan(1) == "first"
+
+        await mailbox.start_group()
+        assert not await mailbox.must_move()
+        assert await mailbox.wait_for_plan(2) == "second"
+        stop = asyncio.create_task(mailbox.wait_for_stop())
+        await asyncio.sleep(0.01)
+        assert not stop.done()
+        await mailbox.move()
+        await mailbox.stop()  # the driver ends the run: no other group
+        assert await stop in ("save", "stop")
+        assert not await mailbox.must_move()
+        await mailbox.start_group()
+        assert await mailbox.wait_for_stop() == "stop"
+
+    asyncio.run(scene())
+
+
+@dataclass
+class Status:
+    """The answers of Ray Train's status of a group."""
+
+    errors: dict[int, Exception] = field(default_factory=dict)
+    notice: Any = None
+
+    def get_preemption_info(self) -> Any:
+        return self.notice
+
+
+class Recorder:
+    """A stand-in for a handle of a mailbox or gate: records the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.calls.append((name, *arguments)))
+
+
+def test_a_groups_loss_is_posted_once_and_a_drained_node_moves_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("s4g_ray.training.worker_group.ray.get", lambda answer: answer)
+    mailbox = Recorder()
+    gate = Recorder()
+    events = GroupEvents(mailbox, gate)
+    notice = SimpleNamespace(preempted_ranks=[1])
+    events.before_worker_group_start(None)
+    events.after_worker_group_poll_status(Status())
+    assert events.before_init_train_context([]) == {}
+    assert gate.calls == [("close",), ("open",)]
+    for status in (Status(notice=notice), Status({1: ValueError("left")}, notice)):
+        events.after_worker_group_poll_status(status)
+    drained = {"kind": "lost", "ranks": [1], "reason": DRAINED}
+    assert mailbox.calls == [("start_group",), ("move",), ("post", drained)]
+
+    events.before_worker_group_start(None)
+    mailbox.calls.clear()
+    errors: dict[int, Exception] = {2: RuntimeError("died"), 0: RuntimeError("broken. pipe")}
+    events.after_worker_group_poll_status(Status(errors))
+    events.after_worker_group_poll_status(Status(errors))
+    lost = {"kind": "lost", "ranks": [0, 2], "reason": "broken"}
+    assert mailbox.calls == [("post", lost)]
+
+
+def test_workers_get_configured_variables_and_nccls_warnings_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    assert worker_variables(TrainConfig()) == {}
+    on_gpus = TrainConfig(use_gpu=True, env={"NCCL_SOCKET_IFNAME": "eth0"})
+    assert worker_variables(on_gpus) == {"NCCL_DEBUG": "WARN", "NCCL_SOCKET_IFNAME": "eth0"}
+    assert worker_variables(TrainConfig(use_gpu=True, env={"NCCL_DEBUG": "INFO"})) == {
+        "NCCL_DEBUG": "INFO"
+    }
+    monkeypatch.setenv("NCCL_DEBUG", "TRACE")
+    assert worker_variables(TrainConfig(use_gpu=True)) == {"NCCL_DEBUG": "TRACE"}
+    config = tiny_config(
+        tmp_path,
+        "d",
+        train={"use_gpu": True, "env": {"A": "b"}, "collective_timeout_s": 90.5},
+    )
+    trainer: Any = make_trainer(config, Numerics(), GroupEvents(None), str(tmp_path))
+    assert trainer.run_config.worker_runtime_env["env_vars"]["A"] == "b"
+    assert trainer.backend_config.backend == "nccl"
+    assert trainer.backend_config.timeout_s == 91
+    assert trainer.scaling_config.placement_strategy == "PACK"
+    assert trainer.run_config.failure_config.max_preemption_failures == -1  # they do not count
 
 
 def set_column(table: pa.Table, name: str, values: list[str]) -> pa.Table:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, Self
 
-from s4g_ray.errors import RunError
+from s4g_ray.errors import GpuMemoryError, RunError
 from s4g_ray.pipeline.rounds.schedule import GEOGRAPHIC, Schedule
 
 END_S = 10.0  # for a round in progress whose actors are gone
@@ -17,7 +17,10 @@ POLL_S = 0.2  # between two checks whether a wait must end
 
 
 class Rounds(Protocol):
-    """The work of a round, as the coordinator calls it; a RunError is worth another try."""
+    """The work of a round, as the coordinator calls it.
+
+    A RunError is worth another try, a GpuMemoryError is not.
+    """
 
     def mine(self, epoch: int) -> None:
         """Publish the graphs mined from an epoch's checkpoint."""
@@ -215,13 +218,18 @@ class Coordinator:
             self._changed.notify_all()
 
     def _try(self, what: str, work: Callable[[int], None], epoch: int) -> RunError | None:
-        """Do the work, again after a failure; return the failure of the last try."""
+        """Do the work, again after a failure; return the failure of the last try.
+
+        Raises GpuMemoryError at once.
+        """
         retries = self._schedule.config.mining.max_retries
         failure: RunError | None = None
         for attempt in range(retries + 1):
             try:
                 work(epoch)
                 return None
+            except GpuMemoryError:
+                raise
             except RunError as error:
                 failure = error
             except OSError as error:

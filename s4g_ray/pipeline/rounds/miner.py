@@ -11,6 +11,7 @@ import numpy as np
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
+from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.mining.mining_job import mine
@@ -27,7 +28,8 @@ _SAMPLE_STREAM = 0x70726F62  # of the queries that recall is measured on
 class Miner:
     """Mines graphs from embeddings, with an index service for each collection; a context manager.
 
-    The services start with the first round and serve all later ones.
+    The services start with the first round and serve all later ones. gate: of the training that
+    they run beside. Shards on GPUs die when it closes, and start anew with the next round or try.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Miner:
         *,
         seed: int,
         start_timeout_s: float,
+        gate: PlacementGate | None = None,
     ) -> None:
         self._graphs = graphs
         self._mining = mining
@@ -47,6 +50,8 @@ class Miner:
         self._services: dict[Collection, IndexService] = {}
         self._stack = ExitStack()
         self._closed = False
+        self._gate = gate
+        self._num_releases = 0  # of the gate, when the services started
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +113,7 @@ class Miner:
         return self._mining.model_copy(update={"relative_margin": None})
 
     def _service(self, collection: Collection) -> IndexService:
+        self._await_gate()
         if collection not in self._services:
             folder = self._graphs.folder
             service = IndexService(
@@ -119,8 +125,30 @@ class Miner:
             self._services[collection] = self._stack.enter_context(service)
             if self._closed:  # while the shards started
                 self._stack.close()
-                raise RunError("the index shards are stopped: the run ends")
+            self._check_closed()
+            self._admit(service)
         return self._services[collection]
+
+    def _await_gate(self) -> None:
+        """Wait until workers are placed; forget the shards on GPUs that made room for them."""
+        if self._gate is None:
+            return
+        num_releases = self._gate.wait_until_open(self._check_closed)
+        if self._mining.gpus_per_shard and num_releases != self._num_releases:
+            self._services.clear()
+            self._stack.close()
+        self._num_releases = num_releases
+
+    def _admit(self, service: IndexService) -> None:
+        """Have shards on GPUs make room when the gate closes. Raises RunError if it has closed."""
+        if self._gate is None or not self._mining.gpus_per_shard:
+            return
+        if not self._gate.admit(service.client.shards, self._num_releases):
+            raise RunError("workers were placed anew while the index shards started")
+
+    def _check_closed(self) -> None:
+        if self._closed:
+            raise RunError("the index shards are stopped: the run ends")
 
     def _log_summary(self, collection: Collection, found: MiningReport) -> None:
         above = ""

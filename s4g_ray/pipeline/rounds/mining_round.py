@@ -63,6 +63,7 @@ class MiningRound:
         """Embed and mine an epoch's checkpoint; its evaluation's splits are embedded along."""
         began = time.time()
         self._embed(epoch, mining=True, evaluating=self._schedule.evaluates_after(epoch))
+        self._pool.start_first()  # check_resources places shards after embedding actors
         with self._timed("mine"):
             for record in self._miner.mine(epoch, self._embeddings(epoch), self._stamp(epoch)):
                 if record["collection"] not in self._logged(epoch):

@@ -104,7 +104,7 @@ def _run_on_cluster(
     fits = partial(check_resources, config, training=False)
     with ray_session(config.ray, config.storage) as nodes:
         await_room(config.ray, fits, nodes, reporter)
-        pool = EncoderPool(config.model, config.embedding, config.ray.start_timeout_s)
+        pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)
         with pool, reporter.stage(stage) as update:
             return job(pool, on_progress=update)
 

@@ -88,7 +88,7 @@ def evaluate(
         encoder = opened.build_encoder(base.model)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
-            with EncoderPool(base.model, base.embedding, base.ray.start_timeout_s) as pool:
+            with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
                 job = EvaluationJob(opened, numerics, dataset, encoder, folder, pool, reporter)
                 job.embed(configs[0], "references", "references")
                 found = [job.evaluate(config) for config in configs]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from s4g_ray.errors import BadImageError, RunError
+from s4g_ray.errors import BadImageError, GpuMemoryError, RunError
 from s4g_ray.pipeline.preemption import PreemptedError
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.schedule import Schedule
@@ -132,18 +132,20 @@ def test_a_failed_round_is_tried_again_then_reported_and_training_continues_unti
             ask(made, 6)
 
 
-def test_an_error_that_no_second_try_can_fix_ends_the_run() -> None:
+@pytest.mark.parametrize("error", [BadImageError("id 3"), GpuMemoryError("no memory")])
+def test_an_error_that_no_second_try_can_fix_ends_the_run(error: Exception) -> None:
     held = Held()
-    held.faults[1] = [BadImageError("id 3")]
+    held.faults[1] = [error]
     held.release(1)
     with coordinator(held) as made:
         made.submit(1, mining=True, evaluating=False)
-        with pytest.raises(BadImageError, match="id 3"):
+        with pytest.raises(type(error), match=str(error)):
             ask(made, 3)
-        with pytest.raises(BadImageError, match="id 3"):
+        with pytest.raises(type(error), match=str(error)):
             made.check()
-        with pytest.raises(BadImageError, match="id 3"):
+        with pytest.raises(type(error), match=str(error)):
             made.finish(lambda: None)
+    assert held.failures == []
 
 
 def test_a_synchronous_run_ends_when_the_last_try_of_a_round_fails() -> None:

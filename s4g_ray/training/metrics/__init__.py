@@ -1,0 +1,5 @@
+"""Measure an epoch: what its steps gave, and how fast they ran.
+
+epoch_totals  EpochTotals and StepWindow: metrics summed over steps and ranks
+instruments   time of a rank's own passes, TFLOP/s, GPU memory, profiler traces
+"""
