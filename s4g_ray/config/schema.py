@@ -162,6 +162,9 @@ class MiningConfig(Section):
         return self
 
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class RunConfig(Section):
     """The whole configuration of a run."""
 
@@ -170,6 +173,10 @@ class RunConfig(Section):
     # paper: as published, for the paper's tables. Batches keep the order in which they are built,
     # semi-positives may be negatives, ties count for the query, galleries have no distractors
     protocol: Literal["strict", "paper"] = "strict"
+    # tools that show metrics.jsonl while the run goes on, each an extra of s4g-ray: [tensorboard,
+    # wandb, mlflow]. The environment gives projects, addresses and keys (WANDB_PROJECT,
+    # MLFLOW_TRACKING_URI ...)
+    loggers: tuple[LoggerName, ...] = ()
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -187,6 +194,7 @@ class RunConfig(Section):
         self._check_workers()
         self._check_splits()
         self._check_rotation()
+        self._check_loggers()
         return self
 
     def _check_workers(self) -> None:
@@ -211,6 +219,10 @@ class RunConfig(Section):
                 f"data.val_split={self.data.val_split!r} is the test or the train split;"
                 " choose another"
             )
+
+    def _check_loggers(self) -> None:
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"loggers={list(self.loggers)} names one twice; name each once")
 
     def _check_rotation(self) -> None:
         """Raise ValueError for an image that is turned by 90 degrees and not square."""
