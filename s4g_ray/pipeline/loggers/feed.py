@@ -158,7 +158,7 @@ class LoggerFeed:
             try:
                 self._open()
                 self._write(batch)
-                self._commit(is_due=is_last)
+                self._commit(is_due=is_last or self._is_worth_a_commit(batch))
                 if is_last:
                     self._logger.close(finished=self._finished)
                     return
@@ -210,6 +210,11 @@ class LoggerFeed:
             for _ in batch:
                 self._waiting.popleft()
         self._dirty = self._dirty or bool(batch)
+
+    def _is_worth_a_commit(self, batch: Sequence[Point | _Pictures]) -> bool:
+        """Whether a batch holds more than steps, and a commit is cheap."""
+        has_steps_alone = all(isinstance(item, Point) and item.is_step for item in batch)
+        return files.is_local(self._uri) and not has_steps_alone
 
     def _commit(self, *, is_due: bool) -> None:
         if self._dirty and (is_due or self._seconds_to_commit() == 0):
