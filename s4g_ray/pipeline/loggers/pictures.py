@@ -52,4 +52,4 @@ def _draw_row(tiles: list[Tile]) -> Image.Image:
 def _decode(tile: Tile) -> Image.Image:
     """Decode the data URI of a tile."""
     data = base64.b64decode(tile.image.partition(",")[2])
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB")

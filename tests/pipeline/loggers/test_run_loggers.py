@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.schema import LoggerName, RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.loggers import feed as feed_module
@@ -29,7 +29,7 @@ from tests.conftest import tiny_config
 from tests.support.logging_tools import Series, Tools
 
 ROOT = Path(__file__).parents[3]
-NAMES = ("tensorboard", "wandb", "mlflow")
+NAMES: tuple[LoggerName, ...] = ("tensorboard", "wandb", "mlflow")
 STEPS = 4  # of an epoch
 
 
@@ -249,7 +249,7 @@ def test_the_environment_names_the_experiment_of_mlflow(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_package_is_refused_before_anything_is_written(
-    name: Any, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: LoggerName, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, PACKAGES[name].module, None)  # importing it fails
     config = tiny_config(tmp_path / "run", "data").model_copy(update={"loggers": (name,)})
