@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from s4g_ray.pipeline.callbacks import CallbackList
@@ -47,3 +51,21 @@ def test_an_error_is_kept_for_the_thread_that_checks_and_ends_the_calls() -> Non
     for _ in range(2):  # in each thread that checks
         with pytest.raises(OSError, match="the user's disk is full"):
             callbacks.check()
+
+
+def test_the_callback_of_the_guide_prints_losses_and_recall(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/guide.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    runs: list[tuple[object, Any]] = []
+    monkeypatch.setattr("s4g_ray.load_config", lambda path: path)
+    monkeypatch.setattr("s4g_ray.run", lambda config, callbacks: runs.append((config, callbacks)))
+    exec(compile(code, "guide.md", "exec"), {})  # a page of this repository
+    ((config, callbacks),) = runs
+    assert config == "configs/mine.yaml"
+    received = CallbackList(callbacks)
+    received.handle_line(line(3))
+    received.handle_line({"kind": "evaluation", "time": 1.0, "epoch": 2, "recall@1": 0.25})
+    received.check()
+    assert capsys.readouterr().out == "3 0.5\n2 0.25\n"
