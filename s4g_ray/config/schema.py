@@ -165,6 +165,9 @@ class MiningConfig(Section):
         return self
 
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 def share_rest(train: TrainConfig, num_actors: int) -> float:
     """Return the GPUs of an embedding actor, as many on each worker's GPU, in Ray's units of 1e-4.
 
@@ -185,6 +188,10 @@ class RunConfig(Section):
     # paper: as published, for the paper's tables. Batches keep the order in which they are built,
     # semi-positives may be negatives, ties count for the query, galleries have no distractors
     protocol: Literal["strict", "paper"] = "strict"
+    # tools that show metrics.jsonl while the run goes on, each an extra of s4g-ray: [tensorboard,
+    # wandb, mlflow]. The environment gives projects, addresses and keys (WANDB_PROJECT,
+    # MLFLOW_TRACKING_URI ...)
+    loggers: tuple[LoggerName, ...] = ()
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
@@ -219,6 +226,7 @@ class RunConfig(Section):
         self._check_workers()
         self._check_splits()
         self._check_rotation()
+        self._check_loggers()
         return self
 
     def _check_workers(self) -> None:
@@ -243,6 +251,10 @@ class RunConfig(Section):
                 f"data.val_split={self.data.val_split!r} is the test or the train split;"
                 " choose another"
             )
+
+    def _check_loggers(self) -> None:
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"loggers={list(self.loggers)} names one twice; name each once")
 
     def _check_rotation(self) -> None:
         """Raise ValueError for an image that is turned by 90 degrees and not square."""

@@ -5,10 +5,13 @@ preflight         checks before a run starts
 planner           the batch plan of each epoch
 precision_choice  choose the precision, measured where a worker would run
 run_log           workers' messages into metrics.jsonl and lines
+records           typed records: the lines of metrics.jsonl
+callbacks         callbacks that receive them
 run_folder        RunFolder: run.json, config.yaml, metrics.jsonl, artefacts
 preemption        SIGTERM
 prometheus        records of a run as Ray metrics
 branches/         continue from an earlier checkpoint with other values
+loggers/          TensorBoard, Weights & Biases, MLflow
 rounds/           mining and evaluation rounds
 report/           report.html
 stages/           single stages: s4g embed, mine, evaluate

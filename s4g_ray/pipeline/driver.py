@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -28,6 +29,8 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.branches.make_branch import make_branch
+from s4g_ray.pipeline.callbacks import Callback, CallbackList
+from s4g_ray.pipeline.loggers.run_loggers import RunLoggers, check_loggers
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
 from s4g_ray.pipeline.preemption import PreemptedError, Preemption
@@ -59,16 +62,19 @@ def run(
     resume: bool = False,
     from_epoch: int | None = None,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train, mine and evaluate as configured; publish everything in `config.run_dir`.
 
     A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
     checkpoint after this epoch as a branch, which may have another learning rate, precision or
     schedule; what followed is kept in RUN/branches/. SIGTERM ends the run within
-    checkpoint.grace_s, with a checkpoint of the step in progress. Raises InputError for bad input
-    (before anything is written), RunError when the run cannot continue.
+    checkpoint.grace_s, with a checkpoint of the step in progress. Each of `callbacks` receives the
+    records that are logged from now on. Raises InputError for bad input (before anything is
+    written), RunError when the run cannot continue, and the error of a callback.
     """
     s3_settings.apply(config.storage)
+    check_loggers(config.loggers)
     reporter = reporter or Reporter()
     preemption = Preemption()
     check_gpu_use(config)
@@ -88,7 +94,9 @@ def run(
                 # before weights are downloaded
                 await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
                 encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
-                driver = Driver(config, dataset, split, folder, encoder, reporter, preemption)
+                driver = Driver(
+                    config, dataset, split, folder, encoder, reporter, preemption, callbacks
+                )
                 driver.check_indexes()
                 if folder.branch is not None:
                     reporter.line(folder.branch.summary())
@@ -124,6 +132,7 @@ class Driver:
         encoder: Encoder,
         reporter: Reporter,
         preemption: Preemption,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         data = config.data.model_copy(update={"uri": dataset.uri})
         self.config = config.model_copy(update={"run_dir": folder.uri, "data": data})
@@ -138,6 +147,9 @@ class Driver:
         self.schedule = Schedule(self.config)
         self.plans: dict[int, Future[Record]] = {}
         self.mining_spans: dict[int, Span] = {}
+        self.loggers = RunLoggers.from_config(self.config, folder, reporter)
+        # loggers first: a callback cannot change what they receive
+        self.callbacks = CallbackList([self.loggers, *callbacks])
         self.over = threading.Event()
         self.deadline = 0.0  # of a run that SIGTERM ends
 
@@ -163,26 +175,36 @@ class Driver:
         self.folder.rewind(start)
         self.exporter = self._open_exporter()
         self.log = self._open_log()
+        with self.loggers.running(self.folder.records, self._seconds_to_close):
+            self._train_and_report(start)
+        self.folder.update(status="done")
+
+    def _train_and_report(self, start: Checkpoint) -> None:
         self.log.restore_lines(start, self.planner.plan_uri(start.epoch))
         tick = self._check
         self._train(start, choose_numerics(self.config, self.folder, self.reporter, tick))
+        self.callbacks.check()
         best = self.folder.info.get("best")
         if best is not None:
             value = f"{self.config.data.val_split} {best['metric']} {best['value']:.3f}"
             self.reporter.line(
                 f"best checkpoint: {self.folder.checkpoint(best['epoch'])} ({value})"
             )
-        self.reporter.line(f"report: {write_report(self.folder.uri)}")
-        self.folder.update(status="done")
+        report = write_report(self.folder.uri, show=self.loggers.show)
+        self.reporter.line(f"report: {report}")
 
     def _open_exporter(self) -> Exporter:
-        """Export every record that is logged from now on."""
+        """Export every record that is logged from now on, and pass it to the callbacks."""
         splits = {"evaluation": self.config.data.test_split}
         if self.config.data.val_split:
             splits["validation"] = self.config.data.val_split
         exporter = Exporter(self.folder.uri, splits, self.folder.records)
-        self.folder.on_record = exporter.export
+        self.folder.on_record = self._handle_record
         return exporter
+
+    def _handle_record(self, record: Record) -> None:
+        self.exporter.export(record)
+        self.callbacks.handle_line(record)
 
     def _open_log(self) -> RunLog:
         workers = self.config.train.workers
@@ -308,6 +330,7 @@ class Driver:
     def _check(self) -> None:
         """Raise what ends the run; called wherever the run waits."""
         self.preemption.check()
+        self.callbacks.check()
         if self.over.is_set():
             raise PreemptedError
 

@@ -29,6 +29,7 @@ STEPS_EVERY_S = 10.0
 # values, and an interrupted round is indexed again.
 FREE_ON_RESUME = {
     "run_dir",
+    "loggers",
     "data.uri",
     "data.cache_dir",
     "data.on_bad_image",

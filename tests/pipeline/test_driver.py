@@ -31,7 +31,9 @@ from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.evaluation.gradient_correlation import gradient_correlation_embeddings
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.planner import Planner
+from s4g_ray.pipeline.records import EmbeddingRecord, RunRecord
 from s4g_ray.pipeline.report.charts import great_circle
+from s4g_ray.pipeline.report.examples import Example
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.run_folder import RunFolder, RunResult
@@ -39,6 +41,7 @@ from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
 from tests.conftest import NUM_TEST, NUM_TRAIN, SIZE, tiny_config, write_synthetic
+from tests.support.logging_tools import Tools
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("warm_pool")]
 Tiny = tuple[RunConfig, RunResult]
@@ -47,15 +50,36 @@ ONE_WORKER = {
 }  # of runs that end early: a worker takes 8 s of a processor to start
 
 
+class Receiver:
+    """A callback that keeps what it receives."""
+
+    def __init__(self) -> None:
+        self.records: list[RunRecord] = []
+
+    def on_record(self, record: RunRecord) -> None:
+        self.records.append(record)
+
+
 @pytest.fixture(scope="module")
-def tiny(synthetic: GeoDataset, warm_pool: None, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def receiver() -> Receiver:
+    """The callback of the run `tiny`."""
+    return Receiver()
+
+
+@pytest.fixture(scope="module")
+def tiny(
+    synthetic: GeoDataset,
+    warm_pool: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    receiver: Receiver,
+) -> Tiny:
     config = tiny_config(
         tmp_path_factory.mktemp("runs") / "tiny",
         synthetic.uri,
         checkpoint={"keep": 5},
         evaluation={"correlation_baseline": True},
     )
-    return config, run(config)
+    return config, run(config, callbacks=[receiver])
 
 
 def records(run_dir: str, kind: str) -> list[dict[str, Any]]:
@@ -166,7 +190,43 @@ def test_the_report_is_one_self_contained_file(tiny: Tiny) -> None:
     assert "gradient correlation" in page
     for outside in ("<script src", "<link", 'src="http', "url(http"):
         assert outside not in page
-    assert write_report(tiny[0].run_dir).endswith("report.html")
+    shown: list[Example] = []
+    assert write_report(tiny[0].run_dir, show=shown.extend).endswith("report.html")
+    assert all(example.title in page for example in shown)
+    assert len(shown) > 1
+
+
+def test_callbacks_receive_each_line_of_metrics_jsonl_as_a_typed_record(
+    tiny: Tiny, receiver: Receiver
+) -> None:
+    lines = (Path(tiny[0].run_dir) / "metrics.jsonl").read_text().splitlines()
+    assert [dict(record.values) for record in receiver.records] == [*map(json.loads, lines)]
+    assert all(type(record) is not RunRecord for record in receiver.records)
+
+
+def test_an_error_of_a_callback_ends_the_run_as_it_is_and_is_no_failed_round(
+    synthetic: GeoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised in the thread of the rounds, which tries again after an OSError of its own."""
+
+    class Failing(Receiver):
+        def on_record(self, record: RunRecord) -> None:
+            super().on_record(record)
+            if isinstance(record, EmbeddingRecord):
+                raise OSError("the user's disk is full")
+
+    tools = Tools(monkeypatch)
+    config = tiny_config(tmp_path / "run", synthetic.uri, train=ONE_WORKER)
+    failing = Failing()
+    with pytest.raises(OSError, match="the user's disk is full"):
+        run(config.model_copy(update={"loggers": ("wandb", "mlflow")}), callbacks=[failing])
+    assert isinstance(failing.records[-1], EmbeddingRecord)
+    assert records(config.run_dir, "round_failed") == []
+    (wandb_run,) = tools.wandb.runs.values()
+    (mlflow_run,) = tools.mlflow.runs.values()
+    assert any("embedding/images" in row for row in wandb_run.rows)
+    assert wandb_run.exit_code == 1
+    assert mlflow_run.status == "KILLED"
 
 
 def test_an_existing_run_is_refused_without_resume_and_left_alone(tiny: Tiny) -> None:

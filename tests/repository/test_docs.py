@@ -367,7 +367,8 @@ def test_the_configurations_that_are_shown_are_valid() -> None:
 
 
 def test_the_guide_names_every_metric() -> None:
-    assert set(re.findall(r"\bs4g_[a-z_]*[a-z]\b(?!/)", guide())) == set(METRICS)
+    named = set(re.findall(r"\bs4g_[a-z_]*[a-z]\b(?!/)", guide())) - {"s4g_ray"}
+    assert named == set(METRICS)
 
 
 def test_the_guides_table_of_hardness_is_what_plan_batches_gives() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from collections.abc import Callable
 
 import jinja2
 
@@ -17,13 +18,15 @@ from s4g_ray.pipeline.report.charts import (
     draw_recall_chart,
     draw_time_chart,
 )
-from s4g_ray.pipeline.report.examples import RankedQueries, find_mined_examples
+from s4g_ray.pipeline.report.examples import Example, RankedQueries, find_mined_examples
 from s4g_ray.pipeline.run_folder import Record, read_records
 from s4g_ray.storage import files
 
 
-def write_report(run_dir: str) -> str:
+def write_report(run_dir: str, *, show: Callable[[list[Example]], None] | None = None) -> str:
     """Write RUN/report.html and return its URI.
+
+    show() is called with the retrievals of the last evaluation that the page shows.
 
     Raises InputError when the folder holds no evaluated run.
     """
@@ -39,6 +42,9 @@ def write_report(run_dir: str) -> str:
     info = files.read_json(files.join(uri, "run.json"))
     dataset = open_dataset(info["dataset"]["uri"])
     retrieval = RankedQueries.read(uri, config, dataset, evaluations[-1]["epoch"])
+    examples = list(retrieval.examples(config))
+    if show is not None:
+        show(examples)
     page = _template().render(
         run=uri.rstrip("/").rsplit("/", 1)[-1],
         info={"best": None, **info},
@@ -52,7 +58,7 @@ def write_report(run_dir: str) -> str:
         recall=draw_recall_chart(evaluations),
         times=draw_time_chart(records),
         maps=draw_maps(retrieval),
-        examples=list(retrieval.examples(config)),
+        examples=examples,
         negatives=list(find_mined_examples(uri, config, dataset)),
         mining=[r for r in records if r["kind"] == "mining"],
         epochs=[r for r in records if r["kind"] == "epoch"],
