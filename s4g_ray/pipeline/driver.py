@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
@@ -106,7 +107,7 @@ def run(
                 driver.train(start)
             except PreemptedError:
                 return result_of(folder, finished=False)
-        return result_of(folder, finished=True)
+            return result_of(folder, finished=True, ray_result=driver.ray_result)
 
 
 def find_start(folder: RunFolder) -> Checkpoint | None:
@@ -152,6 +153,7 @@ class Driver:
         self.callbacks = CallbackList([self.loggers, *callbacks])
         self.over = threading.Event()
         self.deadline = 0.0  # of a run that SIGTERM ends
+        self.ray_result: Any = None  # of Ray Train, once training has ended
 
     def check_indexes(self) -> None:
         """Raise InputError where a mining round would fail epochs later."""
@@ -275,6 +277,7 @@ class Driver:
                 raise
             finally:
                 self.training.close(self._seconds_to_close())
+                self.ray_result = self.training.result
 
     def _seconds_to_close(self) -> float:
         if self.deadline:
@@ -282,12 +285,12 @@ class Driver:
         return CLOSE_S
 
     def _train_epochs(self, start: Checkpoint) -> None:
-        """Plan each epoch, follow it, and submit its round; overlapping rounds plan one ahead."""
+        """Plan each epoch, one ahead where it waits for no round; follow it; submit its round."""
         last = self.config.train.epochs
         self.log.finished = start.epoch
         for epoch in range(start.epoch + 1, last + 1):
             self._start_planning(epoch, start)
-            if self.schedule.overlaps and epoch < last:
+            if epoch < last and self.schedule.plans_ahead(epoch):
                 self._start_planning(epoch + 1, start)
             self._follow_epoch(epoch)
             self.log.finished = epoch

@@ -45,7 +45,9 @@ class EpochRecord(RunRecord):
     step: the last step of the epoch. hardness: how many of an anchor's nearest places share its
     batch. load_s, step_s, wait_s, plan_s: seconds in which steps waited for images, of the steps
     themselves, in which workers waited for the plan, of planning. load_wait, wait_share: shares of
-    the epoch. graph_age: epochs since its graph was mined.
+    the epoch. graph_age: epochs since its graph was mined. slowest_rank_s, fastest_rank_s: seconds
+    that a rank spent on its own images, loading and forward passes, where it does not wait for
+    others. gpu_memory_gb: the most of any rank. tflops, mfu: of a rank, of its peak.
     """
 
     epoch: int
@@ -68,6 +70,25 @@ class EpochRecord(RunRecord):
     wait_share: float | None = None
     plan_s: float | None = None
     mining_overlap: float | None = None
+    slowest_rank: int | None = None
+    slowest_rank_s: float | None = None
+    fastest_rank_s: float | None = None
+    gpu_memory_gb: float | None = None
+    tflops: float | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedRecord(RunRecord):
+    """A step whose gradients were not finite, so that it changed nothing.
+
+    rank: the worker that reports it. cause: which of its embeddings are not finite, if any.
+    """
+
+    epoch: int
+    step: int
+    rank: int
+    cause: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +196,7 @@ class BadImagesRecord(RunRecord):
 _TYPES: dict[str, type[RunRecord]] = {
     "step": StepRecord,
     "epoch": EpochRecord,
+    "skipped": SkippedRecord,
     "evaluation": EvaluationRecord,
     "validation": EvaluationRecord,
     "baseline": EvaluationRecord,

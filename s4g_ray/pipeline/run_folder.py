@@ -284,7 +284,8 @@ class RunResult:
     """The result of a run: test metrics of the trained encoder, and of the untrained one.
 
     untrained: None where epoch 0 was not evaluated. finished: false when SIGTERM ended the run
-    early; `resume` continues it.
+    early; `resume` continues it. ray_result: ray.train.Result of the last start of the workers;
+    None where none started.
     """
 
     run_dir: str
@@ -292,9 +293,10 @@ class RunResult:
     untrained: dict[str, float] | None
     records: list[Record] = field(repr=False)
     finished: bool = True
+    ray_result: Any = field(default=None, repr=False)
 
 
-def result_of(folder: RunFolder, *, finished: bool) -> RunResult:
+def result_of(folder: RunFolder, *, finished: bool, ray_result: Any = None) -> RunResult:
     """Return the result of a run from its records."""
     evaluations = [record for record in folder.records if record["kind"] == "evaluation"]
     metrics = [
@@ -305,7 +307,7 @@ def result_of(folder: RunFolder, *, finished: bool) -> RunResult:
     if evaluations and evaluations[0]["epoch"] == 0:
         untrained = metrics[0]
     last = metrics[-1] if metrics else {}
-    return RunResult(folder.uri, last, untrained, folder.records, finished)
+    return RunResult(folder.uri, last, untrained, folder.records, finished, ray_result)
 
 
 def version_of(name: str) -> int | None:

@@ -63,6 +63,10 @@ class RunLog:
             self._folder.log("step", **message)
         elif kind == "waited":
             self._waits.append((message["since"], message["until"]))
+        elif kind == "skipped":
+            self._log_skipped(message)
+        elif kind == "notice":
+            self._reporter.line(f"           {message['text']}")
         elif kind == "checkpoint":
             self._on_checkpoint()
         elif kind == "lost":
@@ -73,6 +77,14 @@ class RunLog:
             self._log_start(epoch, message)
         elif kind == "epoch":
             self._log_epoch(message, self._plans[message["epoch"]].result())
+
+    def _log_skipped(self, message: Message) -> None:
+        """Log a skipped step, with the images to blame where a worker knows them."""
+        self._folder.log("skipped", **message)
+        cause = f": {message['cause']}" if message["cause"] else ""
+        self._reporter.line(
+            f"           skipped step {message['step']}, whose gradients are not finite{cause}"
+        )
 
     def _log_start(self, epoch: int, message: Message) -> None:
         """Log that workers have started, and forget all after their checkpoint: it is repeated."""

@@ -10,10 +10,6 @@ from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, Writ
 FAILURES: dict[str, type[Exception]] = {
     error.__name__: error for error in (BadImageError, InputError, RunError, StoreError, WriteError)
 }
-NON_FINITE_REMEDY = (
-    "resume from an earlier checkpoint (--resume --from-epoch N) with a lower train.learning_rate,"
-    " or with train.precision=fp32"
-)
 
 
 def failure_of(error: Exception, config: RunConfig) -> Exception | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 import threading
 import time
@@ -48,6 +49,7 @@ class Training:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.ray.start_timeout_s:g}"
         events = GroupEvents(self.mailbox, gate)
         self._trainer = make_trainer(config, numerics, events, self._scratch)
+        self.result: ray.train.Result | None = None
         self._error: BaseException | None = None
         self._failure: Exception | None = None  # posted by a worker
         self._starting_since: float | None = time.monotonic()
@@ -56,7 +58,7 @@ class Training:
 
     def _fit(self) -> None:
         try:
-            self._trainer.fit()
+            self.result = self._trainer.fit()
         except BaseException as error:  # the driver's main thread raises it
             self._error = error
 
@@ -162,7 +164,7 @@ def make_trainer(
             elastic_resize_monitor_interval_s=cfg.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
-            name=f"s4g-{os.getpid()}-{time.time_ns()}",  # unique: Ray resumes a name that it knows
+            name=_name_fit(config.run_dir),
             storage_path=scratch,
             failure_config=FailureConfig(
                 max_failures=cfg.max_failures,
@@ -194,6 +196,15 @@ def _make_scratch(run_dir: str) -> str:
     folder = files.join(run_dir, ".ray_train")
     files.remove(folder)  # left by a driver that was killed
     return folder
+
+
+def _name_fit(run_dir: str) -> str:
+    """Return a name by which Ray's dashboard shows the run: that of its folder, and the time.
+
+    Unique, for Ray resumes a name that it knows.
+    """
+    folder = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_dir.rstrip("/").rsplit("/", 1)[-1])
+    return f"s4g-{folder}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
 
 
 def _last_line(error: BaseException | None) -> str:

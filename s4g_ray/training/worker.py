@@ -43,7 +43,8 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.training.checkpoint_writer import CheckpointWriter
-from s4g_ray.training.failures import NON_FINITE_REMEDY, failure_of
+from s4g_ray.training.compilation import compile_backbones
+from s4g_ray.training.failures import failure_of
 from s4g_ray.training.metrics.epoch_totals import EpochTotals, StepWindow
 from s4g_ray.training.metrics.instruments import (
     ForwardTimer,
@@ -53,6 +54,7 @@ from s4g_ray.training.metrics.instruments import (
     measure_gpu_memory,
     peak_tflops,
 )
+from s4g_ray.training.metrics.skipped_steps import SkippedSteps
 from s4g_ray.training.prefetch import DevicePrefetch
 from s4g_ray.training.step import TrainingStep, step_seed
 
@@ -138,6 +140,7 @@ class _Worker:
         self.num_ahead = 0.0  # batches loaded ahead, mean of the ranks
         self.encoder: Encoder = load_encoder(config.model, start.uri)
         self.numerics = Numerics(**job["numerics"])
+        self.prepare_encoder()
         self.training_step = TrainingStep(
             self.encoder,
             self.numerics,
@@ -147,7 +150,6 @@ class _Worker:
         )
         self.prefetch = DevicePrefetch(self.device)
         self.profiler = StepProfiler(config, self.rank)
-        self.batch_flops = count_batch_flops(self.encoder, config, self.device)
         self.timer = ForwardTimer(self.encoder, self.device)
         self.start = start
         self._restore(start)
@@ -160,6 +162,21 @@ class _Worker:
                 batch=self.batch,
             )
 
+    def prepare_encoder(self) -> None:
+        """Count the encoder's arithmetic, and compile it where that is configured."""
+        cfg = self.config
+        self.encoder.to(self.device).train()
+        self.batch_flops = count_batch_flops(self.encoder, cfg, self.device)
+        if not cfg.train.compile:
+            return
+        share = -(-cfg.train.batch_size // self.num_ranks)
+        num_images = min(share, cfg.train.micro_batch_size or share)
+        self.numerics.prepare(self.encoder)
+        reason = compile_backbones(self.encoder, self.numerics, cfg.data, num_images, self.device)
+        if reason is not None and self.rank == 0:
+            text = f"train.compile=true, but the encoder does not compile ({reason}): continuing"
+            self._post("notice", text=f"{text} without")
+
     def _restore(self, start: Checkpoint) -> None:
         """Set the position, totals and optimiser state of a checkpoint."""
         state = start.training_state()
@@ -168,7 +185,8 @@ class _Worker:
         self.epoch = start.epoch  # finished epochs
         self.step = start.step  # finished steps of all epochs
         self.batch = start.batch  # finished batches of the epoch in progress
-        self.skipped_in_a_row = int(start.info.get("skipped_in_a_row", 0))
+        in_a_row = int(start.info.get("skipped_in_a_row", 0))
+        self.skipped = SkippedSteps(self.config.train.max_skipped_steps, self.rank, in_a_row)
         self.own_s = 0.0  # seconds that this rank spent on its own images, in this epoch
         self.totals = EpochTotals()
         self.lines: deque[dict[str, float]] = deque(maxlen=LINES_KEPT)
@@ -287,32 +305,13 @@ class _Worker:
         reduced = self.window.reduce(self.totals, vote=own_vote, num_ready=self.loader.num_ready)
         self.num_ahead = reduced.num_ready
         self.own_s += self.timer.take_seconds()
-        self._count_skipped(reduced.skipped)
+        for report in self.skipped.count(
+            self.window, reduced.skipped, step=self.step, epoch=self.epoch + 1
+        ):
+            self._post("skipped", **report)
         self.window.clear()
         self.writer.check()
         return reduced.vote
-
-    def _count_skipped(self, skipped: list[bool]) -> None:
-        """Post skipped steps with their cause. Raises RunError after too many in a row."""
-        causes = dict(self.window.describe_skipped(skipped))
-        first = self.step - len(skipped) + 1
-        for step, batch, is_skipped in zip(
-            range(first, self.step + 1), self.window.batches, skipped, strict=True
-        ):
-            if not is_skipped:
-                self.skipped_in_a_row = 0
-                continue
-            self.skipped_in_a_row += 1
-            cause = causes[batch.number]
-            where = f"step {step} (epoch {self.epoch + 1}, batch {batch.number} of its plan)"
-            if cause or self.rank == 0:
-                self._post("skipped", step=step, epoch=self.epoch + 1, rank=self.rank, cause=cause)
-            if self.skipped_in_a_row >= self.config.train.max_skipped_steps:
-                raise RunError(
-                    f"the gradients of {self.skipped_in_a_row} steps in a row are not finite"
-                    f" (train.max_skipped_steps), the last of them at {where}"
-                    f"{'; ' if cause else ''}{cause}; {NON_FINITE_REMEDY}"
-                )
 
     def _log_step(self, num_batches: int) -> None:
         """Post the mean loss of the steps since the last line."""
@@ -338,7 +337,7 @@ class _Worker:
                 partial(self._post, "checkpoint", step=self.step),
                 batch=self.batch,
                 totals=asdict(self.totals),
-                skipped_in_a_row=self.skipped_in_a_row,
+                skipped_in_a_row=self.skipped.in_a_row,
             )
 
     def _save(self, uri: str, then: Callable[[], None], **info: Any) -> None:

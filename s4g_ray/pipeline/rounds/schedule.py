@@ -47,6 +47,13 @@ class Schedule:
             return cfg.before_training
         return epoch % cfg.every_epochs == 0 or epoch == self.epochs
 
+    def plans_ahead(self, epoch: int) -> bool:
+        """Whether the epoch after this one may be planned and begin before this one's round ends.
+
+        Where training waits for rounds, only where none is due.
+        """
+        return self.overlaps or not (self.mines_after(epoch) or self.evaluates_after(epoch))
+
     def version_for(self, epoch: int) -> int | None:
         """Return the version of the graph that an epoch is due to use.
 
