@@ -22,7 +22,8 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.run_folder import read_records
 from s4g_ray.storage.manifest import open_published, read_part
 from tests.conftest import NUM_TRAIN
-from tests.support.forked_commands import SITE, Forked
+from tests.support.fault_site.fork_request import TOKEN_FD
+from tests.support.fork_server import Forked, python_path
 
 TRAINER, SHARD, ENCODER = (
     "ray::RayTrainWorker",
@@ -57,12 +58,11 @@ class Command:
         run.parent.mkdir(parents=True, exist_ok=True)
         config = run.with_suffix(".yaml")
         config.write_text(dump_config(self.config))
-        paths = [str(SITE), str(SITE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
             "S4G_TOKEN": self.token,
             "S4G_FAULTS": json.dumps(list(self.faults)),
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONPATH": python_path(),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             # a node that is killed is dead after 1.5 s instead of 15
             "RAY_health_check_period_ms": "500",
@@ -123,7 +123,7 @@ class Command:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if f"S4G_TOKEN={self.token}".encode() not in (folder / "environ").read_bytes():
+                if not self._is_ours(folder):
                     continue
                 named = (
                     (folder / "cmdline")
@@ -138,6 +138,14 @@ class Command:
             if named and alive and int(folder.name) != self.process.pid:
                 found.append(int(folder.name))
         return found
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Whether a process has the command's token; raises OSError when it has ended."""
+        if f"S4G_TOKEN={self.token}".encode() in (folder / "environ").read_bytes():
+            return True
+        with suppress(FileNotFoundError):
+            return self.token in str((folder / "fd" / str(TOKEN_FD)).readlink())
+        return False
 
     def kill(self, title: str, count: int = 1) -> None:
         """Kill so many of its processes of a title, as soon as there are so many."""
