@@ -23,7 +23,7 @@ from s4g_ray.pipeline.run_folder import read_records
 from s4g_ray.storage.manifest import open_published, read_part
 from tests.conftest import NUM_TRAIN
 from tests.support.fault_site.fork_request import TOKEN_FD
-from tests.support.fork_server import Forked, python_path
+from tests.support.forked_processes import Forked, python_path
 
 TRAINER, SHARD, ENCODER = (
     "ray::RayTrainWorker",

@@ -1,4 +1,4 @@
-"""Ask the fork server (tests/support/fork_server.py) for a process. Imports nothing slow."""
+"""Ask a fork server (fork_server.py) for a process. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ import signal
 import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 ADDRESS = "S4G_FORK_SERVER"  # the variable with the server's socket
 TOKEN_FD = 999  # a forked process shows the token of its command in the name of this file
+# Ray finds where to write a title from the place of the first variable, which must not change
+FIRST = {"S4G_FORKED": "1"}
 CONTEXT = "--serialized-runtime-env-context="
 LENGTH = struct.Struct("!I")
+
+
+def listen(address: str) -> socket.socket:
+    """Listen at an address; who asks before the server has imported everything waits."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(address)
+    listening.listen(64)
+    return listening
 
 
 def send_request(address: str, request: dict[str, Any], streams: list[int]) -> socket.socket:
@@ -79,8 +90,8 @@ def replace_process(address: str) -> None:
         "script": script,
         "arguments": arguments,
         "environment": {**os.environ, **added},
-        "folder": os.getcwd(),
-        "path": [os.path.dirname(script), *sys.path],
+        "folder": str(Path.cwd()),
+        "path": [str(Path(script).parent), *sys.path],
         "group": os.getpgid(0),
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
     }
