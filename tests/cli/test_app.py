@@ -17,17 +17,16 @@ from s4g_ray.encoder.checkpoint import save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.pipeline.run_folder import RunFolder
 from tests.conftest import NUM_TEST, tiny_config
-from tests.support import forked_processes
-from tests.support.forked_processes import Forked
+from tests.support.forked_processes import Forked, variables
 
 MODULE = "s4g_ray.cli.app"
 
 
-def s4g(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def s4g(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
     """Run the command in an interpreter of its own."""
     return subprocess.run(
         [sys.executable, "-m", MODULE, *arguments],
-        env={**os.environ, **variables},
+        env={**os.environ, **changed},
         capture_output=True,
         text=True,
         timeout=400,
@@ -37,9 +36,10 @@ def s4g(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def forked_s4g(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command that uses Ray, forked: the imports of an interpreter of its own take 7 s."""
+    environment = {**os.environ, **variables()}
     with tempfile.TemporaryDirectory() as folder:
         out, error = Path(folder, "out"), Path(folder, "error")
-        status = Forked(MODULE, arguments, os.environ, out, error).wait(400)
+        status = Forked(MODULE, arguments, environment, out, error).wait(400)
         return subprocess.CompletedProcess(arguments, status, out.read_text(), error.read_text())
 
 
@@ -83,7 +83,7 @@ def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
 ) -> None:
     path = config_file(tmp_path, synthetic.uri)
     given = ("train", path, "train.epochs=1", "evaluation.before_training=false")
-    done = s4g(*given, "--json", **forked_processes.variables())
+    done = s4g(*given, "--json", **variables())
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["metrics"]["queries"] > 0

@@ -23,14 +23,14 @@ from s4g_ray.pipeline.run_folder import read_records
 from s4g_ray.storage.manifest import open_published, read_part
 from tests.conftest import NUM_TRAIN
 from tests.support.fault_site.fork_request import TOKEN_FD
-from tests.support.forked_processes import Forked, python_path
+from tests.support.forked_processes import Forked, variables
 
 TRAINER, SHARD, ENCODER = (
     "ray::RayTrainWorker",
     "ray::IndexShard",
     "ray::EncoderActor",
 )  # titles of Ray's processes
-# Ray's own, which outlive a killed driver by a minute: agents, and processes about to start
+# Ray's own, which outlive a killed driver by 15 s: agents, and processes about to start
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
 LOOK_EVERY_S = 0.05  # a step takes longer; looking at all processes costs 10 ms of a processor
 Fault = dict[str, str]
@@ -60,13 +60,15 @@ class Command:
         config.write_text(dump_config(self.config))
         environment = {
             **os.environ,
+            **variables(),
             "S4G_TOKEN": self.token,
             "S4G_FAULTS": json.dumps(list(self.faults)),
-            "PYTHONPATH": python_path(),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             # a node that is killed is dead after 1.5 s instead of 15
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "3",
+            # agents that outlive a killed driver look for its server so long instead of 60 s
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
         }
         command = ["train"] if self.module == "s4g_ray.cli.app" else []
         arguments = [*command, str(config), *["--resume"] * self.resume]

@@ -59,14 +59,14 @@ WORKERS = (
     "s4g_ray.sampling.sampler",
     "s4g_ray.training.step",
 )
-RAY = (
+RAY_MODULES = (
     "ray._private.async_compat",
     "ray._private.node",
     "ray.data",
     "ray.train.v2._internal.execution.controller",
 )
 SESSION = (
-    *RAY,
+    *RAY_MODULES,
     "s4g_ray.encoder.embedding_job",
     "s4g_ray.index.sharded.service",
     "s4g_ray.mining.mining_job",
@@ -94,7 +94,7 @@ class Forked:
         request = {
             "module": module,
             "arguments": list(arguments),
-            "environment": {**environment, **variables()},
+            "environment": dict(environment),
             "folder": str(Path.cwd()),
         }
         with (

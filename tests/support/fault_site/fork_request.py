@@ -92,7 +92,6 @@ def replace_process(address: str) -> None:
         "environment": {**os.environ, **added},
         "folder": str(Path.cwd()),
         "path": [str(Path(script).parent), *sys.path],
-        "group": os.getpgid(0),
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
     }
     connection = send_request(address, request, [0, 1, 2])

@@ -26,9 +26,18 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fork_request import FIRST, LENGTH, TOKEN_FD, listen, session_address
+if TYPE_CHECKING:
+    from tests.support.fault_site.fork_request import (
+        FIRST,
+        LENGTH,
+        TOKEN_FD,
+        listen,
+        session_address,
+    )
+else:  # as a script it knows its own folder alone
+    from fork_request import FIRST, LENGTH, TOKEN_FD, listen, session_address
 
 
 class Server:
@@ -188,8 +197,8 @@ def _run(request: dict[str, Any], streams: Sequence[int]) -> None:
 
 
 def _become(request: dict[str, Any], streams: Sequence[int]) -> None:
-    if "group" in request:
-        os.setpgid(0, request["group"])
+    if "blocked" in request:
+        os.setpgid(0, 0)  # a worker has a group of its own
         signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

@@ -12,6 +12,7 @@ A process that Ray starts as a worker lets the fork server do it, where there is
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
 import json
 import os
@@ -24,9 +25,7 @@ from types import ModuleType
 from typing import Any
 
 if os.environ.get("S4G_FORK_SERVER") and "/default_worker.py" in " ".join(sys.orig_argv):
-    from fork_request import replace_process
-
-    replace_process(os.environ["S4G_FORK_SERVER"])
+    importlib.import_module("fork_request").replace_process(os.environ["S4G_FORK_SERVER"])
 
 FAULTS = json.loads(os.environ.get("S4G_FAULTS", "[]"))
 
