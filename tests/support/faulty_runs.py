@@ -31,7 +31,7 @@ TRAINER, SHARD, ENCODER = (
     "ray::EncoderActor",
 )  # titles of Ray's processes
 # Ray's own, which outlive a killed driver by 15 s: agents, and processes about to start
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py", "fork_server.py")
 LOOK_EVERY_S = 0.05  # a step takes longer; looking at all processes costs 10 ms of a processor
 Fault = dict[str, str]
 Process = subprocess.Popen[bytes] | Forked
@@ -164,6 +164,11 @@ class Command:
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
+
+
+def held(at: str, marker: str | Path) -> Fault:
+    """Delay the write of an object until the marker exists: so long a run cannot pass it."""
+    return {"at": at, "do": "hold", "marker": str(marker)}
 
 
 def title_of(number: int) -> str:

@@ -121,6 +121,7 @@ class Forked:
                 if not selector.select(timeout_s):
                     raise subprocess.TimeoutExpired(f"process {self.pid}", timeout_s or 0.0)
             self.returncode = receive_number(self._connection)
+            self._connection.close()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -165,11 +166,11 @@ def serving(
 
 
 @functools.cache
-def start_server(*modules: Sequence[str]) -> str:
+def start_server(modules: Sequence[str], session_modules: Sequence[str] = ()) -> str:
     """Start a server that ends with this process; only once. Returns its address."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(serving(*modules))
+    return stack.enter_context(serving(modules, session_modules))
 
 
 def python_path() -> str:
