@@ -4,13 +4,16 @@ FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := .venv/.installed-$(FAISS)
 BIN := .venv/bin
 
+WITHOUT_CLUSTER := not cluster and not s3 and not hosts and not gpu
+WITH_CLUSTER := (cluster or s3 or hosts) and not gpu
+
 .DEFAULT_GOAL := help
 .PHONY: help demo check test lint bench clean
 
 help:
 	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes"
 	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in less than 4 minutes"
-	@echo "make test   run all tests, those with a Ray cluster too"
+	@echo "make test   run all tests, those with a Ray cluster too, in less than 25 minutes"
 	@echo "make lint   run ruff and mypy"
 	@echo "make bench  run all benchmarks, about 40 minutes, and write docs/benchmarks.md"
 	@echo "make clean  remove .venv and compiled kernels"
@@ -27,10 +30,14 @@ demo: $(STAMP)
 	$(BIN)/s4g demo
 
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not cluster and not s3 and not hosts and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "$(WITHOUT_CLUSTER)"
 
+# both run, even when the first fails
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 -m "$(WITHOUT_CLUSTER)" || status=$$?; \
+	$(BIN)/python -m pytest -m "$(WITH_CLUSTER)" || status=$$?; \
+	exit $$status
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ from s4g_ray.config.loading import parse_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.storage import files, s3_retries
+from tests.support import forked_processes
 from tests.support.faulty_s3 import Store, copy_dataset, proxied
 
 if TYPE_CHECKING:
@@ -148,9 +149,12 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray session for all tests that need one."""
     import ray
 
-    ray.init(
-        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in forked_processes.variables().items():
+            patch.setenv(name, value)
+        ray.init(
+            "local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="s4g-tests"
+        )
     yield
     ray.shutdown()
 

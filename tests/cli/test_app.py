@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,30 @@ from s4g_ray.encoder.checkpoint import save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.pipeline.run_folder import RunFolder
 from tests.conftest import NUM_TEST, tiny_config
+from tests.support.forked_processes import Forked, variables
+
+MODULE = "s4g_ray.cli.app"
 
 
-def s4g(*arguments: str) -> subprocess.CompletedProcess[str]:
+def s4g(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in an interpreter of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "s4g_ray.cli.app", *arguments],
+        [sys.executable, "-m", MODULE, *arguments],
+        env={**os.environ, **changed},
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
+
+
+def forked_s4g(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that uses Ray, forked: the imports of an interpreter of its own take 7 s."""
+    environment = {**os.environ, **variables()}
+    with tempfile.TemporaryDirectory() as folder:
+        out, error = Path(folder, "out"), Path(folder, "error")
+        status = Forked(MODULE, arguments, environment, out, error).wait(400)
+        return subprocess.CompletedProcess(arguments, status, out.read_text(), error.read_text())
 
 
 def config_file(tmp_path: Path, dataset: str, name: str = "config.yaml") -> str:
@@ -66,7 +82,8 @@ def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
     synthetic: GeoDataset, tmp_path: Path
 ) -> None:
     path = config_file(tmp_path, synthetic.uri)
-    done = s4g("train", path, "train.epochs=1", "evaluation.before_training=false", "--json")
+    given = ("train", path, "train.epochs=1", "evaluation.before_training=false")
+    done = s4g(*given, "--json", **variables())
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["metrics"]["queries"] > 0
@@ -83,7 +100,7 @@ def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
     )
     assert [line for line in lines if not line.startswith(expected)] == []
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["epochs"] == 1
-    again = s4g("train", path, "train.epochs=1", "evaluation.before_training=false")
+    again = forked_s4g(*given)
     assert again.returncode == 2
     assert "--resume" in again.stderr
 
@@ -131,12 +148,14 @@ def test_an_export_is_evaluated_from_the_command_line(
     folder = RunFolder.open(config, synthetic, resume=False)
     folder.start()
     save_checkpoint(folder.checkpoint(0), Encoder.build(config.model), None, epoch=0, step=0)
-    done = s4g("export", str(tmp_path / "run"), str(tmp_path / "model"), "--epoch", "0")
+    done = forked_s4g("export", str(tmp_path / "run"), str(tmp_path / "model"), "--epoch", "0")
     assert done.returncode == 0, done
     assert done.stdout == f"test_convnext after epoch 0, D=64: {tmp_path / 'model'}\n"
-    missing = s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7")
+    missing = forked_s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7")
     assert missing.returncode == 2
-    done = s4g("evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json")
+    done = forked_s4g(
+        "evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json"
+    )
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
     assert result["paper"]["queries"] == NUM_TEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -11,14 +12,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jobs.train import describe_next
-from jobs.train import train as train_job
 from s4g_ray.cli.app import app
 from s4g_ray.config.loading import dump_config
 from s4g_ray.pipeline import driver
 from s4g_ray.pipeline.run_folder import RunResult
 from tests.conftest import tiny_config
 
+JOB = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "train.py"))
 Calls = list[dict[str, Any]]
 
 
@@ -48,7 +48,7 @@ def test_the_epoch_is_passed_on_and_a_branch_that_has_begun_is_resumed_without_i
     again = shlex.join(["s4g", "train", path, override, "--resume"])
     assert done.output.splitlines()[-1] == f"resume with: {again}"
     job = typer.Typer()
-    job.command()(train_job)
+    job.command()(JOB["train"])
     arguments = ["--config", path, override, "--resume", *option]
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", *arguments])
     done = CliRunner().invoke(job, arguments)
@@ -60,6 +60,7 @@ def test_the_epoch_is_passed_on_and_a_branch_that_has_begun_is_resumed_without_i
 
 def test_a_job_without_options_is_resumed_with_its_arguments() -> None:
     arguments = ["jobs/train.py", "--config", "a.yaml", "run_dir=x y"]
+    describe_next = JOB["describe_next"]
     wanted = "ray job submit ... -- python jobs/train.py --config a.yaml 'run_dir=x y' --resume"
     assert describe_next(arguments) == wanted
     assert describe_next([*arguments[:1], "--from-epoch", "3", *arguments[1:]]) == wanted

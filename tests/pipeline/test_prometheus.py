@@ -27,7 +27,7 @@ from tests.support.dashboards import (
     label_names,
     metric_names,
 )
-from tests.support.faulty_runs import TRAINER, Command, records, steps, title_of
+from tests.support.faulty_runs import TRAINER, Command, held, records, steps, title_of
 
 HOSTILE = "<script>alert(1)</script>"
 SPLITS = {"evaluation": "test", "validation": "val"}
@@ -186,10 +186,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Scraper, C
         patch.setenv("RAY_metrics_report_interval_ms", "500")
         patch.setenv("HOME", str(folder))
         patch.delenv("RAY_AUTH_MODE")
-        command, scraper = (
-            Command(config, [refused], forked=False),
-            Scraper(port, f"{folder.name}/run"),
-        )
+        # the run does not end before a worker has died
+        waits = held("checkpoints/epoch=0003/training_state", folder / "killed")
+        command = Command(config, [refused, waits], forked=False)
+    scraper = Scraper(port, f"{folder.name}/run")
     try:
         command.wait_for(lambda: scraper.scrape() and steps(config)[-1:] >= [2])
         scraper.heads = [
@@ -198,6 +198,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Scraper, C
             if "dashboard/dashboard.py" in title
         ]
         command.kill(TRAINER)
+        (folder / "killed").touch()
         deadline = time.monotonic() + 400
         while command.process.poll() is None and time.monotonic() < deadline:
             scraper.scrape()

@@ -29,6 +29,7 @@ from tests.support.faulty_runs import (
     Command,
     Fault,
     assert_same_end,
+    held,
     records,
     steps,
 )
@@ -55,7 +56,8 @@ def test_what_dies_in_the_cluster_is_replaced_while_the_command_goes_on(
         np.random.default_rng(20),
     )
     upload = fault(tmp_path, f"checkpoints/step={2 * rng.integers(4, 6):04d}/training_state")
-    command = Command(config, [upload])
+    killed = tmp_path / "killed"
+    command = Command(config, [upload, held("checkpoints/epoch=0004/training_state", killed)])
     first = int(rng.integers(1, BATCHES))
     command.wait_for(lambda: steps(config)[-1:] >= [first])
     command.kill(TRAINER)
@@ -65,6 +67,7 @@ def test_what_dies_in_the_cluster_is_replaced_while_the_command_goes_on(
     last = int(rng.integers(2 * BATCHES, 3 * BATCHES))
     command.wait_for(lambda: steps(config)[-1:] >= [last])
     command.kill(TRAINER, 2)
+    killed.touch()
     assert command.wait() == 0, command.output
     assert command.left_behind() == []
     lost = records(config, "lost")
@@ -123,9 +126,11 @@ def stop_before_training(config: RunConfig) -> None:
 
 
 def lose_more_workers_than_allowed(config: RunConfig, moment: int) -> None:
-    # with no failure to spare, workers have one try to start
+    # with no failure to spare, workers have one try to start; they do not end the epoch meanwhile
     command = Command(
-        override_config(config, ["train.max_failures=0", "ray.start_timeout_s=300"]), resume=True
+        override_config(config, ["train.max_failures=0", "ray.start_timeout_s=300"]),
+        [held("checkpoints/epoch=0001/training_state", f"{config.run_dir}/never")],
+        resume=True,
     )
     command.wait_for(lambda: steps(config)[-1:] >= [moment])
     command.kill(TRAINER)
@@ -135,7 +140,8 @@ def lose_more_workers_than_allowed(config: RunConfig, moment: int) -> None:
 
 
 def fill_the_disk(config: RunConfig, full: Fault) -> None:
-    said = end(config, 1, full).output
+    # the first embeddings are not published before
+    said = end(config, 1, held("embeddings/v=0001/_MANIFEST", full["marker"]), full).output
     assert "No space left on device; published files stay readable" in said
     assert "Traceback" not in said
     reached = newest_checkpoint(config.run_dir)
@@ -145,14 +151,14 @@ def fill_the_disk(config: RunConfig, full: Fault) -> None:
 
 
 def kill_within_an_epoch(config: RunConfig, moment: int) -> Command:
-    # the workers wait for a checkpoint that is never written: they cannot end the epoch meanwhile
-    name = f"step={2 * BATCHES + 2:04d}"
-    held: Fault = {
-        "at": f"checkpoints/{name}/training_state",
-        "do": "hold",
-        "marker": f"{config.run_dir}/never",
-    }
-    command = Command(config, [held], resume=True)
+    # the workers wait for a checkpoint that is never written: they cannot end the epoch meanwhile;
+    # nor is the next graph published
+    never = f"{config.run_dir}/never"
+    faults = [
+        held(f"checkpoints/step={2 * BATCHES + 2:04d}/training_state", never),
+        held("neighbors/v=0002/_MANIFEST", never),
+    ]
+    command = Command(config, faults, resume=True)
     command.wait_for(lambda: steps(config)[-1:] >= [moment])
     os.kill(command.process.pid, signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
@@ -161,10 +167,15 @@ def kill_within_an_epoch(config: RunConfig, moment: int) -> Command:
 
 
 def stop_in_training(config: RunConfig) -> None:
-    command, reached = Command(config, resume=True), newest_checkpoint(config.run_dir)
+    # the run cannot end before the signal: the workers wait for a checkpoint of the last epoch
+    sent = Path(config.run_dir).with_name("sent")
+    last = f"checkpoints/step={3 * BATCHES + 2:04d}/training_state"
+    command = Command(config, [held(last, sent)], resume=True)
+    reached = newest_checkpoint(config.run_dir)
     assert reached is not None
     command.wait_for(lambda: steps(config)[-1:] > [reached.step])
     command.process.send_signal(signal.SIGTERM)
+    sent.touch()
     assert command.wait() == 0, command.output
     assert command.left_behind() == []
     stopped = newest_checkpoint(config.run_dir)
@@ -197,11 +208,7 @@ def test_a_run_goes_on_with_one_worker_after_the_death_of_a_node_and_with_two_on
         config, ["ray.num_cpus=null", "ray.start_timeout_s=45", "mining.every_epochs=2"]
     )
     # the last epochs are planned when the node has come: the run cannot end before
-    until_two: Fault = {
-        "at": "plans/epoch=0005",
-        "do": "hold",
-        "marker": str(Path(config.run_dir, RELEASED)),
-    }
+    until_two = held("plans/epoch=0005", Path(config.run_dir, RELEASED))
     command = Command(config, [until_two], module="tests.support.two_node_run")
     assert command.wait(600) == 0, command.output
     assert command.left_behind() == []

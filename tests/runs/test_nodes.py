@@ -11,8 +11,8 @@ from s4g_ray.config.loading import override_config
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.pipeline.driver import run
 from tests.conftest import tiny_config
-from tests.support.faulty_runs import Command, Fault, assert_same_end, records
-from tests.support.three_node_run import SPREAD
+from tests.support.faulty_runs import Command, assert_same_end, held, records
+from tests.support.three_node_run import SECOND_DIED, SPREAD
 
 pytestmark = pytest.mark.cluster
 EPOCHS = 3
@@ -40,12 +40,12 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
     )
     whole = override_config(config, [f"run_dir={tmp_path / 'whole'}", "train.cpus_per_worker=0.5"])
     run(whole)
-    until_one_died: Fault = {
-        "at": "plans/epoch=0003",
-        "do": "hold",
-        "marker": str(Path(config.run_dir, SPREAD)),
-    }
-    command = Command(config, [until_one_died], module="tests.support.three_node_run")
+    # the run waits for both deaths
+    faults = [
+        held("plans/epoch=0003", Path(config.run_dir, SPREAD)),
+        held("checkpoints/epoch=0003/training_state", Path(config.run_dir, SECOND_DIED)),
+    ]
+    command = Command(config, faults, module="tests.support.three_node_run")
     assert command.wait() == 0, command.output
     assert command.left_behind() == []
 

@@ -22,15 +22,16 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.run_folder import read_records
 from s4g_ray.storage.manifest import open_published, read_part
 from tests.conftest import NUM_TRAIN
-from tests.support.forked_commands import SITE, Forked
+from tests.support.fault_site.fork_request import TOKEN_FD
+from tests.support.forked_processes import Forked, variables
 
 TRAINER, SHARD, ENCODER = (
     "ray::RayTrainWorker",
     "ray::IndexShard",
     "ray::EncoderActor",
 )  # titles of Ray's processes
-# Ray's own, which outlive a killed driver by a minute: agents, and processes about to start
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py")
+# Ray's own, which outlive a killed driver by 15 s: agents, and processes about to start
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "default_worker.py", "fork_server.py")
 LOOK_EVERY_S = 0.05  # a step takes longer; looking at all processes costs 10 ms of a processor
 Fault = dict[str, str]
 Process = subprocess.Popen[bytes] | Forked
@@ -57,16 +58,17 @@ class Command:
         run.parent.mkdir(parents=True, exist_ok=True)
         config = run.with_suffix(".yaml")
         config.write_text(dump_config(self.config))
-        paths = [str(SITE), str(SITE.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
+            **variables(),
             "S4G_TOKEN": self.token,
             "S4G_FAULTS": json.dumps(list(self.faults)),
-            "PYTHONPATH": os.pathsep.join(paths),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             # a node that is killed is dead after 1.5 s instead of 15
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "3",
+            # agents that outlive a killed driver look for its server so long instead of 60 s
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
         }
         command = ["train"] if self.module == "s4g_ray.cli.app" else []
         arguments = [*command, str(config), *["--resume"] * self.resume]
@@ -123,7 +125,7 @@ class Command:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if f"S4G_TOKEN={self.token}".encode() not in (folder / "environ").read_bytes():
+                if not self._is_ours(folder):
                     continue
                 named = (
                     (folder / "cmdline")
@@ -138,6 +140,14 @@ class Command:
             if named and alive and int(folder.name) != self.process.pid:
                 found.append(int(folder.name))
         return found
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Whether a process has the command's token; raises OSError when it has ended."""
+        if f"S4G_TOKEN={self.token}".encode() in (folder / "environ").read_bytes():
+            return True
+        with suppress(FileNotFoundError):
+            return self.token in str((folder / "fd" / str(TOKEN_FD)).readlink())
+        return False
 
     def kill(self, title: str, count: int = 1) -> None:
         """Kill so many of its processes of a title, as soon as there are so many."""
@@ -154,6 +164,11 @@ class Command:
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.1)
+
+
+def held(at: str, marker: str | Path) -> Fault:
+    """Delay the write of an object until the marker exists: so long a run cannot pass it."""
+    return {"at": at, "do": "hold", "marker": str(marker)}
 
 
 def title_of(number: int) -> str:

@@ -12,9 +12,12 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.fault_site.fork_request import ADDRESS
+from tests.support.forked_processes import DEPENDENCIES, RAY_MODULES, SITE, serving
 
 ROOT = Path(__file__).parents[2]
 RAY = ("-m", "ray.scripts.scripts")
@@ -57,11 +60,20 @@ class Head:
 
 @contextmanager
 def ray_head(num_cpus: int) -> Iterator[Head]:
-    """Start it with ports and folders of its own; all that it has started ends with it."""
-    with tempfile.TemporaryDirectory(prefix="s4g-") as name:  # short: sockets lie there
+    """Start it with ports and folders of its own; all that it has started ends with it.
+
+    Its workers are forked from a process of its Python, with the dependencies imported.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="s4g-") as name,  # short: sockets lie there
+        ExitStack() as stack,
+    ):
         folder, token = Path(name), secrets.token_hex(32)
         python = _dependencies_only(folder / "env")
+        server = stack.enter_context(serving(DEPENDENCIES, RAY_MODULES, python, str(SITE)))
         environment = {
+            ADDRESS: server,
+            "PYTHONPATH": str(SITE),
             "HOME": name,
             "PATH": f"{python.parent}:{os.defpath}",
             "RAY_AUTH_MODE": "token",

@@ -25,6 +25,7 @@ from tests.support.faulty_runs import records, steps
 from tests.support.two_node_run import until, workers
 
 SPREAD = "spread.json"
+SECOND_DIED = "second_died"  # a file in the run's folder
 
 
 def places() -> list[tuple[str, str]]:
@@ -59,6 +60,7 @@ def main() -> None:
         until(lambda: steps(config)[-1:] > [reached + 2], thread)
         (second,) = (node for node in others if node is not first)
         cluster.remove_node(second, allow_graceful=False)
+        Path(config.run_dir, SECOND_DIED).touch()
         cluster.add_node(num_cpus=5)
         until(lambda: workers(config) == [2, 2, 2], thread)
         thread.join()

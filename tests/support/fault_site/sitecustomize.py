@@ -5,11 +5,14 @@ that object is written: kill writes half of it under a temporary name, then kill
 refuse fails the write; die ends the thread. Each strikes once, which the marker records. full
 refuses that object and all after it, as a full disk does, while the marker exists. hold delays the
 write until the marker exists.
+
+A process that Ray starts as a worker lets the fork server do it, where there is one.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
 import json
 import os
@@ -20,6 +23,9 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+if os.environ.get("S4G_FORK_SERVER") and "/default_worker.py" in " ".join(sys.orig_argv):
+    importlib.import_module("fork_request").replace_process(os.environ["S4G_FORK_SERVER"])
 
 FAULTS = json.loads(os.environ.get("S4G_FAULTS", "[]"))
 
