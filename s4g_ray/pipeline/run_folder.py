@@ -70,6 +70,9 @@ FREE_ON_RESUME = {
     "mining.when_late",
     "train.micro_batch_size",
     "train.max_failures",
+    "train.max_skipped_steps",
+    "train.profile_steps",
+    "train.compile",  # the last bits change
     "train.resize_every_s",
     "checkpoint.every_steps",
     "checkpoint.keep",

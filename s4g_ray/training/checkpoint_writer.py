@@ -27,7 +27,7 @@ class Snapshot:
         if isinstance(value, dict):
             return {name: self.copy(inner, f"{key}/{name}") for name, inner in value.items()}
         if isinstance(value, list | tuple):
-            return [self.copy(inner, f"{key}/{i}") for i, inner in enumerate(value)]
+            return type(value)(self.copy(inner, f"{key}/{i}") for i, inner in enumerate(value))
         if not isinstance(value, Tensor):
             return value
         buffer = self._buffers.get(key)

@@ -266,8 +266,8 @@ class _Worker:
         plan_sha256 = files.fingerprint(files.read_bytes(plan))
         if self.batch and plan_sha256 != self.start.info["plan_sha256"]:
             raise RunError(
-                f"{plan} is not the plan that {self.start.uri} was trained on; remove"
-                f" {self.start.uri} and resume"
+                f"{plan} is not the plan that {self.start.uri} was trained on; resume from the"
+                " checkpoint before it (--resume --from-epoch N)"
             )
         self.plan_info = {
             "plan": plan.removeprefix(self.config.run_dir).lstrip("/"),

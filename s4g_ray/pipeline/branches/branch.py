@@ -24,8 +24,9 @@ REPLACED = "replaced"  # the status of a run's former line, in its run.json
 # checkpoint, and what is there stays valid.
 FREE_SECTIONS = {"augment", "evaluation", "mining", "train"}
 FREE_KEYS = {"sampling.mode", "sampling.num_hard_negatives", "sampling.neighbor_pool_size"}
-# the metrics of all evaluations have the same names
-FIXED_KEYS = {"evaluation.radii_m"}
+# the metrics of all evaluations have the same names; the last two divide the parameters into
+# groups, each with a state of its own
+FIXED_KEYS = {"evaluation.radii_m", "train.decay_norms", "train.layer_decay"}
 
 
 @dataclass(frozen=True)

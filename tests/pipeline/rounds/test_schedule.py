@@ -48,3 +48,13 @@ def test_a_late_graph_is_replaced_by_the_newest_within_the_staleness_bound() -> 
     assert made.age(2, 8) == 5
     assert made.reusable(9, {0, 2}) is None
     assert made.reusable(8, {0, 6}) == 6
+
+
+def test_an_epoch_is_planned_ahead_unless_it_waits_for_a_round() -> None:
+    config = tiny_config(
+        "x", "y", train={"epochs": 20}, mining={"every_epochs": 4}, evaluation={"every_epochs": 3}
+    )
+    sync = Schedule(config)
+    assert [epoch for epoch in range(1, 12) if not sync.plans_ahead(epoch)] == [3, 4, 6, 8, 9]
+    overlap = schedule(every_epochs=4, schedule="overlap")
+    assert all(overlap.plans_ahead(epoch) for epoch in range(1, 12))
