@@ -31,8 +31,8 @@ def test_a_worker_out_of_memory_names_the_settings_that_need_less() -> None:
         assert isinstance(failure, RunError)
         messages.append(str(failure))
     assert messages[0] == (
-        "a worker ran out of memory with 32 of train.batch_size=128 pairs (CUDA out of memory. Tried"
-        " to allocate 20 GiB.); lower train.micro_batch_size (now all 32), or set"
+        "a worker ran out of memory with 32 of train.batch_size=128 pairs (CUDA out of memory."
+        " Tried to allocate 20 GiB.); lower train.micro_batch_size (now all 32), or set"
         " model.grad_checkpointing=true, or use more train.num_workers, and resume"
     )
     assert "can't allocate memory" in messages[1]
