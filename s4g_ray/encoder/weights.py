@@ -40,7 +40,7 @@ def check_finite(state: StateDict, what: str, remedy: str) -> None:
 
     what: names the weights in the message; remedy: ends it. Costs one pass over the weights where
     they lie, and one wait for the device: 0.02 s for 88 million weights on one core, where
-    `isfinite().all()`, which writes a mask of them, took 6 s.
+    `isfinite().all()`, which writes a mask of them, takes 0.21 s.
     """
     tensors = {
         name: value.detach()

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from s4g_ray.pipeline.loggers.pictures import Picture
+from s4g_ray.pipeline.loggers.pictures import Picture, draw_retrievals
 from s4g_ray.pipeline.loggers.points import Point
+from s4g_ray.pipeline.report.examples import Example
 from s4g_ray.storage import files
 
 RETRY_S = 5.0  # after a first failure; doubled after each further one
@@ -75,8 +76,8 @@ class Written:
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    pictures: Sequence[Picture]
+class _Retrievals:
+    examples: Sequence[Example]
     step: int
 
 
@@ -98,7 +99,7 @@ class LoggerFeed:
         self._written = _read_written(uri, origin)
         self._known_step = self._written.step  # written, or waiting to be
         self._known = set(self._written.keys)
-        self._waiting: deque[Point | _Pictures] = deque()
+        self._waiting: deque[Point | _Retrievals] = deque()
         self._is_open = False
         self._dirty = False  # points are written and not committed
         self._committed = time.monotonic()
@@ -126,10 +127,10 @@ class LoggerFeed:
             self._waiting.append(point)
             self._changed.notify_all()
 
-    def show(self, pictures: Sequence[Picture], step: int) -> None:
-        """Queue pictures of retrievals."""
+    def show(self, examples: Sequence[Example], step: int) -> None:
+        """Queue retrievals, whose pictures are drawn in the thread."""
         with self._changed:
-            self._waiting.append(_Pictures(pictures, step))
+            self._waiting.append(_Retrievals(examples, step))
             self._changed.notify_all()
 
     def end(self, *, finished: bool) -> None:
@@ -178,11 +179,11 @@ class LoggerFeed:
         period = COMMIT_S if files.is_local(self._uri) else OBJECT_COMMIT_S
         return max(0.0, self._committed + period - time.monotonic())
 
-    def _next_batch(self) -> list[Point | _Pictures]:
+    def _next_batch(self) -> list[Point | _Retrievals]:
         """Return what is written next: pictures alone, or up to batch_size points."""
-        batch: list[Point | _Pictures] = []
+        batch: list[Point | _Retrievals] = []
         for item in self._waiting:
-            if isinstance(item, _Pictures):
+            if isinstance(item, _Retrievals):
                 return batch or [item]
             if len(batch) == self._logger.batch_size:
                 break
@@ -196,14 +197,14 @@ class LoggerFeed:
         self._is_open = True
         self._save()
 
-    def _write(self, batch: Sequence[Point | _Pictures]) -> None:
+    def _write(self, batch: Sequence[Point | _Retrievals]) -> None:
         """Write a batch; it stays in the queue until it is written."""
         points = [item for item in batch if isinstance(item, Point)]
         if points:
             self._logger.write(points)
         for item in batch:
-            if isinstance(item, _Pictures):
-                self._logger.show(item.pictures, item.step)
+            if isinstance(item, _Retrievals):
+                self._logger.show(draw_retrievals(item.examples), item.step)
         for point in points:
             self._written.add(point)
         with self._changed:
@@ -211,7 +212,7 @@ class LoggerFeed:
                 self._waiting.popleft()
         self._dirty = self._dirty or bool(batch)
 
-    def _is_worth_a_commit(self, batch: Sequence[Point | _Pictures]) -> bool:
+    def _is_worth_a_commit(self, batch: Sequence[Point | _Retrievals]) -> bool:
         """Whether a batch holds more than steps, and a commit is cheap."""
         has_steps_alone = all(isinstance(item, Point) and item.is_step for item in batch)
         return files.is_local(self._uri) and not has_steps_alone

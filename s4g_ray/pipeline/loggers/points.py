@@ -75,8 +75,9 @@ class PointReader:
     def _find_step(self, record: RunRecord) -> int:
         if isinstance(record, WorkersRecord):
             return record.after_step
-        if "step" in record.values:
-            return int(record.values["step"])
+        step = record.values.get("step")
+        if isinstance(step, int):
+            return step
         return self._last_steps.get(record.values.get("epoch", -1), self._step)
 
 

@@ -14,7 +14,6 @@ from s4g_ray.config.schema import LoggerName, RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.loggers.feed import Logger, LoggerFeed
 from s4g_ray.pipeline.loggers.mlflow_logger import MlflowLogger, check_store
-from s4g_ray.pipeline.loggers.pictures import draw_retrievals
 from s4g_ray.pipeline.loggers.points import PointReader
 from s4g_ray.pipeline.loggers.tensorboard_logger import TensorBoardLogger
 from s4g_ray.pipeline.loggers.wandb_logger import WandbLogger, check_login
@@ -96,12 +95,9 @@ class RunLoggers:
             feed.put(point)
 
     def show(self, examples: Sequence[Example]) -> None:
-        """Queue pictures of retrievals of the last evaluation for each logger."""
-        if not self._feeds:
-            return
-        pictures = draw_retrievals(examples)
+        """Queue retrievals of the last evaluation for each logger, to be shown as pictures."""
         for feed in self._feeds:
-            feed.show(pictures, self._last_evaluation)
+            feed.show(examples, self._last_evaluation)
 
     @contextmanager
     def running(
