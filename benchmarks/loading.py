@@ -198,10 +198,9 @@ def pack_images(folder: Path, view: View, table: ImageTable, size: Size) -> Imag
         stored.append(image[0])
     path = folder / f"{view}.packed"
     path.write_bytes(b"".join(stored))
-    edges = np.cumsum([0, *(len(image) for image in stored)]).tolist()
+    lengths = np.array([len(image) for image in stored])
     packed = make_table([str(path)] * len(stored))
-    lengths = [end - start for start, end in pairwise(edges)]
-    return replace(packed, offsets=edges[:-1], lengths=lengths)
+    return replace(packed, offsets=np.cumsum(lengths) - lengths, lengths=lengths)
 
 
 def measure_device_augmentation(

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,14 +138,14 @@ def time_checkpoints(model: str) -> tuple[float, float, float]:
     inline, loop, thread = [], [], []
     with tempfile.TemporaryDirectory() as folder, CheckpointWriter() as writer:
 
-        def publish(state: dict[str, dict[str, object]]) -> None:
+        def publish(state: dict[str, dict[str, Any]]) -> None:
             uri = f"{folder}/step=0001"
-            publish_checkpoint(uri, state["weights"], state["state"], dim=1, epoch=0, step=1)  # type: ignore[arg-type]
+            publish_checkpoint(uri, state["weights"], state["state"], dim=1, epoch=0, step=1)
 
         for _ in range(4):
             state = {"weights": step.weights(), "state": step.state()}
             began = time.perf_counter()
-            publish(state)  # type: ignore[arg-type]
+            publish(state)
             inline.append(time.perf_counter() - began)
             began = time.perf_counter()
             writer.submit(state, publish)

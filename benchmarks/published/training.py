@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s4g_ray.encoder.encoder import Encoder
+
 
 class PublishedStep:
     """Two forward passes, full logits, clipping by value, AdamW and a schedule step a batch.
@@ -13,7 +15,7 @@ class PublishedStep:
     Source: arXiv 2303.11851, section 3, and its supplementary material.
     """
 
-    def __init__(self, encoder: nn.Module, device: torch.device, *, half: bool) -> None:
+    def __init__(self, encoder: Encoder, device: torch.device, *, half: bool) -> None:
         self.encoder = encoder
         self.device = device
         self.half = half
@@ -24,11 +26,11 @@ class PublishedStep:
     def step(self, queries: Tensor, references: Tensor) -> float:
         """Train on uint8 queries[b, 3, h, w] and references[b, 3, H, W]; return the loss."""
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            embedded_q = F.normalize(self.encoder.embed(queries.to(self.device), "queries"), dim=-1)  # type: ignore[operator]
+            embedded_q = F.normalize(self.encoder.embed(queries.to(self.device), "queries"), dim=-1)
             embedded_r = F.normalize(
                 self.encoder.embed(references.to(self.device), "references"), dim=-1
-            )  # type: ignore[operator]
-            logits = self.encoder.logit_scale.exp() * embedded_q @ embedded_r.T  # type: ignore[operator]
+            )
+            logits = self.encoder.logit_scale.exp() * embedded_q @ embedded_r.T
             labels = torch.arange(len(logits), device=self.device)
             forward = F.cross_entropy(logits, labels, label_smoothing=0.1)
             backward = F.cross_entropy(logits.T, labels, label_smoothing=0.1)

@@ -34,7 +34,7 @@ def compile_backbones(
     if not failed:
         return None
     for backbone in encoder.backbones:
-        backbone._compiled_call_impl = None  # type: ignore[assignment]  # torch has no public way
+        backbone._compiled_call_impl = None  # torch has no public way
     return failed[0]
 
 

@@ -21,7 +21,7 @@ class DevicePrefetch:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batches: Iterator[PairBatch]) -> Iterator[tuple[PairBatch, float]]:
         """Yield the batches on the device, each with the seconds that the host waited for it."""

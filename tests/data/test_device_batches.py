@@ -16,7 +16,7 @@ from s4g_ray.data.batches.augmentation_draws import BatchDraws
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.pair_loader import PairBatch, PairLoader
 from tests.conftest import SIZE
-from tests.support.sample_images import augment_config, loader
+from tests.support.sample_images import augment_config, loader, with_uris
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,8 +116,8 @@ def test_empty_slots_and_bad_images_stay_blank(synthetic: GeoDataset, tmp_path: 
 
     def load_damaged(on_device: bool) -> PairBatch:
         made = loader(synthetic, on_bad_image="skip", on_device=on_device)
-        made.queries.uris[1] = str(tmp_path / "broken.png")
-        made.references.uris[97] = str(tmp_path / "broken.png")
+        made.queries = with_uris(made.queries, {1: tmp_path / "broken.png"})
+        made.references = with_uris(made.references, {97: tmp_path / "broken.png"})
         return load(made)[0]
 
     raw = load_damaged(on_device=True)
@@ -141,8 +141,8 @@ def test_all_tensors_of_a_batch_move_and_masked_images_are_counted_before(
     synthetic: GeoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = loader(synthetic, on_bad_image="skip", on_device=True)
-    made.queries.uris[0] = "nowhere.png"
-    made.references.uris[96] = "nowhere.png"
+    made.queries = with_uris(made.queries, {0: Path("nowhere.png")})
+    made.references = with_uris(made.references, {96: Path("nowhere.png")})
     batch = load(made)[0]
     moved = batch.to(torch.device("meta"))
     tensors = [*images_of(moved), moved.valid, *[draws.packed for draws in draws_of(moved)]]

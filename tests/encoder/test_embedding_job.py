@@ -21,6 +21,7 @@ import torch
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.image_table import View
 from s4g_ray.data.images import load_view
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.distributed.placement_gate import PlacementGate
@@ -223,7 +224,7 @@ def test_an_actor_without_gpu_memory_ends_the_job_at_once_with_a_remedy(case: Ca
 class FullGpu(Numerics):
     """Numerics whose passes find no memory, as torch says it."""
 
-    def embed(self, encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+    def embed(self, encoder: Encoder, images: torch.Tensor, view: View) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
 

@@ -17,8 +17,8 @@ from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import VIEWS
-from s4g_ray.encoder import head as heads
 from s4g_ray.encoder.actors import EncoderActor, Encoding, Pixels
+from s4g_ray.encoder.architecture import head as heads
 from s4g_ray.encoder.architecture.head import GeMHead
 from s4g_ray.encoder.checkpoint import epoch_uri, load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import LoggerName, RunConfig
 from s4g_ray.errors import InputError
+from s4g_ray.pipeline.branches.branch import flatten
 from s4g_ray.pipeline.loggers.feed import Logger, LoggerFeed
 from s4g_ray.pipeline.loggers.mlflow_logger import MlflowLogger, check_store
 from s4g_ray.pipeline.loggers.points import PointReader
@@ -19,7 +20,7 @@ from s4g_ray.pipeline.loggers.tensorboard_logger import TensorBoardLogger
 from s4g_ray.pipeline.loggers.wandb_logger import WandbLogger, check_login
 from s4g_ray.pipeline.records import RunRecord, parse_record
 from s4g_ray.pipeline.report.examples import Example
-from s4g_ray.pipeline.run_folder import RunFolder, flatten
+from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
 
@@ -71,7 +72,9 @@ class RunLoggers:
     @classmethod
     def from_config(cls, config: RunConfig, folder: RunFolder, reporter: Reporter) -> Self:
         """Make the loggers of a configuration, which continue what they wrote for this folder."""
-        origin = files.fingerprint(json.dumps(flatten(config), default=str).encode())
+        origin = files.fingerprint(
+            json.dumps(flatten(config, FREE_ON_RESUME), default=str).encode()
+        )
         feeds = [
             LoggerFeed(
                 name,

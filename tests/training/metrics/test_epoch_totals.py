@@ -84,8 +84,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_across_meetings() -> None:
     add_step(window, 3)
     message = (
         r"^the gradients of 3 steps in a row are not finite \(train\.max_skipped_steps=3\), the"
-        r" last of them at step 13 \(epoch 2, batch 3 of its plan\); non-finite embeddings for query"
-        r" ids \[32\]; resume from an earlier checkpoint \(--resume --from-epoch N\)"
+        r" last of them at step 13 \(epoch 2, batch 3 of its plan\); non-finite embeddings for"
+        r" query ids \[32\]; resume from an earlier checkpoint \(--resume --from-epoch N\)"
     )
     with pytest.raises(RunError, match=message):
         counter.count(window, [True], step=13, epoch=2)
