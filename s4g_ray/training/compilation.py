@@ -1,4 +1,4 @@
-"""Compile the encoder's backbones with torch.compile, or continue without."""
+"""Compile the encoder with torch.compile, or continue without."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 
 
-def compile_backbones(
+def compile_encoder(
     encoder: Encoder, numerics: Numerics, data: DataConfig, num_images: int, device: torch.device
 ) -> str | None:
-    """Compile the backbones and try a forward and a backward pass of num_images of each view.
+    """Compile Encoder.embed and try a forward and a backward pass of num_images of each view.
 
     Returns None, or the reason for which some rank continues without: then all do. The names of
     the parameters stay.
     """
-    for backbone in encoder.backbones:
-        backbone.compile()
+    encoder.embed = torch.compile(encoder.embed)  # type: ignore[method-assign]
     try:
         _try_pass(encoder, numerics, data, num_images, device)
         reason = ""
@@ -33,8 +32,7 @@ def compile_backbones(
     failed = [reason for reason in reasons if reason]
     if not failed:
         return None
-    for backbone in encoder.backbones:
-        backbone._compiled_call_impl = None  # torch has no public way
+    del encoder.embed  # what hides the method of the class
     return failed[0]
 
 

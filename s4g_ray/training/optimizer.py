@@ -38,13 +38,14 @@ def group_parameters(
     A group's `scale` is what its learning rate is multiplied by: layer_decay to the power of the
     layers between it and the last.
     """
-    layers = layer_of_parameters(encoder)
-    last = max(layers.values())
+    layers: dict[str, int] = {}
+    if cfg.layer_decay < 1:  # timm does not tell the layers of all architectures
+        layers = layer_of_parameters(encoder)
+    last = max(layers.values(), default=0)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(encoder).items():
         decays = decay_norms or not is_norm_or_bias(name, parameter)
-        layer = last if cfg.layer_decay == 1 else layers[name]
-        groups.setdefault((layer, decays), []).append(parameter)
+        groups.setdefault((layers.get(name, last), decays), []).append(parameter)
     return [
         {
             "params": parameters,

@@ -43,7 +43,7 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.training.checkpoint_writer import CheckpointWriter
-from s4g_ray.training.compilation import compile_backbones
+from s4g_ray.training.compilation import compile_encoder
 from s4g_ray.training.failures import failure_of
 from s4g_ray.training.metrics.epoch_totals import EpochTotals, StepWindow
 from s4g_ray.training.metrics.instruments import (
@@ -172,7 +172,7 @@ class _Worker:
         share = -(-cfg.train.batch_size // self.num_ranks)
         num_images = min(share, cfg.train.micro_batch_size or share)
         self.numerics.prepare(self.encoder)
-        reason = compile_backbones(self.encoder, self.numerics, cfg.data, num_images, self.device)
+        reason = compile_encoder(self.encoder, self.numerics, cfg.data, num_images, self.device)
         if reason is not None and self.rank == 0:
             text = f"train.compile=true, but the encoder does not compile ({reason}): continuing"
             self._post("notice", text=f"{text} without")
