@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -17,7 +17,8 @@ from s4g_ray.encoder.weights import first_line
 from s4g_ray.errors import InputError
 
 SIZE_KEYS: dict[View, str] = {"queries": "query_size", "references": "reference_size"}
-LONGEST_STEP = 64  # pixels: sizes that are multiples of up to so many are tried in place of another
+# pixels: patches and strides of timm's models, of which sizes are multiples that may fit
+STEPS = (4, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64)
 
 
 class _OneView(nn.Module):
@@ -49,17 +50,19 @@ def fit_model_to_sizes(model: ModelConfig, data: DataConfig) -> ModelConfig:
     faults = {view: _find_fault(encoder, view, size) for view, size in sizes.items()}
     if not any(faults.values()):
         return model
-    is_resizable = not SIZE_OPTIONS & model.options.keys()
-    is_one_size = len(set(sizes.values())) == 1
-    if is_resizable and is_one_size:
+    is_resizable = _is_built_for_a_size(encoder, model) and len(set(sizes.values())) == 1
+    if is_resizable:
         resized = _with_image_size(model, data.reference_size)
         if _takes(resized, data.reference_size):
             return resized
     lines = []
+    remedies: dict[Size, str] = {}  # the same for both views
     for view, fault in faults.items():
         if fault:
-            remedy = _find_remedy(encoder, model, view, sizes[view], is_resizable and is_one_size)
-            lines.append(_describe(model, data, view, sizes[view], f"{fault}; {remedy}"))
+            size = sizes[view]
+            if size not in remedies:
+                remedies[size] = _find_remedy(encoder, model, size, is_resizable)
+            lines.append(_describe(model, data, view, size, f"{fault}; {remedies[size]}"))
     raise InputError("\n".join(lines))
 
 
@@ -92,6 +95,14 @@ def _find_fault(encoder: Encoder, view: View, size: Size) -> str:
     return "" if shape == [1, encoder.dim] else f"the output has shape {shape}"
 
 
+def _is_built_for_a_size(encoder: Encoder, model: ModelConfig) -> bool:
+    """Return whether options.img_size, which is not set, would build the model for other sizes."""
+    backbone = encoder.model
+    has_option = "img_size" in inspect.signature(type(backbone).__init__).parameters
+    takes_any = getattr(backbone, "dynamic_img_size", False)
+    return has_option and not takes_any and not SIZE_OPTIONS & model.options.keys()
+
+
 def _with_image_size(model: ModelConfig, size: Size) -> ModelConfig:
     return model.model_copy(update={"options": {**model.options, "img_size": list(size)}})
 
@@ -105,19 +116,17 @@ def _takes(model: ModelConfig, size: Size) -> bool:
     return not _find_fault(encoder, "references", size)
 
 
-def _find_remedy(
-    encoder: Encoder, model: ModelConfig, view: View, size: Size, is_resizable: bool
-) -> str:
+def _find_remedy(encoder: Encoder, model: ModelConfig, size: Size, is_resizable: bool) -> str:
     """Return what a user can do about a size that a model does not take.
 
     is_resizable: whether the model could be built for another size than the encoder's.
     """
     if is_resizable:
-        for near in _near_sizes(size, steps=(7, 8, 14, 16, 32)):
+        for near in _near_sizes(size):
             if _takes(_with_image_size(model, near), near):
                 return f"the nearest size that fits is {list(near)}, of queries and references"
     for near in _near_sizes(size):
-        if not _find_fault(encoder, view, near):
+        if not _find_fault(encoder, "references", near):
             return f"the nearest size that fits is {list(near)}"
     if SIZE_OPTIONS & model.options.keys():
         return "change it, or model.options"
@@ -127,18 +136,13 @@ def _find_remedy(
     )
 
 
-def _near_sizes(
-    size: Size, steps: tuple[int, ...] = tuple(range(2, LONGEST_STEP + 1))
-) -> list[Size]:
-    """Return sizes whose height and width are multiples of a step, the nearest to `size` first."""
-    found = set(_multiples(size, steps))
-    return sorted(found, key=lambda near: (abs(near[0] - size[0]) + abs(near[1] - size[1]), near))
-
-
-def _multiples(size: Size, steps: tuple[int, ...]) -> Iterator[Size]:
+def _near_sizes(size: Size) -> list[Size]:
+    """Return sizes whose height and width are multiples of one of STEPS, the nearest first."""
     height, width = size
-    for step in steps:
-        yield max(1, round(height / step)) * step, max(1, round(width / step)) * step
+    found = {
+        (max(1, round(height / step)) * step, max(1, round(width / step)) * step) for step in STEPS
+    }
+    return sorted(found, key=lambda near: (abs(near[0] - height) + abs(near[1] - width), near))
 
 
 def _describe(model: ModelConfig, data: DataConfig, view: View, size: Size, fault: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_a_model_built_for_one_size_is_built_for_the_configured_one() -> None:
     name = "beit_base_patch16_224"
     fitted = fit(name, (64, 96), (64, 96), options=SMALL_BEIT)
     assert fitted.options == {**SMALL_BEIT, "img_size": [64, 96]}
+    assert fit(name, (64, 96), (64, 96), options=fitted.options) == fitted  # as on resume
     with torch.inference_mode():
         encoder = Encoder.build(fitted).eval()
         assert encoder.embed(images(1, (64, 96)), "queries").shape == (1, encoder.dim)
@@ -112,6 +114,21 @@ def test_a_patch_that_leaves_a_rest_is_refused_where_the_model_would_crop_it() -
         fit("vit_tiny_patch16_224", (40, 40), (40, 40), options=options)
     padded = {"dynamic_img_size": True, "dynamic_img_pad": True}
     assert fit("test_vit", (40, 40), (40, 44), options=padded).options == padded
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit", "resnet10t", "test_efficientnet"])
+def test_shapes_without_data_fail_exactly_where_a_forward_pass_fails(name: str) -> None:
+    encoder = Encoder.build(ModelConfig(name=name, pretrained=False)).eval()
+    for size in ((8, 64), (16, 16), (33, 48), (64, 80)):
+        is_fitting = True
+        with torch.inference_mode():
+            try:
+                encoder.embed(images(1, size), "references")
+            except (AssertionError, RuntimeError):
+                is_fitting = False
+        expected = nullcontext() if is_fitting else pytest.raises(InputError, match="nearest size")
+        with expected:
+            fit(name, size, size)
 
 
 def test_models_that_need_data_are_built_with_random_weights(
