@@ -84,8 +84,8 @@ def main() -> None:
         title="Memory of a training rank",
         text=(
             "private bytes a place (a query, a reference and their pair) of a rank, after all rows"
-            " were read; lists: the columns as Python lists and arrays of each rank, as before, with"
-            " what Arrow keeps after reading and validating the data set;"
+            " were read; lists: the columns as Python lists and arrays of each rank, as before,"
+            " with what Arrow keeps after reading and validating the data set;"
             " tables: mapped from the node's cache; plan: the rank's share of an epoch's pairs, of"
             f" {RANKS} ranks. Shared: pages of the page cache that all ranks of a node map. Built:"
             " once a node, validation of the data set and the start of a process included. Batch:"
