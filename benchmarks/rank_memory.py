@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from benchmarks.support.record import Cell, apart, record
 from s4g_ray.data.tables.node_cache import open_image_tables
 
 RANKS = 2
+KINDS = ("loose", "packed")
 BUDGET = 32  # private bytes a place
 
 
@@ -69,18 +71,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--lists", type=int, default=1_000_000, help="largest count for lists")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     given = parser.parse_args()
+    other_load = round(os.getloadavg()[0], 1)
     rows = []
     for count in given.counts:
-        for packed in (False, True):
-            rows.append(measure_count(count, packed, count <= given.lists))
+        for kind in given.kinds:
+            rows.append(measure_count(count, kind == "packed", count <= given.lists))
             print(rows[-1], flush=True)
     record(
         "rank_memory",
         title="Memory of a training rank",
         text=(
             "private bytes a place (a query, a reference and their pair) of a rank, after all rows"
-            " were read; lists: the columns as Python lists and arrays of each rank, as before;"
+            " were read; lists: the columns as Python lists and arrays of each rank, as before,"
+            " with what Arrow keeps after reading and validating the data set;"
             " tables: mapped from the node's cache; plan: the rank's share of an epoch's pairs, of"
             f" {RANKS} ranks. Shared: pages of the page cache that all ranks of a node map. Built:"
             " once a node, validation of the data set and the start of a process included. Batch:"
@@ -101,7 +106,7 @@ def main() -> None:
             "batch",
         ],
         rows=rows,
-        config={"ranks": RANKS, "batch": rank_probe.BATCH},
+        config={"ranks": RANKS, "batch": rank_probe.BATCH, "other load": other_load},
         order=35,
     )
 

@@ -26,7 +26,7 @@ class DataConfig(Section):
 
     uri: str  # a canonical data set: a folder or s3://...
     # a local folder of each node for the tables of image files that its training workers share,
-    # about 40 bytes an image; none: the folder of temporary files (TMPDIR)
+    # about 50 bytes an image; none: the folder of temporary files (TMPDIR)
     cache_dir: str | None = None
     train_split: str = "train"
     test_split: str = "test"
