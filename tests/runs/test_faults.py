@@ -86,8 +86,9 @@ def end(config: RunConfig, status: int, *faults: Fault) -> Command:
     return command
 
 
-# Takes minutes: each of the ten commands starts a Ray session, its workers and its actors anew. The
-# death of a driver ends them all, and the test is about what such a start finds in the folder.
+# Takes more than a minute: each of the ten commands starts a Ray session, its workers and its
+# actors anew. The death of a driver ends them all, and the test is about what such a start finds in
+# the folder.
 def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same_end(
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
