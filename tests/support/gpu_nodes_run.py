@@ -34,6 +34,7 @@ from tests.conftest import tiny_config
 Spot = tuple[str, str]  # node, GPU
 STEPS = "steps"  # a file: the step of the newest checkpoint
 STEP_S = 0.02
+RESTART_S = 2.0  # for lost actors to take the GPUs that the lost workers' group has left
 START_S = 40.0  # for workers and actors
 
 
@@ -165,6 +166,12 @@ def drain(node_id: str) -> None:
     assert accepted, why
 
 
+def await_death(node_id: str) -> None:
+    """Wait until Ray has noticed that a node died: it then starts the node's actors elsewhere."""
+    while any(node["Alive"] and node["NodeID"] == node_id for node in ray.nodes()):  # type: ignore[no-untyped-call]
+        time.sleep(0.1)
+
+
 def main() -> None:
     # conftest has set the first to 0
     os.environ.update(
@@ -183,9 +190,10 @@ def main() -> None:
     try:
         found = [scene.describe()]
         cluster.remove_node(nodes[1], allow_graceful=False)
-        # beside the GPUs of the first node there is none until another comes
         while not any(message["kind"] == "lost" for message in scene.messages):
             scene.messages += scene.training.take()
+        await_death(nodes[1].node_id)
+        time.sleep(RESTART_S)
         nodes.append(cluster.add_node(num_cpus=4, num_gpus=2))
         found.append(scene.describe())
         nodes.append(cluster.add_node(num_cpus=4, num_gpus=2))

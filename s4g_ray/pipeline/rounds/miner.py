@@ -74,7 +74,7 @@ class Miner:
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        service = self._service(collection)
+        service = self.service_for(collection)
         index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
         if index is None:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
@@ -112,7 +112,11 @@ class Miner:
             return self._mining
         return self._mining.model_copy(update={"relative_margin": None})
 
-    def _service(self, collection: Collection) -> IndexService:
+    def service_for(self, collection: Collection) -> IndexService:
+        """Return the service of a collection, started where it is needed first, or again.
+
+        Raises RunError when the shards do not start, or workers were placed meanwhile.
+        """
         self._await_gate()
         if collection not in self._services:
             folder = self._graphs.folder

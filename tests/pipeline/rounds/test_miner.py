@@ -1,0 +1,99 @@
+"""Index shards beside workers: they start after them, and those on GPUs start again with them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.distributed.placement_gate import PlacementGate
+from s4g_ray.errors import RunError
+from s4g_ray.pipeline.rounds.miner import Miner
+from s4g_ray.progress import Reporter
+
+
+class FakeGate(PlacementGate):
+    """A gate in this process that closes when the test says so."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.admitted: list[Any] = []
+        self.closes_at_start = False
+
+    def wait_until_open(self, check: Any) -> int:
+        check()
+        return self.count
+
+    def admit(self, actors: Any, num_releases: int) -> bool:
+        if self.closes_at_start:
+            self.closes_at_start = False
+            self.count += 1
+        self.admitted.extend(actors)
+        return num_releases == self.count
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders of the services that were started, and those that were stopped."""
+    events: list[str] = []
+
+    class FakeService:
+        def __init__(self, _: MiningConfig, folder: str, **__: Any) -> None:
+            self.name = folder
+            self.client = SimpleNamespace(shards=(f"shard of {folder}",))
+            events.append(f"start {folder}")
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            events.append(f"stop {self.name}")
+
+    monkeypatch.setattr("s4g_ray.pipeline.rounds.miner.IndexService", FakeService)
+    return events
+
+
+def make_miner(gate: FakeGate, gpus: float) -> Miner:
+    graphs: Any = SimpleNamespace(folder=SimpleNamespace(path=str, info={}))
+    mining = MiningConfig(gpus_per_shard=gpus)
+    return Miner(graphs, mining, Reporter(), seed=0, start_timeout_s=1.0, gate=gate)
+
+
+def test_shards_on_gpus_are_admitted_and_start_again_after_they_made_room(
+    started: list[str],
+) -> None:
+    gate = FakeGate()
+    with make_miner(gate, 0.1) as miner:
+        first = miner.service_for("pairs")
+        assert miner.service_for("pairs") is first
+        assert gate.admitted == ["shard of index"]
+        gate.count += 1
+        assert miner.service_for("pairs") is not first
+        assert started == ["start index", "stop index", "start index"]
+    assert started[3:] == ["stop index"]
+
+
+def test_shards_that_started_while_workers_were_placed_start_again_with_the_next_try(
+    started: list[str],
+) -> None:
+    gate = FakeGate()
+    gate.closes_at_start = True
+    with make_miner(gate, 0.1) as miner:
+        with pytest.raises(RunError, match="workers were placed anew"):
+            miner.service_for("pairs")
+        miner.service_for("pairs")
+        assert started == ["start index", "stop index", "start index"]
+
+
+def test_shards_on_cpus_stay_when_workers_are_placed_again(started: list[str]) -> None:
+    gate = FakeGate()
+    with make_miner(gate, 0) as miner:
+        first = miner.service_for("pairs")
+        gate.count += 1
+        assert miner.service_for("pairs") is first
+        assert gate.admitted == []
+    with pytest.raises(RunError, match="the run ends"):
+        miner.service_for("gallery")
+    assert started == ["start index", "stop index"]
