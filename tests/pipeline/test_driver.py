@@ -36,7 +36,7 @@ from s4g_ray.pipeline.report.charts import great_circle
 from s4g_ray.pipeline.report.examples import Example
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
-from s4g_ray.pipeline.run_folder import RunFolder, RunResult
+from s4g_ray.pipeline.run_folder import RunFolder, RunResult, read_records
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
@@ -351,19 +351,25 @@ def test_a_corrupt_image_stops_embedding_and_training_by_name(
         )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(
+def test_steps_without_finite_gradients_are_skipped_and_stop_the_run_when_they_do_not_end(
     ray_cluster: None, synthetic: GeoDataset, tmp_path: Path
 ) -> None:
+    """The first step makes the weights so large that no later one has a finite loss."""
     config = tiny_config(
         tmp_path / "run",
         synthetic.uri,
-        train={"learning_rate": 1e30, "warmup_epochs": 0, **ONE_WORKER},
+        train={"learning_rate": 1e30, "warmup_epochs": 0, "max_skipped_steps": 3, **ONE_WORKER},
         evaluation={"before_training": False},
     )
-    with pytest.raises(
-        RunError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1, batch \d+ of its plan\)"
-    ):
+    message = (
+        r"the gradients of 3 steps in a row are not finite \(train\.max_skipped_steps=3\), the"
+        r" last of them at step 4 \(epoch 1, batch 3 of its plan\); non-finite embeddings for query"
+    )
+    with pytest.raises(RunError, match=message):
         run(config)
+    skipped = [record for record in read_records(config.run_dir) if record["kind"] == "skipped"]
+    assert [record["step"] for record in skipped] == [2, 3]
+    assert not Path(config.run_dir, "checkpoints/epoch=0001").exists()
 
 
 def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
