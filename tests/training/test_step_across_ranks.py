@@ -62,6 +62,7 @@ class Case:
     micro: int | None
     precision: Precision = "fp32"
     overflows: bool = False  # the gradients of all ranks but the first; all must skip the step
+    compression: str = "none"
 
 
 def rank_main(rank: int, world: int, folder: str, cases: Sequence[Case]) -> None:
@@ -79,7 +80,10 @@ def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool
     """Return loss, gradient, how many numbers ranks reduced, and whether the step was skipped."""
     dtype = torch.float64 if case.precision == "fp32" else torch.float32
     training_step = TrainingStep(
-        encoder(dtype=dtype), Numerics(case.precision), config(case.micro), CPU
+        encoder(dtype=dtype),
+        Numerics(case.precision),
+        config(case.micro, gradient_compression=case.compression),
+        CPU,
     )
     assert isinstance(training_step.model, torch.nn.parallel.DistributedDataParallel)
     reduced: list[int] = []
@@ -88,7 +92,8 @@ def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool
         reduced.append(bucket.buffer().numel())
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]
 
-    training_step.model.register_comm_hook(None, lambda _, bucket: count(bucket))
+    if case.compression == "none":  # one hook is possible
+        training_step.model.register_comm_hook(None, lambda _, bucket: count(bucket))
     if case.overflows and dist.get_rank():
         overflow(training_step.encoder)
     result = training_step.step(batch, seed=SEED, position=0.5)
@@ -109,12 +114,13 @@ def run_ranks(world: int, folder: Path, cases: Sequence[Case]) -> Found:
 TWO = [Case(name, micro) for name in BATCHES for micro in (None, 3)]
 PRECISIONS: list[Precision] = ["fp32", "bf16", "fp16"]
 OVERFLOW = [Case("gallery", micro, name, True) for micro in (None, 3) for name in PRECISIONS]
+COMPRESSED = [Case("pairs", micro, compression="bf16") for micro in (None, 3)]
 THREE = [Case(name, micro) for name in ("pairs", "masks") for micro in (None, 2)]
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return run_ranks(2, tmp_path_factory.mktemp("two"), [*TWO, *OVERFLOW])
+    return run_ranks(2, tmp_path_factory.mktemp("two"), [*TWO, *OVERFLOW, *COMPRESSED])
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +160,18 @@ def test_each_gradient_is_reduced_over_ranks_once_a_step(two_ranks: Found, case:
 @pytest.mark.parametrize("case", OVERFLOW)
 def test_all_ranks_skip_a_step_that_overflows_on_one(two_ranks: Found, case: Case) -> None:
     assert [skipped for *_, skipped in two_ranks[case]] == [True, True]
+
+
+@pytest.mark.parametrize("case", COMPRESSED)
+def test_gradients_sent_in_bf16_come_close_and_are_the_same_on_all_ranks(
+    two_ranks: Found, case: Case
+) -> None:
+    _, wanted = oracle(encoder(), BATCHES[case.batch]())
+    (_, first, *_), (_, second, *_) = two_ranks[case]
+    differs = False
+    for name, gradient in wanted.items():
+        assert torch.equal(first[name], second[name])
+        error = (first[name] - gradient).abs().max() / gradient.abs().max()
+        assert error < 0.02, name
+        differs = differs or error > 1e-4
+    assert differs
