@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RaySystemError
+from ray.exceptions import RayError
 
 # NCCL's own warnings, and torch's message when a collective operation ends after its timeout
 WARNING = re.compile(r"NCCL (WARN|ERROR)|Watchdog caught collective operation timeout")
@@ -56,10 +56,12 @@ def shown_warnings(show: Callable[[str], None]) -> Iterator[None]:
         warnings = WarningFilter()
         while not ended.is_set():
             try:
-                lines: dict[str, Any] = subscriber.poll(timeout=POLL_S)
-            except (OSError, RaySystemError):  # the cluster is gone: the run ends of itself
+                lines: dict[str, Any] | None = subscriber.poll(timeout=POLL_S)
+            except (OSError, RayError):  # the cluster is gone: the run ends of itself
                 return
-            if lines["job"] == context.get_job_id():
+            if lines is None:  # Ray's store does not answer
+                ended.wait(POLL_S)
+            elif lines["job"] == context.get_job_id():
                 for warning in warnings.find_new(lines["lines"]):
                     show(f"           {lines['ip']}: {warning}")
 

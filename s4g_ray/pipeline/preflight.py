@@ -15,6 +15,7 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.placement import (
+    UNIT,
     Need,
     Node,
     actor_need,
@@ -40,13 +41,19 @@ def check_gpu_use(config: RunConfig) -> None:
             f"embedding.on_cpu=true contradicts embedding.gpus_per_actor="
             f"{embedding.gpus_per_actor:g}; remove one of them"
         )
-    if config.train.use_gpu and embedding.gpus_per_actor == 0 and not embedding.on_cpu:
+    if not config.train.use_gpu or embedding.on_cpu or config.placed_embedding.gpus_per_actor:
+        return
+    if embedding.gpus_per_actor is None:
         raise InputError(
-            "embedding.gpus_per_actor=0 embeds on CPUs although train.use_gpu=true, which takes far"
-            " longer than on GPUs; remove it (actors then take"
-            f" {share_rest(config.train, embedding.num_actors):g} GPUs each), or set"
-            " embedding.on_cpu=true to embed on CPUs"
+            f"train.gpus_per_worker={config.train.gpus_per_worker:g} leaves no share of a GPU for"
+            f" embedding.num_actors={embedding.num_actors}; lower either"
         )
+    raise InputError(
+        "embedding.gpus_per_actor=0 embeds on CPUs although train.use_gpu=true, which takes far"
+        " longer than on GPUs; remove it (actors then take"
+        f" {share_rest(config.train, embedding.num_actors):g} GPUs each), or set"
+        " embedding.on_cpu=true to embed on CPUs"
+    )
 
 
 def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> None:
@@ -176,7 +183,7 @@ def check_gpu_shares(train: TrainConfig, nodes: Sequence[Node]) -> None:
             units(node.gpus) // units(train.gpus),
             units(node.cpus) // units(train.cpus_per_worker),
         )
-        num_fitting = int(node.gpus) * int(1 // train.gpus)
+        num_fitting = int(node.gpus) * (UNIT // units(train.gpus))
         if min(num_tried, num_summed) > num_fitting:
             enough = math.floor(100 * node.gpus / (node.gpus + 1) + 1) / 100
             raise InputError(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from s4g_ray.config.loading import override_config
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.placement import Node
@@ -206,6 +207,13 @@ def test_embedding_on_cpus_beside_gpus_must_be_asked_for() -> None:
     config = tiny_config("r", "d", train=beside, embedding={"gpus_per_actor": 0})
     with pytest.raises(InputError, match=r"take 0\.4 GPUs each\), or set embedding\.on_cpu=true"):
         check_gpu_use(config)
+    full = tiny_config(
+        "r", "d", train={"use_gpu": True, "gpus_per_worker": 0.9999, "num_workers": 1}
+    )
+    check_gpu_use(full)
+    full = override_config(full, ["embedding.num_actors=2"])
+    with pytest.raises(InputError, match=r"leaves no share of a GPU for embedding\.num_actors=2"):
+        check_gpu_use(full)
     for told in ({"gpus_per_actor": 0, "on_cpu": True}, {"on_cpu": True}):
         config = tiny_config("r", "d", train=beside, embedding=told)
         check_gpu_use(config)
