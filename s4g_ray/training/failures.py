@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.errors import BadImageError, InputError, RunError, StoreError, WriteError
+from s4g_ray.errors import (
+    BadImageError,
+    GpuMemoryError,
+    InputError,
+    RunError,
+    StoreError,
+    WriteError,
+)
 
 FAILURES: dict[str, type[Exception]] = {
-    error.__name__: error for error in (BadImageError, InputError, RunError, StoreError, WriteError)
+    error.__name__: error
+    for error in (BadImageError, GpuMemoryError, InputError, RunError, StoreError, WriteError)
 }
 
 
@@ -17,7 +25,10 @@ def failure_of(error: Exception, config: RunConfig) -> Exception | None:
     if isinstance(error, tuple(FAILURES.values())):
         return error
     if is_out_of_memory(error):
-        return RunError(describe_out_of_memory(config, error))
+        message = describe_out_of_memory(config, error)
+        if isinstance(error, torch.OutOfMemoryError):
+            return GpuMemoryError(message)
+        return RunError(message)
     return None
 
 
