@@ -23,6 +23,7 @@ from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.checkpoint_writer import Snapshot
+from s4g_ray.training.compilation import compile_encoder
 from s4g_ray.training.metrics.instruments import count_batch_flops, peak_tflops
 from s4g_ray.training.prefetch import DevicePrefetch
 from s4g_ray.training.step import TrainingStep
@@ -89,15 +90,17 @@ class Bench:
     def run(self, case: Case) -> list[str]:
         """Run a case; return the cells of its row: step, pairs/s, TFLOP/s, MFU, memory."""
         train = self.config.train.model_copy(
-            update={
-                "tf32": case.tf32,
-                "compile": case.compile,
-                "micro_batch_size": case.micro_batch_size,
-            }
+            update={"tf32": case.tf32, "micro_batch_size": case.micro_batch_size}
         )
         encoder = Encoder.build(self.config.model)
         step = TrainingStep(encoder, case.numerics, train, self.device)
         flops = count_batch_flops(encoder, self.config, self.device)
+        if case.compile:
+            reason = compile_encoder(
+                encoder, case.numerics, self.config.data, train.batch_size, self.device
+            )
+            if reason is not None:
+                return [f"does not compile: {reason}"]
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         moved = self._move(case)

@@ -5,6 +5,7 @@ gradient_cache     the gradient of batches larger than memory, in chunks (GradCa
 optimizer          AdamW over groups of parameters, the learning rate, averaged weights
 step               TrainingStep: gradients, clipping and update of one step
 prefetch           batches moved to the device one ahead
+compilation        torch.compile of the encoder, or a message and none
 checkpoint_writer  checkpoints published by a thread
 metrics/           metrics of an epoch, summed over its steps and ranks; speed
 mailbox            the actor that carries messages between driver and workers

@@ -3,19 +3,22 @@ from __future__ import annotations
 import copy
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as harness
-from benchmarks import loading, planning
+from benchmarks import gpu_step, loading, planning
 from benchmarks.evaluation import draw_embeddings
 from benchmarks.projection import Cluster, Rates, Stage, describe_bottleneck, project
 from benchmarks.published import evaluation as published_evaluation
 from benchmarks.published import loading as published_loading
 from benchmarks.published.geography import distance_matrix, nearest
+from benchmarks.published.training import PublishedStep
 from benchmarks.support import record as records
 from benchmarks.support.record import (
     Measured,
@@ -30,6 +33,7 @@ from benchmarks.support.record import (
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.evaluation.metrics import retrieval_metrics
 from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
+from tests.support.step_batches import encoder, make_batch, oracle
 
 RESULT = {
     "title": "Speed",
@@ -287,3 +291,30 @@ def test_a_projection_without_a_result_or_rate_names_the_benchmark_to_run(name: 
     changed[name]["rates"] = {}
     with pytest.raises(SystemExit, match=rf"results/{name}.json holds no rate '\w+'; run"):
         Rates.read(changed)
+
+
+def test_steps_on_a_gpu_are_measured_here_on_the_cpu() -> None:
+    arguments = Namespace(model="test_convnext", size=32, pairs=4, steps=1)
+    bench = gpu_step.Bench(arguments, torch.device("cpu"))
+    rows = [bench.run(case) for case in gpu_step.cases(4) if not case.compile]
+    assert len(rows) == 8
+    for step, pairs, tflops, mfu, memory in rows:
+        assert step.endswith(" ms")
+        assert float(pairs) > 0
+        assert float(tflops) >= 0
+        assert (mfu, memory) == ("unknown", "-")
+    assert 0 < bench.time_snapshot() < 5
+
+
+def test_a_step_in_the_published_form_has_the_gradient_of_ours() -> None:
+    batch = make_batch()
+    wanted, gradients = oracle(encoder(), batch)
+    published = PublishedStep(encoder(), torch.device("cpu"), half=False)
+    before = {name: p.detach().clone() for name, p in published.encoder.named_parameters()}
+    assert published.step(batch.queries, batch.references) == pytest.approx(wanted, rel=1e-6)
+    after = dict(published.encoder.named_parameters())
+    for name, gradient in gradients.items():
+        # the first step of AdamW goes against the sign of the gradient
+        moved = before[name] * (1 - 1e-5) - after[name].detach()
+        is_clear = gradient.abs() > 1e-6
+        assert torch.equal(moved.sign()[is_clear], gradient.sign()[is_clear]), name

@@ -209,6 +209,11 @@ NOT_RUN = [
         check_shell,
     ),
     NotRun(
+        r"python -m benchmarks\.gpu_step --pairs 64",
+        "takes minutes; tests/repository/test_benchmarks.py runs its parts on few images",
+        check_shell,
+    ),
+    NotRun(
         r"prometheus .*|curl .*/metrics",
         "wants a server; a test reads a run's metrics",
         check_shell,
