@@ -103,7 +103,7 @@ class TrainConfig(Section):
     # gradient scaler
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
-    tf32: bool = True  # CUDA: fp32 products of matrices with 10 bits of mantissa
+    tf32: bool = True  # CUDA: fp32 products, those of the loss too, with 10 bits of mantissa
     compile: bool = False  # torch.compile the encoder; the first step takes minutes longer
     gradient_compression: Literal["none", "bf16"] = "none"  # of the sum over workers
     cpus_per_worker: float = Field(0.5, gt=0)  # logical, for Ray's scheduler

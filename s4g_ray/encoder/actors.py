@@ -270,7 +270,7 @@ class EncoderPool:
 
     def start_first(self) -> None:
         """Start the actors where others must not start before them; returns at once elsewhere."""
-        if self._gate is not None and not self.actors:
+        if self._gate is not None and (not self.actors or self._are_released()):
             with self.job():
                 pass
 

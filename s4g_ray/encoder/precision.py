@@ -38,7 +38,7 @@ class Numerics:
     def layout(self, images: Tensor) -> Tensor:
         """Return the images in the chosen memory format."""
         if not self.channels_last:
-            return images
+            return images.contiguous()
         return images.contiguous(memory_format=torch.channels_last)
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -65,6 +65,13 @@ def numerics_choices(train: TrainConfig) -> list[Numerics]:
     ]
 
 
+def allow_tf32(train: TrainConfig, device: torch.device) -> None:
+    """Set whether fp32 products of this process use TF32, on CUDA."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = train.tf32
+
+
 def measure_numerics(
     model: ModelConfig, train: TrainConfig, size: tuple[int, int], checkpoint: str, device: str
 ) -> list[tuple[Numerics, float]]:
@@ -77,6 +84,7 @@ def measure_numerics(
     torch.set_num_threads(train.threads_per_worker)
     count = min(train.batch_size // train.workers[1], 16)
     images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8).to(device)
+    allow_tf32(train, images.device)
     speeds = []
     for numerics in numerics_choices(train):
         # real weights: random ones can drive activations into slow subnormal numbers

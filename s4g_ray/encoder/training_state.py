@@ -82,8 +82,17 @@ def restore_state(
         for own, old in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    _adopt_layout(optimizer)
     if scaler.is_enabled() and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+
+
+def _adopt_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out each moment as its parameter is: fused optimisers read both in one order."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.dim():
+                moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def check_state_fits(

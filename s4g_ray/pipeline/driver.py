@@ -226,7 +226,8 @@ class Driver:
         """Start the rounds' actors, their coordinator, the planner's thread and the workers."""
         cfg = self.config
         timeout_s = cfg.ray.start_timeout_s
-        gate = make_gate(cfg.train.use_gpu and bool(cfg.placed_embedding.gpus_per_actor))
+        takes_gpus = cfg.placed_embedding.gpus_per_actor or cfg.mining.gpus_per_shard
+        gate = make_gate(cfg.train.use_gpu and bool(takes_gpus))
         miner = Miner(
             self.graphs,
             cfg.mining,

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.precision import Numerics, measure_numerics, numerics_choices
 from s4g_ray.errors import RunError
 from s4g_ray.pipeline.run_folder import RunFolder
 from s4g_ray.progress import Reporter
+from s4g_ray.training.failures import failure_of
 
 
 def choose_numerics(
@@ -65,4 +67,8 @@ def measure_on_cluster(
                     f"{config.ray.start_timeout_s:g}: is there room for a worker? set"
                     " train.precision and train.channels_last to do without"
                 )
-        return ray.get(call)  # type: ignore[no-any-return]
+        try:
+            return ray.get(call)  # type: ignore[no-any-return]
+        except RayTaskError as error:
+            failure = failure_of(error.cause, config)
+            raise error if failure is None else failure from error

@@ -287,8 +287,8 @@ class RunResult:
     """The result of a run: test metrics of the trained encoder, and of the untrained one.
 
     untrained: None where epoch 0 was not evaluated. finished: false when SIGTERM ended the run
-    early; `resume` continues it. ray_result: ray.train.Result of the last start of the workers;
-    None where none started.
+    early; `resume` continues it. ray_result: ray.train.Result of the workers, whose
+    checkpoints and metrics are empty: those are this project's own. None where none started.
     """
 
     run_dir: str

@@ -19,12 +19,17 @@ def compile_encoder(
     Returns None, or the reason for which some rank continues without: then all do. The names of
     the parameters stay.
     """
+    buffers = [buffer.clone() for buffer in encoder.buffers()]  # statistics of batch norms
     encoder.embed = torch.compile(encoder.embed)  # type: ignore[method-assign]
     try:
         _try_pass(encoder, numerics, data, num_images, device)
         reason = ""
     except Exception as error:  # the compiler raises errors of many kinds
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    with torch.no_grad():
+        for buffer, before in zip(encoder.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    encoder.zero_grad(set_to_none=True)
     reasons = [reason]
     if dist.is_initialized():
         reasons = [""] * dist.get_world_size()
@@ -48,4 +53,3 @@ def _try_pass(
     with numerics.autocast(device):
         queries, references, _ = encoder(black(data.visible_query_size), black(data.reference_size))
     (queries.float().sum() + references.float().sum()).backward()
-    encoder.zero_grad(set_to_none=True)

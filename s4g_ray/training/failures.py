@@ -20,15 +20,21 @@ FAILURES: dict[str, type[Exception]] = {
 }
 
 
+# of CUDA itself, of cuBLAS, of NCCL and of the host's allocator, beside torch.OutOfMemoryError
+NO_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+)
+
+
 def failure_of(error: Exception, config: RunConfig) -> Exception | None:
     """Return the error that ends the run, for a worker's error; None for one that may pass."""
     if isinstance(error, tuple(FAILURES.values())):
         return error
     if is_out_of_memory(error):
         message = describe_out_of_memory(config, error)
-        if isinstance(error, torch.OutOfMemoryError):
-            return GpuMemoryError(message)
-        return RunError(message)
+        return GpuMemoryError(message) if config.train.use_gpu else RunError(message)
     return None
 
 
@@ -36,19 +42,20 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether torch found no memory, on a GPU or on the host."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def describe_out_of_memory(config: RunConfig, error: Exception) -> str:
     """Return the message of a worker without memory, with the settings that need less."""
     train = config.train
-    share = -(-train.batch_size // train.workers[1])
-    remedies = [f"train.micro_batch_size (now {train.micro_batch_size or f'all {share}'})"]
+    fewest, most = train.workers
+    share = -(-train.batch_size // most)
+    shares = f"{share}" if fewest == most else f"{share} or more"
+    remedies = [f"lower train.micro_batch_size (now {train.micro_batch_size or f'all {share}'})"]
     if not config.model.grad_checkpointing:
-        remedies.append("model.grad_checkpointing=true")
-    remedies.append("more train.num_workers")
+        remedies.append("set model.grad_checkpointing=true")
+    remedies.append("use more train.num_workers")
     return (
-        f"a worker ran out of memory with {share} of train.batch_size={train.batch_size} pairs"
-        f" ({str(error).splitlines()[0]}); lower {', or set '.join(remedies[:2])}, or use"
-        f" {remedies[-1]}, and resume"
+        f"a worker ran out of memory with {shares} of train.batch_size={train.batch_size} pairs"
+        f" ({str(error).splitlines()[0]}); {', or '.join(remedies)}, and resume"
     )

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.precision import Numerics, allow_tf32
 from s4g_ray.encoder.training_state import restore_state
 from s4g_ray.training.gradient_cache import Chunk, backward_in_chunks, divide_batch
 from s4g_ray.training.loss import symmetric_info_nce
@@ -73,9 +73,7 @@ class TrainingStep:
         self.numerics = numerics
         self.cfg = cfg
         self.device = device
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
-            torch.backends.cudnn.allow_tf32 = cfg.tf32
+        allow_tf32(cfg, device)
         self.model: nn.Module = encoder
         self._no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
         if dist.is_initialized():

@@ -50,9 +50,9 @@ from s4g_ray.training.metrics.instruments import (
     ForwardTimer,
     StepProfiler,
     count_batch_flops,
+    describe_speed,
     find_slowest_rank,
     measure_gpu_memory,
-    peak_tflops,
 )
 from s4g_ray.training.metrics.skipped_steps import SkippedSteps
 from s4g_ray.training.prefetch import DevicePrefetch
@@ -105,11 +105,8 @@ def _open_loader(config: RunConfig) -> PairLoader:
     reference_splits = {split}
     if config.sampling.gallery_negatives:
         reference_splits.update(config.sampling.gallery_splits)
-    tables = open_image_tables(
-        config.data.uri,
-        {"queries": [split], "references": sorted(reference_splits)},
-        config.data.cache_dir,
-    )
+    wanted = {"queries": [split], "references": sorted(reference_splits)}
+    tables = open_image_tables(config.data.uri, wanted, config.data.cache_dir)
     return PairLoader(
         tables["queries"],
         tables["references"],
@@ -202,7 +199,7 @@ class _Worker:
         """Train epochs until the last, or until the driver stops the run."""
         while self.epoch < self.config.train.epochs:
             asked = time.time()
-            plan = ray.get(self.mailbox.wait_for_plan.remote(self.epoch + 1))
+            plan = self.wait_for_plan(self.epoch + 1)
             if plan is None:
                 self._post_stopped()
                 return
@@ -211,8 +208,20 @@ class _Worker:
             if self.batch == 0:
                 self.totals.wait_s += time.time() - asked
             if self._train_epoch(plan):
-                return
+                break
+        self.profiler.write()
         self.writer.wait()
+
+    def wait_for_plan(self, epoch: int) -> str | None:
+        """Return the URI of an epoch's plan; None when the run is stopped.
+
+        Raises what the last checkpoint failed with: the driver may wait for it before it plans.
+        """
+        call = self.mailbox.wait_for_plan.remote(epoch)
+        while not ray.wait([call], timeout=1)[0]:
+            self.writer.check()
+        plan: str | None = ray.get(call)
+        return plan
 
     def _post_stopped(self) -> None:
         """Post that this rank stops, once the last checkpoint is published."""
@@ -337,7 +346,6 @@ class _Worker:
                 partial(self._post, "checkpoint", step=self.step),
                 batch=self.batch,
                 totals=asdict(self.totals),
-                skipped_in_a_row=self.skipped.in_a_row,
             )
 
     def _save(self, uri: str, then: Callable[[], None], **info: Any) -> None:
@@ -352,6 +360,7 @@ class _Worker:
             "workers": self.num_ranks,
             "random_draws": "keyed by (seed, epoch, batch, rank)",
             "lines": list(self.lines),
+            "skipped_in_a_row": self.skipped.in_a_row,
             **self.plan_info,
             **info,
         }
@@ -376,7 +385,9 @@ class _Worker:
             **measure_gpu_memory(self.device),
             "workers": self.num_ranks,
         }
-        record.update(self._describe_speed(record["pairs_per_s"]))
+        batches_per_s = record["pairs_per_s"] / cfg.train.batch_size
+        flops_per_s = self.batch_flops * batches_per_s / self.num_ranks
+        record.update(describe_speed(flops_per_s, self.device, self.numerics.precision))
         if self.rank == 0:
             uri = epoch_uri(cfg.run_dir, self.epoch)
             self._save(uri, partial(self._post, "epoch", **record), record=record)
@@ -386,12 +397,3 @@ class _Worker:
         self.own_s = 0.0
         self.totals = EpochTotals()
         self.lines.clear()
-
-    def _describe_speed(self, pairs_per_s: float) -> dict[str, float]:
-        """Return a worker's TFLOP/s in the epoch, and its share of the peak where that is known."""
-        batches_per_s = pairs_per_s / self.config.train.batch_size
-        tflops = self.batch_flops * batches_per_s / self.num_ranks / 1e12
-        peak = peak_tflops(self.device, self.numerics.precision)
-        if peak is None:
-            return {"tflops": tflops}
-        return {"tflops": tflops, "mfu": tflops / peak}

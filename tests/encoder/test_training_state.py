@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -180,3 +181,30 @@ def test_a_state_that_does_not_fit_is_named_and_nothing_of_it_is_loaded() -> Non
         assert not optimizer.state_dict()["state"]
     with pytest.raises(RunError, match=r"state\.pt holds no state of optimiser and scaler"):
         restore_state({"lag": 0.5}, trained, scaler(enabled=False), "state.pt")
+
+
+def test_moments_are_laid_out_in_memory_as_their_parameters_are() -> None:
+    """A branch may choose another memory format; fused optimisers read raw memory in one order."""
+
+    def train(steps: int, channels_last: bool, state: dict[str, Any] | None = None) -> Any:
+        torch.manual_seed(1)
+        layer = torch.nn.Conv2d(3, 4, 3)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        if channels_last:
+            layer.to(memory_format=torch.channels_last)
+        if state is not None:
+            layer.load_state_dict(state["weights"])
+            restore_state(state, optimizer, scaler, "here")
+        for number in range(steps):
+            optimizer.zero_grad()
+            torch.manual_seed(number)
+            layer(torch.randn(2, 3, 6, 6)).square().mean().backward()
+            optimizer.step()
+        saved = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        return copy.deepcopy({**saved, "weights": layer.state_dict()})
+
+    half = train(2, channels_last=False)
+    wanted = train(3, channels_last=False, state=copy.deepcopy(half))["weights"]
+    found = train(3, channels_last=True, state=copy.deepcopy(half))["weights"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

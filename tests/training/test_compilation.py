@@ -29,6 +29,16 @@ def test_a_compiled_encoder_has_the_same_names_and_steps(monkeypatch: pytest.Mon
     assert_close(step(model, make_batch()), step(encoder("test_resnet"), make_batch()))
 
 
+def test_trying_to_compile_changes_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = encoder("test_resnet")
+    model.freeze_batch_norm = False
+    model.train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert compile_encoder(model, Numerics(), DATA, PAIRS, CPU) is None
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
+
+
 def test_an_encoder_that_does_not_compile_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_in_vain(_: Any) -> Any:
         def fail(*_: object) -> None:

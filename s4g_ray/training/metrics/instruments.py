@@ -98,7 +98,20 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    words = name.replace("-", " ").split()
+    for part, peak in PEAK_TFLOPS.items():
+        if set(part.split()) <= set(words):
+            return peak
+    return None
+
+
+def describe_speed(flops_per_s: float, device: torch.device, precision: str) -> dict[str, float]:
+    """Return a worker's TFLOP/s, and its share of the device's peak where that is known."""
+    tflops = flops_per_s / 1e12
+    peak = peak_tflops(device, precision)
+    if peak is None:
+        return {"tflops": tflops}
+    return {"tflops": tflops, "mfu": tflops / peak}
 
 
 def count_batch_flops(encoder: Encoder, config: RunConfig, device: torch.device) -> float:
@@ -144,7 +157,12 @@ class StepProfiler:
 
     def after_step(self, step: int) -> None:
         """Write the trace after the last of the steps, for chrome://tracing or Perfetto."""
-        if self._profile is None or self._steps is None or step < self._steps[1]:
+        if self._steps is not None and step >= self._steps[1]:
+            self.write()
+
+    def write(self) -> None:
+        """Write the trace of the steps so far, if some were recorded."""
+        if self._profile is None or self._steps is None:
             return
         self._profile.stop()
         with tempfile.TemporaryDirectory() as folder:

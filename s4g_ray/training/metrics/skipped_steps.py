@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from s4g_ray.errors import RunError
@@ -26,13 +27,12 @@ class SkippedSteps:
 
     def count(
         self, window: StepWindow, skipped: list[bool], *, step: int, epoch: int
-    ) -> list[dict[str, Any]]:
+    ) -> Iterator[dict[str, Any]]:
         """Count the steps of a window, the last of which is `step`, in an epoch (1, 2, ...).
 
-        Returns what this rank reports: the steps for which it knows images to blame; rank 0
-        reports all. Raises RunError after too many skipped steps in a row.
+        Yields what this rank reports: the steps for which it knows images to blame; rank 0 reports
+        all. Raises RunError after too many skipped steps in a row.
         """
-        reports = []
         causes = dict(window.describe_skipped(skipped))
         first = step - len(skipped) + 1
         for number, (batch, is_skipped) in enumerate(
@@ -44,8 +44,7 @@ class SkippedSteps:
             self.in_a_row += 1
             cause = causes[batch.number]
             if cause or self._rank == 0:
-                report = {"step": number, "epoch": epoch, "rank": self._rank, "cause": cause}
-                reports.append(report)
+                yield {"step": number, "epoch": epoch, "rank": self._rank, "cause": cause}
             if self.in_a_row >= self._limit:
                 where = f"step {number} (epoch {epoch}, batch {batch.number} of its plan)"
                 raise RunError(
@@ -53,4 +52,3 @@ class SkippedSteps:
                     f" (train.max_skipped_steps={self._limit}), the last of them at"
                     f" {where}{'; ' if cause else ''}{cause}; {NON_FINITE_REMEDY}"
                 )
-        return reports

@@ -63,13 +63,13 @@ def test_skipped_steps_are_reported_with_the_images_to_blame() -> None:
         add_step(window, number)
     skipped = window.reduce(EpochTotals(), vote=0, num_ready=0).skipped
     first_rank = SkippedSteps(3, rank=0, in_a_row=1)
-    reports = first_rank.count(window, skipped, step=27, epoch=2)
+    reports = list(first_rank.count(window, skipped, step=27, epoch=2))
     assert [(report["step"], report["cause"]) for report in reports] == [
         (24, "non-finite embeddings for query ids [32]"),
         (25, ""),
     ]
     assert first_rank.in_a_row == 0
-    others = SkippedSteps(3, rank=1).count(window, skipped, step=27, epoch=2)
+    others = list(SkippedSteps(3, rank=1).count(window, skipped, step=27, epoch=2))
     assert [report["step"] for report in others] == [24]
 
 
@@ -78,7 +78,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_across_meetings() -> None:
     window = StepWindow(CPU)
     add_step(window, 3)
     add_step(window, 4)
-    counter.count(window, [True, True], step=12, epoch=2)
+    assert len(list(counter.count(window, [True, True], step=12, epoch=2))) == 2
     assert counter.in_a_row == 2
     window.clear()
     add_step(window, 3)
@@ -87,5 +87,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_across_meetings() -> None:
         r" last of them at step 13 \(epoch 2, batch 3 of its plan\); non-finite embeddings for"
         r" query ids \[32\]; resume from an earlier checkpoint \(--resume --from-epoch N\)"
     )
+    last = counter.count(window, [True], step=13, epoch=2)
+    assert next(last)["step"] == 13  # reported before the end
     with pytest.raises(RunError, match=message):
-        counter.count(window, [True], step=13, epoch=2)
+        next(last)

@@ -16,6 +16,7 @@ from s4g_ray.training.metrics.instruments import (
     ForwardTimer,
     StepProfiler,
     count_batch_flops,
+    describe_speed,
     peak_tflops,
 )
 from tests.support.step_batches import CPU, encoder, images
@@ -53,7 +54,30 @@ def test_the_arithmetic_of_a_batch_is_counted(name: str, tmp_path: Path) -> None
     wanted = 3 * (6 * count_by_hand(model, (32, 64)) + 8 * count_by_hand(model, (32, 32)))
     assert count_batch_flops(model, run, CPU) == pytest.approx(wanted, rel=0.02)
     assert model.training
-    assert peak_tflops(CPU, "bf16") is None
+    assert describe_speed(2e12, CPU, "bf16") == {"tflops": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090", 165),
+    ],
+)
+def test_the_share_of_the_peak_is_given_where_the_peak_is_known(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    gpu = torch.device("cuda")
+    assert peak_tflops(gpu, "bf16") == peak
+    assert peak_tflops(gpu, "fp32") is None
+    if peak is not None:
+        assert describe_speed(peak * 5e11, gpu, "fp16")["mfu"] == 0.5
 
 
 def test_forward_passes_are_timed_and_the_sum_starts_anew() -> None:
@@ -78,6 +102,14 @@ def test_the_chosen_steps_are_traced(tmp_path: Path) -> None:
     assert trace.name == "steps=3-4-rank=1.json"
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {name for name in names if name and name.startswith("step ")} == {"step 3", "step 4"}
+
+
+def test_steps_that_end_early_are_traced_as_far_as_they_went(tmp_path: Path) -> None:
+    profiler = StepProfiler(config(tmp_path, train={"profile_steps": [1, 9]}), rank=0)
+    profiler.before_step(1)
+    profiler.after_step(1)
+    profiler.write()
+    assert [path.name for path in (tmp_path / "profiles").iterdir()] == ["steps=1-9-rank=0.json"]
 
 
 def test_no_step_is_traced_unless_chosen(tmp_path: Path) -> None:
