@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.image_table import View
 from s4g_ray.data.pair_loader import PairBatch, PairLoader
 from s4g_ray.data.tables.batch_plan import (
     load_gallery_share,
@@ -75,7 +76,7 @@ def train_worker(job: dict[str, Any]) -> None:
         if start is None:
             return
         with _open_loader(job["config"]) as loader, CheckpointWriter() as writer:
-            _Worker(job, start, loader, writer).run()
+            RankTraining(job, start, loader, writer).run()
     except Exception as error:
         failure = failure_of(error, job["config"])
         if failure is not None:
@@ -105,7 +106,10 @@ def _open_loader(config: RunConfig) -> PairLoader:
     reference_splits = {split}
     if config.sampling.gallery_negatives:
         reference_splits.update(config.sampling.gallery_splits)
-    wanted = {"queries": [split], "references": sorted(reference_splits)}
+    wanted: Mapping[View, list[str]] = {
+        "queries": [split],
+        "references": sorted(reference_splits),
+    }
     tables = open_image_tables(config.data.uri, wanted, config.data.cache_dir)
     return PairLoader(
         tables["queries"],
@@ -118,7 +122,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
     )
 
 
-class _Worker:
+class RankTraining:
     """A rank: its encoder, optimiser and loader, and its position in the run."""
 
     def __init__(
@@ -151,13 +155,8 @@ class _Worker:
         self.start = start
         self._restore(start)
         if self.rank == 0:
-            self._post(
-                "started",
-                workers=self.num_ranks,
-                epoch=self.epoch,
-                step=self.step,
-                batch=self.batch,
-            )
+            position = {"epoch": self.epoch, "step": self.step, "batch": self.batch}
+            self._post("started", workers=self.num_ranks, **position)
 
     def prepare_encoder(self) -> None:
         """Count the encoder's arithmetic, and compile it where that is configured."""

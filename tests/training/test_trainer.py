@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import ray
 import torch
 
 from s4g_ray.config.schema import RunConfig
@@ -21,13 +22,16 @@ from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.checkpoint import epoch_uri, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.errors import WriteError
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
+from s4g_ray.training.checkpoint_writer import CheckpointWriter
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
 from s4g_ray.training.metrics.epoch_totals import EpochTotals
 from s4g_ray.training.trainer import Training, make_trainer, worker_variables
+from s4g_ray.training.worker import RankTraining
 from s4g_ray.training.worker_group import DRAINED, GroupEvents
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
@@ -282,3 +286,24 @@ def train_one_epoch(config: RunConfig, plan: str) -> list[Message]:
     finally:
         training.close()
     return messages
+
+
+@pytest.mark.cluster
+def test_a_worker_that_waits_for_a_plan_learns_that_its_checkpoint_failed(
+    ray_cluster: None,
+) -> None:
+    """The driver may wait for this checkpoint before it plans: both would wait for ever."""
+
+    def fail(_: object) -> None:
+        raise WriteError("the disk is full")
+
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+    with CheckpointWriter() as writer:
+        rank: Any = SimpleNamespace(mailbox=mailbox, writer=writer)
+        writer.submit({}, fail)
+        with pytest.raises(WriteError, match="the disk is full"):
+            RankTraining.wait_for_plan(rank, 2)
+        writer.submit({}, lambda _: None)
+        ray.get(mailbox.put_plan.remote(2, "plan"))
+        assert RankTraining.wait_for_plan(rank, 2) == "plan"
+    ray.kill(mailbox)
