@@ -57,5 +57,6 @@ def describe_out_of_memory(config: RunConfig, error: Exception) -> str:
     remedies.append("use more train.num_workers")
     return (
         f"a worker ran out of memory with {shares} of train.batch_size={train.batch_size} pairs"
-        f" ({str(error).splitlines()[0]}); {', or '.join(remedies)}, and resume"
+        f" ({str(error).splitlines()[0]}); {', or '.join(remedies)}, and resume; or"
+        " lower train.batch_size with --resume --from-epoch N"
     )

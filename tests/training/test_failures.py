@@ -34,7 +34,8 @@ def test_a_worker_out_of_memory_names_the_settings_that_need_less() -> None:
     assert messages[0] == (
         "a worker ran out of memory with 32 of train.batch_size=128 pairs (CUDA out of memory."
         " Tried to allocate 20 GiB.); lower train.micro_batch_size (now all 32), or set"
-        " model.grad_checkpointing=true, or use more train.num_workers, and resume"
+        " model.grad_checkpointing=true, or use more train.num_workers, and resume; or"
+        " lower train.batch_size with --resume --from-epoch N"
     )
     assert "can't allocate memory" in messages[1]
     for text in ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublas"):
@@ -47,9 +48,10 @@ def test_a_worker_out_of_memory_names_the_settings_that_need_less() -> None:
             "model": {"grad_checkpointing": True},
         }
     )
-    assert str(failure_of(errors[0], ready)).endswith(
-        "lower train.micro_batch_size (now all 32), or use more train.num_workers, and resume"
+    remedy = (
+        "; lower train.micro_batch_size (now all 32), or use more train.num_workers, and resume"
     )
+    assert remedy in str(failure_of(errors[0], ready))
     assert "with 32 or more of train.batch_size=128 pairs" in str(failure_of(errors[0], ready))
     small = failure_of(errors[0], config(batch_size=128, num_workers=4, micro_batch_size=8))
     assert "train.micro_batch_size (now 8)" in str(small)
