@@ -60,6 +60,7 @@ RAY_LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC|WARNING) ")
 # overrides of configs/earth.yaml: two cores train it in a minute
 TINY = (
     "train.epochs=2",
+    "train.placement=SPREAD",  # a worker on each host
     "train.batch_size=16",
     "train.precision=fp32",
     "train.channels_last=false",

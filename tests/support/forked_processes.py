@@ -49,6 +49,7 @@ DEPENDENCIES = (
     "torch.distributed",
     "yaml",
 )
+# none of them imports Ray: see fork_server.py
 WORKERS = (
     *DEPENDENCIES,
     "s4g_ray.data.train_split",
@@ -58,21 +59,6 @@ WORKERS = (
     "s4g_ray.mining.candidates",
     "s4g_ray.sampling.sampler",
     "s4g_ray.training.step",
-)
-RAY_MODULES = (
-    "ray._private.async_compat",
-    "ray._private.node",
-    "ray.data",
-    "ray.train.v2._internal.execution.controller",
-)
-SESSION = (
-    *RAY_MODULES,
-    "s4g_ray.encoder.embedding_job",
-    "s4g_ray.index.sharded.service",
-    "s4g_ray.mining.mining_job",
-    "s4g_ray.sampling.cell_tasks",
-    "s4g_ray.training.trainer",
-    "s4g_ray.training.worker",
 )
 
 
@@ -133,7 +119,6 @@ class Forked:
 @contextmanager
 def serving(
     modules: Sequence[str],
-    session_modules: Sequence[str] = (),
     python: Path | str = sys.executable,
     path: str = "",
 ) -> Iterator[str]:
@@ -144,10 +129,8 @@ def serving(
         [
             python,
             str(SITE / "fork_server.py"),
-            address,
             str(listening.fileno()),
             json.dumps(modules),
-            json.dumps(session_modules),
         ],
         stdin=subprocess.PIPE,  # its end is ours
         # Ray starts workers with one thread
@@ -161,16 +144,15 @@ def serving(
         assert server.stdin is not None
         server.stdin.close()
         server.wait()
-        for left in Path(address).parent.glob(f"{Path(address).name}*"):
-            left.unlink()
+        Path(address).unlink()
 
 
 @functools.cache
-def start_server(modules: Sequence[str], session_modules: Sequence[str] = ()) -> str:
+def start_server(modules: Sequence[str]) -> str:
     """Start a server that ends with this process; only once. Returns its address."""
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(serving(modules, session_modules))
+    return stack.enter_context(serving(modules))
 
 
 def python_path() -> str:
@@ -181,4 +163,4 @@ def python_path() -> str:
 
 def variables() -> dict[str, str]:
     """Variables of a session of Ray whose workers the server forks."""
-    return {ADDRESS: start_server(WORKERS, SESSION), "PYTHONPATH": python_path()}
+    return {ADDRESS: start_server(WORKERS), "PYTHONPATH": python_path()}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.fault_site.fork_request import ADDRESS
-from tests.support.forked_processes import DEPENDENCIES, RAY_MODULES, SITE, serving
+from tests.support.forked_processes import DEPENDENCIES, SITE, serving
 
 ROOT = Path(__file__).parents[2]
 RAY = ("-m", "ray.scripts.scripts")
@@ -70,7 +70,7 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
     ):
         folder, token = Path(name), secrets.token_hex(32)
         python = _dependencies_only(folder / "env")
-        server = stack.enter_context(serving(DEPENDENCIES, RAY_MODULES, python, str(SITE)))
+        server = stack.enter_context(serving(DEPENDENCIES, python, str(SITE)))
         environment = {
             ADDRESS: server,
             "PYTHONPATH": str(SITE),

@@ -38,21 +38,11 @@ def send_request(address: str, request: dict[str, Any], streams: list[int]) -> s
 
 
 def receive_number(connection: socket.socket) -> int:
-    """Receive the process's id, then its exit status. Raises ConnectionError without a server.
-
-    In place of an id, 0 refers to the server of the session.
-    """
+    """Receive the process's id, then its exit status. Raises ConnectionError without a server."""
     data = connection.recv(LENGTH.size, socket.MSG_WAITALL)
     if len(data) < LENGTH.size:
         raise ConnectionError("the fork server has ended")
     return int(struct.unpack("!i", data)[0])
-
-
-def session_address(address: str, request: dict[str, Any]) -> str:
-    """The address of the server of a worker's raylet and job; none before there is a job."""
-    variables = request["environment"]
-    job = variables.get("RAY_JOB_ID", "").strip("f")
-    return f"{address}-{variables['RAY_RAYLET_PID']}-{job}" if job else ""
 
 
 def worker_command(words: list[str]) -> tuple[list[str], dict[str, str]] | None:
@@ -95,9 +85,7 @@ def replace_process(address: str) -> None:
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
     }
     connection = send_request(address, request, [0, 1, 2])
-    if receive_number(connection) == 0:
-        connection = send_request(session_address(address, request), request, [0, 1, 2])
-        receive_number(connection)
+    receive_number(connection)  # its process id
     status = receive_number(connection)
     if status < 0:
         os.kill(os.getpid(), -status)

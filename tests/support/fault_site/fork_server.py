@@ -1,11 +1,11 @@
 """Fork processes from one with their imports: a server, run as a script.
 
-    python fork_server.py ADDRESS DESCRIPTOR MODULES SESSION_MODULES
+    python fork_server.py DESCRIPTOR MODULES
 
-It listens on the socket of a file descriptor, after it has imported the modules of a JSON list.
-Ray reads a worker's variables (the job, the raylet) when it is imported. So a server of workers has
-imported all but Ray; it forks a server for each raylet and job, which imports SESSION_MODULES, with
-Ray, and forks the workers. Without SESSION_MODULES it forks all processes itself.
+It listens on the socket of a file descriptor, after it has imported the modules of a JSON list. A
+server of Ray's workers must not import Ray: Ray reads a worker's variables (the job, the raylet)
+when it is imported, and draws the random ids of tasks from a state that forked processes would
+share (two ranks then called an actor with the same id, and it died).
 """
 
 from __future__ import annotations
@@ -29,15 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.support.fault_site.fork_request import (
-        FIRST,
-        LENGTH,
-        TOKEN_FD,
-        listen,
-        session_address,
-    )
+    from tests.support.fault_site.fork_request import FIRST, LENGTH, TOKEN_FD
 else:  # as a script it knows its own folder alone
-    from fork_request import FIRST, LENGTH, TOKEN_FD, listen, session_address
+    from fork_request import FIRST, LENGTH, TOKEN_FD
 
 
 class Server:
@@ -46,13 +40,8 @@ class Server:
     A process whose connection closes is killed.
     """
 
-    def __init__(
-        self, listening: socket.socket, address: str = "", session_modules: Sequence[str] = ()
-    ) -> None:
-        self._address = address
-        self._session_modules = session_modules
+    def __init__(self, listening: socket.socket) -> None:
         self._listening = listening
-        self._servers: dict[str, int] = {}  # processes of the servers of sessions
         self._running: dict[int, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
@@ -63,14 +52,9 @@ class Server:
         for readable in (listening, self._woken, sys.stdin):
             self._selector.register(readable, selectors.EVENT_READ)
 
-    def serve(self, raylet: int | None = None) -> None:
-        """Serve until standard input ends, then kill all processes; or until the raylet's end."""
-        ended = None
-        if raylet is not None:
-            with suppress(ProcessLookupError):
-                ended = os.pidfd_open(raylet)
-                self._selector.register(ended, selectors.EVENT_READ)
-        while self._running or raylet is None or ended is not None:
+    def serve(self) -> None:
+        """Serve until standard input ends, then kill all processes."""
+        while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listening:
                     self._answer()
@@ -82,9 +66,7 @@ class Server:
                     return
                 else:
                     self._selector.unregister(key.fileobj)
-                    if key.fileobj == ended:
-                        ended = None
-                    elif key.data in self._running:
+                    if key.data in self._running:
                         os.kill(key.data, signal.SIGKILL)
             self._reap()
 
@@ -93,13 +75,9 @@ class Server:
         head, streams, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
         (length,) = LENGTH.unpack(head)
         request = json.loads(connection.recv(length, socket.MSG_WAITALL))
-        session = session_address(self._address, request) if self._session_modules else ""
-        if not session:
-            self._fork(connection, request, streams)
+        self._fork(connection, request, streams)
         for stream in streams:
             os.close(stream)
-        if session:
-            self._start_session(session, connection, request["environment"])
 
     def _fork(
         self, connection: socket.socket, request: dict[str, Any], streams: Sequence[int]
@@ -113,22 +91,6 @@ class Server:
         self._running[number] = connection
         self._selector.register(connection, selectors.EVENT_READ, number)
 
-    def _start_session(
-        self, address: str, connection: socket.socket, environment: dict[str, str]
-    ) -> None:
-        """Fork the server of a session, unless it runs; refer who asks to it."""
-        listening = None if address in self._servers else listen(address)
-        connection.sendall(struct.pack("!i", 0))
-        connection.close()
-        if listening is None:
-            return
-        number = os.fork()
-        if number == 0:
-            self._leave()
-            _serve_session(listening, environment, self._session_modules)
-        listening.close()
-        self._servers[address] = number
-
     def _leave(self) -> None:
         """Close what is the server's, in a process that it has forked."""
         signal.set_wakeup_fd(-1)
@@ -138,10 +100,6 @@ class Server:
             other.close()
 
     def _reap(self) -> None:
-        for address, number in list(self._servers.items()):
-            if os.waitpid(number, os.WNOHANG)[0]:
-                del self._servers[address]
-                Path(address).unlink(missing_ok=True)
         for number in list(self._running):
             ended, status = os.waitpid(number, os.WNOHANG)
             if not ended:
@@ -152,22 +110,6 @@ class Server:
             with suppress(OSError):
                 connection.sendall(struct.pack("!i", os.waitstatus_to_exitcode(status)))
             connection.close()
-
-
-def _serve_session(
-    listening: socket.socket, environment: dict[str, str], modules: Sequence[str]
-) -> None:
-    """Become the server of a session: import Ray with its variables, then serve."""
-    status = 1
-    try:
-        _change_environment(environment)
-        _import(modules)
-        Server(listening).serve(int(environment["RAY_RAYLET_PID"]))
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def _run(request: dict[str, Any], streams: Sequence[int]) -> None:
@@ -235,12 +177,9 @@ def _import(modules: Sequence[str]) -> None:
 
 def main() -> None:
     """Import the modules, then serve."""
-    address, descriptor, modules, session_modules = sys.argv[1:]
+    descriptor, modules = sys.argv[1:]
     _import(json.loads(modules))
-    listening = socket.socket(fileno=int(descriptor))
-    server = Server(listening, address, json.loads(session_modules))
-    assert not json.loads(session_modules) or "ray" not in sys.modules
-    server.serve()
+    Server(socket.socket(fileno=int(descriptor))).serve()
     os._exit(0)  # libraries print what they have not freed
 
 
