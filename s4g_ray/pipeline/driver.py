@@ -19,7 +19,7 @@ from s4g_ray.distributed.placement_gate import make_gate
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.worker_warnings import shown_warnings
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
+from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     newest_checkpoint,
@@ -84,6 +84,8 @@ def run(
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)
+        if config.train.layer_decay < 1:
+            check_layers(model)
         config = config.model_copy(update={"model": model})
         folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
         start = find_start(folder)

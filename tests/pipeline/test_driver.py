@@ -416,6 +416,10 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
         ({"data": {"test_split": "val"}}, "test_split='val' holds no query"),
         ({"model": {"name": "test_convnet"}}, "model.name='test_convnet'"),
         ({"model": {"pretrained": "/no/weights.pth"}}, "/no/weights.pth"),
+        (
+            {"model": {"name": "poolformer_s12"}, "train": {"layer_decay": 0.8}},
+            "timm does not tell the stages of MetaFormer",
+        ),
         ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
         ({"train": {"use_gpu": True}}, "1.9 GPUs are needed"),
         ({"mining": {"index_memory_gb": 1e-6}}, r"mining\.index_memory_gb"),

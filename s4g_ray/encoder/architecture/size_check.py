@@ -12,6 +12,7 @@ from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import View
 from s4g_ray.encoder.architecture.backbone import SIZE_OPTIONS, needs_data, run_without_data
+from s4g_ray.encoder.architecture.parameter_groups import layer_of_parameters
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.weights import first_line
 from s4g_ray.errors import InputError
@@ -64,6 +65,11 @@ def fit_model_to_sizes(model: ModelConfig, data: DataConfig) -> ModelConfig:
                 remedies[size] = _find_remedy(encoder, model, size, is_resizable)
             lines.append(_describe(model, data, view, size, f"{fault}; {remedies[size]}"))
     raise InputError("\n".join(lines))
+
+
+def check_layers(model: ModelConfig) -> None:
+    """Raise InputError where timm does not tell a model's layers, which train.layer_decay needs."""
+    layer_of_parameters(_build_without_weights(model))
 
 
 def _build_without_weights(model: ModelConfig) -> Encoder:
