@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -109,6 +109,17 @@ def leaf_keys(model: type[BaseModel], tree: Mapping[str, Any], prefix: str = "")
             yield from leaf_keys(model, value, f"{dotted}.")
         else:
             yield dotted
+
+
+def flatten_config(config: RunConfig, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+    """Return the values by dotted key, as JSON has them, without the sections in `exclude`."""
+    flat: dict[str, Any] = {}
+    for section, value in config.model_dump(mode="json", exclude=set(exclude)).items():
+        if isinstance(value, dict):
+            flat.update({f"{section}.{key}": item for key, item in value.items()})
+        else:
+            flat[section] = value
+    return flat
 
 
 def valid_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

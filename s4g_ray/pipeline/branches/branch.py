@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from s4g_ray.config.loading import load_config
+from s4g_ray.config.loading import flatten_config, load_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.checkpoint import FOLDER as CHECKPOINTS
 from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri
@@ -77,12 +77,7 @@ def describe_changes(changes: Changes) -> str:
 
 def flatten(config: RunConfig, free: Set[str]) -> dict[str, Any]:
     """Return the values by dotted key, without the keys in `free` and how storage is reached."""
-    flat: dict[str, Any] = {}
-    for section, value in config.model_dump(mode="json", exclude={"ray", "storage"}).items():
-        if isinstance(value, dict):
-            flat.update({f"{section}.{key}": item for key, item in value.items()})
-        else:
-            flat[section] = value
+    flat = flatten_config(config, exclude={"ray", "storage"})
     return {key: value for key, value in flat.items() if key not in free}
 
 

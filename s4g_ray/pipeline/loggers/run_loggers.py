@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple, Self
 
-from s4g_ray.config.loading import dump_config
+from s4g_ray.config.loading import dump_config, flatten_config
 from s4g_ray.config.schema import LoggerName, RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch import flatten
@@ -136,14 +136,4 @@ def _make_logger(name: LoggerName, config: RunConfig, folder: RunFolder) -> Logg
     if name == "wandb":
         local = folder.uri if files.is_local(folder.uri) else None
         return WandbLogger(run, local, config.model_dump(mode="json"))
-    return MlflowLogger(run, dict(_list_keys(config)))
-
-
-def _list_keys(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of a configuration with their values."""
-    for section, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            for key, item in value.items():
-                yield f"{section}.{key}", item
-        else:
-            yield section, value
+    return MlflowLogger(run, flatten_config(config))
