@@ -248,3 +248,14 @@ def store(object_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(s3_retries, "LONGEST_WAIT_S", 0.02)
     object_server.proxy.reset()
     return object_server
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Run torch in one thread: for small tensors, starting threads takes longer than the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,12 +17,7 @@ from s4g_ray.errors import RunError
 Optimizer = torch.optim.Optimizer
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_parameters() -> list[nn.Parameter]:

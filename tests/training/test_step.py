@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -36,14 +35,7 @@ from tests.support.step_batches import (
     step,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread: small tensors gain nothing from more, which wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_step_seeds_differ_by_run_epoch_batch_and_rank() -> None:
