@@ -18,18 +18,26 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._devices: set[torch.device] = set()  # with copies in progress
 
-    def copy(self, value: Any, key: str = "") -> Any:
-        """Return a value whose tensors are copies, in the same dicts and lists.
+    def copy(self, value: Any) -> Any:
+        """Return a value whose tensors are copies, in the same dicts and lists."""
+        self._devices.clear()
+        copied = self._copy(value, "")
+        for device in self._devices:
+            torch.cuda.synchronize(device)
+        return copied
 
-        The copies of CUDA tensors are complete only after torch.cuda.synchronize().
-        """
+    def _copy(self, value: Any, key: str) -> Any:
+        """Begin to copy; copies of CUDA tensors are complete once their device is waited for."""
         if isinstance(value, dict):
-            return {name: self.copy(inner, f"{key}/{name}") for name, inner in value.items()}
+            return {name: self._copy(inner, f"{key}/{name}") for name, inner in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self.copy(inner, f"{key}/{i}") for i, inner in enumerate(value))
+            return type(value)(self._copy(inner, f"{key}/{i}") for i, inner in enumerate(value))
         if not isinstance(value, Tensor):
             return value
+        if value.is_cuda:
+            self._devices.add(value.device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
@@ -55,8 +63,6 @@ class CheckpointWriter:
         """
         self.wait()
         copy = self._snapshot.copy(state)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         self._in_flight = self._thread.submit(publish, copy)
 
     def check(self) -> None:
