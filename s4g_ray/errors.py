@@ -49,3 +49,25 @@ def reason_of(error: Exception) -> str:
         line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Arrow\w+): ", line)
     ]
     return (named or lines)[-1]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name when the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# of CUDA itself, of cuBLAS, of NCCL and of the host's allocator, beside torch.OutOfMemoryError
+NO_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch found no memory, on a GPU or on the host."""
+    import torch  # not at the top: most of what imports this module needs no torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)

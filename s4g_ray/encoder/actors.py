@@ -30,7 +30,7 @@ from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.distributed.actors import await_some, await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
 from s4g_ray.distributed.placement_gate import PlacementGate
-from s4g_ray.errors import GpuMemoryError, RunError
+from s4g_ray.errors import GpuMemoryError, RunError, first_line, is_out_of_memory
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, read_part, write_part
 
@@ -116,8 +116,6 @@ class EncoderActor:
         Raises RunError for embeddings that are not finite, and for a checkpoint that is unpublished
         or altered; GpuMemoryError where the GPU has no memory for a batch.
         """
-        import torch
-
         held = (job.target, pixels.name)
         self._held_parts.add(held)
         try:
@@ -126,7 +124,9 @@ class EncoderActor:
             data = encode_part(pixels.ids, pixels.place_ids, vectors, job.dtype)
             part = write_part(job.target, pixels.name, data, len(pixels.ids))
             return Encoded(part, self._name, self._ready, time.time())
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise GpuMemoryError(_describe_full_gpu(job, len(pixels.images), error)) from error
         finally:
             self._held_parts.discard(held)
@@ -186,12 +186,8 @@ def _describe_full_gpu(job: Encoding, num_images: int, error: Exception) -> str:
         f"an embedding actor has no GPU memory for a batch of {min(job.batch_size, num_images)}"
         " images: lower embedding.batch_size, or have fewer actors and workers share a GPU (raise"
         " embedding.gpus_per_actor, lower embedding.num_actors or train.micro_batch_size), and"
-        f" resume; torch says: {_first_line(error)}"
+        f" resume; torch says: {first_line(error)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:

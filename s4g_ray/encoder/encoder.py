@@ -17,8 +17,8 @@ from s4g_ray.data.image_table import View
 from s4g_ray.encoder.architecture.backbone import create_backbone
 from s4g_ray.encoder.architecture.head import Head, build_head, measure_width
 from s4g_ray.encoder.architecture.parameter_groups import freeze_stages
-from s4g_ray.encoder.weights import first_line, load_pretrained
-from s4g_ray.errors import InputError
+from s4g_ray.encoder.weights import load_pretrained
+from s4g_ray.errors import InputError, first_line
 from s4g_ray.storage import files
 
 

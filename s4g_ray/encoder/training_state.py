@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s4g_ray.encoder.weights import first_line
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, first_line
 
 State = dict[str, Any]
 REMEDY = (

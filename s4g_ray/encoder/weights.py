@@ -194,11 +194,6 @@ def read_state(uri: str) -> StateDict:
     )
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type's name when the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:
     """Rename the keys of EfficientNet-PyTorch to timm's.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, first_line
 from s4g_ray.index.approximate_search import (
     ApproximateStore,
     check_gpu_limits,
@@ -241,10 +241,9 @@ class VectorIndex:
             if index.effort is not None:
                 index.effort = info["effort"]
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise RunError(
                 f"{files.join(folder, part.name)} holds no {plan.kind} index of {part.rows} vectors"
-                f" ({reason}); remove {folder} and resume"
+                f" ({first_line(error)}); remove {folder} and resume"
             ) from error
         return index
 

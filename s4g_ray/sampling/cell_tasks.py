@@ -17,7 +17,7 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph_part
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, first_line
 from s4g_ray.sampling.cells import Cell, CellTree, PlanOptions, plan_tree
 from s4g_ray.sampling.compact_graph import IdLookup, fill_rows
 from s4g_ray.sampling.exclusion_table import ExclusionTable
@@ -102,9 +102,8 @@ def get_cancelling(references: Sequence[Any]) -> Sequence[Any]:
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:
-        reason = str(error).strip().splitlines()[0]
         remedy = "resume, with a lower sampling.max_pairs_per_cell if memory ran out"
-        raise RunError(f"planning a cell failed: {reason}; {remedy}") from error
+        raise RunError(f"planning a cell failed: {first_line(error)}; {remedy}") from error
 
 
 def _split_graph(

@@ -9,6 +9,7 @@ from torch import Tensor
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.errors import first_line
 
 
 def compile_encoder(
@@ -25,7 +26,7 @@ def compile_encoder(
         _try_pass(encoder, numerics, data, num_images, device)
         reason = ""
     except Exception as error:  # the compiler raises errors of many kinds
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
     with torch.no_grad():
         for buffer, before in zip(encoder.buffers(), buffers, strict=True):
             buffer.copy_(before)

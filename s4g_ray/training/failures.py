@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import (
     BadImageError,
@@ -12,20 +10,14 @@ from s4g_ray.errors import (
     RunError,
     StoreError,
     WriteError,
+    first_line,
+    is_out_of_memory,
 )
 
 FAILURES: dict[str, type[Exception]] = {
     error.__name__: error
     for error in (BadImageError, GpuMemoryError, InputError, RunError, StoreError, WriteError)
 }
-
-
-# of CUDA itself, of cuBLAS, of NCCL and of the host's allocator, beside torch.OutOfMemoryError
-NO_MEMORY = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "can't allocate memory",
-)
 
 
 def failure_of(error: Exception, config: RunConfig) -> Exception | None:
@@ -36,13 +28,6 @@ def failure_of(error: Exception, config: RunConfig) -> Exception | None:
         message = describe_out_of_memory(config, error)
         return GpuMemoryError(message) if config.train.use_gpu else RunError(message)
     return None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether torch found no memory, on a GPU or on the host."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def describe_out_of_memory(config: RunConfig, error: Exception) -> str:
@@ -57,6 +42,6 @@ def describe_out_of_memory(config: RunConfig, error: Exception) -> str:
     remedies.append("use more train.num_workers")
     return (
         f"a worker ran out of memory with {shares} of train.batch_size={train.batch_size} pairs"
-        f" ({str(error).splitlines()[0]}); {', or '.join(remedies)}, and resume; or"
+        f" ({first_line(error)}); {', or '.join(remedies)}, and resume; or"
         " lower train.batch_size with --resume --from-epoch N"
     )

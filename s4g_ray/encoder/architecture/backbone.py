@@ -14,8 +14,7 @@ from torch.func import functional_call
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.config.training_schema import RESERVED_OPTIONS, ModelConfig
-from s4g_ray.encoder.weights import first_line
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, first_line
 
 # options that determine which sizes of images the backbone takes
 SIZE_OPTIONS = {"img_size", "dynamic_img_size", "strict_img_size"}

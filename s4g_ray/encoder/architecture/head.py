@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from s4g_ray.encoder.architecture.backbone import run_without_data
-from s4g_ray.encoder.weights import first_line
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, first_line
 
 SMALLEST = 1e-6  # value that GeM raises to a power: that of a negative value is not real
 

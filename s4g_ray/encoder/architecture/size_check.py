@@ -14,8 +14,7 @@ from s4g_ray.data.image_table import View
 from s4g_ray.encoder.architecture.backbone import SIZE_OPTIONS, needs_data, run_without_data
 from s4g_ray.encoder.architecture.parameter_groups import layer_of_parameters
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.weights import first_line
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, first_line
 
 SIZE_KEYS: dict[View, str] = {"queries": "query_size", "references": "reference_size"}
 # pixels: patches and strides of timm's models, of which sizes are multiples that may fit

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, first_line
 from s4g_ray.index.sharded.sharding import merge_found
 from s4g_ray.index.top_k import Found
 
@@ -108,5 +108,5 @@ def shard_error(number: int, error: Exception) -> RunError:
     if isinstance(cause, (RunError, ValueError)):
         return RunError(f"index shard {number}: {cause}")
     if isinstance(cause, RayError):
-        return RunError(f"index shard {number} is dead: {str(cause).strip().splitlines()[0]}")
+        return RunError(f"index shard {number} is dead: {first_line(cause)}")
     return RunError(f"index shard {number} failed: {type(cause).__name__}: {cause}")

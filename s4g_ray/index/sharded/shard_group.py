@@ -27,7 +27,8 @@ class ShardGroup:
     def __init__(self, cfg: MiningConfig, folder: str, start_timeout_s: float) -> None:
         actor = ray.remote(**shard_options(cfg))(IndexShard)
         need = shard_need(cfg, cfg.num_shards)
-        strategies = spread_shards(cfg, need, nodes_of(ray.nodes()))  # type: ignore[no-untyped-call]
+        nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
+        strategies = spread_shards(cfg, need, nodes)
         setups = [
             ShardSetup(folder, number, cfg.num_shards, cfg.index_threads, cfg.gpus_per_shard > 0)
             for number in range(cfg.num_shards)
