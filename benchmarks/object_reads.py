@@ -122,8 +122,8 @@ def main() -> None:
         share = statistics.median(shares)
         megabytes = IMAGES * KILOBYTES / 1000 / median
         busy_ms = 1000 * statistics.median(busy for _, busy in times) / IMAGES
-        row = [name, round(IMAGES / median), round(megabytes, 1), f"{share:.2f}", f"{busy_ms:.2f}"]
-        rows.append(row)
+        rate = round(IMAGES / median)
+        rows.append([name, rate, round(megabytes, 1), f"{share:.2f}", f"{busy_ms:.2f}"])
     record(
         "object_reads",
         title="Reading images from an object store",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tempfile
 import threading
 import time
 import uuid
@@ -42,7 +43,6 @@ LONGEST_RETRIES = timedelta(minutes=10)  # of one signed request: a signature is
 NO_LIMIT = "1day"  # of a whole request: RetryPolicy.timeout_s limits its pauses
 _JITTER = random.SystemRandom()  # clients that were throttled together must not retry together
 Result = TypeVar("Result")
-Source = bytes | Path | Callable[[], Iterator[bytes]]  # of the content of an object
 
 
 def wait_before(attempt: int) -> float:
@@ -104,7 +104,7 @@ class ObjectStore:
 
     def _open(self, region: str | None) -> Any:
         timeout = timedelta(seconds=self._policy.timeout_s)
-        client: dict[str, Any] = {
+        client: Any = {
             "timeout": NO_LIMIT,
             "connect_timeout": timeout,
             "read_timeout": timeout,
@@ -123,7 +123,7 @@ class ObjectStore:
             kind: Any = {"gs": GCSStore, "az": AzureStore}[self._scheme]
             client["allow_http"] = True  # only for an address that the user has set
             return kind(self._bucket, client_options=client, retry_config=retries)
-        options: dict[str, Any] = {"region": region} if region else {}
+        options: Any = {"region": region} if region else {}
         if self._access.endpoint:
             options["endpoint"] = self._access.endpoint
             client["allow_http"] = self._access.endpoint.startswith("http://")
@@ -304,7 +304,7 @@ class ObjectStore:
             raise errors[0]
         return [found[number] for number in sorted(found)]
 
-    def write(self, key: str, source: Source, size: int) -> None:
+    def write(self, key: str, source: bytes | Path, size: int) -> None:
         """Write an object of `size` bytes, which becomes visible when it is whole.
 
         An object larger than PIECE is a multipart upload, which is completed last or aborted.
@@ -312,14 +312,14 @@ class ObjectStore:
         if size > PIECE:
             self._upload(key, source, size)
             return
-        data = source if isinstance(source, bytes) else b"".join(_read_pieces(source))
+        data = source.read_bytes() if isinstance(source, Path) else source
         self._request(
             "put_object",
             key,
             lambda store: obstore.put(store, key, data, use_multipart=False),
         )
 
-    def _upload(self, key: str, source: Source, size: int) -> None:
+    def _upload(self, key: str, source: bytes | Path, size: int) -> None:
         """Upload an object in pieces, again where the store has dropped the upload."""
         num_connections = min(PIECES_AT_ONCE, self._policy.max_connections)
         piece = max(PIECE, -(-size // MAX_PIECES))
@@ -327,12 +327,11 @@ class ObjectStore:
             mark = {"s4gupload": uuid.uuid4().hex}
 
             def put(store: Any, mark: dict[str, str] = mark) -> None:
-                content: Any = source() if callable(source) else source
                 try:
                     obstore.put(
                         store,
                         key,
-                        content,
+                        source,
                         use_multipart=True,
                         chunk_size=piece,
                         max_concurrency=num_connections,
@@ -360,17 +359,17 @@ class ObjectStore:
             return False
         return mark.items() <= dict(found).items()
 
-    def copy(self, source: str, target: str, size: int) -> None:
-        """Copy an object within the store; one larger than MAX_COPY through this machine."""
-        if size > MAX_COPY:
-            self.write(target, lambda: self.read_pieces(source, size), size)
+    def copy(self, key: str, target: ObjectStore, target_key: str) -> None:
+        """Copy an object: the store does it, unless it is very large or goes to another bucket."""
+        size = self.head(key)["size"]
+        if target is self and size <= MAX_COPY:
+            self._request("copy_object", key, lambda store: obstore.copy(store, key, target_key))
             return
-        self._request("copy_object", source, lambda store: obstore.copy(store, source, target))
-
-    def read_pieces(self, key: str, size: int) -> Iterator[bytes]:
-        """Read an object of `size` bytes piece by piece."""
-        for start in range(0, size, PIECE):
-            yield self._get(key, start, min(start + PIECE, size))[0]
+        with tempfile.NamedTemporaryFile(prefix="s4g-copy-") as file:
+            for start in range(0, size, PIECE):
+                file.write(self._get(key, start, min(start + PIECE, size))[0])
+            file.flush()
+            target.write(target_key, Path(file.name), size)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, by as few requests as the store allows; missing ones are no error."""
@@ -398,10 +397,3 @@ class ObjectStore:
 def _code_of(error: StoreError) -> str:
     fault = error.__cause__
     return fault.code if isinstance(fault, RequestError) else ""
-
-
-def _read_pieces(source: Path | Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
-    if isinstance(source, Path):
-        yield source.read_bytes()
-    else:
-        yield from source()

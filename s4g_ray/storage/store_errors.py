@@ -156,6 +156,8 @@ def permanent_error(fault: RequestError, uri: str) -> OSError:
     else:
         request = fault.operation
         remedy = REMEDIES.get(fault.code, "see the store's documentation of this error")
+    if "Account must be specified" in fault.message:
+        remedy = "set AZURE_STORAGE_ACCOUNT_NAME, and a key or a login of that account"
     return StoreError(f"{uri}: {fault.code} ({fault.message}) to {request}; {remedy}")
 
 

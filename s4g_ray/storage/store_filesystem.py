@@ -116,14 +116,9 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         store.write(key, source, source.stat().st_size)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Copy an object: within a bucket by the store itself."""
+        """Copy an object, to another bucket too."""
         store, key = self._locate(path1)
-        target, target_key = self._locate(path2)
-        size = store.head(key)["size"]
-        if store is target:
-            store.copy(key, target_key, size)
-        else:
-            target.write(target_key, lambda: store.read_pieces(key, size), size)
+        store.copy(key, *self._locate(path2))
 
     def rm_file(self, path: str) -> None:
         """Remove an object, if it exists."""
