@@ -22,6 +22,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import obstore
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -44,7 +45,6 @@ from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import byte_ranges, files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
-from s4g_ray.storage.s3_filesystem import S3
 
 BATCH = 64
 STORED, SEEN = SATELLITE
@@ -148,7 +148,7 @@ def count_requests(read: Read, batches: list[list[Range]]) -> int:
     if files.is_local(batches[0][0][0]):
         counter: Any = mock.patch.object(files, "read_available", wraps=files.read_available)
     else:
-        counter = mock.patch.object(S3, "get_range", autospec=True, side_effect=S3.get_range)
+        counter = mock.patch.object(obstore, "get", wraps=obstore.get)
     with counter as counted:
         for batch in batches:
             read(batch)

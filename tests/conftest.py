@@ -30,7 +30,7 @@ from benchmarks.support.s3_server import client, environment, serving
 from s4g_ray.config.loading import parse_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
-from s4g_ray.storage import files, s3_retries
+from s4g_ray.storage import files, object_store
 from tests.support import forked_processes
 from tests.support.faulty_s3 import Store, copy_dataset, proxied
 
@@ -245,7 +245,7 @@ def store(object_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
         "AWS_MAX_ATTEMPTS": str(ATTEMPTS),
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3_retries, "LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.02)
     object_server.proxy.reset()
     return object_server
 

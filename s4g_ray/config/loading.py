@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_retries import reraise_outage
+from s4g_ray.storage.store_errors import reraise_outage
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -27,7 +27,7 @@ from s4g_ray.data.tables.text_column import shrink
 from s4g_ray.data.validation import CheckedColumns, check_columns
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_retries import reraise_outage
+from s4g_ray.storage.store_errors import reraise_outage
 
 
 @dataclass(frozen=True)

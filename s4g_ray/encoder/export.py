@@ -25,7 +25,7 @@ from s4g_ray.encoder.weights import WEIGHTS, encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import open_published
-from s4g_ray.storage.s3_retries import reraise_outage
+from s4g_ray.storage.store_errors import reraise_outage
 
 PUBLISHED_WEIGHTS = "model.pth"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_retries import reraise_outage
+from s4g_ray.storage.store_errors import reraise_outage
 
 StateDict = Mapping[str, Tensor]
 WEIGHTS = "model.safetensors"  # in a checkpoint

@@ -1,15 +1,18 @@
-"""Read and write files: local paths and S3, whole objects and byte ranges, published folders.
+"""Read and write files: local paths and object stores, whole objects and byte ranges, folders.
 
-The functions take URIs as strings: a local path, `s3://BUCKET/KEY`, or another scheme of fsspec.
+The functions take URIs as strings: a local path, `s3://BUCKET/KEY`, `gs://BUCKET/KEY`,
+`az://CONTAINER/KEY`, or another scheme of fsspec.
 
-files          read, write, list, move and remove: local paths and S3
-manifest       published folders: parts, checksums, stamps, versions
-part_commits   the finished parts of a job that can resume
-byte_ranges    many byte ranges of many files in few reads
-parquet        refuse extension types, which may hold pickled objects
-s3_settings    StorageConfig, and the environment variables that carry it
-s3_retries     which S3 errors are retried, for how long, and the message of a final one
-s3_filesystem  s3fs with one retry rule and as few requests as possible
+files             read, write, list, move and remove: local paths and object stores
+manifest          published folders: parts, checksums, stamps, versions
+part_commits      the finished parts of a job that can resume
+byte_ranges       many byte ranges of many files in few reads
+parquet           refuse extension types, which may hold pickled objects
+s3_settings       StorageConfig, RetryPolicy, and the environment variables that carry them
+s3_access         credentials, region and address of S3, by AWS's standards
+object_store      the requests to one bucket, by obstore
+store_errors      which errors of a store may pass, and the message of a final one
+store_filesystem  the object stores of a process as a file system of fsspec
 
 Publish a folder, and read it back:
 

@@ -1,4 +1,4 @@
-"""Read, write, list, move and remove files: local paths, and s3:// and other URIs through fsspec.
+"""Read, write, list, move and remove files: local paths, object stores, other URIs of fsspec.
 
 Objects are written whole. A published folder is its files plus `_MANIFEST.json`, which is written
 last (manifest.py); readers ignore a folder without one.
@@ -40,13 +40,13 @@ def join(uri: str, *parts: str) -> str:
 def absolute(uri: str) -> str:
     """Make a local path (or file:// URI) absolute, because workers run in other folders.
 
-    Returns s3:// URIs unchanged. Raises InputError for an empty path and for s3:// without a
-    bucket: both come from unset variables.
+    Returns URIs of object stores unchanged. Raises InputError for an empty path and for s3://
+    without a bucket: both come from unset variables.
     """
     uri = uri.removeprefix("file://")
     if not uri:
         raise InputError(f"{uri!r} names no path; is a variable unset?")
-    if re.fullmatch(r"s3a?://*", uri):
+    if re.fullmatch(r"(s3a?|gs|az)://*", uri):
         raise InputError(f"{uri!r} names no bucket; is a variable unset?")
     if not is_local(uri):
         return uri
@@ -81,9 +81,10 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     if is_local(uri):
         return fsspec.filesystem("file"), uri
     if is_object_store(uri):
-        from s4g_ray.storage.s3_filesystem import s3_filesystem  # takes a second to import
+        from s4g_ray.storage.store_filesystem import store_filesystem  # takes 0.2 s to import
 
-        return s3_filesystem(), uri.partition("://")[2].rstrip("/")
+        scheme, _, path = uri.partition("://")
+        return store_filesystem(scheme), path.rstrip("/")
     filesystem, path = fsspec.url_to_fs(uri)
     return filesystem, path
 

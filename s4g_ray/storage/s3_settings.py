@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Self
+from dataclasses import dataclass
+from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
 from s4g_ray.errors import InputError
 
-SCHEMES = ("s3://", "s3a://")
+SCHEMES = ("s3://", "s3a://", "gs://", "az://")
 # Standard names where they exist. boto reads AWS_DEFAULT_REGION, other SDKs read AWS_REGION.
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "endpoint_url": ("AWS_ENDPOINT_URL_S3",),
@@ -23,8 +24,11 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+Number = TypeVar("Number", int, float)
+
+
 def is_object_store(uri: str) -> bool:
-    """Return whether a URI is of S3."""
+    """Return whether a URI is of S3, Google Cloud Storage or Azure."""
     return uri.startswith(SCHEMES)
 
 
@@ -88,7 +92,9 @@ def fault_of_endpoint(url: str) -> str | None:
 
 
 class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """Access to s3://. Values that are not given come from the standard AWS variables and files.
+    """Access to object stores. Endpoint, profile and region are of s3://, the limits of all.
+
+    Values that are not given come from the standard AWS variables and files.
 
     Credentials are never part of a configuration: they come from the environment, a profile of
     ~/.aws, or the role of the machine or pod.
@@ -99,7 +105,8 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     region: str | None = None
     # attempts of a request that fails with 5xx, throttling or a timeout, with backoff
     max_attempts: int = Field(8, ge=1)
-    timeout_s: float = Field(30, gt=0)  # for a connection, and between two pieces of an answer
+    # for a connection, between two pieces of an answer, and to send a piece of 8 MB
+    timeout_s: float = Field(30, gt=0)
     max_connections: int = Field(32, ge=1)  # open at the same time in one process
 
     @model_validator(mode="after")
@@ -108,3 +115,38 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
         if fault:
             raise ValueError(f"endpoint_url{fault}")
         return self
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """The limits of requests to a store: attempts, seconds, connections."""
+
+    max_attempts: int  # of one request
+    timeout_s: float  # for a connection, between two pieces of an answer, and to send a piece
+    max_connections: int  # of this process
+
+    @classmethod
+    def read(cls) -> RetryPolicy:
+        """Read the policy from the environment; variables that are not set have the defaults.
+
+        Raises InputError for a value that is not a number above 0.
+        """
+        defaults = StorageConfig()
+        return cls(
+            max_attempts=_read_number("max_attempts", int, defaults.max_attempts),
+            timeout_s=_read_number("timeout_s", float, defaults.timeout_s),
+            max_connections=_read_number("max_connections", int, defaults.max_connections),
+        )
+
+
+def _read_number(key: str, kind: type[Number], default: Number) -> Number:
+    """Read a number above 0 from the environment variable of a key."""
+    (name,) = VARIABLES[key]
+    text = os.environ.get(name) or str(default)
+    try:
+        number = kind(text)
+    except ValueError as error:
+        raise InputError(f"{name}={text!r} is not a number; set one above 0") from error
+    if number <= 0:
+        raise InputError(f"{name}={text} is not above 0; set a number above 0")
+    return number

@@ -71,7 +71,7 @@ def test_an_empty_object_with_the_folders_own_name_is_not_listed(
             return ["bucket/train/drone/", "bucket/train/drone/0007/", "bucket/train/drone/a.jpg"]
 
     monkeypatch.setattr("fsspec.url_to_fs", lambda uri: (Marked(), "bucket/train/drone"))
-    assert files.list_names("gs://bucket/train/drone") == ["0007", "a.jpg"]
+    assert files.list_names("other://bucket/train/drone") == ["0007", "a.jpg"]
 
 
 def test_package_files_resolve_and_missing_ones_are_named() -> None:

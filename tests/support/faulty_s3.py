@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from benchmarks.support.s3_server import ACCESS_KEY
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.storage import files
@@ -27,18 +28,25 @@ from s4g_ray.storage import files
 # deny: status 403, which is not retried
 # partial: a bulk delete leaves its first key, and reports that with status 200
 # gone: the upload does not exist
-Fault = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone"]
+# moved: the bucket is in another region
+Fault = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"]
 PASSING: tuple[Fault, ...] = ("slow_down", "internal", "refuse", "cut")
 ANSWERS = {
     "slow_down": (503, "<Error><Code>SlowDown</Code><Message>on cue</Message></Error>"),
     "internal": (500, "<Error><Code>InternalError</Code><Message>on cue</Message></Error>"),
     "deny": (403, "<Error><Code>AccessDenied</Code><Message>on cue</Message></Error>"),
     "gone": (404, "<Error><Code>NoSuchUpload</Code><Message>on cue</Message></Error>"),
+    "moved": (301, "<Error><Code>PermanentRedirect</Code><Message>on cue</Message></Error>"),
     "partial": (
         200,
         "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>",
     ),
 }
+# the server takes any key, but wants one, and tells S3 from other services by the scope
+UNCHECKED = (
+    f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20260101/us-east-1/s3/aws4_request,"
+    " SignedHeaders=host, Signature=0"
+)
 # operation, bucket/key, number of the request among its like (from 1) -> its fault
 Rule = Callable[[str, str, int], Fault | None]
 
@@ -152,7 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
     def forward(self, body: bytes, is_cut: bool) -> None:
         """Send the request to the server, and its answer, or half of it, to the client."""
         upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
-        upstream.request(self.command, self.path, body, dict(self.headers.items()))
+        wanted = {name.lower(): value for name, value in self.headers.items()}
+        if not wanted.get("authorization", "").startswith("AWS4"):  # of a client of gs://
+            wanted = {name.replace("x-goog-", "x-amz-"): wanted[name] for name in wanted}
+            wanted["authorization"] = UNCHECKED
+        upstream.request(self.command, self.path, body, wanted)
         found = upstream.getresponse()
         data = found.read()
         length = int(found.headers.get("Content-Length", 0))

@@ -18,8 +18,9 @@ from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.encoder.weights import read_state
 from s4g_ray.errors import InputError, StoreError, WriteError
-from s4g_ray.storage import files, s3_filesystem, s3_retries, s3_settings
+from s4g_ray.storage import files, object_store, s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
+from s4g_ray.storage.store_filesystem import store_filesystem
 from tests.conftest import ATTEMPTS, tiny_config
 from tests.support.faulty_s3 import Fault, Store
 
@@ -51,15 +52,15 @@ def test_retry_limits_come_from_the_environment_and_the_configuration_replaces_t
     for names in s3_settings.VARIABLES.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
-    assert s3_retries.RetryPolicy.read() == s3_retries.RetryPolicy(8, 30.0, 32)
+    assert s3_settings.RetryPolicy.read() == s3_settings.RetryPolicy(8, 30.0, 32)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "5")
     monkeypatch.setenv("S4G_S3_TIMEOUT_S", "9")
     s3_settings.apply(StorageConfig(timeout_s=2))
-    assert s3_retries.RetryPolicy.read() == s3_retries.RetryPolicy(5, 2.0, 32)
+    assert s3_settings.RetryPolicy.read() == s3_settings.RetryPolicy(5, 2.0, 32)
     for wrong in ("many", "0"):
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", wrong)
         with pytest.raises(InputError, match="AWS_MAX_ATTEMPTS"):
-            s3_retries.RetryPolicy.read()
+            s3_settings.RetryPolicy.read()
 
 
 def test_a_value_that_equals_its_default_leaves_the_environment_unchanged(
@@ -67,7 +68,7 @@ def test_a_value_that_equals_its_default_leaves_the_environment_unchanged(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     s3_settings.apply(StorageConfig(max_attempts=8))
-    assert s3_retries.RetryPolicy.read().max_attempts == 3
+    assert s3_settings.RetryPolicy.read().max_attempts == 3
 
 
 def test_a_profile_together_with_a_key_in_the_environment_is_refused(
@@ -130,7 +131,7 @@ def test_the_file_system_opens_while_another_thread_changes_the_environment() ->
     thread.start()
     try:
         for _ in range(3000):
-            s3_filesystem.s3_filesystem()
+            store_filesystem("s3")
     finally:
         done.set()
         thread.join()
@@ -138,7 +139,7 @@ def test_the_file_system_opens_while_another_thread_changes_the_environment() ->
 
 def test_waits_are_drawn_below_a_limit_that_doubles_up_to_20_s() -> None:
     for attempt, limit in ((1, 0.2), (2, 0.4), (5, 3.2), (30, 20.0)):
-        drawn = [s3_retries.wait_before(attempt) for _ in range(200)]
+        drawn = [object_store.wait_before(attempt) for _ in range(200)]
         assert 0.7 * limit < max(drawn) <= limit
         assert min(drawn) < 0.3 * limit
 
