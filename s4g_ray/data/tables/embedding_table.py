@@ -7,7 +7,7 @@ Ray nor torch is imported.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -63,7 +63,10 @@ def encode_part(ids: Ints, places: Ints, vectors: Floats32, dtype: str) -> bytes
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False)
+    # read_row_groups reads a part in pieces: the checksum of the whole file does not help there
+    pq.write_table(
+        table, buffer, compression="none", use_dictionary=False, write_page_checksum=True
+    )
     return buffer.getvalue()
 
 
@@ -129,6 +132,27 @@ def read_embedding_part(folder: str, part: Part) -> EmbeddingTable:
     """
     uri = files.join(folder, part.name)
     contents = pq.read_table(io.BytesIO(read_part(folder, part)))
+    return _decode(contents, uri)
+
+
+def read_row_groups(folder: str, part: Part, groups: Sequence[int]) -> list[EmbeddingTable]:
+    """Read some row groups of a part, each as a table; reads no other bytes but the footer.
+
+    Raises RunError as read_embedding_part does. Altered bytes are found by the checksums of the
+    pages that are read.
+    """
+    uri = files.join(folder, part.name)
+    with open_part(folder, part) as file:
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
+            return [_decode(parquet.read_row_group(group), uri) for group in groups]
+        except StoreError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise altered(folder, part) from error
+
+
+def _decode(contents: pa.Table, uri: str) -> EmbeddingTable:
     table = refuse_extension_types(contents, uri).combine_chunks()
     dim, _ = _find_vector_type(table.schema, uri)
     column = table["embedding"].combine_chunks()
@@ -137,12 +161,16 @@ def read_embedding_part(folder: str, part: Part) -> EmbeddingTable:
 
 
 class PartHead(NamedTuple):
-    """A part without its vectors: ids[n], place_ids[n], and D and dtype of the vectors."""
+    """A part without its vectors: ids[n], place_ids[n], and D and dtype of the vectors.
+
+    group_rows: the number of rows of each row group, in order.
+    """
 
     ids: Ints
     place_ids: Ints
     dim: int
     dtype: str
+    group_rows: tuple[int, ...]
 
 
 def read_part_head(folder: str, part: Part) -> PartHead:
@@ -163,7 +191,8 @@ def read_part_head(folder: str, part: Part) -> PartHead:
         except (pa.ArrowException, OSError) as error:
             raise altered(folder, part) from error
         dim, dtype = _find_vector_type(parquet.schema_arrow, uri)
-        return PartHead(ids, place_ids, dim, dtype)
+        counts = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+        return PartHead(ids, place_ids, dim, dtype, tuple(counts))
 
 
 def read_heads(files: Iterable[tuple[str, Part]]) -> Iterator[PartHead]:
