@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.data.area import Area
 from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
@@ -44,6 +44,7 @@ from s4g_ray.index.sharded.versions import (
 )
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
+from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import Part, latest_version
 
 _Loaded = ServedVersion | FailedVersion | None
@@ -63,6 +64,26 @@ class Staged:
     build_s: float
 
 
+@dataclass(frozen=True)
+class Coordinates:
+    """Where the references of an index lie: ids[N] ascending, lat[N], lon[N]."""
+
+    ids: Ints
+    lat: Floats64
+    lon: Floats64
+
+    def of(self, ids: Ints) -> Floats64:
+        """Return lat, lon of each id: [n, 2]. Raises RunError for an id without them."""
+        rows = rows_of(self.ids, ids)
+        unknown = ids[rows < 0]
+        if len(unknown):
+            raise RunError(
+                f"{len(unknown)} references have no coordinates, {unknown[0]} among them; give"
+                " them for all, or for none"
+            )
+        return np.stack([self.lat[rows], self.lon[rows]], axis=1)
+
+
 class IndexShard:
     """Holds the version in service and, during a build, the staged version beside it.
 
@@ -74,6 +95,7 @@ class IndexShard:
     def __init__(self, setup: ShardSetup) -> None:
         self._setup = setup
         self._staged: tuple[int, VectorIndex] | None = None
+        self._previous: ServedVersion | None = None  # while the other shards take the new version
         self._efforts: dict[int, SearchEffort] = {}
         self._counting = threading.Lock()
         # a thread of its own: the actor answers, and so counts as started, before all is read
@@ -132,6 +154,8 @@ class IndexShard:
     def _require(self, version: int) -> ServedVersion:
         """Return the version in service. Raises RunError when it is another one, or none."""
         served = self._served
+        if self._previous is not None and self._previous.version == version:
+            return self._previous
         if served is None or served.version != version:
             in_service = "none" if served is None else str(served.version)
             raise RunError(
@@ -202,8 +226,9 @@ class IndexShard:
         plan: IndexPlan,
         template: bytes | None,
         engine: Engine,
+        coordinates: Coordinates | None = None,
     ) -> Staged:
-        """Build a version beside those in service and write its file."""
+        """Build a version beside the one in service and write its file."""
         setup = self._setup
         set_faiss_threads(setup.num_threads)
         self._staged = None
@@ -213,7 +238,7 @@ class IndexShard:
         reading_since = started
         for ids, vectors in read_ranges(ranges, wanted):
             read_s += time.perf_counter() - reading_since
-            index.add(vectors, ids)
+            index.add(vectors, ids, coordinates=coordinates and coordinates.of(ids))
             reading_since = time.perf_counter()
         index.seal()
         folder = version_folder(setup.folder, version)
@@ -257,7 +282,7 @@ class IndexShard:
         return search_once(self._find_staged(staged, engine), queries, k, effort, None, None)
 
     def activate(self, version: int) -> None:
-        """Put a published version in service in place of the one before.
+        """Put a published version in service; the one before stays until release_previous.
 
         Raises RunError when the version's file cannot be loaded.
         """
@@ -269,11 +294,20 @@ class IndexShard:
             served = load_version(self._setup, version, staged)
         if isinstance(served, FailedVersion):
             raise served.error
+        before = self._served
+        if isinstance(before, ServedVersion) and before.version != version:
+            self._previous = before
         self._served = served
         self._staged = None
 
+    def release_previous(self) -> None:
+        """Take the version before out of service: all shards serve the new one."""
+        self._previous = None
+
     def withdraw(self, version: int) -> None:
         """Take a version out of service, if it is in service."""
+        if self._previous is not None and self._previous.version == version:
+            self._previous = None
         served = self._served
         if served is not None and served.version == version:
             self._served = None
@@ -281,6 +315,9 @@ class IndexShard:
     def return_to_newest(self) -> None:
         """Serve the newest published version, where another one or none is in service."""
         self._staged = None
+        if self._previous is not None:
+            self._served = self._previous
+            self._previous = None
         newest = latest_version(self._setup.folder, "v")
         served = self._served
         if newest != (None if served is None else served.version):
