@@ -16,8 +16,14 @@ import ray
 from s4g_ray.arrays import Floats32, Ints, spread_rows
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.errors import RunError
-from s4g_ray.index.plan import IndexPlan
-from s4g_ray.index.recall import check_recall, effort_range, measure_recall, plan_for, raise_effort
+from s4g_ray.index.plan import IndexPlan, plan_for
+from s4g_ray.index.recall import (
+    RecallEstimate,
+    check_recall,
+    effort_range,
+    measure_recall,
+    raise_effort,
+)
 from s4g_ray.index.sharded.shard import Staged, version_folder
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.sharding import (
@@ -209,14 +215,14 @@ class VersionBuild:
         answers = self._shards.each("search_exactly", arguments)
         exact, exact_scores = merge_found(answers, num_exact)
 
-        def recall_at(effort: int | None) -> float:
+        def recall_at(effort: int | None) -> RecallEstimate:
             calls = [(shard, self.engine, queries, k, effort) for shard in staged]
             found, _ = merge_found(self._shards.each("probe", calls), k)
             return measure_recall(found, exact, exact_scores)
 
         recall, effort = raise_effort(recall_at, effort, max_effort, self._cfg.min_recall)
         check_recall(recall, effort, plan, self._cfg, k)
-        return recall, effort
+        return recall.mean, effort
 
     def _put_in_service(
         self, report: IndexReport, plan: IndexPlan, staged: list[Staged], stamp: Stamp | None
