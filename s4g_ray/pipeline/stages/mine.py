@@ -131,7 +131,7 @@ def mine_table(
     else:
         with ray_session(base.ray, base.storage) as nodes:
             searchers = Need(base.mining.num_searchers, "searching task", SEARCHER_CPUS)
-            shards = shard_need(base.mining, base.mining.num_shards)
+            shards = shard_need(base.mining, base.mining.least_shards)
             fits = partial(check_room, [shards], [[searchers]])
             await_room(base.ray, fits, nodes, reporter)
             _mine(base, table, target, found, reporter)
