@@ -169,7 +169,7 @@ class Placed:
 
 
 class _Room:
-    """The free resources of a node, in Ray's units: CPUs and memory in all, the rest of each GPU."""
+    """The free resources of a node, in Ray's units: CPUs, memory, and the rest of each GPU."""
 
     def __init__(self, node: Node) -> None:
         self.node = node

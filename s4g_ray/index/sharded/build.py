@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
+from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints, spread_rows
 from s4g_ray.config.schema import MiningConfig
@@ -54,7 +55,7 @@ class BuildInput:
     tables: Sequence[str]
     ids: Ints | None
     sample: Floats32 | None
-    regions: Sequence[str] | None
+    regions: NDArray[Any] | None
     coordinates: Coordinates | None
     k: int
     stamp: Stamp | None
@@ -98,8 +99,7 @@ class VersionBuild:
         self._remove_published()
         coordinates = ray.put(given.coordinates)
         arguments = [
-            (self._version, own, wanted, plan, template, self.engine, coordinates)
-            for own in shares
+            (self._version, own, wanted, plan, template, self.engine, coordinates) for own in shares
         ]
         staged: list[Staged] = self._shards.each("stage", arguments)
         built = time.perf_counter()
@@ -197,29 +197,28 @@ class VersionBuild:
         arguments = [(own, wanted, queries, num_exact, self.engine) for own in shares]
         answers = self._shards.each("search_exactly", arguments)
         exact, exact_scores = merge_found(answers, num_exact)
-        estimates: list[tuple[RecallEstimate, SearchEffort]] = []
+        efforts: list[SearchEffort] = []
 
         def ask(some: Floats32, effort: int | None) -> list[ShardAnswer]:
             asked = queries if some is sample else ray.put(some)
             calls = [(shard, self.engine, asked, k, effort) for shard in staged]
             return self._shards.each("probe", calls)
 
-        def recall_at(effort: int | None) -> float:
+        def recall_at(effort: int | None) -> RecallEstimate:
             found, taken = search_filled(ask, sample, k, effort)
-            estimate = measure_recall(found[0], exact, exact_scores, regions=given.regions)
-            estimates.append((estimate, taken))
-            return estimate.mean
+            efforts.append(taken)
+            return measure_recall(found[0], exact, exact_scores, given.regions)
 
         first, max_effort = effort_range(plan, self._cfg)
         recall, effort = raise_effort(recall_at, first, max_effort, self._cfg.min_recall)
         check_recall(recall, effort, plan, self._cfg, k)
-        estimate, taken = estimates[-1]
+        taken = efforts[-1]
         return dataclasses.replace(
             report,
-            recall=estimate.mean,
-            recall_low=estimate.low,
-            recall_high=estimate.high,
-            recall_by_region=estimate.by_region,
+            recall=recall.mean,
+            recall_low=recall.low,
+            recall_high=recall.high,
+            recall_by_region={name: part.mean for name, part in recall.by_region.items()},
             effort=effort,
             mean_effort=taken.mean if effort else None,
             highest_effort=taken.highest or None,
@@ -253,7 +252,9 @@ def put_in_service(
     target = version_folder(folder, version)
     parts = [shard.part for shard in staged]
     check_reached(target, parts)
-    publish(target, "index", parts, stamp, {**staged[0].info, **asdict(report), "plan": asdict(plan)})
+    publish(
+        target, "index", parts, stamp, {**staged[0].info, **asdict(report), "plan": asdict(plan)}
+    )
     try:
         shards.broadcast("activate", version)
     except RunError:

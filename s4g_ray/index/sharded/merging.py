@@ -47,6 +47,13 @@ class SearchEffort:
         """The mean over the queries; None without any."""
         return self.total / self.queries if self.queries else None
 
+    def describe(self) -> str:
+        """Return the effort as the end of a line; empty for exact kinds."""
+        if not self.highest or self.mean is None:
+            return ""
+        again = f", {self.repeats / self.queries:.1%} of queries searched again"
+        return f", effort {self.mean:.4g} a query, highest {self.highest}{again}"
+
     def plus(self, num_queries: int, effort: int, *, is_repeat: bool) -> SearchEffort:
         """Count a search of some queries at one effort."""
         return SearchEffort(
@@ -67,8 +74,8 @@ def search_filled(
     """Search all shards for queries[M, D] -> ids[M, k], scores[M, k], and the effort that it took.
 
     Queries that lack results are searched again at FILL_FACTOR times the effort, until they have k
-    or all vectors were visited. Fewer than k are found, and padded, only by a search that is
-    restricted to some vectors. Raises RunError where the shards hold k vectors and do not find them.
+    or all vectors were visited. Only a search that is restricted to some vectors finds fewer than
+    k, and pads them. Raises RunError where the shards hold k vectors and do not find them.
     """
     answers = ask(queries, effort)
     ids, scores = _merge_answers(answers, k)

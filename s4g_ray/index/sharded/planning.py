@@ -52,9 +52,7 @@ def plan_shards(
         return known
     try:
         if known is None:
-            return plan_for(
-                cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries
-            )
+            return plan_for(cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries)
         plan = plan_for(fix_plan(cfg, known), num_vectors, dim, num_queries=num_queries)
     except ValueError as error:
         raise RunError(str(error)) from error

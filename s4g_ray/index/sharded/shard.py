@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from s4g_ray.arrays import Floats32, Floats64, Ints
+from s4g_ray.arrays import Bools, Floats32, Floats64, Ints
 from s4g_ray.data.area import Area
 from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
@@ -40,12 +41,13 @@ from s4g_ray.index.sharded.versions import (
     load_part,
     load_version,
     move_to_device,
+    open_shards,
     version_folder,
 )
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.row_lookup import rows_of
-from s4g_ray.storage.manifest import Part, latest_version
+from s4g_ray.storage.manifest import Part, latest_version, read_part, write_part
 
 _Loaded = ServedVersion | FailedVersion | None
 
@@ -82,6 +84,25 @@ class Coordinates:
                 " them for all, or for none"
             )
         return np.stack([self.lat[rows], self.lon[rows]], axis=1)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Vectors of one shard to add, replace or remove: ids[n], vectors[n, D], coordinates[n, 2]."""
+
+    action: str  # add, replace or remove
+    ids: Ints
+    vectors: NDArray[Any] | None = None
+    coordinates: Floats64 | None = None
+
+    def apply(self, index: VectorIndex) -> None:
+        """Change an index."""
+        if self.action == "remove":
+            index.remove(self.ids)
+            return
+        assert self.vectors is not None
+        change = index.add if self.action == "add" else index.replace
+        change(self.vectors, self.ids, coordinates=self.coordinates)
 
 
 class IndexShard:
@@ -247,6 +268,35 @@ class IndexShard:
         self._staged = (version, move_to_device(setup, index))
         return Staged(version, part, index.info, read_s, seconds - read_s)
 
+    def find_ids(self, version: int, ids: Ints) -> Bools:
+        """Return which of ids[n] this shard holds in the version in service."""
+        return self._require(version).index.has_ids(ids)
+
+    def stage_change(self, base: int, version: int, change: Change | None) -> Staged:
+        """Make a version from the one in service, and write its file. None: it is the same here."""
+        setup = self._setup
+        served = self._require(base)
+        manifest = open_shards(setup, base)
+        part = manifest.parts[setup.number]
+        folder = version_folder(setup.folder, version)
+        source = version_folder(setup.folder, base)
+        started = time.perf_counter()
+        if change is None:
+            copy = write_part(folder, part.name, read_part(source, part), part.rows)
+            self._staged = (version, served.index)
+            return Staged(version, copy, served.index.info, time.perf_counter() - started, 0.0)
+        set_faiss_threads(setup.num_threads)
+        engine = manifest.info["engine"]
+        index = VectorIndex.load_part(
+            source, part, manifest.info, engine=engine, num_threads=setup.num_threads
+        )
+        read = time.perf_counter()
+        change.apply(index)
+        written = index.save_part(folder, part.name)
+        self._staged = (version, move_to_device(setup, index))
+        build_s = time.perf_counter() - read
+        return Staged(version, written, index.info, read - started, build_s)
+
     def search_exactly(
         self,
         ranges: Sequence[RowRange],
@@ -343,6 +393,9 @@ def search_once(
     area: Area | None,
 ) -> ShardAnswer:
     """Search a shard's index at one effort; None: that of the index."""
+    if not len(index):  # all its vectors were removed
+        nothing = np.empty((len(queries), 0))
+        return ShardAnswer(nothing.astype(np.int64), nothing.astype(np.float32), 0, 0)
     found_ids, scores = index.search_padded(
         queries, min(k, len(index)), effort=effort, ids=ids, area=area
     )

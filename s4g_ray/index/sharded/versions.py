@@ -83,9 +83,7 @@ def open_shards(setup: ShardSetup, version: int) -> Manifest:
     manifest = open_published(folder, "index")
     info = manifest.info
     if "num_shards" not in info:
-        raise RunError(
-            f"{folder} holds an index, but no version of shards; remove it and resume"
-        )
+        raise RunError(f"{folder} holds an index, but no version of shards; remove it and resume")
     if info["num_shards"] != setup.num_shards:
         raise RunError(
             f"{folder} has {info['num_shards']} shards, but"
