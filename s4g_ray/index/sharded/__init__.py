@@ -3,6 +3,7 @@
 sharding     deal rows to shards, check ids and vectors; no Ray
 merging      merge the shards' answers, search again where results are missing; no Ray
 versions     load a shard's part of a published version; no Ray
+requests     arguments and results of a shard's methods; no Ray
 shard        IndexShard: the version that one actor serves
 shard_group  ShardGroup: start the actors, call all of them
 client       IndexClient: search from any process of the cluster

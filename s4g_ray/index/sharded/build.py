@@ -28,7 +28,7 @@ from s4g_ray.index.recall import (
 )
 from s4g_ray.index.sharded.merging import SearchEffort, ShardAnswer, merge_found, search_filled
 from s4g_ray.index.sharded.report import IndexReport
-from s4g_ray.index.sharded.shard import Coordinates, Staged
+from s4g_ray.index.sharded.requests import Coordinates, Staged
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.sharding import (
     PartCount,

@@ -19,7 +19,7 @@ from s4g_ray.index.sharded.client import PATIENCE_S, IndexClient, PartialResult
 from s4g_ray.index.sharded.merging import SearchEffort
 from s4g_ray.index.sharded.planning import fix_plan, plan_shards
 from s4g_ray.index.sharded.report import IndexReport
-from s4g_ray.index.sharded.shard import Coordinates
+from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.update import VersionUpdate
 from s4g_ray.index.sharded.versions import version_folder

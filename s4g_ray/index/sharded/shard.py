@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from s4g_ray.arrays import Bools, Floats32, Floats64, Ints
+from s4g_ray.arrays import Bools, Floats32, Ints
 from s4g_ray.data.area import Area
 from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
@@ -24,6 +21,7 @@ from s4g_ray.index.exact_search import Engine, choose_engine, search, unit_rows
 from s4g_ray.index.faiss_library import set_faiss_threads
 from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.sharded.merging import SearchEffort, ShardAnswer, merge_found
+from s4g_ray.index.sharded.requests import Change, Coordinates, Staged
 from s4g_ray.index.sharded.sharding import (
     PartCount,
     RowRange,
@@ -46,63 +44,9 @@ from s4g_ray.index.sharded.versions import (
 )
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
-from s4g_ray.row_lookup import rows_of
-from s4g_ray.storage.manifest import Part, latest_version, read_part, write_part
+from s4g_ray.storage.manifest import latest_version, read_part, write_part
 
 _Loaded = ServedVersion | FailedVersion | None
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A shard of a version that is built and written but not in service yet.
-
-    Holds what the version's manifest and report need.
-    """
-
-    version: int
-    part: Part
-    info: Mapping[str, Any]
-    read_s: float
-    build_s: float
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Where the references of an index lie: ids[N] ascending, lat[N], lon[N]."""
-
-    ids: Ints
-    lat: Floats64
-    lon: Floats64
-
-    def of(self, ids: Ints) -> Floats64:
-        """Return lat, lon of each id: [n, 2]. Raises RunError for an id without them."""
-        rows = rows_of(self.ids, ids)
-        unknown = ids[rows < 0]
-        if len(unknown):
-            raise RunError(
-                f"{len(unknown)} references have no coordinates, {unknown[0]} among them; give"
-                " them for all, or for none"
-            )
-        return np.stack([self.lat[rows], self.lon[rows]], axis=1)
-
-
-@dataclass(frozen=True)
-class Change:
-    """Vectors of one shard to add, replace or remove: ids[n], vectors[n, D], coordinates[n, 2]."""
-
-    action: str  # add, replace or remove
-    ids: Ints
-    vectors: NDArray[Any] | None = None
-    coordinates: Floats64 | None = None
-
-    def apply(self, index: VectorIndex) -> None:
-        """Change an index."""
-        if self.action == "remove":
-            index.remove(self.ids)
-            return
-        assert self.vectors is not None
-        change = index.add if self.action == "add" else index.replace
-        change(self.vectors, self.ids, coordinates=self.coordinates)
 
 
 class IndexShard:

@@ -18,10 +18,10 @@ from s4g_ray.errors import RunError
 from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.sharded.build import put_in_service
 from s4g_ray.index.sharded.report import IndexReport
-from s4g_ray.index.sharded.shard import Change, Staged
+from s4g_ray.index.sharded.requests import Change, Staged
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.versions import version_folder
-from s4g_ray.storage.manifest import latest_version, list_versions, open_published
+from s4g_ray.storage.manifest import latest_version, open_published
 
 
 class VersionUpdate:
@@ -32,10 +32,9 @@ class VersionUpdate:
         base = latest_version(folder, "v")
         if base is None:
             raise RunError(f"{folder} holds no version to change; build one first")
-        latest = list_versions(folder, "v")[-1]
-        if version <= latest:
+        if version <= base:
             raise RunError(
-                f"version {version} is not after {latest}, the latest of {folder}; give a higher"
+                f"version {version} is not after {base}, the newest of {folder}; give a higher"
                 " number"
             )
         self._folder = folder

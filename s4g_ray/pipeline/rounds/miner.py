@@ -43,7 +43,7 @@ class Miner:
         seed: int,
         start_timeout_s: float,
         gate: PlacementGate | None = None,
-        regions_of: Callable[[Ints], NDArray[np.str_] | None] = lambda ids: None,
+        regions_of: Callable[[Ints], NDArray[np.str_] | None] | None = None,
     ) -> None:
         self._graphs = graphs
         self._mining = mining
@@ -84,7 +84,7 @@ class Miner:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
             size = self._mining.recall_sample
             chosen, sample = sample_queries(embeddings, graphs.split.query_ids, size, rng)
-            regions = self._regions_of(chosen)
+            regions = self._regions_of(chosen) if self._regions_of else None
             index = service.build(
                 epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
             )
