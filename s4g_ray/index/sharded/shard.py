@@ -16,7 +16,6 @@ import numpy as np
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
-from s4g_ray.index.approximate_search import gpu_resources
 from s4g_ray.index.exact_search import Engine, choose_engine, search, unit_rows
 from s4g_ray.index.faiss_library import set_faiss_threads
 from s4g_ray.index.plan import IndexPlan
@@ -29,6 +28,7 @@ from s4g_ray.index.sharded.sharding import (
     merge_found,
     read_ranges,
 )
+from s4g_ray.index.stores.gpu import GpuDevice
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage import files
@@ -132,7 +132,7 @@ class IndexShard:
 
     def require_gpu(self) -> None:
         """Raise RunError when no GPU can be used; called before anything is read."""
-        gpu_resources(0)
+        GpuDevice.open()
 
     def choose_engine(self, dim: int) -> Engine:
         """Return the fastest engine of exact search here, for vectors of D = dim."""
