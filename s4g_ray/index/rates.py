@@ -14,7 +14,6 @@ import numpy as np
 
 from s4g_ray.arrays import Floats32
 from s4g_ray.config.schema import MiningConfig
-from s4g_ray.index.approximate_search import ApproximateStore, nearest_lists, train
 from s4g_ray.index.cost import WALK_ROWS, Rates, recorded_rates
 from s4g_ray.index.exact_search import measure_engines, unit_rows
 from s4g_ray.index.faiss_library import faiss, set_num_threads
@@ -27,6 +26,10 @@ from s4g_ray.index.plan import (
     plan_for,
     plan_index,
 )
+from s4g_ray.index.stores.hnsw import HnswStore
+from s4g_ray.index.stores.ivf import IvfStore
+from s4g_ray.index.stores.ivf_training import nearest_lists, train_lists
+from s4g_ray.index.stores.store import Scope
 
 SAMPLE = WALK_ROWS  # vectors that rates are measured with
 PROBES = 256  # queries
@@ -83,9 +86,10 @@ def measure_rates(plan: IndexPlan, num_threads: int) -> Rates:
         return Rates(threads, product, row=row, engine=engine)
     if plan.kind in IVF_KINDS:
         return _measure_lists(plan, vectors, threads)
-    store = _make_store(plan, vectors)
+    store = HnswStore.empty(plan)
     row = _time_once(lambda: store.add(vectors)) / (SAMPLE * math.log2(SAMPLE))
-    walk = _shortest(lambda: store.search(vectors[:PROBES], 1, threads)) / PROBES
+    scope = Scope(np.arange(SAMPLE), num_threads=threads)
+    walk = _shortest(lambda: store.search(vectors[:PROBES], 1, plan.ef_search, scope)) / PROBES
     return Rates(threads, 0, row=row, walk=walk)
 
 
@@ -114,15 +118,13 @@ def _measure_lists(plan: IndexPlan, vectors: Floats32, num_threads: int) -> Rate
         bits=plan.bits,
         train_size=SAMPLE,
     )
-    store = _make_store(small, vectors)
+    store = IvfStore.from_bytes(train_lists(small, vectors[: SAMPLE // 4]), num_lists)
     add_s = _time_once(lambda: store.add(vectors)) / SAMPLE
     row = max(add_s - 2.0 * num_lists * plan.dim * product, 0.0)
-    code = _shortest(lambda: store.search(vectors[:PROBES], 16, num_threads)) / (PROBES * SAMPLE)
+    scope = Scope(np.arange(SAMPLE), num_threads=num_threads)
+    search_s = _shortest(lambda: store.search(vectors[:PROBES], 16, num_lists, scope))
+    code = search_s / (PROBES * SAMPLE)
     return Rates(num_threads, product, row=row, code=code)
-
-
-def _make_store(plan: IndexPlan, vectors: Floats32) -> ApproximateStore:
-    return ApproximateStore.from_bytes(train(plan, vectors[: SAMPLE // 4]), plan)
 
 
 def _time_once(work: Callable[[], Any]) -> float:

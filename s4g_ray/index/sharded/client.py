@@ -70,8 +70,7 @@ class IndexClient:
         def ask(some: Floats32, effort: int | None) -> Sequence[ShardAnswer]:
             return self.collect(self._start_calls(version, some, k, effort, allowed, area))
 
-        is_restricted = ids is not None or area is not None
-        found, _ = search_filled(ask, queries, k, None, is_restricted=is_restricted)
+        found, _ = search_filled(ask, queries, k, None)
         return found
 
     def search_partial(

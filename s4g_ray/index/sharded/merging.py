@@ -13,24 +13,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.errors import RunError
 from s4g_ray.index.top_k import Found
 
 FILL_FACTOR = 4  # of the search effort, for queries that lack results
+ALL = -1  # as a search effort: whatever it takes to find k vectors
 
 
 @dataclass(frozen=True)
 class ShardAnswer:
     """The answer of one shard: ids[M, n], scores[M, n], best first, padded with -1 and -inf.
 
-    n = k, or all vectors of the shard. effort: the search effort that ran, of at most max_effort;
-    both are 0 for exact kinds.
+    effort: the search effort that ran, of at most max_effort; both are 0 for exact kinds.
+    num_allowed: the vectors of the shard that the search may find; k where it is not counted,
+    because all results are there.
     """
 
     ids: Ints
     scores: Floats32
     effort: int
     max_effort: int
+    num_allowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,36 +71,40 @@ AskShards = Callable[[Floats32, int | None], Sequence[ShardAnswer]]
 
 
 def search_filled(
-    ask: AskShards, queries: Floats32, k: int, effort: int | None, *, is_restricted: bool = False
+    ask: AskShards, queries: Floats32, k: int, effort: int | None
 ) -> tuple[Found, SearchEffort]:
     """Search all shards for queries[M, D] -> ids[M, k], scores[M, k], and the effort that it took.
 
-    Queries that lack results are searched again at FILL_FACTOR times the effort, until they have k
-    or all vectors were visited. Only a search that is restricted to some vectors finds fewer than
-    k, and pads them. Raises RunError where the shards hold k vectors and do not find them.
+    Queries that lack results are searched again at FILL_FACTOR times the effort, up to the highest,
+    and where that does not lead to them (a graph, or a GPU's limit) among all vectors. Results are
+    padded only where fewer than k vectors are allowed.
     """
     answers = ask(queries, effort)
     ids, scores = _merge_answers(answers, k)
     ran = max(answer.effort for answer in answers)
     limit = max(answer.max_effort for answer in answers)
+    wanted = min(k, sum(answer.num_allowed for answer in answers))
     taken = SearchEffort().plus(len(queries), ran, is_repeat=False)
-    short = np.flatnonzero((ids < 0).any(axis=1))
-    while len(short) and ran < limit:
+    short = np.flatnonzero((ids[:, :wanted] < 0).any(axis=1))
+    while len(short):
+        if ran >= limit:
+            ids[short], scores[short] = _merge_answers(ask(queries[short], ALL), k)
+            return (ids, scores), taken.plus(len(short), limit, is_repeat=True)
         ran = min(FILL_FACTOR * ran, limit)
         ids[short], scores[short] = _merge_answers(ask(queries[short], ran), k)
         taken = taken.plus(len(short), ran, is_repeat=True)
-        short = short[(ids[short] < 0).any(axis=1)]
-    if len(short) and not is_restricted:
-        raise RunError(
-            f"{len(short)} of {len(queries)} queries find fewer than {k=} vectors at search effort"
-            f" {ran}, the highest possible here; lower k, set mining.index_kind to a more exact"
-            " kind, or set mining.gpus_per_shard=0 where shards use GPUs"
-        )
+        short = short[(ids[short][:, :wanted] < 0).any(axis=1)]
     return (ids, scores), taken
 
 
 def _merge_answers(answers: Sequence[ShardAnswer], k: int) -> Found:
-    return merge_found([(answer.ids, answer.scores) for answer in answers], k)
+    """Merge answers into ids[M, k], scores[M, k], padded where they have fewer columns."""
+    ids, scores = merge_found([(answer.ids, answer.scores) for answer in answers], k)
+    missing = ((0, 0), (0, k - ids.shape[1]))
+    return (
+        np.pad(ids, missing, constant_values=-1),
+        np.pad(scores, missing, constant_values=-np.inf),
+    )
 
 
 def merge_found(found: Sequence[Found], k: int) -> Found:

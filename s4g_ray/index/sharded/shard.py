@@ -16,11 +16,10 @@ from s4g_ray.arrays import Bools, Floats32, Ints
 from s4g_ray.data.area import Area
 from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
-from s4g_ray.index.approximate_search import gpu_resources
 from s4g_ray.index.exact_search import Engine, choose_engine, search, unit_rows
 from s4g_ray.index.faiss_library import set_faiss_threads
 from s4g_ray.index.plan import IndexPlan
-from s4g_ray.index.sharded.merging import SearchEffort, ShardAnswer, merge_found
+from s4g_ray.index.sharded.merging import ALL, SearchEffort, ShardAnswer, merge_found
 from s4g_ray.index.sharded.requests import Change, Coordinates, Staged
 from s4g_ray.index.sharded.sharding import (
     PartCount,
@@ -42,6 +41,7 @@ from s4g_ray.index.sharded.versions import (
     open_shards,
     version_folder,
 )
+from s4g_ray.index.stores.gpu import GpuDevice
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage.manifest import latest_version, read_part, write_part
@@ -133,7 +133,7 @@ class IndexShard:
 
     def require_gpu(self) -> None:
         """Raise RunError when no GPU can be used; called before anything is read."""
-        gpu_resources(0)
+        GpuDevice.open()
 
     def choose_engine(self, dim: int) -> Engine:
         """Return the fastest engine of exact search here, for vectors of D = dim."""
@@ -169,6 +169,10 @@ class IndexShard:
         vectors = np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)
         return len(own), (own, vectors)
 
+    def _gpu(self) -> GpuDevice | None:
+        """Return the shard's GPU, if it uses one."""
+        return GpuDevice.open() if self._setup.use_gpu else None
+
     def train(self, plan: IndexPlan, *samples: tuple[Ints, Floats32]) -> bytes:
         """Return the trained, empty index that all shards start from.
 
@@ -181,7 +185,7 @@ class IndexShard:
         for own, vectors in samples:
             if len(own):
                 sample[np.searchsorted(rows, own)] = vectors
-        return VectorIndex.template(plan, sample)
+        return VectorIndex.template(plan, sample, gpu=self._gpu())
 
     def stage(
         self,
@@ -197,7 +201,9 @@ class IndexShard:
         setup = self._setup
         set_faiss_threads(setup.num_threads)
         self._staged = None
-        index = VectorIndex.empty(plan, template, engine=engine, num_threads=setup.num_threads)
+        index = VectorIndex.empty(
+            plan, template, engine=engine, num_threads=setup.num_threads, gpu=self._gpu()
+        )
         read_s = 0.0
         started = time.perf_counter()
         reading_since = started
@@ -214,7 +220,7 @@ class IndexShard:
 
     def find_ids(self, version: int, ids: Ints) -> Bools:
         """Return which of ids[n] this shard holds in the version in service."""
-        return self._require(version).index.has_ids(ids)
+        return self._require(version).index.holds(ids)
 
     def stage_change(self, base: int, version: int, change: Change | None) -> Staged:
         """Make a version from the one in service, and write its file. None: it is the same here."""
@@ -336,15 +342,17 @@ def search_once(
     ids: Ints | None,
     area: Area | None,
 ) -> ShardAnswer:
-    """Search a shard's index at one effort; None: that of the index."""
-    if not len(index):  # all its vectors were removed
-        nothing = np.empty((len(queries), 0))
-        return ShardAnswer(nothing.astype(np.int64), nothing.astype(np.float32), 0, 0)
-    found_ids, scores = index.search_padded(
-        queries, min(k, len(index)), effort=effort, ids=ids, area=area
-    )
-    ran = index.effort if effort is None else effort
-    return ShardAnswer(found_ids, scores, ran or 0, index.max_effort or 0)
+    """Search a shard's index at one effort; None: that of the index; ALL: as high as it takes."""
+    max_effort = index.store.max_effort
+    if effort == ALL:
+        found = index.search(queries, min(k, len(index)), ids=ids, area=area)
+        return ShardAnswer(*found, max_effort, max_effort)
+    found = index.search_padded(queries, k, effort=effort, ids=ids, area=area)
+    num_allowed = len(index)
+    if ids is not None or area is not None:
+        num_allowed = index.count_allowed(ids, area) if (found[0] < 0).any() else k
+    ran = min(effort or index.effort or 0, max_effort)
+    return ShardAnswer(*found, ran, max_effort, num_allowed)
 
 
 def _count_by_group(rows: Ints, group_rows: Sequence[int]) -> tuple[int, ...]:

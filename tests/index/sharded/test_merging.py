@@ -3,13 +3,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s4g_ray.arrays import Floats32
-from s4g_ray.errors import RunError
-from s4g_ray.index.sharded.merging import ShardAnswer, merge_found, search_filled
+from s4g_ray.index.sharded.merging import ALL, ShardAnswer, merge_found, search_filled
 from s4g_ray.index.top_k import Found
 
 
@@ -38,9 +36,10 @@ def test_merged_answers_equal_sorting_all_by_score_and_then_id(
 class Lists:
     """Three shards. A query at effort e sees the e first vectors of its own order in each."""
 
-    def __init__(self, num_queries: int, per_shard: int, hidden: int = 0) -> None:
+    def __init__(self, num_queries: int, per_shard: int, num_allowed: int) -> None:
         rng = np.random.default_rng(0)
-        self.order = [rng.permutation(per_shard - hidden) for _ in range(num_queries)]
+        self.num_allowed = num_allowed
+        self.order = [rng.permutation(num_allowed) for _ in range(num_queries)]
         self.held = [np.arange(per_shard) * 3 + shard for shard in range(3)]
         self.asked: list[tuple[int, int]] = []
 
@@ -50,7 +49,7 @@ class Lists:
         return sorted(int(i) for held in self.held for i in held[first])
 
     def ask(self, queries: Floats32, effort: int | None) -> list[ShardAnswer]:
-        ran = effort or 2
+        ran = 100 if effort == ALL else effort or 2
         limit = len(self.held[0])
         self.asked.append((len(queries), ran))
         answers = []
@@ -61,12 +60,12 @@ class Lists:
                 seen = [i for i in self.seen(query, ran) if i in held]
                 ids[row, : len(seen)] = seen
                 scores[row, : len(seen)] = [-i for i in seen]
-            answers.append(ShardAnswer(ids, scores, ran, limit))
+            answers.append(ShardAnswer(ids, scores, ran, limit, self.num_allowed))
         return answers
 
 
 def test_queries_that_lack_results_are_searched_again_by_all_shards_until_they_have_k() -> None:
-    lists = Lists(4, per_shard=40)
+    lists = Lists(4, per_shard=40, num_allowed=40)
     queries = np.arange(4, dtype=np.float32)[:, None]
     (ids, scores), taken = search_filled(lists.ask, queries, 20, None)
     assert lists.asked == [(4, 2), (3, 8)]  # the first query has enough at once
@@ -78,14 +77,29 @@ def test_queries_that_lack_results_are_searched_again_by_all_shards_until_they_h
     assert taken.mean == (4 * 2 + 3 * 8) / 4
 
 
-def test_a_restricted_search_pads_and_an_unrestricted_one_says_what_it_cannot_find() -> None:
-    lists = Lists(3, per_shard=6, hidden=1)
+def test_a_search_that_is_restricted_to_few_vectors_is_padded_and_not_repeated_in_vain() -> None:
+    lists = Lists(3, per_shard=9, num_allowed=2)
     queries = np.arange(1, 3, dtype=np.float32)[:, None]
-    (ids, scores), taken = search_filled(lists.ask, queries, 16, None, is_restricted=True)
-    assert (taken.highest, lists.asked[-1]) == (6, (2, 6))
-    assert ids.tolist() == [[*range(15), -1]] * 2
-    assert np.isneginf(scores[:, 15:]).all()
-    with pytest.raises(
-        RunError, match=r"2 of 2 queries find fewer than k=16 .* effort 6, the high"
-    ):
-        search_filled(lists.ask, queries, 16, None)
+    (ids, scores), taken = search_filled(lists.ask, queries, 8, None)
+    assert lists.asked == [(2, 2)]
+    assert ids.tolist() == [[*range(6), -1, -1]] * 2
+    assert np.isneginf(scores[:, 6:]).all()
+    assert taken.repeats == 0
+    (ids, scores), _ = search_filled(lists.ask, queries, 30, None)  # more than there are
+    assert (ids[:, 6:] == -1).all()
+    assert scores.shape == (2, 30)
+
+
+def test_what_the_highest_effort_does_not_lead_to_is_searched_among_all_vectors() -> None:
+    asked: list[int | None] = []
+
+    def ask(queries: Floats32, effort: int | None) -> list[ShardAnswer]:
+        """One shard of three vectors, of which a graph leads to two."""
+        asked.append(effort)
+        ids = np.array([[0, 1, 2 if effort == ALL else -1]] * len(queries))
+        return [ShardAnswer(ids, np.where(ids < 0, -np.inf, -ids).astype(np.float32), 4, 5, 3)]
+
+    (ids, _), taken = search_filled(ask, np.ones((2, 1), np.float32), 3, 4)
+    assert ids.tolist() == [[0, 1, 2]] * 2
+    assert asked == [4, 5, ALL]
+    assert (taken.highest, taken.repeats) == (5, 4)
