@@ -13,9 +13,7 @@ from s4g_ray.errors import InputError
 if TYPE_CHECKING:
     from s4g_ray.config.schema import MiningConfig, RunConfig
     from s4g_ray.index.cost import Cost, Rates
-    from s4g_ray.index.plan import IndexPlan
-
-NUM_VERSIONS_HELD = 3  # at most: two in service, and one that is being built
+    from s4g_ray.index.plan import IndexPlan, Resources
 
 ConfigFile = Annotated[
     str | None,
@@ -40,7 +38,11 @@ Kind = Annotated[
 MemoryGb = Annotated[
     float | None, typer.Option(help="Limit over all shards, GB.  [default: as configured]")
 ]
-NumShards = Annotated[int | None, typer.Option(help="Shards.  [default: as configured]")]
+NumShards = Annotated[str | None, typer.Option(help="Shards, or auto.  [default: as configured]")]
+Nodes = Annotated[int | None, typer.Option(help="Nodes that hold shards.  [default: one shard]")]
+NodeGb = Annotated[float, typer.Option(help="With --nodes: free memory of a node, GB.")]
+NodeCores = Annotated[int, typer.Option(help="With --nodes: cores of a node.")]
+NodeGpus = Annotated[int, typer.Option(help="With --nodes: GPUs of a node.")]
 NumThreads = Annotated[
     int | None, typer.Option(help="Threads of a shard.  [default: as configured]")
 ]
@@ -64,10 +66,14 @@ def plan(
     kind: Kind = None,
     memory_gb: MemoryGb = None,
     shards: NumShards = None,
+    nodes: Nodes = None,
+    node_gb: NodeGb = 64.0,
+    node_cores: NodeCores = 16,
+    node_gpus: NodeGpus = 0,
     threads: NumThreads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate kind, memory and times of a run's index.
+    """Choose kind and shards of a run's index, and estimate its memory and times.
 
     Builds nothing. A run with gallery negatives has a second index, of the gallery's references.
     """
@@ -89,11 +95,12 @@ def plan(
     values = loaded.mining.model_dump() if loaded else MiningConfig().model_dump()
     values.update({key: value for key, value in options.items() if value is not None})
     mining = _parse_mining(values)
+    resources = _parse_nodes(nodes, node_gb, node_cores, node_gpus)
     with interruptible():
         counts = _count_vectors(vectors, queries, loaded)
         num_values = _find_dim(dim, loaded)
         estimates = {
-            name: _estimate(num_vectors, num_queries, num_values, mining)
+            name: _estimate(num_vectors, num_queries, num_values, mining, resources)
             for name, (num_vectors, num_queries) in counts.items()
         }
     if not as_json:
@@ -113,34 +120,48 @@ class _Estimate:
     cost: Cost
     rates: Rates
     num_queries: int
-    num_shards: int
+    on_gpu: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
         return {
             "plan": asdict(self.plan),
-            "num_shards": self.num_shards,
-            "shard_gb": self.plan.shard_gb(self.num_shards),
-            "building_gb": NUM_VERSIONS_HELD * self.plan.memory_gb,
+            "num_shards": self.plan.num_shards,
+            "reason": self.plan.reason,
+            "shard_gb": self.plan.shard_gb,
+            "peak_gb": self.plan.peak_gb,
             "num_queries": self.num_queries,
             "cost": asdict(self.cost),
             "rates": asdict(self.rates),
         }
 
 
-def _estimate(num_vectors: int, num_queries: int, dim: int, mining: MiningConfig) -> _Estimate:
-    from s4g_ray.index.cost import expected_cost, measure_rates
-    from s4g_ray.index.recall import plan_for
+def _estimate(
+    num_vectors: int, num_queries: int, dim: int, mining: MiningConfig, resources: Resources | None
+) -> _Estimate:
+    from s4g_ray.index.cost import expected_cost
+    from s4g_ray.index.rates import plan_by_rates
 
-    try:
-        plan = plan_for(mining, num_vectors, dim)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     if num_queries < 1:
         raise InputError(f"--queries {num_queries} is below 1")
-    rates = measure_rates(plan, mining.index_threads)
-    cost = expected_cost(plan, rates, num_queries=num_queries, num_shards=mining.num_shards)
-    return _Estimate(plan, cost, rates, num_queries, mining.num_shards)
+    try:
+        plan, measured = plan_by_rates(mining, num_vectors, dim, resources, num_queries=num_queries)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    rates = measured[plan.kind]
+    cost = expected_cost(plan, rates, num_queries=num_queries)
+    return _Estimate(plan, cost, rates, num_queries, mining.gpus_per_shard > 0)
+
+
+def _parse_nodes(nodes: int | None, gb: float, cores: int, gpus: int) -> Resources | None:
+    """Return the room of so many equal nodes; None where no number is given."""
+    from s4g_ray.index.plan import Resources
+
+    if nodes is None:
+        return None
+    if nodes < 1 or gb <= 0 or cores < 1 or gpus < 0:
+        raise InputError("--nodes, --node-gb and --node-cores must be above 0")
+    return Resources((gb,) * nodes, (float(cores),) * nodes, (float(gpus),) * nodes)
 
 
 def _parse_mining(values: dict[str, Any]) -> MiningConfig:
@@ -194,12 +215,15 @@ def _print(estimate: _Estimate, title: str) -> None:
         table.add_row(name, text)
     reporter = make_reporter(False)
     reporter.console.print(table)
-    note = (
-        "Times are extrapolated, by counted work, from seconds of measurement on this machine with"
-        f" {estimate.rates.num_threads} threads."
-    )
-    if estimate.num_shards > 1:
-        note += " Shards work at the same time, each on a machine like this one."
+    if estimate.on_gpu:
+        note = "Times are extrapolated, by counted work, from recorded rates of a GPU."
+    else:
+        note = (
+            "Times are extrapolated, by counted work, from seconds of measurement on this machine"
+            f" with {estimate.rates.num_threads} threads."
+        )
+    if estimate.plan.num_shards > 1:
+        note += " Shards work at the same time, each on cores of its own."
     reporter.line(note)
 
 
@@ -222,24 +246,25 @@ def _describe(estimate: _Estimate) -> dict[str, str]:
     rows = {
         "vectors": f"{plan.num_vectors:,} of D={plan.dim}",
         "kind": f"{plan.kind} ({search})",
+        "shards": f"{plan.num_shards}",
     }
     rows.update({name: f"{size:,}" for name, size in sizes.items() if size})
     memory = f"{plan.memory_gb:.3g} GB"
-    if estimate.num_shards > 1:
-        shard_gb = plan.shard_gb(estimate.num_shards)
-        memory += f", {shard_gb:.3g} GB in each of {estimate.num_shards} shards"
+    if plan.num_shards > 1:
+        memory += f", {plan.shard_gb:.3g} GB in each of {plan.num_shards} shards"
     build = format_duration(cost.build_s)
     if cost.train_s:
         build += f", {format_duration(cost.train_s)} of it training"
     rows["memory of a version"] = memory
     rows["while one is built"] = (
-        f"up to {NUM_VERSIONS_HELD * plan.memory_gb:.3g} GB: two in service and the new one; and a"
-        " copy of that while its file is written"
+        f"up to {plan.peak_gb:.3g} GB a shard: the version in service, the new one, and that one's"
+        " file"
     )
     rows["build"] = build
     rows[f"search of {estimate.num_queries:,} queries"] = (
         f"{format_duration(cost.search_s)}, {cost.queries_per_s:,.0f} a second"
     )
+    rows["why"] = plan.reason
     return rows
 
 

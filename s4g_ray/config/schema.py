@@ -111,11 +111,13 @@ class MiningConfig(Section):
     # was mined (the geographic graph: since epoch 0); none: 2 every_epochs + lag_epochs
     max_staleness_epochs: int | None = Field(None, ge=1)
     max_retries: int = Field(2, ge=0)  # of a round that failed
-    # auto: the most exact kind that fits in index_memory_gb and searches in reasonable time
+    # auto: the most exact kind that fits in memory and searches within max_search_hours
     index_kind: Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"] = "auto"
-    # memory limit of one version over all shards; none: no limit. While a version is built, shards
-    # hold up to three
+    # memory limit of one version over all shards; none: what the nodes have. A shard holds two
+    # versions while it swaps them
     index_memory_gb: float | None = Field(None, gt=0)
+    # expected time of one round's search that auto may take, in index_kind and num_shards
+    max_search_hours: float = Field(4.0, gt=0)
     index_threads: int = Field(2, ge=1)  # of one shard
     # for exact search. auto: the faster of faiss and torch, measured once a run
     exact_engine: Literal["auto", "faiss", "torch", "torch_bf16"] = "auto"
@@ -125,7 +127,9 @@ class MiningConfig(Section):
     ef_search: int | None = Field(None, ge=1)
     min_recall: float = Field(0.9, ge=0, le=1)  # against exact search; a round below it fails
     recall_sample: int = Field(256, ge=1)  # queries that recall is measured on
-    num_shards: int = Field(1, ge=1)  # actors that hold the index, each a part of the references
+    # actors that hold the index, each a part of the references. auto: as few as memory and
+    # max_search_hours need
+    num_shards: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     cpus_per_shard: float = Field(0, ge=0)  # logical, for Ray's scheduler
     gpus_per_shard: float = Field(0, ge=0)
     # SPREAD: over the nodes; DEFAULT: as Ray packs them
@@ -142,6 +146,11 @@ class MiningConfig(Section):
     range_min: int = Field(0, ge=0)  # drop so many of each query's nearest other places
     # a query that keeps too few candidates searches for more, up to this many
     max_candidates: int = Field(1024, ge=1)
+
+    @property
+    def least_shards(self) -> int:
+        """Return the number of shards that is certain before the index is planned."""
+        return 1 if self.num_shards == "auto" else self.num_shards
 
     @property
     def lag(self) -> int:

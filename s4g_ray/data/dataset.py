@@ -82,6 +82,15 @@ class GeoDataset:
         table = sort_by_id(source.to_table(columns=wanted, filter=chosen))
         return [table[name].to_numpy() for name in names]
 
+    def query_regions(self, ids: Ints) -> NDArray[np.str_] | None:
+        """Read the regions of the queries ids[n]; "" for null, None where none has a region."""
+        table = self.queries.to_table(columns=["id", "region"], filter=pc.field("id").isin(ids))
+        table = sort_by_id(table)
+        names = np.array(pc.fill_null(table["region"], "").to_pylist(), dtype=str)
+        if not (names != "").any():
+            return None
+        return np.asarray(names[np.searchsorted(table["id"].to_numpy(), ids)])
+
     def semi_positives(self, split: str) -> dict[int, Ints]:
         """Read the semi-positive place_ids of the queries of a split that have any, by query id."""
         in_split = pc.field("split") == split

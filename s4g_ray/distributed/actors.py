@@ -65,11 +65,13 @@ def describe_late(num_late: int, need: Need, timeout_s: float) -> str:
         demand += f" and a node of {need.selection}"
         nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         labels = f"; the labels of its nodes are {describe_labels(nodes)}"
+    there = f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs"
+    if need.memory_gb:
+        there += f" and {free.get('memory', 0.0) / 1e9:.3g} GB of memory"
     return (
         f"{num_late} of {count_noun(need.count, need.name)} did not start within {timeout_s:g} s:"
-        f" each asks for {demand}; the cluster has {free.get('CPU', 0.0):g} CPUs and"
-        f" {free.get('GPU', 0.0):g} GPUs free{labels}; ask for less, free resources, or raise"
-        " ray.start_timeout_s"
+        f" each asks for {demand}; the cluster has {there} free{labels}; ask for less, free"
+        " resources, or raise ray.start_timeout_s"
     )
 
 

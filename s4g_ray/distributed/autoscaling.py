@@ -60,6 +60,8 @@ def _request(needs: Sequence[Need]) -> PlacementGroup:
         bundle = {"CPU": need.cpus}
         if need.gpus:
             bundle["GPU"] = need.gpus
+        if need.memory_gb:
+            bundle["memory"] = need.memory_gb * 1e9
         if not any(bundle.values()):
             continue
         for _ in range(need.count):

@@ -19,22 +19,29 @@ from s4g_ray.errors import InputError
 
 UNIT = 10_000  # Ray counts a resource in ten-thousandths
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node; left out of messages
-Kind = Literal["CPU", "GPU"]
+Kind = Literal["CPU", "GPU", "memory"]
+KINDS: tuple[Kind, ...] = ("CPU", "GPU", "memory")
 REMEDIES = {
     "CPU": "lower num_workers, num_actors, num_shards, num_searchers or what each takes, or raise"
     " ray.num_cpus",
     "GPU": "to run without GPUs, set train.use_gpu=false train.precision=auto"
     " embedding.gpus_per_actor=0 mining.gpus_per_shard=0",
+    "memory": "set mining.index_kind to one that needs less (auto chooses one that fits), raise"
+    " mining.num_shards on more nodes, or start nodes with `ray start --memory`",
 }
 
 
 @dataclass(frozen=True)
 class Node:
-    """The total resources of a node of the cluster."""
+    """The resources of a node of the cluster: all of them, unless it says what is free.
+
+    memory_gb: what Ray may give to actors and tasks that ask for memory; None: unknown, no limit.
+    """
 
     cpus: float
     gpus: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    memory_gb: float | None = None
 
 
 def nodes_of(ray_nodes: Iterable[Mapping[str, Any]]) -> list[Node]:
@@ -44,6 +51,7 @@ def nodes_of(ray_nodes: Iterable[Mapping[str, Any]]) -> list[Node]:
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
             dict(node["Labels"]),
+            node["Resources"].get("memory", 0.0) / 1e9,
         )
         for node in ray_nodes
         if node["Alive"]
@@ -60,13 +68,17 @@ class Need:
     gpus: float = 0.0
     selector: Mapping[str, str] = field(default_factory=dict, hash=False)
     section: str = ""  # the section of the configuration that holds the selector
+    memory_gb: float = 0.0
 
     @property
     def of_each(self) -> str:
         """Return the resources of each, as `4 CPUs and 1 GPUs`."""
-        if not self.gpus:
-            return f"{self.cpus:g} CPUs"
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        terms = [f"{self.cpus:g} CPUs"]
+        if self.gpus:
+            terms.append(f"{self.gpus:g} GPUs")
+        if self.memory_gb:
+            terms.append(f"{self.memory_gb:.3g} GB of memory")
+        return " and ".join(terms)
 
     @property
     def selection(self) -> str:
@@ -80,8 +92,8 @@ class Need:
         return all(selects(wanted, node.labels.get(key)) for key, wanted in self.selector.items())
 
     def share(self, kind: Kind) -> float:
-        """Return the CPUs or GPUs of each."""
-        return self.cpus if kind == "CPU" else self.gpus
+        """Return the CPUs, GPUs or GB of memory of each."""
+        return {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gb}[kind]
 
 
 def actor_need(cfg: EmbeddingConfig) -> Need:
@@ -97,10 +109,16 @@ def actor_need(cfg: EmbeddingConfig) -> Need:
     )
 
 
-def shard_need(cfg: MiningConfig, count: int) -> Need:
-    """Return the need of `count` index shards."""
+def shard_need(cfg: MiningConfig, count: int, memory_gb: float = 0.0) -> Need:
+    """Return the need of `count` index shards of memory_gb each; 0: not planned yet."""
     return Need(
-        count, "index shard", cfg.cpus_per_shard, cfg.gpus_per_shard, cfg.label_selector, "mining"
+        count,
+        "index shard",
+        cfg.cpus_per_shard,
+        cfg.gpus_per_shard,
+        cfg.label_selector,
+        "mining",
+        memory_gb,
     )
 
 
@@ -151,11 +169,12 @@ class Placed:
 
 
 class _Room:
-    """The free resources of a node, in Ray's units: CPUs in all, and the rest of each GPU."""
+    """The free resources of a node, in Ray's units: CPUs, memory, and the rest of each GPU."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.cpus = units(node.cpus)
+        self.memory = math.inf if node.memory_gb is None else units(node.memory_gb)
         self.gpus = [
             min(UNIT, units(node.gpus) - start) for start in range(0, units(node.gpus), UNIT)
         ]
@@ -167,12 +186,15 @@ class _Room:
         """
         if units(need.cpus) > self.cpus or not need.fits(self.node):
             return None
+        if units(need.memory_gb) > self.memory:
+            return None
         share = min(units(need.gpus), UNIT)
         num_gpus = math.ceil(units(need.gpus) / UNIT)
         fitting = sorted((left, gpu) for gpu, left in enumerate(self.gpus) if left >= share)
         if len(fitting) < num_gpus:
             return None
         self.cpus -= units(need.cpus)
+        self.memory -= units(need.memory_gb)
         chosen = tuple(gpu for _, gpu in fitting[:num_gpus])
         for gpu in chosen:
             self.gpus[gpu] -= share
@@ -251,8 +273,8 @@ def check_room(
     by labels, or node by node.
     """
     for extra in phases:
-        _check_total("CPU", [*always, *extra], nodes)
-        _check_total("GPU", [*always, *extra], nodes)
+        for kind in KINDS:
+            _check_total(kind, [*always, *extra], nodes)
     needs = [*always]
     for extra in phases:
         needs.extend(extra)
@@ -268,14 +290,22 @@ def check_room(
 
 def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> None:
     num_needed = sum(need.count * units(need.share(kind)) for need in needs)
-    num_there = sum(units(node.cpus if kind == "CPU" else node.gpus) for node in nodes)
+    num_there = sum(_units_of(kind, node) for node in nodes)
     if num_needed > num_there:
         terms = _list_terms(kind, {need: need.count for need in needs})
+        unit = "GB of memory" if kind == "memory" else f"{kind}s"
         raise NoRoomError(
-            f"{num_needed / UNIT:g} {kind}s are needed ({terms}), but the cluster has"
+            f"{num_needed / UNIT:g} {unit} are needed ({terms}), but the cluster has"
             f" {num_there / UNIT:g}; {REMEDIES[kind]}",
             needs,
         )
+
+
+def _units_of(kind: Kind, node: Node) -> float:
+    """Return what a node has of a kind, in Ray's units."""
+    if kind == "memory":
+        return math.inf if node.memory_gb is None else units(node.memory_gb)
+    return units(node.cpus if kind == "CPU" else node.gpus)
 
 
 def _list_terms(kind: Kind, counts: Mapping[Need, int]) -> str:
@@ -305,12 +335,16 @@ def _describe_misfit(need: Need, packing: Packing) -> str:
 def _describe_largest(need: Need, packing: Packing) -> str:
     """Return the free resources of the node with the most of them that the need's labels allow."""
 
-    def free(room: _Room) -> tuple[int, int]:
+    def free(room: _Room) -> tuple[float, ...]:
         largest_gpu = max(room.gpus, default=0) if need.gpus else 0
-        return largest_gpu, room.cpus
+        memory = room.memory if need.memory_gb else 0
+        return largest_gpu, memory, room.cpus
 
     largest = max((room for room in packing.rooms if need.fits(room.node)), key=free)
     cpus = f"{largest.cpus / UNIT:g} of {largest.node.cpus:g} CPUs"
+    if need.memory_gb and largest.node.memory_gb is not None:
+        memory = f"{largest.memory / UNIT:.3g} of {largest.node.memory_gb:.3g} GB of memory"
+        cpus = f"{cpus}, {memory}" if need.gpus else f"{cpus} and {memory}"
     if not need.gpus:
         return cpus
     gpus = ", ".join(f"{gpu / UNIT:g}" for gpu in largest.gpus) or "none"

@@ -1,4 +1,4 @@
-"""Choose the kind and the sizes of an index from the number of vectors, D and a memory budget.
+"""Choose the kind, the sizes and the shards of an index, from N, D, room and expected time.
 
 Pure arithmetic: does not import FAISS.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.index.cost import Rates, expected_cost, recorded_rates
 
 Kind = Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"]
 EXACT_KINDS = ("flat", "sqfp16")
@@ -24,10 +28,6 @@ CHOICES: dict[str, tuple[tuple[str, int], ...]] = {
     "ivf_rabitq": (("ivf_rabitq", 4), ("ivf_rabitq", 1)),
     "hnsw": (("hnsw", 32),),
 }
-# values that a query may be compared with (N x D) for auto to search exactly: 1e8 vectors of 1024.
-# A query then takes 2e11 floating-point operations, as many as embedding it took (convnext_base,
-# 384 px: 9e10 for each of its two views)
-EXACT_VALUES = 1e11
 ID_BYTES = 8
 LINKS = 32  # of an HNSW vector on each level; twice as many on the lowest
 EF_SEARCH = 256
@@ -38,6 +38,12 @@ TRAIN_PER_LIST = 64
 NPROBE = 64
 # lists and graphs grow by doubling: up to twice their size, 1.5 times on average
 GROWTH = 1.5
+# of a shard: the version in service, the one that replaces it, and that one's file while written
+COPIES_HELD = 3
+COPIES_ON_GPU = 2
+PROCESS_GB = 0.5  # of a shard's process without vectors: Python, FAISS, torch, blocks of a search
+GPU_SCRATCH_GB = 2.0  # of FAISS and CUDA on a GPU
+MAX_SHARDS = 1024
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class IndexPlan:
     ef_search: int = 0  # HNSW: length of a query's candidate list
     train_size: int = 0  # vectors that the template is trained on; 0: none
     memory_gb: float = 0.0  # of vectors, ids and structures, over all shards
+    num_shards: int = 1
+    reason: str = ""  # why this kind and so many shards
 
     @property
     def is_exact(self) -> bool:
@@ -69,9 +77,30 @@ class IndexPlan:
         rotation = 4 * self.dim**2 if self.kind == "ivf_rabitq" else 0
         return (self.num_lists * (4 * self.dim + 64) + rotation) / 1e9
 
-    def shard_gb(self, num_shards: int) -> float:
-        """Return the memory of one of num_shards shards."""
-        return self.shared_gb + (self.memory_gb - self.shared_gb) / num_shards
+    @property
+    def shard_gb(self) -> float:
+        """Memory of one version in one shard."""
+        return self.shared_gb + (self.memory_gb - self.shared_gb) / self.num_shards
+
+    @property
+    def peak_gb(self) -> float:
+        """Memory of a shard's process while it swaps versions, to be asked of Ray."""
+        return COPIES_HELD * self.shard_gb + PROCESS_GB
+
+    @property
+    def gpu_gb(self) -> float:
+        """Memory of a shard on its GPU while it swaps versions."""
+        return COPIES_ON_GPU * self.shard_gb + GPU_SCRATCH_GB
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Free room of the nodes where shards may run, one entry a node."""
+
+    memory_gb: tuple[float, ...]
+    cores: tuple[float, ...]
+    gpus: tuple[float, ...] = ()  # empty: no node has any
+    gpu_memory_gb: float | None = None  # of one GPU; None: unknown, not checked
 
 
 def plan_index(
@@ -84,45 +113,203 @@ def plan_index(
     ef_search: int | None = None,
     gpu: bool = False,
 ) -> IndexPlan:
-    """Choose the sizes of an index; `auto` takes the most exact kind that fits memory_gb.
+    """Choose the sizes of an index in one shard; `auto` takes the most exact kind that fits.
 
     memory_gb None: no limit. gpu: only kinds that a GPU can search. auto tries, in this order:
     flat (float32), sqfp16 (float16), ivf_sq8 (8 bits a value, in k-means cells), ivf_rabitq with 4
-    bits, ivf_rabitq with 1 bit. It skips flat and sqfp16 above EXACT_VALUES = N x D, where a query
-    takes longer to search than to embed, and hnsw, which needs more memory than flat. ivf_rabitq
-    asked for by name takes 4 bits where they fit, else 1. There are about 2 sqrt(N) cells; a
-    higher nprobe visits all of them.
+    bits, ivf_rabitq with 1 bit; never hnsw, which needs more memory than flat. ivf_rabitq asked
+    for by name takes 4 bits where they fit, else 1. There are about 2 sqrt(N) cells; a higher
+    nprobe visits all of them, or GPU_MAX_NPROBE on a GPU.
 
-    Raises ValueError when nothing fits, with the arithmetic, and for a plan that a GPU cannot
+    Raises ValueError when nothing fits, with the arithmetic, and for a kind that a GPU cannot
     search.
     """
-    if num_vectors < 1 or dim < 1:
-        raise ValueError(f"an index of {num_vectors} vectors of D={dim}: both must be at least 1")
-    plans = [
-        _plan_variant(name, bits, num_vectors, dim, nprobe, ef_search)
-        for kind_name in _candidate_kinds(kind, num_vectors * dim, gpu)
-        for name, bits in CHOICES[kind_name]
-    ]
+    plans = list(_candidates(num_vectors, dim, kind, nprobe, ef_search, gpu))
     fitting = [plan for plan in plans if memory_gb is None or plan.memory_gb <= memory_gb]
     if not fitting:
         raise ValueError(_describe_misfit(plans[-1], memory_gb))
-    if gpu:
-        _check_gpu(fitting[0])
     return fitting[0]
 
 
-def _candidate_kinds(kind: str, num_values: int, gpu: bool) -> list[str]:
-    """List the kinds that plan_index considers, the most exact first."""
-    if kind in CHOICES:
-        return [kind]
-    if kind != "auto":
+def plan_for(
+    cfg: MiningConfig,
+    num_vectors: int,
+    dim: int,
+    resources: Resources | None = None,
+    *,
+    num_queries: int | None = None,
+    rates: Mapping[str, Rates] | None = None,
+) -> IndexPlan:
+    """Choose kind and number of shards as section `mining` asks, and say why in plan.reason.
+
+    index_kind auto takes the most exact kind, in plan_index's order, that fits in memory and
+    whose expected search of num_queries (None: as many as vectors) ends within max_search_hours;
+    where no kind is so fast, the fastest. num_shards auto takes the fewest shards that fit and
+    are so fast, at most what the nodes hold: their memory, and index_threads cores a shard.
+
+    resources None: any memory within index_memory_gb, and one shard where the number is auto.
+    rates: measured, by kind; recorded_rates stand in for kinds that are missing. Raises ValueError
+    when nothing fits, with the arithmetic, and for a kind that a GPU cannot search.
+    """
+    if num_queries is None:
+        num_queries = num_vectors
+    gpu = cfg.gpus_per_shard > 0
+    plans = list(_candidates(num_vectors, dim, cfg.index_kind, cfg.nprobe, cfg.ef_search, gpu))
+    choice = _Choice(cfg, resources, num_queries, rates or {})
+    misfits: list[str] = []
+    too_slow: list[IndexPlan] = []
+    for plan in plans:
+        sharded = choice.with_shards(plan)
+        if sharded is None:
+            misfits.append(choice.describe_misfit(plan))
+        elif choice.search_hours(sharded) > cfg.max_search_hours:
+            too_slow.append(sharded)
+        else:
+            return choice.explain(sharded, too_slow)
+    if not too_slow:
+        raise ValueError(misfits[-1])
+    return choice.explain(min(too_slow, key=choice.search_hours), too_slow)
+
+
+class _Choice:
+    """What the plans of one index are compared by: room, and expected hours of a round's search."""
+
+    def __init__(
+        self,
+        cfg: MiningConfig,
+        resources: Resources | None,
+        num_queries: int,
+        rates: Mapping[str, Rates],
+    ) -> None:
+        self._cfg = cfg
+        self._resources = resources
+        self._num_queries = num_queries
+        self._rates = rates
+
+    def with_shards(self, plan: IndexPlan) -> IndexPlan | None:
+        """Return the plan with the number of shards to take; None where it does not fit.
+
+        Takes the fastest number that fits where none is fast enough.
+        """
+        limit_gb = self._cfg.index_memory_gb
+        if limit_gb is not None and plan.memory_gb > limit_gb:
+            return None
+        best: IndexPlan | None = None
+        for count in self._shard_counts(plan.num_vectors):
+            sharded = dataclasses.replace(plan, num_shards=count)
+            if self._num_fitting(sharded) < count:
+                continue
+            if best is None or self.search_hours(sharded) < self.search_hours(best):
+                best = sharded
+            if self.search_hours(sharded) <= self._cfg.max_search_hours:
+                break
+        return best
+
+    def _shard_counts(self, num_vectors: int) -> list[int]:
+        if self._cfg.num_shards != "auto":
+            return [self._cfg.num_shards]
+        room = self._resources
+        if room is None:
+            return [1]
+        held = [max(int(cores // self._cfg.index_threads), 1) for cores in room.cores]
+        if self._cfg.gpus_per_shard:
+            held = [int(gpus / self._cfg.gpus_per_shard + 1e-9) for gpus in room.gpus]
+        return list(range(1, min(max(sum(held), 1), num_vectors, MAX_SHARDS) + 1))
+
+    def _num_fitting(self, plan: IndexPlan) -> int:
+        """Return how many shards of a plan the nodes hold in memory."""
+        room = self._resources
+        if room is None:
+            return plan.num_shards
+        gpu_share = min(self._cfg.gpus_per_shard, 1.0)
+        if gpu_share and room.gpu_memory_gb and plan.gpu_gb > gpu_share * room.gpu_memory_gb:
+            return 0
+        return sum(int(memory_gb / plan.peak_gb) for memory_gb in room.memory_gb)
+
+    def search_hours(self, plan: IndexPlan) -> float:
+        """Return the expected hours of a round's search; more shards than cores take turns."""
+        threads = self._cfg.index_threads
+        gpu = self._cfg.gpus_per_shard > 0
+        rates = self._rates.get(plan.kind) or recorded_rates(plan.kind, plan.dim, threads, gpu=gpu)
+        hours = expected_cost(plan, rates, num_queries=self._num_queries).search_s / 3600
+        room = self._resources
+        if room is None or gpu:
+            return hours
+        return hours * max(1.0, plan.num_shards * threads / max(sum(room.cores), 1))
+
+    def explain(self, plan: IndexPlan, too_slow: list[IndexPlan]) -> IndexPlan:
+        """Return the plan with its reason: a sentence with memory, hours and what is slower."""
+        shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards} shards"
+        reason = (
+            f"{plan.kind} in {shards}: {plan.memory_gb:.3g} GB a version, a shard up to"
+            f" {plan.peak_gb:.3g} GB, {_format_hours(self.search_hours(plan))} to search"
+            f" {self._num_queries:,} queries"
+        )
+        slower = [other for other in too_slow if other.kind != plan.kind]
+        limit = f"mining.max_search_hours={self._cfg.max_search_hours:g}"
+        if self.search_hours(plan) > self._cfg.max_search_hours:
+            reason += f", above {limit}: nothing that fits is faster"
+        elif slower:
+            hours = _format_hours(self.search_hours(slower[-1]))
+            reason += f"; {slower[-1].kind} would take {hours}, above {limit}"
+        elif self._cfg.index_kind == "auto":
+            reason += "; the most exact kind that fits"
+        if self._cfg.gpus_per_shard and (self._cfg.nprobe or 0) > GPU_MAX_NPROBE:
+            reason += (
+                f"; mining.nprobe={self._cfg.nprobe} is lowered to {plan.nprobe}: a GPU visits at"
+                f" most {GPU_MAX_NPROBE} lists"
+            )
+        return dataclasses.replace(plan, reason=reason)
+
+    def describe_misfit(self, plan: IndexPlan) -> str:
+        """Return why a plan does not fit, with the remedy."""
+        limit_gb = self._cfg.index_memory_gb
+        if limit_gb is not None and plan.memory_gb > limit_gb:
+            return _describe_misfit(plan, limit_gb)
+        room = self._resources
+        assert room is not None
+        count = self._shard_counts(plan.num_vectors)[-1]
+        sharded = dataclasses.replace(plan, num_shards=count)
+        memory = ", ".join(f"{memory_gb:.3g}" for memory_gb in room.memory_gb)
+        on_gpu = ""
+        if self._cfg.gpus_per_shard and room.gpu_memory_gb:
+            on_gpu = f" and {sharded.gpu_gb:.3g} GB of a GPU's {room.gpu_memory_gb:.3g}"
+        return (
+            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in {count} shards need"
+            f" {sharded.peak_gb:.3g} GB a shard{on_gpu}; the nodes have {memory} GB free: add"
+            " nodes, raise mining.num_shards, or lower model.embedding_dim"
+        )
+
+
+def _format_hours(hours: float) -> str:
+    if hours >= 10:
+        return f"{hours:,.0f} h"
+    if hours >= 1:
+        return f"{hours:.2g} h"
+    return f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
+
+
+def _candidates(
+    num_vectors: int,
+    dim: int,
+    kind: Kind,
+    nprobe: int | None,
+    ef_search: int | None,
+    gpu: bool,
+) -> Iterator[IndexPlan]:
+    """Yield the plans of a kind, in one shard, the most exact first."""
+    if num_vectors < 1 or dim < 1:
+        raise ValueError(f"an index of {num_vectors} vectors of D={dim}: both must be at least 1")
+    if kind != "auto" and kind not in CHOICES:
         raise ValueError(f"kind={kind!r} is none of auto, {', '.join(CHOICES)}")
-    names = [name for name in CHOICES if name != "hnsw"]
-    if num_values > EXACT_VALUES:
-        names = [name for name in names if name not in EXACT_KINDS]
+    names = [kind] if kind != "auto" else [name for name in CHOICES if name != "hnsw"]
     if gpu:
+        _check_gpu(kind)
         names = [name for name in names if name in GPU_KINDS]
-    return names
+        nprobe = min(nprobe or NPROBE, GPU_MAX_NPROBE)
+    for name in names:
+        for variant, bits in CHOICES[name]:
+            yield _plan_variant(variant, bits, num_vectors, dim, nprobe, ef_search)
 
 
 def bytes_per_vector(kind: str, dim: int, bits: int = 0, links: int = LINKS) -> float:
@@ -175,16 +362,11 @@ def _plan_variant(
     return dataclasses.replace(plan, memory_gb=memory_gb)
 
 
-def _check_gpu(plan: IndexPlan) -> None:
-    if plan.kind not in GPU_KINDS:
+def _check_gpu(kind: str) -> None:
+    if kind != "auto" and kind not in GPU_KINDS:
         raise ValueError(
-            f"faiss has no GPU form of {plan.kind}; set mining.index_kind to auto,"
+            f"faiss has no GPU form of {kind}; set mining.index_kind to auto,"
             f" {', '.join(GPU_KINDS)}, or mining.gpus_per_shard=0"
-        )
-    if plan.nprobe > GPU_MAX_NPROBE:
-        raise ValueError(
-            f"nprobe={plan.nprobe} exceeds {GPU_MAX_NPROBE}, the most on a GPU; lower"
-            " mining.nprobe, or set mining.gpus_per_shard=0"
         )
 
 

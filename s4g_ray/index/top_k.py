@@ -67,6 +67,16 @@ def buffer_width(k: int) -> int:
     return 2 * k + 2 * CHUNK
 
 
+def order_ties(ids: Ints, scores: Floats32) -> Found:
+    """Order equal scores by lower id, in place: ids[M, k], scores[M, k], best first."""
+    tied = np.flatnonzero((scores[:, 1:] >= scores[:, :-1]).any(axis=1))
+    if len(tied):
+        order = np.lexsort((ids[tied], -scores[tied]), axis=-1)
+        ids[tied] = np.take_along_axis(ids[tied], order, axis=1)
+        scores[tied] = np.take_along_axis(scores[tied], order, axis=1)
+    return ids, scores
+
+
 @numba.njit(cache=True, nogil=True)
 def _fold(
     scores: Floats32,

@@ -12,38 +12,43 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.arrays import Floats32, Floats64, Ints
+from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError, first_line
-from s4g_ray.index.approximate_search import (
-    ApproximateStore,
-    check_gpu_limits,
-    gpu_resources,
-    train,
-)
-from s4g_ray.index.exact_search import Engine, search, unit_rows
+from s4g_ray.index.exact_search import Engine, unit_rows
 from s4g_ray.index.faiss_library import faiss
-from s4g_ray.index.plan import IVF_KINDS, IndexPlan, Kind, plan_index
-from s4g_ray.index.top_k import Found
+from s4g_ray.index.index_file import DENSE_TYPES, from_bytes, to_bytes
+from s4g_ray.index.plan import GPU_KINDS, IVF_KINDS, IndexPlan, Kind, plan_index
+from s4g_ray.index.row_table import RowTable
+from s4g_ray.index.stores.dense import DenseStore
+from s4g_ray.index.stores.gpu import GpuDevice
+from s4g_ray.index.stores.hnsw import HnswStore
+from s4g_ray.index.stores.ivf import IvfStore
+from s4g_ray.index.stores.ivf_training import train_lists
+from s4g_ray.index.stores.store import Scope, Store
+from s4g_ray.index.top_k import Found, order_ties
+from s4g_ray.index.vector_checks import check_finite, check_ids, check_vectors
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, publish, read_part, write_part
 
 ADD_BLOCK = 16_384  # vectors that are normalised at once
-DENSE_TYPES: dict[str, type] = {"flat": np.float32, "sqfp16": np.float16}
 INDEX_FILE = "index.bin"
+WIDER = 4  # times the effort of the search before, for queries that found too few
 
 
 class VectorIndex:
     """Vectors and their ids: `build` makes an index in one call, `empty` and `add` step by step.
 
     engine: the engine that searches exact kinds (exact_search). num_threads: threads of a search,
-    set process-wide; None: as many as torch has.
+    set process-wide; None: as many as torch has. Searches may run at the same time, but not beside
+    a change.
     """
 
     def __init__(
         self,
         plan: IndexPlan,
-        store: DenseStore | ApproximateStore,
-        ids: Ints,
+        store: Store,
+        table: RowTable,
         engine: Engine,
         num_threads: int | None,
     ) -> None:
@@ -51,7 +56,7 @@ class VectorIndex:
         self.engine = engine
         self.num_threads = num_threads
         self.store = store
-        self._ids = ids
+        self._table = table
         self._sealed = False
 
     @classmethod
@@ -60,6 +65,7 @@ class VectorIndex:
         vectors: NDArray[Any],
         ids: Ints,
         *,
+        coordinates: Floats64 | None = None,
         kind: Kind = "auto",
         memory_gb: float | None = None,
         engine: Engine = "auto",
@@ -67,8 +73,9 @@ class VectorIndex:
     ) -> Self:
         """Index vectors[N, D] under ids[N], unique and not negative.
 
-        kind auto: the most exact kind that fits memory_gb. Raises ValueError for shapes, types or
-        ids that cannot be indexed, for non-finite vectors, and for a budget that is too small.
+        coordinates[N, 2]: lat and lon in degrees, for searches within an area. kind auto: the most
+        exact kind that fits memory_gb. Raises ValueError for shapes, types or ids that cannot be
+        indexed, for non-finite vectors, and for a budget that is too small.
         """
         if vectors.ndim != 2 or not len(vectors):
             raise ValueError(f"vectors{list(vectors.shape)} are not [N, D], N >= 1")
@@ -76,21 +83,21 @@ class VectorIndex:
         rows = np.random.default_rng(0).choice(len(vectors), plan.train_size, replace=False)
         template = cls.template(plan, vectors[np.sort(rows)])
         index = cls.empty(plan, template, engine=engine, num_threads=num_threads)
-        index.add(vectors, ids)
+        index.add(vectors, ids, coordinates)
         index.seal()
         return index
 
     @staticmethod
-    def template(plan: IndexPlan, sample: NDArray[Any]) -> bytes:
+    def template(plan: IndexPlan, sample: NDArray[Any], *, gpu: GpuDevice | None = None) -> bytes:
         """Train on sample[S, D] the empty index that all shards copy, so that their scores compare.
 
-        S = plan.train_size is best; exact kinds and hnsw need no sample. Raises ValueError for a
-        sample that does not fit.
+        S = plan.train_size is best; exact kinds and hnsw need no sample. gpu: trains there. Raises
+        ValueError for a sample that does not fit.
         """
-        if plan.is_exact:
+        if plan.kind not in IVF_KINDS:
             return b""
-        _check_vectors(sample, plan.dim)
-        return train(plan, unit_rows(sample))
+        check_vectors(sample, plan.dim)
+        return train_lists(plan, unit_rows(sample), gpu)
 
     @classmethod
     def empty(
@@ -100,45 +107,51 @@ class VectorIndex:
         *,
         engine: Engine = "auto",
         num_threads: int | None = None,
+        gpu: GpuDevice | None = None,
     ) -> Self:
         """Make an index without vectors, from a plan and the template that its shards share.
 
-        Raises ValueError when the plan's kind is trained and no template is given.
+        gpu: finds the lists of vectors that are added; `to_gpu` searches there. Raises ValueError
+        when the plan's kind is trained and no template is given.
         """
-        store: DenseStore | ApproximateStore
+        store: Store
         if plan.is_exact:
             store = DenseStore(np.empty((0, plan.dim), DENSE_TYPES[plan.kind]))
+        elif plan.kind == "hnsw":
+            store = HnswStore.empty(plan)
         else:
-            if not template and plan.kind in IVF_KINDS:
+            if not template:
                 raise ValueError(
                     f"an index of kind {plan.kind} needs the template that its shards share"
                 )
-            untrained = np.empty((0, plan.dim), np.float32)
-            store = ApproximateStore.from_bytes(template or train(plan, untrained), plan)
-        return cls(plan, store, np.empty(0, np.int64), engine, num_threads)
+            store = IvfStore.from_bytes(template, plan.nprobe)
+            if gpu is not None:
+                store.add_on(gpu)
+        return cls(plan, store, RowTable.empty(), engine, num_threads)
 
-    def add(self, vectors: NDArray[Any], ids: Ints) -> None:
+    def add(self, vectors: NDArray[Any], ids: Ints, coordinates: Floats64 | None = None) -> None:
         """Append vectors[n, D] of float16, float32 or float64, and ids[n]; copies both.
 
-        Raises ValueError, before anything is added, for shapes and types that do not fit, for ids
-        that are negative or repeated in the call, and for vectors that are not finite. `seal`
-        finds ids that repeat over calls.
+        coordinates[n, 2]: for all vectors of an index, or for none. Raises ValueError, before
+        anything is added, for shapes and types that do not fit, for ids that are negative or
+        repeated in the call, and for vectors that are not finite. `seal` finds ids that repeat
+        over calls.
         """
-        _check_vectors(vectors, self.dim)
-        _check_ids(ids, len(vectors))
+        check_vectors(vectors, self.dim)
+        check_ids(ids, len(vectors))
+        positions = self._table.check_coordinates(coordinates, len(vectors))
         for start in range(0, len(vectors), ADD_BLOCK):
-            _check_finite(vectors[start : start + ADD_BLOCK], start)
+            check_finite(vectors[start : start + ADD_BLOCK], start)
         for start in range(0, len(vectors), ADD_BLOCK):
             self.store.add(unit_rows(vectors[start : start + ADD_BLOCK]))
-        self._ids = _append(self._ids, ids)
+        self._table.append(ids, positions)
         self._sealed = False
 
     def seal(self) -> None:
         """Check that no id was added twice; `search` and `save` call it. Raises ValueError."""
         if self._sealed:
             return
-        ordered = np.sort(self._ids)
-        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        repeated = self._table.find_repeated()
         if len(repeated):
             raise ValueError(
                 f"{len(repeated)} ids were added more than once, {repeated[0]} among them;"
@@ -146,8 +159,45 @@ class VectorIndex:
             )
         self._sealed = True
 
+    def holds(self, ids: Ints) -> NDArray[np.bool_]:
+        """Return which of ids[n] the index holds."""
+        return self._table.rows_of(np.asarray(ids, np.int64)) >= 0
+
+    def remove(self, ids: Ints) -> int:
+        """Remove the vectors of ids[n]; return how many there were: unknown ids are passed over.
+
+        hnsw keeps the vectors and leaves them out of answers, until half of them are removed: then
+        it builds its graph anew. Other kinds are afterwards as if the vectors had not been added.
+        """
+        self.seal()
+        rows = self._table.rows_of(np.unique(np.asarray(ids, np.int64)))
+        rows = rows[rows >= 0]
+        if not len(rows):
+            return 0
+        kept = self._table.ids >= 0
+        kept[rows] = False
+        if self.store.keep(kept):
+            self._table.keep(kept)
+        else:
+            self._table.mark_gone(rows)
+        return len(rows)
+
+    def replace(self, vectors: NDArray[Any], ids: Ints, coordinates: Floats64 | None = None) -> int:
+        """Put vectors[n, D] under ids[n] in place of those there are; return how many there were.
+
+        Ids that the index does not hold are added. Raises ValueError as `add` does, before
+        anything changes.
+        """
+        check_vectors(vectors, self.dim)
+        check_ids(ids, len(vectors))
+        self._table.check_coordinates(coordinates, len(vectors))
+        check_finite(vectors, 0)
+        num_removed = self.remove(ids)
+        self.add(vectors, ids, coordinates)
+        return num_removed
+
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._table)
 
     @property
     def dim(self) -> int:
@@ -186,36 +236,108 @@ class VectorIndex:
             "faiss": faiss.__version__,
         }
 
-    def search(self, queries: NDArray[Any], k: int) -> Found:
+    @property
+    def has_coordinates(self) -> bool:
+        """Whether searches may be restricted to an area."""
+        return self._table.coordinates is not None
+
+    def count_allowed(self, ids: Ints | None = None, area: Area | None = None) -> int:
+        """Return the number of vectors that a search within ids and an area may find."""
+        rows = self._table.select(ids, area)
+        return len(self) if rows is None else len(rows)
+
+    def search(
+        self, queries: NDArray[Any], k: int, *, ids: Ints | None = None, area: Area | None = None
+    ) -> Found:
         """Search queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first, ties by lower id.
 
-        Raises ValueError when k exceeds the number of vectors, D or the type does not fit, or a
-        query is not finite.
+        Finds only ids[n] (ascending) and vectors within the area, where they are given. Id -1 and
+        score -inf follow where fewer than k vectors are allowed; otherwise k are found: the effort
+        is raised for queries that found fewer.
+
+        Raises ValueError when k exceeds the number of vectors, D or the type does not fit, a query
+        is not finite, ids do not ascend, or the index has no coordinates to search an area by.
         """
-        self.seal()
         if not 1 <= k <= len(self):
             raise ValueError(f"k={k} is not within 1..{len(self)}, the size of the index")
+        unit, scope = self._prepare(queries, ids, area)
+        wanted = min(k, len(self) if scope.rows is None else len(scope.rows))
+        rows, scores = self._search_once(unit, wanted, self.effort, scope)
+        effort = self.effort or 1
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        while len(short):
+            if effort >= self.store.max_effort:
+                rows[short], scores[short] = self.store.search_all(unit[short], wanted, scope)
+                break
+            effort = min(WIDER * effort, self.store.max_effort)
+            rows[short], scores[short] = self.store.search(unit[short], wanted, effort, scope)
+            short = short[(rows[short] < 0).any(axis=1)]
+        return self._answer(rows, scores, k)
+
+    def search_padded(
+        self,
+        queries: NDArray[Any],
+        k: int,
+        *,
+        effort: int | None = None,
+        ids: Ints | None = None,
+        area: Area | None = None,
+    ) -> Found:
+        """Search as `search` does, once, at the given effort (None: the index's own).
+
+        Id -1 and score -inf stand where the effort leads to fewer than k vectors, or fewer are
+        allowed or there; k may exceed the size of the index. Raises ValueError as `search` does.
+        """
+        if k < 1:
+            raise ValueError(f"k={k} is below 1")
+        unit, scope = self._prepare(queries, ids, area)
+        wanted = min(k, len(self) if scope.rows is None else len(scope.rows))
+        rows, scores = self._search_once(unit, wanted, effort or self.effort, scope)
+        return self._answer(rows, scores, k)
+
+    def _prepare(
+        self, queries: NDArray[Any], ids: Ints | None, area: Area | None
+    ) -> tuple[Floats32, Scope]:
+        """Check a search and return its queries, of length 1, and its scope."""
+        self.seal()
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"queries{list(queries.shape)} do not fit an index of D={self.dim}")
-        _check_vectors(queries, self.dim)
-        unit = unit_rows(queries)
-        if isinstance(self.store, DenseStore):
-            rows, scores = self.store.search(unit, k, self._ids, self.engine, self.num_threads)
-        else:
-            rows, scores = self.store.search(unit, k, self.num_threads)
-        return order_ties(self._ids[rows], scores)
+        check_vectors(queries, self.dim)
+        rows = self._table.select(ids, area)
+        scope = Scope(self._table.ids, rows, self.engine, self.num_threads)
+        return unit_rows(queries), scope
 
-    def to_gpu(self, device: int = 0) -> None:
-        """Move the index to a GPU, which then answers searches.
+    def _search_once(self, unit: Floats32, k: int, effort: int | None, scope: Scope) -> Found:
+        if not k or not len(unit):
+            return np.empty((len(unit), k), np.int64), np.empty((len(unit), k), np.float32)
+        return self.store.search(unit, k, effort, scope)
+
+    def _answer(self, rows: Ints, scores: Floats32, k: int) -> Found:
+        """Turn rows[M, n] into ids[M, k], padded with -1, and order ties."""
+        ids = np.full((len(rows), k), -1, np.int64)
+        padded = np.full((len(rows), k), -np.inf, np.float32)
+        count = rows.shape[1]
+        ids[:, :count] = np.where(rows >= 0, self._table.ids[rows], -1)
+        padded[:, :count] = scores
+        return order_ties(ids, padded)
+
+    def to_gpu(self, gpu: GpuDevice | None = None) -> None:
+        """Copy the index to a GPU (None: the first), which then answers unrestricted searches.
 
         Raises RunError for a missing GPU, and for kinds that faiss cannot search on one.
         """
-        self.store.to_gpu(device)
+        if self.kind not in GPU_KINDS:
+            raise RunError(
+                f"faiss searches {', '.join(GPU_KINDS)} on a GPU, not {self.kind}; set"
+                " mining.index_kind to one of them"
+            )
+        assert isinstance(self.store, DenseStore | IvfStore)
+        self.store.to_gpu(gpu or GpuDevice.open())
 
     def save_part(self, folder: str, name: str) -> Part:
         """Write ids and vectors as one file of a folder, which is to be published with `info`."""
         self.seal()
-        data = b"".join([self._ids.data, self.store.to_bytes().data])
+        data = to_bytes(self._table, self.store)
         return write_part(folder, name, data, len(self))
 
     @classmethod
@@ -235,9 +357,10 @@ class VectorIndex:
         plan = IndexPlan(**info["plan"])
         data = read_part(folder, part)
         try:
-            # a copy: a view would keep the whole file in memory
-            ids = np.frombuffer(data, np.int64, part.rows).copy()
-            index = cls(plan, _read_store(data, part.rows, plan), ids, engine, num_threads)
+            table, store = from_bytes(data, plan)
+            if len(table) != part.rows:
+                raise ValueError(f"it has {len(table)}")
+            index = cls(plan, store, table, engine, num_threads)
             if index.effort is not None:
                 index.effort = info["effort"]
         except (RuntimeError, ValueError) as error:
@@ -262,113 +385,3 @@ class VectorIndex:
         return cls.load_part(
             uri, manifest.parts[0], manifest.info, engine=engine, num_threads=num_threads
         )
-
-
-class DenseStore:
-    """All vectors, float32 or float16, row by row, for exact search."""
-
-    effort: None = None
-
-    def __init__(self, vectors: NDArray[Any]) -> None:
-        self._vectors = vectors
-        self._gpu: Any = None
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def to_bytes(self) -> NDArray[Any]:
-        """Return the vectors, for a file."""
-        return self._vectors
-
-    def add(self, vectors: Floats32) -> None:
-        """Append vectors[n, D]."""
-        self._vectors = _append(self._vectors, vectors)
-        if self._gpu is not None:
-            self._gpu.add(vectors)
-
-    def search(
-        self,
-        queries: Floats32,
-        k: int,
-        ids: Ints,
-        engine: Engine,
-        num_threads: int | None,
-    ) -> Found:
-        """Search queries[M, D] -> rows[M, k], scores[M, k]; equal scores by lower id."""
-        if self._gpu is None:
-            return search(queries, self._vectors, ids, k, engine=engine, num_threads=num_threads)
-        check_gpu_limits(k)
-        scores, rows = self._gpu.search(queries, k)
-        return rows, scores
-
-    def to_gpu(self, device: int) -> None:
-        """Copy the vectors to a GPU; float16 stays float16 there."""
-        resources = gpu_resources(device)
-        config = faiss.GpuIndexFlatConfig()
-        config.device = device
-        config.useFloat16 = self._vectors.dtype == np.float16
-        index = faiss.GpuIndexFlatIP(resources, self._vectors.shape[1], config)
-        index.resources = resources  # keeps them alive
-        for start in range(0, len(self), ADD_BLOCK):
-            index.add(self._vectors[start : start + ADD_BLOCK].astype(np.float32))
-        self._gpu = index
-
-
-def order_ties(ids: Ints, scores: Floats32) -> Found:
-    """Order equal scores by lower id, in place: ids[M, k], scores[M, k], best first."""
-    tied = np.flatnonzero((scores[:, 1:] >= scores[:, :-1]).any(axis=1))
-    if len(tied):
-        order = np.lexsort((ids[tied], -scores[tied]), axis=-1)
-        ids[tied] = np.take_along_axis(ids[tied], order, axis=1)
-        scores[tied] = np.take_along_axis(scores[tied], order, axis=1)
-    return ids, scores
-
-
-def _append(array: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """Append rows to the array, in the same memory where the system can extend it (mremap).
-
-    The array is then never in memory twice.
-    """
-    is_resizable = array.flags.owndata and array.flags.writeable
-    owned = array if is_resizable else array.copy()
-    count = len(owned)
-    owned.resize((count + len(rows), *owned.shape[1:]), refcheck=False)
-    owned[count:] = rows
-    return owned
-
-
-def _read_store(data: bytes, rows: int, plan: IndexPlan) -> DenseStore | ApproximateStore:
-    start = 8 * rows
-    if plan.is_exact:
-        vectors: NDArray[Any] = np.frombuffer(data, DENSE_TYPES[plan.kind], offset=start)
-        return DenseStore(vectors.reshape(rows, plan.dim))
-    store = ApproximateStore.from_bytes(memoryview(data)[start:], plan)
-    if len(store) != rows:
-        raise ValueError(f"{len(store)} codes for {rows} ids")
-    return store
-
-
-def _check_vectors(vectors: NDArray[Any], dim: int) -> None:
-    if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise ValueError(f"vectors{list(vectors.shape)} do not fit an index of D={dim}")
-    if vectors.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(
-            f"vectors of {vectors.dtype} are not float16, float32 or float64; convert them"
-        )
-
-
-def _check_ids(ids: Ints, count: int) -> None:
-    if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"ids{list(ids.shape)} of {ids.dtype} are not one whole number for each of"
-            f" {count} vectors"
-        )
-    if count and (ids.min() < 0 or len(np.unique(ids)) != count):
-        raise ValueError("ids must be unique and not negative")
-
-
-def _check_finite(vectors: NDArray[Any], first: int) -> None:
-    with np.errstate(over="ignore"):  # float64 beyond float32 is infinite here
-        bad = np.flatnonzero(~np.isfinite(vectors.astype(np.float32, copy=False)).all(axis=1))
-    if len(bad):
-        raise ValueError(f"vectors are not finite; the first is row {first + bad[0]}")

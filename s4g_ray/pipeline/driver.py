@@ -237,6 +237,7 @@ class Driver:
             seed=cfg.seed,
             start_timeout_s=timeout_s,
             gate=gate,
+            regions_of=self.dataset.query_regions,
         )
         pool = EncoderPool(cfg.model, cfg.placed_embedding, timeout_s, gate)
         self.rounds = MiningRound(

@@ -25,7 +25,7 @@ from s4g_ray.distributed.placement import (
 )
 from s4g_ray.encoder.embedding_job import LOADER_CPUS
 from s4g_ray.errors import InputError
-from s4g_ray.index.recall import plan_for
+from s4g_ray.index.plan import plan_for
 from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
 
@@ -232,7 +232,7 @@ def _needs_of(
     always.append(actor_need(config.placed_embedding))
     if mines:
         num_indexes = 2 if config.sampling.gallery_negatives else 1
-        always.append(shard_need(mining, mining.num_shards * num_indexes))
+        always.append(shard_need(mining, mining.least_shards * num_indexes))
     rounds = [Need(1, "loading task", LOADER_CPUS)]
     if mines:
         rounds.append(Need(mining.num_searchers, "searching task", SEARCHER_CPUS))
@@ -249,7 +249,7 @@ def check_index(cfg: MiningConfig, num_references: int, dim: int) -> None:
 
     A round would fail on it, epochs after the start.
     """
-    if num_references < cfg.num_shards:
+    if num_references < cfg.least_shards:
         raise InputError(
             f"mining.num_shards={cfg.num_shards} exceeds the {num_references} references to index;"
             " lower it"

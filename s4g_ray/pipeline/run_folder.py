@@ -42,6 +42,7 @@ FREE_ON_RESUME = {
     "embedding.part_rows",
     "mining.index_memory_gb",
     "mining.index_kind",
+    "mining.max_search_hours",
     "mining.nprobe",
     "mining.ef_search",
     "mining.min_recall",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections import defaultdict
@@ -9,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s4g_ray.distributed.placement import Need, Node, Packing, check_room, nodes_of, selects
+from s4g_ray.distributed.placement import (
+    Need,
+    Node,
+    NoRoomError,
+    Packing,
+    check_room,
+    nodes_of,
+    selects,
+)
 from s4g_ray.errors import InputError
 
 ZONES = st.sampled_from([{}, {"zone": "a"}, {"zone": "b"}])
@@ -53,13 +62,13 @@ def test_a_selector_of_an_unknown_form_is_refused(wanted: str) -> None:
 def test_only_nodes_that_are_alive_count() -> None:
     alive = {
         "Alive": True,
-        "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 9.0},
+        "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 9e9},
         "Labels": {"zone": "a"},
     }
     found = nodes_of(
         [alive, {**alive, "Alive": False}, {"Alive": True, "Resources": {}, "Labels": {}}]
     )
-    assert found == [Node(4.0, 1.0, {"zone": "a"}), Node(0.0)]
+    assert found == [Node(4.0, 1.0, {"zone": "a"}, 9.0), Node(0.0, memory_gb=0.0)]
 
 
 def ways_to_place(things: Sequence[Need], nodes: Sequence[Node]) -> Iterator[bool]:
@@ -218,3 +227,26 @@ def test_each_needs_room_on_a_single_node(
         assert found is None
     else:
         assert (found or "").startswith(message)
+
+
+def test_memory_is_placed_node_by_node_where_nodes_say_how_much_they_have() -> None:
+    nodes = [Node(4, memory_gb=10), Node(4, memory_gb=7)]
+    shards = Need(3, "index shard", 0, memory_gb=5)
+    check_room([shards], [[]], nodes)
+    check_room([Need(9, "index shard", 0, memory_gb=5)], [[]], [Node(4)])  # unknown: no limit
+    with pytest.raises(
+        NoRoomError,
+        match=r"20 GB of memory are needed \(4 index shards x 5\), but the cluster has 17; set"
+        r" mining\.index_kind",
+    ):
+        check_room([dataclasses.replace(shards, count=4)], [[]], nodes)
+    with pytest.raises(
+        NoRoomError,
+        match=r"no node has room for an index shard of 0 CPUs and 8 GB of memory beside 1 index"
+        r" shard x 1: the one with the most has 4 of 4 CPUs and 7 of 7 GB of memory left",
+    ):
+        check_room(
+            [Need(1, "index shard", 1, memory_gb=5), Need(1, "index shard", 0, memory_gb=8)],
+            [[]],
+            nodes,
+        )

@@ -23,7 +23,7 @@ def random_unit(rng: np.random.Generator, count: int, dim: int = 16) -> Array:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
-def encode(ids: Array, vectors: Array) -> bytes:
+def encode(ids: Array, vectors: Array, group_rows: int | None = None) -> bytes:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     table = pa.table(
         {
@@ -33,19 +33,34 @@ def encode(ids: Array, vectors: Array) -> bytes:
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False)
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=group_rows,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
     return buffer.getvalue()
 
 
 def write_parts(
-    folder: Path | str, parts: Sequence[tuple[Array, Array]], stamp: Stamp | None = STAMP
+    folder: Path | str,
+    parts: Sequence[tuple[Array, Array]],
+    stamp: Stamp | None = STAMP,
+    group_rows: int | None = None,
 ) -> str:
     """Publish a table whose references are parts of (ids, vectors).
 
     Its queries hold the first reference, which a reader of references must not read.
     """
     named = [
-        write_part(str(folder), f"references/part-{i:05d}.parquet", encode(ids, vectors), len(ids))
+        write_part(
+            str(folder),
+            f"references/part-{i:05d}.parquet",
+            encode(ids, vectors, group_rows),
+            len(ids),
+        )
         for i, (ids, vectors) in enumerate(parts)
     ]
     ids, vectors = parts[0]
@@ -57,12 +72,20 @@ def write_parts(
 
 
 def write_table(
-    folder: Path | str, ids: Array, vectors: Array, part_rows: int = 50, stamp: Stamp | None = STAMP
+    folder: Path | str,
+    ids: Array,
+    vectors: Array,
+    part_rows: int = 50,
+    stamp: Stamp | None = STAMP,
+    group_rows: int | None = None,
 ) -> str:
     """Publish references in parts of part_rows."""
     starts = range(0, len(ids), part_rows)
     return write_parts(
-        folder, [(ids[s : s + part_rows], vectors[s : s + part_rows]) for s in starts], stamp
+        folder,
+        [(ids[s : s + part_rows], vectors[s : s + part_rows]) for s in starts],
+        stamp,
+        group_rows,
     )
 
 

@@ -7,9 +7,10 @@ Ray nor torch is imported.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,6 @@ from s4g_ray.storage.manifest import (
 from s4g_ray.storage.parquet import refuse_extension_types
 
 READERS = 16  # threads that read heads of parts; each waits for the file system nearly all the time
-SAMPLED_PARTS = 16  # that sample_queries draws from at least, where there are as many
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ class EmbeddingTable:
 
     def take(self, ids: Ints) -> EmbeddingTable:
         """Return the rows whose id is among `ids`, in the table's order."""
-        rows = np.isin(self.ids, ids)
+        return self.at(np.flatnonzero(np.isin(self.ids, ids)))
+
+    def at(self, rows: Ints) -> EmbeddingTable:
+        """Return the rows of these numbers, in their order."""
         return EmbeddingTable(self.ids[rows], self.place_ids[rows], self.vectors[rows])
 
 
@@ -63,7 +66,10 @@ def encode_part(ids: Ints, places: Ints, vectors: Floats32, dtype: str) -> bytes
         }
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False)
+    # read_row_groups reads a part in pieces: the checksum of the whole file does not help there
+    pq.write_table(
+        table, buffer, compression="none", use_dictionary=False, write_page_checksum=True
+    )
     return buffer.getvalue()
 
 
@@ -129,6 +135,27 @@ def read_embedding_part(folder: str, part: Part) -> EmbeddingTable:
     """
     uri = files.join(folder, part.name)
     contents = pq.read_table(io.BytesIO(read_part(folder, part)))
+    return _decode(contents, uri)
+
+
+def read_row_groups(folder: str, part: Part, groups: Sequence[int]) -> list[EmbeddingTable]:
+    """Read some row groups of a part, each as a table; reads no other bytes but the footer.
+
+    Raises RunError as read_embedding_part does. Altered bytes are found by the checksums of the
+    pages that are read.
+    """
+    uri = files.join(folder, part.name)
+    with open_part(folder, part) as file:
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
+            return [_decode(parquet.read_row_group(group), uri) for group in groups]
+        except StoreError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise altered(folder, part) from error
+
+
+def _decode(contents: pa.Table, uri: str) -> EmbeddingTable:
     table = refuse_extension_types(contents, uri).combine_chunks()
     dim, _ = _find_vector_type(table.schema, uri)
     column = table["embedding"].combine_chunks()
@@ -137,12 +164,16 @@ def read_embedding_part(folder: str, part: Part) -> EmbeddingTable:
 
 
 class PartHead(NamedTuple):
-    """A part without its vectors: ids[n], place_ids[n], and D and dtype of the vectors."""
+    """A part without its vectors: ids[n], place_ids[n], and D and dtype of the vectors.
+
+    group_rows: the number of rows of each row group, in order.
+    """
 
     ids: Ints
     place_ids: Ints
     dim: int
     dtype: str
+    group_rows: tuple[int, ...]
 
 
 def read_part_head(folder: str, part: Part) -> PartHead:
@@ -163,7 +194,8 @@ def read_part_head(folder: str, part: Part) -> PartHead:
         except (pa.ArrowException, OSError) as error:
             raise altered(folder, part) from error
         dim, dtype = _find_vector_type(parquet.schema_arrow, uri)
-        return PartHead(ids, place_ids, dim, dtype)
+        counts = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+        return PartHead(ids, place_ids, dim, dtype, tuple(counts))
 
 
 def read_heads(files: Iterable[tuple[str, Part]]) -> Iterator[PartHead]:
@@ -193,18 +225,44 @@ def _find_vector_type(schema: pa.Schema, uri: str) -> tuple[int, str]:
     return found.list_size, dtype
 
 
-def sample_queries(embeddings: str, ids: Ints, count: int, rng: np.random.Generator) -> Floats32:
-    """Draw vectors[n, D] of about `count` of the queries ids[M], from a few random parts."""
+def sample_queries(
+    embeddings: str, ids: Ints, count: int, rng: np.random.Generator
+) -> tuple[Ints, Floats32]:
+    """Draw `count` of the queries ids[M] (ascending) uniformly -> ids[n], vectors[n, D].
+
+    n is lower where the table holds fewer of them. Reads the ids of all parts, and the row groups
+    of the chosen rows.
+    """
     parts = open_embeddings(embeddings, "queries").parts
-    num_parts = min(len(parts), SAMPLED_PARTS)
-    share = max(1, -(-count // num_parts))
-    samples: list[Floats32] = []
-    num_drawn = 0
-    for number in rng.permutation(len(parts)):
-        table = read_embedding_part(embeddings, parts[number])
-        rows = np.flatnonzero(np.isin(table.ids, ids))
-        samples.append(table.vectors[np.sort(rng.permutation(rows)[:share])])
-        num_drawn += len(samples[-1])
-        if num_drawn >= count:
-            break
-    return np.concatenate(samples)[:count]
+    lots = np.zeros(0)
+    chosen = np.zeros((0, 3), dtype=np.int64)  # part, row group, row of the group
+    for number, head in enumerate(read_heads((embeddings, part) for part in parts)):
+        positions = np.minimum(np.searchsorted(ids, head.ids), len(ids) - 1)
+        rows = np.flatnonzero(ids[positions] == head.ids)
+        groups = np.repeat(np.arange(len(head.group_rows)), head.group_rows)[rows]
+        starts = np.cumsum([0, *head.group_rows])[groups]
+        columns = [np.full(len(rows), number), groups, rows - starts]
+        drawn = np.concatenate([lots, rng.random(len(rows))])
+        found = np.concatenate([chosen, np.stack(columns, axis=1)])
+        lowest = np.argsort(drawn, kind="stable")[:count]  # the same chance for each row
+        lots = drawn[lowest]
+        chosen = found[lowest]
+    chosen = chosen[np.lexsort(chosen.T[::-1])]
+
+    def read(number: int) -> list[EmbeddingTable]:
+        rows = chosen[chosen[:, 0] == number]
+        groups = np.unique(rows[:, 1])
+        tables = read_row_groups(embeddings, parts[number], groups.tolist())
+        return [
+            table.at(rows[rows[:, 1] == group, 2])
+            for group, table in zip(groups, tables, strict=True)
+        ]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = list(chain(*pool.map(read, np.unique(chosen[:, 0]).tolist())))
+    if not tables:
+        return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+    return (
+        np.concatenate([table.ids for table in tables]),
+        np.concatenate([table.vectors for table in tables]),
+    )

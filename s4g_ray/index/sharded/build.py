@@ -6,71 +6,63 @@ on a sample of queries, reaches mining.min_recall.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
+from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints, spread_rows
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.errors import RunError
-from s4g_ray.index.plan import IndexPlan
-from s4g_ray.index.recall import check_recall, effort_range, measure_recall, plan_for, raise_effort
-from s4g_ray.index.sharded.shard import Staged, version_folder
+from s4g_ray.index.plan import IndexPlan, plan_for
+from s4g_ray.index.recall import (
+    RecallEstimate,
+    check_recall,
+    effort_range,
+    measure_recall,
+    raise_effort,
+)
+from s4g_ray.index.sharded.merging import SearchEffort, ShardAnswer, merge_found, search_filled
+from s4g_ray.index.sharded.report import IndexReport
+from s4g_ray.index.sharded.requests import Coordinates, Staged
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.sharding import (
     PartCount,
     RowRange,
     TablePart,
     check_vectors,
-    merge_found,
+    deal_rows,
     open_sources,
-    share_rows,
     sorted_ids,
 )
+from s4g_ray.index.sharded.versions import version_folder
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Stamp, is_published, list_versions, publish, published_versions
 from s4g_ray.storage.part_commits import check_reached
 
-VERSIONS_KEPT = 2
+VERSIONS_KEPT = 2  # on disk; shards hold the newest in memory
 SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True)
-class IndexReport:
-    """Report on the build of a version in service."""
+class BuildInput:
+    """Arguments of IndexService.build."""
 
-    version: int
-    kind: str
-    num_vectors: int
-    num_shards: int
-    memory_gb: float  # of all shards' files
+    tables: Sequence[str]
+    ids: Ints | None
+    sample: Floats32 | None
+    regions: NDArray[Any] | None
+    coordinates: Coordinates | None
     k: int
-    recall: float | None  # recall@k against exact search; None without a sample of queries
-    effort: int | None  # nprobe or ef_search; None for exact kinds
-    engine: str  # of exact search
-    read_s: float
-    build_s: float
-    probe_s: float
-
-    def summary(self) -> dict[str, Any]:
-        """Return the fields that the manifest of a graph mined with this index keeps."""
-        return {
-            "index": self.kind,
-            "references": self.num_vectors,
-            "shards": self.num_shards,
-            "index_gb": self.memory_gb,
-            "recall": self.recall,
-            "effort": self.effort,
-            "engine": self.engine,
-            "index_s": self.read_s + self.build_s + self.probe_s,
-        }
+    stamp: Stamp | None
 
 
 class VersionBuild:
-    """The build of one version."""
+    """The build of one version. cfg: with the kind and the number of the shards that are there."""
 
     def __init__(
         self, cfg: MiningConfig, folder: str, shards: ShardGroup, version: int, engine: str | None
@@ -81,60 +73,58 @@ class VersionBuild:
         self._version = version
         self.engine = engine
 
-    def run(
-        self,
-        tables: Sequence[str],
-        ids: Ints | None,
-        sample: Floats32 | None,
-        k: int,
-        stamp: Stamp | None,
-    ) -> IndexReport:
+    def run(self, given: BuildInput, reason: str) -> IndexReport:
         """Count and check the rows, train, stage and measure the version, put it in service.
 
-        tables, ids, sample, k and stamp are those of IndexService.build.
+        reason: why the index is of this kind and so many shards.
         """
         if self._cfg.gpus_per_shard:
             self._shards.broadcast("require_gpu")
         started = time.perf_counter()
-        sources, stamp = open_sources([files.absolute(table) for table in tables], stamp)
-        wanted = ray.put(sorted_ids(ids))
+        tables = [files.absolute(table) for table in given.tables]
+        sources, stamp = open_sources(tables, given.stamp)
+        wanted = ray.put(sorted_ids(given.ids))
         counts, dim = self._count_rows(sources, wanted, stamp)
-        shares = share_rows(sources, counts, len(self._shards))
-        plan = self._plan_index(sum(counts), dim, k)
-        if sample is not None and sample.shape[1:] != (dim,):
+        shares = deal_rows(sources, counts, len(self._shards))
+        plan = self._plan_index(sum(map(sum, counts)), dim, given.k)
+        if given.sample is not None and given.sample.shape[1:] != (dim,):
             raise RunError(
-                f"the sample of queries{list(sample.shape)} does not fit embeddings of D={dim}"
+                f"the sample of queries{list(given.sample.shape)} does not fit embeddings of"
+                f" D={dim}"
             )
         self.engine = self.engine or str(self._shards.ask_first("choose_engine", dim))
         counted = time.perf_counter()
         template = self._train(plan, shares, wanted)
         trained = time.perf_counter()
         self._remove_published()
-        arguments = [(self._version, own, wanted, plan, template, self.engine) for own in shares]
+        coordinates = ray.put(given.coordinates)
+        arguments = [
+            (self._version, own, wanted, plan, template, self.engine, coordinates) for own in shares
+        ]
         staged: list[Staged] = self._shards.each("stage", arguments)
         built = time.perf_counter()
-        recall, effort = self._measure(plan, staged, shares, wanted, sample, k)
         report = IndexReport(
             version=self._version,
             kind=plan.kind,
             num_vectors=plan.num_vectors,
             num_shards=len(shares),
             memory_gb=sum(shard.part.num_bytes for shard in staged) / 1e9,
-            k=k,
-            recall=recall,
-            effort=effort,
+            k=given.k,
             engine=self.engine,
+            reason=reason or plan.reason,
+            effort=effort_range(plan, self._cfg)[0],
             read_s=counted - started + max(shard.read_s for shard in staged),
             build_s=trained - counted + max(shard.build_s for shard in staged),
-            probe_s=time.perf_counter() - built,
         )
-        self._put_in_service(report, plan, staged, stamp)
+        report = self._measure(report, plan, staged, shares, wanted, given)
+        report = dataclasses.replace(report, probe_s=time.perf_counter() - built)
+        put_in_service(self._shards, self._folder, report, plan, staged, stamp)
         return report
 
     def _count_rows(
         self, sources: list[TablePart], wanted: Any, stamp: Stamp | None
-    ) -> tuple[list[int], int]:
-        """Return the number of kept rows of each part, and D.
+    ) -> tuple[list[tuple[int, ...]], int]:
+        """Return the number of kept rows of each row group of each part, and D.
 
         Divides the parts among the shards. The first shard checks the ids, which go to it from
         the other shards directly.
@@ -148,7 +138,8 @@ class VersionBuild:
         heads: list[PartCount] = [head for answer in answers for head in answer]
         dim = check_vectors(sources, heads, stamp)
         counts = [head.kept for head in heads]
-        self._shards.ask_first("check_ids", counts, sources, wanted, *kept_ids)
+        part_counts = [sum(groups) for groups in counts]
+        self._shards.ask_first("check_ids", part_counts, sources, wanted, *kept_ids)
         return counts, dim
 
     def _plan_index(self, num_vectors: int, dim: int, k: int) -> IndexPlan:
@@ -169,75 +160,110 @@ class VersionBuild:
         """
         if not plan.train_size:
             return None
-        rows = spread_rows(plan.num_vectors, plan.train_size, SAMPLE_SEED)
-        arguments = []
-        first = 0
-        for share in shares:
-            last = first + sum(len(piece) for piece in share)
-            arguments.append((share, wanted, rows[(rows >= first) & (rows < last)] - first))
-            first = last
+        rows = ray.put(spread_rows(plan.num_vectors, plan.train_size, SAMPLE_SEED))
+        arguments = [(share, wanted, rows) for share in shares]
         _, samples = self._shards.each_with_refs("sample", arguments)
         return ray.put(self._shards.ask_first("train", plan, *samples))
 
     def _remove_published(self) -> None:
-        """Take an earlier build of this version out of service, then remove its files."""
-        folder = version_folder(self._folder, self._version)
-        if is_published(folder):
-            files.remove(files.join(folder, files.MANIFEST))
-            self._shards.broadcast("remove_version", self._version)
-        files.remove(folder)
+        """Take an earlier build of this version, and later versions, out of service.
+
+        Later versions are of a course that a run has left (it resumed from an earlier epoch). The
+        files of an earlier build of this version are removed.
+        """
+        for version in list_versions(self._folder, "v"):
+            if version >= self._version:
+                withdraw(self._shards, self._folder, version)
 
     def _measure(
         self,
+        report: IndexReport,
         plan: IndexPlan,
         staged: list[Staged],
         shares: Sequence[Sequence[RowRange]],
         wanted: Any,
-        sample: Floats32 | None,
-        k: int,
-    ) -> tuple[float | None, int | None]:
-        """Measure recall@k of the staged version; return it with the search effort it needs.
+        given: BuildInput,
+    ) -> IndexReport:
+        """Measure recall@k of the staged version, raise the search effort as far as it needs.
 
         Raises RunError below mining.min_recall.
         """
-        effort, max_effort = effort_range(plan, self._cfg)
+        sample = given.sample
         if sample is None or not len(sample):
-            return None, effort
+            return report
+        k = given.k
         queries = ray.put(sample)
         num_exact = min(k + 1, plan.num_vectors)
         arguments = [(own, wanted, queries, num_exact, self.engine) for own in shares]
         answers = self._shards.each("search_exactly", arguments)
         exact, exact_scores = merge_found(answers, num_exact)
+        efforts: list[SearchEffort] = []
 
-        def recall_at(effort: int | None) -> float:
-            calls = [(shard, self.engine, queries, k, effort) for shard in staged]
-            found, _ = merge_found(self._shards.each("probe", calls), k)
-            return measure_recall(found, exact, exact_scores)
+        def ask(some: Floats32, effort: int | None) -> list[ShardAnswer]:
+            asked = queries if some is sample else ray.put(some)
+            calls = [(shard, self.engine, asked, k, effort) for shard in staged]
+            return self._shards.each("probe", calls)
 
-        recall, effort = raise_effort(recall_at, effort, max_effort, self._cfg.min_recall)
+        def recall_at(effort: int | None) -> RecallEstimate:
+            found, taken = search_filled(ask, sample, k, effort)
+            efforts.append(taken)
+            return measure_recall(found[0], exact, exact_scores, given.regions)
+
+        first, max_effort = effort_range(plan, self._cfg)
+        recall, effort = raise_effort(recall_at, first, max_effort, self._cfg.min_recall)
         check_recall(recall, effort, plan, self._cfg, k)
-        return recall, effort
+        taken = efforts[-1]
+        return dataclasses.replace(
+            report,
+            recall=recall.mean,
+            recall_low=recall.low,
+            recall_high=recall.high,
+            recall_by_region={name: part.mean for name, part in recall.by_region.items()},
+            effort=effort,
+            mean_effort=taken.mean if effort else None,
+            highest_effort=taken.highest or None,
+        )
 
-    def _put_in_service(
-        self, report: IndexReport, plan: IndexPlan, staged: list[Staged], stamp: Stamp | None
-    ) -> None:
-        """Publish the version, activate it on all shards, then remove older versions.
 
-        Keeps VERSIONS_KEPT versions. Raises RunError for parts that are missing.
-        """
-        target = version_folder(self._folder, self._version)
-        parts = [shard.part for shard in staged]
-        check_reached(target, parts)
-        info = {**staged[0].info, **asdict(report), "plan": asdict(plan)}
-        publish(target, "index", parts, stamp, info)
-        others = [v for v in published_versions(self._folder, "v") if v != self._version]
-        kept = (*others[len(others) - (VERSIONS_KEPT - 1) :], self._version)
-        try:
-            self._shards.broadcast("activate", self._version)
-        except RunError:
-            self._remove_published()
-            raise
-        self._shards.broadcast("keep_versions", kept)
-        for version in list_versions(self._folder, "v"):
-            if version not in kept:
-                files.remove(version_folder(self._folder, version))
+def withdraw(shards: ShardGroup, folder: str, version: int) -> None:
+    """Take a version out of service, then remove its files."""
+    uri = version_folder(folder, version)
+    if is_published(uri):
+        files.remove(files.join(uri, files.MANIFEST))
+        shards.broadcast("withdraw", version)
+    files.remove(uri)
+
+
+def put_in_service(
+    shards: ShardGroup,
+    folder: str,
+    report: IndexReport,
+    plan: IndexPlan,
+    staged: Sequence[Staged],
+    stamp: Stamp | None,
+) -> None:
+    """Publish a staged version and activate it on all shards; then older ones leave memory.
+
+    Searches of the version before are answered until all shards serve the new one. VERSIONS_KEPT
+    versions stay on disk. Raises RunError for parts that are missing; the version before is then in
+    service.
+    """
+    version = report.version
+    target = version_folder(folder, version)
+    parts = [shard.part for shard in staged]
+    check_reached(target, parts)
+    publish(
+        target, "index", parts, stamp, {**staged[0].info, **asdict(report), "plan": asdict(plan)}
+    )
+    try:
+        shards.broadcast("activate", version)
+    except RunError:
+        withdraw(shards, folder, version)
+        shards.broadcast("return_to_newest")
+        raise
+    shards.broadcast("release_previous")
+    others = [other for other in published_versions(folder, "v") if other != version]
+    kept = (*others[len(others) - (VERSIONS_KEPT - 1) :], version)
+    for other in list_versions(folder, "v"):
+        if other not in kept:
+            files.remove(version_folder(folder, other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,16 +12,24 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError, first_line
-from s4g_ray.index.sharded.sharding import merge_found
+from s4g_ray.index.sharded.merging import ShardAnswer, merge_found, search_filled
 from s4g_ray.index.top_k import Found
+
+PATIENCE_S = 5.0  # a call that takes longer may wait for a shard that is lost
+
+
+class LostShardError(RunError):
+    """The error of a shard that died and does not start again in time."""
 
 
 @dataclass(frozen=True)
 class PartialResult:
     """The merged answer of the shards that answered: ids[M, n], scores[M, n].
 
-    n = k, or fewer when these shards hold fewer vectors together.
+    n = k, or fewer when these shards hold fewer vectors together. Padded with id -1 and score -inf
+    where they find fewer.
     """
 
     ids: Ints
@@ -30,28 +39,57 @@ class PartialResult:
 
 @dataclass(frozen=True)
 class IndexClient:
-    """Searches all shards. Small and picklable: Ray tasks and Ray Data can carry it."""
+    """Searches all shards. Small and picklable: Ray tasks and Ray Data can carry it.
+
+    demand: what each shard asks of the cluster, for messages.
+    """
 
     shards: tuple[Any, ...]
+    demand: str = "its resources"
+    start_timeout_s: float = 120.0
 
-    def search(self, version: int, queries: Floats32, k: int) -> Found:
+    def search(
+        self,
+        version: int,
+        queries: Floats32,
+        k: int,
+        *,
+        ids: Ints | None = None,
+        area: Area | None = None,
+    ) -> Found:
         """Search one version: queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first.
 
-        Equal scores are ordered by lower id. Waits for a shard that is starting again. Raises
-        RunError for a version that is not in service, for queries or k that do not fit it, and for
-        a shard that is dead or cannot load its file.
+        Equal scores are ordered by lower id. ids (ascending) and area restrict the search; where
+        they allow fewer than k vectors, results are padded with id -1 and score -inf. Waits for a
+        shard that is starting again, up to start_timeout_s. Raises RunError for a version that is
+        not in service, for queries or k that do not fit it, and for a shard that is dead, lost or
+        cannot load its file.
         """
-        return merge_found(collect_answers(self._start_calls(version, queries, k)), k)
+        allowed = None if ids is None else ray.put(ids)
+
+        def ask(some: Floats32, effort: int | None) -> Sequence[ShardAnswer]:
+            return self.collect(self._start_calls(version, some, k, effort, allowed, area))
+
+        found, _ = search_filled(ask, queries, k, None)
+        return found
 
     def search_partial(
-        self, version: int, queries: Floats32, k: int, *, timeout_s: float = 60.0
+        self,
+        version: int,
+        queries: Floats32,
+        k: int,
+        *,
+        ids: Ints | None = None,
+        area: Area | None = None,
+        timeout_s: float = 60.0,
     ) -> PartialResult:
-        """Search as `search` does, but merge only what shards answer within timeout_s.
+        """Search as `search` does, but once, and merge only what shards answer within timeout_s.
 
         Cancels late calls. One that is already running finishes and its result is dropped. Raises
         RunError when no shard answers, and for queries or k that do not fit the version.
         """
-        calls = self._start_calls(version, queries, k)
+        allowed = None if ids is None else ray.put(ids)
+        calls = self._start_calls(version, queries, k, None, allowed, area)
         _, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
         found = []
         missing = []
@@ -62,7 +100,8 @@ class IndexClient:
                     missing.append(number)
                     ray.cancel(call)
                 else:
-                    found.append(ray.get(call))
+                    answer: ShardAnswer = ray.get(call)
+                    found.append((answer.ids, answer.scores))
             except ValueError as error:  # a request that no shard can answer
                 raise shard_error(number, error) from error
             except RayError as error:
@@ -72,34 +111,74 @@ class IndexClient:
             raise RunError(last_fault)
         return PartialResult(*merge_found(found, k), tuple(missing))
 
-    def _start_calls(self, version: int, queries: Floats32, k: int) -> list[Any]:
+    def _start_calls(
+        self,
+        version: int,
+        queries: Floats32,
+        k: int,
+        effort: int | None,
+        allowed: Any,
+        area: Area | None,
+    ) -> list[Any]:
         shared = ray.put(queries)
         return [
-            shard.search.options(concurrency_group="search").remote(version, shared, k)
+            shard.search.options(concurrency_group="search").remote(
+                version, shared, k, effort, allowed, area
+            )
             for shard in self.shards
         ]
 
+    def collect(self, calls: Sequence[Any], second_results: Sequence[Any] = ()) -> list[Any]:
+        """Wait for one call of each shard and return the answers.
 
-def collect_answers(calls: Sequence[Any], second_results: Sequence[Any] = ()) -> list[Any]:
-    """Wait for all calls and return their answers, one a shard.
+        second_results: references to second results of the same calls. Where a call fails they are
+        fetched too, because Ray prints each error that nobody has fetched. Raises RunError for the
+        first shard that failed, once all calls have ended, and LostShardError for one that does
+        not start again within start_timeout_s.
+        """
+        self._await_calls(calls)
+        answers = []
+        faults = []
+        for number, call in enumerate(calls):
+            try:
+                answers.append(ray.get(call))
+            except RayError as error:
+                faults.append((number, error))
+                with suppress(RayError):
+                    ray.get(list(second_results[number : number + 1]))
+        if faults:
+            number, first_error = faults[0]
+            raise shard_error(number, first_error) from first_error
+        return answers
 
-    second_results: references to second results of the same calls. Where a call fails they are
-    fetched too, because Ray prints each error that nobody has fetched. Raises RunError for the
-    first shard that failed, once all calls have ended.
-    """
-    answers = []
-    faults = []
-    for number, call in enumerate(calls):
-        try:
-            answers.append(ray.get(call))
-        except RayError as error:
-            faults.append((number, error))
-            with suppress(RayError):
-                ray.get(list(second_results[number : number + 1]))
-    if faults:
-        number, first_error = faults[0]
-        raise shard_error(number, first_error) from first_error
-    return answers
+    def _await_calls(self, calls: Sequence[Any]) -> None:
+        """Wait for one call of each shard, as long as the shards that have not answered live.
+
+        A call may take hours; a shard that is working answers another, empty call meanwhile. One
+        that is starting again answers when it has started. Raises LostShardError.
+        """
+        patience_s = min(PATIENCE_S, self.start_timeout_s / 2)
+        while True:
+            waiting_since = time.monotonic()
+            _, late = ray.wait(list(calls), num_returns=len(calls), timeout=patience_s)
+            if not late:
+                return
+            numbers = [number for number, call in enumerate(calls) if call in late]
+            signs = [self.shards[number].__ray_ready__.remote() for number in numbers]
+            left_s = self.start_timeout_s - (time.monotonic() - waiting_since)
+            _, silent = ray.wait(signs, num_returns=len(signs), timeout=left_s)
+            lost = [number for number, sign in zip(numbers, signs, strict=True) if sign in silent]
+            if lost:
+                raise self._lost_error(lost)
+
+    def _lost_error(self, numbers: Sequence[int]) -> LostShardError:
+        return LostShardError(
+            f"index shard {numbers[0]} is lost"
+            + (f" ({len(numbers)} of {len(self.shards)} are)" if len(numbers) > 1 else "")
+            + f": it did not start again within {self.start_timeout_s:g} s. Its node may be gone,"
+            f" and no other has room for {self.demand}; add a node, free resources, or raise"
+            " ray.start_timeout_s"
+        )
 
 
 def shard_error(number: int, error: Exception) -> RunError:

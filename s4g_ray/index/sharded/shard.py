@@ -1,138 +1,139 @@
-"""Serve one shard of the index: a range of the references' rows in each version.
+"""Serve one shard of the index: a like sample of the references in each version.
 
 ShardGroup starts IndexShard as a Ray actor; this module imports neither Ray nor torch.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.arrays import Bools, Floats32, Ints
+from s4g_ray.data.area import Area
 from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.errors import RunError
-from s4g_ray.index.approximate_search import gpu_resources
 from s4g_ray.index.exact_search import Engine, choose_engine, search, unit_rows
 from s4g_ray.index.faiss_library import set_faiss_threads
 from s4g_ray.index.plan import IndexPlan
+from s4g_ray.index.sharded.merging import ALL, SearchEffort, ShardAnswer, merge_found
+from s4g_ray.index.sharded.requests import Change, Coordinates, Staged
 from s4g_ray.index.sharded.sharding import (
     PartCount,
     RowRange,
     TablePart,
     check_ids,
     kept_rows,
-    merge_found,
+    pick_rows,
     read_ranges,
 )
+from s4g_ray.index.sharded.versions import (
+    FailedVersion,
+    ServedVersion,
+    ShardSetup,
+    load_newest,
+    load_part,
+    load_version,
+    move_to_device,
+    open_shards,
+    version_folder,
+)
+from s4g_ray.index.stores.gpu import GpuDevice
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
-from s4g_ray.storage import files
-from s4g_ray.storage.manifest import Part, open_published, published_versions
+from s4g_ray.storage.manifest import latest_version, read_part, write_part
 
-
-def version_folder(folder: str, version: int) -> str:
-    """Return the folder where a version of the index is published."""
-    return files.join(folder, f"v={version:04d}")
-
-
-@dataclass(frozen=True)
-class ShardSetup:
-    """Arguments of a shard, the same at each of its starts."""
-
-    folder: str
-    number: int
-    num_shards: int
-    num_threads: int
-    use_gpu: bool
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A shard of a version that is built and written but not in service yet.
-
-    Holds what the version's manifest and report need.
-    """
-
-    version: int
-    part: Part
-    info: Mapping[str, Any]
-    read_s: float
-    build_s: float
-
-
-@dataclass(frozen=True)
-class _ServedVersion:
-    index: VectorIndex
-    num_vectors: int  # over all shards
-
-
-_Versions = Mapping[int, _ServedVersion | RunError]  # an error: why a version cannot be served
+_Loaded = ServedVersion | FailedVersion | None
 
 
 class IndexShard:
-    """Holds the versions in service and, during a build, the staged version beside them.
+    """Holds the version in service and, during a build, the staged version beside it.
 
-    A search reads the map of versions once, and a change replaces the map: no search sees half a
-    change, and a search ends on the version that it began with.
+    Older versions lie on disk alone. A search reads the version in service once, and a change
+    replaces it: no search sees half a change, and a search ends on the version that it began with.
+    The memory of a version that was replaced is freed when its last search is done.
     """
 
     def __init__(self, setup: ShardSetup) -> None:
         self._setup = setup
         self._staged: tuple[int, VectorIndex] | None = None
+        self._previous: ServedVersion | None = None  # while the other shards take the new version
+        self._efforts: dict[int, SearchEffort] = {}
+        self._counting = threading.Lock()
         # a thread of its own: the actor answers, and so counts as started, before all is read
         loader = ThreadPoolExecutor(1)
-        self._served: Future[_Versions] = loader.submit(self.load_published)
+        self._loaded: Future[_Loaded] = loader.submit(load_newest, setup)
 
     @property
-    def _versions(self) -> _Versions:
-        """The versions in service; waits until the versions published at the start are read."""
-        return self._served.result()
+    def _served(self) -> _Loaded:
+        """The version in service; waits until the version published at the start is read."""
+        return self._loaded.result()
 
-    @_versions.setter
-    def _versions(self, versions: _Versions) -> None:
+    @_served.setter
+    def _served(self, served: _Loaded) -> None:
         # a new future: the earlier one would keep its result in memory
-        served: Future[_Versions] = Future()
-        served.set_result(versions)
-        self._served = served
+        loaded: Future[_Loaded] = Future()
+        loaded.set_result(served)
+        self._loaded = loaded
 
-    def versions(self) -> list[int]:
-        """Return the versions that this shard serves."""
-        return [
-            version
-            for version, served in self._versions.items()
-            if isinstance(served, _ServedVersion)
-        ]
+    def served_version(self) -> int | None:
+        """Return the version that this shard serves."""
+        served = self._served
+        return served.version if isinstance(served, ServedVersion) else None
 
-    def search(self, version: int, queries: Floats32, k: int) -> Found:
-        """Search this shard: queries[M, D] -> ids[M, n], scores[M, n], n = k or all it holds.
+    def search(
+        self,
+        version: int,
+        queries: Floats32,
+        k: int,
+        effort: int | None = None,
+        ids: Ints | None = None,
+        area: Area | None = None,
+    ) -> ShardAnswer:
+        """Search this shard once: queries[M, D] -> ids[M, n], scores[M, n], padded.
 
-        Raises RunError for a version that is not in service, ValueError for queries or k that do
-        not fit it.
+        n = k or all it holds. effort None: that of the version. A higher effort repeats a search
+        for queries that lacked results. Raises RunError for a version that is not in service,
+        ValueError for queries or k that do not fit it.
         """
-        versions = self._versions
-        served = versions.get(version)
-        if served is None:
-            in_service = ", ".join(str(v) for v in versions) or "none"
-            raise RunError(
-                f"version {version} of {self._setup.folder} is not in service"
-                f" (in service: {in_service})"
-            )
-        if isinstance(served, RunError):
-            raise RunError(str(served))
+        served = self._require(version)
         if not 1 <= k <= served.num_vectors:
             raise ValueError(
                 f"k={k} is not within 1..{served.num_vectors}, the size of version {version}"
             )
-        return served.index.search(queries, min(k, len(served.index)))
+        answer = search_once(served.index, queries, k, effort, ids, area)
+        with self._counting:
+            counted = self._efforts.get(version, SearchEffort())
+            is_repeat = effort is not None
+            self._efforts[version] = counted.plus(len(queries), answer.effort, is_repeat=is_repeat)
+        return answer
+
+    def effort_taken(self, version: int) -> SearchEffort:
+        """Return the search effort that the queries of a version took since this shard started."""
+        with self._counting:
+            return self._efforts.get(version, SearchEffort())
+
+    def _require(self, version: int) -> ServedVersion:
+        """Return the version in service. Raises RunError when it is another one, or none."""
+        served = self._served
+        if self._previous is not None and self._previous.version == version:
+            return self._previous
+        if served is None or served.version != version:
+            in_service = "none" if served is None else str(served.version)
+            raise RunError(
+                f"version {version} of {self._setup.folder} is not in service (in service:"
+                f" {in_service}); shards hold the newest version alone"
+            )
+        if isinstance(served, FailedVersion):
+            raise RunError(str(served.error))
+        return served
 
     def require_gpu(self) -> None:
         """Raise RunError when no GPU can be used; called before anything is read."""
-        gpu_resources(0)
+        GpuDevice.open()
 
     def choose_engine(self, dim: int) -> Engine:
         """Return the fastest engine of exact search here, for vectors of D = dim."""
@@ -145,9 +146,9 @@ class IndexShard:
         counts = []
         kept = [np.zeros(0, dtype=np.int64)]
         for head in read_heads((source.folder, source.part) for source in sources):
-            ids = head.ids[kept_rows(head.ids, wanted)]
-            kept.append(ids)
-            counts.append(PartCount(len(ids), head.dim, head.dtype))
+            rows = kept_rows(head.ids, wanted)
+            kept.append(head.ids[rows])
+            counts.append(PartCount(_count_by_group(rows, head.group_rows), head.dim, head.dtype))
         return counts, np.concatenate(kept)
 
     def check_ids(
@@ -158,18 +159,33 @@ class IndexShard:
 
     def sample(
         self, ranges: Sequence[RowRange], wanted: Ints | None, rows: Ints
-    ) -> tuple[int, Floats32]:
-        """Read some rows of the shard: their number n, and vectors[n, D]."""
-        found = [vectors for _, vectors in read_ranges(ranges, wanted, rows)]
-        if not found:
-            return len(rows), np.zeros((0, 0), dtype=np.float32)
-        return len(rows), np.concatenate(found)
+    ) -> tuple[int, tuple[Ints, Floats32]]:
+        """Read those of rows[n] (counted over all tables) that are this shard's.
 
-    def train(self, plan: IndexPlan, *samples: Floats32) -> bytes:
-        """Return the trained, empty index that all shards start from; samples[n, D]."""
+        Returns their number, and their row numbers with vectors[n, D].
+        """
+        own = pick_rows(ranges, rows)
+        found = [vectors for _, vectors in read_ranges(ranges, wanted, own)]
+        vectors = np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)
+        return len(own), (own, vectors)
+
+    def _gpu(self) -> GpuDevice | None:
+        """Return the shard's GPU, if it uses one."""
+        return GpuDevice.open() if self._setup.use_gpu else None
+
+    def train(self, plan: IndexPlan, *samples: tuple[Ints, Floats32]) -> bytes:
+        """Return the trained, empty index that all shards start from.
+
+        samples: row numbers and vectors[n, D] of each shard. They are put in the order of the rows:
+        the template does not depend on the number of shards.
+        """
         set_faiss_threads(self._setup.num_threads)
-        filled = [sample for sample in samples if len(sample)]
-        return VectorIndex.template(plan, np.concatenate(filled))
+        rows = np.sort(np.concatenate([own for own, _ in samples]))
+        sample = np.empty((len(rows), plan.dim), dtype=np.float32)
+        for own, vectors in samples:
+            if len(own):
+                sample[np.searchsorted(rows, own)] = vectors
+        return VectorIndex.template(plan, sample, gpu=self._gpu())
 
     def stage(
         self,
@@ -179,25 +195,57 @@ class IndexShard:
         plan: IndexPlan,
         template: bytes | None,
         engine: Engine,
+        coordinates: Coordinates | None = None,
     ) -> Staged:
-        """Build a version beside those in service and write its file."""
+        """Build a version beside the one in service and write its file."""
         setup = self._setup
         set_faiss_threads(setup.num_threads)
         self._staged = None
-        index = VectorIndex.empty(plan, template, engine=engine, num_threads=setup.num_threads)
+        index = VectorIndex.empty(
+            plan, template, engine=engine, num_threads=setup.num_threads, gpu=self._gpu()
+        )
         read_s = 0.0
         started = time.perf_counter()
         reading_since = started
         for ids, vectors in read_ranges(ranges, wanted):
             read_s += time.perf_counter() - reading_since
-            index.add(vectors, ids)
+            index.add(vectors, ids, coordinates=coordinates and coordinates.of(ids))
             reading_since = time.perf_counter()
         index.seal()
         folder = version_folder(setup.folder, version)
         part = index.save_part(folder, f"shard-{setup.number:05d}.faiss")
         seconds = time.perf_counter() - started
-        self._staged = (version, self._move_to_device(index))
+        self._staged = (version, move_to_device(setup, index))
         return Staged(version, part, index.info, read_s, seconds - read_s)
+
+    def find_ids(self, version: int, ids: Ints) -> Bools:
+        """Return which of ids[n] this shard holds in the version in service."""
+        return self._require(version).index.holds(ids)
+
+    def stage_change(self, base: int, version: int, change: Change | None) -> Staged:
+        """Make a version from the one in service, and write its file. None: it is the same here."""
+        setup = self._setup
+        served = self._require(base)
+        manifest = open_shards(setup, base)
+        part = manifest.parts[setup.number]
+        folder = version_folder(setup.folder, version)
+        source = version_folder(setup.folder, base)
+        started = time.perf_counter()
+        if change is None:
+            copy = write_part(folder, part.name, read_part(source, part), part.rows)
+            self._staged = (version, served.index)
+            return Staged(version, copy, served.index.info, time.perf_counter() - started, 0.0)
+        set_faiss_threads(setup.num_threads)
+        engine = manifest.info["engine"]
+        index = VectorIndex.load_part(
+            source, part, manifest.info, engine=engine, num_threads=setup.num_threads
+        )
+        read = time.perf_counter()
+        change.apply(index)
+        written = index.save_part(folder, part.name)
+        self._staged = (version, move_to_device(setup, index))
+        build_s = time.perf_counter() - read
+        return Staged(version, written, index.info, read - started, build_s)
 
     def search_exactly(
         self,
@@ -229,102 +277,85 @@ class IndexShard:
 
     def probe(
         self, staged: Staged, engine: Engine, queries: Floats32, k: int, effort: int | None
-    ) -> Found:
+    ) -> ShardAnswer:
         """Search the staged version as `search` does, with a given search effort."""
-        index = self._find_staged(staged, engine)
-        if effort is not None:
-            index.effort = effort
-        return index.search(queries, min(k, len(index)))
+        return search_once(self._find_staged(staged, engine), queries, k, effort, None, None)
 
     def activate(self, version: int) -> None:
-        """Put a published version in service beside the others.
+        """Put a published version in service; the one before stays until release_previous.
 
         Raises RunError when the version's file cannot be loaded.
         """
-        staged = None
-        if self._staged is not None and self._staged[0] == version:
-            staged = self._staged[1]
-        served = self._load(version, staged)
-        if isinstance(served, RunError):
-            raise served
-        self._versions = {**self._versions, version: served}
+        served = self._served
+        if not isinstance(served, ServedVersion) or served.version != version:
+            staged = None
+            if self._staged is not None and self._staged[0] == version:
+                staged = self._staged[1]
+            served = load_version(self._setup, version, staged)
+        if isinstance(served, FailedVersion):
+            raise served.error
+        before = self._served
+        if isinstance(before, ServedVersion) and before.version != version:
+            self._previous = before
+        self._served = served
         self._staged = None
 
-    def keep_versions(self, keep: Collection[int]) -> None:
-        """Take all versions but `keep` out of service.
+    def release_previous(self) -> None:
+        """Take the version before out of service: all shards serve the new one."""
+        self._previous = None
 
-        The memory of a removed version is freed when its last search is done.
-        """
-        self._versions = {v: served for v, served in self._versions.items() if v in keep}
+    def withdraw(self, version: int) -> None:
+        """Take a version out of service, if it is in service."""
+        if self._previous is not None and self._previous.version == version:
+            self._previous = None
+        served = self._served
+        if served is not None and served.version == version:
+            self._served = None
 
-    def remove_version(self, version: int) -> None:
-        """Take a version out of service."""
-        self._versions = {v: served for v, served in self._versions.items() if v != version}
-
-    def drop_staged(self) -> None:
-        """Drop the version that was being built."""
+    def return_to_newest(self) -> None:
+        """Serve the newest published version, where another one or none is in service."""
         self._staged = None
-
-    def load_published(self) -> _Versions:
-        """Read all published versions; an error takes the place of one that cannot be read."""
-        versions = published_versions(self._setup.folder, "v")
-        return {version: self._load(version) for version in versions}
-
-    def _load(self, version: int, index: VectorIndex | None = None) -> _ServedVersion | RunError:
-        """Return a published version, read from its file unless `index` already holds it.
-
-        Returns the error of a version that cannot be read.
-        """
-        folder = version_folder(self._setup.folder, version)
-        try:
-            return self._read_version(folder, index)
-        except (RunError, OSError) as error:
-            return RunError(str(error))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            manifest_file = files.join(folder, files.MANIFEST)
-            return RunError(
-                f"{manifest_file} is not of a version of shards ({error!r}); remove {folder} and"
-                " resume"
-            )
-
-    def _read_version(self, folder: str, index: VectorIndex | None) -> _ServedVersion:
-        setup = self._setup
-        manifest = open_published(folder, "index")
-        info = manifest.info
-        if "num_shards" not in info:
-            raise RunError(
-                f"{folder} holds an index, but no version of shards; remove it and resume"
-            )
-        if info["num_shards"] != setup.num_shards:
-            raise RunError(
-                f"{folder} has {info['num_shards']} shards, but"
-                f" mining.num_shards={setup.num_shards}; set that to {info['num_shards']}, or"
-                f" remove {folder} and resume"
-            )
-        if index is None:
-            index = self._read_part(folder, manifest.parts[setup.number], info, info["engine"])
-        if info["effort"] is not None:
-            index.effort = info["effort"]
-        return _ServedVersion(index, info["num_vectors"])
+        if self._previous is not None:
+            self._served = self._previous
+            self._previous = None
+        newest = latest_version(self._setup.folder, "v")
+        served = self._served
+        if newest != (None if served is None else served.version):
+            del served  # frees its memory before the other one is loaded
+            self._served = None
+            self._served = load_newest(self._setup)
 
     def _find_staged(self, staged: Staged, engine: Engine) -> VectorIndex:
         """Return the staged index; reads its file when this actor restarted since the build."""
         if self._staged is None or self._staged[0] != staged.version:
             folder = version_folder(self._setup.folder, staged.version)
-            index = self._read_part(folder, staged.part, staged.info, engine)
+            index = load_part(self._setup, folder, staged.part, staged.info, engine)
             self._staged = (staged.version, index)
         return self._staged[1]
 
-    def _read_part(
-        self, folder: str, part: Part, info: Mapping[str, Any], engine: Engine
-    ) -> VectorIndex:
-        index = VectorIndex.load_part(
-            folder, part, info, engine=engine, num_threads=self._setup.num_threads
-        )
-        return self._move_to_device(index)
 
-    def _move_to_device(self, index: VectorIndex) -> VectorIndex:
-        """Move the index to the GPU where one is used. Raises RunError for a missing GPU."""
-        if self._setup.use_gpu:
-            index.to_gpu()  # device 0: Ray shows an actor only its own GPUs
-        return index
+def search_once(
+    index: VectorIndex,
+    queries: Floats32,
+    k: int,
+    effort: int | None,
+    ids: Ints | None,
+    area: Area | None,
+) -> ShardAnswer:
+    """Search a shard's index at one effort; None: that of the index; ALL: as high as it takes."""
+    max_effort = index.store.max_effort
+    if effort == ALL:
+        found = index.search(queries, min(k, len(index)), ids=ids, area=area)
+        return ShardAnswer(*found, max_effort, max_effort)
+    found = index.search_padded(queries, k, effort=effort, ids=ids, area=area)
+    num_allowed = len(index)
+    if ids is not None or area is not None:
+        num_allowed = index.count_allowed(ids, area) if (found[0] < 0).any() else k
+    ran = min(effort or index.effort or 0, max_effort)
+    return ShardAnswer(*found, ran, max_effort, num_allowed)
+
+
+def _count_by_group(rows: Ints, group_rows: Sequence[int]) -> tuple[int, ...]:
+    """Count rows[n] of a part (ascending) in each of its row groups."""
+    ends = np.searchsorted(rows, np.cumsum(group_rows))
+    return tuple(np.diff(ends, prepend=0).tolist())

@@ -1,24 +1,33 @@
-"""Decide, without Ray, what each shard holds, which input is refused and how answers merge.
+"""Decide, without Ray, what each shard holds and which input is refused.
 
-A shard holds a range of the references' kept rows: the rows of published embedding tables, part
-by part, whose ids the index is restricted to (all rows without a restriction).
+A shard holds ranges of the references' kept rows: the rows of published embedding tables, row group
+by row group, whose ids the index is restricted to (all rows without a restriction).
 """
 
 from __future__ import annotations
 
+import heapq
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.data.tables.embedding_table import open_embeddings, read_embedding_part
+from s4g_ray.data.tables.embedding_table import open_embeddings, read_row_groups
 from s4g_ray.errors import RunError
-from s4g_ray.index.top_k import Found
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp
+
+# pieces of a shard at least. A query's neighbors, and the lists that it visits, lie in few places:
+# the pieces must be smaller than that to share its work
+DEALS_PER_SHARD = 64
+READ_AHEAD = 2  # parts that are read while another one is added
 
 
 @dataclass(frozen=True)
@@ -36,20 +45,25 @@ class TablePart:
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows start..stop of a part, counted among its kept rows, which keep the part's order."""
+    """Rows start..stop of a row group of a part, counted among the group's kept rows.
+
+    Kept rows keep the part's order; `first`: number of the first one among those of all tables.
+    """
 
     source: TablePart
+    group: int
     start: int
     stop: int
+    first: int
 
     def __len__(self) -> int:
         return self.stop - self.start
 
 
 class PartCount(NamedTuple):
-    """Number of kept rows of a part, and D and type of its vectors."""
+    """Number of kept rows of each row group of a part, and D and type of its vectors."""
 
-    kept: int
+    kept: tuple[int, ...]
     dim: int
     dtype: str
 
@@ -156,85 +170,102 @@ def check_ids(
         )
 
 
-def share_rows(
-    sources: Sequence[TablePart], counts: Sequence[int], num_shards: int
+def deal_rows(
+    sources: Sequence[TablePart], counts: Sequence[Sequence[int]], num_shards: int
 ) -> list[list[RowRange]]:
-    """Divide the kept rows into one range a shard; sizes differ by one row at most.
+    """Deal the kept rows to shards so that each holds a like sample of them.
 
-    counts[P]: the kept rows of each part. Raises RunError for fewer rows than shards.
+    counts[P][G]: the kept rows of each row group of each part. Tables are in the order of places,
+    so rows that lie together look alike: each row group, cut where it is more than a
+    1 / DEALS_PER_SHARD of a shard, goes to the shard with the fewest rows. A shard reads only its
+    own row groups, and sizes differ by one piece at most. Raises RunError for fewer rows than
+    shards.
     """
-    ends = np.cumsum(counts)
-    total = int(ends[-1])
+    total = sum(sum(groups) for groups in counts)
     if total < num_shards:
         raise RunError(
             f"{total} references cannot fill mining.num_shards={num_shards}; lower it to at most"
             f" {total}"
         )
-    shares = []
-    for shard in range(num_shards):
-        first = total * shard // num_shards
-        last = total * (shard + 1) // num_shards
-        shares.append(list(_cut_rows(sources, ends, first, last)))
+    limit = max(1, total // (num_shards * DEALS_PER_SHARD))
+    shares: list[list[RowRange]] = [[] for _ in range(num_shards)]
+    fewest_first = [(0, shard) for shard in range(num_shards)]
+    for piece in _cut_groups(sources, counts, limit):
+        num_rows, shard = fewest_first[0]
+        heapq.heapreplace(fewest_first, (num_rows + len(piece), shard))
+        shares[shard].append(piece)
     return shares
 
 
-def _cut_rows(
-    sources: Sequence[TablePart], ends: Ints, first: int, last: int
+def _cut_groups(
+    sources: Sequence[TablePart], counts: Sequence[Sequence[int]], limit: int
 ) -> Iterator[RowRange]:
-    """Yield the ranges of parts that make up kept rows first..last; ends[P]: last row of a part."""
-    for number in range(int(np.searchsorted(ends, first, side="right")), len(sources)):
-        offset = int(ends[number - 1]) if number else 0
-        end = int(ends[number])
-        if offset >= last:
-            return
-        if end > offset:
-            yield RowRange(sources[number], max(first - offset, 0), min(last, end) - offset)
+    """Yield the row groups in order, cut into near-equal pieces of at most `limit` kept rows."""
+    first = 0
+    for source, groups in zip(sources, counts, strict=True):
+        for group, num_rows in enumerate(groups):
+            num_pieces = -(-num_rows // limit)
+            for piece in range(num_pieces):
+                start = num_rows * piece // num_pieces
+                stop = num_rows * (piece + 1) // num_pieces
+                yield RowRange(source, group, start, stop, first + start)
+            first += num_rows
+
+
+def pick_rows(ranges: Sequence[RowRange], rows: Ints) -> Ints:
+    """Return those of rows[n] (ascending, counted over all tables) that lie in the ranges."""
+    picked = [_rows_within(piece, rows) + piece.first for piece in ranges]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *picked])
+
+
+def _rows_within(piece: RowRange, rows: Ints) -> Ints:
+    first, last = np.searchsorted(rows, [piece.first, piece.first + len(piece)])
+    return rows[first:last] - piece.first
 
 
 def read_ranges(
     ranges: Sequence[RowRange], wanted: Ints | None, rows: Ints | None = None
 ) -> Iterator[tuple[Ints, Floats32]]:
-    """Yield ids[n], vectors[n, D] of each range, or of `rows` alone (counted over all ranges).
+    """Yield ids[n], vectors[n, D] of the ranges of each part, or of `rows` alone (see pick_rows).
 
-    Holds one part in memory at a time and skips parts without rows to read. Raises RunError for a
-    part that is missing or altered, and for vectors that are not finite.
+    Reads only the row groups that it needs, READ_AHEAD parts ahead. Raises RunError for a part that
+    is missing or altered, and for vectors that are not finite.
     """
-    first = 0
-    for piece in ranges:
-        if rows is None:
-            picked = np.arange(len(piece))
-        else:
-            picked = rows[(rows >= first) & (rows < first + len(piece))] - first
-        first += len(piece)
-        if not len(picked):
-            continue
-        table = read_embedding_part(piece.source.folder, piece.source.part)
-        kept = kept_rows(table.ids, wanted)[piece.start : piece.stop][picked]
-        ids = table.ids[kept]
-        vectors = table.vectors[kept]
-        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(bad):
-            raise RunError(
-                f"{piece.source.uri}: the embedding of id {ids[bad[0]]} is not finite"
-                f" ({len(bad)} such); remove {piece.source.folder} and embed it anew, from a"
-                " checkpoint that is finite"
-            )
-        yield ids, vectors
+    needed = ranges if rows is None else [r for r in ranges if len(_rows_within(r, rows))]
+    parts = [list(pieces) for _, pieces in groupby(needed, key=attrgetter("source"))]
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        reads = deque(pool.submit(_read_pieces, p, wanted, rows) for p in parts[:READ_AHEAD])
+        for pieces in parts[READ_AHEAD:]:
+            found = reads.popleft().result()
+            reads.append(pool.submit(_read_pieces, pieces, wanted, rows))
+            yield found
+            del found  # frees it while the next part is read
+        while reads:
+            yield reads.popleft().result()
 
 
-def merge_found(found: Sequence[Found], k: int) -> Found:
-    """Merge answers ids[M, n], scores[M, n] to the same queries into the k best, ties by lower id.
-
-    The only merge rule of the index. n may differ between answers; returns fewer than k columns
-    when all answers together have fewer.
-    """
-    ids = np.concatenate([ids for ids, _ in found], axis=1)
-    scores = np.concatenate([scores for _, scores in found], axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranked = np.take_along_axis(scores, order, axis=1)
-    # a tie down to rank k + 1 may change the result; few rows have one, and sorting by two keys
-    # is slow
-    tied = np.flatnonzero((ranked[:, 1 : k + 1] == ranked[:, :-1][:, :k]).any(axis=1))
-    order[tied] = np.lexsort((ids[tied], -scores[tied]), axis=1)
-    order = order[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+def _read_pieces(
+    pieces: Sequence[RowRange], wanted: Ints | None, rows: Ints | None
+) -> tuple[Ints, Floats32]:
+    """Read the ranges of one part: ids[n], vectors[n, D]."""
+    source = pieces[0].source
+    groups = list(dict.fromkeys(piece.group for piece in pieces))
+    tables = dict(zip(groups, read_row_groups(source.folder, source.part, groups), strict=True))
+    ids = []
+    vectors = []
+    for piece in pieces:
+        table = tables[piece.group]
+        kept = kept_rows(table.ids, wanted)[piece.start : piece.stop]
+        if rows is not None:
+            kept = kept[_rows_within(piece, rows)]
+        ids.append(table.ids[kept])
+        vectors.append(table.vectors[kept])
+    found = np.concatenate(ids)
+    values = np.concatenate(vectors)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise RunError(
+            f"{source.uri}: the embedding of id {found[bad[0]]} is not finite ({len(bad)} such);"
+            f" remove {source.folder} and embed it anew, from a checkpoint that is finite"
+        )
+    return found, values

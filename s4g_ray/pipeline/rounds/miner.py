@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
 from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
+from s4g_ray.index.sharded.merging import SearchEffort
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import MiningReport
@@ -41,6 +43,7 @@ class Miner:
         seed: int,
         start_timeout_s: float,
         gate: PlacementGate | None = None,
+        regions_of: Callable[[Ints], NDArray[np.str_] | None] | None = None,
     ) -> None:
         self._graphs = graphs
         self._mining = mining
@@ -51,6 +54,7 @@ class Miner:
         self._stack = ExitStack()
         self._closed = False
         self._gate = gate
+        self._regions_of = regions_of
         self._num_releases = 0  # of the gate, when the services started
 
     def __enter__(self) -> Self:
@@ -74,13 +78,17 @@ class Miner:
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        service = self.service_for(collection)
+        service = self.service_for(collection, len(ids), stamp.dim)
         index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
         if index is None:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
             size = self._mining.recall_sample
-            sample = sample_queries(embeddings, graphs.split.query_ids, size, rng)
-            index = service.build(epoch, embeddings, ids, sample=sample, k=k, stamp=stamp)
+            chosen, sample = sample_queries(embeddings, graphs.split.query_ids, size, rng)
+            regions = self._regions_of(chosen) if self._regions_of else None
+            index = service.build(
+                epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
+            )
+            self._reporter.line(f"           index: {index.describe()} ({index.reason})")
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=index.engine)
         previous = graphs.newest_before(epoch, collection)
@@ -101,7 +109,7 @@ class Miner:
                 info={**index.summary(), "age": epoch - (previous or 0)},
                 on_progress=update,
             )
-        self._log_summary(collection, found)
+        self._log_summary(collection, found, service.effort_taken(epoch))
 
     def config_for(self, collection: Collection) -> MiningConfig:
         """Return how a collection is mined.
@@ -112,17 +120,24 @@ class Miner:
             return self._mining
         return self._mining.model_copy(update={"relative_margin": None})
 
-    def service_for(self, collection: Collection) -> IndexService:
+    def service_for(self, collection: Collection, num_vectors: int, dim: int) -> IndexService:
         """Return the service of a collection, started where it is needed first, or again.
 
-        Raises RunError when the shards do not start, or workers were placed meanwhile.
+        num_vectors, dim: its references, for which shards are planned. Starts new shards in place
+        of a service that has lost one. Raises RunError when the shards do not start, or workers
+        were placed meanwhile.
         """
         self._await_gate()
+        if collection in self._services and not self._services[collection].is_alive():
+            self._services.pop(collection).stop()
         if collection not in self._services:
             folder = self._graphs.folder
             service = IndexService(
                 self._mining,
                 folder.path(INDEXES[collection]),
+                num_vectors=num_vectors,
+                dim=dim,
+                num_queries=len(self._graphs.split.query_ids),
                 engine=folder.info.get("exact_engine"),
                 start_timeout_s=self._start_timeout_s,
             )
@@ -154,14 +169,16 @@ class Miner:
         if self._closed:
             raise RunError("the index shards are stopped: the run ends")
 
-    def _log_summary(self, collection: Collection, found: MiningReport) -> None:
+    def _log_summary(
+        self, collection: Collection, found: MiningReport, effort: SearchEffort
+    ) -> None:
         above = ""
         if collection == "pairs":
             above = f", {found.above_positive:.0%} score above the positive"
         self._reporter.line(
             f"           mined {found.neighbors} neighbors of {found.places} places among"
             f" {collection} ({found.coverage:.0%} of those wanted),"
-            f" {found.overlap or 0:.0%} as before{above}"
+            f" {found.overlap or 0:.0%} as before{above}{effort.describe()}"
         )
 
 

@@ -131,7 +131,7 @@ def mine_table(
     else:
         with ray_session(base.ray, base.storage) as nodes:
             searchers = Need(base.mining.num_searchers, "searching task", SEARCHER_CPUS)
-            shards = shard_need(base.mining, base.mining.num_shards)
+            shards = shard_need(base.mining, base.mining.least_shards)
             fits = partial(check_room, [shards], [[searchers]])
             await_room(base.ray, fits, nodes, reporter)
             _mine(base, table, target, found, reporter)
@@ -199,18 +199,21 @@ def _mine(
     stamp = table.stamp
     references = found.reference_ids
     index_folder = files.join(target, INDEX)
-    with IndexService(cfg, index_folder, start_timeout_s=config.ray.start_timeout_s) as service:
+    with IndexService(
+        cfg,
+        index_folder,
+        num_vectors=len(references),
+        dim=stamp.dim,
+        num_queries=len(found.query_ids),
+        start_timeout_s=config.ray.start_timeout_s,
+    ) as service:
         with reporter.stage(f"indexing {len(references)} references"):
             index = service.report(0, stamp=stamp)
             if index is None:
                 rng = np.random.default_rng(config.seed)
-                sample = sample_queries(table.uri, found.query_ids, cfg.recall_sample, rng)
+                _, sample = sample_queries(table.uri, found.query_ids, cfg.recall_sample, rng)
                 index = service.build(0, table.uri, references, sample=sample, k=k, stamp=stamp)
-        recall = "" if index.recall is None else f", recall@{k} {index.recall:.3f}"
-        reporter.line(
-            f"index {index.kind} of {index.num_vectors} references on {index.num_shards}"
-            f" shards{recall}"
-        )
+        reporter.line(f"index: {index.describe()} ({index.reason})")
         with reporter.stage("mining") as update:
             report = mine(
                 service.client,

@@ -8,7 +8,8 @@ import pytest
 import ray
 
 from s4g_ray.errors import RunError
-from s4g_ray.index.sharded.client import IndexClient
+from s4g_ray.index.sharded.client import IndexClient, LostShardError
+from s4g_ray.index.sharded.merging import ShardAnswer
 from tests.support.embedding_tables import Array, random_unit
 
 pytestmark = pytest.mark.cluster
@@ -19,6 +20,12 @@ def queries() -> Array:
     return random_unit(np.random.default_rng(6), 30)
 
 
+def answer(one: int, queries: Array) -> ShardAnswer:
+    """One id for each query."""
+    count = len(queries)
+    return ShardAnswer(np.full((count, 1), one), np.ones((count, 1), np.float32), 0, 0)
+
+
 class OneShard:
     """Answers with one id, after wait_s seconds."""
 
@@ -26,9 +33,9 @@ class OneShard:
         self.number = number
         self.wait_s = wait_s
 
-    def search(self, version: int, queries: Array, k: int) -> Any:
+    def search(self, version: int, queries: Array, k: int, *_: object) -> Any:
         time.sleep(self.wait_s)
-        return np.full((len(queries), 1), self.number), np.ones((len(queries), 1), np.float32)
+        return answer(self.number, queries)
 
 
 def test_a_shard_that_does_not_answer_in_time_is_missing_and_named(
@@ -53,10 +60,10 @@ class CountingShard:
     def __init__(self) -> None:
         self.calls = 0
 
-    def search(self, version: int, queries: Array, k: int) -> Any:
+    def search(self, version: int, queries: Array, k: int, *_: object) -> Any:
         time.sleep(1)
         self.calls += 1
-        return np.full((len(queries), 1), self.calls), np.ones((len(queries), 1), np.float32)
+        return answer(self.calls, queries)
 
 
 def test_late_calls_that_have_not_begun_are_cancelled(ray_cluster: None, queries: Array) -> None:
@@ -74,3 +81,37 @@ def test_late_calls_that_have_not_begun_are_cancelled(ray_cluster: None, queries
             client.search_partial(1, queries, 1, timeout_s=0.1)
     assert client.search(1, queries, 1)[0][0] <= 4
     ray.kill(shard)
+
+
+class Hog:
+    """Takes resources, and says that it has them."""
+
+    def is_there(self) -> bool:
+        return True
+
+
+def test_a_shard_that_cannot_return_is_an_error_in_time_and_a_slow_one_is_waited_for(
+    ray_cluster: None, queries: Array
+) -> None:
+    """A resource that only one actor can have stands for the room of a node that is gone."""
+    free = ray.available_resources()["CPU"]
+    options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3}
+    groups = {"concurrency_groups": {"search": 1}}
+    actor: Any = ray.remote(**options, **groups)(OneShard)
+    lost = actor.options(num_cpus=free).remote(0, 0)
+    slow = actor.options(num_cpus=0).remote(1, 4)
+    client = IndexClient((lost, slow), "4 CPUs", start_timeout_s=2)
+    assert client.search(1, queries, 2)[0][0].tolist() == [0, 1]  # 4 s, but it answers meanwhile
+    hog: Any = ray.remote(num_cpus=free)(Hog).remote()
+    ray.kill(lost, no_restart=False)
+    assert ray.get(hog.is_there.remote(), timeout=30)
+    started = time.monotonic()
+    with pytest.raises(
+        LostShardError,
+        match=r"index shard 0 is lost: it did not start again within 2 s\. .* room for 4 CPUs; add",
+    ):
+        client.search(1, queries, 2)
+    assert time.monotonic() - started < 10
+    assert client.search_partial(1, queries, 2, timeout_s=6).missing_shards == (0,)
+    for one in (hog, lost, slow):
+        ray.kill(one)

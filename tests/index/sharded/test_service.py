@@ -14,11 +14,15 @@ import ray
 
 from s4g_ray.arrays import spread_rows
 from s4g_ray.config.schema import MiningConfig
+from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import plan_index
 from s4g_ray.index.sharded.build import VERSIONS_KEPT
+from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.service import IndexService
+from s4g_ray.index.sharded.sharding import deal_rows, open_sources, read_ranges
 from s4g_ray.index.vector_index import VectorIndex
+from s4g_ray.storage.manifest import open_published
 from tests.support.embedding_tables import (
     STAMP,
     Array,
@@ -127,11 +131,10 @@ def ask_from_a_task(client: Any, queries: Array) -> Any:
     return client.search(20, queries, K)[0]
 
 
-def test_searches_are_answered_while_versions_are_built_and_swapped_and_the_newest_two_stay(
+def test_searches_are_answered_while_versions_are_built_and_the_newest_is_in_service(
     started: Started, collection: Collection, queries: Array
 ) -> None:
     service = started.service
-    stop = threading.Event()
     halves = {20: slice(0, 230), 21: slice(230, 430), 22: slice(0, 230)}
     wanted = {
         v: sort_everything(queries, collection.vectors[rows], collection.ids[rows], K)[0].tolist()
@@ -139,10 +142,14 @@ def test_searches_are_answered_while_versions_are_built_and_swapped_and_the_newe
     }
     service.build(20, collection.tables[0], k=K)
     answers: list[bool] = []
+    ends: list[str] = []
 
     def ask() -> None:
-        while not stop.is_set():
-            answers.append(service.search(20, queries, K)[0].tolist() == wanted[20])
+        try:
+            while True:
+                answers.append(service.search(20, queries, K)[0].tolist() == wanted[20])
+        except RunError as error:
+            ends.append(str(error))
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -150,30 +157,32 @@ def test_searches_are_answered_while_versions_are_built_and_swapped_and_the_newe
     task = ray.remote(num_cpus=0)(ask_from_a_task).remote(
         pickle.loads(pickle.dumps(service.client)), queries
     )
+    assert ray.get(task).tolist() == wanted[20]
     before = len(answers)
     assert service.build(21, collection.tables[1], sample=queries, k=K).recall == 1.0
     assert service.search(21, queries, K)[0].tolist() == wanted[21]
-    stop.set()
     for thread in threads:
         thread.join()
     assert len(answers) > before
     assert all(answers)
-    assert ray.get(task).tolist() == wanted[20]
+    assert all("version 20 of" in end and "is not in service (in serv" in end for end in ends)
 
     service.build(22, collection.tables[0], k=K)
     folders = sorted(path.name for path in started.folder.iterdir())
     assert folders == ["v=0021", "v=0022"]
     assert len(folders) == VERSIONS_KEPT
-    for version in (21, 22):
-        assert service.search(version, queries, K)[0].tolist() == wanted[version]
+    assert service.search(22, queries, K)[0].tolist() == wanted[22]
     with pytest.raises(
-        RunError, match=r"version 20 of \S+ is not in service \(in service: 21, 22\)"
+        RunError, match=r"version 21 of \S+ is not in service \(in service: 22\); shards hold"
     ):
-        service.search(20, queries, K)
-    assert service.report(20) is None
+        service.search(21, queries, K)
+    assert service.report(21) is None
 
     service.build(22, collection.tables[1], k=K)  # again, from other embeddings
     assert service.search(22, queries, K)[0].tolist() == wanted[21]
+    service.build(21, collection.tables[0], k=K)  # the course that led to 22 is left
+    assert sorted(path.name for path in started.folder.iterdir()) == ["v=0021"]
+    assert service.search(21, queries, K)[0].tolist() == wanted[22]
 
 
 def write_bad_tables(folder: Path) -> None:
@@ -293,19 +302,18 @@ def test_a_build_that_is_refused_leaves_the_versions_in_service(
     assert service.build(31, collection.tables, sample=queries, k=K).recall == 1.0
 
 
-def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_named(
+def test_a_shard_that_dies_answers_again_from_its_file_and_a_damaged_one_is_named(
     started: Started, collection: Collection, queries: Array
 ) -> None:
     service = started.service
     service.build(40, collection.tables, k=K)
-    service.build(41, collection.tables[0], k=K)
     wanted, scores = service.search(40, queries, K)
     ray.kill(service.client.shards[1], no_restart=False)
     again, again_scores = service.search(40, queries, K)
     np.testing.assert_array_equal(again, wanted)
     np.testing.assert_array_equal(again_scores, scores)
+    assert service.is_alive()
 
-    first = service.search(41, queries, K)
     break_part("altered")(started.folder / "v=0040/shard-00001.faiss")
     ray.kill(service.client.shards[1], no_restart=False)
     with pytest.raises(
@@ -314,14 +322,101 @@ def test_a_shard_that_dies_answers_again_from_its_files_and_a_damaged_one_is_nam
     ):
         service.search(40, queries, K)
     assert service.report(40) is None
-    np.testing.assert_array_equal(service.search(41, queries, K)[0], first[0])
     partial = service.search_partial(40, queries, K)
-    held = slice(0, 215)  # the first of two equal ranges of 430 rows
+    sources, _ = open_sources(collection.tables)
+    share = deal_rows(sources, [[source.part.rows] for source in sources], 2)[0]
+    held = np.isin(collection.ids, np.concatenate([ids for ids, _ in read_ranges(share, None)]))
     exact, _ = sort_everything(queries, collection.vectors[held], collection.ids[held], K)
     assert (partial.ids.tolist(), partial.missing_shards) == (exact.tolist(), (1,))
-    assert service.search_partial(41, queries, K).missing_shards == ()
     with pytest.raises(RunError, match=r"version 99 of .* is not in service"):
         service.search_partial(99, queries, K)
+    service.build(41, collection.tables, k=K)
+    np.testing.assert_array_equal(service.search(41, queries, K)[0], wanted)
+    assert service.search_partial(41, queries, K).missing_shards == ()
+
+
+def test_a_search_is_restricted_to_ids_and_to_an_area_on_all_shards(
+    started: Started, collection: Collection, queries: Array
+) -> None:
+    service = started.service
+    rng = np.random.default_rng(3)
+    order = np.argsort(collection.ids)
+    lat = rng.uniform(-60, 60, 430)
+    lon = rng.uniform(-180, 180, 430)
+    places = Coordinates(collection.ids[order], lat[order], lon[order])
+    service.build(45, collection.tables, coordinates=places, k=K)
+    inside = (np.abs(lat) < 30) & (np.abs(lon) < 90)
+    ids = np.sort(rng.choice(collection.ids, 200, replace=False))
+    for allowed, options in (
+        (np.isin(collection.ids, ids), {"ids": ids}),
+        (inside, {"area": Area.bounds(-90, -30, 90, 30)}),
+        (
+            inside & np.isin(collection.ids, ids),
+            {"ids": ids, "area": Area.bounds(-90, -30, 90, 30)},
+        ),
+    ):
+        found, scores = service.search(45, queries, K, **options)
+        wanted, wanted_scores = sort_everything(
+            queries, collection.vectors[allowed], collection.ids[allowed], K
+        )
+        assert found.tolist() == wanted.tolist()
+        np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
+    few, few_scores = service.search(45, queries, K, ids=ids[:3])
+    assert (few[:, 3:] == -1).all()
+    assert np.isneginf(few_scores[:, 3:]).all()
+    assert np.sort(few[:, :3], axis=1).tolist() == [ids[:3].tolist()] * len(queries)
+    with pytest.raises(RunError, match=r"references have no coordinates, \d+ among them"):
+        service.build(46, collection.tables, coordinates=Coordinates(*[np.arange(2)] * 3), k=K)
+    assert service.search(45, queries, 1)[0].shape == (len(queries), 1)
+
+
+def test_vectors_are_added_replaced_and_removed_as_if_the_version_was_built_of_them(
+    started: Started, collection: Collection, queries: Array
+) -> None:
+    service = started.service
+    service.build(70, collection.tables[0], k=K)
+    held = dict(zip(collection.ids[:230].tolist(), collection.vectors[:230], strict=True))
+    fresh = random_unit(np.random.default_rng(4), 60)
+
+    def check(version: int) -> None:
+        ids = np.array(list(held))
+        wanted, scores = sort_everything(queries, np.stack(list(held.values())), ids, K)
+        found, found_scores = service.search(version, queries, K)
+        assert found.tolist() == wanted.tolist()
+        np.testing.assert_allclose(found_scores, scores, atol=1e-6)
+
+    added = np.arange(9000, 9040)
+    report = service.add(71, fresh[:40], added)
+    held.update(zip(added.tolist(), fresh[:40], strict=True))
+    assert (report.num_vectors, report.version, report.recall) == (270, 71, None)
+    check(71)
+    other = added[:7]
+    service.replace(72, fresh[40:47], other)
+    held.update(zip(other.tolist(), fresh[40:47], strict=True))
+    check(72)
+    ray.kill(service.client.shards[0], no_restart=False)
+    check(72)  # from the new version's files
+    one = next(iter(held))  # the file of the shard that does not hold it is the same
+    assert service.remove(73, np.array([one])).num_vectors == 269
+    del held[one]
+    check(73)
+    digests = [
+        {part.sha256 for part in open_published(f"{started.folder}/v=00{v}", "index").parts}
+        for v in (72, 73)
+    ]
+    assert len(digests[0] & digests[1]) == 1
+    for wrong, message in (
+        (lambda: service.add(74, fresh[:1], added[:1]), r"1 of 1 ids to add are in version 73 alr"),
+        (lambda: service.remove(74, np.array([1, 8_999])), r"\d of 2 ids are not in version 73, "),
+        (lambda: service.remove(74, np.array([one, one])), r"2 ids hold 1 different ones"),
+        (lambda: service.remove(73, added[:1]), r"version 73 is not after 73, the newest of"),
+        (lambda: service.add(74, fresh[:1, :3], np.array([1])), r"index shard \d: .* D=16"),
+        (lambda: service.remove(74, np.array(list(held))), r"all 269 vectors would be removed"),
+    ):
+        with pytest.raises(RunError, match=message):
+            wrong()
+        check(73)
+    assert sorted(path.name for path in started.folder.iterdir()) == ["v=0072", "v=0073"]
 
 
 def test_a_version_of_other_shards_or_another_kind_is_built_again_and_its_engine_is_adopted(
@@ -338,7 +433,7 @@ def test_a_version_of_other_shards_or_another_kind_is_built_again_and_its_engine
             two.search(60, queries, K)
         assert two.build(60, collection.tables, sample=queries, k=K).num_shards == 2
         assert two.search(60, queries, K)[0].tolist() == wanted.tolist()
-    with IndexService(config(**free), folder) as again:
+    with IndexService(config(num_shards="auto", **free), folder) as again:  # 2, as it is there
         report = again.report(60)
         assert report is not None
         assert {report.engine, again.engine} == {"torch_bf16"}

@@ -5,6 +5,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from s4g_ray.arrays import spread_rows
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import Kind, plan_index
-from s4g_ray.index.sharded.shard import IndexShard, ShardSetup, Staged
+from s4g_ray.index.sharded.requests import Staged
+from s4g_ray.index.sharded.shard import IndexShard
 from s4g_ray.index.sharded.sharding import (
     RowRange,
+    deal_rows,
     open_sources,
     read_ranges,
-    share_rows,
 )
+from s4g_ray.index.sharded.versions import FailedVersion, ShardSetup
 from s4g_ray.index.top_k import Found
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage.manifest import publish
@@ -40,7 +43,7 @@ def start_shard(tmp_path: Path) -> IndexShard:
 
 def stage(shard: IndexShard, table: str, version: int, count: int, kind: Kind = "flat") -> Staged:
     sources, _ = open_sources([table])
-    slices = share_rows(sources, [source.part.rows for source in sources], 1)[0]
+    slices = deal_rows(sources, [[source.part.rows] for source in sources], 1)[0]
     plan = plan_index(count, 16, kind=kind)
     template = None
     if plan.train_size:
@@ -67,7 +70,7 @@ def test_a_part_that_is_cut_altered_or_missing_is_refused_by_name(
         with pytest.raises(RunError, match=r"e/references/part-00001\.parquet"):
             shard.read_heads(sources, None)
     with pytest.raises(RunError, match=r"e/references/part-00001\.parquet"):
-        list(read_ranges([RowRange(source, 0, 50) for source in sources], None))
+        list(read_ranges([RowRange(source, 0, 0, 50, 0) for source in sources], None))
 
 
 def test_a_part_with_other_columns_or_types_is_refused_by_name(tmp_path: Path) -> None:
@@ -90,34 +93,31 @@ def test_the_ids_of_many_parts_come_in_the_order_of_the_parts(tmp_path: Path) ->
     rng = np.random.default_rng(0)
     ids = rng.permutation(1000)[:200]
     vectors = random_unit(rng, 200)
-    sources, _ = open_sources([write_table(tmp_path / "e", ids, vectors, part_rows=4)])
+    sources, _ = open_sources(
+        [write_table(tmp_path / "e", ids, vectors, part_rows=4, group_rows=3)]
+    )
     wanted = np.sort(ids[rng.random(200) < 0.5])
     counts, kept = start_shard(tmp_path).read_heads(sources, wanted)
     assert kept.tolist() == [i for i in ids.tolist() if i in set(wanted.tolist())]
     assert [count.kept for count in counts] == [
-        np.isin(ids[s : s + 4], wanted).sum() for s in range(0, 200, 4)
+        (np.isin(ids[s : s + 3], wanted).sum(), np.isin(ids[s + 3], wanted))
+        for s in range(0, 200, 4)
     ]
     assert {count[1:] for count in counts} == {(16, "float32")}
 
 
-def test_a_folder_that_holds_no_version_of_shards_fails_that_version_alone(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_that_holds_no_version_of_shards_is_refused_by_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = random_unit(rng, 60)
-    queries = random_unit(rng, 3)
-    staged = stage(
-        start_shard(tmp_path), write_table(tmp_path / "e", np.arange(60), vectors), 1, 60
-    )
-    publish_staged(tmp_path, staged, 60)
     VectorIndex.build(vectors, np.arange(60)).save(str(tmp_path / "index/v=0002"))
     shard = start_shard(tmp_path)
-    assert shard.versions() == [1]
-    assert len(shard.search(1, queries, 5)[0]) == 3
+    assert shard.served_version() is None
     with pytest.raises(
         RunError, match=r"v=0002 holds an index, but no version of shards; remove it"
     ):
-        shard.search(2, queries, 5)
+        shard.search(2, random_unit(rng, 3), 5)
+    with pytest.raises(RunError, match=r"version 1 of \S+ is not in service \(in service: 2\)"):
+        shard.search(1, random_unit(rng, 3), 5)
 
 
 @pytest.mark.parametrize("kind", ["flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"])
@@ -130,20 +130,21 @@ def test_a_restarted_shard_continues_from_the_file_at_every_step(
     table = write_table(tmp_path / "e", np.arange(120), vectors)
     first = start_shard(tmp_path)
     staged = stage(first, table, 4, 120, kind)
-    wanted, scores = first.probe(staged, "torch", queries, 5, None)
+    wanted = first.probe(staged, "torch", queries, 5, None)
     if kind == "flat":
-        assert wanted.tolist() == sort_everything(queries, vectors, np.arange(120), 5)[0].tolist()
-    assert start_shard(tmp_path).versions() == []  # unpublished versions are not loaded
-    assert (
-        start_shard(tmp_path).probe(staged, "torch", queries, 5, None)[0].tolist()
-        == wanted.tolist()
-    )
+        assert (
+            wanted.ids.tolist() == sort_everything(queries, vectors, np.arange(120), 5)[0].tolist()
+        )
+    assert start_shard(tmp_path).served_version() is None  # unpublished versions are not loaded
+    probed = start_shard(tmp_path).probe(staged, "torch", queries, 5, None)
+    assert probed.ids.tolist() == wanted.ids.tolist()
     publish_staged(tmp_path, staged, 120)
     shard = start_shard(tmp_path)
-    assert shard.versions() == [4]
+    assert shard.served_version() == 4
     shard.activate(4)
-    for found, expected in zip(shard.search(4, queries, 5), (wanted, scores), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    found = shard.search(4, queries, 5)
+    np.testing.assert_array_equal(found.ids, wanted.ids)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
 
 
 def test_a_search_ends_on_the_version_that_it_began_on(
@@ -161,24 +162,28 @@ def test_a_search_ends_on_the_version_that_it_began_on(
         publish_staged(tmp_path, staged, 100)
         if version == 1:
             shard.activate(1)
-    search = VectorIndex.search
+    search = VectorIndex.search_padded
 
-    def slow_search(index: VectorIndex, queries: Array, k: int) -> Found:
+    def slow_search(index: VectorIndex, queries: Array, k: int, **options: Any) -> Found:
         inside.set()
         assert resume.wait(30)
-        return search(index, queries, k)
+        return search(index, queries, k, **options)
 
-    monkeypatch.setattr(VectorIndex, "search", slow_search)
+    monkeypatch.setattr(VectorIndex, "search_padded", slow_search)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(shard.search, 1, queries, 5)
         assert inside.wait(30)
         shard.activate(2)
-        assert shard.versions() == [1, 2]  # until every shard has activated version 2
-        shard.keep_versions([2])
+        # both answer until every shard has activated version 2
+        early = pool.submit(shard.search, 1, queries, 5)
         resume.set()
-        assert (answer.result()[0] // 1000 == 1).all()
-    assert shard.versions() == [2]
-    assert (shard.search(2, queries, 5)[0] // 1000 == 2).all()
+        assert (answer.result().ids // 1000 == 1).all()
+        assert (early.result().ids // 1000 == 1).all()
+        shard.release_previous()
+    assert shard.served_version() == 2
+    assert (shard.search(2, queries, 5).ids // 1000 == 2).all()
+    with pytest.raises(RunError, match=r"version 1 .* is not in service \(in service: 2"):
+        shard.search(1, queries, 5)
 
 
 def test_a_missing_gpu_is_an_error(tmp_path: Path) -> None:
@@ -197,12 +202,12 @@ def test_a_version_loaded_at_the_start_is_freed_when_it_leaves_service(
 ) -> None:
     error = RunError("stands for a version")
     freed = weakref.ref(error)
-    box = [{1: error}]
-    monkeypatch.setattr(IndexShard, "load_published", lambda self: box.pop())
+    box = [FailedVersion(1, error)]
+    monkeypatch.setattr("s4g_ray.index.sharded.shard.load_newest", lambda _: box.pop())
     shard = IndexShard(ShardSetup(str(tmp_path / "index"), 0, 1, 1, use_gpu=False))
     with pytest.raises(RunError, match="stands for a version"):
         shard.search(1, np.zeros((1, 2), np.float32), 1)
-    shard.keep_versions([])
+    shard.withdraw(1)
     del error
     gc.collect()
     assert freed() is None

@@ -13,34 +13,37 @@ from s4g_ray.index.sharded.shard_group import shard_options, spread_shards
 
 
 def node(name: str, cpus: float = 4, gpus: float = 0, **labels: str) -> Node:
-    return Node(cpus, gpus, {NODE_ID: name * 56, **labels})  # Ray accepts 56 hexadecimal digits
+    # Ray accepts 56 hexadecimal digits
+    return Node(cpus, gpus, {NODE_ID: name * 56, **labels}, 1 if name == "b" else 2)
 
 
 def test_a_shard_asks_for_what_is_configured() -> None:
-    options = shard_options(MiningConfig())
+    options = shard_options(MiningConfig(), 0)
     assert (options["num_cpus"], options["num_gpus"]) == (0, 0)
     assert options["concurrency_groups"] == {"build": 1, "search": 2}
-    asking = shard_options(MiningConfig(cpus_per_shard=0.5, gpus_per_shard=1))
+    asking = shard_options(MiningConfig(cpus_per_shard=0.5, gpus_per_shard=1), 2.5)
+    assert (options["memory"], asking["memory"]) == (None, 2_500_000_000)
     assert (asking["num_cpus"], asking["num_gpus"]) == (0.5, 1)
     assert asking["concurrency_groups"] == {"build": 1, "search": 1}
 
 
 @pytest.mark.parametrize(
-    ("mining", "wanted"),
+    ("mining", "memory_gb", "wanted"),
     [
-        ({}, ["a", "b", "c", "a"]),
-        ({"gpus_per_shard": 0.5}, ["c", "c", "c", "c"]),
-        ({"cpus_per_shard": 3}, ["b", "c", "b", "c"]),
-        ({"label_selector": {"zone": "north"}}, ["a", "b", "a", "b"]),
+        ({}, 0, ["a", "b", "c", "a"]),
+        ({"gpus_per_shard": 0.5}, 0, ["c", "c", "c", "c"]),
+        ({"cpus_per_shard": 3}, 0, ["b", "c", "b", "c"]),
+        ({"label_selector": {"zone": "north"}}, 0, ["a", "b", "a", "b"]),
+        ({}, 2, ["a", "c", "a", "c"]),
     ],
 )
 def test_the_nodes_that_suit_take_turns_with_shards(
-    mining: dict[str, Any], wanted: list[str]
+    mining: dict[str, Any], memory_gb: float, wanted: list[str]
 ) -> None:
     head = node("d", cpus=0, zone="north")
     nodes = [head, node("a", 2, zone="north"), node("b", zone="north"), node("c", gpus=1)]
-    cfg = MiningConfig(num_shards=4, **mining)
-    strategies = spread_shards(cfg, shard_need(cfg, 4), nodes)
+    cfg = MiningConfig(**mining)
+    strategies = spread_shards(cfg, shard_need(cfg, 4, memory_gb), nodes)
     assert [strategy.node_id[0] for strategy in strategies] == wanted
     assert all(strategy.soft for strategy in strategies)
 

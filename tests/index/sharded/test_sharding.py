@@ -10,22 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s4g_ray.arrays import spread_rows
-from s4g_ray.data.tables.embedding_table import read_embedding_parts, read_embeddings
+from s4g_ray.data.tables.embedding_table import (
+    read_embedding_parts,
+    read_embeddings,
+    read_row_groups,
+)
 from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.sharding import (
+    DEALS_PER_SHARD,
     PartCount,
     RowRange,
     TablePart,
     check_ids,
     check_vectors,
+    deal_rows,
     kept_rows,
-    merge_found,
     open_sources,
+    pick_rows,
     read_ranges,
-    share_rows,
     sorted_ids,
 )
-from s4g_ray.index.top_k import Found
 from s4g_ray.storage.manifest import Part
 from tests.support.embedding_tables import (
     STAMP,
@@ -42,48 +46,49 @@ def fake_sources(count: int) -> list[TablePart]:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 12), st.integers(0, 10**6)
+    st.lists(st.lists(st.integers(0, 40), max_size=4), min_size=1, max_size=8), st.integers(1, 6)
 )
-def test_merged_answers_equal_sorting_all_by_score_and_then_id(
-    widths: list[int], k: int, seed: int
-) -> None:
-    """Few different scores: ties within an answer, between answers, and across rank k."""
-    rng = np.random.default_rng(seed)
-    ids = np.stack([rng.permutation(100)[: sum(widths)] for _ in range(3)])
-    scores = (rng.integers(-2, 3, ids.shape) / 2).astype(np.float32)
-    edges = np.cumsum([0, *widths])
-    found: list[Found] = [(ids[:, a:b], scores[:, a:b]) for a, b in pairwise(edges)]
-    merged_ids, merged_scores = merge_found(found, k)
-    for row in range(3):
-        pairs = zip(scores[row].tolist(), ids[row].tolist(), strict=True)
-        wanted = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))[:k]
-        assert (
-            list(zip(merged_scores[row].tolist(), merged_ids[row].tolist(), strict=True)) == wanted
-        )
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 7), min_size=1, max_size=8), st.integers(1, 6))
-def test_shards_hold_ranges_of_row_order_that_cover_all_kept_rows_evenly(
-    counts: list[int], num_shards: int
+def test_dealt_ranges_hold_each_kept_row_once_and_the_shards_are_even(
+    counts: list[list[int]], num_shards: int
 ) -> None:
     sources = fake_sources(len(counts))
-    every = [(p, row) for p, count in enumerate(counts) for row in range(count)]
+    every = [
+        (part, group, row)
+        for part, groups in enumerate(counts)
+        for group, count in enumerate(groups)
+        for row in range(count)
+    ]
     if len(every) < num_shards:
         with pytest.raises(
             RunError, match=rf"{len(every)} references cannot fill mining.num_shards={num_shards}"
         ):
-            share_rows(sources, counts, num_shards)
+            deal_rows(sources, counts, num_shards)
         return
-    shares = share_rows(sources, counts, num_shards)
+    shares = deal_rows(sources, counts, num_shards)
     held = [
-        [(sources.index(s.source), row) for s in share for row in range(s.start, s.stop)]
+        (piece.first + row - piece.start, (sources.index(piece.source), piece.group, row))
         for share in shares
+        for piece in share
+        for row in range(piece.start, piece.stop)
     ]
-    assert list(chain(*held)) == every
-    sizes = [len(rows) for rows in held]
-    assert max(sizes) - min(sizes) <= 1
-    assert all(len(piece) for share in shares for piece in share)
+    assert sorted(held) == list(enumerate(every))
+    sizes = [sum(map(len, share)) for share in shares]
+    longest = max(len(piece) for share in shares for piece in share)
+    assert max(sizes) - min(sizes) <= longest
+    assert longest <= max(1, len(every) // (num_shards * DEALS_PER_SHARD))
+    for share in shares:
+        assert [piece.first for piece in share] == sorted(piece.first for piece in share)
+
+
+def test_each_stretch_of_a_large_table_is_dealt_evenly_and_row_groups_stay_whole() -> None:
+    counts = [[1000] * 16] * 60
+    shares = deal_rows(fake_sources(60), counts, 8)
+    pieces = [piece for share in shares for piece in share]
+    assert {(piece.start, piece.stop) for piece in pieces} == {(0, 1000)}
+    for start in range(0, 960_000, 32_000):  # 32 row groups: as many as an IVF query visits
+        ends = (start, start + 32_000)
+        near = [sum(ends[0] <= piece.first < ends[1] for piece in share) for share in shares]
+        assert near == [4] * 8
 
 
 @settings(max_examples=100, deadline=None)
@@ -109,18 +114,43 @@ def test_ranges_are_read_as_by_filtering_and_cutting_the_whole_table(tmp_path: P
     rng = np.random.default_rng(0)
     ids = rng.permutation(1000)[:230]
     vectors = random_unit(rng, 230)
-    sources, _ = open_sources([write_table(tmp_path / "e", ids, vectors)])
+    sources, _ = open_sources([write_table(tmp_path / "e", ids, vectors, group_rows=20)])
     wanted = np.sort(rng.choice(ids, 120, replace=False))
-    kept = np.array([row for row in range(230) if ids[row] in set(wanted.tolist())])
-    counts = [sum(1 for row in kept if row // 50 == part) for part in range(5)]
-    shares = share_rows(sources, counts, 3)
-    read = [read_ranges(share, wanted) for share in shares]
-    found = [(i.tolist(), v) for share in read for i, v in share]
-    assert list(chain(*(i for i, _ in found))) == ids[kept].tolist()
-    np.testing.assert_array_equal(np.concatenate([v for _, v in found]), vectors[kept])
-    picked = np.array([0, 3, 17, 39])
-    read_ids = np.concatenate([i for i, _ in read_ranges(shares[1], wanted, picked)])
-    assert read_ids.tolist() == ids[kept][40:80][picked].tolist()
+    is_kept = np.isin(ids, wanted)
+    kept = np.flatnonzero(is_kept)
+    edges = [[0, 20, 40, 50], [50, 70, 90, 100], [100, 120, 140, 150], [150, 170, 190, 200]]
+    edges.append([200, 220, 230])
+    counts = [[int(is_kept[a:b].sum()) for a, b in pairwise(part)] for part in edges]
+    row_of = {int(i): row for row, i in enumerate(ids[kept])}
+    picked = np.array([0, 3, 17, 39, 40, 90, 119])
+    found: list[int] = []
+    for share in deal_rows(sources, counts, 3):
+        read = list(read_ranges(share, wanted))
+        own = [row_of[i] for i in np.concatenate([i for i, _ in read]).tolist()]
+        np.testing.assert_array_equal(np.concatenate([v for _, v in read]), vectors[kept][own])
+        rows = pick_rows(share, picked)
+        assert rows.tolist() == sorted(set(own) & set(picked.tolist()))
+        some = [i.tolist() for i, _ in read_ranges(share, wanted, picked)]
+        assert list(chain(*some)) == ids[kept][rows].tolist()
+        found.extend(own)
+    assert sorted(found) == list(range(120))
+
+
+def test_row_groups_are_read_alone_and_altered_pages_are_noticed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = random_unit(rng, 400)
+    table = write_table(tmp_path / "e", np.arange(400), vectors, part_rows=400, group_rows=100)
+    part = open_sources([table])[0][0].part
+    file = tmp_path / "e" / part.name
+    third = read_row_groups(table, part, [2])[0]
+    assert third.ids.tolist() == list(range(200, 300))
+    np.testing.assert_array_equal(third.vectors, vectors[200:300])
+    data = bytearray(file.read_bytes())
+    data[data.find(vectors[250].tobytes())] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(RunError, match=r"part-00000\.parquet differs from the published file"):
+        read_row_groups(table, part, [2])
+    assert read_row_groups(table, part, [3])[0].ids.tolist() == list(range(300, 400))
 
 
 def test_float16_parts_are_read_as_float32_part_by_part_as_in_one_call(
@@ -159,17 +189,17 @@ def test_ids_that_repeat_are_negative_or_missing_are_refused_by_name() -> None:
 
 def test_vectors_of_another_width_or_type_are_refused_by_file() -> None:
     sources = fake_sources(2)
-    good = PartCount(3, 16, "float32")
+    good = PartCount((3,), 16, "float32")
     assert check_vectors(sources, [good, good], STAMP) == 16
     with pytest.raises(
         RunError,
         match=r"/t/\S*00001\S* holds vectors of D=8, float32, where D=16, float32 is wanted",
     ):
-        check_vectors(sources, [good, PartCount(3, 8, "float32")], None)
+        check_vectors(sources, [good, PartCount((3,), 8, "float32")], None)
     with pytest.raises(
         RunError, match=r"/t/\S*00000\S* holds vectors of D=16, float16, where D=16, float32"
     ):
-        check_vectors(sources, [PartCount(3, 16, "float16")] * 2, STAMP)
+        check_vectors(sources, [PartCount((3,), 16, "float16")] * 2, STAMP)
 
 
 def test_embeddings_from_two_checkpoints_are_refused_naming_both_values(tmp_path: Path) -> None:
@@ -201,11 +231,11 @@ def test_vectors_to_index_that_are_not_finite_are_refused_by_file_and_id(
     vectors = random_unit(rng, 100)
     vectors[70, 3] = np.nan
     sources, _ = open_sources([write_table(tmp_path / "e", np.arange(100) + 500, vectors)])
-    ranges = [RowRange(source, 0, 50) for source in sources]
+    ranges = [RowRange(source, 0, 0, 50, 50 * i) for i, source in enumerate(sources)]
     with pytest.raises(
         RunError, match=r"part-00001\.parquet: the embedding of id 570 is not finite \(1 such\)"
     ):
         list(read_ranges(ranges, None))
     wanted = np.array([i for i in range(500, 600) if i != 570])
-    without_570 = [ranges[0], RowRange(sources[1], 0, 49)]
+    without_570 = [ranges[0], RowRange(sources[1], 0, 0, 49, 50)]
     assert sum(len(ids) for ids, _ in read_ranges(without_570, wanted)) == 99

@@ -43,20 +43,28 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __init__(self, _: MiningConfig, folder: str, **__: Any) -> None:
             self.name = folder
             self.client = SimpleNamespace(shards=(f"shard of {folder}",))
+            self.alive = True
             events.append(f"start {folder}")
+
+        def is_alive(self) -> bool:
+            return self.alive
+
+        def stop(self) -> None:
+            events.append(f"stop {self.name}")
 
         def __enter__(self) -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
-            events.append(f"stop {self.name}")
+            self.stop()
 
     monkeypatch.setattr("s4g_ray.pipeline.rounds.miner.IndexService", FakeService)
     return events
 
 
 def make_miner(gate: FakeGate, gpus: float) -> Miner:
-    graphs: Any = SimpleNamespace(folder=SimpleNamespace(path=str, info={}))
+    split = SimpleNamespace(query_ids=[1, 2])
+    graphs: Any = SimpleNamespace(folder=SimpleNamespace(path=str, info={}), split=split)
     mining = MiningConfig(gpus_per_shard=gpus)
     return Miner(graphs, mining, Reporter(), seed=0, start_timeout_s=1.0, gate=gate)
 
@@ -66,11 +74,11 @@ def test_shards_on_gpus_are_admitted_and_start_again_after_they_made_room(
 ) -> None:
     gate = FakeGate()
     with make_miner(gate, 0.1) as miner:
-        first = miner.service_for("pairs")
-        assert miner.service_for("pairs") is first
+        first = miner.service_for("pairs", 9, 4)
+        assert miner.service_for("pairs", 9, 4) is first
         assert gate.admitted == ["shard of index"]
         gate.count += 1
-        assert miner.service_for("pairs") is not first
+        assert miner.service_for("pairs", 9, 4) is not first
         assert started == ["start index", "stop index", "start index"]
     assert started[3:] == ["stop index"]
 
@@ -82,18 +90,27 @@ def test_shards_that_started_while_workers_were_placed_start_again_with_the_next
     gate.closes_at_start = True
     with make_miner(gate, 0.1) as miner:
         with pytest.raises(RunError, match="workers were placed anew"):
-            miner.service_for("pairs")
-        miner.service_for("pairs")
+            miner.service_for("pairs", 9, 4)
+        miner.service_for("pairs", 9, 4)
         assert started == ["start index", "stop index", "start index"]
 
 
 def test_shards_on_cpus_stay_when_workers_are_placed_again(started: list[str]) -> None:
     gate = FakeGate()
     with make_miner(gate, 0) as miner:
-        first = miner.service_for("pairs")
+        first = miner.service_for("pairs", 9, 4)
         gate.count += 1
-        assert miner.service_for("pairs") is first
+        assert miner.service_for("pairs", 9, 4) is first
         assert gate.admitted == []
     with pytest.raises(RunError, match="the run ends"):
-        miner.service_for("gallery")
+        miner.service_for("gallery", 9, 4)
     assert started == ["start index", "stop index"]
+
+
+def test_a_service_that_lost_a_shard_is_replaced(started: list[str]) -> None:
+    with make_miner(FakeGate(), 0) as miner:
+        first: Any = miner.service_for("pairs", 9, 4)
+        assert miner.service_for("pairs", 9, 4) is first
+        first.alive = False
+        assert miner.service_for("pairs", 9, 4) is not first
+        assert started == ["start index", "stop index", "start index"]

@@ -1,0 +1,110 @@
+"""Plan an index from what is free on the nodes of the cluster, before its shards start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import ray
+
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.distributed.placement import Node, nodes_of, shard_need
+from s4g_ray.errors import RunError
+from s4g_ray.index.plan import IndexPlan, Resources, plan_for
+from s4g_ray.index.recall import matches_config
+from s4g_ray.index.sharded.versions import version_folder
+from s4g_ray.storage.manifest import latest_version, open_published
+
+ACCELERATOR = "ray.io/accelerator-type"  # a label that Ray gives nodes with GPUs
+# GB of a GPU by Ray's name of its type; the smaller where a type comes with two sizes
+GPU_MEMORY_GB = {
+    "V100": 16,
+    "T4": 16,
+    "L4": 24,
+    "L40S": 48,
+    "A10G": 24,
+    "A100": 40,
+    "A100-40G": 40,
+    "A100-80G": 80,
+    "H100": 80,
+    "H200": 141,
+    "B200": 180,
+    "B300": 288,
+}
+
+
+def plan_shards(
+    cfg: MiningConfig,
+    folder: str,
+    num_vectors: int | None,
+    dim: int | None,
+    num_queries: int | None,
+) -> IndexPlan | None:
+    """Plan the next version of a folder's index from the resources that Ray has free.
+
+    Keeps kind and number of shards of the newest published version where the configuration still
+    asks for them: a resumed run answers as before, whatever the cluster has now. num_vectors and
+    dim None: those of that version. Returns None where neither is known. Raises RunError when
+    nothing fits.
+    """
+    known = _newest_plan(cfg, folder)
+    if num_vectors is None or dim is None:
+        return known
+    try:
+        if known is None:
+            return plan_for(cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries)
+        plan = plan_for(fix_plan(cfg, known), num_vectors, dim, num_queries=num_queries)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return dataclasses.replace(plan, reason=f"{plan.reason}; kind and shards as before")
+
+
+def fix_plan(cfg: MiningConfig, plan: IndexPlan) -> MiningConfig:
+    """Return a configuration that asks for the kind and the number of shards of a plan."""
+    return cfg.model_copy(update={"index_kind": plan.kind, "num_shards": plan.num_shards})
+
+
+def _newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
+    """Return the plan of the newest published version, if the configuration still allows it."""
+    version = latest_version(folder, "v")
+    if version is None:
+        return None
+    info = open_published(version_folder(folder, version), "index").info
+    if "num_shards" not in info or not matches_config(info, cfg):
+        return None
+    return IndexPlan(**info["plan"])
+
+
+def ask_resources(cfg: MiningConfig) -> Resources:
+    """Ask Ray for the memory and GPUs that are free, and the cores, where shards may run."""
+    nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
+    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    return find_resources(cfg, nodes, free)
+
+
+def find_resources(
+    cfg: MiningConfig, nodes: Sequence[Node], free: Mapping[str, float]
+) -> Resources:
+    """Return the room for shards on nodes (their totals), of which `free` is left in all.
+
+    Ray says what is free in the cluster, not on which node: each node counts with the same share
+    of what it has. Cores are counted whole: shards wait while others compute.
+    """
+    need = shard_need(cfg, 1)
+    usable = [node for node in nodes if need.fits(node) and node.gpus >= min(need.gpus, 1)]
+    usable = [node for node in usable if node.cpus] or usable  # a head without CPUs holds none
+    memory_share = _free_share(free.get("memory", 0.0) / 1e9, [n.memory_gb or 0 for n in nodes])
+    gpu_share = _free_share(free.get("GPU", 0.0), [node.gpus for node in nodes])
+    sizes = [GPU_MEMORY_GB.get(node.labels.get(ACCELERATOR, "")) for node in usable]
+    known = [size for size in sizes if size is not None]
+    return Resources(
+        memory_gb=tuple(memory_share * (node.memory_gb or 0) for node in usable),
+        cores=tuple(node.cpus for node in usable),
+        gpus=tuple(gpu_share * node.gpus for node in usable) if cfg.gpus_per_shard else (),
+        gpu_memory_gb=min(known) if len(known) == len(sizes) and known else None,
+    )
+
+
+def _free_share(free: float, totals: Sequence[float]) -> float:
+    total = sum(totals)
+    return min(free / total, 1.0) if total else 0.0

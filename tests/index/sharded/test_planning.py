@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.distributed.placement import Node
+from s4g_ray.index.plan import Resources
+from s4g_ray.index.sharded import planning
+from s4g_ray.index.sharded.planning import ACCELERATOR, find_resources
+
+
+def test_room_is_what_is_free_on_the_nodes_that_the_selector_allows() -> None:
+    nodes = [
+        Node(0, 0, {"zone": "a"}, 4),  # a head that runs nothing
+        Node(8, 0, {"zone": "a"}, 40),
+        Node(16, 0, {"zone": "b"}, 36),
+    ]
+    free = {"memory": 40e9, "CPU": 3.0}  # half of the memory
+    anywhere = find_resources(MiningConfig(), nodes, free)
+    assert anywhere == Resources(memory_gb=(20, 18), cores=(8, 16))
+    north = find_resources(MiningConfig(label_selector={"zone": "a"}), nodes, free)
+    assert north == Resources(memory_gb=(20,), cores=(8,))
+    assert find_resources(MiningConfig(label_selector={"zone": "z"}), nodes, free).memory_gb == ()
+
+
+def test_shards_on_gpus_count_the_nodes_with_gpus_and_their_memory_where_it_is_known() -> None:
+    cfg = MiningConfig(gpus_per_shard=0.5)
+    large = Node(8, 4, {ACCELERATOR: "H100"}, 100)
+    small = Node(8, 2, {ACCELERATOR: "L4"}, 100)
+    nodes = [Node(8, 0, {}, 100), large, small]
+    found = find_resources(cfg, nodes, {"memory": 300e9, "GPU": 3})
+    assert found == Resources((100, 100), (8, 8), (2, 1), 24)
+    unknown = Node(8, 2, {ACCELERATOR: "new"}, 100)
+    assert find_resources(cfg, [large, unknown], {"memory": 1e9, "GPU": 6}).gpu_memory_gb is None
+
+
+def test_kind_and_shards_stay_those_of_the_newest_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    room = Resources(memory_gb=(64.0,), cores=(8.0,))
+    monkeypatch.setattr(planning, "ask_resources", lambda cfg: room)
+    folder = str(tmp_path)
+    known: dict[str, Any] = {}
+    monkeypatch.setattr(planning, "_newest_plan", lambda *_: known.get("plan"))
+    cfg = MiningConfig(max_search_hours=10)
+    assert planning.plan_shards(cfg, folder, None, None, None) is None
+    first = planning.plan_shards(cfg, folder, 10**6, 64, 10**6)
+    assert first is not None
+    known["plan"] = first
+    room = Resources(memory_gb=(0.1,), cores=(8.0,))  # another cluster
+    later = planning.plan_shards(cfg, folder, 10**6 + 5, 64, 10**6)
+    assert later is not None
+    assert (later.kind, later.num_shards) == (first.kind, first.num_shards)
+    assert later.reason.endswith("kind and shards as before")
+    assert planning.plan_shards(cfg, folder, None, None, None) is first
