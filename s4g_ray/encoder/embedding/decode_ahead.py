@@ -139,8 +139,9 @@ class DecodeAhead:
                         task = partial(_decode_chunk, load, rows[own], buffer[own].numpy())
                         decoding.chunks.append(self._threads.submit(task))
                     start += batch_size
-                yield pending[0].finish()
+                batch = pending[0].finish()
                 pending.popleft()
+                yield batch
         finally:
             for decoding in pending:
                 decoding.stop()
