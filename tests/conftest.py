@@ -136,7 +136,7 @@ def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -
         },
         "sampling": {"mode": "similarity", "num_hard_negatives": 6, "neighbor_pool_size": 12},
         "mining": {"every_epochs": 1},
-        "embedding": {"part_rows": 50, "num_actors": 1},
+        "embedding": {"part_mb": 0.005, "num_actors": 1},
         "evaluation": {"every_epochs": 3},
     }
     for name, values in sections.items():

@@ -205,19 +205,17 @@ def load_views(
 
 def load_pixels(
     table: ImageTable, rows: Sequence[int], view: View, data: DataConfig, *, seed: int
-) -> list[ImageArray | BadImageError]:
-    """Load images as load_views does, as arrays.
+) -> Iterator[ImageArray | BadImageError]:
+    """Load images as load_views does, as arrays, one at a time.
 
     Imports torch only for images that must be resized or turned.
     """
     files = list_image_files(table, rows)
-    views: list[ImageArray | BadImageError] = []
     for file, image in zip(files, read_pixels(files), strict=True):
         if isinstance(image, BadImageError) or _is_seen_as_stored(image, view, data):
-            views.append(image)
+            yield image
         else:
-            views.append(_fit_view(_to_tensor(image), file, view, data, seed).numpy())
-    return views
+            yield _fit_view(_to_tensor(image), file, view, data, seed).numpy()
 
 
 def _is_seen_as_stored(image: ImageArray, view: View, data: DataConfig) -> bool:

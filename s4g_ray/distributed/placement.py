@@ -97,10 +97,13 @@ class Need:
 
 
 def actor_need(cfg: EmbeddingConfig) -> Need:
-    """Return the need of the actors that embed images; cfg: RunConfig.placed_embedding."""
+    """Return the need of the actors that embed images: of the smallest number of them.
+
+    cfg: RunConfig.placed_embedding.
+    """
     assert cfg.gpus_per_actor is not None
     return Need(
-        cfg.num_actors,
+        cfg.actors[0],
         "embedding actor",
         cfg.cpus_per_actor,
         cfg.gpus_per_actor,

@@ -291,7 +291,7 @@ def test_pixels_equal_the_views(
         table = with_uris(synthetic.table(view, ["test"]), {3: tmp_path / "none.png"})
         rows = range(len(table))
         wanted = load_views(table, rows, view, data, seed=5)
-        found = load_pixels(table, rows, view, data, seed=5)
+        found = list(load_pixels(table, rows, view, data, seed=5))
         assert [str(image) for image in found if isinstance(image, BadImageError)] == [
             str(wanted[3])
         ]

@@ -33,6 +33,7 @@ from s4g_ray.storage.manifest import (
 from s4g_ray.storage.parquet import refuse_extension_types
 
 READERS = 16  # threads that read heads of parts; each waits for the file system nearly all the time
+ROWS_PER_GROUP = 2048  # of a part's row groups, which readers of single rows read whole
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,24 @@ def encode_part(ids: Ints, places: Ints, vectors: Floats32, dtype: str) -> bytes
             "embedding": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
         }
     )
+    return _encode_table(table)
+
+
+def join_parts(pieces: Sequence[bytes]) -> bytes:
+    """Join parts, as encode_part gives them, to one."""
+    return _encode_table(pa.concat_tables(pq.read_table(io.BytesIO(piece)) for piece in pieces))
+
+
+def _encode_table(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    # read_row_groups reads a part in pieces: the checksum of the whole file does not help there
     pq.write_table(
-        table, buffer, compression="none", use_dictionary=False, write_page_checksum=True
+        table.combine_chunks(),
+        buffer,
+        row_group_size=ROWS_PER_GROUP,
+        compression="none",
+        use_dictionary=False,
+        # read_row_groups reads a part in pieces: the checksum of the whole file does not help there
+        write_page_checksum=True,
     )
     return buffer.getvalue()
 
