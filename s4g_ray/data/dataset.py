@@ -1,13 +1,14 @@
 """Open, validate and write canonical data sets, and read their rows.
 
-GeoDataset holds no table: columns and rows are read from Parquet when asked for.
+GeoDataset holds no paths: rows are read from Parquet when asked for. The columns that validation
+has read stay in memory until they are released.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats64, Ints, Rows32
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pairs import PairTable, join_pairs
-from s4g_ray.data.schema import FORMAT, ROWS_PER_PART, SCHEMAS, list_part_names, split_into_parts
+from s4g_ray.data.schema import FORMAT
 from s4g_ray.data.tables.arrow_texts import read_paths, read_texts, sort_by_id
+from s4g_ray.data.tables.part_writer import PartWriter
 from s4g_ray.data.tables.text_column import shrink
-from s4g_ray.data.validation import CheckedColumns, check_columns
+from s4g_ray.data.tables.view_columns import HeldColumns, SemiPositives
+from s4g_ray.data.validation import ViewCheck
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
 
+# One table, or rows that come as an iterable of tables.
+Rows = pa.Table | Iterable[pa.Table | pa.RecordBatch]
+
 
 @dataclass(frozen=True)
 class GeoDataset:
-    """An opened, validated data set. Tables are read as needed, never all at once."""
+    """An opened, validated data set. Tables are read as needed, never all at once.
+
+    held: compact columns of all rows, from validation, until release_columns.
+    """
 
     uri: str
     name: str
@@ -40,6 +48,7 @@ class GeoDataset:
     views: Mapping[str, str]
     references: pads.Dataset
     queries: pads.Dataset
+    held: HeldColumns = field(default_factory=HeldColumns, repr=False, compare=False)
 
     def table(self, view: View, splits: Sequence[str]) -> ImageTable:
         """Read the image rows of the given splits, sorted by id, into memory.
@@ -74,8 +83,12 @@ class GeoDataset:
     ) -> list[NDArray[Any]]:
         """Read numeric columns of the given splits, sorted by id, NaN for null.
 
-        The paths of images are not read.
+        The paths of images are not read; nor is the file, until release_columns is called, for the
+        columns that validation has read. Callers must not change the arrays.
         """
+        held = self.held.find(view, names)
+        if held is not None:
+            return held.read(splits, names)
         source: pads.Dataset = getattr(self, view)
         chosen = pc.field("split").isin(list(splits))
         wanted = list(dict.fromkeys(["id", *names]))
@@ -91,18 +104,25 @@ class GeoDataset:
             return None
         return np.asarray(names[np.searchsorted(table["id"].to_numpy(), ids)])
 
-    def semi_positives(self, split: str) -> dict[int, Ints]:
-        """Read the semi-positive place_ids of the queries of a split that have any, by query id."""
+    def semi_positives(self, split: str) -> SemiPositives:
+        """Read the semi-positive places of the queries of a split that have any."""
+        held = self.held.find("queries", ["id"])
+        if held is not None:
+            return held.find_semi_positives(split)
         in_split = pc.field("split") == split
         has_any = pc.list_value_length(pc.field("semi_positives")) > 0
         table = self.queries.to_table(columns=["id", "semi_positives"], filter=in_split & has_any)
-        if not len(table):
-            return {}
-        table = table.combine_chunks()
-        lists = table["semi_positives"].chunk(0)
-        ends = np.cumsum(pc.list_value_length(lists).to_numpy())
-        values = np.split(lists.flatten().to_numpy(), ends[:-1])
-        return dict(zip(table["id"].to_pylist(), values, strict=True))
+        ids = table["id"].to_numpy()
+        lengths = pc.list_value_length(table["semi_positives"]).to_numpy().astype(np.int64)
+        places = pc.list_flatten(table["semi_positives"]).to_numpy()
+        return SemiPositives.from_lengths(ids, lengths, places).take(np.argsort(ids))
+
+    def release_columns(self) -> None:
+        """Free the columns that validation has read: 50 bytes a place. Later reads use the files.
+
+        Callers keep the arrays that `columns` returned.
+        """
+        self.held.release()
 
     def pairs(self, split: str) -> PairTable:
         """Pair each query with each reference of its place within a split, sorted by query id."""
@@ -112,20 +132,34 @@ class GeoDataset:
 
 
 def open_dataset(uri: str) -> GeoDataset:
-    """Open and validate a data set.
+    """Open and validate a data set, reading its rows in batches.
 
     Checks the schema, unique ids, places and coordinates, and that each train query has a train
     reference. Raises InputError that names the file, the row and the remedy.
     """
     uri = files.absolute(uri)
     header = _read_header(uri)
-    columns = {view: CheckedColumns.read(files.join(uri, view), view) for view in VIEWS}
-    check_columns(columns)
-    sources = [
-        pads.dataset(checked.files, filesystem=checked.filesystem, format="parquet")
-        for checked in columns.values()
-    ]
-    return GeoDataset(uri, header["name"], header["fingerprint"], header.get("views", {}), *sources)
+    checks = []
+    sources = []
+    for view in VIEWS:
+        check = ViewCheck(view)
+        paths, filesystem = check.read_files(files.join(uri, view))
+        check.finish()
+        checks.append(check)
+        sources.append(
+            # with its schema, so that no file is opened for it
+            pads.dataset(paths, schema=check.schema, filesystem=filesystem, format="parquet")
+        )
+    held = _take_columns(*checks)
+    return GeoDataset(
+        uri, header["name"], header["fingerprint"], header.get("views", {}), *sources, held
+    )
+
+
+def _take_columns(references: ViewCheck, queries: ViewCheck) -> HeldColumns:
+    """Check the train queries of finished views, and return the columns of both."""
+    queries.check_train_places(references)
+    return HeldColumns({"references": references.take_columns(), "queries": queries.take_columns()})
 
 
 def _read_header(uri: str) -> dict[str, Any]:
@@ -152,61 +186,46 @@ def _read_header(uri: str) -> dict[str, Any]:
 
 def write_dataset(
     uri: str,
-    references: pa.Table,
-    queries: pa.Table,
+    references: Rows,
+    queries: Rows,
     *,
     name: str,
     views: Mapping[str, str] | None = None,
 ) -> GeoDataset:
-    """Write tables as a canonical data set, then open it; columns that may be null may be missing.
+    """Write rows as a canonical data set and return it; columns that may be null may be missing.
 
-    `views` describes the images of each view in words. Raises InputError when the folder holds a
-    data set already, and where open_dataset would. dataset.json is written last, and only for valid
-    tables.
+    References and queries are each a table, or an iterable of tables or record batches. An iterable
+    is written as it comes, so that about a part of 10^6 rows is in memory, and 50 bytes a place;
+    the files and the fingerprint are those of the same rows in one table. The references are
+    consumed first. `views` describes the images of each view in words. Raises InputError when the
+    folder holds a data set already, and where open_dataset would. dataset.json is written last, and
+    only for valid rows: after any error none of the parts is left.
     """
     uri = files.absolute(uri)
     refuse_existing(uri)
     if views is not None and set(views) != set(VIEWS):
         raise InputError(f"views={dict(views)!r} must have the keys {' and '.join(VIEWS)}")
-    given = dict(zip(VIEWS, (references, queries), strict=True))
-    tables = {view: _conform(table, view) for view, table in given.items()}
-    columns = {}
-    for view in VIEWS:
-        columns[view] = CheckedColumns.from_table(tables[view], files.join(uri, view), view)
-    check_columns(columns)
-    contents: list[bytes] = []
-    for view in VIEWS:
-        contents.extend(_write_parts(files.join(uri, view), tables[view]))
-    counts = {}
-    for view in VIEWS:
-        rows = pc.value_counts(tables[view]["split"]).to_pylist()
-        counts[view] = {row["values"]: row["counts"] for row in rows}
+    digest = hashlib.sha256()
+    writers = [PartWriter(files.join(uri, view), view, digest) for view in VIEWS]
+    try:
+        for writer, rows in zip(writers, (references, queries), strict=True):
+            writer.write([rows] if isinstance(rows, pa.Table) else rows)
+        held = _take_columns(*(writer.check for writer in writers))
+    except BaseException:
+        for writer in writers:
+            writer.remove()
+        raise
     header = {
         "format": FORMAT,
         "version": 1,
         "name": name,
-        "fingerprint": files.fingerprint(*contents),
-        "counts": counts,
+        "fingerprint": digest.hexdigest(),
+        "counts": {view: held.count_splits(view) for view in VIEWS},
         "views": dict(views or {}),
     }
     files.write_json(files.join(uri, "dataset.json"), header)
-    return open_dataset(uri)
-
-
-def _write_parts(folder: str, table: pa.Table) -> list[bytes]:
-    """Write a table in parts and return their contents.
-
-    Removes parts that an interrupted attempt left; other files in the folder stay.
-    """
-    for name in list_part_names(folder):
-        files.remove(files.join(folder, name))
-    contents = []
-    for name, start in split_into_parts(len(table)):
-        buffer = io.BytesIO()
-        pq.write_table(table.slice(start, ROWS_PER_PART), buffer)
-        files.write_bytes(files.join(folder, name), buffer.getvalue())
-        contents.append(buffer.getvalue())
-    return contents
+    sources = [writer.open() for writer in writers]
+    return GeoDataset(uri, name, header["fingerprint"], header["views"], *sources, held)
 
 
 def refuse_existing(uri: str) -> None:
@@ -217,24 +236,6 @@ def refuse_existing(uri: str) -> None:
                 raise InputError(f"{uri} cannot be a folder: {path} is a file")
     if files.exists(files.join(uri, "dataset.json")):
         raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
-
-
-def _conform(table: pa.Table, view: View) -> pa.Table:
-    """Cast a table to the schema of its view, nulls for missing columns. Raises InputError."""
-    columns = []
-    for field in SCHEMAS[view]:
-        if field.name in table.column_names:
-            try:
-                columns.append(table[field.name].cast(field.type))
-            except pa.ArrowInvalid as error:
-                raise InputError(
-                    f"{view}: column {field.name!r} is not {field.type}: {error}"
-                ) from error
-        elif field.nullable:
-            columns.append(pa.nulls(len(table), field.type))
-        else:
-            raise InputError(f"{view}: column {field.name!r} ({field.type}) is missing")
-    return pa.table(columns, names=SCHEMAS[view].names)
 
 
 def _read_floats(column: pa.ChunkedArray) -> Floats64:

@@ -47,10 +47,9 @@ def gallery_splits(split: str) -> list[str]:
     return [split, "gallery"]
 
 
-def split_into_parts(num_rows: int) -> list[tuple[str, int]]:
-    """Return the file name of each part of a table, and its first row."""
-    starts = range(0, max(num_rows, 1), ROWS_PER_PART)
-    return [(f"part-{number:05d}.parquet", start) for number, start in enumerate(starts)]
+def name_part(number: int) -> str:
+    """Return the file name of a part that write_dataset makes."""
+    return f"part-{number:05d}.parquet"
 
 
 def list_part_names(folder: str) -> list[str]:

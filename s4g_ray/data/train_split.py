@@ -14,6 +14,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.pairs import PairTable, join_pairs
 from s4g_ray.data.places import Places
+from s4g_ray.data.tables.view_columns import SemiPositives
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,7 @@ def find_exclusions(
     return None
 
 
-def pair_semi_positives(
-    semi_positives: dict[int, Ints], query_ids: Ints, query_places: Ints
-) -> PlacePairs:
+def pair_semi_positives(semi: SemiPositives, query_ids: Ints, query_places: Ints) -> PlacePairs:
     """Pair the place of each query with its semi-positive places; query_ids ascend."""
-    if not semi_positives:
-        return PlacePairs.from_arrays(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    queries = np.fromiter(semi_positives, np.int64, len(semi_positives))
-    own = query_places[np.searchsorted(query_ids, queries)]
-    lists = list(semi_positives.values())
-    counts = [len(places) for places in lists]
-    return PlacePairs.from_arrays(np.repeat(own, counts), np.concatenate(lists))
+    queries, places = semi.expand()
+    return PlacePairs.from_arrays(query_places[np.searchsorted(query_ids, queries)], places)

@@ -1,56 +1,105 @@
-"""Check the tables of a data set when it is opened or written: schema, ids, splits, coordinates.
+"""Check the rows of a data set when it is opened or written: schema, ids, splits, coordinates.
 
-Errors name the file, the row and the remedy.
+Rows are read and checked in batches; what stays in memory of them is compact (ViewColumns). Errors
+name the file, the row and the remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from s4g_ray.arrays import Ints
-from s4g_ray.data.image_table import VIEWS, View
-from s4g_ray.data.schema import SCHEMAS, SPLITS, list_part_names, split_into_parts
+from s4g_ray.arrays import Bools, Ints
+from s4g_ray.data.image_table import View
+from s4g_ray.data.schema import SCHEMAS, SPLITS, list_part_names
+from s4g_ray.data.tables.view_columns import SPLIT_CODES, SemiPositives, ViewColumns
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
 
+BATCH_ROWS = 1 << 17  # rows that are checked at once
+_LOOKUP_ROWS = 1 << 20  # ids that are looked up at once
 _CHECKED_OF_BOTH = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
 _CHECKED = {
     "references": _CHECKED_OF_BOTH,
     "queries": [*_CHECKED_OF_BOTH, "heading_deg", "semi_positives"],
 }
+# What stays in memory; lat and lon of queries are read again for the few that are evaluated.
+_KEPT = {
+    "references": ["id", "place_id", "lat", "lon"],
+    "queries": ["id", "place_id", "heading_deg"],
+}
+_Rule = tuple[str, str | None, Any]  # reason, column that the message shows, faulty[n]
 
 
-@dataclass(frozen=True)
-class CheckedColumns:
-    """The columns that validation reads, and the file of each row."""
+class _Fault(NamedTuple):
+    """The first row that breaks a rule, and the number of rows that do."""
 
-    view: View
-    table: pa.Table
-    files: list[str]
-    first_rows: Ints  # of each file
-    filesystem: Any = None
+    location: str
+    reason: str
+    count: int
 
-    @classmethod
-    def from_table(cls, table: pa.Table, folder: str, view: View) -> CheckedColumns:
-        """Take the columns of a table that is not written yet."""
-        names, starts = zip(*split_into_parts(len(table)), strict=True)
-        return cls(
-            view,
-            table.select(_CHECKED[view]),
-            [files.join(folder, name) for name in names],
-            np.array(starts),
-        )
+    def error(self) -> InputError:
+        others = f"; {self.count - 1} more such rows" if self.count > 1 else ""
+        return InputError(f"{self.location}: {self.reason}{others}")
 
-    @classmethod
-    def read(cls, folder: str, view: View) -> CheckedColumns:
-        """Read the columns from the files of a folder. Raises InputError for a wrong schema."""
+
+class _Faults:
+    """The faults found in batches, by the number of their rule."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, _Fault] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, location: str, number: int, reason: str, count: int) -> None:
+        """Count rows that break a rule; the first location stays."""
+        known = self._found.get(number, _Fault(location, reason, 0))
+        self._found[number] = known._replace(count=known.count + count)
+
+    def raise_first(self) -> None:
+        """Raise InputError for the first rule that a row breaks."""
+        if self._found:
+            raise self._found[min(self._found)].error()
+
+
+class ViewCheck:
+    """Checks the rows of one view, batch by batch, in the order of their files."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.schema: pa.Schema | None = None  # of the first file
+        self._files: list[str] = []
+        self._first_rows: list[int] = []  # of each file
+        self._num_rows = 0
+        self._faults_of_ids = _Faults()
+        self._faults = _Faults()
+        self._chunks: dict[str, list[NDArray[Any]]] = {
+            name: [] for name in [*_KEPT[view], "split", "semi_rows", "semi_lengths", "semi_places"]
+        }
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether a row is refused already."""
+        return bool(self._faults_of_ids or self._faults)
+
+    def begin_file(self, file: str) -> None:
+        """Count the rows that follow as those of this file."""
+        self._files.append(file)
+        self._first_rows.append(self._num_rows)
+
+    def read_files(self, folder: str) -> tuple[list[str], Any]:
+        """Check all files of a folder; return their paths and their file system.
+
+        Raises InputError for a folder without parts and for a wrong schema.
+        """
         names = list_part_names(folder)
         if not names:
             raise InputError(
@@ -58,141 +107,239 @@ class CheckedColumns:
             )
         filesystem, path = files.filesystem_of(folder)
         paths = [f"{path}/{name}" for name in names]
-        tables = [_read_checked(filesystem, file, view) for file in paths]
-        ends = np.cumsum([len(table) for table in tables])
-        first_rows = np.concatenate([[0], ends[:-1]])
-        whole = pa.concat_tables(tables, promote_options="permissive")
-        return cls(view, whole, paths, first_rows, filesystem)
+        for file in paths:
+            self.begin_file(file)
+            self._read_file(filesystem, file)
+        return paths, filesystem
 
-    def at(self, row: int) -> str:
-        """Return the file of a row of the whole table and the row's number there, for messages."""
-        number = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        return f"{self.files[number]}, row {row - self.first_rows[number]}"
+    def _read_file(self, filesystem: Any, file: str) -> None:
+        try:
+            with (
+                filesystem.open(file, "rb") as stream,
+                pq.ParquetFile(stream, pre_buffer=True) as parquet,
+            ):
+                schema = parquet.schema_arrow
+                _check_schema(file, schema, SCHEMAS[self.view])
+                self.schema = self.schema or schema
+                names = list(_CHECKED[self.view])
+                if not _may_hold_nulls(parquet.metadata, "uri"):
+                    names.remove("uri")
+                for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
+                    self.add(batch)
+        except StoreError:
+            raise
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} is not a readable Parquet file: {error}") from error
 
-    def check(self) -> None:
-        """Raise InputError for the first row that breaks a rule of the canonical data set."""
-        for name in ("id", "place_id", "uri", "split"):
-            self._refuse(pc.is_null(self.table[name]), f"{name} is null; give every row one")
-        for name in ("id", "place_id"):
-            self._refuse(pc.less(self.table[name], 0), f"{name} is negative; number from 0", name)
-        self._check_unique_ids()
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Check a batch of rows of the current file, with at most BATCH_ROWS rows."""
+        for faults, rules in (
+            (self._faults_of_ids, _check_ids(batch)),
+            (self._faults, self._check_values(batch)),
+        ):
+            for number, (reason, column, faulty) in enumerate(rules):
+                rows = np.flatnonzero(pc.fill_null(faulty, False))
+                if len(rows):
+                    row = int(rows[0])
+                    value = f" ({column}={batch[column][row].as_py()!r})" if column else ""
+                    location = f"{self._locate(self._num_rows + row)}{value}"
+                    faults.add(location, number, reason, len(rows))
+        self._keep(batch)
+        self._num_rows += batch.num_rows
+
+    def _check_values(self, batch: pa.RecordBatch) -> Iterator[_Rule]:
         allowed = SPLITS[self.view]
-        known = pc.is_in(self.table["split"], value_set=pa.array(allowed))
-        self._refuse(pc.invert(known), f"split is none of {', '.join(allowed)}", "split")
-        self._check_coordinates()
+        known = pc.is_in(batch["split"], value_set=pa.array(allowed))
+        yield f"split is none of {', '.join(allowed)}", "split", pc.invert(known)
+        yield from _check_coordinates(batch)
         if self.view == "queries":
-            self._check_queries()
-        offset = self.table["offset"]
-        length = self.table["length"]
-        self._refuse(
-            pc.not_equal(pc.is_null(offset), pc.is_null(length)),
+            yield from _check_query_columns(batch)
+        offset = batch["offset"]
+        length = batch["length"]
+        yield (
             "only one of offset and length is given; give both or neither",
+            None,
+            pc.not_equal(pc.is_null(offset), pc.is_null(length)),
         )
-        self._refuse(
-            pc.or_(pc.less(offset, 0), pc.less(length, 1)), "offset is below 0 or length below 1"
+        yield (
+            "offset is below 0 or length below 1",
+            None,
+            pc.or_(pc.less(offset, 0), pc.less(length, 1)),
         )
+
+    def _keep(self, batch: pa.RecordBatch) -> None:
+        for name in _KEPT[self.view]:
+            empty = -1 if pa.types.is_integer(batch[name].type) else float("nan")
+            column = pc.fill_null(batch[name], pa.scalar(empty, batch[name].type))
+            self._chunks[name].append(np.array(column))
+        codes = pc.index_in(batch["split"], value_set=pa.array(list(SPLIT_CODES)))
+        self._chunks["split"].append(np.asarray(pc.fill_null(codes, 0)).astype(np.uint8))
+        if self.view == "queries":
+            rows, lengths, places = _split_lists(batch["semi_positives"])
+            if len(rows):
+                self._chunks["semi_rows"].append(rows + self._num_rows)
+                self._chunks["semi_lengths"].append(lengths)
+                self._chunks["semi_places"].append(places)
+
+    def finish(self) -> None:
+        """Raise InputError for the first rule that a row breaks, repeated ids included."""
+        self._faults_of_ids.raise_first()
+        for name in list(self._chunks):
+            # one after the other: at most one column is in memory twice
+            chunks = self._chunks.pop(name)
+            kind = np.float64 if name in ("lat", "lon") else np.int64
+            self._columns[name] = np.concatenate(chunks) if chunks else np.zeros(0, kind)
+        self._check_unique_ids()
+        self._faults.raise_first()
 
     def _check_unique_ids(self) -> None:
-        ids = self.table["id"].to_numpy()
-        order = np.argsort(ids, kind="stable")
-        repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+        ids = self._columns["id"]
+        if _ascends(ids):
+            return
+        ordered = np.sort(ids)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(repeated):
             return
-        earlier = order[repeated[0]]
-        later = order[repeated[0] + 1]
+        earlier, later = np.flatnonzero(ids == repeated[0])[:2]
         raise InputError(
-            f"{self.at(later)}: id {ids[later]} is already used at {self.at(earlier)};"
-            " give each row its own"
+            f"{self._locate(int(later))}: id {repeated[0]} is already used at"
+            f" {self._locate(int(earlier))}; give each row its own"
         )
 
-    def _check_coordinates(self) -> None:
-        lat = self.table["lat"]
-        lon = self.table["lon"]
-        self._refuse(
-            pc.not_equal(pc.is_null(lat), pc.is_null(lon)),
-            "only one of lat and lon is given; give both or neither",
-        )
-        for name, column, limit in (("lat", lat, 90.0), ("lon", lon, 180.0)):
-            inside = pc.and_(pc.is_finite(column), pc.less_equal(pc.abs(column), limit))
-            reason = (
-                f"{name} is not within -{limit:g}..{limit:g}; use WGS84 degrees,"
-                " or null where unknown"
-            )
-            self._refuse(pc.invert(inside), reason, name)
+    def check_train_places(self, references: ViewCheck) -> None:
+        """Raise InputError for the first train query whose place has no train reference.
 
-    def _check_queries(self) -> None:
-        heading = self.table["heading_deg"]
-        inside = pc.and_(pc.is_finite(heading), pc.less_equal(pc.abs(heading), 360.0))
-        self._refuse(
-            pc.invert(inside),
-            "heading_deg is not within -360..360; use degrees, or null where unknown",
-            "heading_deg",
-        )
-        lists = self.table["semi_positives"].combine_chunks()
-        places = pc.list_flatten(lists)
-        faulty = np.asarray(pc.fill_null(pc.less(places, 0), True))
-        if faulty.any():
-            row = np.asarray(pc.list_parent_indices(lists))[faulty][0]
-            raise InputError(
-                f"{self.at(int(row))}: semi_positives holds a null or a negative place_id;"
-                " leave it out"
-            )
-
-    def _refuse(self, faulty: Any, reason: str, column: str | None = None) -> None:
-        """Raise InputError for the first faulty row, with the number of the others."""
-        rows = np.flatnonzero(pc.fill_null(faulty, False).to_numpy())
-        if not len(rows):
+        Both views are finished, and their columns are not taken yet.
+        """
+        rows, places = self._find_train_places()
+        unmatched = ~_is_among(places, np.sort(references._find_train_places()[1]))
+        if not unmatched.any():
             return
-        row = int(rows[0])
-        value = ""
-        if column:
-            value = f" ({column}={self.table[column][row].as_py()!r})"
-        others = ""
-        if len(rows) > 1:
-            others = f"; {len(rows) - 1} more such rows"
-        raise InputError(f"{self.at(row)}{value}: {reason}{others}")
+        row = int(rows[unmatched][0])
+        place = places[unmatched][0]
+        raise InputError(
+            f"{self._locate(row)}: train query of place_id {place}, which has no train reference"
+            f" ({int(unmatched.sum())} such queries); add the reference or drop the query"
+        )
+
+    def _find_train_places(self) -> tuple[Ints, Ints]:
+        """Return the row numbers of split train, and the place of each."""
+        rows = np.flatnonzero(self._columns["split"] == SPLIT_CODES["train"])
+        return rows, self._columns["place_id"][rows]
+
+    def take_columns(self) -> ViewColumns:
+        """Return the columns of a finished view, sorted by id, and keep none."""
+        columns = self._columns
+        self._columns = {}
+        rows = columns.pop("semi_rows")
+        lengths = columns.pop("semi_lengths")
+        places = columns.pop("semi_places")
+        semi = SemiPositives.from_lengths(columns["id"][rows], lengths, places)
+        if not _ascends(columns["id"]):
+            order = np.argsort(columns["id"])
+            for name in list(columns):
+                columns[name] = columns[name][order]
+            semi = semi.take(np.argsort(semi.query_ids))
+        headings = columns.get("heading_deg")
+        if headings is not None and np.isnan(headings).all():
+            columns["heading_deg"] = np.broadcast_to(np.float32(np.nan), len(headings))
+        splits = columns.pop("split")
+        return ViewColumns(splits, columns, semi if self.view == "queries" else None)
+
+    def _locate(self, row: int) -> str:
+        """Return the file of a row of the view and the row's number there, for messages."""
+        number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return f"{self._files[number]}, row {row - self._first_rows[number]}"
 
 
-def check_columns(columns: Mapping[View, CheckedColumns]) -> None:
-    """Check both views, and that every train query has a train reference. Raises InputError."""
-    for view in VIEWS:
-        columns[view].check()
-    _check_train_places(columns["references"], columns["queries"])
+def _check_ids(batch: pa.RecordBatch) -> Iterator[_Rule]:
+    for name in ("id", "place_id", "uri", "split"):
+        # without statistics of nulls in its file, uri is read
+        faulty = pc.is_null(batch[name]) if name in batch.schema.names else pa.array([], pa.bool_())
+        yield f"{name} is null; give every row one", None, faulty
+    for name in ("id", "place_id"):
+        yield f"{name} is negative; number from 0", name, pc.less(batch[name], 0)
 
 
-def _check_train_places(references: CheckedColumns, queries: CheckedColumns) -> None:
-    rows, places = _find_train_places(queries)
-    _, reference_places = _find_train_places(references)
-    unmatched = ~np.isin(places, reference_places)
-    if not unmatched.any():
-        return
-    row = int(rows[unmatched][0])
-    place = places[unmatched][0]
-    raise InputError(
-        f"{queries.at(row)}: train query of place_id {place}, which has no train reference"
-        f" ({int(unmatched.sum())} such queries); add the reference or drop the query"
+def _check_coordinates(batch: pa.RecordBatch) -> Iterator[_Rule]:
+    lat = batch["lat"]
+    lon = batch["lon"]
+    yield (
+        "only one of lat and lon is given; give both or neither",
+        None,
+        pc.not_equal(pc.is_null(lat), pc.is_null(lon)),
+    )
+    for name, column, limit in (("lat", lat, 90.0), ("lon", lon, 180.0)):
+        inside = pc.and_(pc.is_finite(column), pc.less_equal(pc.abs(column), limit))
+        reason = (
+            f"{name} is not within -{limit:g}..{limit:g}; use WGS84 degrees, or null where unknown"
+        )
+        yield reason, name, pc.invert(inside)
+
+
+def _check_query_columns(batch: pa.RecordBatch) -> Iterator[_Rule]:
+    heading = batch["heading_deg"]
+    inside = pc.and_(pc.is_finite(heading), pc.less_equal(pc.abs(heading), 360.0))
+    yield (
+        "heading_deg is not within -360..360; use degrees, or null where unknown",
+        "heading_deg",
+        pc.invert(inside),
+    )
+    lists = batch["semi_positives"]
+    places = pc.list_flatten(lists)
+    is_faulty = np.asarray(pc.fill_null(pc.less(places, 0), True), dtype=bool)
+    rows = np.repeat(np.arange(batch.num_rows), _count_lists(lists))
+    faulty = np.bincount(rows[is_faulty], minlength=batch.num_rows) > 0
+    reason = "semi_positives holds a null or a negative place_id; leave it out"
+    yield reason, None, pa.array(faulty)
+
+
+def _count_lists(lists: Any) -> Ints:
+    """Return the length of each list, 0 for null."""
+    return np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
+
+
+def _split_lists(lists: Any) -> tuple[Ints, Ints, Ints]:
+    """Return the rows that have a list with values, the length of each, and all values."""
+    lengths = _count_lists(lists)
+    rows = np.flatnonzero(lengths)
+    values = np.array(pc.fill_null(pc.list_flatten(lists), -1))
+    return rows, lengths[rows], values
+
+
+def _ascends(ids: Ints) -> bool:
+    """Return whether ids[N] ascend strictly."""
+    return all(
+        bool((part[1:] > part[:-1]).all())
+        for start in range(0, len(ids), _LOOKUP_ROWS)
+        for part in [ids[start : start + _LOOKUP_ROWS + 1]]
     )
 
 
-def _find_train_places(columns: CheckedColumns) -> tuple[Ints, Ints]:
-    """Return the row numbers of split train, and the place of each."""
-    rows = np.flatnonzero(pc.equal(columns.table["split"], "train").to_numpy())
-    return rows, columns.table["place_id"].to_numpy()[rows]
+def _is_among(values: Ints, ordered: Ints) -> Bools:
+    """Return which of values[N] are among ordered[M], ascending. Needs little memory beside it."""
+    found = np.zeros(len(values), dtype=bool)
+    if not len(ordered):
+        return found
+    for start in range(0, len(values), _LOOKUP_ROWS):
+        part = values[start : start + _LOOKUP_ROWS]
+        at = np.minimum(np.searchsorted(ordered, part), len(ordered) - 1)
+        found[start : start + _LOOKUP_ROWS] = ordered[at] == part
+    return found
 
 
-def _read_checked(filesystem: Any, file: str, view: View) -> pa.Table:
-    """Read the columns of a file that validation needs. Raises InputError for a wrong schema."""
-    try:
-        with (
-            filesystem.open(file, "rb") as stream,
-            pq.ParquetFile(stream, pre_buffer=True) as parquet,
-        ):
-            _check_schema(file, parquet.schema_arrow, SCHEMAS[view])
-            return parquet.read(columns=_CHECKED[view])
-    except StoreError:
-        raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file: {error}") from error
+def _may_hold_nulls(metadata: Any, name: str) -> bool:
+    """Return whether the statistics of a file leave nulls in a column possible."""
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if column.path_in_schema == name:
+                statistics = column.statistics
+                known = statistics is not None and statistics.has_null_count
+                if not known or statistics.null_count > 0:
+                    return True
+    return False
 
 
 def _check_schema(file: str, found: pa.Schema, wanted: pa.Schema) -> None:

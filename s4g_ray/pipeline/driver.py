@@ -83,6 +83,7 @@ def run(
         dataset = open_dataset(config.data.uri)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
+        dataset.release_columns()
         model = fit_model_to_sizes(config.model, config.data)
         if config.train.layer_decay < 1:
             check_layers(model)

@@ -101,9 +101,9 @@ def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -
     found = split.gallery
     if found is None or len(found.places) >= wanted:
         return []
-    total = len(dataset.table("references", splits))
+    total = len(dataset.columns("references", splits, ["id"])[0])
     remedy = "add references without a query to the train split, or lower it"
-    if "gallery" not in splits and len(dataset.table("references", ["gallery"])):
+    if "gallery" not in splits and len(dataset.columns("references", ["gallery"], ["id"])[0]):
         remedy = "set sampling.gallery_splits=[train, gallery], " + remedy
     return [
         f"sampling.gallery_negatives={wanted} exceeds the {len(found.places)} places without a"
@@ -119,8 +119,8 @@ def check_test_split(config: RunConfig, dataset: GeoDataset) -> None:
 
 def check_scored(config: RunConfig, dataset: GeoDataset, key: str, split: str) -> None:
     """Raise InputError when a split, which a key of `data` names, cannot be evaluated."""
-    tested = dataset.table("queries", [split]).place_ids
-    gallery = dataset.table("references", gallery_splits(split)).place_ids
+    [tested] = dataset.columns("queries", [split], ["place_id"])
+    [gallery] = dataset.columns("references", gallery_splits(split), ["place_id"])
     if not np.isin(tested, gallery).any():
         raise InputError(
             f"data.{key}={split!r} holds no query whose place has a reference in {dataset.uri}:"
@@ -133,7 +133,7 @@ def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
     """Raise InputError when headings are to be used and queries of a split have none."""
     if config.data.query_heading != "known":
         return
-    headings = dataset.table("queries", [split]).headings
+    [headings] = dataset.columns("queries", [split], ["heading_deg"])
     num_unknown = int((~np.isfinite(headings)).sum())
     if num_unknown:
         raise InputError(

@@ -214,11 +214,13 @@ def test_headings_regions_and_semi_positives_are_read_by_row(tmp_path: Path) -> 
     taken = table.take(np.array([3, 1]))
     assert (taken.headings.tolist(), list(taken.regions)) == ([270, 90], ["x", ""])
     assert np.isnan(made.table("references", ["train"]).headings).all()
-    assert {k: v.tolist() for k, v in made.semi_positives("train").items()} == {
-        0: [101, 103],
-        3: [100],
-    }
-    assert made.semi_positives("test") == {}
+    for _ in range(2):
+        semi = made.semi_positives("train")
+        assert [semi.query_ids.tolist(), semi.offsets.tolist()] == [[0, 3], [0, 2, 3]]
+        assert semi.place_ids.tolist() == [101, 103, 100]
+        assert [values.tolist() for values in semi.expand()] == [[0, 0, 3], [101, 103, 100]]
+        assert len(made.semi_positives("test")) == 0
+        made.release_columns()
 
 
 @pytest.mark.parametrize(
