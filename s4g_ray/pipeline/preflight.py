@@ -25,7 +25,6 @@ from s4g_ray.distributed.placement import (
 )
 from s4g_ray.errors import InputError
 from s4g_ray.index.plan import plan_for
-from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
 
 
@@ -229,12 +228,12 @@ def _needs_of(
     if training:
         always.append(_worker_need(train, workers))
     always.append(actor_need(config.placed_embedding))
-    if mines:
+    if mines and mining.scope == "global":
         num_indexes = 2 if config.sampling.gallery_negatives else 1
         always.append(shard_need(mining, mining.least_shards * num_indexes))
     rounds: list[list[Need]] = [[]]  # the first embeds, with actors alone
     if mines:
-        rounds.append([Need(mining.num_searchers, "searching task", SEARCHER_CPUS)])
+        rounds.append([Need(mining.num_searchers, "searching task", mining.cpus_per_searcher)])
     planning = []
     if cells and config.sampling.mode != "random":
         planning.append(Need(1, "planning task", PLANNER_CPUS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -24,10 +25,17 @@ def write_queries(
     part_rows: int,
     bad_images: int = 0,
 ) -> None:
-    """Publish a table of query embeddings without references, in parts of `part_rows` rows."""
+    """Publish a table of query embeddings without references.
+
+    A part has `part_rows` rows, or more where a place would lie in two parts.
+    """
+    starts = [0]
+    for row in range(1, len(ids)):
+        if row - starts[-1] >= part_rows and places[row] != places[row - 1]:
+            starts.append(row)
     parts = []
-    for number, start in enumerate(range(0, len(ids), part_rows)):
-        rows = slice(start, start + part_rows)
+    for number, (start, end) in enumerate(itertools.pairwise([*starts, len(ids)])):
+        rows = slice(start, end)
         values = pa.FixedSizeListArray.from_arrays(
             pa.array(vectors[rows].ravel()), vectors.shape[1]
         )

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, Self
 
-from s4g_ray.errors import GpuMemoryError, RunError
+from s4g_ray.errors import GpuMemoryError, RunError, run_error_of
 from s4g_ray.pipeline.rounds.schedule import GEOGRAPHIC, Schedule
 
 END_S = 10.0  # for a round in progress whose actors are gone
@@ -19,7 +19,7 @@ POLL_S = 0.2  # between two checks whether a wait must end
 class Rounds(Protocol):
     """The work of a round, as the coordinator calls it.
 
-    A RunError is worth another try, a GpuMemoryError is not.
+    A RunError, an OSError and any error of Ray are worth another try, a GpuMemoryError is not.
     """
 
     def mine(self, epoch: int) -> None:
@@ -234,6 +234,10 @@ class Coordinator:
                 failure = error
             except OSError as error:
                 failure = RunError(f"{type(error).__name__}: {error}")
+            except Exception as error:
+                failure = run_error_of(error)
+                if failure is None:
+                    raise
             if self._ended:  # the actors were stopped during the try
                 break
             self._rounds.failed(what, epoch, attempt + 1, failure, attempt == retries)

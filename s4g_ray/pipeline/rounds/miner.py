@@ -9,18 +9,21 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Ints
+from s4g_ray.arrays import Bools, Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
 from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
-from s4g_ray.index.sharded.merging import SearchEffort
 from s4g_ray.index.sharded.service import IndexService
+from s4g_ray.mining.cells.cell_tasks import CellSearch
+from s4g_ray.mining.group_tasks import Searcher
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import MiningReport
+from s4g_ray.pipeline.rounds.cell_search import describe_cells, make_cell_search
 from s4g_ray.pipeline.rounds.graphs import Collection, RunGraphs
 from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
+from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import Stamp
 
 INDEXES: dict[Collection, str] = {"pairs": "index", "gallery": "gallery_index"}
@@ -74,27 +77,17 @@ class Miner:
     def _mine(self, collection: Collection, epoch: int, embeddings: str, stamp: Stamp) -> None:
         graphs = self._graphs
         ids, places = graphs.references(collection)
-        embedded = np.isin(ids, _embedded_ids(embeddings, stamp))  # bad images are left out
+        embedded = _find_embedded(embeddings, stamp, ids)  # bad images are left out
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        service = self.service_for(collection, len(ids), stamp.dim)
-        index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
-        if index is None:
-            rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
-            size = self._mining.recall_sample
-            chosen, sample = sample_queries(embeddings, graphs.split.query_ids, size, rng)
-            regions = self._regions_of(chosen) if self._regions_of else None
-            index = service.build(
-                epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
-            )
-            self._reporter.line(f"           index: {index.describe()} ({index.reason})")
+        search, info = self._open_search(collection, epoch, embeddings, ids, k, stamp)
         # a resumed run must not choose another engine: last bits differ
-        graphs.folder.update(exact_engine=index.engine)
+        graphs.folder.update(exact_engine=info["engine"])
         previous = graphs.newest_before(epoch, collection)
         with self._reporter.stage(f"mining {collection}") as update:
             found = mine(
-                service.client,
+                search,
                 epoch,
                 embeddings,
                 graphs.uri(epoch, collection),
@@ -106,10 +99,45 @@ class Miner:
                 exclusions=graphs.split.exclusions,
                 stamp=stamp,
                 previous=None if previous is None else graphs.uri(previous, collection),
-                info={**index.summary(), "age": epoch - (previous or 0)},
+                info={**info, "age": epoch - (previous or 0)},
                 on_progress=update,
             )
-        self._log_summary(collection, found, service.effort_taken(epoch))
+        effort = ""
+        if self._mining.scope == "global":
+            effort = self._services[collection].effort_taken(epoch).describe()
+        self._log_summary(collection, found, effort)
+
+    def _open_search(
+        self,
+        collection: Collection,
+        epoch: int,
+        embeddings: str,
+        ids: Ints,
+        k: int,
+        stamp: Stamp,
+    ) -> tuple[Searcher | CellSearch, Record]:
+        """Return a search among the references ids[R], and what to record of it.
+
+        Builds an index where mining.scope is global and the epoch has none yet.
+        """
+        cfg = self._mining
+        if cfg.scope == "cells":
+            places = self._graphs.places(collection)
+            engine = self._graphs.folder.info.get("exact_engine")
+            search = make_cell_search(cfg, places, stamp.dim, (self._seed, epoch), engine)
+            return search, describe_cells(search, len(ids))
+        service = self.service_for(collection, len(ids), stamp.dim)
+        index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
+        if index is None:
+            rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
+            queries = self._graphs.split.query_ids
+            chosen, sample = sample_queries(embeddings, queries, cfg.recall_sample, rng)
+            regions = self._regions_of(chosen) if self._regions_of else None
+            index = service.build(
+                epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
+            )
+            self._reporter.line(f"           index: {index.describe()} ({index.reason})")
+        return service.client, index.summary()
 
     def config_for(self, collection: Collection) -> MiningConfig:
         """Return how a collection is mined.
@@ -169,21 +197,22 @@ class Miner:
         if self._closed:
             raise RunError("the index shards are stopped: the run ends")
 
-    def _log_summary(
-        self, collection: Collection, found: MiningReport, effort: SearchEffort
-    ) -> None:
+    def _log_summary(self, collection: Collection, found: MiningReport, effort: str) -> None:
         above = ""
         if collection == "pairs":
             above = f", {found.above_positive:.0%} score above the positive"
         self._reporter.line(
             f"           mined {found.neighbors} neighbors of {found.places} places among"
             f" {collection} ({found.coverage:.0%} of those wanted),"
-            f" {found.overlap or 0:.0%} as before{above}{effort.describe()}"
+            f" {found.overlap or 0:.0%} as before{above}{effort}"
         )
 
 
-def _embedded_ids(embeddings: str, stamp: Stamp) -> Ints:
-    """Read the ids of a table's references, without their vectors."""
+def _find_embedded(embeddings: str, stamp: Stamp, ids: Ints) -> Bools:
+    """Return whether a table holds each reference of ids[R], ascending; reads it part by part."""
     parts = open_embeddings(embeddings, "references", stamp=stamp).parts
-    heads = read_heads((embeddings, part) for part in parts)
-    return np.concatenate([head.ids for head in heads])
+    is_found = np.zeros(len(ids), dtype=bool)
+    for head in read_heads((embeddings, part) for part in parts):
+        rows = rows_of(ids, head.ids)
+        is_found[rows[rows >= 0]] = True
+    return is_found

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import GetTimeoutError, RaySystemError
 
 from s4g_ray.errors import BadImageError, GpuMemoryError, RunError
 from s4g_ray.pipeline.preemption import PreemptedError
@@ -130,6 +132,29 @@ def test_a_failed_round_is_tried_again_then_reported_and_training_continues_unti
             match=r"epoch 6 .* after epoch 4 failed \(disk\).* mining\.max_staleness_epochs=2; fix",
         ):
             ask(made, 6)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ExecutionTimeoutError("Ray Data made no progress for 1800 s"), "no progress for 1800 s"),
+        (RaySystemError("the object store is full"), "the object store is full"),
+        (GetTimeoutError(), "GetTimeoutError"),
+    ],
+)
+def test_an_error_of_ray_is_tried_again_then_reported(error: Exception, reason: str) -> None:
+    held = Held()
+    held.faults[1] = [error, error]
+    held.faults[2] = [error]
+    held.release(1, 2)
+    with coordinator(held, schedule="sync", lag_epochs=0, max_retries=1) as made:
+        made.submit(2, mining=True, evaluating=False)
+        assert ask(made, 3) == 2
+        assert held.failures == [("mining", 2, 1, False)]
+        made.submit(1, mining=True, evaluating=False)
+        with pytest.raises(RunError, match=reason):
+            ask(made, 2)
+    assert held.failures[1:] == [("mining", 1, 1, False), ("mining", 1, 2, True)]
 
 
 @pytest.mark.parametrize("error", [BadImageError("id 3"), GpuMemoryError("no memory")])
