@@ -43,6 +43,8 @@ from s4g_ray.pipeline.preflight import (
 )
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
+from s4g_ray.pipeline.retention.artefacts import Retention
+from s4g_ray.pipeline.retention.driver_mark import DriverMark
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
@@ -106,7 +108,8 @@ def run(
                     with reporter.stage("keeping what followed"):
                         make_branch(folder)
                 folder.start()
-                driver.train(start)
+                with DriverMark(folder.uri):
+                    driver.train(start)
             except PreemptedError:
                 return result_of(folder, finished=False)
             return result_of(folder, finished=True, ray_result=driver.ray_result)
@@ -221,7 +224,7 @@ class Driver:
             spans=self.mining_spans,
             num_pairs=len(self.split.pairs),
             is_elastic=workers[0] < workers[1],
-            on_checkpoint=self._prune,
+            on_checkpoint=self._prune_checkpoints,
         )
 
     def _train(self, start: Checkpoint, numerics: Numerics) -> None:
@@ -256,6 +259,7 @@ class Driver:
         ready = {epoch for epoch in mined if not self.rounds.needs_mining(epoch)}
         first = start.epoch + 1
         self.coordinator = Coordinator(self.schedule, self.rounds, ready=ready, first_epoch=first)
+        self.retention = Retention(self.folder, cfg, self.coordinator)
         self.planning = ThreadPoolExecutor(1, thread_name_prefix="planner")
         # the last entry ends first: nothing starts anew once the actors are stopped
         with ExitStack() as stack:
@@ -275,6 +279,7 @@ class Driver:
             try:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)
+                self.retention.apply()
             except PreemptedError:
                 self._save_and_stop()
                 raise
@@ -298,7 +303,8 @@ class Driver:
             self._follow_epoch(epoch)
             self.log.finished = epoch
             self._submit_round(epoch)
-            self._prune()
+            self._prune_checkpoints()
+            self.retention.apply()
 
     def _submit_round(self, epoch: int, oldest: int = 0) -> None:
         """Submit what is not done of an epoch's round; graphs before `oldest` are not mined."""
@@ -341,8 +347,9 @@ class Driver:
             raise PreemptedError
 
     def _watch(self) -> None:
-        """Do as _check, and export the lengths of the queues; for the main thread."""
+        """Do as _check, export the lengths of the queues, and prune; for the main thread."""
         self._check()
+        self.retention.apply_after_round()
         ahead = 0
         for epoch, plan in list(self.plans.items()):
             if epoch > self.log.finished + 1 and plan.done():
@@ -383,7 +390,7 @@ class Driver:
         late = f" (a later one was not ready within {limit:g} s)" if is_training else ""
         self.reporter.line(f"stopped; the newest checkpoint is that of step {newest.step}{late}")
 
-    def _prune(self) -> None:
+    def _prune_checkpoints(self) -> None:
         """Keep the newest checkpoints, the first, the best, and those that rounds still need."""
         needed = self.coordinator.waiting()  # before the best: a round names it before it ends
         needed.add(self.folder.info.get("best", {}).get("epoch", 0))

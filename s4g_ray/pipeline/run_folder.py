@@ -40,6 +40,7 @@ FREE_ON_RESUME = {
     "embedding.threads_per_actor",
     "embedding.batch_size",  # the last bits change; memory may require it
     "embedding.part_rows",
+    "embedding.keep",
     "mining.index_memory_gb",
     "mining.index_kind",
     "mining.nprobe",
@@ -55,6 +56,7 @@ FREE_ON_RESUME = {
     "mining.num_searchers",
     "mining.part_queries",
     "mining.max_retries",
+    "mining.keep",
     "mining.label_selector",
     "embedding.label_selector",
     "train.label_selector",
@@ -78,6 +80,7 @@ FREE_ON_RESUME = {
     "checkpoint.keep",
     "checkpoint.grace_s",
     "model.grad_checkpointing",
+    "sampling.keep_plans",
     "sampling.max_pairs_per_cell",  # changes later plans; memory may require it
 }
 
