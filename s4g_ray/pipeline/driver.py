@@ -23,7 +23,6 @@ from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_s
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     newest_checkpoint,
-    prune_checkpoints,
     save_checkpoint,
 )
 from s4g_ray.encoder.encoder import Encoder
@@ -224,7 +223,7 @@ class Driver:
             spans=self.mining_spans,
             num_pairs=len(self.split.pairs),
             is_elastic=workers[0] < workers[1],
-            on_checkpoint=self._prune_checkpoints,
+            on_checkpoint=lambda: self.retention.prune_checkpoints(self.log.finished),
         )
 
     def _train(self, start: Checkpoint, numerics: Numerics) -> None:
@@ -279,7 +278,7 @@ class Driver:
             try:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)
-                self.retention.apply()
+                self.retention.apply(self.log.finished)
             except PreemptedError:
                 self._save_and_stop()
                 raise
@@ -303,8 +302,7 @@ class Driver:
             self._follow_epoch(epoch)
             self.log.finished = epoch
             self._submit_round(epoch)
-            self._prune_checkpoints()
-            self.retention.apply()
+            self.retention.apply(self.log.finished)
 
     def _submit_round(self, epoch: int, oldest: int = 0) -> None:
         """Submit what is not done of an epoch's round; graphs before `oldest` are not mined."""
@@ -349,7 +347,7 @@ class Driver:
     def _watch(self) -> None:
         """Do as _check, export the lengths of the queues, and prune; for the main thread."""
         self._check()
-        self.retention.apply_after_round()
+        self.retention.apply_after_round(self.log.finished)
         ahead = 0
         for epoch, plan in list(self.plans.items()):
             if epoch > self.log.finished + 1 and plan.done():
@@ -389,10 +387,3 @@ class Driver:
         assert newest is not None
         late = f" (a later one was not ready within {limit:g} s)" if is_training else ""
         self.reporter.line(f"stopped; the newest checkpoint is that of step {newest.step}{late}")
-
-    def _prune_checkpoints(self) -> None:
-        """Keep the newest checkpoints, the first, the best, and those that rounds still need."""
-        needed = self.coordinator.waiting()  # before the best: a round names it before it ends
-        needed.add(self.folder.info.get("best", {}).get("epoch", 0))
-        keep = self.config.checkpoint.keep
-        prune_checkpoints(self.folder.uri, keep=keep, epochs=needed, since=self.log.finished)

@@ -22,7 +22,7 @@ from s4g_ray.pipeline.rounds.schedule import Schedule
 Steps = Iterator[None]
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The run ends with an error of its own, as it should."""
 
 
@@ -54,7 +54,7 @@ class SimulatedRun:
             try:
                 if self._live():
                     return
-            except Stopped:
+            except StoppedError:
                 return
 
     def _live(self) -> bool:
@@ -136,6 +136,7 @@ class SimulatedRun:
             yield
         while self.is_busy:
             yield
+        self._prune_checkpoints()
         self._apply()
         self.is_over = True
 
@@ -166,7 +167,7 @@ class SimulatedRun:
                 if version is None and (due in self.failed or reuses):
                     version = self.schedule.reusable(epoch, self.ready)
                     if version is None and due in self.failed:
-                        raise Stopped
+                        raise StoppedError
                 if version is not None:
                     self.chosen[epoch] = version
                     return version
@@ -213,7 +214,7 @@ class SimulatedRun:
             yield
         if self.rng.random() < self.failures:
             if not self.schedule.overlaps:
-                raise Stopped
+                raise StoppedError
             self.failed.add(epoch)
             return
         self.graphs.add(epoch)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.checkpoint import FOLDER as CHECKPOINTS
+from s4g_ray.encoder.checkpoint import prune_checkpoints
 from s4g_ray.pipeline.retention.rule import (
     RunState,
     removable_embeddings,
@@ -77,38 +78,53 @@ def list_versioned(uri: str) -> dict[int, str]:
 
 
 class Retention:
-    """Applies the rule to a run in progress. For the thread that follows the training."""
+    """Removes what a run in progress does not need. For the thread that follows the training."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, coordinator: Coordinator) -> None:
         self._folder = folder
+        self._config = config
         self._schedule = Schedule(config)
-        self._keep = Keep.from_config(config)
         self._coordinator = coordinator
         self._num_rounds = 0  # ended when the rule was applied last
 
-    def apply(self) -> None:
-        """Remove what is not needed any more. Repeats what an interrupted call left."""
+    def prune_checkpoints(self, finished: int) -> None:
+        """Keep the newest checkpoints, the first, the best, and those that rounds still need.
+
+        finished: epochs that are logged.
+        """
+        needed = self._coordinator.waiting()  # before the best: a round names it before it ends
+        needed.add(self._folder.info.get("best", {}).get("epoch", 0))
+        keep = self._config.checkpoint.keep
+        prune_checkpoints(self._folder.uri, keep=keep, epochs=needed, since=finished)
+
+    def apply(self, finished: int) -> None:
+        """Remove checkpoints, tables, graphs and plans. Repeats what an interrupted call left."""
         self._num_rounds = self._coordinator.num_ended
-        # the checkpoints before the graphs: an epoch that ends meanwhile needs fewer, not more
+        self.prune_checkpoints(finished)
+        # In this order: an epoch that ends meanwhile needs no other graphs, a graph that gets ready
+        # meanwhile is newer, and a round logs its evaluation before it ends
         checkpoints = published_versions(self._folder.path(CHECKPOINTS), "epoch")
-        newest = max(checkpoints)
+        ready = self._coordinator.ready
+        chosen = self._coordinator.chosen_after(max(checkpoints))
+        pending = self._coordinator.waiting()
         state = RunState(
-            newest,
+            max(checkpoints),
             frozenset(checkpoints),
-            frozenset(self._coordinator.ready),
-            frozenset(self._coordinator.chosen_after(newest)),
-            frozenset(self._coordinator.waiting()),
+            frozenset(ready),
+            frozenset(chosen),
+            frozenset(pending),
             last_evaluated(self._folder),
         )
-        found = find_removable(self._folder.uri, self._schedule, state, self._keep)
+        keep = Keep.from_config(self._config)
+        found = find_removable(self._folder.uri, self._schedule, state, keep)
         for kind, names in found.items():
             for name in names:
                 files.remove(self._folder.path(kind, name))
 
-    def apply_after_round(self) -> None:
+    def apply_after_round(self, finished: int) -> None:
         """Apply the rule if a round has ended since it was applied."""
         if self._coordinator.num_ended != self._num_rounds:
-            self.apply()
+            self.apply(finished)
 
 
 def last_evaluated(folder: RunFolder) -> int | None:

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any, Self
 
 from s4g_ray.errors import InputError, RunError
@@ -72,7 +73,7 @@ def check_idle(uri: str, what: str) -> None:
 def _name_machine() -> str:
     """Return the host's name and the namespace of its process ids, which containers have anew."""
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # no Linux
         namespace = ""
     return f"{socket.gethostname()} {namespace}".strip()
