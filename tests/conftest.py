@@ -134,9 +134,15 @@ def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -
             "log_every_steps": 1,
             "loader_processes": 0,
         },
-        "sampling": {"mode": "similarity", "num_hard_negatives": 6, "neighbor_pool_size": 12},
-        "mining": {"every_epochs": 1},
-        "embedding": {"part_mb": 0.005, "num_actors": 1},
+        # tests look at all artefacts of a run
+        "sampling": {
+            "mode": "similarity",
+            "num_hard_negatives": 6,
+            "neighbor_pool_size": 12,
+            "keep_plans": 9,
+        },
+        "mining": {"every_epochs": 1, "keep": 9},
+        "embedding": {"part_mb": 0.005, "num_actors": 1, "keep": 9},
         "evaluation": {"every_epochs": 3},
     }
     for name, values in sections.items():
@@ -203,7 +209,9 @@ def overlapped_config(run_dir: Path | str, dataset: str, **sections: dict[str, A
             "every_epochs": 1,
             "lag_epochs": 1,
             "exact_engine": "torch",
+            "keep": 0,
         },
+        "embedding": {"keep": 0},
         "evaluation": {"every_epochs": 2, "before_training": False},
     }
     for name, values in sections.items():

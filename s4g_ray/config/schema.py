@@ -39,6 +39,9 @@ class EmbeddingConfig(Section):
     batch_size: int = Field(128, ge=1)  # images in one forward pass
     part_mb: float = Field(32, gt=0)  # of a part of the table, at least; the last may be smaller
     dtype: Literal["float16", "float32"] = "float16"  # of the table
+    # tables that stay in a run beyond those that it needs: of rounds that are not done, and of the
+    # last evaluation
+    keep: int = Field(0, ge=0)
 
     @property
     def actors(self) -> tuple[int, int]:
@@ -112,6 +115,8 @@ class SamplingConfig(Section):
     # the splits that those references are taken from
     gallery_splits: tuple[Literal["train", "gallery"], ...] = Field(("train",), min_length=1)
     max_pairs_per_cell: int = Field(20_000_000, ge=2)  # more are divided into geographic cells
+    # plans that stay in a run beyond those of the last finished epoch and of later ones
+    keep_plans: int = Field(1, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -181,6 +186,14 @@ class MiningConfig(Section):
     range_min: int = Field(0, ge=0)  # drop so many of each query's nearest other places
     # a query that keeps too few candidates searches for more, up to this many
     max_candidates: int = Field(1024, ge=1)
+    # full: each round embeds and mines all places; rotate: each round after the first takes a share
+    # of them, whole geographic blocks, and carries on the previous graph of the others. A share is
+    # searched among its own references alone, as scores of two models cannot be compared
+    refresh: Literal["full", "rotate"] = "full"
+    # of rotate: the share of the places in a round; after 1 / share rounds each was taken once
+    refresh_share: float = Field(0.25, gt=0, le=1)
+    # graphs that stay in a run beyond those that its epochs, rounds and branches need
+    keep: int = Field(1, ge=0)
 
     @property
     def least_shards(self) -> int:

@@ -23,7 +23,6 @@ from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_s
 from s4g_ray.encoder.checkpoint import (
     Checkpoint,
     newest_checkpoint,
-    prune_checkpoints,
     save_checkpoint,
 )
 from s4g_ray.encoder.encoder import Encoder
@@ -43,6 +42,8 @@ from s4g_ray.pipeline.preflight import (
 )
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
+from s4g_ray.pipeline.retention.artefacts import Retention
+from s4g_ray.pipeline.retention.driver_mark import DriverMark
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
@@ -107,7 +108,8 @@ def run(
                     with reporter.stage("keeping what followed"):
                         make_branch(folder)
                 folder.start()
-                driver.train(start)
+                with DriverMark(folder.uri):
+                    driver.train(start)
             except PreemptedError:
                 return result_of(folder, finished=False)
             return result_of(folder, finished=True, ray_result=driver.ray_result)
@@ -222,7 +224,7 @@ class Driver:
             spans=self.mining_spans,
             num_pairs=len(self.split.pairs),
             is_elastic=workers[0] < workers[1],
-            on_checkpoint=self._prune,
+            on_checkpoint=lambda: self.retention.prune_checkpoints(self.log.finished),
         )
 
     def _train(self, start: Checkpoint, numerics: Numerics) -> None:
@@ -258,6 +260,7 @@ class Driver:
         ready = {epoch for epoch in mined if not self.rounds.needs_mining(epoch)}
         first = start.epoch + 1
         self.coordinator = Coordinator(self.schedule, self.rounds, ready=ready, first_epoch=first)
+        self.retention = Retention(self.folder, cfg, self.coordinator)
         self.planning = ThreadPoolExecutor(1, thread_name_prefix="planner")
         # the last entry ends first: nothing starts anew once the actors are stopped
         with ExitStack() as stack:
@@ -277,6 +280,7 @@ class Driver:
             try:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)
+                self.retention.apply(self.log.finished)
             except PreemptedError:
                 self._save_and_stop()
                 raise
@@ -300,7 +304,7 @@ class Driver:
             self._follow_epoch(epoch)
             self.log.finished = epoch
             self._submit_round(epoch)
-            self._prune()
+            self.retention.apply(self.log.finished)
 
     def _submit_round(self, epoch: int, oldest: int = 0) -> None:
         """Submit what is not done of an epoch's round; graphs before `oldest` are not mined."""
@@ -343,8 +347,9 @@ class Driver:
             raise PreemptedError
 
     def _watch(self) -> None:
-        """Do as _check, and export the lengths of the queues; for the main thread."""
+        """Do as _check, export the lengths of the queues, and prune; for the main thread."""
         self._check()
+        self.retention.apply_after_round(self.log.finished)
         ahead = 0
         for epoch, plan in list(self.plans.items()):
             if epoch > self.log.finished + 1 and plan.done():
@@ -384,10 +389,3 @@ class Driver:
         assert newest is not None
         late = f" (a later one was not ready within {limit:g} s)" if is_training else ""
         self.reporter.line(f"stopped; the newest checkpoint is that of step {newest.step}{late}")
-
-    def _prune(self) -> None:
-        """Keep the newest checkpoints, the first, the best, and those that rounds still need."""
-        needed = self.coordinator.waiting()  # before the best: a round names it before it ends
-        needed.add(self.folder.info.get("best", {}).get("epoch", 0))
-        keep = self.config.checkpoint.keep
-        prune_checkpoints(self.folder.uri, keep=keep, epochs=needed, since=self.log.finished)

@@ -42,6 +42,7 @@ FREE_ON_RESUME = {
     "embedding.decoders_per_actor",
     "embedding.decode_ahead_mb",
     "embedding.part_mb",
+    "embedding.keep",
     "mining.index_memory_gb",
     "mining.index_kind",
     "mining.max_search_hours",
@@ -59,6 +60,7 @@ FREE_ON_RESUME = {
     "mining.cpus_per_searcher",
     "mining.part_mb",
     "mining.max_retries",
+    "mining.keep",
     "mining.label_selector",
     "embedding.label_selector",
     "train.label_selector",
@@ -82,6 +84,7 @@ FREE_ON_RESUME = {
     "checkpoint.keep",
     "checkpoint.grace_s",
     "model.grad_checkpointing",
+    "sampling.keep_plans",
     "sampling.max_pairs_per_cell",  # changes later plans; memory may require it
 }
 

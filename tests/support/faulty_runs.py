@@ -213,6 +213,8 @@ def assert_same_end(config: RunConfig, whole: RunConfig) -> None:
     for plan in (theirs / "plans").iterdir():
         assert (ours / "plans" / plan.name).read_bytes() == plan.read_bytes()
     for folder in ("neighbors", "checkpoints", "embeddings"):
+        names = [sorted(path.name for path in (run / folder).iterdir()) for run in (ours, theirs)]
+        assert names[0] == names[1]
         for version in (ours / folder).iterdir():
             kind = {
                 "neighbors": "neighbors",

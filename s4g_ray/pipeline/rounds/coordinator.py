@@ -58,6 +58,8 @@ class Coordinator:
         self._failures: dict[int, RunError] = {}  # of mining rounds after their last try
         self._fatal: BaseException | None = None
         self._next = first_epoch  # the epoch whose graph is chosen next
+        self._chosen: dict[int, int] = {}  # epoch -> version of the graph chosen for it
+        self._num_ended = 0  # rounds
         self._ended = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="coordinator", daemon=True)
@@ -102,10 +104,12 @@ class Coordinator:
                 check()
                 self._raise_fatal()
                 if self._schedule.overlaps or not self._is_busy():
-                    if due is None or due in self._ready:
-                        return due
-                    version = self._find_older(epoch, due, late())
+                    version = due
+                    if due is not None and due not in self._ready:
+                        version = self._find_older(epoch, due, late())
                     if version is not None:
+                        self._chosen[epoch] = version
+                    if due is None or version is not None:
                         return version
                 self._changed.wait(POLL_S)
 
@@ -150,6 +154,23 @@ class Coordinator:
             newest = max(self._ready)
             needed.update(epoch for epoch in self._failures if epoch > newest)
             return needed
+
+    @property
+    def ready(self) -> set[int]:
+        """The versions of graphs that an epoch may use."""
+        with self._changed:
+            return set(self._ready)
+
+    def chosen_after(self, epoch: int) -> set[int]:
+        """Return the versions of the graphs chosen for later epochs, which may be read now."""
+        with self._changed:
+            return {version for later, version in self._chosen.items() if later > epoch}
+
+    @property
+    def num_ended(self) -> int:
+        """The number of rounds that have ended, done or given up."""
+        with self._changed:
+            return self._num_ended
 
     @property
     def queue_length(self) -> int:
@@ -215,6 +236,7 @@ class Coordinator:
                 raise failure  # a run must not end without its last evaluation
         with self._changed:
             self._running = None
+            self._num_ended += 1
             self._changed.notify_all()
 
     def _try(self, what: str, work: Callable[[int], None], epoch: int) -> RunError | None:

@@ -1,0 +1,7 @@
+"""Remove what a run no longer needs: embedding tables, graphs, plans and indexes.
+
+rule         which versions may be removed, from the schedule and the state of a run (pure)
+artefacts    list and remove the versions of a run folder
+driver_mark  a file that shows that a run is in progress
+prune        `s4g prune`: the rule on a run that is not in progress
+"""
