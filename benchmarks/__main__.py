@@ -26,6 +26,8 @@ NAMES = (
     "packing",
     "object_reads",
     "overlap",
+    "scale",
+    "replay",
     "faults",
     "projection",
 )

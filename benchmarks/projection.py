@@ -1,9 +1,10 @@
-"""Project the time and memory for 10^8 and 10^9 places from measured rates and assumptions.
+"""Project the time and memory for 10^8 and 10^9 places from measured rates and overheads.
 
     python -m benchmarks.projection
 
-Rates come from benchmarks/results; a missing one is an error, never a guess. The speed of a cluster
-of GPUs is assumed below, from published peaks: no figure of a GPU was measured for this.
+Rates come from benchmarks/results; a missing one is an error, never a guess. What the driver does
+for each place is measured by benchmarks.scale, on a run of every stage. The speed of a cluster of
+GPUs is assumed below, from published peaks: no figure of a GPU was measured for this.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.support.record import Cell, read_results, record
-from s4g_ray.config.schema import SamplingConfig
+from s4g_ray.config.schema import MiningConfig, SamplingConfig
 from s4g_ray.index.plan import bytes_per_vector
 
 DIM = 1024
@@ -33,6 +34,17 @@ KINDS = {
     "ivf_rabitq 4 bit": 4,
     "ivf_rabitq 1 bit": 1,
 }
+CELLS_AROUND = 7  # of a place: its own cell and those that adjoin it, on average
+# stage -> the stage of benchmarks.scale whose driver does the same
+DRIVEN = {
+    "opening the data set": "open",
+    "embedding, ConvNeXt-B, 384 px": "embed",
+    "exact search, GPUs": "mine",
+    "exact search, CPUs": "mine",
+    "IVF search, CPUs": "mine",
+    "search in cells, CPUs": "mine",
+}
+DRIVER_BINDS = "the driver's processor, as measured"
 PAIRS_PER_CELL = SamplingConfig.model_fields["max_pairs_per_cell"].default
 
 
@@ -70,6 +82,7 @@ class Rates:
     ivf_nprobe: float  # lists that reach MIN_RECALL
     ivf_lists: float  # lists of the index that ivf_nprobe was measured on
     ivf_vectors: float  # its vectors
+    driver_us: Mapping[str, float]  # a place: what the driver does in a stage of benchmarks.scale
 
     @classmethod
     def read(cls, results: Mapping[str, Mapping[str, Any]]) -> Rates:
@@ -103,6 +116,7 @@ class Rates:
             ivf_nprobe=nprobe,
             ivf_lists=lists,
             ivf_vectors=vectors,
+            driver_us={stage: _rate(results, "scale", stage) for stage in set(DRIVEN.values())},
         )
 
 
@@ -138,11 +152,13 @@ class Stage:
     gigabytes: float
     hours: float | None
     binds: str
+    driver_hours: float = 0.0  # within these hours, of the driver's processor
 
 
 def project(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
     """Compute the size and the hours of each stage."""
-    return [
+    stages = [
+        Stage("opening the data set", 0.0, 0.0, "the driver's processor"),
         _images("embedding, ConvNeXt-B, 384 px", places, FORWARD_FLOP, cluster.decode_ms, cluster),
         *(_index(kind, places, cluster) for kind in KINDS),
         *_searches(places, rates, cluster),
@@ -155,6 +171,17 @@ def project(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
             cluster,
         ),
     ]
+    return [_add_driver(stage, places, rates) for stage in stages]
+
+
+def _add_driver(stage: Stage, places: int, rates: Rates) -> Stage:
+    """Add what the driver does; it binds where it takes longer than the rest."""
+    if stage.hours is None or stage.name not in DRIVEN:
+        return stage
+    driver_hours = places * rates.driver_us[DRIVEN[stage.name]] / 1e6 / 3600
+    if driver_hours <= stage.hours:
+        return replace(stage, driver_hours=driver_hours)
+    return replace(stage, hours=driver_hours, binds=DRIVER_BINDS, driver_hours=driver_hours)
 
 
 def _images(name: str, places: int, flop: float, core_ms: float, cluster: Cluster) -> Stage:
@@ -198,7 +225,11 @@ def _searches(places: int, rates: Rates, cluster: Cluster) -> list[Stage]:
     build_s = (
         places * DIM / rates.ivf_build_values_per_s / cluster.cores * (lists / rates.ivf_lists)
     )
+    cfg = MiningConfig()
+    candidates = min(places, CELLS_AROUND * cfg.cell_places + cfg.far_references)
+    in_cells = 2.0 * places * candidates * DIM / rates.product_flops / cluster.cores
     return [
+        Stage("search in cells, CPUs", half, in_cells / 3600, "CPU arithmetic, grows as places"),
         Stage("exact search, GPUs", half, gpu_s / 3600, "GPU arithmetic, grows as places squared"),
         Stage(
             "exact search, CPUs",
@@ -277,7 +308,8 @@ def main() -> None:
         for stage in stages:
             hours = "-" if stage.hours is None else f"{stage.hours:,.2f}"
             size = f"{stage.gigabytes:,.0f} GB"
-            rows.append([places, stage.name, size, hours, stage.binds])
+            driver = f"{stage.driver_hours:,.3f}" if stage.driver_hours else "-"
+            rows.append([places, stage.name, size, hours, driver, stage.binds])
     bottlenecks = "; ".join(
         f"at {places:.0e} places: {describe_bottleneck(stages)}" for places, stages in found.items()
     )
@@ -285,13 +317,14 @@ def main() -> None:
         "projection",
         title="Projection to 10^8 and 10^9 places",
         text=(
-            "computed, not measured: rates of a core from the results above, the cluster's assumed"
-            " from published peaks (benchmarks/projection.py lists them). The cluster is 8 nodes,"
-            " each 8 x H100 80 GB, 96 cores and 1 TB. What binds a run with one mining round and"
+            "computed, not measured: rates of a core and what the driver does for a place from the"
+            " results above, the cluster's assumed from published peaks (benchmarks/projection.py"
+            " lists them). The cluster is 8 nodes, each 8 x H100 80 GB, 96 cores and 1 TB. What"
+            " binds a run with one mining round and"
             f" one epoch: {bottlenecks}."
         ),
         command="python -m benchmarks.projection",
-        columns=["places", "stage", "memory or size", "hours", "what binds"],
+        columns=["places", "stage", "memory or size", "hours", "of them driver", "what binds"],
         rows=rows,
         config={"D": DIM, "k": K, **asdict(cluster)},
         rates=asdict(rates),

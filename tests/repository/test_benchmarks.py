@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,21 @@ import torch
 from benchmarks import __main__ as harness
 from benchmarks import gpu_step, loading, planning
 from benchmarks.evaluation import draw_embeddings
-from benchmarks.projection import Cluster, Rates, Stage, describe_bottleneck, project
+from benchmarks.projection import (
+    DRIVER_BINDS,
+    Cluster,
+    Rates,
+    Stage,
+    describe_bottleneck,
+    project,
+)
 from benchmarks.published import evaluation as published_evaluation
 from benchmarks.published import loading as published_loading
 from benchmarks.published.geography import distance_matrix, nearest
 from benchmarks.published.training import PublishedStep
+from benchmarks.scale import StageUse, Trial, compute_driver_rates
 from benchmarks.support import record as records
+from benchmarks.support.process_watch import ProcessWatch, RoleUse
 from benchmarks.support.record import (
     Measured,
     Meter,
@@ -191,6 +202,7 @@ MEASURED: dict[str, dict[str, Any]] = {
             ["ivf_sq8", 10**6, 128, 0.3, 0.3, 60.0, 0.99, 500],
         ],
     },
+    "scale": {"rates": {"open": 5.0, "embed": 5.0, "mine": 1.0}},
 }
 
 
@@ -235,6 +247,50 @@ def test_the_projection_equals_sums_computed_by_hand() -> None:
     assert slow.hours == pytest.approx(2e8 * 60e3 / 1e9 / 3600)
     assert slow.binds == "reading the object store"
     assert stages["index, ivf_sq8"].gigabytes == pytest.approx(1e8 * (1.5 * (1024 + 8) + 8) / 1e9)
+
+
+def test_the_driver_binds_where_it_takes_longer_than_the_cluster() -> None:
+    stages = {stage.name: stage for stage in project(10**8, Rates.read(MEASURED), Cluster())}
+    embedding = stages["embedding, ConvNeXt-B, 384 px"]
+    assert embedding.driver_hours == pytest.approx(1e8 * 5e-6 / 3600)
+    assert embedding.binds == "GPU arithmetic"
+    opening = stages["opening the data set"]
+    assert opening.hours == opening.driver_hours == pytest.approx(1e8 * 5e-6 / 3600)
+    slow_driver = copy.deepcopy(MEASURED)
+    slow_driver["scale"]["rates"]["embed"] = 1000.0
+    stages = {stage.name: stage for stage in project(10**8, Rates.read(slow_driver), Cluster())}
+    embedding = stages["embedding, ConvNeXt-B, 384 px"]
+    assert (embedding.hours, embedding.binds) == (pytest.approx(1e8 * 1e-3 / 3600), DRIVER_BINDS)
+
+
+def test_what_the_driver_does_for_a_place_is_the_difference_between_two_trials(
+    tmp_path: Path,
+) -> None:
+    trials = []
+    for places, cpu_s in ((1000, 7.0), (11_000, 7.5)):
+        trial = Trial(tmp_path / str(places), places)
+        trial.uses.append(StageUse("embed", 1.0, {"driver": RoleUse(cpu_s)}, 0, 0, 0, {}))
+        trials.append(trial)
+    assert compute_driver_rates(trials) == {"embed": 50.0}
+    assert compute_driver_rates(trials[1:]) == {"embed": 681.82}
+
+
+def burn_and_allocate() -> None:
+    held = np.ones(20_000_000)
+    until = time.process_time() + 0.5
+    while time.process_time() < until:
+        held.sum()
+
+
+def test_a_watch_sees_the_time_and_memory_of_a_process_and_its_children() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=burn_and_allocate)
+    with ProcessWatch(os.getpid(), every_s=0.02) as watch:
+        child.start()
+        child.join()
+    uses = watch.uses()
+    assert uses["driver"].num_processes == 1
+    assert uses["ray"].cpu_s >= 0.4
+    assert 0.15 < uses["ray"].peak_gb < 0.5
 
 
 def test_ten_times_the_places_take_a_hundred_times_the_exact_search_and_ten_times_the_rest() -> (
