@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
-import multiprocessing
 import os
-import time
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -275,22 +275,22 @@ def test_what_the_driver_does_for_a_place_is_the_difference_between_two_trials(
     assert compute_driver_rates(trials[1:]) == {"embed": 681.82}
 
 
-def burn_and_allocate() -> None:
-    held = np.ones(20_000_000)
-    until = time.process_time() + 0.5
-    while time.process_time() < until:
-        held.sum()
+BURN = """
+import time
+held = b"x" * 160_000_000
+while time.process_time() < 0.7:
+    pass
+"""
 
 
 def test_a_watch_sees_the_time_and_memory_of_a_process_and_its_children() -> None:
-    child = multiprocessing.get_context("spawn").Process(target=burn_and_allocate)
     with ProcessWatch(os.getpid(), every_s=0.02) as watch:
-        child.start()
-        child.join()
+        subprocess.run([sys.executable, "-c", BURN], check=True)
     uses = watch.uses()
     assert uses["driver"].num_processes == 1
-    assert uses["ray"].cpu_s >= 0.4
-    assert 0.15 < uses["ray"].peak_gb < 0.5
+    assert uses["ray"].num_processes == 1
+    assert 0.4 < uses["ray"].cpu_s < 1.5
+    assert 0.15 < uses["ray"].peak_gb < 0.25
 
 
 def test_ten_times_the_places_take_a_hundred_times_the_exact_search_and_ten_times_the_rest() -> (
