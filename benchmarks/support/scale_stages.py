@@ -133,7 +133,7 @@ def index(folder: Path, kind: str, num_shards: str) -> dict[str, Any]:
     uri = str(folder / f"index-{kind}-{num_shards}")
     rng = np.random.default_rng(0)
     query_ids = np.load(folder / "query_ids.npy")
-    sample = sample_queries(table, query_ids, QUERIES, rng)
+    _, sample = sample_queries(table, query_ids, QUERIES, rng)
     with ray_session(config.ray, config.storage), IndexService(cfg, uri) as service:
         started = time.perf_counter()
         report = service.build(0, table, sample=sample[:256], k=K)
