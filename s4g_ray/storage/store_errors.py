@@ -28,6 +28,7 @@ PASSING = {
     "IncompleteBody",
 }
 WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
+ASK_REGION = {*WRONG_REGION, "400"}  # an answer without a body, to head_object, has no code
 _RENEW = (
     "renew the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the"
     " machine's role"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,28 @@ def test_an_answer_that_stalls_is_given_up_after_the_timeout_and_asked_for_again
     store.proxy.reset(stall)
     with pytest.raises(StoreError, match=r"s3://data/stalled: ReadTimeoutError .*get_object"):
         files.read_bytes("s3://data/stalled")
+
+
+def test_a_signal_is_handled_while_the_store_does_not_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SIGTERM before a machine is taken away."""
+
+    class StoppedError(Exception): ...
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    store.proxy.reset(lambda operation, key, number: time.sleep(3))
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    started = time.monotonic()
+    try:
+        with pytest.raises(StoppedError):
+            files.read_bytes("s3://data/x")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 2
 
 
 def test_objects_move_to_another_bucket_and_large_ones_piece_by_piece(
