@@ -111,6 +111,8 @@ def _code_of(error: Exception, text: str, status: int) -> str:
     code = _find(r"<Code>(.*?)</Code>", text)
     if code or status:
         return code or str(status)
+    if isinstance(error, FileNotFoundError) and text.startswith("Object at location"):
+        return "404"  # of one object of a bulk delete
     if "Received redirect without LOCATION" in text:
         return "PermanentRedirect"
     if "HTTP error: " in text:
