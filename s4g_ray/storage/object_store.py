@@ -13,9 +13,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +27,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.s3_access import S3Access
 from s4g_ray.storage.s3_settings import RetryPolicy, check_endpoint
-from s4g_ray.storage.store_errors import MISSING, WRONG_REGION, RequestError, permanent_error
+from s4g_ray.storage.store_errors import ASK_REGION, MISSING, RequestError, permanent_error
 
 # Bytes: larger objects are read and written in pieces, each retried by itself. A piece is sent
 # within RetryPolicy.timeout_s.
@@ -59,19 +58,21 @@ class Connections:
     def __init__(self, policy: RetryPolicy) -> None:
         self.policy = policy
         self._free = threading.Semaphore(policy.max_connections)
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # the handler of a signal may make requests, too
         # two pools: a read of the first waits for pieces of the second
         self.reads = ThreadPoolExecutor(policy.max_connections, "s4g-reads")
         self.pieces = ThreadPoolExecutor(policy.max_connections, "s4g-pieces")
 
-    @contextmanager
-    def take(self, count: int) -> Iterator[None]:
-        """Wait until connections are free, and hold them."""
+    def run(self, request: Callable[[Any], Result], store: Any, count: int) -> Result:
+        """Make a request that needs `count` connections, when they are free."""
         with self._turn:  # two that wait for several would wait for each other
             for _ in range(count):
                 self._free.acquire()
         try:
-            yield
+            if threading.current_thread() is threading.main_thread():
+                # signals are handled between Python's steps: not while obstore waits
+                return self.pieces.submit(request, store).result()
+            return request(store)
         finally:
             self._free.release(count)
 
@@ -97,7 +98,8 @@ class ObjectStore:
         try:
             if scheme == "s3":
                 self._access = S3Access.find()
-            self._store = self._open(self._access.region if self._access else None)
+            self._region = self._access.region if self._access else None
+            self._store = self._open(self._region)
         except (boto.BotoCoreError, BaseError, ValueError, OSError) as error:
             fault = RequestError.parse(error, "open the bucket")
             raise permanent_error(fault, self._uri("")) from fault
@@ -144,11 +146,9 @@ class ObjectStore:
         Raises FileNotFoundError and StoreError.
         """
         attempts = 0
-        has_moved = False
         while True:
             try:
-                with self._connections.take(connections):
-                    return request(self._store)
+                return self._connections.run(request, self._store, connections)
             except (BaseError, OSError) as error:
                 fault = RequestError.parse(error, operation)
             except ValueError as error:
@@ -160,19 +160,18 @@ class ObjectStore:
                 ) from error
             attempts += fault.attempts
             fault.attempts = attempts
-            if fault.code in WRONG_REGION and not has_moved:
-                has_moved = self._move_to_region()
-                if has_moved:
-                    continue
+            if fault.code in ASK_REGION and self._move_to_region():
+                continue
             if not fault.may_pass or attempts >= self._policy.max_attempts:
                 raise permanent_error(fault, self._uri(key)) from fault
             time.sleep(wait_before(attempts))
 
     def _move_to_region(self) -> bool:
-        """Open the bucket again in its own region; return False when that is not known."""
+        """Open the bucket again in its own region; return False when this is no other one."""
         region = self._access.find_region(self._bucket) if self._access else None
-        if region is None:
+        if region in (None, self._region):
             return False
+        self._region = region
         self._store = self._open(region)
         return True
 

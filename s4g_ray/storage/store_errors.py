@@ -28,6 +28,7 @@ PASSING = {
     "IncompleteBody",
 }
 WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}
+ASK_REGION = {*WRONG_REGION, "400"}  # an answer without a body, to head_object, has no code
 _RENEW = (
     "renew the credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the"
     " machine's role"
@@ -110,6 +111,8 @@ def _code_of(error: Exception, text: str, status: int) -> str:
     code = _find(r"<Code>(.*?)</Code>", text)
     if code or status:
         return code or str(status)
+    if isinstance(error, FileNotFoundError) and text.startswith("Object at location"):
+        return "404"  # of one object of a bulk delete
     if "Received redirect without LOCATION" in text:
         return "PermanentRedirect"
     if "HTTP error: " in text:

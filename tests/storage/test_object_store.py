@@ -1,9 +1,10 @@
-"""Requests that are particular: of Google's store, of stalled answers, between buckets."""
+"""Requests that are particular: of Google's and Azure's stores, of stalled answers."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from s4g_ray.errors import StoreError
 from s4g_ray.storage import files, object_store
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 from s4g_ray.storage.manifest import open_part, open_published, publish, read_part, write_part
+from tests.support.azure_server import azure_server
 from tests.support.faulty_s3 import PASSING, Store, objects, seeded
 
 pytestmark = pytest.mark.s3
@@ -72,10 +74,39 @@ def test_a_missing_bucket_of_google_is_named(google: Store) -> None:
         files.read_bytes("gs://data/none")
 
 
-def test_azures_account_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("AZURE_"):
-            monkeypatch.delenv(name)
+def test_azures_objects_are_written_listed_read_moved_and_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(object_store, "PIECE", 5 << 20)
+    monkeypatch.setattr(object_store, "LONGEST_WAIT_S", 0.02)
+    large = os.urandom(11 << 20)
+    seen = []
+    with azure_server() as server:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", server.address)
+        for root in ("az://container/azure", str(tmp_path)):
+            server.num_refused = 3
+            publish(f"{root}/old", "thing", [write_part(f"{root}/old", "part", large, 1)])
+            files.write_bytes(f"{root}/a b&ü.bin", b"0123")
+            files.move(f"{root}/old", f"{root}/new")
+            part = open_published(f"{root}/new", "thing").parts[0]
+            assert read_part(f"{root}/new", part) == large
+            wanted: list[Range] = [(f"{root}/a b&ü.bin", 1, 2), (f"{root}/a b&ü.bin", 4, None)]
+            names = [files.list_names(f"{root}/{name}".rstrip("/")) for name in ("", "new", "old")]
+            there = [files.exists(f"{root}/{name}") for name in ("new", "new/part", "old")]
+            files.remove(f"{root}/new")
+            files.remove(f"{root}/none")
+            seen.append((read_ranges(wanted), names, there, files.list_names(root)))
+        assert seen[0] == seen[1]
+        assert seen[0][0] == [b"12", b""]
+        assert server.blobs == {"azure/a b&ü.bin": b"0123"}
+        assert server.requests.count("PUT block") == 3 + 3  # pieces, and those refused
+        with pytest.raises(FileNotFoundError, match="az://container/none is not there"):
+            files.read_bytes("az://container/none")
+        with pytest.raises(StoreError, match=r"az://other/x: ContainerNotFound .*make the bucket"):
+            files.read_bytes("az://other/x")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
     with pytest.raises(StoreError, match=r"^az://container: .*Account.*AZURE_STORAGE_ACCOUNT_NAME"):
         files.read_bytes("az://container/x")
 
@@ -97,6 +128,28 @@ def test_an_answer_that_stalls_is_given_up_after_the_timeout_and_asked_for_again
     store.proxy.reset(stall)
     with pytest.raises(StoreError, match=r"s3://data/stalled: ReadTimeoutError .*get_object"):
         files.read_bytes("s3://data/stalled")
+
+
+def test_a_signal_is_handled_while_the_store_does_not_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SIGTERM before a machine is taken away."""
+
+    class StoppedError(Exception): ...
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    store.proxy.reset(lambda operation, key, number: time.sleep(3))
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    started = time.monotonic()
+    try:
+        with pytest.raises(StoppedError):
+            files.read_bytes("s3://data/x")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 2
 
 
 def test_objects_move_to_another_bucket_and_large_ones_piece_by_piece(
