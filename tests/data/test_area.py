@@ -25,12 +25,12 @@ def metres_by_vectors(lat_a: float, lon_a: float, lat_b: float, lon_b: float) ->
     """Return the metres between two points, by the angle between their vectors."""
     vectors = []
     for lat, lon in ((lat_a, lon_a), (lat_b, lon_b)):
-        phi, lam = math.radians(lat), math.radians(lon)
-        vectors.append(
-            (math.cos(phi) * math.cos(lam), math.cos(phi) * math.sin(lam), math.sin(phi))
-        )
-    cross = np.linalg.norm(np.cross(*vectors))
-    return EARTH_RADIUS_M * math.atan2(float(cross), float(np.dot(*vectors)))
+        phi = math.radians(lat)
+        lam = math.radians(lon)
+        xyz = (math.cos(phi) * math.cos(lam), math.cos(phi) * math.sin(lam), math.sin(phi))
+        vectors.append(np.array(xyz))
+    cross = float(np.linalg.norm(np.cross(vectors[0], vectors[1])))
+    return EARTH_RADIUS_M * math.atan2(cross, float(vectors[0] @ vectors[1]))
 
 
 @pytest.mark.parametrize("lat", [0.0, 51.5, 89.9, -90.0])
@@ -99,10 +99,10 @@ def test_rings_may_go_around_the_earth_but_not_around_a_pole() -> None:
     world = Area.polygon([[[-180, -90], [180, -90], [180, 90], [-180, 90], [-180, -90]]])
     lats, lons = points(300)
     assert world.contains(lats, lons).all()
-    cap = [[-180, 60], [-90, 60], [0, 60], [90, 60], [180, 60]]
+    cap: list[list[float]] = [[-180, 60], [-90, 60], [0, 60], [90, 60], [180, 60]]
     with pytest.raises(InputError, match="around a pole; cut it at a meridian"):
         Area.polygon([cap[:-1]])
-    cut = Area.polygon([[*cap, [180, 90], [-180, 90]]])
+    cut = Area.polygon([np.array([*cap, [180, 90], [-180, 90]])])
     assert (cut.contains(lats, lons) == (lats >= 60)).all()
 
 
