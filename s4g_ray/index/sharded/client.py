@@ -167,7 +167,12 @@ class IndexClient:
             signs = [self.shards[number].__ray_ready__.remote() for number in numbers]
             left_s = self.start_timeout_s - (time.monotonic() - waiting_since)
             _, silent = ray.wait(signs, num_returns=len(signs), timeout=left_s)
-            lost = [number for number, sign in zip(numbers, signs, strict=True) if sign in silent]
+            _, late = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            lost = [
+                number
+                for number, sign in zip(numbers, signs, strict=True)
+                if sign in silent and calls[number] in late
+            ]
             if lost:
                 raise self._lost_error(lost)
 
