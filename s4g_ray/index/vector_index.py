@@ -213,7 +213,8 @@ class VectorIndex:
     def effort(self) -> int | None:
         """Search effort: nprobe (IVF) or ef_search (HNSW); None for exact kinds.
 
-        A higher effort makes a search slower and its recall higher.
+        A higher effort makes a search slower and its recall higher. On a GPU it is at most what
+        the GPU visits.
         """
         return self.store.effort
 

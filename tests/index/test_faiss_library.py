@@ -21,6 +21,7 @@ from s4g_ray.index.faiss_library import (
 # prints the name of each result that is not the same for 1, 2 and 4 threads
 COMPARE = """
 import hashlib
+import io
 import numpy as np
 from s4g_ray.index.exact_search import search, unit_rows
 from s4g_ray.index.faiss_library import faiss, set_num_threads
@@ -47,7 +48,9 @@ for count, dim in ((3000, 32), (1001, 100), (1001, 1000)):
         for threads in (1, 2, 4):
             set_num_threads(threads)
             index = VectorIndex.build(vectors, ids, kind=kind, num_threads=threads)
-            built.append([index.store.to_bytes()])
+            file = io.BytesIO()
+            index.store.write(file)
+            built.append([np.frombuffer(file.getvalue(), np.uint8)])
             index.effort = 4
             answers = [np.hstack(index.search(part, 9)) for part in (queries, queries[:5])]
             found.append(np.concatenate(answers))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -7,58 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from s4g_ray.errors import RunError
 from s4g_ray.index.faiss_library import faiss, set_num_threads
 from s4g_ray.index.plan import IndexPlan, Kind, plan_index
-from s4g_ray.index.vector_index import VectorIndex, order_ties
+from s4g_ray.index.top_k import order_ties
+from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage.manifest import open_published, publish, write_part
-
-Array = NDArray[Any]
-KINDS: tuple[Kind, ...] = ("flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw")
-APPROXIMATE: tuple[Kind, ...] = ("ivf_sq8", "ivf_rabitq", "hnsw")
-
-
-def brute_force(
-    vectors: Array, ids: Array, queries: Array, k: int
-) -> tuple[list[list[int]], Array]:
-    found = []
-    scores = []
-    for q in queries.astype(np.float64):
-        cosine = [
-            (float(q @ v / np.linalg.norm(q) / np.linalg.norm(v)), i)
-            for v, i in zip(vectors, ids, strict=True)
-        ]
-        best = sorted(cosine, key=lambda pair: -pair[0])[:k]
-        found.append([int(i) for _, i in best])
-        scores.append([s for s, _ in best])
-    return found, np.array(scores)
-
-
-def data() -> tuple[Array, Array, Array]:
-    rng = np.random.default_rng(0)
-    return (
-        rng.normal(size=(200, 24)).astype(np.float32) * 7,
-        rng.permutation(10_000)[:200],
-        rng.normal(size=(30, 24)),
-    )
-
-
-def clustered(count: int, dim: int = 32, seed: int = 0) -> Array:
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(40, dim))
-    return (centres[rng.integers(0, 40, count)] + 0.5 * rng.normal(size=(count, dim))).astype(
-        np.float32
-    )
-
-
-def recall(found: Array, wanted: list[list[int]]) -> float:
-    return float(
-        np.mean(
-            [len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), wanted, strict=True)]
-        )
-    )
+from tests.support.search_oracle import KINDS, brute_force, clustered, data, recall
 
 
 @pytest.mark.parametrize("kind", ["auto", "flat"])
@@ -353,40 +310,9 @@ def test_a_plan_states_the_memory_that_an_index_has() -> None:
         template = VectorIndex.template(plan, vectors[: plan.train_size])
         index = VectorIndex.empty(plan, template)
         index.add(vectors, np.arange(count))
-        size = (index.store.to_bytes().nbytes + 8 * count) / 1e9
+        file = io.BytesIO()
+        index.store.write(file)
+        size = (len(file.getvalue()) + 8 * count) / 1e9
         assert size <= plan.memory_gb * 1.03, plan
         assert plan.memory_gb <= size * 1.55, plan
     assert plan.bits == 1
-
-
-@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="this faiss has GPU support")
-@pytest.mark.parametrize("kind", ["flat", "sqfp16", "ivf_sq8"])
-def test_a_gpu_without_faiss_gpu_is_refused(kind: Kind) -> None:
-    vectors, ids, _ = data()
-    with pytest.raises(
-        RunError, match=r"no GPU support; install s4g-ray\[gpu\], or set mining\.gpus_per_shard=0"
-    ):
-        VectorIndex.build(vectors, ids, kind=kind).to_gpu()
-
-
-@pytest.mark.parametrize("kind", ["ivf_rabitq", "hnsw"])
-def test_kinds_without_a_gpu_form_are_refused(kind: Kind) -> None:
-    vectors, ids, _ = data()
-    with pytest.raises(RunError, match="flat, sqfp16 and ivf_sq8 on a GPU"):
-        VectorIndex.build(vectors, ids, kind=kind).to_gpu()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("kind", "error"), [("flat", 1e-5), ("sqfp16", 2e-3), ("ivf_sq8", 2e-3)])
-def test_a_gpu_answers_as_the_processor_does(kind: Kind, error: float) -> None:
-    vectors = clustered(5000)
-    queries = clustered(50, seed=1)
-    ids = np.random.default_rng(0).permutation(5000)
-    index = VectorIndex.build(vectors, ids, kind=kind)
-    wanted, wanted_scores = index.search(queries, 100)
-    index.to_gpu()
-    found, scores = index.search(queries, 100)
-    np.testing.assert_allclose(scores, wanted_scores, atol=error)
-    assert recall(found, wanted.tolist()) > 0.98
-    with pytest.raises(RunError, match="k <= 2048"):
-        index.search(queries, 2049)

@@ -25,7 +25,7 @@ class IvfStore:
     """Codes of rows in lists; a list keeps them in the order of their rows."""
 
     def __init__(self, index: Any, nprobe: int) -> None:
-        self.effort: int | None = nprobe
+        self._nprobe = nprobe
         self._index = index
         self._lists = without_rotation(index)
         self._list_of_row: Rows32 | None = None
@@ -40,6 +40,16 @@ class IvfStore:
 
     def __len__(self) -> int:
         return int(self._lists.ntotal)
+
+    @property
+    def effort(self) -> int | None:
+        """Lists that a query visits: as many as were set, but on a GPU within its limit."""
+        return min(self._nprobe, self.max_effort)
+
+    @effort.setter
+    def effort(self, effort: int | None) -> None:
+        assert effort is not None
+        self._nprobe = effort
 
     @property
     def max_effort(self) -> int:
