@@ -90,7 +90,7 @@ def measure(plan: IndexPlan, num_queries: int, threads: int, exact: Found | None
             index.effort = effort
         searched: Measured = meter(index.search, queries, K)
         found = searched.value
-        recall = 1.0 if exact is None else measure_recall(found[0], *exact)
+        recall = 1.0 if exact is None else measure_recall(found[0], *exact).mean
         bits = f" {plan.bits} bit" if plan.bits else ""
         rows.append(
             [

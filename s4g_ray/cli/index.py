@@ -142,7 +142,7 @@ def _estimate(
     from s4g_ray.index.cost import expected_cost
     from s4g_ray.index.rates import plan_by_rates
 
-    if num_queries < 1:
+    if num_vectors > 0 and num_queries < 1:
         raise InputError(f"--queries {num_queries} is below 1")
     try:
         plan, measured = plan_by_rates(mining, num_vectors, dim, resources, num_queries=num_queries)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from s4g_ray.config.data_schema import TURNED_SIZES, AugmentConfig, DataConfig
 from s4g_ray.config.section import Section
@@ -129,7 +129,7 @@ class MiningConfig(Section):
     recall_sample: int = Field(256, ge=1)  # queries that recall is measured on
     # actors that hold the index, each a part of the references. auto: as few as memory and
     # max_search_hours need
-    num_shards: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_shards: int | Literal["auto"] = "auto"
     cpus_per_shard: float = Field(0, ge=0)  # logical, for Ray's scheduler
     gpus_per_shard: float = Field(0, ge=0)
     # SPREAD: over the nodes; DEFAULT: as Ray packs them
@@ -161,6 +161,14 @@ class MiningConfig(Section):
     def staleness_bound(self) -> int:
         """Return the largest age of a graph that an epoch uses, in epochs since it was mined."""
         return self.max_staleness_epochs or 2 * self.every_epochs + self.lag
+
+    @field_validator("num_shards", mode="before")
+    @classmethod
+    def _check_shards(cls, value: object) -> object:
+        """Refuse other values here: pydantic would name each member of the union."""
+        if value == "auto" or (str(value).isdecimal() and int(str(value)) > 0):
+            return value
+        raise ValueError(f"{value!r} is neither a whole number of 1 or more nor auto")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

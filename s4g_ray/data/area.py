@@ -198,8 +198,9 @@ def _close_ring(ring: ArrayLike) -> Floats64:
 
 def _beside(border: Floats64, hole: Floats64) -> Floats64:
     """Shift a hole by full turns to the longitudes of its border."""
-    turns = np.round((border[:, 0].mean() - hole[:, 0].mean()) / 360)
-    return hole + np.array([360 * turns, 0.0])
+    turns = round(float(border[:, 0].mean() - hole[:, 0].mean()) / 360)
+    shifted: Floats64 = hole + np.array([360.0 * turns, 0.0])
+    return shifted
 
 
 def _shapes_of(value: Mapping[str, Any]) -> list[_Shape]:

@@ -37,7 +37,9 @@ def test_kind_memory_and_times_are_printed_before_anything_is_built() -> None:
         "1,000,000 of D=64",
         "memory of a version",
         "while one is built",
-        "two in service and the new one",
+        "the version in service, the new one",
+        "why",
+        "ivf_rabitq in 4 shards: ",
         "ivf_rabitq (approximate",
         "lists",
         "2,048",
@@ -47,7 +49,7 @@ def test_kind_memory_and_times_are_printed_before_anything_is_built() -> None:
         "search of 5,000 queries",
         " a second",
         "extrapolated, by counted work",
-        "Shards work at the same time",
+        "Shards work at the same time, each on cores of its own",
     ):
         assert words in done.stdout, words
 
@@ -74,10 +76,23 @@ def test_json_holds_the_plan_the_share_of_a_shard_and_the_rates() -> None:
         2,
     )
     assert result["shard_gb"] == pytest.approx(50_000 * (2 * 32 + 8) / 1e9 / 2)
-    assert result["building_gb"] == pytest.approx(3 * result["plan"]["memory_gb"])
+    assert result["peak_gb"] == pytest.approx(3 * result["shard_gb"] + 0.5)
+    assert result["reason"] == result["plan"]["reason"]
     assert result["num_queries"] == 50_000
     assert result["cost"]["search_s"] > 0
     assert result["rates"]["num_threads"] == 1
+
+
+def test_nodes_give_room_for_shards_that_are_counted() -> None:
+    done = plan(
+        *("--vectors", "30000000", "--dim", "64", "--kind", "sqfp16", "--json"),
+        *("--nodes", "3", "--node-gb", "8", "--node-cores", "4", "--shards", "auto"),
+        *("--queries", "1000"),
+    )
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["num_shards"] == 2  # 4.08 GB, three times while it swaps, do not fit in one
+    assert result["peak_gb"] < 8
 
 
 def test_a_configuration_gives_vectors_dim_and_keys_and_options_override_it(
@@ -110,6 +125,8 @@ def test_the_references_of_a_run_and_of_its_gallery_are_counted_apart(tmp_path: 
     assert (alone["plan"]["num_vectors"], alone["num_queries"]) == (NUM_TRAIN, NUM_TRAIN)
     assert "gallery" not in alone
     result = json.loads(plan(str(path), "sampling.gallery_negatives=4", "--json").stdout)
+    for measured in (result, alone):
+        del measured["plan"]["reason"]
     assert result["plan"] == alone["plan"]
     assert (result["gallery"]["plan"]["num_vectors"], result["gallery"]["num_queries"]) == (
         9,
@@ -133,7 +150,12 @@ def test_the_references_of_a_run_and_of_its_gallery_are_counted_apart(tmp_path: 
         (["--vectors", "0", "--dim", "3"], "0 vectors of D=3: both must be at least 1"),
         (["--vectors", "9", "--dim", "3", "--queries", "0"], "--queries 0 is below 1"),
         (["--vectors", "9", "--dim", "3", "--kind", "ivf"], "mining.index_kind='ivf'"),
-        (["--vectors", "9", "--dim", "3", "--shards", "0"], "mining.num_shards=0"),
+        (["--vectors", "9", "--dim", "3", "--shards", "0"], "mining.num_shards: '0' is neither"),
+        (["--vectors", "9", "--dim", "3", "--nodes", "0"], "--nodes, --node-gb and --node-cores"),
+        (
+            ["--vectors", "100000000", "--dim", "256", "--nodes", "2", "--node-gb", "4"],
+            "the nodes have 4, 4 GB free: add nodes",
+        ),
         (
             ["--vectors", "10000000", "--dim", "256", "--memory-gb", "0.1"],
             "raise mining.index_memory_gb",

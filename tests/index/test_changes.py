@@ -136,14 +136,14 @@ def test_a_refused_replacement_changes_nothing(kind: Kind) -> None:
     before = index.search(POOL[:5], 400)
     bad = np.full((1, DIM), np.nan)
     new: Array = POOL[:2]
-    for call in (
-        lambda: index.replace(bad, np.array([3])),
-        lambda: index.replace(new, np.array([3, 3])),
-        lambda: index.replace(new, np.array([3, 4]), PLACES[:2]),
-        lambda: index.replace(new[:, :3], np.array([3, 4])),
+    for vectors, ids, places in (
+        (bad, np.array([3]), None),
+        (new, np.array([3, 3]), None),
+        (new, np.array([3, 4]), PLACES[:2]),
+        (new[:, :3], np.array([3, 4]), None),
     ):
         with pytest.raises(ValueError, match=r"finite|unique|coordinates|fit"):
-            call()
+            index.replace(vectors, ids, places)
     np.testing.assert_array_equal(index.search(POOL[:5], 400)[0], before[0])
     assert index.remove(np.arange(400)) == 400
     assert len(index) == 0
