@@ -111,6 +111,15 @@ class IndexClient:
             raise RunError(last_fault)
         return PartialResult(*merge_found(found, k), tuple(missing))
 
+    def is_alive(self) -> bool:
+        """Return whether all shards answer within PATIENCE_S."""
+        calls = [shard.__ray_ready__.remote() for shard in self.shards]
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
+        with suppress(RayError):
+            ray.get([call for call in calls if call not in late])
+            return not late
+        return False
+
     def _start_calls(
         self,
         version: int,
