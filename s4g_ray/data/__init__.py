@@ -7,12 +7,12 @@ pairs         PairTable: query and reference of one place
 dataset       GeoDataset, open_dataset and write_dataset
 sphere        degrees, unit vectors and great-circle metres
 places        Places: ids and coordinates
+area          Area: circles, bounds and polygons, and the points in them
 exclusions    Exclusions: places that are never negatives of each other
 train_split   TrainSplit: pairs, places, exclusions and gallery of a run, read once
 images        read, decode and resize images
-augmentation  augment images, consistently across the two views of a pair
 pair_loader   PairLoader: load batches ahead of training, by threads or processes
-batches/      make training batches: sources, draws, augmentation on a device
+batches/      make training batches: sources, augmentation in the loader or on a device
 tables/       the tables by which packages meet
 
     dataset = open_dataset("data/mine")

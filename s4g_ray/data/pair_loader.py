@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from s4g_ray.arrays import Ints
 from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
-from s4g_ray.data.augmentation import augment_pair, augment_reference
+from s4g_ray.data.batches.augmentation import augment_pair, augment_reference
 from s4g_ray.data.batches.augmentation_draws import (
     BatchDraws,
     ImageDraws,

@@ -1,5 +1,6 @@
 """Make training batches: where they are loaded, and how they are augmented on a device.
 
+augmentation         augment images, consistently across the two views of a pair
 batch_sources        load batches in threads or processes
 augmentation_draws   draw what augmentation does to each image; BatchDraws, the draws of a batch
 jpeg_simulation      compress and decode batches as JPEG does, by matrix products

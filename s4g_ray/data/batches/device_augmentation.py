@@ -1,6 +1,6 @@
 """Augment a batch of images on any device, each image by draws of its own.
 
-The operations are those of s4g_ray/data/augmentation.py, in their order, but JPEG acts on images
+The operations are those of augmentation.py, in their order, but JPEG acts on images
 that have their size already. Flips, turns and rolls come last, so dropout and blur see an image as
 it is stored. Nothing waits for the device: which images an operation changes is known to the
 process that loads.
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from s4g_ray.data.augmentation import clip_and_floor, compute_grey, mean_around, turn_hue
+from s4g_ray.data.batches.augmentation import clip_and_floor, compute_grey, mean_around, turn_hue
 from s4g_ray.data.batches.augmentation_draws import MAX_SQUARES, BatchDraws, Operation
 from s4g_ray.data.batches.jpeg_simulation import simulate_jpeg
 

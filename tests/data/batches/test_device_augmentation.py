@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s4g_ray.config.data_schema import AugmentConfig, Size
-from s4g_ray.data.augmentation import augment_pair, augment_reference
 from s4g_ray.data.batches import device_augmentation
+from s4g_ray.data.batches.augmentation import augment_pair, augment_reference
 from s4g_ray.data.batches.augmentation_draws import (
     OPERATIONS,
     BatchDraws,

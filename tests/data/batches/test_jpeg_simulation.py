@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from s4g_ray.data.augmentation import recompress
+from s4g_ray.data.batches.augmentation import recompress
 from s4g_ray.data.batches.jpeg_simulation import simulate_jpeg
 from tests.support.sample_images import make_photo
 

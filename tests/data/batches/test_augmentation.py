@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as torchvision
 from PIL import Image
 from torch import Tensor
 
-from s4g_ray.data.augmentation import (
+from s4g_ray.data.batches.augmentation import (
     augment_pair,
     augment_reference,
     blur,
