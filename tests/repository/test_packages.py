@@ -68,6 +68,7 @@ RAY = {
     "s4g_ray/encoder/embedding_job.py",
     "s4g_ray/index/sharded/build.py",
     "s4g_ray/index/sharded/client.py",
+    "s4g_ray/index/sharded/planning.py",
     "s4g_ray/index/sharded/shard_group.py",
     "s4g_ray/mining/mining_job.py",
     "s4g_ray/mining/task_runner.py",

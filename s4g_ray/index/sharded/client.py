@@ -111,6 +111,15 @@ class IndexClient:
             raise RunError(last_fault)
         return PartialResult(*merge_found(found, k), tuple(missing))
 
+    def is_alive(self) -> bool:
+        """Return whether all shards answer within PATIENCE_S."""
+        calls = [shard.__ray_ready__.remote() for shard in self.shards]
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
+        with suppress(RayError):
+            ray.get([call for call in calls if call not in late])
+            return not late
+        return False
+
     def _start_calls(
         self,
         version: int,
@@ -167,7 +176,12 @@ class IndexClient:
             signs = [self.shards[number].__ray_ready__.remote() for number in numbers]
             left_s = self.start_timeout_s - (time.monotonic() - waiting_since)
             _, silent = ray.wait(signs, num_returns=len(signs), timeout=left_s)
-            lost = [number for number, sign in zip(numbers, signs, strict=True) if sign in silent]
+            _, late = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            lost = [
+                number
+                for number, sign in zip(numbers, signs, strict=True)
+                if sign in silent and calls[number] in late
+            ]
             if lost:
                 raise self._lost_error(lost)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-import ray
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Floats64, Ints
@@ -15,7 +14,7 @@ from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError
 from s4g_ray.index.recall import matches_config
 from s4g_ray.index.sharded.build import BuildInput, VersionBuild
-from s4g_ray.index.sharded.client import PATIENCE_S, IndexClient, PartialResult
+from s4g_ray.index.sharded.client import IndexClient, PartialResult
 from s4g_ray.index.sharded.merging import SearchEffort
 from s4g_ray.index.sharded.planning import fix_plan, plan_shards
 from s4g_ray.index.sharded.report import IndexReport
@@ -100,12 +99,7 @@ class IndexService:
 
     def is_alive(self) -> bool:
         """Return whether all shards answer; False where one is lost, or still starting again."""
-        calls = [shard.__ray_ready__.remote() for shard in self.client.shards]
-        _, late = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
-        with suppress(ray.exceptions.RayError):
-            ray.get([call for call in calls if call not in late])
-            return not late
-        return False
+        return self.client.is_alive()
 
     def effort_taken(self, version: int) -> SearchEffort:
         """Return the search effort that queries of a version took, as the first shard counts it.

@@ -209,7 +209,8 @@ class IndexShard:
         reading_since = started
         for ids, vectors in read_ranges(ranges, wanted):
             read_s += time.perf_counter() - reading_since
-            index.add(vectors, ids, coordinates=coordinates and coordinates.of(ids))
+            positions = None if coordinates is None else coordinates.of(ids)
+            index.add(vectors, ids, coordinates=positions)
             reading_since = time.perf_counter()
         index.seal()
         folder = version_folder(setup.folder, version)

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import groupby
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +25,8 @@ from s4g_ray.storage.manifest import Part, Stamp
 # pieces of a shard at least. A query's neighbors, and the lists that it visits, lie in few places:
 # the pieces must be smaller than that to share its work
 DEALS_PER_SHARD = 64
-READ_AHEAD = 2  # parts that are read while another one is added
+READ_AHEAD = 2  # reads while the rows of another one are added
+READ_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -226,22 +225,38 @@ def _rows_within(piece: RowRange, rows: Ints) -> Ints:
 def read_ranges(
     ranges: Sequence[RowRange], wanted: Ints | None, rows: Ints | None = None
 ) -> Iterator[tuple[Ints, Floats32]]:
-    """Yield ids[n], vectors[n, D] of the ranges of each part, or of `rows` alone (see pick_rows).
+    """Yield ids[n], vectors[n, D] of the ranges in order, or of `rows` alone (see pick_rows).
 
-    Reads only the row groups that it needs, READ_AHEAD parts ahead. Raises RunError for a part that
-    is missing or altered, and for vectors that are not finite.
+    Reads only the row groups that it needs, about READ_ROWS rows of one part at once. Raises
+    RunError for a part that is missing or altered, and for vectors that are not finite.
     """
     needed = ranges if rows is None else [r for r in ranges if len(_rows_within(r, rows))]
-    parts = [list(pieces) for _, pieces in groupby(needed, key=attrgetter("source"))]
+    reading = _gather_reads(needed)
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        reads = deque(pool.submit(_read_pieces, p, wanted, rows) for p in parts[:READ_AHEAD])
-        for pieces in parts[READ_AHEAD:]:
+        reads = deque(pool.submit(_read_pieces, p, wanted, rows) for p in reading[:READ_AHEAD])
+        for pieces in reading[READ_AHEAD:]:
             found = reads.popleft().result()
             reads.append(pool.submit(_read_pieces, pieces, wanted, rows))
             yield found
-            del found  # frees it while the next part is read
+            del found  # frees it while the next one is read
         while reads:
             yield reads.popleft().result()
+
+
+def _gather_reads(ranges: Sequence[RowRange]) -> list[list[RowRange]]:
+    """Gather ranges to be read at once: of one part, and READ_ROWS rows or whole row groups."""
+    reads: list[list[RowRange]] = []
+    num_rows = 0
+    for piece in ranges:
+        before = reads[-1][-1] if reads else None
+        is_same_part = before is not None and before.source == piece.source
+        is_same_group = before is not None and is_same_part and before.group == piece.group
+        if not is_same_part or (num_rows + len(piece) > READ_ROWS and not is_same_group):
+            reads.append([])
+            num_rows = 0
+        reads[-1].append(piece)
+        num_rows += len(piece)
+    return reads
 
 
 def _read_pieces(

@@ -99,9 +99,10 @@ def test_a_shard_that_cannot_return_is_an_error_in_time_and_a_slow_one_is_waited
     groups = {"concurrency_groups": {"search": 1}}
     actor: Any = ray.remote(**options, **groups)(OneShard)
     lost = actor.options(num_cpus=free).remote(0, 0)
-    slow = actor.options(num_cpus=0).remote(1, 4)
+    slow = actor.options(num_cpus=0).remote(1, 3)
     client = IndexClient((lost, slow), "4 CPUs", start_timeout_s=2)
-    assert client.search(1, queries, 2)[0][0].tolist() == [0, 1]  # 4 s, but it answers meanwhile
+    ray.get([one.__ray_ready__.remote() for one in client.shards], timeout=60)
+    assert client.search(1, queries, 2)[0][0].tolist() == [0, 1]  # 3 s, but it answers meanwhile
     hog: Any = ray.remote(num_cpus=free)(Hog).remote()
     ray.kill(lost, no_restart=False)
     assert ray.get(hog.is_there.remote(), timeout=30)
@@ -112,6 +113,5 @@ def test_a_shard_that_cannot_return_is_an_error_in_time_and_a_slow_one_is_waited
     ):
         client.search(1, queries, 2)
     assert time.monotonic() - started < 10
-    assert client.search_partial(1, queries, 2, timeout_s=6).missing_shards == (0,)
     for one in (hog, lost, slow):
         ray.kill(one)

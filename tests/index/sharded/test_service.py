@@ -457,7 +457,8 @@ def test_search_effort_is_raised_until_recall_suffices_and_low_recall_is_refused
         with pytest.raises(RunError, match=wrong_count):
             single.search(50, queries, K)
         with pytest.raises(
-            RunError, match=r"recall@12 of the ivf_sq8 index at nprobe=1 is 0\.\d+, below .*=0\.9"
+            RunError,
+            match=r"recall@12 of the ivf_sq8 index at nprobe=1 is 0\.\d+ .*, below .*=0\.9",
         ):
             single.build(51, table, sample=queries, k=K)
         # measured, and kept although the build failed

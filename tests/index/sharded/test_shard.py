@@ -35,15 +35,17 @@ from tests.support.embedding_tables import (
     write_parts,
     write_table,
 )
+from tests.support.faulty_s3 import Store, seeded
 
 
-def start_shard(tmp_path: Path) -> IndexShard:
-    return IndexShard(ShardSetup(str(tmp_path / "index"), 0, 1, 1, use_gpu=False))
+def start_shard(folder: Path | str) -> IndexShard:
+    return IndexShard(ShardSetup(f"{folder}/index", 0, 1, 1, use_gpu=False))
 
 
 def stage(shard: IndexShard, table: str, version: int, count: int, kind: Kind = "flat") -> Staged:
     sources, _ = open_sources([table])
-    slices = deal_rows(sources, [[source.part.rows] for source in sources], 1)[0]
+    counts, _ = shard.read_heads(sources, None)
+    slices = deal_rows(sources, [part.kept for part in counts], 1)[0]
     plan = plan_index(count, 16, kind=kind)
     template = None
     if plan.train_size:
@@ -53,9 +55,9 @@ def stage(shard: IndexShard, table: str, version: int, count: int, kind: Kind = 
     return shard.stage(version, slices, None, plan, template, "torch")
 
 
-def publish_staged(tmp_path: Path, staged: Staged, count: int) -> None:
+def publish_staged(folder: Path | str, staged: Staged, count: int) -> None:
     info = {**staged.info, "num_shards": 1, "num_vectors": count, "engine": "torch"}
-    publish(str(tmp_path / f"index/v={staged.version:04d}"), "index", [staged.part], None, info)
+    publish(f"{folder}/index/v={staged.version:04d}", "index", [staged.part], None, info)
 
 
 @pytest.mark.parametrize("change", ["cut", "altered", "removed"])
@@ -100,7 +102,7 @@ def test_the_ids_of_many_parts_come_in_the_order_of_the_parts(tmp_path: Path) ->
     counts, kept = start_shard(tmp_path).read_heads(sources, wanted)
     assert kept.tolist() == [i for i in ids.tolist() if i in set(wanted.tolist())]
     assert [count.kept for count in counts] == [
-        (np.isin(ids[s : s + 3], wanted).sum(), np.isin(ids[s + 3], wanted))
+        (int(np.isin(ids[s : s + 3], wanted).sum()), int(np.isin(ids[s + 3], wanted)))
         for s in range(0, 200, 4)
     ]
     assert {count[1:] for count in counts} == {(16, "float32")}
@@ -145,6 +147,38 @@ def test_a_restarted_shard_continues_from_the_file_at_every_step(
     found = shard.search(4, queries, 5)
     np.testing.assert_array_equal(found.ids, wanted.ids)
     np.testing.assert_array_equal(found.scores, wanted.scores)
+
+
+def test_a_shard_is_built_alike_from_a_store_that_fails_now_and_then(
+    store: Store, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors = random_unit(rng, 400)
+    queries = random_unit(rng, 9)
+    wanted = stage(
+        start_shard(tmp_path),
+        write_table(tmp_path / "e", np.arange(400), vectors, group_rows=20),
+        1,
+        400,
+        "ivf_sq8",
+    )
+    remote = "s3://data/shards"
+    table = write_table(f"{remote}/e", np.arange(400), vectors, group_rows=20)
+    store.proxy.reset(seeded(5, 0.3))
+    shard = start_shard(remote)
+    staged = stage(shard, table, 1, 400, "ivf_sq8")
+    assert staged.part == wanted.part
+    publish_staged(remote, staged, 400)
+    shard.activate(1)
+    again = start_shard(remote)  # reads its file
+    np.testing.assert_array_equal(again.search(1, queries, 5).ids, shard.search(1, queries, 5).ids)
+    assert store.proxy.faults.total() >= 5
+    store.proxy.reset(lambda _, key, __: "internal" if "/references/" in key else None)
+    with pytest.raises(RunError, match=r"shards/e/references/part-0000\d\.parquet.* 6 times"):
+        stage(shard, table, 2, 400)
+    store.proxy.reset()
+    assert shard.search(1, queries, 5).ids.shape == (9, 5)  # in service as before
+    assert stage(shard, table, 2, 400).part.rows == 400
 
 
 def test_a_search_ends_on_the_version_that_it_began_on(
