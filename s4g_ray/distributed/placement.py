@@ -282,7 +282,7 @@ def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> No
 
 
 def _list_terms(kind: Kind, counts: Mapping[Need, int]) -> str:
-    """Return the terms of a sum as text: `2 workers x 1 + 1 loading task x 0.25`."""
+    """Return the terms of a sum as text: `2 workers x 1 + 1 planning task x 0.5`."""
     return " + ".join(
         f"{count_noun(count, need.name)} x {need.share(kind):g}"
         for need, count in counts.items()
