@@ -39,6 +39,7 @@ from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_chec
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.errors import BadImageError
 from s4g_ray.storage import files
 
 JOB, BARE, RAY_DATA = "the job", "bare", "Ray Data"
@@ -50,7 +51,7 @@ class NullNumerics(Numerics):
 
     def embed(self, encoder: Encoder, images: torch.Tensor, _view: View) -> torch.Tensor:
         """Return images[b, 3, H, W] -> [b, D] of their first pixels."""
-        return images.flatten(1)[:, : encoder.dim].float() + 1
+        return images[:, :, 0].flatten(1)[:, : encoder.dim].float() + 1
 
 
 @dataclass
@@ -118,10 +119,12 @@ class BareProcess:
     def decode(self, dataset: GeoDataset, first: int, stop: int) -> int:
         """Decode the images of a range of rows."""
         table = dataset.table("references", ["train"])
-        pixels = np.zeros(tuple(self._images.shape[1:]), dtype=np.uint8)
+        height, width = self._config.data.reference_size
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
         rows = range(first, stop)
         for image in load_pixels(table, rows, "references", self._config.data, seed=0):
-            pixels[:] = image
+            assert not isinstance(image, BadImageError)
+            pixels[:] = np.moveaxis(image, 0, -1)
         return len(rows)
 
     def encode(self, count: int) -> int:
