@@ -312,7 +312,7 @@ def _units_of(kind: Kind, node: Node) -> float:
 
 
 def _list_terms(kind: Kind, counts: Mapping[Need, int]) -> str:
-    """Return the terms of a sum as text: `2 workers x 1 + 1 loading task x 0.25`."""
+    """Return the terms of a sum as text: `2 workers x 1 + 1 planning task x 0.5`."""
     return " + ".join(
         f"{count_noun(count, need.name)} x {need.share(kind):g}"
         for need, count in counts.items()

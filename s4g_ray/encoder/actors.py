@@ -195,8 +195,9 @@ class EncoderPool:
     def _shrink(self) -> None:
         """Stop the actors beyond the smallest number."""
         smallest = self._embedding.actors[0]
-        kill([actor for actor, _, _ in self._starting])
-        kill(self.actors[smallest:])
+        extra = [*self.actors[smallest:], *(actor for actor, _, _ in self._starting)]
+        if extra:
+            kill(extra)
         self._starting = []
         self.actors = self.actors[:smallest]
 
@@ -241,9 +242,7 @@ class EncoderPool:
             "concurrency_groups": {"encode": AT_ONCE, "files": 1, "status": 1},
         }
         create: Any = ray.remote(**options)(EncoderActor)
-        return tuple(
-            create.remote(self._model, cfg, need.gpus > 0) for _ in range(count)
-        )
+        return tuple(create.remote(self._model, cfg, need.gpus > 0) for _ in range(count))
 
     def __enter__(self) -> Self:
         return self

@@ -81,7 +81,38 @@ def embed(
             plan_view(dataset, view, splits_of[view], config, stamp.dim, only_places=only_places)
         )
     queue = BlockQueue(parts, _list_committed(target, views))
-    job = EncodingJob(
+    job = _describe_job(config, dataset, checkpoint, target, splits_of, numerics, stamp)
+    _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
+    _check_views(parts, queue.written, views)
+    written = [queue.written[part.name] for part in _in_order(parts)]
+    bad = tuple(reason for one in written for reason in one.bad)
+    info = {
+        "splits": list(splits),
+        "bad_images": list(bad),
+        "place_order": True,
+        "only_places": None if only_places is None else len(only_places),
+    }
+    _publish(target, [one.part for one in written if one.part is not None], stamp, info)
+    return EmbeddingReport(
+        images=queue.total - len(bad),
+        seconds=time.perf_counter() - started,
+        warm_images_per_s=warm_rate(queue.results),
+        bad_images=bad,
+        reused_parts=queue.num_reused,
+        reused_images=queue.num_reused_images,
+    )
+
+
+def _describe_job(
+    config: RunConfig,
+    dataset: GeoDataset,
+    checkpoint: str,
+    target: str,
+    splits_of: Mapping[View, tuple[str, ...]],
+    numerics: Numerics,
+    stamp: Stamp,
+) -> EncodingJob:
+    return EncodingJob(
         token="",
         key=_job_key(config, numerics, stamp),
         checkpoint=checkpoint,
@@ -95,26 +126,6 @@ def embed(
         splits=splits_of,
         seed=config.seed,
         resumes=bool(files.list_names(files.join(target, WORK))),
-    )
-    _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
-    written = [queue.written[part.name] for part in _in_order(parts)]
-    _check_views(parts, queue.written, views)
-    bad = tuple(reason for one in written for reason in one.bad)
-    info = {
-        "splits": list(splits),
-        "bad_images": list(bad),
-        "place_order": True,
-        "only_places": None if only_places is None else len(only_places),
-    }
-    _publish(target, [one.part for one in written if one.part is not None], stamp, info)
-    kept_blocks = sum(result.images for result in queue.results if result.reused)
-    return EmbeddingReport(
-        queue.total - len(bad),
-        time.perf_counter() - started,
-        warm_rate(queue.results),
-        bad,
-        queue.num_reused,
-        queue.num_reused_images + kept_blocks,
     )
 
 

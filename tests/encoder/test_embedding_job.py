@@ -112,9 +112,7 @@ def case(
     ray_cluster: None, synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Case]:
     folder = tmp_path_factory.mktemp("embedding")
-    config = tiny_config(
-        folder / "run", synthetic.uri, embedding={**SMALL, "num_actors": 2}
-    )
+    config = tiny_config(folder / "run", synthetic.uri, embedding={**SMALL, "num_actors": 2})
     encoders = {
         name: Encoder.build(config.model, seed=seed) for name, seed in (("one", 1), ("two", 2))
     }
@@ -258,9 +256,7 @@ def test_the_blocks_of_a_killed_actor_go_to_others_and_it_is_restarted(case: Cas
 def test_a_restarted_job_lists_skipped_images_again(case: Case, tmp_path: Path) -> None:
     dataset = write_synthetic(tmp_path / "damaged")
     (tmp_path / "damaged/images/queries/5.png").write_bytes(b"\x89PNG nothing")
-    skipping = override_config(
-        case.config, [f"data.uri={dataset.uri}", "data.on_bad_image=skip"]
-    )
+    skipping = override_config(case.config, [f"data.uri={dataset.uri}", "data.on_bad_image=skip"])
     damaged = dataclasses.replace(case, dataset=dataset, config=skipping)
     one_view: dict[str, Any] = {"views": ["queries"], "splits": ["train"]}
     assert interrupt(damaged, "left", 60, **one_view)

@@ -420,7 +420,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
             {"model": {"name": "poolformer_s12"}, "train": {"layer_decay": 0.8}},
             "timm does not tell the stages of MetaFormer",
         ),
-        ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
+        ({"train": {"cpus_per_worker": 3.0}}, r"6\.25 CPUs are needed .* the cluster has 4; lower"),
         ({"train": {"use_gpu": True}}, "1.9 GPUs are needed"),
         ({"mining": {"index_memory_gb": 1e-6}}, r"mining\.index_memory_gb"),
         ({"mining": {"num_shards": 97}}, "num_shards=97 exceeds the 96 references"),

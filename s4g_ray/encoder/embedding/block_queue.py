@@ -56,7 +56,7 @@ class BlockQueue:
         self.total = sum(part.num_images for part in parts)
         self.num_done = 0  # images
         self.num_reused = 0  # parts
-        self.num_reused_images = 0  # of these
+        self.num_reused_images = 0  # of these, and of kept blocks of others
         self._parts = {(part.view, part.number): part for part in parts}
         self._joins: deque[Join] = deque()
         self._checks: deque[Check] = deque()
@@ -105,6 +105,8 @@ class BlockQueue:
         """Count a written block; its part is joined next if that was the last."""
         self.results.append(result)
         self.num_done += result.images
+        if result.reused:
+            self.num_reused_images += result.images
         part = self._parts[block.view, block.part]
         found = self._of_part[block.view, block.part]
         found[block.number] = result.written

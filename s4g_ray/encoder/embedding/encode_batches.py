@@ -98,5 +98,3 @@ class BatchEncoder:
 
 def _normalize(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors.float(), dim=1)
-
-

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,21 +179,21 @@ def test_parts_have_row_groups_of_bounded_size() -> None:
         encode_part(ids[own], ids[own], vectors[own], "float16")
         for own in (slice(0, 1000), slice(1000, None))
     ]
-    parquet = pq.ParquetFile(__import__("io").BytesIO(join_parts(pieces)))
+    parquet = pq.ParquetFile(io.BytesIO(join_parts(pieces)))
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     assert sizes == [ROWS_PER_GROUP, 100]
     assert parquet.read()["id"].to_pylist() == ids.tolist()
 
 
 @pytest.fixture
-def damaged(weights: str, tmp_path: Path) -> Iterator[Scene]:
+def damaged(weights: str, tmp_path: Path) -> Scene:
     """The test queries of a data set, of which one image is no image."""
     dataset = write_synthetic(tmp_path / "damaged")
     (tmp_path / "damaged/images/queries/100.png").write_bytes(b"\x89PNG nothing")
     scene = make_scene(dataset, weights, tmp_path / "table", resumes=True)
     skip = scene.job.data.model_copy(update={"on_bad_image": "skip"})
     scene.job = replace(scene.job, data=skip)
-    yield scene
+    return scene
 
 
 def test_bad_images_are_left_out_and_named_and_checked_again_on_resuming(
@@ -258,9 +258,7 @@ def test_a_data_set_that_changed_since_it_was_planned_is_refused(
             encoder.encode(scene.job, other)
 
 
-def test_embeddings_that_are_not_finite_are_named(
-    encoder: BlockEncoder, scene: Scene
-) -> None:
+def test_embeddings_that_are_not_finite_are_named(encoder: BlockEncoder, scene: Scene) -> None:
     (block,) = scene.part.blocks
     with pytest.raises(
         RunError, match=rf"of queries id 97 is not finite \(6 such in {block.name}\), computed"
@@ -300,7 +298,7 @@ def test_weights_are_read_again_only_when_they_change(scene: Scene, tmp_path: Pa
     other = replace(gone, weights_sha256="x")
     with pytest.raises(RunError, match="holds no published checkpoint"):
         encoder.encode(other, block)
-    with pytest.raises(RunError, match="no longer holds the model.safetensors"):
+    with pytest.raises(RunError, match=r"no longer holds the model\.safetensors"):
         encoder.encode(replace(scene.job, weights_sha256="x"), block)
     assert json.loads(Path(scene.job.target, f"_work/{block.name}.json").read_text())["key"]
 

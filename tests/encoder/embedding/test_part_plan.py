@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,15 +31,13 @@ def test_rows_follow_places_and_no_place_lies_in_two_parts(
     rows = None
     if share is not None:
         rows = np.flatnonzero(np.random.default_rng(len(places)).random(len(places)) < share)
-    parts = plan_parts(
-        "queries", ids, place_ids, rows, part_rows=part_rows, batch_size=batch_size
-    )
+    parts = plan_parts("queries", ids, place_ids, rows, part_rows=part_rows, batch_size=batch_size)
     chosen = range(len(places)) if rows is None else rows.tolist()
     wanted = sorted(chosen, key=lambda row: (places[row], ids[row]))
     blocks = [block for part in parts for block in part.blocks]
     assert [row for block in blocks for row in block.rows.tolist()] == wanted
     held = [{places[row] for b in part.blocks for row in b.rows.tolist()} for part in parts]
-    for one, other in zip(held[:-1], held[1:], strict=True):
+    for one, other in itertools.pairwise(held):
         assert max(one) < min(other)
     for part in parts[:-1]:
         assert part.num_images >= part_rows

@@ -37,10 +37,7 @@ def ids_of(
     parts = plan_view(dataset, view, own, config, 8, only_places=places)
     table = dataset.table(view, own)
     return [
-        id_
-        for part in parts
-        for block in part.blocks
-        for id_ in table.ids[block.rows].tolist()
+        id_ for part in parts for block in part.blocks for id_ in table.ids[block.rows].tolist()
     ]
 
 
