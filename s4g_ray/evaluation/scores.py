@@ -84,10 +84,12 @@ def score_tables(
     def read_parts() -> Iterator[GalleryPart]:
         for table in read_embedding_parts(references, "references"):
             rows = rows_of(ids, table.ids)
-            latlon = np.stack([lat[rows], lon[rows]], axis=1)
+            known = rows >= 0  # others are of other splits
+            latlon = np.full((len(rows), 2), np.nan)
+            latlon[known] = np.stack([lat[rows[known]], lon[rows[known]]], axis=1)
             is_distractor = rows_of(distractor_ids, table.ids) >= 0
             part = GalleryPart(table.vectors, table.place_ids, latlon, is_distractor)
-            yield part.take(rows >= 0)  # others are of other splits
+            yield part.take(known)
 
     return _score_parts(
         dataset, split, query_rows, embedded.vectors, read_parts, len(distractor_ids) > 0, radii_m
