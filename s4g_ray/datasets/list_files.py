@@ -11,7 +11,7 @@ import codecs
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -45,19 +45,18 @@ class CsvList:
         """Yield all rows. Raises InputError for missing columns, bad values and a file without."""
         blocks = self._read_blocks()
         for block in blocks:
+            if self.columns is None:
+                block = self._read_header(block)
             if not _is_plain(block):
                 yield from self._parse_rows(chain([block], blocks))
                 break
-            if self.columns is None:
-                block = self._read_header(block)
             chunk = self._parse_block(block)
             if chunk is None:
                 yield from self._parse_rows([block])
                 continue
             self._line += len(chunk.numbers)
             self._num_rows += len(chunk.numbers)
-            if len(chunk.numbers):
-                yield chunk
+            yield chunk
         if not self._num_rows:
             raise InputError(
                 f"{self.uri}, line {self._line + 1}: the file ends without a row; list the"
@@ -76,23 +75,38 @@ class CsvList:
 
     def _read_header(self, block: bytes) -> bytes:
         """Find the columns in the first row that is not blank; return the lines after it."""
-        start = 0
-        while start < len(block) and self.columns is None:
-            end = block.find(b"\n", start) + 1 or len(block)
-            line = self._decode(block[start:end])
-            self._line += 1
-            for fields in csv.reader([line]):
-                self._find_columns(fields, f"{self.uri}, line {self._line}")
-            start = end
-        return block[start:]
+        lines = io.StringIO(self._decode(block), newline="")
+        num_bytes = 0
 
-    def _find_columns(self, fields: list[str], location: str) -> None:
-        if any(field.strip() for field in fields):
+        def count_bytes() -> Iterator[str]:
+            nonlocal num_bytes
+            for line in lines:
+                num_bytes += len(line.encode())
+                yield line
+
+        before = self._line
+        for _, fields in self._read_rows(count_bytes(), before):
             names = [field.strip() for field in fields]
+            location = f"{self.uri}, line {self._line}"
             self.columns = ListColumns.find(location, names, self._view, self._options)
+            break
+        return block[num_bytes:]
+
+    def _read_rows(self, lines: Iterator[str], before: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield rows that are not blank, each with its line; `before`: lines before the first."""
+        reader = csv.reader(lines, strict=True)
+        try:
+            for fields in reader:
+                self._line = before + reader.line_num
+                if any(field.strip() for field in fields):
+                    yield self._line, fields
+        except csv.Error as error:
+            location = f"{self.uri}, line {before + reader.line_num}"
+            raise InputError(f"{location}: not CSV: {error}") from error
+        self._line = before + reader.line_num
 
     def _parse_block(self, block: bytes) -> ListedChunk | None:
-        """Parse plain lines by Arrow; return None where a line holds no row, or not a plain one."""
+        """Parse plain lines by Arrow; return None where the rows are for the csv module."""
         if self.columns is None or not block:
             return None
         names = [str(number) for number in range(len(self.columns.names))]
@@ -117,32 +131,42 @@ class CsvList:
         return self.columns.parse_columns(columns, numbers, self._num_rows)
 
     def _parse_rows(self, blocks: Iterable[bytes]) -> Iterator[ListedChunk]:
-        """Parse the rows of blocks one by one."""
-        before = self._line
+        """Parse the rows of blocks that the csv module splits."""
         lines = (line for block in blocks for line in io.StringIO(self._decode(block), newline=""))
-        reader = csv.reader(lines, strict=True)
-        while True:
-            numbers = []
-            rows = []
+        rows = self._read_rows(lines, self._line)
+        is_over = False
+        while not is_over:
+            batch: list[tuple[int, list[str]]] = []
             try:
-                for fields in reader:
-                    self._line = before + reader.line_num
-                    location = f"{self.uri}, line {self._line}"
-                    if self.columns is None:
-                        self._find_columns(fields, location)
-                    elif any(field.strip() for field in fields):
-                        rows.append(self.columns.parse_row(location, fields, self._num_rows))
-                        numbers.append(self._line)
-                        self._num_rows += 1
-                    if len(rows) == BATCH_ROWS:
-                        break
-            except csv.Error as error:
-                location = f"{self.uri}, line {before + reader.line_num}"
-                raise InputError(f"{location}: not CSV: {error}") from error
-            if not rows:
-                break
-            yield ListedChunk.from_rows(numbers, rows)
-        self._line = before + reader.line_num
+                batch.extend(islice(rows, BATCH_ROWS))
+            except InputError:
+                if batch:
+                    self._parse_batch(batch)  # a row before may be refused
+                raise
+            is_over = len(batch) < BATCH_ROWS
+            if batch:
+                yield self._parse_batch(batch)
+
+    def _parse_batch(self, batch: list[tuple[int, list[str]]]) -> ListedChunk:
+        """Parse rows that are split, each with its line."""
+        columns = self.columns
+        assert columns is not None
+        first_id = self._num_rows
+        self._num_rows += len(batch)
+        if all(len(fields) == len(columns.names) for _, fields in batch):
+            texts = {
+                kind: pa.array([fields[column] for _, fields in batch], pa.string())
+                for kind, column in columns.index.items()
+            }
+            numbers = np.array([number for number, _ in batch], dtype=np.int64)
+            chunk = columns.parse_columns(texts, numbers, first_id)
+            if chunk is not None:
+                return chunk
+        parsed = []
+        for row, (number, fields) in enumerate(batch):
+            location = f"{self.uri}, line {number}"
+            parsed.append(columns.parse_row(location, fields, first_id + row))
+        return ListedChunk.from_rows([number for number, _ in batch], parsed)
 
     def _decode(self, block: bytes) -> str:
         try:
