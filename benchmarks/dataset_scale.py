@@ -25,7 +25,6 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from fsspec.spec import AbstractFileSystem
 
-from benchmarks.support.record import Cell, apart, record
 from s4g_ray.arrays import Floats32, Floats64
 from s4g_ray.data.dataset import open_dataset, write_dataset
 from s4g_ray.data.sphere import EARTH_RADIUS_M
@@ -192,8 +191,10 @@ def measure(step: Callable[..., None], *args: Any) -> dict[str, float]:
     return {"seconds": seconds, "cpu_s": cpu, "peak_gb": peak_kb / 1e6}
 
 
-def measure_count(root: str, count: int, num_test: int, dim: int) -> list[list[Cell]]:
+def measure_count(root: str, count: int, num_test: int, dim: int) -> list[list[str]]:
     """Measure all steps with a number of rows a view: rows of the table."""
+    from benchmarks.support.record import apart
+
     steps: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = [
         ("write_dataset, iterators", write_rows, (count, num_test)),
         ("open", open_only, ()),
@@ -203,7 +204,7 @@ def measure_count(root: str, count: int, num_test: int, dim: int) -> list[list[C
         (f"evaluate {num_test:,} queries, D={dim}", evaluate, ()),
     ]
     apart(write_lists, root, count, num_test)
-    rows: list[list[Cell]] = []
+    rows: list[list[str]] = []
     for name, step, args in steps:
         if step is evaluate:
             apart(write_gallery, root, count, num_test)
@@ -224,13 +225,15 @@ def measure_count(root: str, count: int, num_test: int, dim: int) -> list[list[C
 
 def main() -> None:
     """Measure and record."""
+    from benchmarks.support.record import record
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--counts", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--name", default="dataset_scale")
     options = parser.parse_args()
-    rows: list[list[Cell]] = []
+    rows: list[list[str]] = []
     for count in options.counts:
         with tempfile.TemporaryDirectory() as root:
             rows += measure_count(root, count, options.queries, options.dim)

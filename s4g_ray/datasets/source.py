@@ -200,15 +200,15 @@ class SourceFolder:
         with ThreadPoolExecutor(NUM_LISTINGS) as pool:
             listings = list(pool.map(self._list_array, folder_names))
         codes = folders.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        edges = np.searchsorted(codes[order], np.arange(len(listings) + 1))
+        names = names.combine_chunks().take(
+            pa.array(order)
+        )  # so that those of a folder are a slice
         found = np.zeros(len(codes), dtype=bool)
-        if len(listings) == 1:
-            found[:] = np.asarray(pc.is_in(names, value_set=listings[0]))
-        else:
-            order = np.argsort(codes, kind="stable")
-            edges = np.searchsorted(codes[order], np.arange(len(listings) + 1))
-            for number, listing in enumerate(listings):
-                rows = order[edges[number] : edges[number + 1]]
-                found[rows] = np.asarray(pc.is_in(names.take(rows), value_set=listing))
+        for number, listing in enumerate(listings):
+            within = slice(edges[number], edges[number + 1])
+            found[order[within]] = np.asarray(pc.is_in(names[within], value_set=listing))
         self._missing.update(dict.fromkeys(paths.filter(pa.array(~found)).to_pylist()))
         return found
 
