@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.published import evaluation as published_evaluation
 from benchmarks.support.record import Cell, Meter, apart, record
-from s4g_ray.evaluation.metrics import BLOCK_SCORES, retrieve
+from s4g_ray.evaluation.gallery_search import BLOCK_SCORES
+from s4g_ray.evaluation.metrics import retrieve
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 

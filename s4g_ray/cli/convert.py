@@ -122,8 +122,14 @@ def university1652(
 BaseFolder = Annotated[
     str, typer.Argument(help="The folder that paths are relative to, or s3://...")
 ]
-QueriesFile = Annotated[str, typer.Option(help="CSV file with a header that lists the queries.")]
-ReferencesFile = Annotated[str, typer.Option(help="CSV file with a header that lists the tiles.")]
+QueriesFile = Annotated[
+    str | None,
+    typer.Option(help="List of the queries; else queries.csv or queries.parquet."),
+]
+ReferencesFile = Annotated[
+    str | None,
+    typer.Option(help="List of the tiles; else references.csv or references.parquet."),
+]
 PathColumn = Annotated[str, typer.Option(help="Column of image paths.")]
 LatColumn = Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")]
 LonColumn = Annotated[str, typer.Option(help="Column of longitudes, WGS84 degrees.")]
@@ -160,8 +166,8 @@ DatasetName = Annotated[
 def folder(
     source: BaseFolder,
     target: Target,
-    queries: QueriesFile = "queries.csv",
-    references: ReferencesFile = "references.csv",
+    queries: QueriesFile = None,
+    references: ReferencesFile = None,
     path_column: PathColumn = "path",
     lat_column: LatColumn = "lat",
     lon_column: LonColumn = "lon",
@@ -177,9 +183,9 @@ def folder(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a folder of images and two CSV files.
+    """Convert a folder of images and two lists of them.
 
-    The CSV files list paths with coordinates or a common key.
+    The lists, CSV with a header or Parquet, hold paths with coordinates or a common key.
     """
     from s4g_ray.datasets import folder
 

@@ -1,12 +1,15 @@
 """Make, check and pack data sets.
 
 source          steps that the converters share: listings, layouts, missing images
+source_rows     the rows that a converter makes
 cvusa           CVUSA: street panoramas and satellite images of the United States
 cvact           CVACT: street panoramas and satellite images of Canberra
 vigor           VIGOR: street panoramas of four cities, satellite tiles that overlap
 university1652  University-1652: drone, satellite, street and web images of buildings
-folder          a folder of images with two CSV files
-image_lists     the CSV files that list the images of a folder
+folder          a folder of images with two lists of them
+image_lists     the lists of a folder, whole, as columns
+list_files      a list in CSV or Parquet, read in chunks
+list_columns    the columns of a list: found, and parsed by Arrow or row by row
 earth           Blue Marble and relief tiles, cut from a package's maps
 inspection/     check rows and images, for `s4g check`
 packing/        pack images into tar shards, for `s4g pack`

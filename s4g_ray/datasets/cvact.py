@@ -19,7 +19,8 @@ from scipy.io.matlab import MatReadError
 
 from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, Row, SourceFolder, ignore_report
+from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
+from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 

@@ -1,24 +1,29 @@
-"""Convert a plain folder: images of both views and two CSV files that list them.
+"""Convert a plain folder: images of both views, and two lists of them in CSV or Parquet.
 
-The CSV files have coordinates, or a common key for the images of a place.
+The lists have coordinates, or a common key for the images of a place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.spatial import cKDTree
 
-from s4g_ray.arrays import Bools, Floats64
+from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.sphere import metres_between, unit_sphere
-from s4g_ray.datasets.image_lists import ListedImage, ListOptions, Pair, read_list
-from s4g_ray.datasets.source import Report, Row, SourceFolder, ignore_report
+from s4g_ray.data.tables.view_columns import SPLIT_CODES
+from s4g_ray.datasets.image_lists import ImageList, number_keys, read_list
+from s4g_ray.datasets.list_columns import ListOptions, Pair
+from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
+from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
+POINTS_AT_ONCE = 1 << 20  # photos that are matched with tiles at once
 VIEWS = {"references": "aerial image", "queries": "photo"}
 
 
@@ -26,8 +31,8 @@ def convert(
     source: str,
     target: str,
     *,
-    queries: str = "queries.csv",
-    references: str = "references.csv",
+    queries: str | None = None,
+    references: str | None = None,
     path_column: str = "path",
     lat_column: str = "lat",
     lon_column: str = "lon",
@@ -43,17 +48,19 @@ def convert(
     strict: bool = False,
     report: Report = ignore_report,
 ) -> GeoDataset:
-    """Convert a folder of images that two CSV files with a header list; images stay where they are.
+    """Convert a folder of images that two lists describe; images stay where they are.
 
-    Paths are relative to the source, or absolute. `pair="nearest"`: a query's place is the tile
-    nearest on the great circle, within its own split when there is a split column (a `gallery` tile
-    is never chosen); queries farther than `max_distance_m` are left out. `pair="key"`: equal keys
-    are one place, and coordinates may be empty. Without a split column the easternmost
-    `test_fraction` of the places is test: a strip, because a random draw would put test places next
-    to train places. Columns that an option names are needed in both files; headings (degrees) in
-    the queries only. `name` defaults to the name of the source folder. Raises InputError with file
-    and line for missing columns, bad values and repeated ids, for missing images when `strict`, and
-    for a target that holds a data set.
+    A list is a CSV file with a header, or a Parquet file: by default `queries.csv`, or else
+    `queries.parquet`, likewise `references`. Rows are read in blocks; of each, about 50 bytes and
+    its path stay in memory. Paths are relative to the source, or absolute. `pair="nearest"`: a
+    query's place is the tile nearest on the great circle, within its own split when there is a
+    split column (a `gallery` tile is never chosen); queries farther than `max_distance_m` are left
+    out. `pair="key"`: equal keys are one place, and coordinates may be empty. Without a split
+    column the easternmost `test_fraction` of the places is test: a strip, because a random draw
+    would put test places next to train places. Columns that an option names are needed in both
+    lists; headings (degrees) in the queries only. `name` defaults to the name of the source folder.
+    Raises InputError with file and line for missing columns, bad values and repeated ids, for
+    missing images when `strict`, and for a target that holds a data set.
     """
     options = ListOptions(
         pair=pair,
@@ -71,16 +78,25 @@ def convert(
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
+    references = references or _find_list(source_folder, "references")
+    queries = queries or _find_list(source_folder, "queries")
     tiles = read_list(source_folder, references, "references", options)
     photos = read_list(source_folder, queries, "queries", options)
-    tiles, photos = _assign_places(source_folder, tiles, photos, options)
-    source_folder.prefetch(image.path.rpartition("/")[0] for image in [*tiles, *photos])
+    _assign_places(source_folder, tiles, photos, options)
     reference_rows = _make_rows(source_folder, tiles)
     query_rows = _make_rows(source_folder, photos)
     name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
-    return source_folder.write(
+    return source_folder.write_rows(
         target, reference_rows, query_rows, name=name, views=VIEWS, strict=strict
     )
+
+
+def _find_list(source_folder: SourceFolder, view: str) -> str:
+    """Return the name of the list of a view: Parquet where there is no CSV."""
+    has_csv = files.exists(source_folder.join(f"{view}.csv"))
+    if not has_csv and files.exists(source_folder.join(f"{view}.parquet")):
+        return f"{view}.parquet"
+    return f"{view}.csv"
 
 
 def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
@@ -96,135 +112,115 @@ def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
     return np.asarray(lon >= westernmost)
 
 
-def _make_rows(source_folder: SourceFolder, images: Sequence[ListedImage]) -> list[Row]:
-    """Return a row for each image that exists."""
-    return [
-        Row(
-            id=image.id,
-            place_id=image.place_id,
-            uri=source_folder.join(image.path),
-            split=image.split,
-            lat=image.lat,
-            lon=image.lon,
-            region=image.region,
-            source_id=image.path,
-            heading_deg=image.heading,
-        )
-        for image in images
-        if source_folder.has_image(image.path)
-    ]
+def _make_rows(source_folder: SourceFolder, images: ImageList) -> ViewRows:
+    """Return the rows of images that have a place and exist."""
+    chosen = images.place_ids >= 0
+    found = source_folder.has_images(images.column("path").filter(pa.array(chosen)))
+    chosen[chosen] = found
+
+    def make_tables(kept: Bools) -> Iterator[pa.Table]:
+        rows_kept = chosen.copy()
+        rows_kept[chosen] = kept
+        for rows, texts in images.iterate(rows_kept):
+            yield _make_table(source_folder, images, rows, texts)
+
+    return ViewRows(images.place_ids[chosen], images.splits[chosen], make_tables)
+
+
+def _make_table(
+    source_folder: SourceFolder, images: ImageList, rows: Ints, texts: pa.Table
+) -> pa.Table:
+    """Return the canonical columns of some rows."""
+    paths = texts["path"]
+    is_whole = pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
+    joined = pc.binary_join_element_wise(source_folder.uri.rstrip("/"), paths, "/")
+    splits = pa.DictionaryArray.from_arrays(pa.array(images.splits[rows]), list(SPLIT_CODES))
+    columns = {
+        "id": images.ids[rows],
+        "place_id": images.place_ids[rows],
+        "uri": pc.if_else(is_whole, paths, joined),
+        "lat": pa.array(images.lat[rows], from_pandas=True),
+        "lon": pa.array(images.lon[rows], from_pandas=True),
+        "split": splits.cast(pa.string()),
+        "region": texts["region"],
+        "source_id": paths,
+    }
+    if images.headings is not None:
+        columns["heading_deg"] = pa.array(images.headings[rows], from_pandas=True)
+    return pa.table(columns)
 
 
 def _assign_places(
-    source_folder: SourceFolder,
-    tiles: list[ListedImage],
-    photos: list[ListedImage],
-    options: ListOptions,
-) -> tuple[list[ListedImage], list[ListedImage]]:
-    """Return tiles and photos with their place and split, without photos that have no place."""
+    source_folder: SourceFolder, tiles: ImageList, photos: ImageList, options: ListOptions
+) -> None:
+    """Set places and splits; photos that have no place keep -1."""
     if options.pair == "key":
-        tiles, photos = _pair_by_key(source_folder, tiles, photos)
+        unmatched = number_keys(tiles, photos)
+        if len(unmatched):
+            key = photos.column("key")[int(unmatched[0])].as_py()
+            source_folder.add_note(
+                f"queries left out because no reference has their key: {len(unmatched):,},"
+                f" the first {key!r} at {photos.locate(int(unmatched[0]))}"
+            )
     else:
-        tiles, photos = _pair_nearest(source_folder, tiles, photos, options.max_distance_m)
+        _pair_nearest(source_folder, tiles, photos, options.max_distance_m)
     if options.split_column is None:
-        tiles, photos = _split_by_strip(tiles, photos, options.test_fraction)
-    return tiles, photos
-
-
-def _pair_by_key(
-    source_folder: SourceFolder, tiles: list[ListedImage], photos: list[ListedImage]
-) -> tuple[list[ListedImage], list[ListedImage]]:
-    """Number the places in the order in which the tiles' keys first appear.
-
-    Leaves out photos whose key no tile has.
-    """
-    places: dict[str, int] = {}
-    for tile in tiles:
-        places.setdefault(tile.key, len(places))
-    matched = []
-    unmatched = []
-    for photo in photos:
-        if photo.key in places:
-            matched.append(replace(photo, place_id=places[photo.key]))
-        else:
-            unmatched.append(photo)
-    if unmatched:
-        source_folder.add_note(
-            f"queries left out because no reference has their key: {len(unmatched):,},"
-            f" the first {unmatched[0].key!r} at {unmatched[0].location}"
-        )
-    return [replace(tile, place_id=places[tile.key]) for tile in tiles], matched
+        _split_by_strip(tiles, photos, options.test_fraction)
 
 
 def _pair_nearest(
-    source_folder: SourceFolder,
-    tiles: list[ListedImage],
-    photos: list[ListedImage],
-    max_distance_m: float | None,
-) -> tuple[list[ListedImage], list[ListedImage]]:
+    source_folder: SourceFolder, tiles: ImageList, photos: ImageList, max_distance_m: float | None
+) -> None:
     """Make each tile a place, and match each photo with the nearest tile of its split.
 
-    Tiles whose image is missing are included. Leaves out photos farther than max_distance_m.
+    Tiles whose image is missing are included. Photos farther than max_distance_m get no place.
     """
-    place_of = np.full(len(photos), -1, dtype=np.int64)
-    tile_splits = np.array([tile.split for tile in tiles])
-    photo_splits = np.array([photo.split for photo in photos])
-    tile_positions = _positions(tiles)
-    photo_positions = _positions(photos)
-    for split in np.unique(photo_splits):
-        candidates = np.flatnonzero(tile_splits == split)
-        matched = np.flatnonzero(photo_splits == split)
+    tiles.place_ids = np.arange(len(tiles))
+    for split in np.unique(photos.splits):
+        candidates = np.flatnonzero(tiles.splits == split)
+        matched = np.flatnonzero(photos.splits == split)
         if not len(candidates):
+            name = list(SPLIT_CODES)[split]
             raise InputError(
-                f"{photos[matched[0]].location}: no reference has the split {str(split)!r},"
+                f"{photos.locate(int(matched[0]))}: no reference has the split {name!r},"
                 " so none can be its place"
             )
-        tree = cKDTree(unit_sphere(*tile_positions[:, candidates]))
-        nearest = tree.query(unit_sphere(*photo_positions[:, matched]))[1]
-        place_of[matched] = candidates[nearest]
-    metres = metres_between(*photo_positions, *tile_positions[:, place_of])
-    near = np.full(len(photos), True)
-    if max_distance_m is not None:
-        near = metres <= max_distance_m
-    if not near.all():
-        source_folder.add_note(
-            f"queries left out because no tile is within {max_distance_m:g} m:"
-            f" {int((~near).sum()):,}"
+        tree = cKDTree(unit_sphere(tiles.lat[candidates], tiles.lon[candidates]))
+        for start in range(0, len(matched), POINTS_AT_ONCE):
+            rows = matched[start : start + POINTS_AT_ONCE]
+            points = unit_sphere(photos.lat[rows], photos.lon[rows])
+            photos.place_ids[rows] = candidates[tree.query(points, workers=-1)[1]]
+    if max_distance_m is None:
+        return
+    far = np.zeros(len(photos), dtype=bool)
+    for start in range(0, len(photos), POINTS_AT_ONCE):
+        rows = slice(start, start + POINTS_AT_ONCE)
+        nearest = photos.place_ids[rows]
+        metres = metres_between(
+            photos.lat[rows], photos.lon[rows], tiles.lat[nearest], tiles.lon[nearest]
         )
-    kept = [replace(photos[row], place_id=int(place_of[row])) for row in np.flatnonzero(near)]
-    return [replace(tile, place_id=number) for number, tile in enumerate(tiles)], kept
+        far[rows] = metres > max_distance_m
+    photos.place_ids[far] = -1
+    if far.any():
+        source_folder.add_note(
+            f"queries left out because no tile is within {max_distance_m:g} m: {int(far.sum()):,}"
+        )
 
 
-def _positions(images: Sequence[ListedImage]) -> Floats64:
-    """Return latitudes and longitudes [2, N] in degrees."""
-    lat = [image.lat for image in images]
-    lon = [image.lon for image in images]
-    return np.array([lat, lon], dtype=np.float64)
-
-
-def _split_by_strip(
-    tiles: list[ListedImage], photos: list[ListedImage], fraction: float
-) -> tuple[list[ListedImage], list[ListedImage]]:
+def _split_by_strip(tiles: ImageList, photos: ImageList, fraction: float) -> None:
     """Make the easternmost share of the places test and the others train.
 
     A place is at the mean longitude of its tiles; photos have the split of their place. Raises
     InputError for a tile without coordinates.
     """
-    longitudes: dict[int, list[float]] = {}
-    for tile in tiles:
-        if tile.lon is None:
-            raise InputError(
-                f"{tile.location}: without coordinates there is no eastern strip to test on;"
-                " give split_column"
-            )
-        longitudes.setdefault(tile.place_id, []).append(tile.lon)
-    mean_lon = np.array([np.mean(lon) for lon in longitudes.values()])
+    unknown = np.flatnonzero(np.isnan(tiles.lon))
+    if len(unknown):
+        raise InputError(
+            f"{tiles.locate(int(unknown[0]))}: without coordinates there is no eastern strip to"
+            " test on; give split_column"
+        )
+    mean_lon = np.bincount(tiles.place_ids, tiles.lon) / np.bincount(tiles.place_ids)
     in_strip = choose_eastern_strip(mean_lon, fraction)
-    split_of = {
-        place: "test" if is_test else "train"
-        for place, is_test in zip(longitudes, in_strip, strict=True)
-    }
-    return (
-        [replace(tile, split=split_of[tile.place_id]) for tile in tiles],
-        [replace(photo, split=split_of[photo.place_id]) for photo in photos],
-    )
+    codes = np.where(in_strip, SPLIT_CODES["test"], SPLIT_CODES["train"]).astype(np.uint8)
+    tiles.splits = codes[tiles.place_ids]
+    photos.splits = codes[photos.place_ids]  # of those without a place: not used

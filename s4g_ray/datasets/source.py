@@ -6,15 +6,22 @@ that `has_image` or `has_pair` finds, and hands the rows to `write`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from s4g_ray.arrays import Bools
 from s4g_ray.data.dataset import GeoDataset, write_dataset
-from s4g_ray.data.schema import SCHEMAS, gallery_splits
-from s4g_ray.errors import InputError
+from s4g_ray.data.schema import gallery_splits
+from s4g_ray.data.tables.view_columns import SPLIT_CODES
+from s4g_ray.datasets.source_rows import Row, ViewRows, split_paths
+from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
 
 Report = Callable[[str], None]  # takes one line about rows, images or files that were left out
@@ -50,22 +57,6 @@ def is_position(lat: float, lon: float) -> bool:
     return abs(lat) <= 90 and abs(lon) <= 180
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One image of a data set, with the columns of both tables. Degrees are WGS84."""
-
-    id: int
-    place_id: int
-    uri: str
-    split: str
-    lat: float | None = None
-    lon: float | None = None
-    region: str | None = None
-    source_id: str | None = None
-    heading_deg: float | None = None
-    semi_positives: list[int] | None = None
-
-
 class SourceFolder:
     """A folder to convert from: local, or any URI that fsspec reads.
 
@@ -77,6 +68,7 @@ class SourceFolder:
         self.uri = files.absolute(uri)
         self._report = report
         self._names: dict[str, frozenset[str]] = {}  # by the folder's URI
+        self._arrays: dict[str, pa.Array] = {}  # the same, of has_images
         self._missing: dict[str, None] = {}  # paths of images; an ordered set
         self._notes: list[str] = []
         self._num_broken_pairs = 0
@@ -92,13 +84,16 @@ class SourceFolder:
         """
         uri = self.join(folder)
         if uri not in self._names:
-            try:
-                self._names[uri] = frozenset(files.list_names(uri))
-            except NotADirectoryError:
-                self._names[uri] = frozenset()
-            except OSError as error:
-                raise InputError(f"{uri} cannot be listed: {error}") from error
+            self._names[uri] = frozenset(self._list(uri))
         return self._names[uri]
+
+    def _list(self, uri: str) -> list[str]:
+        try:
+            return files.list_names(uri)
+        except NotADirectoryError:
+            return []
+        except OSError as error:
+            raise InputError(f"{uri} cannot be listed: {error}") from error
 
     def prefetch(self, folders: Iterable[str]) -> None:
         """List folders, several at a time."""
@@ -113,17 +108,32 @@ class SourceFolder:
             name in self.list_names("/".join(parts[:depth])) for depth, name in enumerate(parts)
         )
 
-    def read_bytes(self, path: str) -> bytes:
-        """Read a whole file. Raises InputError when it is missing or cannot be read."""
+    @contextmanager
+    def open_file(self, path: str) -> Iterator[Any]:
+        """Open a file to read its bytes. Raises InputError when it is missing or cannot be read."""
+        filesystem, name = files.filesystem_of(self.join(path))
+        with self._explained_errors(path), filesystem.open(name, "rb") as stream:
+            yield stream
+
+    @contextmanager
+    def _explained_errors(self, path: str) -> Iterator[None]:
+        """Raise InputError for a file that is missing or cannot be read."""
         uri = self.join(path)
         try:
-            return files.read_bytes(uri)
+            yield
+        except StoreError:
+            raise
         except FileNotFoundError as error:
             raise InputError(
                 f"{uri} is missing; {self.uri} holds {self._describe_top()}"
             ) from error
         except OSError as error:
             raise InputError(f"{uri} cannot be read: {error}") from error
+
+    def read_bytes(self, path: str) -> bytes:
+        """Read a whole file. Raises InputError when it is missing or cannot be read."""
+        with self._explained_errors(path):
+            return files.read_bytes(self.join(path))
 
     def read_text(self, path: str) -> str:
         """Read a UTF-8 file, without its byte-order mark.
@@ -180,6 +190,36 @@ class SourceFolder:
             self._missing[path] = None
         return found
 
+    def has_images(self, paths: pa.ChunkedArray) -> Bools:
+        """Return which of paths[N] are in the listings of their folders; count those that are not.
+
+        Lists several folders at a time.
+        """
+        folders, names = split_paths(paths)
+        folder_names = folders.dictionary.to_pylist()
+        with ThreadPoolExecutor(NUM_LISTINGS) as pool:
+            listings = list(pool.map(self._list_array, folder_names))
+        codes = folders.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        edges = np.searchsorted(codes[order], np.arange(len(listings) + 1))
+        names = names.combine_chunks().take(
+            pa.array(order)
+        )  # so that those of a folder are a slice
+        found = np.zeros(len(codes), dtype=bool)
+        for number, listing in enumerate(listings):
+            within = slice(edges[number], edges[number + 1])
+            found[order[within]] = np.asarray(pc.is_in(names[within], value_set=listing))
+        self._missing.update(dict.fromkeys(paths.filter(pa.array(~found)).to_pylist()))
+        return found
+
+    def _list_array(self, folder: str) -> pa.Array:
+        """Return the names in a folder as list_names does, in a third of the memory."""
+        uri = self.join(folder)
+        if uri not in self._arrays:
+            names = list(self._names[uri]) if uri in self._names else self._list(uri)
+            self._arrays[uri] = pa.array(names, pa.large_string())
+        return self._arrays[uri]
+
     def has_pair(self, reference: str, query: str) -> bool:
         """Return whether both images of a pair are there, and count the pair if not."""
         has_reference = self.has_image(reference)
@@ -203,6 +243,23 @@ class SourceFolder:
         views: Mapping[str, str],
         strict: bool,
     ) -> GeoDataset:
+        """Write rows as write_rows does."""
+        of_view = {
+            "references": ViewRows.from_list(references, "references"),
+            "queries": ViewRows.from_list(queries, "queries"),
+        }
+        return self.write_rows(target, **of_view, name=name, views=views, strict=strict)
+
+    def write_rows(
+        self,
+        target: str,
+        references: ViewRows,
+        queries: ViewRows,
+        *,
+        name: str,
+        views: Mapping[str, str],
+        strict: bool,
+    ) -> GeoDataset:
         """Report what was left out, drop train queries without a reference, and write the data set.
 
         Raises InputError when images are missing and `strict` is set, when no reference or no query
@@ -211,19 +268,19 @@ class SourceFolder:
         self._report_missing(strict)
         if self._num_broken_pairs:
             self.add_note(f"pairs left out for a missing image: {self._num_broken_pairs:,}")
-        queries = self._with_train_reference(references, queries)
+        kept = self._with_train_reference(references, queries)
         self._note_unmatched(references, queries)
-        self._note_empty_splits(queries)
+        self._note_empty_splits(queries.splits[kept])
         for line in self._notes:
             self._report(line)
-        tables = []
-        for view, rows in (("references", references), ("queries", queries)):
-            if not rows:
+        for view, count in (("references", len(references.splits)), ("queries", kept.sum())):
+            if not count:
                 raise InputError(
                     f"{self.uri}: no {view} are left to convert;"
                     f" {len(self._missing):,} images missing"
                 )
-            tables.append(pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMAS[view]))
+        everything = np.ones(len(references.splits), dtype=bool)
+        tables = (references.make_tables(everything), queries.make_tables(kept))
         return write_dataset(target, *tables, name=name, views=views)
 
     def _report_missing(self, strict: bool) -> None:
@@ -235,31 +292,35 @@ class SourceFolder:
             raise InputError(f"{self.uri}: {count}: {first}; add them, or convert without --strict")
         self._report(f"{count}, left out with their rows: {first}")
 
-    def _with_train_reference(self, references: list[Row], queries: list[Row]) -> list[Row]:
-        places = {row.place_id for row in references if row.split == "train"}
-        kept = [row for row in queries if row.split != "train" or row.place_id in places]
-        if len(kept) < len(queries):
+    def _with_train_reference(self, references: ViewRows, queries: ViewRows) -> Bools:
+        """Return which queries can stay, and note how many train queries cannot."""
+        train = SPLIT_CODES["train"]
+        places = references.place_ids[references.splits == train]
+        kept = (queries.splits != train) | np.isin(queries.place_ids, places)
+        if not kept.all():
             self.add_note(
                 "train queries left out because their place has no train reference:"
-                f" {len(queries) - len(kept):,}"
+                f" {int((~kept).sum()):,}"
             )
-        return kept
+        return np.asarray(kept)
 
-    def _note_unmatched(self, references: list[Row], queries: list[Row]) -> None:
+    def _note_unmatched(self, references: ViewRows, queries: ViewRows) -> None:
         for split in ("val", "test"):
-            places = {row.place_id for row in references if row.split in gallery_splits(split)}
-            count = sum(row.split == split and row.place_id not in places for row in queries)
+            codes = [SPLIT_CODES[name] for name in gallery_splits(split)]
+            places = references.place_ids[np.isin(references.splits, codes)]
+            tested = queries.place_ids[queries.splits == SPLIT_CODES[split]]
+            count = int((~np.isin(tested, places)).sum())
             if count:
                 self.add_note(
                     f"{split} queries that evaluation leaves out because their place has no"
                     f" reference: {count:,}"
                 )
 
-    def _note_empty_splits(self, queries: list[Row]) -> None:
-        splits = {row.split for row in queries}
-        if "train" not in splits:
+    def _note_empty_splits(self, splits: NDArray[np.uint8]) -> None:
+        """Note what queries of these splits cannot be used for."""
+        if not (splits == SPLIT_CODES["train"]).any():
             self.add_note("no train queries: nothing to train on")
-        if not splits & {"val", "test"}:
+        if not np.isin(splits, [SPLIT_CODES["val"], SPLIT_CODES["test"]]).any():
             self.add_note("no test queries: nothing to evaluate on")
 
     def _guess_converters(self) -> list[str]:

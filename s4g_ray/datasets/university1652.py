@@ -11,14 +11,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import (
-    Report,
-    Row,
-    SourceFolder,
-    ignore_report,
-    is_number,
-    join_first,
-)
+from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_number, join_first
+from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 

@@ -1,30 +1,27 @@
-"""Compute retrieval metrics from exact ranks, in both protocols, in memory O(block * R).
+"""Compute retrieval metrics from exact ranks, in both protocols.
 
-Each query has a few scores that matter: those of its own references, of its semi-positives and of
-the references near it. They are computed in float64. How many other references score as high is
-counted over a block of float32 scores, and decided in float64 where two scores nearly tie.
+The gallery is in memory, or is read part by part: gallery_search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats, Floats64, Ints
-from s4g_ray.data.pairs import Pairs, pairs_by_place
+from s4g_ray.data.pairs import Pairs
 from s4g_ray.data.schema import ProtocolName
-from s4g_ray.data.sphere import chord_of, metres_between, unit_sphere
+from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import RunError
-from s4g_ray.evaluation.ranking import TIE, Block, normalise
+from s4g_ray.evaluation.gallery_parts import GalleryPart, GalleryParts, cut_gallery
+from s4g_ray.evaluation.gallery_search import GallerySearch, QuerySide, rank_found
 
 # The order of the first axis of arrays that hold both protocols.
 PROTOCOLS: tuple[ProtocolName, ProtocolName] = ("strict", "paper")
-BLOCK_SCORES = 16_000_000  # scores in one block of the matrix product: 64 MB
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,40 @@ class Retrieval:
     within: dict[float, Ints] = field(default_factory=dict)
     located: Bools | None = None
     error_m: Floats64 | None = None
+
+    @classmethod
+    def from_search(cls, search: GallerySearch) -> Retrieval:
+        """Turn the counts of a search, after its second pass, into ranks and errors."""
+        queries = search.queries
+        ranks = np.zeros((2, len(queries)), np.int64)
+        first = np.flatnonzero(np.diff(search.own_rows, prepend=-1))  # the best pair of each query
+        ranks[:, search.own_rows[first]] = search.own_above[:, first] + 1
+        hits = None
+        literal_hits = None
+        if queries.semi is not None:
+            num_semi = [search.count_semi_above(strict=strict) for strict in (True, False)]
+            hits = (ranks > 0) & (ranks - np.stack(num_semi) == 1)
+            literal_hits = rank_found(search.best_literal, search.literal_above) == 1
+        within = {}
+        located = None
+        error_m = None
+        if queries.latlon is not None:
+            located = np.isfinite(queries.latlon).all(axis=1)
+            for radius, best in search.best_near.items():
+                within[radius] = rank_found(best, search.near_above[radius])
+            if search.num_references:
+                error_m = metres_between(*queries.latlon.T, *search.top_latlon.T)
+        return cls(
+            top=search.top,
+            ranks=ranks,
+            ap=_average_precision(search),
+            num_references=search.num_references,
+            hits=hits,
+            literal_hits=literal_hits,
+            within=within,
+            located=located,
+            error_m=error_m,
+        )
 
     def metrics(
         self,
@@ -145,42 +176,22 @@ def retrieval_metrics(
     return found[protocol].metrics(protocol, ranks=ranks)
 
 
-def retrieve_both(
+def retrieve(
     query_embeddings: Floats,
     reference_embeddings: Floats,
     query_places: Ints,
     reference_places: Ints,
-    *,
-    reference_latlon: Floats64 | None = None,
-    distractors: Bools | None = None,
-    protocols: Sequence[ProtocolName] = PROTOCOLS,
     **options: Any,
-) -> dict[ProtocolName, Retrieval]:
-    """Retrieve for each protocol; options are those of retrieve.
+) -> Retrieval:
+    """Search every query in a gallery that is in memory, distractors included.
 
-    One search serves both, unless there are distractors, which `paper` leaves out.
+    Arguments and errors are those of retrieval_metrics. The result holds both protocols.
     """
-    has_distractors = distractors is not None and bool(distractors.any())
-    found: dict[ProtocolName, Retrieval] = {}
-    for protocol in protocols:
-        embeddings = reference_embeddings
-        places = reference_places
-        latlon = reference_latlon
-        if distractors is not None and has_distractors and protocol == "paper":
-            keep = ~distractors
-            embeddings = embeddings[keep]
-            places = places[keep]
-            latlon = None if latlon is None else latlon[keep]
-        elif found:
-            found[protocol] = next(iter(found.values()))
-            continue
-        found[protocol] = retrieve(
-            query_embeddings, embeddings, query_places, places, reference_latlon=latlon, **options
-        )
-    return found
+    given = (query_embeddings, reference_embeddings, query_places, reference_places)
+    return retrieve_both(*given, protocols=["strict"], **options)["strict"]
 
 
-def retrieve(
+def retrieve_both(
     query_embeddings: Floats,
     reference_embeddings: Floats,
     query_places: Ints,
@@ -190,160 +201,87 @@ def retrieve(
     query_latlon: Floats64 | None = None,
     reference_latlon: Floats64 | None = None,
     radii_m: Sequence[float] = (25, 50, 100),
-) -> Retrieval:
-    """Search every query in the gallery, once for both protocols.
+    distractors: Bools | None = None,
+    protocols: Sequence[ProtocolName] = PROTOCOLS,
+) -> dict[ProtocolName, Retrieval]:
+    """Search every query in a gallery that is in memory, for each protocol.
 
     Arguments and errors are those of retrieval_metrics.
     """
-    references = normalise(reference_embeddings, reference_places, "reference")
-    _check_queries(query_embeddings, query_places, references.shape[1])
-    count = len(query_places)
-    own = pairs_by_place(np.arange(count), query_places, reference_places)
     semi = None
     if semi_positives is not None:
-        semi = _pair_semi_positives(semi_positives, query_places, reference_places)
-    nearby = None
-    if query_latlon is not None and reference_latlon is not None:
-        nearby = _NearbyReferences(query_latlon, reference_latlon, radii_m)
-    top = np.zeros(count, np.int64)
-    ranks = np.zeros((2, count), np.int64)
-    ap = np.full((2, count), np.nan)
-    hits = np.zeros((2, count), bool)
-    literal_hits = np.zeros((2, count), bool)
-    within: dict[float, Ints] = {}
-    if nearby:
-        within = {float(radius): np.zeros((2, count), np.int64) for radius in radii_m}
-    size = max(1, BLOCK_SCORES // max(len(references), 1))
-    buffer = np.empty((min(size, count), len(references)), np.float32)
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        queries = normalise(query_embeddings[rows], query_places[rows], "query", start)
-        block = Block(queries, references, buffer)
-        top[rows] = block.find_top()
-        block_own = own.take(rows)
-        ranks[:, rows], ap[:, rows], best = _rank_own(block, block_own)
-        if semi is not None:
-            hits[:, rows], literal_hits[:, rows] = _find_hits(
-                block, block_own, semi.take(rows), ranks[:, rows], best
-            )
-        if nearby:
-            for radius, near in nearby.find_pairs(rows):
-                within[radius][:, rows] = block.rank_best(near)
-    return Retrieval(
-        top,
-        ranks,
-        ap,
-        len(references),
-        hits if semi is not None else None,
-        literal_hits if semi is not None else None,
-        within,
-        nearby.find_located() if nearby else None,
-        nearby.metres_to(top) if nearby and len(references) else None,
+        semi = _pair_semi_positives(semi_positives, query_places)
+    if reference_latlon is None:
+        query_latlon = None
+    queries = QuerySide(
+        query_embeddings, query_places, semi_positives=semi, latlon=query_latlon, radii_m=radii_m
+    )
+    whole = GalleryPart(reference_embeddings, reference_places, reference_latlon, distractors)
+    has_distractors = distractors is not None and bool(distractors.any())
+    return retrieve_parts(
+        queries, cut_gallery(whole), has_distractors=has_distractors, protocols=protocols
     )
 
 
-def _check_queries(embeddings: Floats, places: Ints, dim: int) -> None:
-    """Raise ValueError unless embeddings has one row for each place, of `dim` values."""
-    if embeddings.ndim != 2 or len(embeddings) != len(places):
-        raise ValueError(
-            f"query embeddings have shape {embeddings.shape}, for {len(places)} places"
-        )
-    if embeddings.shape[1] != dim:
-        raise ValueError(
-            f"D differs: queries {embeddings.shape[1]}, references {dim}; embed both with one model"
-        )
+def retrieve_parts(
+    queries: QuerySide,
+    parts: GalleryParts,
+    *,
+    has_distractors: bool,
+    protocols: Sequence[ProtocolName] = PROTOCOLS,
+) -> dict[ProtocolName, Retrieval]:
+    """Search every query in a gallery that is read part by part, twice; memory O(part + queries).
+
+    One search serves both protocols, unless there are distractors, which `paper` leaves out. The
+    ranks, and all metrics of them, do not depend on the parts. Raises RunError for non-finite
+    embeddings, ValueError for shapes that do not fit.
+    """
+    searches: dict[bool, GallerySearch] = {}  # by whether they leave distractors out
+    for protocol in protocols:
+        searches.setdefault(has_distractors and protocol == "paper", GallerySearch(queries))
+    for part in parts():
+        for leaves_out, search in searches.items():
+            search.find_scores(part.drop_distractors() if leaves_out else part)
+    for search in searches.values():
+        search.begin_counting()
+    for part in parts():
+        for leaves_out, search in searches.items():
+            search.count_part(part.drop_distractors() if leaves_out else part)
+    found = {leaves_out: Retrieval.from_search(search) for leaves_out, search in searches.items()}
+    return {name: found[has_distractors and name == "paper"] for name in protocols}
 
 
-def _pair_semi_positives(
-    semi_positives: Sequence[ArrayLike], query_places: Ints, reference_places: Ints
-) -> Pairs | None:
-    """Pair queries with references of their semi-positive places; None without such places."""
+def pair_semi_positives(rows: Ints, places: Ints, query_places: Ints) -> Pairs | None:
+    """Pair queries rows[p] with semi-positive places[p]: each pair once, none with the own place.
+
+    Returns None where none is left.
+    """
+    other = places != query_places[rows]
+    pairs = np.unique(np.stack([rows[other], places[other]], axis=1), axis=0)
+    return Pairs(pairs[:, 0], pairs[:, 1]) if len(pairs) else None
+
+
+def _pair_semi_positives(semi_positives: Sequence[ArrayLike], query_places: Ints) -> Pairs | None:
     if len(semi_positives) != len(query_places):
         raise ValueError(
             f"semi_positives has {len(semi_positives)} rows, for {len(query_places)} queries"
         )
-    lists = []
-    for semi, place in zip(semi_positives, query_places, strict=True):
-        lists.append(np.setdiff1d(np.asarray(semi, np.int64), [place]))
+    lists = [np.asarray(places, np.int64) for places in semi_positives]
     rows = np.repeat(np.arange(len(lists)), [len(places) for places in lists])
-    if not len(rows):
-        return None
-    return pairs_by_place(rows, np.concatenate(lists), reference_places)
+    places = np.concatenate([np.zeros(0, np.int64), *lists])
+    return pair_semi_positives(rows, places, query_places)
 
 
-def _rank_own(block: Block, own: Pairs) -> tuple[Ints, Floats64, Floats64]:
-    """Compute ranks[2, b], ap[2, b] and the best own score[b] of a block's queries."""
-    size = len(block.queries)
-    scores = block.score_pairs(own)
-    order = np.lexsort((-scores, own.rows))
-    rows = own.rows[order]
-    scores = scores[order]
-    above = block.count_above(rows, scores, own)
+def _average_precision(search: GallerySearch) -> Floats64:
+    """Compute ap[2, Q] of a search; NaN for queries without a reference."""
+    rows = search.own_rows
+    size = len(search.queries)
     first = np.flatnonzero(np.diff(rows, prepend=-1))  # the best pair of each query
     counts = np.diff(np.append(first, len(rows)))
     before = np.arange(len(rows)) - np.repeat(first, counts)  # own references ranked higher
-    ranks = np.zeros((2, size), np.int64)
-    ranks[:, rows[first]] = above[:, first] + 1
-    best = np.full(size, -np.inf)
-    best[rows[first]] = scores[first]
-    position = above + before  # from 0
+    position = search.own_above + before  # from 0
     earlier = np.where(position > 0, before / np.maximum(position, 1), 1.0)
     areas = ((before + 1) / (position + 1) + earlier) / 2
     num_own = np.bincount(rows, minlength=size)
     ap = np.stack([np.bincount(rows, area, size) / np.maximum(num_own, 1) for area in areas])
-    return ranks, np.where(num_own > 0, ap, np.nan), best
-
-
-def _find_hits(
-    block: Block, own: Pairs, semi: Pairs, ranks: Ints, best: Floats64
-) -> tuple[Bools, Bools]:
-    """Compute hits[2, b] and literal_hits[2, b].
-
-    ranks[2, b] and best[b] are those of the best own references.
-    """
-    scores = block.score_pairs(semi)
-    at_least = scores >= best[semi.rows] - TIE
-    higher = scores > best[semi.rows] + TIE
-    hits = np.zeros_like(ranks, dtype=bool)
-    for at, is_above in enumerate((at_least, higher)):
-        num_semi_above = np.bincount(semi.rows[is_above], minlength=len(best))
-        hits[at] = (ranks[at] > 0) & (ranks[at] - num_semi_above == 1)
-    rows = np.concatenate([own.rows, semi.rows])
-    columns = np.concatenate([own.columns, semi.columns])
-    order = np.argsort(rows, kind="stable")
-    return hits, block.rank_best(Pairs(rows[order], columns[order])) == 1
-
-
-class _NearbyReferences:
-    """Finds the references near queries, from coordinates [Q, 2] and [R, 2] in degrees."""
-
-    def __init__(self, queries: Floats64, references: Floats64, radii_m: Sequence[float]) -> None:
-        self._queries = queries
-        self._references = references
-        self._radii_m = sorted(float(radius) for radius in radii_m)
-        self._known = np.flatnonzero(np.isfinite(references).all(axis=1))
-        self._tree = cKDTree(unit_sphere(*references[self._known].T))
-
-    def find_pairs(self, rows: slice) -> Iterator[tuple[float, Pairs]]:
-        """Yield for each radius the pairs of a range of queries, numbered from 0."""
-        if not self._radii_m or not len(self._known):
-            return
-        queries = self._queries[rows]
-        located = np.flatnonzero(np.isfinite(queries).all(axis=1))
-        points = unit_sphere(*queries[located].T)
-        found = self._tree.query_ball_point(points, chord_of(self._radii_m[-1]))
-        lists = [np.asarray(columns, np.int64) for columns in found]
-        indices = np.repeat(located, [len(columns) for columns in lists])
-        columns = self._known[np.concatenate([np.zeros(0, np.int64), *lists])]
-        metres = metres_between(*queries[indices].T, *self._references[columns].T)
-        for radius in self._radii_m:
-            inside = metres <= radius
-            yield radius, Pairs(indices[inside], columns[inside])
-
-    def find_located(self) -> Bools:
-        """Find which queries have coordinates: located[Q]."""
-        return np.asarray(np.isfinite(self._queries).all(axis=1))
-
-    def metres_to(self, columns: Ints) -> Floats64:
-        """Compute metres from each query to a reference; NaN where either has no coordinates."""
-        return metres_between(*self._queries.T, *self._references[columns].T)
+    return np.where(num_own > 0, ap, np.nan)

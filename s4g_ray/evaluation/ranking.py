@@ -1,6 +1,6 @@
 """Rank references for a block of queries exactly: float32 scores, float64 where two nearly tie.
 
-Block holds the scores of some queries against all references. For a threshold, the score of one of
+Block holds the scores of some queries against some references. For a threshold, the score of one of
 a query's own references, it counts the other references that score at least as high. Compiled
 kernels count in float32 and list the near-ties, which are then compared in float64.
 """
@@ -53,10 +53,21 @@ def normalise(embeddings: Floats, places: Ints, kind: str, first: int = 0) -> Fl
     return unit
 
 
-class Block:
-    """Queries against all references: unit vectors [b, D] and [R, D], float32 scores [b, R].
+def score_pairs(queries: Floats32, references: Floats32, pairs: Pairs) -> Floats64:
+    """Compute the scores of pairs in float64."""
+    scores = np.empty(len(pairs.rows))
 
-    The scores are written to the first b rows of `buffer`, which the next block may use again.
+    def score_range(start: int, stop: int) -> None:
+        _score_pairs(start, stop, queries, references, pairs.rows, pairs.columns, scores)
+
+    _run_on_threads(score_range, len(scores))
+    return scores
+
+
+class Block:
+    """Queries against references: unit vectors [b, D] and [R, D], float32 scores [b, R].
+
+    The scores are written to `buffer` [b, R], which the next block may use again.
     """
 
     def __init__(
@@ -69,7 +80,7 @@ class Block:
 
         self.queries = queries
         self.references = references
-        self.scores = buffer[: len(queries)]
+        self.scores = buffer
         # by torch: 320 GFLOP/s where numpy's BLAS gave 285, and into memory that is there
         left = torch.from_numpy(self.queries)
         right = torch.from_numpy(self.references).T
@@ -83,40 +94,6 @@ class Block:
             lambda start, stop: self.scores[start:stop].argmax(axis=1), len(self.queries)
         )
         return np.concatenate(parts)
-
-    def score_pairs(self, pairs: Pairs) -> Floats64:
-        """Compute the scores of pairs in float64."""
-        scores = np.empty(len(pairs.rows))
-
-        def score_range(start: int, stop: int) -> None:
-            _score_pairs(
-                start, stop, self.queries, self.references, pairs.rows, pairs.columns, scores
-            )
-
-        _run_on_threads(score_range, len(scores))
-        return scores
-
-    def find_best_scores(self, pairs: Pairs) -> Floats64:
-        """Find each query's highest exact score among its pairs; minus infinity without pairs."""
-        rough = self.scores[pairs.rows, pairs.columns]
-        highest = np.full(len(self.queries), -np.inf)
-        np.maximum.at(highest, pairs.rows, rough)
-        close = rough >= highest[pairs.rows] - 2 * NEAR_TIE
-        close_pairs = Pairs(pairs.rows[close], pairs.columns[close])
-        best = np.full(len(self.queries), -np.inf)
-        np.maximum.at(best, close_pairs.rows, self.score_pairs(close_pairs))
-        return best
-
-    def rank_best(self, pairs: Pairs) -> Ints:
-        """Rank each query's best pair among the references that are not among its pairs.
-
-        Returns ranks[2, b] from 1 (strict, paper); 0 for queries without pairs.
-        """
-        best = self.find_best_scores(pairs)
-        rows = np.flatnonzero(np.isfinite(best))
-        ranks = np.zeros((2, len(best)), np.int64)
-        ranks[:, rows] = 1 + self.count_above(rows, best[rows], pairs)
-        return ranks
 
     def count_above(self, rows: Ints, thresholds: Floats64, members: Pairs) -> Ints:
         """Count the references that reach thresholds[p] of rows[p] and are no members of the row.
@@ -158,7 +135,7 @@ class Block:
         is_other = ~np.isin(keys, own_keys, assume_unique=True)
         indices = indices[is_other]
         columns = columns[is_other]
-        exact = self.score_pairs(Pairs(rows[indices], columns))
+        exact = score_pairs(self.queries, self.references, Pairs(rows[indices], columns))
         at_least = exact >= thresholds[indices] - TIE
         higher = exact > thresholds[indices] + TIE
         above[0] += np.bincount(indices[at_least], minlength=len(rows))

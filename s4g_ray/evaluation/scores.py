@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from s4g_ray.arrays import Bools, Floats, Ints
+from s4g_ray.arrays import Floats, Ints
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable
+from s4g_ray.data.pairs import Pairs
 from s4g_ray.data.schema import ProtocolName, gallery_splits
 from s4g_ray.data.sphere import format_metres
-from s4g_ray.data.tables.embedding_table import read_embedded_rows
-from s4g_ray.evaluation.metrics import PROTOCOLS, retrieve_both
+from s4g_ray.data.tables.embedding_table import read_embedded_rows, read_embedding_parts
+from s4g_ray.data.tables.view_columns import SemiPositives
+from s4g_ray.evaluation.gallery_parts import GalleryPart, GalleryParts, cut_gallery
+from s4g_ray.evaluation.gallery_search import QuerySide
+from s4g_ray.evaluation.metrics import PROTOCOLS, pair_semi_positives, retrieve_parts
+from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import Stamp
 
 Metrics = dict[str, float]
@@ -67,16 +72,28 @@ def score_tables(
 ) -> Score:
     """Score a split from the published embedding tables of its queries and of its references.
 
-    Raises RunError when a table is unpublished, altered, or the queries are not made from `stamp`.
+    The references are read part by part, twice; of each, 24 bytes stay in memory. Raises RunError
+    when a table is unpublished, altered, or the queries are not made from `stamp`.
     """
-    embedded_queries, query_rows = read_embedded_rows(
+    embedded, query_rows = read_embedded_rows(
         queries, "queries", dataset.table("queries", [split]), stamp=stamp
     )
-    embedded_references, gallery = read_embedded_rows(
-        references, "references", dataset.table("references", gallery_splits(split))
+    ids, lat, lon = dataset.columns("references", gallery_splits(split), ["id", "lat", "lon"])
+    distractor_ids = _find_distractors(dataset, query_rows)
+
+    def read_parts() -> Iterator[GalleryPart]:
+        for table in read_embedding_parts(references, "references"):
+            rows = rows_of(ids, table.ids)
+            known = rows >= 0  # others are of other splits
+            latlon = np.full((len(rows), 2), np.nan)
+            latlon[known] = np.stack([lat[rows[known]], lon[rows[known]]], axis=1)
+            is_distractor = rows_of(distractor_ids, table.ids) >= 0
+            part = GalleryPart(table.vectors, table.place_ids, latlon, is_distractor)
+            yield part.take(known)
+
+    return _score_parts(
+        dataset, split, query_rows, embedded.vectors, read_parts, len(distractor_ids) > 0, radii_m
     )
-    embeddings = (embedded_queries.vectors, embedded_references.vectors)
-    return score(dataset, split, query_rows, gallery, embeddings, radii_m=radii_m)
 
 
 def score(
@@ -92,21 +109,36 @@ def score(
 
     Raises RunError for non-finite embeddings, and when no query has a reference in the gallery.
     """
-    semi_by_id = dataset.semi_positives(split)
-    semi_positives = None
-    if semi_by_id:
-        none: Ints = np.zeros(0, np.int64)
-        semi_positives = [semi_by_id.get(int(query), none) for query in queries.ids]
-    found = retrieve_both(
-        *embeddings,
-        queries.place_ids,
+    distractor_ids = _find_distractors(dataset, queries)
+    whole = GalleryPart(
+        embeddings[1],
         gallery.place_ids,
-        semi_positives=semi_positives,
-        query_latlon=np.stack([queries.lat, queries.lon], axis=1),
-        reference_latlon=np.stack([gallery.lat, gallery.lon], axis=1),
-        radii_m=radii_m,
-        distractors=_find_distractors(dataset, queries, gallery),
+        np.stack([gallery.lat, gallery.lon], axis=1),
+        rows_of(distractor_ids, gallery.ids) >= 0,
     )
+    has_distractors = len(distractor_ids) > 0
+    parts = cut_gallery(whole)
+    return _score_parts(dataset, split, queries, embeddings[0], parts, has_distractors, radii_m)
+
+
+def _score_parts(
+    dataset: GeoDataset,
+    split: str,
+    queries: ImageTable,
+    vectors: Floats,
+    parts: GalleryParts,
+    has_distractors: bool,
+    radii_m: Sequence[float],
+) -> Score:
+    """Score vectors[Q, D] of queries in a gallery of parts."""
+    side = QuerySide(
+        vectors,
+        queries.place_ids,
+        semi_positives=_pair_semi_positives(dataset.semi_positives(split), queries),
+        latlon=np.stack([queries.lat, queries.lon], axis=1),
+        radii_m=radii_m,
+    )
+    found = retrieve_parts(side, parts, has_distractors=has_distractors)
     metrics = {protocol: found[protocol].metrics(protocol) for protocol in PROTOCOLS}
     names = np.array(list(queries.regions), dtype=str)
     regions: dict[str, dict[ProtocolName, Metrics]] = {}
@@ -121,7 +153,16 @@ def score(
     return Score(metrics, regions)
 
 
-def _find_distractors(dataset: GeoDataset, queries: ImageTable, gallery: ImageTable) -> Bools:
-    """Find the rows of the gallery of split `gallery` whose place no query shows."""
-    declared = np.isin(gallery.ids, dataset.table("references", ["gallery"]).ids)
-    return np.asarray(declared & ~np.isin(gallery.place_ids, queries.place_ids))
+def _pair_semi_positives(semi: SemiPositives, queries: ImageTable) -> Pairs | None:
+    """Pair rows of queries with their semi-positive places; None without any."""
+    ids, places = semi.expand()
+    order = np.argsort(queries.ids, kind="stable")
+    rows = rows_of(queries.ids[order], ids)
+    known = rows >= 0  # others have an image that was skipped
+    return pair_semi_positives(order[rows[known]], places[known], queries.place_ids)
+
+
+def _find_distractors(dataset: GeoDataset, queries: ImageTable) -> Ints:
+    """Find the references of split `gallery` whose place no query shows: ids, ascending."""
+    ids, places = dataset.columns("references", ["gallery"], ["id", "place_id"])
+    return ids[~np.isin(places, queries.place_ids)]

@@ -17,7 +17,8 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
 from s4g_ray.datasets import cvact, cvusa, folder, university1652, vigor
-from s4g_ray.datasets.source import Row, SourceFolder, join_first
+from s4g_ray.datasets.source import SourceFolder, join_first
+from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from tests.support import source_trees

@@ -135,7 +135,7 @@ def test_metrics_of_both_protocols_equal_a_plain_loop(
 
 
 def test_random_embeddings_equal_a_plain_loop_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s4g_ray.evaluation.metrics.BLOCK_SCORES", 700)
+    monkeypatch.setattr("s4g_ray.evaluation.gallery_search.BLOCK_SCORES", 700)
     rng = np.random.default_rng(0)
     q = rng.normal(size=(90, 16)).astype(np.float32)
     r = rng.normal(size=(120, 16)).astype(np.float32)

@@ -3,6 +3,8 @@
 embedding_table  ids, places and vectors of images: write a part; read parts, ids or a sample
 neighbor_graph   NeighborGraph, the nearest places of each place, and its Parquet files
 batch_plan       BatchPlan, which pairs share which batch, and its Parquet file
+view_columns     the compact columns of a view that validation has read
+part_writer      write the rows of a view as Parquet parts, as they come
 text_column      TextColumn: many strings in few arrays
 arrow_texts      read paths and other strings from Arrow into text columns
 mapped_table     write an ImageTable as files, and map it from them

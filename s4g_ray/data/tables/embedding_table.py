@@ -47,6 +47,15 @@ class EmbeddingTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @classmethod
+    def concatenate(cls, tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
+        """Return the rows of one or more tables, in their order."""
+        return cls(
+            np.concatenate([table.ids for table in tables]),
+            np.concatenate([table.place_ids for table in tables]),
+            np.concatenate([table.vectors for table in tables]),
+        )
+
     def take(self, ids: Ints) -> EmbeddingTable:
         """Return the rows whose id is among `ids`, in the table's order."""
         return self.at(np.flatnonzero(np.isin(self.ids, ids)))
@@ -105,12 +114,7 @@ def read_embeddings(folder: str, view: View, *, stamp: Stamp | None = None) -> E
 
     Raises RunError when the table is unpublished, altered, or not made from `stamp`.
     """
-    tables = list(read_embedding_parts(folder, view, stamp=stamp))
-    return EmbeddingTable(
-        np.concatenate([table.ids for table in tables]),
-        np.concatenate([table.place_ids for table in tables]),
-        np.concatenate([table.vectors for table in tables]),
-    )
+    return EmbeddingTable.concatenate(list(read_embedding_parts(folder, view, stamp=stamp)))
 
 
 def read_embedded_rows(
@@ -118,9 +122,11 @@ def read_embedded_rows(
 ) -> tuple[EmbeddingTable, ImageTable]:
     """Read the embeddings of the rows of an image table, and return those rows in the same order.
 
-    Rows whose image was skipped are in neither. Raises RunError as read_embeddings does.
+    Rows whose image was skipped are in neither. Other rows of the table are read part by part.
+    Raises RunError as read_embeddings does.
     """
-    embedded = read_embeddings(folder, view, stamp=stamp).take(table.ids)
+    parts = read_embedding_parts(folder, view, stamp=stamp)
+    embedded = EmbeddingTable.concatenate([part.take(table.ids) for part in parts])
     return embedded, table.take(table.rows(embedded.ids))
 
 
