@@ -91,8 +91,8 @@ def _find_adjoining(lows: Floats32, highs: Floats32) -> Rows32:
     num_adjoining = min(NUM_ADJOINING, count - 1)
     centres = (lows + highs) / 2
     apart, near = cKDTree(centres).query(centres, min(count, CANDIDATES + 1))
-    apart = apart.reshape(count, -1)
-    near = near.reshape(count, -1)
+    apart = np.reshape(apart, (count, -1))
+    near = np.reshape(near, (count, -1))
     own = np.arange(count)[:, None]
     between = np.maximum(lows[near] - highs[own], lows[own] - highs[near])
     gaps = np.square(np.maximum(between, 0)).sum(axis=2)
