@@ -128,14 +128,17 @@ class Widths:
         whichever they are, and enough for train recall. Raises InputError when k exceeds the
         number of indexed places.
         """
-        counts = np.sort(np.unique(references.places, return_counts=True)[1])
+        ordered = np.sort(references.places)
+        is_first = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
+        counts = np.diff(np.flatnonzero(is_first))  # references of each place
         if not 1 <= filters.k <= len(counts):
             raise InputError(
                 f"k={filters.k} neighbors of each place are asked for, but the index holds"
                 f" {len(counts)} places; set sampling.neighbor_pool_size to 1..{len(counts) - 1}"
             )
         num_wanted = filters.k + filters.range_min
-        enough = int(counts[-(num_wanted + 1) :].sum())
+        first = max(len(counts) - num_wanted - 1, 0)
+        enough = int(np.partition(counts, first)[first:].sum())
         limit = min(max(max_candidates, enough, RECALL_RANKS[-1]), len(references))
         mean_per_place = -(-len(references) // len(counts))
         return cls(min((num_wanted + SPARE_PLACES) * mean_per_place, limit), limit)

@@ -12,20 +12,37 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Ints
-from s4g_ray.storage.manifest import Stamp, publish, write_part
+from s4g_ray.storage.manifest import Part, Stamp, publish, write_part
 
 STAMP = Stamp(step=4, weights_sha256="a", preprocessing="p", dataset="d", dim=6, dtype="float32")
+
+
+Vectors = NDArray[np.float32] | NDArray[np.float16]
 
 
 def write_queries(
     folder: str,
     ids: Ints,
     places: Ints,
-    vectors: NDArray[np.float32] | NDArray[np.float16],
+    vectors: Vectors,
     part_rows: int,
     bad_images: int = 0,
 ) -> None:
-    """Publish a table of query embeddings without references.
+    """Publish a table of query embeddings without references, as write_view writes it."""
+    parts = write_view(folder, "queries", ids, places, vectors, part_rows)
+    publish(
+        folder,
+        "embeddings",
+        parts,
+        replace(STAMP, dtype=str(vectors.dtype)),
+        {"bad_images": ["a reason"] * bad_images},
+    )
+
+
+def write_view(
+    folder: str, view: str, ids: Ints, places: Ints, vectors: Vectors, part_rows: int
+) -> list[Part]:
+    """Write a view of a table in the order of its rows.
 
     A part has `part_rows` rows, or more where a place would lie in two parts.
     """
@@ -43,12 +60,6 @@ def write_queries(
         pq.write_table(
             pa.table({"id": ids[rows], "place_id": places[rows], "embedding": values}), buffer
         )
-        name = f"queries/part-{number:05d}.parquet"
+        name = f"{view}/part-{number:05d}.parquet"
         parts.append(write_part(folder, name, buffer.getvalue(), len(ids[rows])))
-    publish(
-        folder,
-        "embeddings",
-        parts,
-        replace(STAMP, dtype=str(vectors.dtype)),
-        {"bad_images": ["a reason"] * bad_images},
-    )
+    return parts

@@ -85,6 +85,10 @@ class CellPlan:
         """Return the cells of a block."""
         return np.arange(self.first_cells[block], self.first_cells[block + 1])
 
+    def far_rows_of(self, block: int) -> Ints:
+        """Return the rows of the references of anywhere that a block needs, ascending."""
+        return self.far_rows[self.far_blocks == block]
+
     def cells_of(self, place_ids: Ints) -> Ints:
         """Return the cell of each place[n]; all of them are in cells."""
         rows = np.searchsorted(self.place_ids, place_ids)

@@ -150,8 +150,8 @@ def mine_block(shared: CellMining, row: Row, on_block: OnBlock) -> MinedPart:
     references = _read_records(shared, row["references"])
     query_cells = plan.cells_of(queries["place"])
     cells = plan.cells_of(references["place"])
-    own_cells = plan.cells_in(row["block"])
-    is_far = ~np.isin(cells, plan.cells.around(own_cells))
+    far_ids = shared.job.references.ids[plan.far_rows_of(row["block"])]
+    is_far = rows_of(far_ids, references["id"]) >= 0
     counts = Counts()
     graphs: list[NeighborGraph] = []
     for cell in np.unique(query_cells):

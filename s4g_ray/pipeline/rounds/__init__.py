@@ -5,4 +5,5 @@ coordinator   the thread that does rounds beside training
 mining_round  one round: embed, mine, evaluate
 graphs        RunGraphs: the neighbor graphs of a run: where they lie, which exist
 miner         index and mine each collection of references
+cell_search   exact search within geographic cells, without an index
 """
