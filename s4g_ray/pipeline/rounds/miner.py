@@ -60,16 +60,30 @@ class Miner:
         self._closed = True
         self._stack.close()
 
-    def mine(self, epoch: int, embeddings: str, stamp: Stamp) -> Iterator[Record]:
-        """Publish an epoch's graphs that are not published yet; yield the record of each graph."""
+    def mine(
+        self, epoch: int, embeddings: str, stamp: Stamp, share: Ints | None = None
+    ) -> Iterator[Record]:
+        """Publish an epoch's graphs that are not published yet; yield the record of each graph.
+
+        share: ids, ascending, of the places whose neighbors are found among each other; the others
+        have those of the graph before. None: all places.
+        """
         for collection in self._graphs.collections:
             if not self._graphs.is_there(epoch, collection, stamp):
-                self._mine(collection, epoch, embeddings, stamp)
+                self._mine(collection, epoch, embeddings, stamp, share)
             yield self._graphs.round_record(epoch, collection)
 
-    def _mine(self, collection: Collection, epoch: int, embeddings: str, stamp: Stamp) -> None:
+    def _mine(
+        self,
+        collection: Collection,
+        epoch: int,
+        embeddings: str,
+        stamp: Stamp,
+        share: Ints | None,
+    ) -> None:
         graphs = self._graphs
-        ids, places = graphs.references(collection)
+        query_ids = graphs.query_ids(share)
+        ids, places = graphs.references(collection, share)
         embedded = np.isin(ids, _embedded_ids(embeddings, stamp))  # bad images are left out
         ids = ids[embedded]
         places = places[embedded]
@@ -79,11 +93,12 @@ class Miner:
         if index is None:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
             size = self._mining.recall_sample
-            sample = sample_queries(embeddings, graphs.split.query_ids, size, rng)
+            sample = sample_queries(embeddings, query_ids, size, rng)
             index = service.build(epoch, embeddings, ids, sample=sample, k=k, stamp=stamp)
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=index.engine)
         previous = graphs.newest_before(epoch, collection)
+        previous_uri = None if previous is None else graphs.uri(previous, collection)
         with self._reporter.stage(f"mining {collection}") as update:
             found = mine(
                 service.client,
@@ -92,14 +107,15 @@ class Miner:
                 graphs.uri(epoch, collection),
                 cfg=self.config_for(collection),
                 k=k,
-                query_ids=graphs.split.query_ids,
+                query_ids=query_ids,
                 reference_ids=ids,
                 reference_places=places,
                 exclusions=graphs.split.exclusions,
                 stamp=stamp,
-                previous=None if previous is None else graphs.uri(previous, collection),
+                previous=previous_uri,
                 info={**index.summary(), "age": epoch - (previous or 0)},
                 on_progress=update,
+                **({} if share is None else {"carry_from": previous_uri}),
             )
         self._log_summary(collection, found)
 
