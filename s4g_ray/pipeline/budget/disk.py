@@ -1,8 +1,7 @@
 """Bound the disk that a run takes, from its configuration and sizes. Pure but for check_room.
 
 The counts follow from the rule of retention (retention/rule.py), at its worst moment: just before
-it is applied, with a round that is being written. They hold while rounds keep up with training;
-with mining.when_late=reuse, as long as a graph may be reused.
+it is applied, with a round that is being written.
 """
 
 from __future__ import annotations
@@ -101,11 +100,11 @@ def count_checkpoints(config: RunConfig) -> int:
     The newest ones, one that is being written, the untrained and the best one, and those that
     rounds wait for.
     """
-    waiting = 1
-    if config.mining.schedule == "overlap":
-        waiting = _count_rounds(config, _window(config))
     best = 1 if config.data.val_split is not None else 0
-    return config.checkpoint.keep + 2 + best + waiting
+    most = config.checkpoint.keep + 2 + best + _count_waiting(config)
+    if config.checkpoint.every_steps is not None:
+        return most
+    return min(most, config.train.epochs + 1)
 
 
 def count_graphs(config: RunConfig) -> int:
@@ -121,13 +120,10 @@ def count_graphs(config: RunConfig) -> int:
     usable = 2 + math.ceil(_window(config) / every)
     older = math.ceil((config.checkpoint.keep + mining.lag) / every)
     best = 1 + mining.lag // every if config.data.val_split is not None else 0
-    num_waiting = 0
+    most = usable + older + best + mining.keep
     if mining.schedule == "overlap":
-        num_waiting = _count_rounds(config, _window(config))
-    return min(
-        usable + older + best + num_waiting + mining.keep,
-        config.train.epochs // every + 1,
-    )
+        most += _count_waiting(config)
+    return min(most, config.train.epochs // every + 1)
 
 
 def _window(config: RunConfig) -> int:
@@ -140,13 +136,20 @@ def _window(config: RunConfig) -> int:
     return mining.lag + mining.every_epochs
 
 
-def _count_rounds(config: RunConfig, num_epochs: int) -> int:
-    """Return the largest number of rounds within so many epochs, plus the one in progress."""
+def _count_waiting(config: RunConfig) -> int:
+    """Return how many checkpoints rounds wait for at once, at most.
+
+    An epoch waits for its mining round, so only those of a window are open. Evaluations are
+    postponed while a mining round is late, in the worst case all of them.
+    """
+    if config.mining.schedule == "sync":
+        return 1
     schedule = Schedule(config)
-    last = config.train.epochs
-    due = [int(schedule.mines_after(e) or schedule.evaluates_after(e)) for e in range(last + 1)]
-    windows = [sum(due[first : first + num_epochs]) for first in range(max(1, last + 1))]
-    return max(windows) + 1
+    epochs = range(config.train.epochs + 1)
+    mined = [int(schedule.mines_after(epoch)) for epoch in epochs]
+    scored = sum(schedule.evaluates_after(epoch) for epoch in epochs)
+    width = _window(config)
+    return max(sum(mined[first : first + width]) for first in epochs) + scored
 
 
 def describe_stocks(stocks: Sequence[Stock]) -> str:
