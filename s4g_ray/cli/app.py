@@ -11,6 +11,8 @@ from s4g_ray.cli.console import interruptible, make_reporter, print_json, run_ap
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.index import index_app
 from s4g_ray.cli.pack import pack
+from s4g_ray.cli.plan import plan
+from s4g_ray.cli.prune import prune
 from s4g_ray.cli.stages import embed, mine
 from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError
@@ -31,6 +33,8 @@ app.add_typer(index_app, name="index")
 app.command()(pack)
 app.command()(embed)
 app.command()(mine)
+app.command()(plan)
+app.command()(prune)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")

@@ -11,6 +11,8 @@ run_folder        RunFolder: run.json, config.yaml, metrics.jsonl, artefacts
 preemption        SIGTERM
 prometheus        records of a run as Ray metrics
 branches/         continue from an earlier checkpoint with other values
+retention/        remove what a run does not need any more
+budget/           disk, memory and hours of a run, before it starts
 loggers/          TensorBoard, Weights & Biases, MLflow
 rounds/           mining and evaluation rounds
 report/           report.html

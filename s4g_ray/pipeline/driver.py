@@ -29,6 +29,7 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.branches.make_branch import make_branch
+from s4g_ray.pipeline.budget.disk_check import check_disk
 from s4g_ray.pipeline.callbacks import Callback, CallbackList
 from s4g_ray.pipeline.loggers.run_loggers import RunLoggers, check_loggers
 from s4g_ray.pipeline.planner import Planner
@@ -103,6 +104,7 @@ def run(
                     config, dataset, split, folder, encoder, reporter, preemption, callbacks
                 )
                 driver.check_indexes()
+                check_disk(folder, dataset, split, encoder, reporter)
                 if folder.branch is not None:
                     reporter.line(folder.branch.summary())
                     with reporter.stage("keeping what followed"):

@@ -25,6 +25,7 @@ from s4g_ray.distributed.placement import (
 )
 from s4g_ray.errors import InputError
 from s4g_ray.index.plan import plan_for
+from s4g_ray.pipeline.rounds.rotation import smallest_share
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
 
 
@@ -90,6 +91,19 @@ def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
         faults.append(
             f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown}"
             " train places have no lat and lon; add them, or use sampling.mode=random"
+        )
+    mining = config.mining
+    share = smallest_share(mining, len(places))
+    if (
+        config.sampling.mode == "similarity"
+        and mining.refresh == "rotate"
+        and share <= config.sampling.neighbor_pool_size
+    ):
+        faults.append(
+            f"mining.refresh=rotate with refresh_share={mining.refresh_share:g} takes {share} of"
+            f" {len(places)} places in a round, which is not more than"
+            f" sampling.neighbor_pool_size={config.sampling.neighbor_pool_size}; raise the share,"
+            " or set mining.refresh=full"
         )
     return faults
 

@@ -46,7 +46,7 @@ class SimulatedRun:
         self.evaluated: set[int] = set()
         self.ever_mined: set[int] = set()
         self.best = 0
-        self.most = {"embeddings": 0, "graphs": 0, "plans": 0}
+        self.most = {"checkpoints": 0, "embeddings": 0, "graphs": 0, "plans": 0}
 
     def run(self) -> None:
         """Run all epochs. Raises AssertionError where a file is missing that something reads."""
@@ -245,6 +245,7 @@ class SimulatedRun:
         return needed | {epoch for epoch in self.failed if epoch > max(self.ready)}
 
     def _prune_checkpoints(self) -> None:
+        self.most["checkpoints"] = max(self.most["checkpoints"], len(self.checkpoints))
         newest = sorted(self.checkpoints - {0})[-self.num_kept :]
         self.checkpoints &= {0, self.best, *newest, *self._waiting(), self.newest}
 

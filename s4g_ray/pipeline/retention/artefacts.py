@@ -77,6 +77,12 @@ def list_versioned(uri: str) -> dict[int, str]:
     return found
 
 
+def measure(uri: str) -> int:
+    """Return the bytes of a file, or of all files in a folder; 0 where there is none."""
+    filesystem, path = files.filesystem_of(uri)
+    return int(filesystem.du(path)) if files.exists(uri) else 0
+
+
 class Retention:
     """Removes what a run in progress does not need. For the thread that follows the training."""
 

@@ -12,10 +12,12 @@ from typing import Literal, Self
 import numpy as np
 
 from s4g_ray.arrays import Ints
-from s4g_ray.config.schema import RunConfig, SamplingConfig
+from s4g_ray.config.schema import MiningConfig, RunConfig, SamplingConfig
 from s4g_ray.data.places import Places
 from s4g_ray.data.train_split import TrainSplit
+from s4g_ray.pipeline.rounds.rotation import choose_places, round_number
 from s4g_ray.pipeline.run_folder import Record, RunFolder
+from s4g_ray.row_lookup import rows_of
 from s4g_ray.sampling.geographic_neighbors import write_geographic_graph, write_nearest_places
 from s4g_ray.storage.manifest import Stamp, is_published, latest_version, open_published
 
@@ -32,14 +34,24 @@ class RunGraphs:
     fingerprint: str  # of the data set
     folder: RunFolder
     sampling: SamplingConfig
+    mining: MiningConfig
     batch_size: int
+    seed: int
 
     @classmethod
     def from_config(
         cls, config: RunConfig, split: TrainSplit, fingerprint: str, folder: RunFolder
     ) -> Self:
         """Describe the graphs of a run on a train split of a data set with this fingerprint."""
-        return cls(split, fingerprint, folder, config.sampling, config.train.batch_size)
+        return cls(
+            split,
+            fingerprint,
+            folder,
+            config.sampling,
+            config.mining,
+            config.train.batch_size,
+            config.seed,
+        )
 
     @property
     def collections(self) -> list[Collection]:
@@ -53,6 +65,22 @@ class RunGraphs:
     def newest_before(self, version: int, collection: Collection) -> int | None:
         """Return the newest published graph that is older than a version."""
         return latest_version(self.folder.path(FOLDERS[collection]), "v", at_most=version - 1)
+
+    def share_of_round(self, epoch: int) -> Ints | None:
+        """Return the ids, ascending, of the places that the round after an epoch takes.
+
+        None: all of them. That is every round of mining.refresh=full, and of rotate the first one,
+        and one without a mined graph whose other places could be carried on.
+        """
+        number = round_number(self.mining, epoch)
+        if self.mining.refresh == "full" or number < 1:
+            return None
+        if not all(self.newest_before(epoch, collection) for collection in self.collections):
+            return None
+        places = self.split.places
+        if self.split.gallery is not None:
+            places = places.union(self.split.gallery.places)
+        return choose_places(places, self.mining, number, seed=self.seed)
 
     def is_there(self, epoch: int, collection: Collection, stamp: Stamp | None) -> bool:
         """Whether an epoch's graph is published, with this stamp of its checkpoint.
@@ -105,9 +133,25 @@ class RunGraphs:
             return self.split.places.union(self.split.gallery.places)
         return self.split.places
 
-    def references(self, collection: Collection) -> tuple[Ints, Ints]:
-        """Return ids[R], ascending, and place_ids[R] of the references of a collection."""
-        if collection == "gallery" and self.split.gallery is not None:
-            order = np.argsort(self.split.gallery.ids)
-            return self.split.gallery.ids[order], self.split.gallery.place_ids[order]
-        return self.split.reference_ids, self.split.reference_places
+    def references(self, collection: Collection, share: Ints | None = None) -> tuple[Ints, Ints]:
+        """Return ids[R], ascending, and place_ids[R] of the references of a collection.
+
+        share: ids, ascending, of the places whose references are wanted; None: of all.
+        """
+        split = self.split
+        if collection == "gallery" and split.gallery is not None:
+            order = np.argsort(split.gallery.ids)
+            ids, places = split.gallery.ids[order], split.gallery.place_ids[order]
+        else:
+            ids, places = split.reference_ids, split.reference_places
+        if share is None:
+            return ids, places
+        is_chosen = rows_of(share, places) >= 0
+        return ids[is_chosen], places[is_chosen]
+
+    def query_ids(self, share: Ints | None = None) -> Ints:
+        """Return the ids of the train queries, ascending; share: of these places alone."""
+        if share is None:
+            return self.split.query_ids
+        pairs = self.split.pairs
+        return np.unique(pairs.query_ids[rows_of(share, pairs.place_ids) >= 0])

@@ -67,24 +67,39 @@ class Miner:
         self._closed = True
         self._stack.close()
 
-    def mine(self, epoch: int, embeddings: str, stamp: Stamp) -> Iterator[Record]:
-        """Publish an epoch's graphs that are not published yet; yield the record of each graph."""
+    def mine(
+        self, epoch: int, embeddings: str, stamp: Stamp, share: Ints | None = None
+    ) -> Iterator[Record]:
+        """Publish an epoch's graphs that are not published yet; yield the record of each graph.
+
+        share: ids, ascending, of the places whose neighbors are found among each other; the others
+        have those of the graph before. None: all places.
+        """
         for collection in self._graphs.collections:
             if not self._graphs.is_there(epoch, collection, stamp):
-                self._mine(collection, epoch, embeddings, stamp)
+                self._mine(collection, epoch, embeddings, stamp, share)
             yield self._graphs.round_record(epoch, collection)
 
-    def _mine(self, collection: Collection, epoch: int, embeddings: str, stamp: Stamp) -> None:
+    def _mine(
+        self,
+        collection: Collection,
+        epoch: int,
+        embeddings: str,
+        stamp: Stamp,
+        share: Ints | None,
+    ) -> None:
         graphs = self._graphs
-        ids, places = graphs.references(collection)
+        query_ids = graphs.query_ids(share)
+        ids, places = graphs.references(collection, share)
         embedded = _find_embedded(embeddings, stamp, ids)  # bad images are left out
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        search, info = self._open_search(collection, epoch, embeddings, ids, k, stamp)
+        search, info = self._open_search(collection, epoch, embeddings, query_ids, ids, k, stamp)
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=info["engine"])
         previous = graphs.newest_before(epoch, collection)
+        previous_uri = None if previous is None else graphs.uri(previous, collection)
         with self._reporter.stage(f"mining {collection}") as update:
             found = mine(
                 search,
@@ -93,14 +108,15 @@ class Miner:
                 graphs.uri(epoch, collection),
                 cfg=self.config_for(collection),
                 k=k,
-                query_ids=graphs.split.query_ids,
+                query_ids=query_ids,
                 reference_ids=ids,
                 reference_places=places,
                 exclusions=graphs.split.exclusions,
                 stamp=stamp,
-                previous=None if previous is None else graphs.uri(previous, collection),
+                previous=previous_uri,
                 info={**info, "age": epoch - (previous or 0)},
                 on_progress=update,
+                carry_from=None if share is None else previous_uri,
             )
         effort = ""
         if self._mining.scope == "global":
@@ -112,6 +128,7 @@ class Miner:
         collection: Collection,
         epoch: int,
         embeddings: str,
+        query_ids: Ints,
         ids: Ints,
         k: int,
         stamp: Stamp,
@@ -130,8 +147,7 @@ class Miner:
         index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
         if index is None:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
-            queries = self._graphs.split.query_ids
-            chosen, sample = sample_queries(embeddings, queries, cfg.recall_sample, rng)
+            chosen, sample = sample_queries(embeddings, query_ids, cfg.recall_sample, rng)
             regions = self._regions_of(chosen) if self._regions_of else None
             index = service.build(
                 epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp

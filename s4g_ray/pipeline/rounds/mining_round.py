@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
+from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.actors import EncoderPool
@@ -13,7 +16,7 @@ from s4g_ray.encoder.checkpoint import checkpoint_stamp
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.errors import RunError
+from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.evaluation.gradient_correlation import score_gradient_correlation
 from s4g_ray.evaluation.scores import Score, score_tables
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
@@ -62,24 +65,29 @@ class MiningRound:
     def mine(self, epoch: int) -> None:
         """Embed and mine an epoch's checkpoint; its evaluation's splits are embedded along."""
         began = time.time()
-        self._embed(epoch, mining=True, evaluating=self._schedule.evaluates_after(epoch))
-        self._pool.start_first()  # check_resources places shards after embedding actors
-        with self._timed("mine"):
-            for record in self._miner.mine(epoch, self._embeddings(epoch), self._stamp(epoch)):
-                if record["collection"] not in self._logged(epoch):
-                    self._folder.log("mining", epoch=epoch, **record)
+        share = self._graphs.share_of_round(epoch)
+        evaluating = self._schedule.evaluates_after(epoch)
+        with converted_errors():
+            self._embed(epoch, self._splits(True, evaluating), self._places_to_embed(share, epoch))
+            self._pool.start_first()  # check_resources places shards after embedding actors
+            embeddings = self._embeddings(epoch)
+            with self._timed("mine"):
+                for record in self._miner.mine(epoch, embeddings, self._stamp(epoch), share):
+                    if record["collection"] not in self._logged(epoch):
+                        self._folder.log("mining", epoch=epoch, **record)
         self._spans[epoch] = (began, time.time())
         if not self.needs_evaluation(epoch):
             self._log_round(epoch)
 
     def evaluate(self, epoch: int) -> None:
         """Embed and score an epoch's checkpoint, on the test split and on the validation split."""
-        self._embed(epoch, mining=False, evaluating=True)
         val_split = self._config.data.val_split
-        with self._timed("evaluate"), self._reporter.stage("evaluating"):
-            if val_split is not None and not self._folder.find("validation", epoch):
-                self._validate(epoch, val_split)
-            self._test(epoch)
+        with converted_errors():
+            self._embed(epoch, self._splits(False, True), None)
+            with self._timed("evaluate"), self._reporter.stage("evaluating"):
+                if val_split is not None and not self._folder.find("validation", epoch):
+                    self._validate(epoch, val_split)
+                self._test(epoch)
         self._log_round(epoch)
 
     def failed(self, what: str, epoch: int, attempt: int, error: RunError, last: bool) -> None:
@@ -149,13 +157,33 @@ class MiningRound:
             splits.append(cfg.test_split)
         return list(dict.fromkeys(splits))
 
-    def _embed(self, epoch: int, *, mining: bool, evaluating: bool) -> None:
+    def _places_to_embed(self, share: Ints | None, epoch: int) -> Ints | None:
+        """Return the ids, ascending, of the places of the train split and gallery to embed.
+
+        None: all. An evaluation needs the whole gallery.
+        """
+        gallery = self._graphs.split.gallery
+        needs_gallery = (
+            gallery is not None
+            and "gallery" in self._config.sampling.gallery_splits
+            and self._schedule.evaluates_after(epoch)
+        )
+        if share is None or not needs_gallery:
+            return share
+        assert gallery is not None
+        return np.union1d(share, gallery.places.ids)
+
+    def _embed(self, epoch: int, splits: list[str], only_places: Ints | None) -> None:
+        """Embed some splits; of the train split and the gallery only some places (None: all)."""
         uri = self._embeddings(epoch)
-        splits = self._splits(mining, evaluating)
         stamp = self._stamp(epoch)
         if is_published(uri):  # by an interrupted round, or by this round's mining
             found = open_published(uri, "embeddings")
-            if found.stamp == stamp and set(splits) <= set(found.info["splits"]):
+            held = found.info.get("only_places")  # how many; None: all
+            wanted = None if only_places is None else len(only_places)
+            is_mined = self._config.data.train_split in splits
+            has_places = not is_mined or held in (None, wanted)
+            if found.stamp == stamp and set(splits) <= set(found.info["splits"]) and has_places:
                 return
         stage = f"embedding {' and '.join(splits)}"
         with self._timed("embed"), self._reporter.stage(stage) as update:
@@ -169,6 +197,7 @@ class MiningRound:
                 numerics=self._numerics,
                 stamp=stamp,
                 on_progress=update,
+                **({} if only_places is None else {"only_places": only_places}),
             )
         self._folder.log_bad_images(report.bad_images)
         self._folder.log(
@@ -225,6 +254,23 @@ class MiningRound:
         started = time.perf_counter()
         yield
         self._seconds[name] = time.perf_counter() - started
+
+
+@contextmanager
+def converted_errors() -> Iterator[None]:
+    """Raise the errors of Ray, Ray Data and Arrow as RunError, so that a round is tried again.
+
+    Input errors, also those that Ray wraps, and errors of this project stay what they are.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+        if packages.isdisjoint({"ray", "pyarrow"}):
+            raise
+        raise RunError(f"{type(error).__name__}: {reason_of(error)}") from error
 
 
 def find_best(folder: RunFolder) -> Record | None:

@@ -1,0 +1,179 @@
+"""Estimate the hours of a run by stage, and what binds each. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.index.cost import Cost
+from s4g_ray.pipeline.budget.rates import Rates
+from s4g_ray.pipeline.budget.sizes import RunSizes
+from s4g_ray.pipeline.rounds.rotation import count_shares
+from s4g_ray.pipeline.rounds.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The cluster of a run: logical CPUs and GPUs of all nodes, and where that is known from."""
+
+    cpus: float
+    gpus: float
+    num_nodes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run: seconds of one, how many there are, and what binds it.
+
+    seconds None: unknown, and `binds` says why. beside: it runs beside training, and costs time
+    only as far as training waits for it.
+    """
+
+    name: str
+    seconds: float | None
+    count: int
+    binds: str
+    beside: bool = False
+
+    @property
+    def total(self) -> float | None:
+        """The seconds of all."""
+        return None if self.seconds is None else self.seconds * self.count
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds that a part of a stage takes by itself; None: unknown."""
+
+    seconds: float | None
+    binds: str
+
+
+def list_stages(
+    config: RunConfig,
+    sizes: RunSizes,
+    rates: Rates,
+    machines: Machines,
+    indexes: Mapping[str, Cost],
+) -> list[Stage]:
+    """Estimate the stages of a run. indexes: cost of each index, for a full round."""
+    schedule = Schedule(config)
+    epochs = range(config.train.epochs + 1)
+    mined = [epoch for epoch in epochs if schedule.mines_after(epoch)]
+    scored = [epoch for epoch in epochs if schedule.evaluates_after(epoch)]
+    both = len(set(mined) & set(scored))
+    beside = schedule.overlaps and bool(mined)
+    stages = []
+    if config.sampling.mode != "random":
+        graph_s = _times(rates.graph_place_s, sizes.places)
+        stages.append(Stage("geographic neighbors", graph_s, 1, "the driver"))
+    plan_s = _times(rates.plan_pair_s, sizes.pairs)
+    stages.append(_stage("plan", [Work(plan_s, "the driver")], config.train.epochs))
+    stages.append(_stage("epoch", _epoch_work(config, sizes, rates, machines), config.train.epochs))
+    mined_images = sum(sizes.mined_images(config).values())
+    scored_images = sum(sizes.scored_images(config).values())
+    share = average_share(config, len(mined))
+    if mined:
+        work = _embedding_work(config, rates, machines, mined_images * share)
+        stages.append(_stage("embed for mining", work, len(mined), beside))
+        for name, cost in indexes.items():
+            where = f"index shards of {name}"
+            # a share is searched among itself: the queries and the references both shrink
+            build = Work(cost.build_s * share, where)
+            search = Work(cost.search_s * _search_share(config, len(mined)), where)
+            stages.append(_stage(f"index {name}", [build], len(mined), beside))
+            stages.append(_stage(f"search {name}", [search], len(mined), beside))
+    work = _embedding_work(config, rates, machines, scored_images)
+    stages.append(_stage("embed for evaluation", work, len(scored), beside and both > 0))
+    score_s = _times(rates.score_s, sizes.scored_pairs(config))
+    stages.append(_stage("evaluate", [Work(score_s, "the driver")], len(scored), beside))
+    return stages
+
+
+def average_share(config: RunConfig, num_rounds: int) -> float:
+    """Return the share of the places that a round takes, on average over the rounds of a run."""
+    if config.mining.refresh == "full" or num_rounds < 2:
+        return 1.0
+    return (1 + (num_rounds - 1) / count_shares(config.mining)) / num_rounds
+
+
+def _search_share(config: RunConfig, num_rounds: int) -> float:
+    """Return the same of queries times references."""
+    if config.mining.refresh == "full" or num_rounds < 2:
+        return 1.0
+    return (1 + (num_rounds - 1) / count_shares(config.mining) ** 2) / num_rounds
+
+
+def total_seconds(config: RunConfig, stages: Sequence[Stage]) -> float | None:
+    """Return the seconds of a run; None where a stage is unknown.
+
+    Stages beside training cost what exceeds the lag_epochs epochs that may hide a round.
+    """
+    if any(stage.total is None for stage in stages):
+        return None
+    total = sum(stage.total or 0.0 for stage in stages if not stage.beside)
+    rounds = [stage for stage in stages if stage.beside]
+    if rounds:
+        epoch_s = sum(stage.seconds or 0.0 for stage in stages if stage.name in ("epoch", "plan"))
+        num_rounds = max(stage.count for stage in rounds)
+        round_s = sum(stage.total or 0.0 for stage in rounds) / max(num_rounds, 1)
+        # a round begins every `every_epochs`; longer ones follow each other without a pause
+        hidden = min(config.mining.lag, config.mining.every_epochs) * epoch_s
+        total += num_rounds * max(0.0, round_s - hidden)
+    return total
+
+
+def _epoch_work(config: RunConfig, sizes: RunSizes, rates: Rates, machines: Machines) -> list[Work]:
+    train = config.train
+    num_workers = train.workers[1]
+    step_s = _times(rates.train_pair_s, sizes.pairs / num_workers)
+    encoder = "the GPUs of the workers" if train.use_gpu else "the encoder, on the workers' CPUs"
+    if rates.includes_loading:
+        return [Work(step_s, encoder)]
+    load_s = _times(rates.load_pair_s, sizes.pairs)
+    loaders = num_workers * max(1, train.loader_processes)
+    works = [Work(step_s, encoder)]
+    if load_s is not None:
+        slots = min(loaders, machines.cpus)
+        name = "loader_processes" if loaders <= machines.cpus else "CPUs"
+        works.append(Work(load_s / slots, f"reading and decoding, on {slots:g} {name}"))
+        if not train.use_gpu and step_s is not None:
+            cpu_s = step_s * num_workers * train.threads_per_worker + load_s
+            works.append(Work(cpu_s / machines.cpus, f"{machines.cpus:g} CPUs"))
+    return works
+
+
+def _embedding_work(
+    config: RunConfig, rates: Rates, machines: Machines, num_images: float
+) -> list[Work]:
+    embedding = config.placed_embedding
+    encode_s = _times(rates.embed_s, num_images / embedding.num_actors)
+    on_gpu = bool(embedding.gpus_per_actor)
+    encoder = "the GPUs of the actors" if on_gpu else "the encoder, on the actors' CPUs"
+    works = [Work(encode_s, encoder)]
+    if rates.includes_loading or rates.decode_s is None:
+        return works
+    decode_s = rates.decode_s * num_images
+    works.append(Work(decode_s / machines.cpus, f"decoding, on {machines.cpus:g} CPUs"))
+    if not on_gpu and encode_s is not None:
+        cpu_s = encode_s * embedding.num_actors * embedding.threads_per_actor + decode_s
+        works.append(Work(cpu_s / machines.cpus, f"{machines.cpus:g} CPUs"))
+    return works
+
+
+def _stage(name: str, works: Sequence[Work], count: int, beside: bool = False) -> Stage:
+    """Make a stage of parts that run at the same time: the longest binds it."""
+    unknown = [work for work in works if work.seconds is None]
+    if unknown:
+        return Stage(name, None, count, f"{unknown[0].binds}: not known", beside)
+    longest = max(works, key=lambda work: work.seconds or 0.0)
+    return Stage(name, longest.seconds, count, longest.binds, beside)
+
+
+def _times(rate: float | None, count: float) -> float | None:
+    if rate is None or not math.isfinite(rate):
+        return None
+    return rate * count
