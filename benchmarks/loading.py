@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.published import loading as published_loading
 from benchmarks.support.record import Cell, record
 from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
-from s4g_ray.data import augmentation
+from s4g_ray.data.batches import augmentation
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import decode, list_image_files, load_views, resize, try_image
 from s4g_ray.data.pair_loader import PairLoader

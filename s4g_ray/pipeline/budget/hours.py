@@ -84,7 +84,10 @@ def list_stages(
             # a share is searched among itself: the queries and the references both shrink
             build = Work(cost.build_s * share, where)
             search = Work(cost.search_s * _search_share(config, len(mined)), where)
-            stages.append(_stage(f"index {name}", [build], len(mined), beside))
+            if config.mining.scope == "cells":
+                search = Work(cost.search_s * share, "the searching tasks")
+            else:
+                stages.append(_stage(f"index {name}", [build], len(mined), beside))
             stages.append(_stage(f"search {name}", [search], len(mined), beside))
     work = _embedding_work(config, rates, machines, scored_images)
     stages.append(_stage("embed for evaluation", work, len(scored), beside and both > 0))
@@ -150,7 +153,7 @@ def _embedding_work(
     config: RunConfig, rates: Rates, machines: Machines, num_images: float
 ) -> list[Work]:
     embedding = config.placed_embedding
-    encode_s = _times(rates.embed_s, num_images / embedding.num_actors)
+    encode_s = _times(rates.embed_s, num_images / embedding.actors[1])
     on_gpu = bool(embedding.gpus_per_actor)
     encoder = "the GPUs of the actors" if on_gpu else "the encoder, on the actors' CPUs"
     works = [Work(encode_s, encoder)]
@@ -159,7 +162,7 @@ def _embedding_work(
     decode_s = rates.decode_s * num_images
     works.append(Work(decode_s / machines.cpus, f"decoding, on {machines.cpus:g} CPUs"))
     if not on_gpu and encode_s is not None:
-        cpu_s = encode_s * embedding.num_actors * embedding.threads_per_actor + decode_s
+        cpu_s = encode_s * embedding.actors[1] * embedding.threads_per_actor + decode_s
         works.append(Work(cpu_s / machines.cpus, f"{machines.cpus:g} CPUs"))
     return works
 

@@ -2,51 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError
-from s4g_ray.index.cost import Cost, expected_cost, measure_rates
-from s4g_ray.index.plan import IndexPlan
-from s4g_ray.index.recall import plan_for
+from s4g_ray.index.cost import Cost, Rates, expected_cost
+from s4g_ray.index.plan import IndexPlan, Resources, plan_index
+from s4g_ray.index.rates import measure_rates, plan_by_rates
+from s4g_ray.index.sharded.planning import find_resources
 from s4g_ray.pipeline.budget.sizes import RunSizes
+
+CELLS_SEARCHED = 9  # of a query: its own cell and those that adjoin it
+RAY_MEMORY = 0.7  # of a machine: what Ray gives to actors, beside its object store
 
 
 @dataclass(frozen=True)
 class PlannedIndex:
-    """The plan of one collection's index, its shards, and the queries of a round."""
+    """The plan of one collection's index, the queries of a round, and rates measured here."""
 
     plan: IndexPlan
-    num_shards: int
     num_queries: int
+    rates: Rates
 
 
-def plan_indexes(config: RunConfig, sizes: RunSizes) -> dict[str, PlannedIndex]:
-    """Plan the index of each collection; none where the run mines nothing.
+def plan_indexes(
+    config: RunConfig, sizes: RunSizes, nodes: Sequence[Node]
+) -> dict[str, PlannedIndex]:
+    """Plan the index of each collection on the nodes; none where the run builds none.
 
-    Raises InputError for an index that cannot be built as configured.
+    Measures for some seconds how fast this machine searches. Raises InputError for an index that
+    cannot be built as configured.
     """
-    if config.sampling.mode != "similarity":
+    mining = config.mining
+    if config.sampling.mode != "similarity" or mining.scope == "cells":
         return {}
     counts = {"pairs": sizes.references}
     if sizes.gallery_references:
         counts["gallery"] = sizes.gallery_references
+    resources = _room_of(config, nodes, len(counts))
     found = {}
     for name, count in counts.items():
         try:
-            plan = plan_for(config.mining, count, sizes.dim)
+            plan, rates = plan_by_rates(
+                mining, count, sizes.dim, resources, num_queries=sizes.queries
+            )
         except ValueError as error:
             raise InputError(str(error)) from error
-        found[name] = PlannedIndex(plan, config.mining.num_shards, sizes.queries)
+        found[name] = PlannedIndex(plan, sizes.queries, rates[plan.kind])
     return found
 
 
-def measure_costs(config: RunConfig, indexes: dict[str, PlannedIndex]) -> dict[str, Cost]:
-    """Estimate what a full round's indexes cost, from rates measured here: seconds for each."""
-    costs = {}
-    for name, index in indexes.items():
-        rates = measure_rates(index.plan, config.mining.index_threads)
-        costs[name] = expected_cost(
-            index.plan, rates, num_queries=index.num_queries, num_shards=index.num_shards
-        )
+def _room_of(config: RunConfig, nodes: Sequence[Node], num_indexes: int) -> Resources:
+    """Return the room of one of the indexes on nodes where nothing else runs."""
+    own_gb = RAY_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    known = [
+        node if node.memory_gb is not None else replace(node, memory_gb=own_gb) for node in nodes
+    ]
+    free = {
+        "memory": 1e9 * sum(node.memory_gb or 0.0 for node in known),
+        "GPU": sum(node.gpus for node in known),
+    }
+    room = find_resources(config.mining, known, free)
+    return replace(room, memory_gb=tuple(gb / num_indexes for gb in room.memory_gb))
+
+
+def estimate_costs(
+    config: RunConfig, sizes: RunSizes, indexes: dict[str, PlannedIndex]
+) -> dict[str, Cost]:
+    """Estimate what a full round's indexes cost, from rates measured here: seconds for each.
+
+    Mining within cells is a search without an index, `cells`.
+    """
+    costs = {
+        name: expected_cost(index.plan, index.rates, num_queries=index.num_queries)
+        for name, index in indexes.items()
+    }
+    mining = config.mining
+    if config.sampling.mode == "similarity" and mining.scope == "cells":
+        candidates = CELLS_SEARCHED * mining.cell_places + mining.far_references
+        plan = plan_index(min(sizes.references, candidates), sizes.dim, kind="flat")
+        rates = measure_rates(plan, mining.index_threads)
+        cost = expected_cost(plan, rates, num_queries=-(-sizes.queries // mining.num_searchers))
+        costs["cells"] = replace(cost, build_s=0.0)
     return costs

@@ -14,7 +14,6 @@ from s4g_ray.pipeline.retention.prune import format_bytes
 DRIVER_GB = 1.0
 WORKER_GB = 0.9
 ACTOR_GB = 0.9
-SHARD_GB = 0.25
 DRIVER_BYTES = 64  # a place, measured by benchmarks/driver_memory.py
 RANK_BYTES = 32  # a place; the ranks of a node share them
 SHARED_BYTES = 40  # a query and a reference in the tables that mining tasks share
@@ -32,9 +31,9 @@ class ProcessMemory:
 
 
 def list_memory(
-    config: RunConfig, sizes: RunSizes, indexes: Mapping[str, tuple[IndexPlan, int]]
+    config: RunConfig, sizes: RunSizes, indexes: Mapping[str, IndexPlan]
 ) -> list[ProcessMemory]:
-    """Estimate the memory of the processes of a run. indexes: plan and number of shards of each."""
+    """Estimate the memory of the processes of a run. indexes: the plan of each."""
     sampling = config.sampling
     weights_gb = 4 * sizes.parameters / 1e9
     planned_gb = 0.0
@@ -61,17 +60,16 @@ def list_memory(
         ),
         ProcessMemory(
             "embedding actor",
-            config.embedding.num_actors,
+            config.embedding.actors[1],
             ACTOR_GB + weights_gb,
             f"activations of {config.embedding.batch_size} images add to it",
         ),
     ]
     if not one_pass and planned_gb:
         found.append(ProcessMemory("planning task", 1, planned_gb, "at a time on a node"))
-    for name, (plan, num_shards) in indexes.items():
-        shard_gb = SHARD_GB + plan.shard_gb(num_shards)
-        note = f"{plan.kind}; while a version is built, up to three times as much"
-        found.append(ProcessMemory(f"index shard ({name})", num_shards, shard_gb, note))
+    for name, plan in indexes.items():
+        note = f"{plan.kind}; the version in service, the new one and its file while they swap"
+        found.append(ProcessMemory(f"index shard ({name})", plan.num_shards, plan.peak_gb, note))
     shared_gb = SHARED_BYTES * (sizes.queries + sizes.gallery_references) / 1e9
     found.append(
         ProcessMemory("object store", 1, shared_gb, "a node, in mining; batches of images besides")

@@ -18,7 +18,7 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.budget.disk import Stock, check_room, list_stocks
 from s4g_ray.pipeline.budget.hours import Machines, Stage, list_stages, total_seconds
-from s4g_ray.pipeline.budget.indexes import PlannedIndex, measure_costs, plan_indexes
+from s4g_ray.pipeline.budget.indexes import PlannedIndex, estimate_costs, plan_indexes
 from s4g_ray.pipeline.budget.measure import measure_rates
 from s4g_ray.pipeline.budget.memory import ProcessMemory, list_memory
 from s4g_ray.pipeline.budget.rates import Rates, read_rates
@@ -83,16 +83,16 @@ def plan_run(
         config = config.model_copy(update={"model": model})
         encoder = Encoder.build(model, weights=False)
         sizes = RunSizes.read(dataset, split, encoder)
-    indexes = plan_indexes(config, sizes)
-    index_bytes = [1e9 * index.plan.memory_gb for index in indexes.values()]
-    stocks = list_stocks(config, sizes, index_bytes)
     machines, nodes = find_machines(config.ray, config.storage)
     with reporter.stage("measuring rates") as update:
         rates = measure_rates(config, dataset, sizes, encoder, update)
-        costs = measure_costs(config, indexes)
+        indexes = plan_indexes(config, sizes, nodes)
+        costs = estimate_costs(config, sizes, indexes)
+    index_bytes = [1e9 * index.plan.memory_gb for index in indexes.values()]
+    stocks = list_stocks(config, sizes, index_bytes)
     if rates_run is not None:
         rates = read_rates(rates_run, rates)
-    plans = {name: (index.plan, index.num_shards) for name, index in indexes.items()}
+    plans = {name: index.plan for name, index in indexes.items()}
     return RunPlan(
         config,
         sizes,
