@@ -21,7 +21,7 @@ def config(
 ) -> dict[str, Any]:
     monkeypatch.setattr("s4g_ray.pipeline.budget.measure.MEASURE_S", 0.01)
     monkeypatch.setattr("s4g_ray.pipeline.budget.measure.WRITTEN", 10_000)
-    monkeypatch.setattr("s4g_ray.index.cost.MEASURE_S", 0.01)
+    monkeypatch.setattr("s4g_ray.index.rates.MEASURE_S", 0.01)
     path = tmp_path / "config.yaml"
     ray = {"num_cpus": 4}
     path.write_text(dump_config(tiny_config(tmp_path / "run", synthetic.uri, ray=ray)))

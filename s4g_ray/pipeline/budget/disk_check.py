@@ -6,7 +6,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.pipeline.budget.disk import check_room, describe_stocks, list_stocks
-from s4g_ray.pipeline.budget.indexes import plan_indexes
+from s4g_ray.pipeline.budget.indexes import largest_indexes
 from s4g_ray.pipeline.budget.sizes import RunSizes
 from s4g_ray.pipeline.retention.artefacts import measure
 from s4g_ray.pipeline.run_folder import RunFolder
@@ -28,9 +28,7 @@ def check_disk(
     if folder.info["status"] == "done":
         return
     sizes = RunSizes.read(dataset, split, encoder)
-    planned = plan_indexes(folder.config, sizes).values()
-    index_bytes = [1e9 * index.plan.memory_gb for index in planned]
-    stocks = list_stocks(folder.config, sizes, index_bytes)
+    stocks = list_stocks(folder.config, sizes, largest_indexes(folder.config, sizes))
     reporter.line(describe_stocks(stocks))
     held = measure(folder.uri) if files.is_local(folder.uri) else 0
     warning = check_room(folder.uri, stocks, held)

@@ -10,7 +10,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError
 from s4g_ray.index.cost import Cost, Rates, expected_cost
-from s4g_ray.index.plan import IndexPlan, Resources, plan_index
+from s4g_ray.index.plan import IndexPlan, Resources, plan_for, plan_index
 from s4g_ray.index.rates import measure_rates, plan_by_rates
 from s4g_ray.index.sharded.planning import find_resources
 from s4g_ray.pipeline.budget.sizes import RunSizes
@@ -36,23 +36,46 @@ def plan_indexes(
     Measures for some seconds how fast this machine searches. Raises InputError for an index that
     cannot be built as configured.
     """
-    mining = config.mining
-    if config.sampling.mode != "similarity" or mining.scope == "cells":
-        return {}
-    counts = {"pairs": sizes.references}
-    if sizes.gallery_references:
-        counts["gallery"] = sizes.gallery_references
+    counts = _count_references(config, sizes)
     resources = _room_of(config, nodes, len(counts))
     found = {}
     for name, count in counts.items():
         try:
             plan, rates = plan_by_rates(
-                mining, count, sizes.dim, resources, num_queries=sizes.queries
+                config.mining, count, sizes.dim, resources, num_queries=sizes.queries
             )
         except ValueError as error:
             raise InputError(str(error)) from error
         found[name] = PlannedIndex(plan, sizes.queries, rates[plan.kind])
     return found
+
+
+def largest_indexes(config: RunConfig, sizes: RunSizes) -> list[float]:
+    """Return the bytes of each index at most: those of `flat` where the kind is chosen later.
+
+    Raises InputError for an index that cannot be built as configured.
+    """
+    mining = config.mining
+    kind = "flat" if mining.index_kind == "auto" else mining.index_kind
+    largest = []
+    for count in _count_references(config, sizes).values():
+        try:
+            plan_for(mining, count, sizes.dim)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        memory_gb = plan_index(count, sizes.dim, kind=kind).memory_gb
+        largest.append(1e9 * min(memory_gb, mining.index_memory_gb or memory_gb))
+    return largest
+
+
+def _count_references(config: RunConfig, sizes: RunSizes) -> dict[str, int]:
+    """Count the references of each index; none where rounds build none."""
+    if config.sampling.mode != "similarity" or config.mining.scope == "cells":
+        return {}
+    counts = {"pairs": sizes.references}
+    if sizes.gallery_references:
+        counts["gallery"] = sizes.gallery_references
+    return counts
 
 
 def _room_of(config: RunConfig, nodes: Sequence[Node], num_indexes: int) -> Resources:
