@@ -10,11 +10,9 @@ from __future__ import annotations
 import itertools
 import random
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +24,8 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.s3_access import S3Access
-from s4g_ray.storage.s3_settings import RetryPolicy, check_endpoint
+from s4g_ray.storage.s3_settings import check_endpoint
+from s4g_ray.storage.store_connections import Connections
 from s4g_ray.storage.store_errors import ASK_REGION, MISSING, RequestError, permanent_error
 
 # Bytes: larger objects are read and written in pieces, each retried by itself. A piece is sent
@@ -50,31 +49,6 @@ def wait_before(attempt: int) -> float:
     The limit of the draw doubles with each attempt, from FIRST_WAIT_S to LONGEST_WAIT_S.
     """
     return _JITTER.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
-
-
-class Connections:
-    """The connections that all stores of a process share."""
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self.policy = policy
-        self._free = threading.Semaphore(policy.max_connections)
-        self._turn = threading.RLock()  # the handler of a signal may make requests, too
-        # two pools: a read of the first waits for pieces of the second
-        self.reads = ThreadPoolExecutor(policy.max_connections, "s4g-reads")
-        self.pieces = ThreadPoolExecutor(policy.max_connections, "s4g-pieces")
-
-    def run(self, request: Callable[[Any], Result], store: Any, count: int) -> Result:
-        """Make a request that needs `count` connections, when they are free."""
-        with self._turn:  # two that wait for several would wait for each other
-            for _ in range(count):
-                self._free.acquire()
-        try:
-            if threading.current_thread() is threading.main_thread():
-                # signals are handled between Python's steps: not while obstore waits
-                return self.pieces.submit(request, store).result()
-            return request(store)
-        finally:
-            self._free.release(count)
 
 
 class ObjectStore:
@@ -263,7 +237,9 @@ class ObjectStore:
         def read_piece(at: int) -> bytes:
             return self._get(key, at, min(at + PIECE, end), meta["e_tag"])[0]
 
-        return b"".join([first, *self._run_pieces(read_piece, range(piece_end, end, PIECE))])
+        starts = range(piece_end, end, PIECE)
+        rest = self._connections.read_pieces(read_piece, starts, PIECES_AT_ONCE)
+        return b"".join([first, *rest])
 
     def _get(self, key: str, start: int, end: int, e_tag: str | None = None) -> tuple[bytes, Any]:
         options: Any = {"range": (start, end)}
@@ -275,33 +251,6 @@ class ObjectStore:
             return bytes(answer.bytes()), answer.meta
 
         return self._request("get_object", key, request)
-
-    def _run_pieces(self, read: Callable[[int], bytes], starts: Sequence[int]) -> list[bytes]:
-        """Read pieces, PIECES_AT_ONCE at a time; none follows one that has failed."""
-        waiting = iter(enumerate(starts))
-        lock = threading.Lock()
-        found: dict[int, bytes] = {}
-        errors: list[Exception] = []
-
-        def work() -> None:
-            while not errors:
-                with lock:
-                    number, start = next(waiting, (0, -1))
-                if start < 0:
-                    return
-                try:
-                    found[number] = read(start)
-                except Exception as error:
-                    errors.append(error)
-
-        workers = [
-            self._connections.pieces.submit(work) for _ in range(min(PIECES_AT_ONCE, len(starts)))
-        ]
-        for worker in workers:
-            worker.result()
-        if errors:
-            raise errors[0]
-        return [found[number] for number in sorted(found)]
 
     def write(self, key: str, source: bytes | Path, size: int) -> None:
         """Write an object of `size` bytes, which becomes visible when it is whole.

@@ -107,7 +107,7 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     max_attempts: int = Field(8, ge=1)
     # for a connection, between two pieces of an answer, and to send a piece of 8 MB
     timeout_s: float = Field(30, gt=0)
-    max_connections: int = Field(32, ge=1)  # open at the same time in one process
+    max_connections: int = Field(32, ge=1)  # requests at the same time, in one process
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -123,7 +123,7 @@ class RetryPolicy:
 
     max_attempts: int  # of one request
     timeout_s: float  # for a connection, between two pieces of an answer, and to send a piece
-    max_connections: int  # of this process
+    max_connections: int  # requests at the same time, in this process
 
     @classmethod
     def read(cls) -> RetryPolicy:

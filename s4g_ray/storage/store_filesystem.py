@@ -14,8 +14,9 @@ from typing import Any
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from s4g_ray.errors import RunError
-from s4g_ray.storage.object_store import Connections, ObjectStore
+from s4g_ray.storage.object_store import ObjectStore
 from s4g_ray.storage.s3_settings import RetryPolicy
+from s4g_ray.storage.store_connections import Connections
 
 BLOCK = 8 << 20  # bytes that a file of fsspec reads ahead when it is read in small pieces
 VARIABLES = ("AWS_", "S4G_S3_", "GOOGLE_", "AZURE_")

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,24 @@ def test_a_signal_is_handled_while_the_store_does_not_answer(
     finally:
         signal.signal(signal.SIGALRM, before)
     assert time.monotonic() - started < 2
+
+
+def test_reads_and_uploads_of_large_objects_share_few_connections(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None waits for what another holds."""
+    monkeypatch.setenv("S4G_S3_MAX_CONNECTIONS", "2")
+    monkeypatch.setattr(object_store, "PIECE", 5 << 20)
+    large = os.urandom(11 << 20)
+    uris = [f"s3://data/shared/{number}" for number in range(4)]
+    for uri in uris:
+        files.write_bytes(uri, large)
+    with ThreadPoolExecutor(8) as pool:
+        reads = [pool.submit(files.read_bytes, uri) for uri in uris * 3]
+        for uri in uris:
+            files.write_bytes(f"{uri}/again", large)
+            assert read_ranges([(uri, 0, None), (f"{uri}/again", 1, len(large) - 1)])[0] == large
+        assert all(read.result(60) == large for read in reads)
 
 
 def test_objects_move_to_another_bucket_and_large_ones_piece_by_piece(

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -79,8 +79,8 @@ class Proxy:
     faults: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
-    num_open: int = 0  # connections now
-    max_open: int = 0
+    num_running: int = 0  # requests that the server works on now
+    max_running: int = 0
 
     def decide(self, operation: str, key: str) -> Fault | None:
         """Count a request, and return its fault."""
@@ -91,6 +91,18 @@ class Proxy:
             if fault:
                 self.faults[fault] += 1
             return fault
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a request that the server works on."""
+        with self.lock:
+            self.num_running += 1
+            self.max_running = max(self.num_running, self.max_running)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.num_running -= 1
 
     def reset(self, rule: Rule = no_fault) -> None:
         """Clear the counts, and fail by another rule."""
@@ -127,16 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def handle(self) -> None:
-        with self.proxy.lock:
-            self.proxy.num_open += 1
-            self.proxy.max_open = max(self.proxy.num_open, self.proxy.max_open)
-        try:
+        with suppress(ConnectionError):  # a client that was killed
             super().handle()
-        except ConnectionError:  # a client that was killed
-            pass
-        finally:
-            with self.proxy.lock:
-                self.proxy.num_open -= 1
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
@@ -164,9 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not wanted.get("authorization", "").startswith("AWS4"):  # of a client of gs://
             wanted = {name.replace("x-goog-", "x-amz-"): wanted[name] for name in wanted}
             wanted["authorization"] = UNCHECKED
-        upstream.request(self.command, self.path, body, wanted)
-        found = upstream.getresponse()
-        data = found.read()
+        with self.proxy.running():  # not while the answer is sent: the client may go on by then
+            upstream.request(self.command, self.path, body, wanted)
+            found = upstream.getresponse()
+            data = found.read()
         length = int(found.headers.get("Content-Length", 0))
         upstream.close()
         skipped = {"content-length", "transfer-encoding", "connection", "date", "server"}
