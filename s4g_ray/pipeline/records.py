@@ -110,17 +110,22 @@ class EvaluationRecord(RunRecord):
 class MiningRecord(RunRecord):
     """A mined graph of an epoch's checkpoint.
 
-    collection: of references, `pairs` or `gallery`. index: its kind. recall: of the index, against
-    exact search. coverage: share of the wanted neighbors that were found. overlap: share of them
-    that the graph before has too. above_positive: share of negatives that score above the query's
-    own reference.
+    collection: of references, `pairs` or `gallery`. index: its kind, and index_reason why it is of
+    this kind and in so many shards. recall: of the index, against exact search; with 95 %
+    confidence from recall_low to recall_high. coverage: share of the wanted neighbors that were
+    found. overlap: share of them that the graph before has too. above_positive: share of negatives
+    that score above the query's own reference.
     """
 
     epoch: int
     collection: str
     index: str | None = None
     references: int | None = None
+    shards: int | None = None
+    index_reason: str | None = None
     recall: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
     places: int | None = None
     queries: int | None = None
     neighbors: int | None = None

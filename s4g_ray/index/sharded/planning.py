@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 
 import ray
@@ -16,6 +17,7 @@ from s4g_ray.index.sharded.versions import version_folder
 from s4g_ray.storage.manifest import latest_version, open_published
 
 ACCELERATOR = "ray.io/accelerator-type"  # a label that Ray gives nodes with GPUs
+SETTLE_S = 10.0
 # GB of a GPU by Ray's name of its type; the smaller where a type comes with two sizes
 GPU_MEMORY_GB = {
     "V100": 16,
@@ -43,20 +45,44 @@ def plan_shards(
     """Plan the next version of a folder's index from the resources that Ray has free.
 
     Keeps kind and number of shards of the newest published version where the configuration still
-    asks for them: a resumed run answers as before, whatever the cluster has now. num_vectors and
-    dim None: those of that version. Returns None where neither is known. Raises RunError when
-    nothing fits.
+    asks for them and they still fit: a resumed run answers as before. num_vectors and dim None:
+    those of that version. Returns None where neither is known. Raises RunError when nothing fits.
     """
     known = _newest_plan(cfg, folder)
     if num_vectors is None or dim is None:
         return known
+    if known is not None:
+        plan = _plan_as_before(fix_plan(cfg, known), num_vectors, dim, num_queries)
+        if plan is not None:
+            return dataclasses.replace(plan, reason=f"{plan.reason}; kind and shards as before")
+    resources = ask_resources(cfg)
+    if not resources.memory_gb:
+        need = shard_need(cfg, 1)
+        raise RunError(
+            f"no node can hold an index shard of {need.of_each} {need.selection}".rstrip()
+            + "; change mining.label_selector or mining.gpus_per_shard, or add nodes"
+        )
     try:
-        if known is None:
-            return plan_for(cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries)
-        plan = plan_for(fix_plan(cfg, known), num_vectors, dim, num_queries=num_queries)
+        return plan_for(cfg, num_vectors, dim, resources, num_queries=num_queries)
     except ValueError as error:
         raise RunError(str(error)) from error
-    return dataclasses.replace(plan, reason=f"{plan.reason}; kind and shards as before")
+
+
+def _plan_as_before(
+    fixed: MiningConfig, num_vectors: int, dim: int, num_queries: int | None
+) -> IndexPlan | None:
+    """Plan with a kind and a number of shards; None where they do not fit within SETTLE_S.
+
+    The memory of shards that were stopped just now is not free at once.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        try:
+            return plan_for(fixed, num_vectors, dim, ask_resources(fixed), num_queries=num_queries)
+        except ValueError:
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(1.0)
 
 
 def fix_plan(cfg: MiningConfig, plan: IndexPlan) -> MiningConfig:

@@ -7,6 +7,7 @@ import pytest
 
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.distributed.placement import Node
+from s4g_ray.errors import RunError
 from s4g_ray.index.plan import Resources
 from s4g_ray.index.sharded import planning
 from s4g_ray.index.sharded.planning import ACCELERATOR, find_resources
@@ -40,8 +41,9 @@ def test_shards_on_gpus_count_the_nodes_with_gpus_and_their_memory_where_it_is_k
 def test_kind_and_shards_stay_those_of_the_newest_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    room = Resources(memory_gb=(64.0,), cores=(8.0,))
-    monkeypatch.setattr(planning, "ask_resources", lambda cfg: room)
+    rooms = [Resources(memory_gb=(64.0,), cores=(8.0,))]
+    monkeypatch.setattr(planning, "ask_resources", lambda _: rooms[-1])
+    monkeypatch.setattr(planning, "SETTLE_S", 0.0)
     folder = str(tmp_path)
     known: dict[str, Any] = {}
     monkeypatch.setattr(planning, "_newest_plan", lambda *_: known.get("plan"))
@@ -50,9 +52,21 @@ def test_kind_and_shards_stay_those_of_the_newest_version(
     first = planning.plan_shards(cfg, folder, 10**6, 64, 10**6)
     assert first is not None
     known["plan"] = first
-    room = Resources(memory_gb=(0.1,), cores=(8.0,))  # another cluster
+    rooms.append(Resources(memory_gb=(2.0,), cores=(64.0,)))  # another cluster
     later = planning.plan_shards(cfg, folder, 10**6 + 5, 64, 10**6)
     assert later is not None
     assert (later.kind, later.num_shards) == (first.kind, first.num_shards)
     assert later.reason.endswith("kind and shards as before")
     assert planning.plan_shards(cfg, folder, None, None, None) is first
+    rooms.append(Resources(memory_gb=(0.9,), cores=(8.0,)))  # less than before, or flat, takes
+    smaller = planning.plan_shards(cfg, folder, 10**6, 64, 10**6)
+    assert smaller is not None
+    assert smaller.kind != first.kind
+    rooms.append(Resources(memory_gb=(0.1,), cores=(8.0,)))
+    with pytest.raises(RunError, match=r"1,000,000 vectors of D=64 as ivf_rabitq in \d+ shards? n"):
+        planning.plan_shards(cfg, folder, 10**6, 64, 10**6)
+    rooms.append(Resources(memory_gb=(), cores=()))
+    with pytest.raises(RunError, match=r"no node can hold an index shard of 0 CPUs mining\.label_"):
+        planning.plan_shards(
+            MiningConfig(label_selector={"zone": "mars"}), folder, 10**6, 64, 10**6
+        )
