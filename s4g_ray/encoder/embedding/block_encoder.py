@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.arrays import Floats32, Ints, Rows32
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import load_pixels
@@ -145,7 +145,7 @@ class BlockEncoder:
         if self._stopped == job.token:
             raise StoppedError(f"{block.name} was given up: its job has ended")
 
-    def _take(self, job: EncodingJob, view: View, rows: Ints) -> ImageTable:
+    def _take(self, job: EncodingJob, view: View, rows: Rows32) -> ImageTable:
         """Return the rows of a view's image table; the tables stay open for later blocks."""
         opened = (job.data.uri, job.fingerprint, tuple(sorted(job.splits.items())))
         with self._opening:
@@ -157,7 +157,7 @@ class BlockEncoder:
             table = self._tables[opened][view]
         if len(rows) and rows.max() >= len(table):
             raise RunError(f"{job.data.uri} was changed while it was embedded; start again")
-        return table.take(rows)
+        return table.take(rows.astype(np.int64))
 
     def _find_commit(
         self, job: EncodingJob, view: View, table: ImageTable, key: str, name: str
