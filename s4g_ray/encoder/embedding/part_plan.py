@@ -49,6 +49,11 @@ class PlannedPart:
         return f"{self.view}/part-{self.number:05d}.parquet"
 
     @property
+    def rows(self) -> Rows32:
+        """Return the rows of the view's image table, in the order of the part."""
+        return np.concatenate([block.rows for block in self.blocks])
+
+    @property
     def num_images(self) -> int:
         """Return the number of rows, of which some may have no readable image."""
         return sum(len(block.rows) for block in self.blocks)
