@@ -19,6 +19,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.images import ImageFile, read_pixels
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.errors import BadImageError
 from s4g_ray.storage import files
 
 Columns = dict[str, Any]
@@ -33,7 +34,10 @@ def decode(batch: Columns, *, folder: str) -> Columns:
         ImageFile(id_, files.join(folder, uri), offset, length, 0.0)
         for id_, uri, offset, length in zip(*columns, strict=True)
     ]
-    pixels = [np.moveaxis(image, 0, -1) for image in read_pixels(found)]  # type: ignore[arg-type]
+    pixels = []
+    for image in read_pixels(found):
+        assert not isinstance(image, BadImageError)
+        pixels.append(np.moveaxis(image, 0, -1))
     return {"id": batch["id"], "place_id": batch["place_id"], "image": np.stack(pixels)}
 
 
@@ -71,18 +75,16 @@ def embed_by_ray_data(
     rows = ray.data.read_parquet(files.join(dataset_uri, "references")).select_columns(READ)
     rows = rows.repartition(target_num_rows_per_block=rows_at_once)
     decoded = rows.map_batches(
-        decode,
+        decode,  # type: ignore[arg-type]
         fn_kwargs={"folder": dataset_uri},
         batch_size=rows_at_once,
         num_cpus=0.5,  # other than the actors', or Ray Data decodes within them
     )
     embedded = decoded.map_batches(
-        DataEncoder,  # type: ignore[arg-type]
+        DataEncoder,
         fn_constructor_args=(config, checkpoint, numerics),
         batch_size=cfg.batch_size,
         num_cpus=cfg.cpus_per_actor,
         compute=ActorPoolStrategy(min_size=smallest, max_size=largest),
     )
-    embedded.write_parquet(
-        target, min_rows_per_file=15_504, mode="overwrite", ray_remote_args={"num_cpus": 0.2}
-    )
+    embedded.write_parquet(target, min_rows_per_file=15_504, ray_remote_args={"num_cpus": 0.2})

@@ -174,15 +174,18 @@ class EncoderPool:
                 self._grows_after = time.monotonic() + self._start_timeout_s
         self.actors += tuple(started)
         num_more = min(num_wanted, self._embedding.actors[1] - len(self.actors))
-        num_more = min(num_more - len(self._starting), self._count_room())
+        num_more -= len(self._starting)
         if num_more > 0 and time.monotonic() > self._grows_after:
-            actors = self._create_actors(num_more)
-            if self._gate is not None and not self._gate.admit(actors, self._num_releases):
-                kill(actors)
-                return tuple(started)
-            now = time.monotonic()
-            self._starting.extend((one, one.__ray_ready__.remote(), now) for one in actors)
+            self._start_more(min(num_more, self._count_room()))
         return tuple(started)
+
+    def _start_more(self, count: int) -> None:
+        actors = self._create_actors(count)
+        if self._gate is not None and not self._gate.admit(actors, self._num_releases):
+            kill(actors)
+            return
+        now = time.monotonic()
+        self._starting.extend((actor, actor.__ray_ready__.remote(), now) for actor in actors)
 
     def _count_room(self) -> int:
         """Return how many more actors the free resources of the cluster hold."""

@@ -385,7 +385,7 @@ class Dispatcher:
 
     def _stop(self) -> None:
         """End the calls that are still running, so that none writes after the job's end."""
-        calls = []
+        calls: list[Any] = []
         for member in self._members:
             self._queue.put_back(member.works.values())
             calls.extend(member.works)

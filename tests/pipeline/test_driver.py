@@ -157,7 +157,7 @@ def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(
     images = torch.stack([load_raw(table, int(row)) for row in table.rows(found.ids)])
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(encoder.embed(images, "queries"), dim=1).numpy()
-    np.testing.assert_allclose(found.vectors, wanted, atol=1e-5)
+    np.testing.assert_allclose(found.vectors, wanted, atol=5e-4)  # of float16
     older = checkpoint_stamp(
         config, encoder, f"{config.run_dir}/checkpoints/epoch=0002", synthetic.fingerprint
     )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.arrays import Floats32, Ints, Rows32
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import load_pixels
@@ -86,7 +86,7 @@ class BlockEncoder:
 
         Raises BadImageError as encode does.
         """
-        table = self._take(job, part.view, np.concatenate([block.rows for block in part.blocks]))
+        table = self._take(job, part.view, part.rows)
         key = rows_key(job.key, part.view, table)
         return self._find_commit(job, part.view, table, key, part.name)
 
@@ -125,8 +125,14 @@ class BlockEncoder:
     def join(self, job: EncodingJob, part: PlannedPart, blocks: list[Written]) -> Written:
         """Join the written blocks of a part, write and commit it, and remove them.
 
-        Raises RunError for a block that is missing or altered.
+        Repeated after a death, it may find its part committed, and the blocks removed. Raises
+        RunError for a block that is missing or altered.
         """
+        table = self._take(job, part.view, part.rows)
+        key = rows_key(job.key, part.view, table)
+        committed = self._find_commit(job, part.view, table, key, part.name)
+        if committed is not None:
+            return committed
         bad_ids = tuple(row for block in blocks for row in block.bad_ids)
         bad = tuple(reason for block in blocks for reason in block.bad)
         found: Part | None = None
@@ -135,8 +141,6 @@ class BlockEncoder:
             pieces = [read_part(job.target, block.part) for block in blocks if block.part]
             found = write_part(job.target, part.name, join_parts(pieces), num_rows)
         written = Written(found, bad_ids, bad)
-        table = self._take(job, part.view, np.concatenate([block.rows for block in part.blocks]))
-        key = rows_key(job.key, part.view, table)
         write_commit(_commit_uri(job, part.name), key, written)
         files.remove(files.join(job.target, WORK, part.name.removesuffix(".parquet")))
         return written
@@ -145,7 +149,7 @@ class BlockEncoder:
         if self._stopped == job.token:
             raise StoppedError(f"{block.name} was given up: its job has ended")
 
-    def _take(self, job: EncodingJob, view: View, rows: Ints) -> ImageTable:
+    def _take(self, job: EncodingJob, view: View, rows: Rows32) -> ImageTable:
         """Return the rows of a view's image table; the tables stay open for later blocks."""
         opened = (job.data.uri, job.fingerprint, tuple(sorted(job.splits.items())))
         with self._opening:
@@ -157,7 +161,7 @@ class BlockEncoder:
             table = self._tables[opened][view]
         if len(rows) and rows.max() >= len(table):
             raise RunError(f"{job.data.uri} was changed while it was embedded; start again")
-        return table.take(rows)
+        return table.take(rows.astype(np.int64))
 
     def _find_commit(
         self, job: EncodingJob, view: View, table: ImageTable, key: str, name: str

@@ -32,7 +32,9 @@ class BatchEncoder:
         self._device = device
         self._encoder: tuple[Numerics, Encoder] | None = None
         self._weights_sha256 = ""
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._passes: deque[torch.cuda.Event] = deque()
 
     def load(self, job: EncodingJob) -> None:

@@ -49,6 +49,11 @@ class PlannedPart:
         return f"{self.view}/part-{self.number:05d}.parquet"
 
     @property
+    def rows(self) -> Rows32:
+        """Return the rows of the view's image table, in the order of the part."""
+        return np.concatenate([block.rows for block in self.blocks])
+
+    @property
     def num_images(self) -> int:
         """Return the number of rows, of which some may have no readable image."""
         return sum(len(block.rows) for block in self.blocks)
@@ -82,13 +87,13 @@ def plan_parts(
         chosen = order if rows is None else rows[order]
     else:
         chosen = np.arange(len(places)) if rows is None else rows
-    chosen = chosen.astype(np.int32)
-    parts = []
+    numbers: Rows32 = chosen.astype(np.int32)
+    parts: list[PlannedPart] = []
     start = 0
-    while start < len(chosen):
-        last = min(start + part_rows, len(chosen)) - 1
+    while start < len(numbers):
+        last = min(start + part_rows, len(numbers)) - 1
         stop = int(np.searchsorted(places, places[last], side="right"))
-        part = chosen[start:stop]
+        part = numbers[start:stop]
         blocks = _cut_blocks(view, len(parts), part, ids, place_ids, batch_size)
         parts.append(PlannedPart(view, len(parts), tuple(blocks)))
         start = stop

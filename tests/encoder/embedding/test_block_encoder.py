@@ -166,6 +166,7 @@ def test_blocks_become_a_part_that_is_committed(
         scene.vectors_of(written.part), scene.wanted(range(NUM_TEST)), atol=1e-5
     )
     assert encoder.find_part(scene.job, part) == written
+    assert encoder.join(scene.job, part, blocks) == written  # by an actor that took it over
     assert encoder.find_part(replace(scene.job, key="another"), part) is None
     left = [p.name for p in Path(scene.job.target, "_work").rglob("*") if p.is_file()]
     assert left == ["part-00000.parquet.json"]
@@ -319,3 +320,20 @@ class Infinite(Numerics):
         vectors = super().embed(encoder, images, view).clone()
         vectors[1] = torch.inf
         return vectors
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_gpu_gives_the_embeddings_of_the_cpu_from_few_page_locked_buffers(
+    scene: Scene, channels_last: bool
+) -> None:
+    (block,) = scene.part.blocks
+    job = replace(scene.job, numerics=Numerics(channels_last=channels_last))
+    for ahead_bytes in (1, 10**6):
+        gpu = BlockEncoder(MODEL, 1, 3, ahead_bytes, torch.device("cuda"))
+        for _ in range(5):  # a buffer that is overwritten while it is copied would show
+            found = gpu.encode(job, block)
+            np.testing.assert_allclose(
+                scene.vectors_of(found.written.part), scene.wanted(range(NUM_TEST)), atol=1e-3
+            )
+        gpu.release_memory()
