@@ -114,9 +114,7 @@ def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
 
 def _make_rows(source_folder: SourceFolder, images: ImageList) -> ViewRows:
     """Return the rows of images that have a place and exist."""
-    chosen = images.place_ids >= 0
-    found = source_folder.has_images(images.column("path").filter(pa.array(chosen)))
-    chosen[chosen] = found
+    chosen = source_folder.has_images(images.column("path"), images.place_ids >= 0)
 
     def make_tables(kept: Bools) -> Iterator[pa.Table]:
         rows_kept = chosen.copy()
@@ -142,9 +140,10 @@ def _make_table(
         "lat": pa.array(images.lat[rows], from_pandas=True),
         "lon": pa.array(images.lon[rows], from_pandas=True),
         "split": splits.cast(pa.string()),
-        "region": texts["region"],
         "source_id": paths,
     }
+    if "region" in texts.column_names:
+        columns["region"] = texts["region"]
     if images.headings is not None:
         columns["heading_deg"] = pa.array(images.headings[rows], from_pandas=True)
     return pa.table(columns)

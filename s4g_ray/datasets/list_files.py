@@ -166,7 +166,7 @@ class CsvList:
         for row, (number, fields) in enumerate(batch):
             location = f"{self.uri}, line {number}"
             parsed.append(columns.parse_row(location, fields, first_id + row))
-        return ListedChunk.from_rows([number for number, _ in batch], parsed)
+        return columns.join_rows([number for number, _ in batch], parsed)
 
     def _decode(self, block: bytes) -> str:
         try:
@@ -227,4 +227,4 @@ class ParquetList:
             texts = [values.get(name) for name in columns.names]
             fields = ["" if text is None else str(text) for text in texts]
             rows.append(columns.parse_row(f"{self.uri}, row {number}", fields, number))
-        return ListedChunk.from_rows(numbers.tolist(), rows)
+        return columns.join_rows(numbers.tolist(), rows)
