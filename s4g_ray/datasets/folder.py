@@ -78,17 +78,14 @@ def convert(
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
-    references = references or _find_list(source_folder, "references")
-    queries = queries or _find_list(source_folder, "queries")
-    tiles = read_list(source_folder, references, "references", options)
-    photos = read_list(source_folder, queries, "queries", options)
+    tile_list = references or _find_list(source_folder, "references")
+    tiles = read_list(source_folder, tile_list, "references", options)
+    photo_list = queries or _find_list(source_folder, "queries")
+    photos = read_list(source_folder, photo_list, "queries", options)
     _assign_places(source_folder, tiles, photos, options)
-    reference_rows = _make_rows(source_folder, tiles)
-    query_rows = _make_rows(source_folder, photos)
+    rows = (_make_rows(source_folder, tiles), _make_rows(source_folder, photos))
     name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
-    return source_folder.write_rows(
-        target, reference_rows, query_rows, name=name, views=VIEWS, strict=strict
-    )
+    return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
 
 
 def _find_list(source_folder: SourceFolder, view: str) -> str:

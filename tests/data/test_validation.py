@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s4g_ray.data.schema.ROWS_PER_PART", 7)
     monkeypatch.setattr("s4g_ray.data.validation.BATCH_ROWS", 3)
     monkeypatch.setattr("s4g_ray.data.tables.part_writer.BATCH_ROWS", 3)
-    monkeypatch.setattr("s4g_ray.data.validation._LOOKUP_ROWS", 4)
+    monkeypatch.setattr("s4g_ray.data.validation.LOOKUP_ROWS", 4)
 
 
 def random_tables(rows: int, seed: int = 0) -> dict[View, pa.Table]:
