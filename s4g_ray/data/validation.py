@@ -23,7 +23,7 @@ from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
 
 BATCH_ROWS = 1 << 17  # rows that are checked at once
-_LOOKUP_ROWS = 1 << 20  # ids that are looked up at once
+LOOKUP_ROWS = 1 << 20  # ids that are looked up at once
 _CHECKED_OF_BOTH = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
 _CHECKED = {
     "references": _CHECKED_OF_BOTH,
@@ -311,8 +311,8 @@ def _ascends(ids: Ints) -> bool:
     """Return whether ids[N] ascend strictly."""
     return all(
         bool((part[1:] > part[:-1]).all())
-        for start in range(0, len(ids), _LOOKUP_ROWS)
-        for part in [ids[start : start + _LOOKUP_ROWS + 1]]
+        for start in range(0, len(ids), LOOKUP_ROWS)
+        for part in [ids[start : start + LOOKUP_ROWS + 1]]
     )
 
 
@@ -321,10 +321,10 @@ def _is_among(values: Ints, ordered: Ints) -> Bools:
     found = np.zeros(len(values), dtype=bool)
     if not len(ordered):
         return found
-    for start in range(0, len(values), _LOOKUP_ROWS):
-        part = values[start : start + _LOOKUP_ROWS]
+    for start in range(0, len(values), LOOKUP_ROWS):
+        part = values[start : start + LOOKUP_ROWS]
         at = np.minimum(np.searchsorted(ordered, part), len(ordered) - 1)
-        found[start : start + _LOOKUP_ROWS] = ordered[at] == part
+        found[start : start + LOOKUP_ROWS] = ordered[at] == part
     return found
 
 

@@ -78,17 +78,14 @@ def convert(
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
-    references = references or _find_list(source_folder, "references")
-    queries = queries or _find_list(source_folder, "queries")
-    tiles = read_list(source_folder, references, "references", options)
-    photos = read_list(source_folder, queries, "queries", options)
+    tile_list = references or _find_list(source_folder, "references")
+    tiles = read_list(source_folder, tile_list, "references", options)
+    photo_list = queries or _find_list(source_folder, "queries")
+    photos = read_list(source_folder, photo_list, "queries", options)
     _assign_places(source_folder, tiles, photos, options)
-    reference_rows = _make_rows(source_folder, tiles)
-    query_rows = _make_rows(source_folder, photos)
+    rows = (_make_rows(source_folder, tiles), _make_rows(source_folder, photos))
     name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
-    return source_folder.write_rows(
-        target, reference_rows, query_rows, name=name, views=VIEWS, strict=strict
-    )
+    return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
 
 
 def _find_list(source_folder: SourceFolder, view: str) -> str:
@@ -114,9 +111,7 @@ def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
 
 def _make_rows(source_folder: SourceFolder, images: ImageList) -> ViewRows:
     """Return the rows of images that have a place and exist."""
-    chosen = images.place_ids >= 0
-    found = source_folder.has_images(images.column("path").filter(pa.array(chosen)))
-    chosen[chosen] = found
+    chosen = source_folder.has_images(images.column("path"), images.place_ids >= 0)
 
     def make_tables(kept: Bools) -> Iterator[pa.Table]:
         rows_kept = chosen.copy()
@@ -142,9 +137,10 @@ def _make_table(
         "lat": pa.array(images.lat[rows], from_pandas=True),
         "lon": pa.array(images.lon[rows], from_pandas=True),
         "split": splits.cast(pa.string()),
-        "region": texts["region"],
         "source_id": paths,
     }
+    if "region" in texts.column_names:
+        columns["region"] = texts["region"]
     if images.headings is not None:
         columns["heading_deg"] = pa.array(images.headings[rows], from_pandas=True)
     return pa.table(columns)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,28 +35,35 @@ class ImageList:
     lat: Floats64
     lon: Floats64
     headings: NDArray[np.float32] | None
-    texts: list[pa.Table]  # path, key and region of consecutive rows
+    texts: list[pa.Table]  # path, and key and region where the list has them
     splits: NDArray[np.uint8]  # as in SPLIT_CODES
     place_ids: Ints  # -1 until it is known, and of rows that are left out
 
     @classmethod
     def from_chunks(cls, reader: Reader, chunks: list[ListedChunk]) -> ImageList:
-        """Join the chunks of a list."""
-        headings = None
-        if reader.columns is not None and "heading" in reader.columns.index:
-            headings = np.concatenate([chunk.headings for chunk in chunks])
-        num_rows = sum(len(chunk.ids) for chunk in chunks)
+        """Join the chunks of a list, which are emptied: at most one column is in memory twice."""
+        columns = {
+            name: [getattr(chunk, name) for chunk in chunks]
+            for name in ("numbers", "ids", "lat", "lon", "headings", "splits", "texts")
+        }
+        chunks.clear()
+
+        def join(name: str) -> NDArray[Any]:
+            return np.concatenate(columns.pop(name))
+
+        has_headings = reader.columns is not None and "heading" in reader.columns.index
+        numbers = join("numbers").astype(np.int32)
         return cls(
             uri=reader.uri,
             unit=reader.unit,
-            numbers=np.concatenate([chunk.numbers for chunk in chunks]).astype(np.int32),
-            ids=np.concatenate([chunk.ids for chunk in chunks]),
-            lat=np.concatenate([chunk.lat for chunk in chunks]),
-            lon=np.concatenate([chunk.lon for chunk in chunks]),
-            headings=headings,
-            texts=[chunk.texts for chunk in chunks],
-            splits=np.concatenate([chunk.splits for chunk in chunks]),
-            place_ids=np.full(num_rows, -1, dtype=np.int64),
+            numbers=numbers,
+            ids=join("ids"),
+            lat=join("lat"),
+            lon=join("lon"),
+            headings=join("headings") if has_headings else None,
+            texts=columns["texts"],
+            splits=join("splits"),
+            place_ids=np.full(len(numbers), -1, dtype=np.int64),
         )
 
     def __len__(self) -> int:

@@ -79,25 +79,7 @@ class ListedChunk:
     lon: Floats64
     splits: NDArray[np.uint8]  # as in SPLIT_CODES; 0 without a column
     headings: NDArray[np.float32] | None
-    texts: pa.Table  # path, key, region
-
-    @classmethod
-    def from_rows(cls, numbers: Sequence[int], rows: Sequence[ListedRow]) -> ListedChunk:
-        """Make a chunk of parsed rows."""
-        texts = {
-            "path": pa.array([row.path for row in rows], pa.string()),
-            "key": pa.array([row.key for row in rows], pa.string()),
-            "region": pa.array([row.region for row in rows], pa.string()),
-        }
-        return cls(
-            numbers=np.array(numbers, dtype=np.int64),
-            ids=np.array([row.id for row in rows], dtype=np.int64),
-            lat=np.array([row.lat for row in rows], dtype=np.float64),
-            lon=np.array([row.lon for row in rows], dtype=np.float64),
-            splits=np.array([SPLIT_CODES.get(row.split, 0) for row in rows], dtype=np.uint8),
-            headings=np.array([row.heading for row in rows], dtype=np.float32),
-            texts=pa.table(texts),
-        )
+    texts: pa.Table  # path; key and region where the list has them
 
 
 class _NotPlainError(Exception):
@@ -160,9 +142,8 @@ class ListColumns:
         self, columns: Mapping[str, Any], numbers: Ints, first_id: int
     ) -> ListedChunk:
         count = len(numbers)
-        none = pa.nulls(count, pa.string())
-        texts = {"path": none, "key": none, "region": none}
-        for kind in texts:
+        texts = {}
+        for kind in ("path", "key", "region"):
             if kind in columns:
                 text = _read_texts(columns[kind])
                 is_empty = pc.equal(text, "")
@@ -185,6 +166,23 @@ class ListColumns:
             lon=lon,
             splits=self._read_splits(columns.get("split"), count),
             headings=headings,
+            texts=pa.table(texts),
+        )
+
+    def join_rows(self, numbers: Sequence[int], rows: Sequence[ListedRow]) -> ListedChunk:
+        """Make a chunk of parsed rows."""
+        texts = {"path": pa.array([row.path for row in rows], pa.string())}
+        if "key" in self.index:
+            texts["key"] = pa.array([row.key for row in rows], pa.string())
+        if "region" in self.index:
+            texts["region"] = pa.array([row.region for row in rows], pa.string())
+        return ListedChunk(
+            numbers=np.array(numbers, dtype=np.int64),
+            ids=np.array([row.id for row in rows], dtype=np.int64),
+            lat=np.array([row.lat for row in rows], dtype=np.float64),
+            lon=np.array([row.lon for row in rows], dtype=np.float64),
+            splits=np.array([SPLIT_CODES.get(row.split, 0) for row in rows], dtype=np.uint8),
+            headings=np.array([row.heading for row in rows], dtype=np.float32),
             texts=pa.table(texts),
         )
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from s4g_ray.data.image_table import View
 from s4g_ray.datasets.list_columns import ListColumns, ListedChunk, ListOptions
 from s4g_ray.errors import InputError, StoreError
+from s4g_ray.storage.parquet import refuse_extension_types
 
 BLOCK_BYTES = 8_000_000  # of CSV that are parsed at once
 BATCH_ROWS = 100_000  # rows of the csv module or of Parquet that are parsed at once
@@ -47,7 +48,7 @@ class CsvList:
         for block in blocks:
             if self.columns is None:
                 block = self._read_header(block)
-            if not _is_plain(block):
+            if not is_plain(block):
                 yield from self._parse_rows(chain([block], blocks))
                 break
             chunk = self._parse_block(block)
@@ -166,7 +167,7 @@ class CsvList:
         for row, (number, fields) in enumerate(batch):
             location = f"{self.uri}, line {number}"
             parsed.append(columns.parse_row(location, fields, first_id + row))
-        return ListedChunk.from_rows([number for number, _ in batch], parsed)
+        return columns.join_rows([number for number, _ in batch], parsed)
 
     def _decode(self, block: bytes) -> str:
         try:
@@ -179,7 +180,7 @@ class CsvList:
             ) from error
 
 
-def _is_plain(block: bytes) -> bool:
+def is_plain(block: bytes) -> bool:
     """Return whether a block of CSV needs no rules but those of commas and line ends."""
     if b'"' in block or b"\0" in block:
         return False
@@ -203,7 +204,9 @@ class ParquetList:
         first = 0
         try:
             with pq.ParquetFile(self._stream, pre_buffer=True) as parquet:
-                names = parquet.schema_arrow.names
+                schema = parquet.schema_arrow
+                refuse_extension_types(schema.empty_table(), self.uri)
+                names = schema.names
                 self.columns = ListColumns.find(self.uri, names, self._view, self._options)
                 wanted = sorted({names[column] for column in self.columns.index.values()})
                 for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
@@ -227,4 +230,4 @@ class ParquetList:
             texts = [values.get(name) for name in columns.names]
             fields = ["" if text is None else str(text) for text in texts]
             rows.append(columns.parse_row(f"{self.uri}, row {number}", fields, number))
-        return ListedChunk.from_rows(numbers.tolist(), rows)
+        return columns.join_rows(numbers.tolist(), rows)

@@ -32,6 +32,7 @@ SIGNS = {  # names at the top of each source that has a converter
     "university1652": {"train", "test"},
 }
 NUM_LISTED = 10  # names in one message
+IMAGES_AT_ONCE = 1 << 21  # that has_images looks for
 NUM_LISTINGS = 16  # folders listed at a time: object stores answer slowly, but many at once
 
 
@@ -190,15 +191,25 @@ class SourceFolder:
             self._missing[path] = None
         return found
 
-    def has_images(self, paths: pa.ChunkedArray) -> Bools:
-        """Return which of paths[N] are in the listings of their folders; count those that are not.
+    def has_images(self, paths: pa.ChunkedArray, asked: Bools) -> Bools:
+        """Return which of the asked paths[N] are in the listings of their folders.
 
-        Lists several folders at a time.
+        Counts those that are not as missing. Lists several folders at a time.
         """
+        found = asked.copy()
+        for start in range(0, len(paths), IMAGES_AT_ONCE):
+            rows = start + np.flatnonzero(asked[start : start + IMAGES_AT_ONCE])
+            if len(rows):
+                part = paths.slice(start, IMAGES_AT_ONCE)
+                if len(rows) < len(part):
+                    part = part.take(pa.array(rows - start))
+                found[rows] = self._find_images(part)
+        return found
+
+    def _find_images(self, paths: pa.ChunkedArray) -> Bools:
         folders, names = split_paths(paths)
-        folder_names = folders.dictionary.to_pylist()
         with ThreadPoolExecutor(NUM_LISTINGS) as pool:
-            listings = list(pool.map(self._list_array, folder_names))
+            listings = list(pool.map(self._list_array, folders.dictionary.to_pylist()))
         codes = folders.indices.to_numpy()
         order = np.argsort(codes, kind="stable")
         edges = np.searchsorted(codes[order], np.arange(len(listings) + 1))
@@ -209,7 +220,8 @@ class SourceFolder:
         for number, listing in enumerate(listings):
             within = slice(edges[number], edges[number + 1])
             found[order[within]] = np.asarray(pc.is_in(names[within], value_set=listing))
-        self._missing.update(dict.fromkeys(paths.filter(pa.array(~found)).to_pylist()))
+        if not found.all():
+            self._missing.update(dict.fromkeys(paths.filter(pa.array(~found)).to_pylist()))
         return found
 
     def _list_array(self, folder: str) -> pa.Array:

@@ -68,7 +68,7 @@ def read_csv(text: str, block_bytes: int, *, is_plain: bool | None = None) -> An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(list_files, "BLOCK_BYTES", block_bytes)
         if is_plain is not None:
-            patch.setattr(list_files, "_is_plain", lambda block: is_plain)
+            patch.setattr(list_files, "is_plain", lambda block: is_plain)
         return read(CsvList("q.csv", io.BytesIO(text.encode()), "queries", OPTIONS))
 
 

@@ -152,6 +152,10 @@ def read(f):
     return refuse_extension_types(table, u), other, pq.ParquetFile(f).read(columns=c)
 """
     assert unguarded_parquet_reads(source) == [4, 6]
+    batches = "def read(f):\n    {}\n    return list(f.iter_batches())"
+    guard = "refuse_extension_types(f.schema_arrow.empty_table(), u)"
+    assert unguarded_parquet_reads(batches.format("pass")) == [3]
+    assert unguarded_parquet_reads(batches.format(guard)) == []
 
 
 def replace_part(folder: str, name: str, data: bytes) -> None:

@@ -60,9 +60,10 @@ def dangerous_calls(source: str) -> list[str]:
 def unguarded_parquet_reads(source: str) -> list[int]:
     """Return the lines that read a Parquet file without `refuse_extension_types`.
 
-    A read is `pq.read_table(...)`, `.read_row_group...(...)` or `.read(columns=...)` of any object.
-    It is guarded inside the first argument of `refuse_extension_types`, or if the same function
-    passes its result to it by name.
+    A read is `pq.read_table(...)`, `.read_row_group...(...)`, `.iter_batches(...)` or
+    `.read(columns=...)` of any object. It is guarded inside the first argument of
+    `refuse_extension_types`, or if the same function passes its result to it by name; batches, if
+    the same function calls it.
     """
     tree = ast.parse(source)
     lines = []
@@ -73,6 +74,8 @@ def unguarded_parquet_reads(source: str) -> list[int]:
                 arg for call in calls if _dotted(call.func, {}) == GUARD for arg in call.args[:1]
             ]
             safe = {id(node) for guard in guards for node in ast.walk(guard)}
+            if guards:
+                safe |= {id(call) for call in calls if _is_named(call, "iter_batches")}
             given = {guard.id for guard in guards if isinstance(guard, ast.Name)}
             for node in ast.walk(function):
                 if (
@@ -86,10 +89,15 @@ def unguarded_parquet_reads(source: str) -> list[int]:
     return lines
 
 
+def _is_named(call: ast.Call, name: str) -> bool:
+    return _dotted(call.func, {}).rpartition(".")[2] == name
+
+
 def _reads_parquet(call: ast.Call) -> bool:
     last = _dotted(call.func, {}).rpartition(".")[2]
     return (
         last == "read_table"
+        or last == "iter_batches"
         or last.startswith("read_row_group")
         or (last == "read" and any(word.arg == "columns" for word in call.keywords))
     )
