@@ -134,11 +134,17 @@ def test_a_failed_round_is_tried_again_then_reported_and_training_continues_unti
             ask(made, 6)
 
 
+def make_system_error(message: str) -> Exception:
+    kind: Any = RaySystemError
+    error: Exception = kind(message)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (ExecutionTimeoutError("Ray Data made no progress for 1800 s"), "no progress for 1800 s"),
-        (RaySystemError("the object store is full"), "the object store is full"),
+        (make_system_error("the object store is full"), "the object store is full"),
         (GetTimeoutError(), "GetTimeoutError"),
     ],
 )
