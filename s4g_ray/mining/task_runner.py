@@ -137,7 +137,7 @@ class TaskRunner:
                 ray.cancel(call)
 
     def _add(self, result: _Result) -> MinedPart:
-        """Count the outcome of a task. Raises the RunError or InputError that it returns."""
+        """Count the outcome of a task. Raises RunError with the message of a fault."""
         if result.fault:
             raise RunError(result.fault)
         self.counts += result.outcome.counts

@@ -72,6 +72,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
     faults += _gallery_faults(config, dataset, split)
+    faults += _cell_faults(config, split)
     if faults:
         raise InputError("\n".join(faults))
     if split.exclusions is not None:
@@ -122,6 +123,19 @@ def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -
         f"sampling.gallery_negatives={wanted} exceeds the {len(found.places)} places without a"
         f" training pair: of {total} references of {' and '.join(splits)},"
         f" {total - len(found)} stand at places with pairs; {remedy}"
+    ]
+
+
+def _cell_faults(config: RunConfig, split: TrainSplit) -> list[str]:
+    """Return a fault where cells are searched and places of the gallery have no coordinates."""
+    if config.mining.scope != "cells" or split.gallery is None:
+        return []
+    unknown = int(np.isnan(split.gallery.places.lat).sum())
+    if not unknown:
+        return []
+    return [
+        f"mining.scope=cells needs coordinates, but {unknown} places of the gallery have no lat and"
+        " lon; add them, or set mining.scope=global"
     ]
 
 

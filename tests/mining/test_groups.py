@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.places import Places
+from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, write_graph_part
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.mining.candidates import Kept, References
 from s4g_ray.mining.groups import compute_job_key, places_per_part, plan_groups
+from s4g_ray.mining.job_plan import MiningPlan
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import Counts, MiningReport
+from s4g_ray.storage.manifest import open_published, publish, write_part
 from tests.support.mining_tables import STAMP, write_queries
 
 
@@ -110,6 +113,8 @@ def test_the_key_of_a_job_depends_on_all_that_determines_its_parts() -> None:
         compute_job_key(
             {"k": 3}, ids, References(ids, places), replace(exclusions, semi_positives=other_pair)
         ),
+        compute_job_key({"k": 3}, ids, References(ids, places), None, located),
+        compute_job_key({"k": 3}, ids, References(ids, places), None, moved),
     ]
     assert len(set(keys)) == len(keys)
     assert keys[0] == compute_job_key({"k": 3}, ids.copy(), References(ids, places), exclusions)
@@ -143,6 +148,7 @@ REFUSALS: list[tuple[str, type[Exception], Change]] = [
     ),
     ("made with step 4, but 5 is wanted", RunError, lambda _: {"stamp": replace(STAMP, step=5)}),
     ("holds no published neighbors", RunError, lambda folder: {"previous": folder + "/nothing"}),
+    ("holds no published neighbors", RunError, lambda folder: {"carry_from": folder + "/nothing"}),
     ("holds no published embeddings", RunError, lambda folder: {"embeddings": folder + "/nothing"}),
 ]
 
@@ -174,6 +180,29 @@ def test_impossible_input_is_refused_before_the_index_is_asked(
     }
     with pytest.raises(error, match=message):
         mine(RefusingIndex(), 4, target=str(tmp_path / "g"), **arguments)
+
+
+@pytest.mark.parametrize("places", [[0, 1, 4, 3, 5, 6], [0, 1, 2, 2, 3, 4]])
+def test_a_table_whose_parts_are_not_in_the_order_of_places_is_refused_with_the_remedy(
+    tmp_path: Path, places: list[int]
+) -> None:
+    folder = str(tmp_path)
+    vectors = np.eye(6, dtype=np.float32)
+    write_queries(folder, np.arange(6), np.arange(6), vectors, 3)  # two parts
+    stored = open_published(folder, "embeddings")
+    parts = []
+    for rows, part in zip((slice(0, 3), slice(3, 6)), stored.parts, strict=True):
+        data = encode_part(np.arange(6)[rows], np.array(places)[rows], vectors[rows], "float32")
+        parts.append(write_part(folder, part.name, data, 3))
+    publish(folder, "embeddings", parts, STAMP, {})
+    message = (
+        rf"part-00001\.parquet holds place {places[3]}, a part before it place {places[2]}: .*"
+    )
+    with pytest.raises(RunError, match=message + r" .*remove .* and embed again"):
+        MiningPlan.from_embeddings(folder, np.arange(6), MiningConfig(), 2, STAMP)
+    # places of queries that are not mined may lie anywhere
+    plan = MiningPlan.from_embeddings(folder, np.array([0, 1, 5]), MiningConfig(), 2, STAMP)
+    assert plan.places.tolist() == [0, 1, places[5]]
 
 
 def test_a_damaged_part_or_a_repeated_query_in_the_table_is_named(tmp_path: Path) -> None:

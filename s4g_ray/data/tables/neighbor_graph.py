@@ -270,7 +270,8 @@ def read_graph_places(uri: str, parts: Sequence[Part]) -> Iterator[Ints]:
                 raise
             except (pa.ArrowException, OSError) as error:
                 raise altered(uri, part) from error
-        return refuse_extension_types(table, files.join(uri, part.name))["place_id"].to_numpy()
+        table = refuse_extension_types(table, files.join(uri, part.name))
+        return np.asarray(table["place_id"].to_numpy(), dtype=np.int64)
 
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(read_places, parts)

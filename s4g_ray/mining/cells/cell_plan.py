@@ -87,7 +87,7 @@ class CellPlan:
 
     def far_rows_of(self, block: int) -> Ints:
         """Return the rows of the references of anywhere that a block needs, ascending."""
-        return self.far_rows[self.far_blocks == block]
+        return np.asarray(self.far_rows[self.far_blocks == block])
 
     def cells_of(self, place_ids: Ints) -> Ints:
         """Return the cell of each place[n]; all of them are in cells."""
@@ -96,7 +96,8 @@ class CellPlan:
 
     def blocks_of_queries(self, place_ids: Ints) -> Ints:
         """Return the block that mines each place[n]."""
-        return np.searchsorted(self.first_cells, self.cells_of(place_ids), side="right") - 1
+        cells = self.cells_of(place_ids)
+        return np.asarray(np.searchsorted(self.first_cells, cells, side="right") - 1)
 
     def blocks_of_references(self, rows: Ints, place_ids: Ints) -> tuple[Ints, Ints]:
         """Return which blocks need references: rows[n] among all, of place_ids[n].

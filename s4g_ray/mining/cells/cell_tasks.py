@@ -194,12 +194,13 @@ def _read_records(shared: CellMining, pieces: Sequence[tuple[str, int, int]]) ->
         (files.join(work, name), start * record_type.itemsize, (end - start) * record_type.itemsize)
         for name, start, end in pieces
     ]
-    found: list[Records] = []
-    for data, (uri, _, _) in zip(read_ranges(ranges), ranges, strict=True):
+    contents = read_ranges(ranges)
+    for data, (uri, _, _) in zip(contents, ranges, strict=True):
         if isinstance(data, RunError):
             raise data
         if isinstance(data, Exception):
             raise RunError(f"{uri} cannot be read ({data}); resume") from data
-        found.append(np.frombuffer(data, record_type))
-    records = np.concatenate([np.empty(0, record_type), *found])
+    pieces_read = [np.frombuffer(data, record_type) for data in contents if isinstance(data, bytes)]
+    records = np.concatenate([np.empty(0, record_type), *pieces_read])
+    del contents, pieces_read  # as large as the records
     return records[np.argsort(records["id"])]

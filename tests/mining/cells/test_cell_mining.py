@@ -117,7 +117,9 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     return Case(
         tmp_path,
         places,
-        *(column[order] for column in queries),
+        queries[0][order],
+        queries[1][order],
+        queries[2][order],
         References(references[0][ranked], references[1][ranked]),
         references[2][ranked],
         Exclusions(places, pairs, 1000.0),
