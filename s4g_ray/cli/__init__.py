@@ -4,6 +4,8 @@ app      the command, with demo, train, evaluate, export, check and report
 convert  `s4g convert`: a command for each source of data sets
 pack     `s4g pack`
 index    `s4g index plan`
+plan     `s4g plan`
+prune    `s4g prune`
 stages   `s4g embed` and `s4g mine`; jobs/ runs the same functions
 demo     the work of `s4g demo`
 console  lines and JSON, exit codes, interruptions

@@ -114,7 +114,9 @@ class SamplingConfig(Section):
     gallery_negatives: int = Field(0, ge=0)
     # the splits that those references are taken from
     gallery_splits: tuple[Literal["train", "gallery"], ...] = Field(("train",), min_length=1)
-    max_pairs_per_cell: int = Field(20_000_000, ge=2)  # more are divided into geographic cells
+    # more are divided into geographic cells: a plan of so many, from a pool of 128 neighbors, takes
+    # 0.6 GB of the driver
+    max_pairs_per_cell: int = Field(1_000_000, ge=2)
     # plans that stay in a run beyond those of the last finished epoch and of later ones
     keep_plans: int = Field(1, ge=0)
 

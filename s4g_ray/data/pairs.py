@@ -62,9 +62,14 @@ class PairTable:
 def join_pairs(
     query_ids: Ints, query_places: Ints, reference_ids: Ints, reference_places: Ints
 ) -> PairTable:
-    """Pair each query with each reference of its place, in the order of the queries."""
+    """Pair each query with each reference of its place, in the order of the queries.
+
+    Where each query has one reference, the pairs share the arrays of the queries.
+    """
     order = np.argsort(reference_places, kind="stable")
-    found = pairs_by_place(np.arange(len(query_places)), query_places, reference_places[order])
-    return PairTable(
-        query_ids[found.rows], reference_ids[order][found.columns], query_places[found.rows]
-    )
+    rows = np.arange(len(query_places))
+    found = pairs_by_place(rows, query_places, reference_places[order])
+    paired = reference_ids[order[found.columns]]
+    if np.array_equal(found.rows, rows):
+        return PairTable(query_ids, paired, query_places)
+    return PairTable(query_ids[found.rows], paired, query_places[found.rows])

@@ -14,7 +14,11 @@ from s4g_ray.pipeline.retention.prune import format_bytes
 DRIVER_GB = 1.0
 WORKER_GB = 0.9
 ACTOR_GB = 0.9
-DRIVER_BYTES = 64  # a place, measured by benchmarks/driver_memory.py
+# a place of one query and one reference, held through the run (measured 64.5 at 3e6 places)
+DRIVER_BYTES = 64
+# a pair, while a plan is made in one pass, and while places are divided into cells (measured)
+ONE_PASS_BYTES = 48
+CELLS_BYTES = 105
 RANK_BYTES = 32  # a place; the ranks of a node share them
 SHARED_BYTES = 40  # a query and a reference in the tables that mining tasks share
 TRAINING_COPIES = 4  # of the weights: themselves, gradients and two moments
@@ -42,6 +46,7 @@ def list_memory(
         graphed = sizes.places if one_pass else min(sizes.places, sampling.max_pairs_per_cell)
         planned_gb = 4 * sampling.neighbor_pool_size * graphed / 1e9
     driver_gb = DRIVER_GB + DRIVER_BYTES * (sizes.places + sizes.gallery_places) / 1e9
+    driver_gb += (ONE_PASS_BYTES if one_pass else CELLS_BYTES) * sizes.pairs / 1e9
     rank_gb = WORKER_GB + TRAINING_COPIES * weights_gb
     place_gb = RANK_BYTES * (sizes.places + sizes.gallery_places) / 1e9
     found = [
@@ -49,7 +54,7 @@ def list_memory(
             "driver",
             1,
             driver_gb + (planned_gb if one_pass else 0.0),
-            "the graph that plans are made from included" if one_pass else "",
+            "the graph that plans are made from included" if one_pass else "while it plans",
         ),
         ProcessMemory(
             "training worker",

@@ -21,6 +21,7 @@ from s4g_ray.pipeline.report.charts import (
 from s4g_ray.pipeline.report.examples import Example, RankedQueries, find_mined_examples
 from s4g_ray.pipeline.run_folder import Record, read_records
 from s4g_ray.storage import files
+from s4g_ray.storage.manifest import is_published
 
 
 def write_report(run_dir: str, *, show: Callable[[list[Example]], None] | None = None) -> str:
@@ -37,11 +38,17 @@ def write_report(run_dir: str, *, show: Callable[[list[Example]], None] | None =
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     if not evaluations:
         raise InputError(f"{uri} holds no evaluated run: nothing to report yet")
+    last = evaluations[-1]["epoch"]
+    if not is_published(files.join(uri, f"embeddings/v={last:04d}")):
+        raise InputError(
+            f"{uri} has no embeddings of its last evaluation, after epoch {last}: they were pruned"
+            " before the run branched; resume it until its next evaluation"
+        )
     config_text = files.read_bytes(files.join(uri, "config.yaml")).decode()
     config = load_config(files.join(uri, "config.yaml"))
     info = files.read_json(files.join(uri, "run.json"))
     dataset = open_dataset(info["dataset"]["uri"])
-    retrieval = RankedQueries.read(uri, config, dataset, evaluations[-1]["epoch"])
+    retrieval = RankedQueries.read(uri, config, dataset, last)
     examples = list(retrieval.examples(config))
     if show is not None:
         show(examples)
