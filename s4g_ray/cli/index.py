@@ -139,18 +139,23 @@ class _Estimate:
 def _estimate(
     num_vectors: int, num_queries: int, dim: int, mining: MiningConfig, resources: Resources | None
 ) -> _Estimate:
-    from s4g_ray.index.cost import expected_cost
-    from s4g_ray.index.rates import plan_by_rates
+    from s4g_ray.index.cost import expected_cost, recorded_rates
+    from s4g_ray.index.plan import plan_for
+    from s4g_ray.index.rates import measure_rates
 
     if num_vectors > 0 and num_queries < 1:
         raise InputError(f"--queries {num_queries} is below 1")
     try:
-        plan, measured = plan_by_rates(mining, num_vectors, dim, resources, num_queries=num_queries)
+        plan = plan_for(mining, num_vectors, dim, resources, num_queries=num_queries)
     except ValueError as error:
         raise InputError(str(error)) from error
-    rates = measured[plan.kind]
+    on_gpu = mining.gpus_per_shard > 0
+    if on_gpu:
+        rates = recorded_rates(plan.kind, dim, mining.index_threads, gpu=True)
+    else:
+        rates = measure_rates(plan, mining.index_threads)
     cost = expected_cost(plan, rates, num_queries=num_queries)
-    return _Estimate(plan, cost, rates, num_queries, mining.gpus_per_shard > 0)
+    return _Estimate(plan, cost, rates, num_queries, on_gpu)
 
 
 def _parse_nodes(nodes: int | None, gb: float, cores: int, gpus: int) -> Resources | None:
@@ -224,6 +229,7 @@ def _print(estimate: _Estimate, title: str) -> None:
         )
     if estimate.plan.num_shards > 1:
         note += " Shards work at the same time, each on cores of its own."
+    note += " A run makes the same choice, by cautious rates that are recorded and not measured."
     reporter.line(note)
 
 

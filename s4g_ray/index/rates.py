@@ -8,24 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from s4g_ray.arrays import Floats32
-from s4g_ray.config.schema import MiningConfig
-from s4g_ray.index.cost import WALK_ROWS, Rates, recorded_rates
+from s4g_ray.index.cost import WALK_ROWS, Rates
 from s4g_ray.index.exact_search import measure_engines, unit_rows
 from s4g_ray.index.faiss_library import faiss, set_num_threads
-from s4g_ray.index.plan import (
-    CHOICES,
-    IVF_KINDS,
-    IndexPlan,
-    Kind,
-    Resources,
-    plan_for,
-    plan_index,
-)
+from s4g_ray.index.plan import IVF_KINDS, IndexPlan
 from s4g_ray.index.stores.hnsw import HnswStore
 from s4g_ray.index.stores.ivf import IvfStore
 from s4g_ray.index.stores.ivf_training import nearest_lists, train_lists
@@ -37,39 +28,6 @@ COARSE = 1024  # centroids
 SUBSPACE = 24  # dimensions of the subspace that the sample lies near
 NOISE = 0.4  # standard deviation that is added in all directions
 MEASURE_S = 0.4  # time to measure each rate
-
-
-def plan_by_rates(
-    cfg: MiningConfig,
-    num_vectors: int,
-    dim: int,
-    resources: Resources | None = None,
-    *,
-    num_queries: int | None = None,
-    measure: Callable[[IndexPlan, int], Rates] | None = None,
-) -> tuple[IndexPlan, dict[str, Rates]]:
-    """Plan as plan_for does, with rates of this machine for each kind that it compares.
-
-    Returns the plan and the rates by kind. Kinds are measured one by one, the most exact first, up
-    to the one that is taken. On a GPU nothing is measured: the rates are recorded ones.
-    """
-    rates: dict[str, Rates] = {}
-    while True:
-        plan = plan_for(cfg, num_vectors, dim, resources, num_queries=num_queries, rates=rates)
-        compared = [plan.kind]
-        if cfg.index_kind == "auto":
-            compared = list(CHOICES)[: list(CHOICES).index(plan.kind) + 1]
-        missing = [kind for kind in compared if kind not in rates]
-        if not missing:
-            return plan, rates
-        kind = missing[0]
-        if cfg.gpus_per_shard:
-            rates[kind] = recorded_rates(kind, dim, cfg.index_threads, gpu=True)
-        elif kind == "sqfp16" and "flat" in rates:
-            rates[kind] = rates["flat"]
-        else:
-            wanted = plan_index(num_vectors, dim, kind=cast("Kind", kind))
-            rates[kind] = (measure or measure_rates)(wanted, cfg.index_threads)
 
 
 def measure_rates(plan: IndexPlan, num_threads: int) -> Rates:

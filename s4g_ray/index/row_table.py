@@ -6,11 +6,12 @@ from typing import Self
 
 import numpy as np
 
-from s4g_ray.arrays import Bools, Floats64, Ints
+from s4g_ray.arrays import Bools, Floats64, Ints, Rows32
 from s4g_ray.data.area import Area
 from s4g_ray.index.stores.dense import append_rows, keep_rows
 from s4g_ray.row_lookup import rows_of
 
+AREA_BLOCK = 2**20  # rows whose coordinates are compared with an area at once
 GONE = -1  # the id of a row that was removed, where the vectors keep it
 
 
@@ -24,7 +25,7 @@ class RowTable:
         self.ids = ids
         self.coordinates = coordinates
         self._num_gone = int((ids == GONE).sum())
-        self._order: Ints | None = None  # of ids, where they do not ascend
+        self._order: Rows32 | None = None  # of ids, where they do not ascend
         self._sorted: Ints | None = None  # ids in ascending order
 
     @classmethod
@@ -82,8 +83,10 @@ class RowTable:
         self._forget_order()
 
     def find_repeated(self) -> Ints:
-        """Return the ids that stand in more than one row, ascending."""
-        ordered = self._ascending()[0]
+        """Return the ids that stand in more than one row, ascending; keeps no memory."""
+        if _ascends(self.ids):
+            return np.empty(0, np.int64)
+        ordered = np.sort(self.ids)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         return np.unique(repeated[repeated != GONE])
 
@@ -92,7 +95,7 @@ class RowTable:
         ordered, order = self._ascending()
         places = rows_of(ordered, ids)
         if order is not None:
-            places = np.where(places >= 0, order[places], -1)
+            places = np.where(places >= 0, order[places].astype(np.int64), -1)
         return np.where(ids == GONE, -1, places)
 
     def select(self, ids: Ints | None, area: Area | None) -> Ints | None:
@@ -105,7 +108,7 @@ class RowTable:
         if ids is None:
             rows = np.flatnonzero(self.ids != GONE)
         else:
-            if ids.ndim != 1 or (ids[1:] <= ids[:-1]).any():
+            if ids.ndim != 1 or not _ascends(ids):
                 raise ValueError("ids to search among must ascend, each once: use numpy.unique")
             rows = self.rows_of(ids)
             rows = np.sort(rows[rows >= 0])
@@ -115,19 +118,31 @@ class RowTable:
             raise ValueError(
                 "this index has no coordinates to search an area by; give them when it is built"
             )
-        lat, lon = self.coordinates[rows].T
-        return rows[area.contains(lat, lon)]
+        found = [rows[:0]]
+        for start in range(0, len(rows), AREA_BLOCK):
+            block = rows[start : start + AREA_BLOCK]
+            lat, lon = self.coordinates[block].T
+            found.append(block[area.contains(lat, lon)])
+        return np.concatenate(found)
 
-    def _ascending(self) -> tuple[Ints, Ints | None]:
-        """Return the ids in ascending order, and the row of each; None where rows ascend too."""
+    def _ascending(self) -> tuple[Ints, Rows32 | None]:
+        """Return the ids in ascending order, and the row of each; None where rows ascend too.
+
+        Keeps 12 bytes a row for it, until rows change.
+        """
         if self._sorted is None:
-            if (self.ids[1:] > self.ids[:-1]).all():
+            if _ascends(self.ids):
                 self._sorted = self.ids
             else:
-                self._order = np.argsort(self.ids, kind="stable")
-                self._sorted = self.ids[self._order]
+                order = np.argsort(self.ids, kind="stable")
+                self._sorted = self.ids[order]
+                self._order = order.astype(np.int32)
         return self._sorted, self._order
 
     def _forget_order(self) -> None:
         self._order = None
         self._sorted = None
+
+
+def _ascends(ids: Ints) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())

@@ -146,7 +146,10 @@ def test_geojson_gives_the_union_of_its_polygons() -> None:
         (lambda: Area.polygon([]), "needs a ring of at least 3 corners"),
         (lambda: Area.polygon([[[0, 0], [1, 1]]]), "at least 3 corners"),
         (lambda: Area.polygon([[[0, 95], [1, 1], [2, 2]]]), "give lon, then lat"),
-        (lambda: Area.polygon([[[0, np.nan], [1, 1], [2, 2]]]), "finite lon, lat pairs"),
+        (
+            lambda: Area.polygon([np.array([[0, math.nan], [1, 1], [2, 2]])]),
+            "finite lon, lat pairs",
+        ),
         (lambda: Area.polygon([["a", "b"]]), "list of lon, lat pairs"),
         (lambda: Area.from_geojson({"type": "Point", "coordinates": [0, 0]}), "'Point' is no area"),
         (lambda: Area.from_geojson({"type": "FeatureCollection", "features": []}), "no polygon"),

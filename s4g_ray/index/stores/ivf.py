@@ -137,7 +137,8 @@ class IvfStore:
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write))
 
     def to_gpu(self, gpu: GpuDevice) -> None:
-        """Let a copy of the lists on a GPU answer; ivf_sq8 alone."""
+        """Let a copy of the lists on a GPU answer, and add there; ivf_sq8 alone."""
+        self.add_on(gpu)
 
         def make_parts(count: int) -> list[GpuPart]:
             return [GpuPart(gpu.upload(self._part(count, first))) for first in range(count)]
