@@ -94,10 +94,13 @@ def test_a_shard_that_cannot_return_is_an_error_in_time_and_a_slow_one_is_waited
     ray_cluster: None, queries: Array
 ) -> None:
     """A resource that only one actor can have stands for the room of a node that is gone."""
-    free = ray.available_resources()["CPU"]
-    options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 3}
-    groups = {"concurrency_groups": {"search": 1}}
-    actor: Any = ray.remote(**options, **groups)(OneShard)
+    free = ray.available_resources()["CPU"]  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {
+        "max_restarts": -1,
+        "max_task_retries": 3,
+        "concurrency_groups": {"search": 1},
+    }
+    actor: Any = ray.remote(**options)(OneShard)
     lost = actor.options(num_cpus=free).remote(0, 0)
     slow = actor.options(num_cpus=0).remote(1, 3)
     client = IndexClient((lost, slow), "4 CPUs", start_timeout_s=2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -365,8 +365,9 @@ def test_a_search_is_restricted_to_ids_and_to_an_area_on_all_shards(
     assert (few[:, 3:] == -1).all()
     assert np.isneginf(few_scores[:, 3:]).all()
     assert np.sort(few[:, :3], axis=1).tolist() == [ids[:3].tolist()] * len(queries)
+    two = Coordinates(np.arange(2), np.zeros(2), np.zeros(2))
     with pytest.raises(RunError, match=r"references have no coordinates, \d+ among them"):
-        service.build(46, collection.tables, coordinates=Coordinates(*[np.arange(2)] * 3), k=K)
+        service.build(46, collection.tables, coordinates=two, k=K)
     assert service.search(45, queries, 1)[0].shape == (len(queries), 1)
 
 
@@ -405,14 +406,15 @@ def test_vectors_are_added_replaced_and_removed_as_if_the_version_was_built_of_t
         for v in (72, 73)
     ]
     assert len(digests[0] & digests[1]) == 1
-    for wrong, message in (
+    refused: list[tuple[Callable[[], object], str]] = [
         (lambda: service.add(74, fresh[:1], added[:1]), r"1 of 1 ids to add are in version 73 alr"),
         (lambda: service.remove(74, np.array([1, 8_999])), r"\d of 2 ids are not in version 73, "),
         (lambda: service.remove(74, np.array([one, one])), r"2 ids hold 1 different ones"),
         (lambda: service.remove(73, added[:1]), r"version 73 is not after 73, the newest of"),
         (lambda: service.add(74, fresh[:1, :3], np.array([1])), r"index shard \d: .* D=16"),
         (lambda: service.remove(74, np.array(list(held))), r"all 269 vectors would be removed"),
-    ):
+    ]
+    for wrong, message in refused:
         with pytest.raises(RunError, match=message):
             wrong()
         check(73)
