@@ -6,8 +6,10 @@ Pairs holds row numbers instead of ids: evaluation finds in it the references of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s4g_ray.arrays import Ints
 
@@ -62,9 +64,22 @@ class PairTable:
 def join_pairs(
     query_ids: Ints, query_places: Ints, reference_ids: Ints, reference_places: Ints
 ) -> PairTable:
-    """Pair each query with each reference of its place, in the order of the queries."""
-    order = np.argsort(reference_places, kind="stable")
-    found = pairs_by_place(np.arange(len(query_places)), query_places, reference_places[order])
+    """Pair each query with each reference of its place, in the order of the queries.
+
+    Shares the arrays that are given where the pairs are all of their rows, in their order.
+    """
+    found = pairs_by_place(np.arange(len(query_places)), query_places, reference_places)
     return PairTable(
-        query_ids[found.rows], reference_ids[order][found.columns], query_places[found.rows]
+        query_ids=take_rows(query_ids, found.rows),
+        reference_ids=take_rows(reference_ids, found.columns),
+        place_ids=take_rows(query_places, found.rows),
     )
+
+
+def take_rows(values: NDArray[Any], rows: Ints) -> NDArray[Any]:
+    """Return values[rows]; the array itself where the rows are all of its rows, in order."""
+    count = len(values)
+    # as many as there are, ascending, and none beyond the last
+    if len(rows) == count and (rows[1:] > rows[:-1]).all():
+        return values
+    return values[rows]
