@@ -6,8 +6,10 @@ Pairs holds row numbers instead of ids: evaluation finds in it the references of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s4g_ray.arrays import Ints
 
@@ -64,12 +66,20 @@ def join_pairs(
 ) -> PairTable:
     """Pair each query with each reference of its place, in the order of the queries.
 
-    Where each query has one reference, the pairs share the arrays of the queries.
+    Shares the arrays that are given where the pairs are all of their rows, in their order.
     """
-    order = np.argsort(reference_places, kind="stable")
-    rows = np.arange(len(query_places))
-    found = pairs_by_place(rows, query_places, reference_places[order])
-    paired = reference_ids[order[found.columns]]
-    if np.array_equal(found.rows, rows):
-        return PairTable(query_ids, paired, query_places)
-    return PairTable(query_ids[found.rows], paired, query_places[found.rows])
+    found = pairs_by_place(np.arange(len(query_places)), query_places, reference_places)
+    return PairTable(
+        query_ids=take_rows(query_ids, found.rows),
+        reference_ids=take_rows(reference_ids, found.columns),
+        place_ids=take_rows(query_places, found.rows),
+    )
+
+
+def take_rows(values: NDArray[Any], rows: Ints) -> NDArray[Any]:
+    """Return values[rows]; the array itself where the rows are all of its rows, in order."""
+    count = len(values)
+    # as many as there are, ascending, and none beyond the last
+    if len(rows) == count and (rows[1:] > rows[:-1]).all():
+        return values
+    return values[rows]

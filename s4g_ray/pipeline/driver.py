@@ -85,7 +85,6 @@ def run(
         dataset = open_dataset(config.data.uri)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
-        dataset.release_columns()
         model = fit_model_to_sizes(config.model, config.data)
         if config.train.layer_decay < 1:
             check_layers(model)
@@ -172,6 +171,7 @@ class Driver:
 
     def train(self, start: Checkpoint | None) -> None:
         """Train all epochs after a checkpoint (None: from the first), then write the report."""
+        self.dataset.release_columns()  # rounds read what they need from the files
         if self.folder.info["status"] == "done":
             self.reporter.line(f"{self.folder.uri} is finished already")
             return

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError
-from s4g_ray.index.cost import Cost, Rates, expected_cost
+from s4g_ray.index.cost import Cost, Rates, expected_cost, recorded_rates
 from s4g_ray.index.plan import IndexPlan, Resources, plan_for, plan_index
-from s4g_ray.index.rates import measure_rates, plan_by_rates
+from s4g_ray.index.rates import measure_rates
 from s4g_ray.index.sharded.planning import find_resources
 from s4g_ray.pipeline.budget.sizes import RunSizes
 
@@ -36,17 +36,20 @@ def plan_indexes(
     Measures for some seconds how fast this machine searches. Raises InputError for an index that
     cannot be built as configured.
     """
+    mining = config.mining
     counts = _count_references(config, sizes)
     resources = _room_of(config, nodes, len(counts))
     found = {}
     for name, count in counts.items():
         try:
-            plan, rates = plan_by_rates(
-                config.mining, count, sizes.dim, resources, num_queries=sizes.queries
-            )
+            plan = plan_for(mining, count, sizes.dim, resources, num_queries=sizes.queries)
         except ValueError as error:
             raise InputError(str(error)) from error
-        found[name] = PlannedIndex(plan, sizes.queries, rates[plan.kind])
+        if mining.gpus_per_shard:
+            rates = recorded_rates(plan.kind, sizes.dim, mining.index_threads, gpu=True)
+        else:
+            rates = measure_rates(plan, mining.index_threads)
+        found[name] = PlannedIndex(plan, sizes.queries, rates)
     return found
 
 
