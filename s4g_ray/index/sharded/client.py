@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.area import Area
@@ -68,7 +68,8 @@ class IndexClient:
         allowed = None if ids is None else ray.put(ids)
 
         def ask(some: Floats32, effort: int | None) -> Sequence[ShardAnswer]:
-            return self.collect(self._start_calls(version, some, k, effort, allowed, area))
+            start = self._starter(version, some, k, effort, allowed, area)
+            return self.collect([start(n) for n in range(len(self.shards))], again=start)
 
         found, _ = search_filled(ask, queries, k, None)
         return found
@@ -89,7 +90,8 @@ class IndexClient:
         RunError when no shard answers, and for queries or k that do not fit the version.
         """
         allowed = None if ids is None else ray.put(ids)
-        calls = self._start_calls(version, queries, k, None, allowed, area)
+        start = self._starter(version, queries, k, None, allowed, area)
+        calls = [start(number) for number in range(len(self.shards))]
         _, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
         found = []
         missing = []
@@ -120,7 +122,7 @@ class IndexClient:
             return not late
         return False
 
-    def _start_calls(
+    def _starter(
         self,
         version: int,
         queries: Floats32,
@@ -128,55 +130,88 @@ class IndexClient:
         effort: int | None,
         allowed: Any,
         area: Area | None,
-    ) -> list[Any]:
+    ) -> Callable[[int], Any]:
+        """Return a function that starts a search on the shard of a number."""
         shared = ray.put(queries)
-        return [
-            shard.search.options(concurrency_group="search").remote(
-                version, shared, k, effort, allowed, area
-            )
-            for shard in self.shards
-        ]
 
-    def collect(self, calls: Sequence[Any], second_results: Sequence[Any] = ()) -> list[Any]:
+        def start(number: int) -> Any:
+            call = self.shards[number].search.options(concurrency_group="search")
+            return call.remote(version, shared, k, effort, allowed, area)
+
+        return start
+
+    def collect(
+        self,
+        calls: Sequence[Any],
+        second_results: Sequence[Any] = (),
+        again: Callable[[int], Any] | None = None,
+    ) -> list[Any]:
         """Wait for one call of each shard and return the answers.
 
-        second_results: references to second results of the same calls. Where a call fails they are
-        fetched too, because Ray prints each error that nobody has fetched. Raises RunError for the
-        first shard that failed, once all calls have ended, and LostShardError for one that does
-        not start again within start_timeout_s.
+        again: makes the call of a shard once more, where Ray gave it up while the shard was out of
+        reach (its node is gone, and Ray retries for seconds only). second_results: references to
+        second results of the same calls. Where a call fails they are fetched too, because Ray
+        prints each error that nobody has fetched. Raises RunError for the first shard that failed,
+        once all calls have ended, and LostShardError for one that does not start again within
+        start_timeout_s.
         """
-        self._await_calls(calls)
-        answers = []
-        faults = []
+        self._await_calls(dict(enumerate(calls)), self.start_timeout_s)
+        answers: dict[int, Any] = {}
+        faults: dict[int, RayError] = {}
         for number, call in enumerate(calls):
             try:
-                answers.append(ray.get(call))
+                answers[number] = ray.get(call)
             except RayError as error:
-                faults.append((number, error))
+                faults[number] = error
                 with suppress(RayError):
                     ray.get(list(second_results[number : number + 1]))
+        if again is not None:
+            answers.update(self._repeat(again, faults))
         if faults:
-            number, first_error = faults[0]
+            number, first_error = next(iter(faults.items()))
             raise shard_error(number, first_error) from first_error
+        return [answers[number] for number in range(len(calls))]
+
+    def _repeat(self, again: Callable[[int], Any], faults: dict[int, RayError]) -> dict[int, Any]:
+        """Repeat the calls of shards that are out of reach, for up to start_timeout_s.
+
+        Returns the answers, by shard, and takes their faults out.
+        """
+        answers: dict[int, Any] = {}
+        deadline = time.monotonic() + self.start_timeout_s
+        while time.monotonic() < deadline:
+            away = [n for n, error in faults.items() if isinstance(error, ActorUnavailableError)]
+            if not away:
+                break
+            calls = {number: again(number) for number in away}
+            self._await_calls(calls, deadline - time.monotonic())
+            for number, call in calls.items():
+                try:
+                    answers[number] = ray.get(call)
+                    del faults[number]
+                except RayError as error:
+                    faults[number] = error
         return answers
 
-    def _await_calls(self, calls: Sequence[Any]) -> None:
-        """Wait for one call of each shard, as long as the shards that have not answered live.
+    def _await_calls(self, calls: Mapping[int, Any], timeout_s: float) -> None:
+        """Wait for calls, by shard, as long as the shards that have not answered live.
 
         A call may take hours; a shard that is working answers another, empty call meanwhile. One
-        that is starting again answers when it has started. Raises LostShardError.
+        that is starting again answers when it has started. Raises LostShardError for one that does
+        not within timeout_s.
         """
-        patience_s = min(PATIENCE_S, self.start_timeout_s / 2)
+        patience_s = min(PATIENCE_S, timeout_s / 2)
+        every = list(calls.values())
         while True:
             waiting_since = time.monotonic()
-            _, late = ray.wait(list(calls), num_returns=len(calls), timeout=patience_s)
+            _, late = ray.wait(every, num_returns=len(every), timeout=patience_s)
             if not late:
                 return
-            numbers = [number for number, call in enumerate(calls) if call in late]
+            numbers = [number for number, call in calls.items() if call in late]
             signs = [self.shards[number].__ray_ready__.remote() for number in numbers]
-            left_s = self.start_timeout_s - (time.monotonic() - waiting_since)
+            left_s = timeout_s - (time.monotonic() - waiting_since)
             _, silent = ray.wait(signs, num_returns=len(signs), timeout=left_s)
-            _, late = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            _, late = ray.wait(every, num_returns=len(every), timeout=0)
             lost = [
                 number
                 for number, sign in zip(numbers, signs, strict=True)

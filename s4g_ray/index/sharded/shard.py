@@ -201,8 +201,9 @@ class IndexShard:
         setup = self._setup
         set_faiss_threads(setup.num_threads)
         self._staged = None
+        gpu = self._gpu()  # of this version alone: faiss's resources are not for several threads
         index = VectorIndex.empty(
-            plan, template, engine=engine, num_threads=setup.num_threads, gpu=self._gpu()
+            plan, template, engine=engine, num_threads=setup.num_threads, gpu=gpu
         )
         read_s = 0.0
         started = time.perf_counter()
@@ -216,7 +217,9 @@ class IndexShard:
         folder = version_folder(setup.folder, version)
         part = index.save_part(folder, f"shard-{setup.number:05d}.faiss")
         seconds = time.perf_counter() - started
-        self._staged = (version, move_to_device(setup, index))
+        if gpu is not None:
+            index.to_gpu(gpu)
+        self._staged = (version, index)
         return Staged(version, part, index.info, read_s, seconds - read_s)
 
     def find_ids(self, version: int, ids: Ints) -> Bools:

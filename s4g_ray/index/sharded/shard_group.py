@@ -68,7 +68,13 @@ class ShardGroup:
 
         Raises RunError for a shard that fails.
         """
-        return self.client.collect(self._start_calls(method, arguments))
+        calls = self._start_calls(method, arguments)
+
+        def again(number: int) -> Any:
+            call = getattr(self.client.shards[number], method)
+            return call.options(concurrency_group="build").remote(*arguments[number])
+
+        return self.client.collect(calls, again=again)
 
     def each_with_refs(
         self, method: str, arguments: Sequence[Sequence[Any]]
