@@ -50,7 +50,7 @@ class ImaginaryFolders(AbstractFileSystem):  # type: ignore[misc]
 
 
 def draw_positions(start: int, count: int, side_deg: float) -> tuple[Floats64, Floats64]:
-    """Draw latitudes and longitudes of rows in 200 clusters."""
+    """Draw latitudes and longitudes of the rows of a batch, in 200 clusters."""
     rng = np.random.default_rng(start)
     centres = np.random.default_rng(1).uniform((35, -10), (60, 30), (200, 2))
     lat, lon = (centres[rng.integers(0, 200, count)] + rng.uniform(0, side_deg, (count, 2))).T
@@ -61,7 +61,7 @@ def draw_rows(
     num_rows: int, view: str, num_test: int, first: int = 0, rest: str = "train"
 ) -> Iterator[pa.Table]:
     """Draw rows of a view from `first` on: the last num_test of num_rows places are test."""
-    for start in range(first, num_rows, BATCH):
+    for start in range(first // BATCH * BATCH, num_rows, BATCH):
         rows = np.arange(start, min(start + BATCH, num_rows))
         lat, lon = draw_positions(start, len(rows), 2.0)
         if view == "queries":  # a few metres away
@@ -69,7 +69,7 @@ def draw_rows(
         folders = pc.utf8_lpad(pa.array(rows // IMAGES_PER_FOLDER).cast(pa.string()), 6, "0")
         names = pc.utf8_lpad(pa.array(rows % IMAGES_PER_FOLDER).cast(pa.string()), 6, "0")
         uri = pc.binary_join_element_wise(f"imaginary://{view}/", folders, "/", names, ".jpg", "")
-        yield pa.table(
+        table = pa.table(
             {
                 "id": rows * 3 + rows % 3,
                 "place_id": rows,
@@ -79,6 +79,7 @@ def draw_rows(
                 "split": np.where(rows < num_rows - num_test, rest, "test"),
             }
         )
+        yield table.slice(max(0, first - start))
 
 
 def write_rows(root: str, num_rows: int, num_test: int) -> None:
