@@ -132,7 +132,8 @@ def test_the_mined_graph_is_each_places_nearest_references_by_cosine(tiny: Tiny)
     for row, place in enumerate(graph.place_ids.tolist()):
         query = q.vectors[q.place_ids == place][0].astype(np.float64)
         scores = {
-            int(p): float(v @ query)
+            # the length of float16 vectors is nearly 1
+            int(p): float(v @ query / np.linalg.norm(v) / np.linalg.norm(query))
             for p, v in zip(r.place_ids, r.vectors, strict=True)
             if p != place
         }

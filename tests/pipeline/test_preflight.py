@@ -78,6 +78,7 @@ def refusal(
             " + 4 index shards x 0.5 + 3 searching tasks x 0.25 + 1 planning task x 0.5)",
         ),
         (5.75, {"train": {"num_workers": [1, 2]}}, True, None),
+        (5.25, {"embedding": {"num_actors": [1, 9]}}, True, None),
         (
             4.75,
             {"train": {"num_workers": [1, 8]}},

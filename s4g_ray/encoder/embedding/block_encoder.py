@@ -206,8 +206,8 @@ class BlockEncoder:
                     if future.done():
                         future.result()  # raises its error
                 self._check_wanted(job, block)
-            tensors = [future.result() for future, _ in passes]
-            vectors = self._thread.submit(self._encoder.collect, tensors).result()
+            # not in the encoder's thread, which passes the next block to a GPU meanwhile
+            vectors = self._encoder.collect([future.result() for future, _ in passes])
         except RuntimeError as error:
             if isinstance(error, RunError) or not is_out_of_memory(error):
                 raise

@@ -16,13 +16,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from s4g_ray.arrays import Ints
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.image_table import ImageTable, View
-from s4g_ray.data.images import ImageArray, load_pixels
+from s4g_ray.data.images import ImageArray, Pixels, load_pixels
 from s4g_ray.errors import BadImageError
 
 # images that one thread reads together and decodes one by one: fewer than a batch, for the threads
@@ -182,13 +181,13 @@ class _Decoding:
 
 
 def _decode_chunk(
-    load: partial[Iterator[ImageArray | BadImageError]], rows: Ints, target: NDArray[np.uint8]
+    load: partial[Iterator[ImageArray | BadImageError]], rows: Ints, target: Pixels
 ) -> Bad:
     """Decode rows into target[n, H, W, 3]; return those that cannot be decoded."""
     bad: Bad = []
-    for i, image in enumerate(load(rows.tolist())):
+    for i, image in enumerate(load(rows.tolist(), targets=list(target))):
         if isinstance(image, BadImageError):
             bad.append((int(rows[i]), image))
-        else:
+        elif not np.may_share_memory(image, target[i]):  # else it was decoded there
             target[i] = np.moveaxis(image, 0, -1)
     return bad

@@ -25,7 +25,7 @@ AHEAD = 2  # batches that a GPU has been given: it computes one while the next i
 
 
 class BatchEncoder:
-    """An encoder on a device. Used by one thread."""
+    """An encoder on a device. Used by one thread, but for collect."""
 
     def __init__(self, model: ModelConfig, device: torch.device) -> None:
         self._build = partial(Encoder.build, model, weights=False)
@@ -66,6 +66,8 @@ class BatchEncoder:
         """
         assert self._encoder is not None
         encoder = self._encoder[1]
+        if not len(images):  # none could be decoded
+            return torch.zeros((0, encoder.dim), device=self._device)
         with torch.inference_mode():
             if self._copies is None:
                 return _normalize(numerics.embed(encoder, images, view))

@@ -77,7 +77,10 @@ def oracle(
 ) -> dict[int, float]:
     query = q.vectors[q.place_ids == place][0].astype(np.float64)
     scores = {
-        int(p): float(v @ query) for p, v in zip(r.place_ids, r.vectors, strict=True) if p != place
+        # the length of float16 vectors is nearly 1
+        int(p): float(v @ query / np.linalg.norm(v) / np.linalg.norm(query))
+        for p, v in zip(r.place_ids, r.vectors, strict=True)
+        if p != place
     }
     allowed = {p: s for p, s in scores.items() if not near(dataset, place, p)}
     return dict(sorted(allowed.items(), key=lambda item: -item[1])[:k])
