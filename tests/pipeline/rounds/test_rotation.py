@@ -173,7 +173,7 @@ def test_later_rounds_embed_and_search_their_share_and_carry_on_the_rest(case: C
     (embedded,) = case.embedded
     assert np.array_equal(embedded["only_places"], share)
     pairs, gallery = case.mined
-    for mined, collection in ((pairs, "pairs"), (gallery, "gallery")):
+    for mined, collection in zip((pairs, gallery), case.graphs.collections, strict=True):
         assert mined["carry_from"] == mined["previous"] == case.graphs.uri(2, collection)
         assert np.isin(mined["reference_places"], share).all()
     own = np.isin(case.split.pairs.place_ids, share)
@@ -214,11 +214,14 @@ def test_a_share_with_no_more_places_than_neighbors_is_refused_before_the_run(
         check_against_dataset(config, dataset, TrainSplit.read(config, dataset))
 
 
+ray_task_error: Any = RayTaskError  # has no annotations
+
+
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
         (GetTimeoutError("no answer"), RunError),
-        (RayTaskError("search", "ValueError: odd", ValueError("odd")), RunError),
+        (ray_task_error("search", "ValueError: odd", ValueError("odd")), RunError),
         (pa.ArrowInvalid("not Parquet"), RunError),
         (GpuMemoryError("full"), GpuMemoryError),
         (BadImageError("a.jpg"), BadImageError),
