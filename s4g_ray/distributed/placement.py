@@ -85,10 +85,13 @@ class Need:
 
 
 def actor_need(cfg: EmbeddingConfig) -> Need:
-    """Return the need of the actors that embed images; cfg: RunConfig.placed_embedding."""
+    """Return the need of the actors that embed images: of the smallest number of them.
+
+    cfg: RunConfig.placed_embedding.
+    """
     assert cfg.gpus_per_actor is not None
     return Need(
-        cfg.num_actors,
+        cfg.actors[0],
         "embedding actor",
         cfg.cpus_per_actor,
         cfg.gpus_per_actor,
@@ -279,7 +282,7 @@ def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> No
 
 
 def _list_terms(kind: Kind, counts: Mapping[Need, int]) -> str:
-    """Return the terms of a sum as text: `2 workers x 1 + 1 loading task x 0.25`."""
+    """Return the terms of a sum as text: `2 workers x 1 + 1 planning task x 0.5`."""
     return " + ".join(
         f"{count_noun(count, need.name)} x {need.share(kind):g}"
         for need, count in counts.items()

@@ -9,7 +9,8 @@ precision         Numerics: precision and memory format, chosen by measuring
 source            open a run, an export or a weights file as an encoder
 export            s4g export: model.safetensors, model.pth and model.json
 actors            EncoderPool: Ray actors that encode, warm from one job to the next
-embedding_job     the Ray Data job that turns a checkpoint and images into an embedding table
+embedding/        blocks and parts of an embedding table: planned, decoded ahead, encoded, joined
+embedding_job     embed(): a checkpoint and images into an embedding table, block by block
 
 Example:
     source = open_source("runs/mine", "data/mine")

@@ -1,204 +1,80 @@
-"""Ray actors that encode the parts of a collection and stay alive between embedding jobs.
+"""Ray actors that encode the blocks of a collection and stay alive between embedding jobs.
 
-The tasks that load images import this module too, to call the actors. They need no torch, so torch
-and the encoder are imported when an actor starts.
+Torch and the encoder are imported when an actor starts: the driver's other processes that get a
+handle of an actor import this module too.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
-from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.config.schema import EmbeddingConfig
 from s4g_ray.config.training_schema import ModelConfig
-from s4g_ray.data.image_table import View
-from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.distributed.actors import await_some, await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
 from s4g_ray.distributed.placement_gate import PlacementGate
-from s4g_ray.errors import GpuMemoryError, RunError, first_line, is_out_of_memory
-from s4g_ray.storage import files
-from s4g_ray.storage.manifest import Part, open_published, read_part, write_part
+from s4g_ray.errors import RunError
 
 if TYPE_CHECKING:
-    from s4g_ray.encoder.encoder import Encoder
-    from s4g_ray.encoder.precision import Numerics
+    from s4g_ray.encoder.embedding.outcomes import BlockResult, EncodingJob, Written
+    from s4g_ray.encoder.embedding.part_plan import Block, PlannedPart
 
-RETRIES = 3  # of a part whose actor died while encoding it
-QUEUE = 4  # parts that an actor holds at once: it encodes one, the others are written or wait
-CANDIDATES = 4  # actors that are asked for their number of parts before one of them gets a part
-ANSWER_S = 1.0  # an actor that does not answer within this time is being restarted
+AT_ONCE = 2  # blocks that an actor has: it encodes one while it decodes the next
 # seconds that actors started anew wait for others that may have no room: a node may be gone
 PATIENCE_S = 30.0
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """The settings of an embedding job that an actor needs."""
-
-    checkpoint: str
-    weights_sha256: str
-    numerics: Numerics
-    target: str
-    batch_size: int
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The images of a part: ids[n], place_ids[n], uint8 images[n, 3, H, W] of one view."""
-
-    name: str  # of the part's file
-    view: View
-    ids: Ints
-    place_ids: Ints
-    images: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A written part, the actor that encoded it, and two times of that actor."""
-
-    part: Part
-    actor: str
-    ready: float  # when the actor had loaded its weights, in seconds since the epoch
-    finished: float  # when it had written the part, in seconds since the epoch
+SPARE_CPUS = 1.0  # that actors beyond the smallest number leave free, for tasks of others
 
 
 class EncoderActor:
-    """Encode parts one after the other, L2-normalise the embeddings and write them.
+    """A BlockEncoder in a process of its own, with its settings of section `embedding`."""
 
-    Builds the encoder at the first part. Reads weights only when they differ from those of the job
-    before.
-    """
-
-    def __init__(self, model: ModelConfig, num_threads: int, use_gpu: bool) -> None:
+    def __init__(self, model: ModelConfig, embedding: EmbeddingConfig, use_gpu: bool) -> None:
         import torch
 
-        from s4g_ray.encoder.encoder import Encoder
+        from s4g_ray.encoder.embedding.block_encoder import BlockEncoder
 
-        self._build = partial(Encoder.build, model, weights=False)
-        self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._thread = ThreadPoolExecutor(
-            1, initializer=torch.set_num_threads, initargs=(num_threads,)
+        self._encoder = BlockEncoder(
+            model,
+            embedding.threads_per_actor,
+            embedding.decoders,
+            round(embedding.decode_ahead_mb * 1e6),
+            torch.device("cuda" if use_gpu else "cpu"),
         )
-        self._encoder: tuple[Numerics, Encoder] | None = None
-        self._weights_sha256 = ""
-        self._ready = 0.0
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._held_parts: set[tuple[str, str]] = set()
 
     def name(self) -> str:
         """Return the actor's host and process id, as `host:pid`."""
-        return self._name
+        return self._encoder.name
 
-    def num_parts(self) -> int:
-        """Return how many parts the actor holds."""
-        return len(self._held_parts)
+    def check(self, job: EncodingJob, part: PlannedPart) -> Written | None:
+        """Return a part that is committed already, as BlockEncoder.find_part."""
+        return self._encoder.find_part(job, part)
 
-    def encode(self, job: Encoding, pixels: Pixels) -> Encoded:
-        """Encode a part's images and write the part.
+    def encode(self, job: EncodingJob, block: Block) -> BlockResult:
+        """Encode a block as BlockEncoder.encode; two at a time."""
+        return self._encoder.encode(job, block)
 
-        Raises RunError for embeddings that are not finite, and for a checkpoint that is unpublished
-        or altered; GpuMemoryError where the GPU has no memory for a batch.
-        """
-        held = (job.target, pixels.name)
-        self._held_parts.add(held)
-        try:
-            vectors = self._thread.submit(self._encode, job, pixels).result()
-            _check_finite(vectors, job, pixels)
-            data = encode_part(pixels.ids, pixels.place_ids, vectors, job.dtype)
-            part = write_part(job.target, pixels.name, data, len(pixels.ids))
-            return Encoded(part, self._name, self._ready, time.time())
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise GpuMemoryError(_describe_full_gpu(job, len(pixels.images), error)) from error
-        finally:
-            self._held_parts.discard(held)
+    def join(self, job: EncodingJob, part: PlannedPart, blocks: list[Written]) -> Written:
+        """Join a part's blocks as BlockEncoder.join."""
+        return self._encoder.join(job, part, blocks)
 
-    def release_gpu_memory(self) -> None:
-        """Free the GPU memory that torch caches for the next batch."""
-        if self._device.type == "cuda":
-            import torch
+    def progress(self) -> dict[str, int]:
+        """Return the number of images encoded of each block in work."""
+        return self._encoder.progress()
 
-            self._thread.submit(torch.cuda.empty_cache).result()
+    def stop(self, token: str) -> None:
+        """End the blocks of a job."""
+        self._encoder.stop(token)
 
-    def _encode(self, job: Encoding, pixels: Pixels) -> Floats32:
-        """Return the embeddings of a part's images: float32 [n, D], L2-normalised."""
-        import torch
-
-        images = pixels.images
-        encoder = self._load_encoder(job)
-        if not len(images):
-            return np.zeros((0, encoder.dim), dtype=np.float32)
-        vectors = []
-        with torch.inference_mode():
-            for start in range(0, len(images), job.batch_size):
-                # arrays of Ray's object store are read-only, which torch does not accept: copy
-                copied = images[start : start + job.batch_size].copy()
-                batch = torch.from_numpy(copied).to(self._device)
-                vectors.append(job.numerics.embed(encoder, batch, pixels.view))
-            return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=1).cpu().numpy()
-
-    def _load_encoder(self, job: Encoding) -> Encoder:
-        """Return the encoder with the job's numerics and weights; loads only changed ones."""
-        from s4g_ray.encoder.weights import WEIGHTS, load_weights
-
-        if self._encoder is None or self._encoder[0] != job.numerics:
-            encoder = self._build().to(self._device).eval()
-            job.numerics.prepare(encoder)
-            self._encoder = (job.numerics, encoder)
-            self._weights_sha256 = ""
-        encoder = self._encoder[1]
-        if self._weights_sha256 != job.weights_sha256:
-            self._weights_sha256 = ""  # until all weights are loaded
-            part = open_published(job.checkpoint, "checkpoint").part(WEIGHTS)
-            if part is None or part.sha256 != job.weights_sha256:
-                raise RunError(
-                    f"{job.checkpoint} no longer holds the {WEIGHTS} that this job began with;"
-                    " resume"
-                )
-            data = read_part(job.checkpoint, part)
-            load_weights(encoder, data, files.join(job.checkpoint, WEIGHTS))
-            self._weights_sha256 = job.weights_sha256
-            self._ready = time.time()
-        return encoder
-
-
-def _describe_full_gpu(job: Encoding, num_images: int, error: Exception) -> str:
-    """Return the message of a batch that finds no memory on its GPU, with torch's reason."""
-    return (
-        f"an embedding actor has no GPU memory for a batch of {min(job.batch_size, num_images)}"
-        " images: lower embedding.batch_size, or have fewer actors and workers share a GPU (raise"
-        " embedding.gpus_per_actor, lower embedding.num_actors or train.micro_batch_size), and"
-        f" resume; torch says: {first_line(error)}"
-    )
-
-
-def _check_finite(vectors: Floats32, job: Encoding, pixels: Pixels) -> None:
-    """Raise RunError with the id of the first embedding that is not finite."""
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise RunError(
-            f"the embedding of {pixels.view} id {pixels.ids[bad[0]]} is not finite ({len(bad)} such"
-            f" in {pixels.name}, from its batch {bad[0] // job.batch_size} on), computed with"
-            f" {job.checkpoint}"
-        )
+    def release_memory(self) -> None:
+        """Free the memory that the next job may need in another shape."""
+        self._encoder.release_memory()
 
 
 class ReleasedError(RunError):
@@ -208,9 +84,10 @@ class ReleasedError(RunError):
 class EncoderPool:
     """Run embedding.num_actors EncoderActors; a context manager that stops them.
 
-    The actors start when a job first needs them, and stay. Ray restarts an actor that dies and
-    repeats its parts. gate: of the training that they run beside. They start while it is open. When
-    it closes they die, and the next job starts new ones: of those, as many as find room.
+    The smallest number of actors starts when a job first needs them, and stays; more of them start
+    during a job where there is room, and end with it. Ray restarts an actor that dies. gate: of the
+    training that they run beside. They start while it is open. When it closes they die, and the
+    next job starts new ones: of those, as many as find room.
     """
 
     def __init__(
@@ -225,6 +102,8 @@ class EncoderPool:
         self._embedding = embedding
         self._start_timeout_s = start_timeout_s
         self._gate = gate
+        self._starting: list[tuple[Any, Any, float]] = []  # actor, its first answer, since when
+        self._grows_after = 0.0  # time.monotonic(): actors have found no room before
         self._num_releases = 0  # of the gate, when the actors were created
         self._were_complete = False  # all actors have started once
         self._lock = threading.Lock()
@@ -258,9 +137,10 @@ class EncoderPool:
                     raise ReleasedError(f"the embedding actors made room: {error}") from error
                 raise
             finally:
+                self._shrink()
                 with suppress(RayError):  # of an actor that is being restarted: its cache is empty
                     ray.get(
-                        [actor.release_gpu_memory.remote() for actor in self.actors],
+                        [actor.release_memory.remote() for actor in self.actors],
                         timeout=self._start_timeout_s,
                     )
 
@@ -269,6 +149,60 @@ class EncoderPool:
         if self._gate is not None and (not self.actors or self._are_released()):
             with self.job():
                 pass
+
+    def check_released(self) -> None:
+        """Raise ReleasedError when the actors of the present job made room for workers."""
+        if self._are_released():
+            raise ReleasedError("the embedding actors made room")
+
+    def grow(self, num_wanted: int) -> tuple[Any, ...]:
+        """Start up to num_wanted more actors where there is room; return those that have started.
+
+        Does not wait: actors that were started by one call are returned by a later one.
+        """
+        started = []
+        for entry in list(self._starting):
+            actor, answer, since = entry
+            if ray.wait([answer], timeout=0)[0]:
+                self._starting.remove(entry)
+                with suppress(RayError):
+                    ray.get(answer)
+                    started.append(actor)
+            elif time.monotonic() > since + self._start_timeout_s:
+                self._starting.remove(entry)
+                kill([actor])
+                self._grows_after = time.monotonic() + self._start_timeout_s
+        self.actors += tuple(started)
+        num_more = min(num_wanted, self._embedding.actors[1] - len(self.actors))
+        num_more -= len(self._starting)
+        if num_more > 0 and time.monotonic() > self._grows_after:
+            self._start_more(min(num_more, self._count_room()))
+        return tuple(started)
+
+    def _start_more(self, count: int) -> None:
+        actors = self._create_actors(count)
+        if self._gate is not None and not self._gate.admit(actors, self._num_releases):
+            kill(actors)
+            return
+        now = time.monotonic()
+        self._starting.extend((actor, actor.__ray_ready__.remote(), now) for actor in actors)
+
+    def _count_room(self) -> int:
+        """Return how many more actors the free resources of the cluster hold."""
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+        room = (free.get("CPU", 0.0) - SPARE_CPUS) / self.need.cpus
+        if self.need.gpus:
+            room = min(room, free.get("GPU", 0.0) / self.need.gpus)
+        return max(0, int(room))
+
+    def _shrink(self) -> None:
+        """Stop the actors beyond the smallest number."""
+        smallest = self._embedding.actors[0]
+        extra = [*self.actors[smallest:], *(actor for actor, _, _ in self._starting)]
+        if extra:
+            kill(extra)
+        self._starting = []
+        self.actors = self.actors[:smallest]
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -280,12 +214,12 @@ class EncoderPool:
     def start_actors(self) -> tuple[Any, ...]:
         """Start the actors and wait for them. Raises RunError when they do not start in time."""
         if self._gate is None:
-            actors = self._create_actors()
+            actors = self._create_actors(self.need.count)
             await_start(actors, self.need, self._start_timeout_s)
             return actors
         while True:
             self._num_releases = self._gate.wait_until_open(self._check_open)
-            actors = self._create_actors()
+            actors = self._create_actors(self.need.count)
             if not self._gate.admit(actors, self._num_releases):
                 kill(actors)
                 continue
@@ -299,7 +233,7 @@ class EncoderPool:
                 if not self._are_released():
                     raise
 
-    def _create_actors(self) -> tuple[Any, ...]:
+    def _create_actors(self, count: int) -> tuple[Any, ...]:
         cfg = self._embedding
         need = self.need
         options: dict[str, Any] = {
@@ -308,14 +242,10 @@ class EncoderPool:
             "label_selector": cfg.label_selector,
             "scheduling_strategy": "SPREAD",
             "max_restarts": -1,
-            "max_task_retries": RETRIES,
-            "concurrency_groups": {"encode": QUEUE, "status": 1},
+            "concurrency_groups": {"encode": AT_ONCE, "files": 1, "status": 1},
         }
         create: Any = ray.remote(**options)(EncoderActor)
-        return tuple(
-            create.remote(self._model, cfg.threads_per_actor, need.gpus > 0)
-            for _ in range(cfg.num_actors)
-        )
+        return tuple(create.remote(self._model, cfg, need.gpus > 0) for _ in range(count))
 
     def __enter__(self) -> Self:
         return self
@@ -324,58 +254,3 @@ class EncoderPool:
         self._closed.set()
         kill(self.actors)
         self.actors = ()
-
-
-def ask_num_parts(actor: Any) -> Any:
-    """Ask an actor for its number of parts; return a reference to the answer.
-
-    The actor answers while it encodes. Ray does not repeat the call when the actor dies.
-    """
-    return actor.num_parts.options(concurrency_group="status", max_task_retries=0).remote()
-
-
-def find_least_loaded(actors: Sequence[Any], number: int) -> Any:
-    """Return, of a few actors, the one that holds the fewest parts; the first of equals.
-
-    The few actors change with the part's number. (With a share fixed beforehand, fast actors would
-    wait for the slowest.) An actor that is being restarted gets no part while others answer.
-    """
-    num_candidates = min(len(actors), CANDIDATES)
-    candidates = [actors[(number + i) % len(actors)] for i in range(num_candidates)]
-    calls = [ask_num_parts(actor) for actor in candidates]
-    answered, _ = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_S)
-    loads: list[tuple[int, int]] = []  # number of parts, position among the candidates
-    for i, call in enumerate(calls):
-        if call in answered:
-            with suppress(RayError):
-                loads.append((ray.get(call), i))
-    if not loads:
-        return candidates[0]
-    return candidates[min(loads)[1]]
-
-
-def encode_part_on(actor: Any, encoding: Any, pixels: Pixels, *, timeout_s: float) -> Encoded:
-    """Make an actor encode a part. Ray restarts an actor that dies and gives it the part again.
-
-    encoding: an Encoding or a reference to one. Raises RunError as EncoderActor.encode does, for an
-    actor that died and does not answer within timeout_s, and for one that dies with this part
-    repeatedly.
-    """
-    call = actor.encode.options(concurrency_group="encode").remote(encoding, pixels)
-    try:
-        while not ray.wait([call], timeout=timeout_s)[0]:
-            if not ray.wait([ask_num_parts(actor)], timeout=timeout_s)[0]:
-                raise RunError(
-                    f"an embedding actor died, and did not start again within {timeout_s:g} s; free"
-                    " what it asks for, or raise ray.start_timeout_s"
-                )
-        return ray.get(call)  # type: ignore[no-any-return]
-    except RayTaskError as error:
-        if isinstance(error.cause, RunError):
-            raise error.cause from error
-        raise
-    except RayActorError as error:
-        raise RunError(
-            f"embedding actors died {RETRIES + 1} times with {pixels.name} of {len(pixels.ids)}"
-            " images; lower embedding.batch_size or embedding.part_rows if memory ran out"
-        ) from error

@@ -1,104 +1,47 @@
-"""Turn a collection of images and a checkpoint into an embedding table, with Ray Data.
+"""Turn a collection of images and a checkpoint into an embedding table, with actors of a pool.
 
-The job streams *parts* of the collection. A loading task reads and decodes a part's images and
-hands them to an actor of an EncoderPool, which encodes them and writes the part as Parquet. The
-task then writes a small commit file, so that a restarted job keeps the part. The driver publishes
-the table when all parts are written.
+The driver plans parts and blocks from ids and places alone, and gives blocks to the actors of an
+EncoderPool (actors.py): they read, decode and encode the images, and write the table. No pixels and
+no embeddings pass through the driver or Ray's object store. Each block is committed, so that a
+restarted job keeps it; the driver publishes the table when all parts are written.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import ray.data
-from ray.exceptions import RayError
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from s4g_ray import __version__
-from s4g_ray.config.data_schema import DataConfig, Size
+from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.data.image_table import VIEWS, ImageTable, View
-from s4g_ray.data.images import load_pixels
-from s4g_ray.encoder.actors import (
-    EncoderPool,
-    Encoding,
-    Pixels,
-    ReleasedError,
-    encode_part_on,
-    find_least_loaded,
-)
-from s4g_ray.errors import BadImageError, GpuMemoryError, RunError, reason_of
+from s4g_ray.data.image_table import VIEWS, View
+from s4g_ray.encoder.actors import AT_ONCE, EncoderPool, ReleasedError
+from s4g_ray.encoder.embedding.block_queue import BlockQueue, Join, Work
+from s4g_ray.encoder.embedding.outcomes import EncodingJob, Written
+from s4g_ray.encoder.embedding.part_plan import Block, PlannedPart
+from s4g_ray.encoder.embedding.report import EmbeddingReport, warm_rate
+from s4g_ray.encoder.embedding.table_plan import plan_view, splits_of_views
+from s4g_ray.errors import BadImageError, InputError, RunError, reason_of
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published, publish
-from s4g_ray.storage.part_commits import WORK, check_reached, read_commit, write_commit
+from s4g_ray.storage.part_commits import WORK, check_reached
 
-if TYPE_CHECKING:  # the tasks of this job need neither torch nor timm, which take seconds to import
+if TYPE_CHECKING:  # takes seconds to import
     from s4g_ray.encoder.precision import Numerics
 
-Row = dict[str, Any]
-PART_BYTES = 64_000_000  # of pixels: a loading task holds a few times as much
-LOADER_CPUS = 0.25  # logical CPUs of a loading task
-SHOWN = 10  # images that could not be decoded, listed in the summary
-LOADERS = 2  # loading tasks for each actor: it encodes the part of one while another reads
-
-
-@dataclass(frozen=True)
-class EmbeddingReport:
-    """Counts and speed of an embedding job.
-
-    warm_images_per_s is the rate of the actors together; 0 when all parts are those of an earlier
-    job.
-    """
-
-    images: int  # in the table
-    seconds: float
-    warm_images_per_s: float
-    bad_images: tuple[str, ...]  # why each image that was skipped could not be decoded
-    reused_parts: int = 0  # committed by an interrupted job
-
-    def lines(self, name: str) -> list[str]:
-        """Return a summary for the user, with the first skipped images; name: of the images."""
-        num_bad = len(self.bad_images)
-        left_out = f", left out {num_bad}" if num_bad else ""
-        lines = [f"embedded {self.images} {name}{left_out} in {self.seconds:.0f} s"]
-        lines.extend(f"  {reason}" for reason in self.bad_images[:SHOWN])
-        if num_bad > SHOWN:
-            lines.append(f"  and {num_bad - SHOWN} more")
-        return lines
-
-
-@dataclass(frozen=True)
-class WrittenPart:
-    """The file of a part, and why each skipped image of it could not be decoded."""
-
-    part: Part
-    bad: tuple[str, ...]
-
-    @classmethod
-    def from_row(cls, value: Row) -> Self:
-        """Restore a part from the dictionary that dataclasses.asdict made of it."""
-        return cls(Part(**value["part"]), tuple(value["bad"]))
-
-
-@dataclass(frozen=True)
-class EmbeddingJob:
-    """The settings that all loading tasks share."""
-
-    actors: tuple[Any, ...]  # of the pool; none until the job starts
-    target: str
-    encoding: Any  # reference to the Encoding; only actors read it, as unpickling it imports torch
-    data: DataConfig
-    seed: int
-    key: str
-    timeout_s: float  # for an actor to restart
+POLL_S = 1.0  # between two questions to actors for their progress
+GROW_EVERY_S = 5.0  # between two looks for room for more actors
+STOP_S = 10.0  # that a job which fails waits for the batches in progress
 
 
 def embed(
@@ -112,13 +55,16 @@ def embed(
     numerics: Numerics,
     stamp: Stamp,
     views: Sequence[View] = VIEWS,
+    only_places: Ints | None = None,
     on_progress: Update = ignore,
 ) -> EmbeddingReport:
     """Embed the views of some splits into a published table at `target`.
 
-    The test split includes the references of split `gallery`. `pool` must be made from a
-    configuration with the same model. Keeps the parts that an interrupted job committed from the
-    same inputs; replaces a published table.
+    The test split includes the references of split `gallery`. only_places: ascending place ids;
+    other places of the train split and of sampling.gallery_splits are left out, and other splits
+    are embedded whole. `pool` must be made from a configuration with the same model. Keeps the
+    parts and blocks that an interrupted job committed from the same inputs; replaces a published
+    table. Rows are in the order of place_id, then id, and no place lies in two parts.
 
     Raises BadImageError for a corrupt image when `data.on_bad_image` is `fail`, and when no image
     of a view can be decoded; RunError for non-finite embeddings, for actors that do not start, and
@@ -127,92 +73,74 @@ def embed(
     """
     if is_published(target):
         files.remove(target)
-    tables = _read_tables(dataset, splits, views, config.data.test_split)
-    parts = _plan_parts(tables, config.data, config.embedding.part_rows)
     started = time.perf_counter()
-    encoding = Encoding(
-        checkpoint,
-        open_published(checkpoint, "checkpoint").info["weights_sha256"],
-        numerics,
-        target,
-        config.embedding.batch_size,
-        config.embedding.dtype,
-    )
-    job = EmbeddingJob(
-        (),
-        target,
-        ray.put(encoding),
-        config.data,
-        config.seed,
-        _job_key(config, numerics, stamp),
-        config.ray.start_timeout_s,
-    )
-    results = _run_on_pool(pool, job, parts, on_progress)
-    written = [WrittenPart.from_row(json.loads(row["outcome"])) for row in results]
-    _check_views(tables, written)
-    bad = tuple(reason for outcome in written for reason in outcome.bad)
-    _publish(target, [outcome.part for outcome in written], stamp, splits, bad)
-    seconds = time.perf_counter() - started
-    num_reused = sum(1 for row in results if row["reused"])
-    total = sum(len(table) for table in tables.values())
-    return EmbeddingReport(total - len(bad), seconds, warm_rate(results), bad, num_reused)
-
-
-def _read_tables(
-    dataset: GeoDataset, splits: Sequence[str], views: Sequence[View], test_split: str
-) -> dict[View, ImageTable]:
-    reference_splits = list(splits)
-    if test_split in splits:
-        reference_splits.append("gallery")
-    tables = {}
+    splits_of = splits_of_views(splits, views, config.data.test_split)
+    parts: list[PlannedPart] = []
     for view in views:
-        tables[view] = dataset.table(view, reference_splits if view == "references" else splits)
-    return tables
+        parts.extend(
+            plan_view(dataset, view, splits_of[view], config, stamp.dim, only_places=only_places)
+        )
+    queue = BlockQueue(parts, _list_committed(target, views))
+    job = _describe_job(config, dataset, checkpoint, target, splits_of, numerics, stamp)
+    _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
+    _check_views(parts, queue.written, views)
+    written = [queue.written[part.name] for part in _in_order(parts)]
+    bad = tuple(reason for one in written for reason in one.bad)
+    info = {
+        "splits": list(splits),
+        "bad_images": list(bad),
+        "place_order": True,
+        "only_places": None if only_places is None else len(only_places),
+    }
+    _publish(target, [one.part for one in written if one.part is not None], stamp, info)
+    return EmbeddingReport(
+        images=queue.total - len(bad),
+        seconds=time.perf_counter() - started,
+        warm_images_per_s=warm_rate(queue.results),
+        bad_images=bad,
+        reused_parts=queue.num_reused,
+        reused_images=queue.num_reused_images,
+    )
 
 
-def _check_views(tables: dict[View, ImageTable], written: Sequence[WrittenPart]) -> None:
-    """Raise BadImageError for a view without a single image that could be decoded."""
-    reasons = [reason for outcome in written for reason in outcome.bad]
-    first_reason = reasons[0] if reasons else "there are none"
-    for view, table in tables.items():
-        parts = [outcome.part for outcome in written]
-        if not sum(part.rows for part in parts if part.name.startswith(f"{view}/")):
-            raise BadImageError(f"none of the {len(table)} {view} could be decoded: {first_reason}")
+def _describe_job(
+    config: RunConfig,
+    dataset: GeoDataset,
+    checkpoint: str,
+    target: str,
+    splits_of: Mapping[View, tuple[str, ...]],
+    numerics: Numerics,
+    stamp: Stamp,
+) -> EncodingJob:
+    return EncodingJob(
+        token="",
+        key=_job_key(config, numerics, stamp),
+        checkpoint=checkpoint,
+        weights_sha256=open_published(checkpoint, "checkpoint").info["weights_sha256"],
+        numerics=numerics,
+        target=target,
+        batch_size=config.embedding.batch_size,
+        dtype=config.embedding.dtype,
+        data=config.data.model_copy(update={"uri": dataset.uri}),
+        fingerprint=dataset.fingerprint,
+        splits=splits_of,
+        seed=config.seed,
+        resumes=bool(files.list_names(files.join(target, WORK))),
+    )
 
 
-def warm_rate(results: list[Row]) -> float:
-    """Return the images per second of all actors together.
-
-    An actor's time runs from the start of its first part to the end of its last. It includes
-    reading, decoding, encoding, writing and the waits between parts, but not the start of the
-    actor. Parts kept from an earlier job do not count.
-    """
-    rate = 0.0
-    for actor in {row["actor"] for row in results} - {""}:
-        rows = [row for row in results if row["actor"] == actor]
-        seconds = max(row["finished"] for row in rows) - min(row["started"] for row in rows)
-        rate += sum(row["images"] for row in rows) / seconds
-    return rate
+def _in_order(parts: Sequence[PlannedPart]) -> list[PlannedPart]:
+    return sorted(parts, key=lambda part: (part.view, part.number))
 
 
-def _plan_parts(tables: dict[View, ImageTable], data: DataConfig, part_rows: int) -> list[Row]:
-    """Return a row for each part, with the part of the image table that its task needs.
-
-    A part has part_rows images, or fewer: PART_BYTES limits its pixels.
-    """
-    parts = []
-    for view, table in tables.items():
-        height, width = image_size(data, view)
-        num_rows = min(part_rows, max(1, PART_BYTES // (3 * height * width)))
-        for number, start in enumerate(range(0, len(table), num_rows)):
-            own = table.take(slice(start, start + num_rows))
-            parts.append({"view": view, "part": number, "images": len(own), "table": own})
-    return parts
-
-
-def image_size(data: DataConfig, view: View) -> Size:
-    """Return the height and width of a view's images as the encoder takes them."""
-    return data.visible_query_size if view == "queries" else data.reference_size
+def _list_committed(target: str, views: Sequence[View]) -> set[str]:
+    """List the parts that an interrupted job has committed, by the names of their commits."""
+    names = set()
+    for view in views:
+        for name in files.list_names(files.join(target, WORK, view)):
+            if name.endswith(".parquet.json"):
+                names.add(f"{view}/{name.removesuffix('.json')}")
+    return names
 
 
 def _job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
@@ -227,154 +155,21 @@ def _job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
     return files.fingerprint(json.dumps(settings, sort_keys=True).encode())
 
 
-def part_key(job_key: str, view: str, table: ImageTable) -> str:
-    """Return a fingerprint of a part's inputs: the job's, its images, and their locations."""
-    ranges = [table.offsets.tolist(), table.lengths.tolist()]
-    rows = json.dumps([view, len(table), list(table.uris), *ranges])
-    return files.fingerprint(
-        job_key.encode(),
-        rows.encode(),
-        table.ids.tobytes(),
-        table.place_ids.tobytes(),
-        table.headings.tobytes(),
-    )
-
-
-def _run_on_pool(
-    pool: EncoderPool, job: EmbeddingJob, parts: list[Row], on_progress: Update
-) -> list[Row]:
-    """Run the job on the pool's actors; again, without its finished parts, when they made room."""
-    while True:
-        try:
-            with pool.job() as actors:
-                return _collect_results(replace(job, actors=actors), parts, on_progress)
-        except ReleasedError:
-            continue
-
-
-def _collect_results(job: EmbeddingJob, parts: list[Row], on_progress: Update) -> list[Row]:
-    """Run the job and return the rows of its parts, sorted by view and number.
-
-    Raises BadImageError and RunError as embed does.
-    """
-    total = sum(row["images"] for row in parts)
-    done = 0
-    results = []
-    try:
-        # close the stream at once after a failure: the next job needs the room of its tasks
-        with closing(_stream_results(job, parts)) as rows:
-            for row in rows:
-                _raise_fault(row)
-                done += row["images"]
-                results.append(row)
-                on_progress(done, total)
-    except RayError as error:
-        raise RunError(
-            f"the embedding job failed after {done} of {total} images: {reason_of(error)}"
-        ) from error
-    return sorted(results, key=lambda row: (row["view"], row["part"]))
-
-
-def _stream_results(job: EmbeddingJob, parts: list[Row]) -> Generator[Row, None, None]:
-    """Run the job; yield a row for each finished part, in any order."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, not logged too
-    results = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
-        _embed_part,  # type: ignore[arg-type]
-        fn_kwargs={"job": job},
-        compute=ray.data.TaskPoolStrategy(size=LOADERS * len(job.actors)),
-        num_cpus=LOADER_CPUS,
-    )
-    yield from results.iter_rows()
-
-
-def _embed_part(row: Row, *, job: EmbeddingJob) -> Row:
-    """Reuse a part that an earlier job committed from the same inputs, or make and commit it.
-
-    A Ray task. Returns a row of the job's results; `fault` and `message` hold an error that a user
-    can fix.
-    """
-    started = time.time()
-    view = row["view"]
-    name = f"{view}/part-{row['part']:05d}.parquet"
-    result = {
-        "view": view,
-        "part": row["part"],
-        "images": row["images"],
-        "fault": "",
-        "message": "",
-        "outcome": "",
-        "reused": True,
-        "actor": "",
-        "started": started,
-        "finished": started,
-    }
-    commit_uri = files.join(job.target, WORK, f"{name}.json")
-    key = part_key(job.key, view, row["table"])
-    committed = read_commit(
-        commit_uri, key, WrittenPart.from_row, lambda written: [(job.target, written.part)]
-    )
-    if committed is not None and not committed.bad:  # the user may have fixed bad images since
-        result["outcome"] = json.dumps(asdict(committed))
-        return result
-    try:
-        pixels, bad = load_part(row["table"], view, name, job.data, seed=job.seed)
-        actor = find_least_loaded(job.actors, row["part"])
-        encoded = encode_part_on(actor, job.encoding, pixels, timeout_s=job.timeout_s)
-    except (BadImageError, RunError) as error:
-        result["fault"] = type(error).__name__
-        result["message"] = str(error)
-        return result
-    written = WrittenPart(encoded.part, bad)
-    write_commit(commit_uri, key, written)
-    result["outcome"] = json.dumps(asdict(written))
-    result["reused"] = False
-    result["actor"] = encoded.actor
-    result["started"] = max(started, encoded.ready)
-    result["finished"] = encoded.finished
-    return result
-
-
-def load_part(
-    table: ImageTable, view: View, name: str, data: DataConfig, *, seed: int
-) -> tuple[Pixels, tuple[str, ...]]:
-    """Read and decode the images of a part; return them, and a reason for each that is skipped.
-
-    Raises BadImageError for the first corrupt image when `data.on_bad_image` is `fail`.
-    """
-    loaded = load_pixels(table, range(len(table)), view, data, seed=seed)
-    bad = []
-    good = []
-    good_rows = []
-    for row, image in enumerate(loaded):
-        if isinstance(image, BadImageError):
-            bad.append(image)
-        else:
-            good.append(image)
-            good_rows.append(row)
-    if bad and data.on_bad_image == "fail":
-        raise bad[0]
-    images = np.empty((len(good), 3, *image_size(data, view)), dtype=np.uint8)
-    for i, image in enumerate(good):
-        images[i] = image
-    rows = np.array(good_rows, dtype=np.int64)
-    pixels = Pixels(name, view, table.ids[rows], table.place_ids[rows], images)
-    return pixels, tuple(str(error) for error in bad)
-
-
-def _raise_fault(row: Row) -> None:
-    """Raise the error that a loading task reported in its row, if any."""
-    if row["fault"] == BadImageError.__name__:
-        raise BadImageError(f"{row['message']}; fix the image, or set data.on_bad_image=skip")
-    if row["fault"] == GpuMemoryError.__name__:
-        raise GpuMemoryError(row["message"])
-    if row["fault"]:
-        raise RunError(row["message"])
-
-
-def _publish(
-    target: str, parts: list[Part], stamp: Stamp, splits: Sequence[str], bad: tuple[str, ...]
+def _check_views(
+    parts: Sequence[PlannedPart], written: Mapping[str, Written], views: Sequence[View]
 ) -> None:
+    """Raise BadImageError for a view without a single image that could be decoded."""
+    for view in views:
+        own = [part for part in parts if part.view == view]
+        if any(written[part.name].num_rows for part in own):
+            continue
+        reasons = [reason for part in own for reason in written[part.name].bad]
+        num_images = sum(part.num_images for part in own)
+        first_reason = reasons[0] if reasons else "there are none"
+        raise BadImageError(f"none of the {num_images} {view} could be decoded: {first_reason}")
+
+
+def _publish(target: str, parts: list[Part], stamp: Stamp, info: Mapping[str, Any]) -> None:
     """Publish the table; remove files of an earlier job and the commits.
 
     Raises RunError for parts that were written but cannot be found.
@@ -385,5 +180,217 @@ def _publish(
         for file in files.list_names(files.join(target, folder)):
             if f"{folder}/{file}" not in names:
                 files.remove(files.join(target, folder, file))
-    publish(target, "embeddings", parts, stamp, {"splits": list(splits), "bad_images": list(bad)})
+    publish(target, "embeddings", parts, stamp, info)
     files.remove(files.join(target, WORK))
+
+
+def _run_on_pool(
+    pool: EncoderPool,
+    job: EncodingJob,
+    queue: BlockQueue,
+    start_timeout_s: float,
+    on_progress: Update,
+) -> None:
+    """Do all work on the pool's actors; the rest on new ones, when they made room for workers."""
+    while not queue.is_done:
+        attempt = replace(job, token=uuid.uuid4().hex)
+        with suppress(ReleasedError), pool.job() as actors:
+            dispatcher = Dispatcher(pool, actors, attempt, queue, start_timeout_s, on_progress)
+            dispatcher.run()
+
+
+class Member:
+    """An actor of a job, and what it has to do."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.works: dict[Any, Work] = {}  # by the call's reference
+        self.question: Any = None  # a call for its progress that it has not answered yet
+        self.counts: dict[str, int] = {}  # images encoded of each of its blocks
+        self.restart: Any = None  # a call that it answers when Ray has started it again
+        self.is_gone = False  # for good
+
+    @property
+    def is_up(self) -> bool:
+        """Return whether the actor takes work."""
+        return not self.is_gone and self.restart is None
+
+
+class Dispatcher:
+    """Gives work to the actors of a pool until a queue is empty.
+
+    An actor has one block to encode and one to decode ahead; at the end of a job each has one, so
+    that none waits for the slowest. Ray restarts an actor that dies; its blocks go to the others
+    meanwhile. Nothing limits the time of a block.
+    """
+
+    def __init__(
+        self,
+        pool: EncoderPool,
+        actors: Sequence[Any],
+        job: EncodingJob,
+        queue: BlockQueue,
+        start_timeout_s: float,
+        on_progress: Update,
+    ) -> None:
+        self._pool = pool
+        self._job = ray.put(job)
+        self._token = job.token
+        self._queue = queue
+        self._start_timeout_s = start_timeout_s
+        self._on_progress = on_progress
+        self._members = [Member(actor) for actor in actors]
+        self._num_shown = 0
+        self._asked = 0.0  # time.monotonic() of the last questions for progress
+        self._looked = time.monotonic()  # of the last look for room for more actors
+        self._answered = time.monotonic()  # of the last time that an actor was up
+
+    def run(self) -> None:
+        """Do all work. Raises the errors of embed."""
+        try:
+            while not self._queue.is_done:
+                self._give_work()
+                self._await_calls()
+                self._follow_restarts()
+                self._ask_progress()
+                self._grow()
+        finally:
+            self._stop()
+
+    def _give_work(self) -> None:
+        up = [member for member in self._members if member.is_up]
+        while up and self._queue.num_waiting:
+            limit = AT_ONCE if self._queue.num_waiting > len(up) else 1
+            member = min(up, key=lambda one: len(one.works))
+            if len(member.works) >= limit:
+                return
+            work = self._queue.take()
+            assert work is not None
+            member.works[self._call(member.actor, work)] = work
+
+    def _call(self, actor: Any, work: Work) -> Any:
+        if isinstance(work, Block):
+            return actor.encode.options(concurrency_group="encode").remote(self._job, work)
+        files_group = {"concurrency_group": "files"}
+        if isinstance(work, Join):
+            return actor.join.options(**files_group).remote(self._job, work.part, work.blocks)
+        return actor.check.options(**files_group).remote(self._job, work.part)
+
+    def _await_calls(self) -> None:
+        """Wait until a call ends, or an actor is back, POLL_S at most."""
+        calls = [call for member in self._members for call in member.works]
+        restarts = [member.restart for member in self._members if member.restart is not None]
+        if not calls and not restarts:
+            raise RunError("all embedding actors have died; resume")
+        ray.wait([*calls, *restarts], num_returns=1, timeout=POLL_S)
+        ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
+        of_call = {call: member for member in self._members for call in member.works}
+        for call in ended:
+            member = of_call[call]
+            if call in member.works:  # else its actor died a moment ago
+                self._finish(member, call)
+
+    def _finish(self, member: Member, call: Any) -> None:
+        work = member.works[call]
+        try:
+            result = ray.get(call)
+        except RayTaskError as error:
+            raise self._describe_error(error) from error
+        except RayActorError:
+            self._lose(member)
+            return
+        except RayError as error:
+            raise self._describe_error(error) from error
+        del member.works[call]
+        if isinstance(work, Block):
+            self._queue.finish_block(work, result)
+        elif isinstance(work, Join):
+            self._queue.finish_join(work, result)
+        else:
+            self._queue.finish_check(work, result)
+        self._show()
+
+    def _describe_error(self, error: RayError) -> Exception:
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, BadImageError):
+            return BadImageError(f"{cause}; fix the image, or set data.on_bad_image=skip")
+        if isinstance(cause, RunError | InputError):
+            return cause
+        done = f"{self._queue.num_done} of {self._queue.total}"
+        return RunError(f"the embedding job failed after {done} images: {reason_of(error)}")
+
+    def _lose(self, member: Member) -> None:
+        """Put back the work of an actor that died, and wait for its restart beside the others'."""
+        works = list(member.works.values())
+        member.works.clear()
+        member.counts = {}
+        member.question = None
+        self._queue.put_back(reversed(works))
+        self._pool.check_released()
+        self._queue.count_failures(works)
+        # unlike work, this call is repeated until the actor has started
+        member.restart = member.actor.__ray_ready__.options(max_task_retries=-1).remote()
+
+    def _follow_restarts(self) -> None:
+        for member in self._members:
+            if member.restart is None or not ray.wait([member.restart], timeout=0)[0]:
+                continue
+            try:
+                ray.get(member.restart)
+            except RayError:  # stopped, or its node is gone and has left no other
+                member.is_gone = True
+            member.restart = None
+        now = time.monotonic()
+        if any(member.is_up for member in self._members):
+            self._answered = now
+            return
+        self._pool.check_released()
+        if now > self._answered + self._start_timeout_s:
+            raise RunError(
+                "the embedding actors died, and none has started again within"
+                f" {self._start_timeout_s:g} s; free what they ask for, or raise"
+                " ray.start_timeout_s"
+            )
+
+    def _ask_progress(self) -> None:
+        """Ask actors how far their blocks are; they answer while they encode."""
+        is_due = time.monotonic() > self._asked + POLL_S
+        for member in self._members:
+            if member.question is not None and ray.wait([member.question], timeout=0)[0]:
+                with suppress(RayError):
+                    member.counts = ray.get(member.question)
+                member.question = None
+            if is_due and member.question is None and member.is_up and member.works:
+                ask = member.actor.progress.options(concurrency_group="status")
+                member.question = ask.remote()
+        if is_due:
+            self._asked = time.monotonic()
+            self._show()
+
+    def _show(self) -> None:
+        done = self._queue.num_done
+        for member in self._members:
+            done += sum(member.counts.get(work.name, 0) for work in member.works.values())
+        self._num_shown = max(self._num_shown, min(done, self._queue.total))
+        self._on_progress(self._num_shown, self._queue.total)
+
+    def _grow(self) -> None:
+        now = time.monotonic()
+        if now < self._looked + GROW_EVERY_S:
+            return
+        self._looked = now
+        # an actor that starts takes some time: as long as a few blocks of the others
+        num_wanted = self._queue.num_waiting // AT_ONCE - len(self._members)
+        self._members.extend(Member(actor) for actor in self._pool.grow(num_wanted))
+
+    def _stop(self) -> None:
+        """End the calls that are still running, so that none writes after the job's end."""
+        calls: list[Any] = []
+        for member in self._members:
+            self._queue.put_back(member.works.values())
+            calls.extend(member.works)
+            if member.works and member.is_up:
+                with suppress(RayError):
+                    member.actor.stop.options(concurrency_group="status").remote(self._token)
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=STOP_S)

@@ -23,7 +23,6 @@ from s4g_ray.distributed.placement import (
     shard_need,
     units,
 )
-from s4g_ray.encoder.embedding_job import LOADER_CPUS
 from s4g_ray.errors import InputError
 from s4g_ray.index.recall import plan_for
 from s4g_ray.mining.groups import SEARCHER_CPUS
@@ -52,7 +51,7 @@ def check_gpu_use(config: RunConfig) -> None:
     raise InputError(
         "embedding.gpus_per_actor=0 embeds on CPUs although train.use_gpu=true, which takes far"
         " longer than on GPUs; remove it (actors then take"
-        f" {share_rest(config.train, embedding.num_actors):g} GPUs each), or set"
+        f" {share_rest(config.train, embedding.actors[1]):g} GPUs each), or set"
         " embedding.on_cpu=true to embed on CPUs"
     )
 
@@ -247,15 +246,15 @@ def _needs_of(
     if mines:
         num_indexes = 2 if config.sampling.gallery_negatives else 1
         always.append(shard_need(mining, mining.num_shards * num_indexes))
-    rounds = [Need(1, "loading task", LOADER_CPUS)]
+    rounds: list[list[Need]] = [[]]  # the first embeds, with actors alone
     if mines:
-        rounds.append(Need(mining.num_searchers, "searching task", SEARCHER_CPUS))
+        rounds.append([Need(mining.num_searchers, "searching task", SEARCHER_CPUS)])
     planning = []
     if cells and config.sampling.mode != "random":
         planning.append(Need(1, "planning task", PLANNER_CPUS))
     if mining.schedule == "overlap":
-        return always, [[task, *planning] for task in rounds]
-    return always, [[task] for task in [*rounds, *planning]]
+        return always, [[*tasks, *planning] for tasks in rounds]
+    return always, [*rounds, planning]
 
 
 def check_index(cfg: MiningConfig, num_references: int, dim: int) -> None:

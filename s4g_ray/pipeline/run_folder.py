@@ -39,7 +39,9 @@ FREE_ON_RESUME = {
     "embedding.on_cpu",
     "embedding.threads_per_actor",
     "embedding.batch_size",  # the last bits change; memory may require it
-    "embedding.part_rows",
+    "embedding.decoders_per_actor",
+    "embedding.decode_ahead_mb",
+    "embedding.part_mb",
     "embedding.keep",
     "mining.index_memory_gb",
     "mining.index_kind",

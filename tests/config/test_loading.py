@@ -155,6 +155,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path, key: str, ne
             "max_staleness_epochs=2 is below every_epochs + lag_epochs - 1 = 3",
         ),
         ("train.num_workers=[3, 2]", "num_workers=[3, 2] must be [min, max]"),
+        ("embedding.num_actors=[3, 2]", "num_actors=[3, 2] must be [min, max]"),
         ("data.val_split=test", "data.val_split='test' is the test or the train split"),
         ("train", "not of the form"),
         ("train.epochs.x=1", "unknown key"),

@@ -19,6 +19,7 @@ from s4g_ray.data.images import (
     READ_AT_ONCE,
     crop_field_of_view,
     decode,
+    decode_pixels,
     fit_query,
     load_pixels,
     load_raw,
@@ -63,6 +64,20 @@ def test_exif_orientation_is_applied() -> None:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
     assert decode(buffer.getvalue()).shape == (3, 20, 32)
+
+
+def test_a_jpeg_is_decoded_into_memory_of_its_size_and_other_images_are_not() -> None:
+    for kind in ("JPEG", "PNG"):
+        data = encode_image(kind)
+        wanted = decode_pixels(data)
+        _, height, width = wanted.shape
+        fitting = np.zeros((height, width, 3), dtype=np.uint8)
+        for target in (fitting, np.zeros((height, width + 1, 3), dtype=np.uint8)):
+            found = decode_pixels(data, target)
+            assert (found == wanted).all()
+            is_there = kind == "JPEG" and target is fitting
+            assert np.shares_memory(found, target) == is_there
+            assert (target == np.moveaxis(found, 0, -1)).all() if is_there else not target.any()
 
 
 def decode_with_pillow(data: bytes) -> Tensor | None:
@@ -291,7 +306,7 @@ def test_pixels_equal_the_views(
         table = with_uris(synthetic.table(view, ["test"]), {3: tmp_path / "none.png"})
         rows = range(len(table))
         wanted = load_views(table, rows, view, data, seed=5)
-        found = load_pixels(table, rows, view, data, seed=5)
+        found = list(load_pixels(table, rows, view, data, seed=5))
         assert [str(image) for image in found if isinstance(image, BadImageError)] == [
             str(wanted[3])
         ]

@@ -153,7 +153,7 @@ def refusal_of(always: list[Need], extra: list[Need], nodes: list[Node]) -> str 
     return None
 
 
-LOADING = Need(1, "loading task", 0.25)
+SEARCHING = Need(1, "searching task", 0.25)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ LOADING = Need(1, "loading task", 0.25)
 def test_each_needs_room_on_a_single_node(
     always: list[Need], nodes: list[Node], message: str | None
 ) -> None:
-    found = refusal_of(always, [LOADING], nodes)
+    found = refusal_of(always, [SEARCHING], nodes)
     if message is None:
         assert found is None
     else:

@@ -96,7 +96,7 @@ class FakeActor:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.release_gpu_memory = SimpleNamespace(remote=lambda: None)
+        self.release_memory = SimpleNamespace(remote=lambda: None)
 
 
 class FakePool(EncoderPool):
@@ -106,7 +106,7 @@ class FakePool(EncoderPool):
         super().__init__(ModelConfig(), EmbeddingConfig(gpus_per_actor=0.4), 1.0, gate)
         self.created = 0
 
-    def _create_actors(self) -> tuple[Any, ...]:
+    def _create_actors(self, count: int) -> tuple[Any, ...]:
         self.created += 1
         return (FakeActor(self.created),)
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
-import numpy as np
 import pytest
 import timm
 import torch
-from pyarrow.parquet import read_table
 from torch import Tensor
 
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import VIEWS
-from s4g_ray.encoder.actors import EncoderActor, Encoding, Pixels
 from s4g_ray.encoder.architecture import head as heads
 from s4g_ray.encoder.architecture.head import GeMHead
 from s4g_ray.encoder.checkpoint import epoch_uri, load_encoder, save_checkpoint
+from s4g_ray.encoder.embedding.encode_batches import BatchEncoder
+from s4g_ray.encoder.embedding.outcomes import EncodingJob
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.export import export
 from s4g_ray.encoder.precision import Numerics
@@ -160,17 +160,15 @@ def test_an_embedding_actor_takes_the_backbone_of_the_view(tmp_path: Path) -> No
     checkpoint = str(tmp_path / "c")
     save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
     sha256 = open_published(checkpoint, "checkpoint").info["weights_sha256"]
-    job = Encoding(checkpoint, sha256, Numerics(), str(tmp_path / "table"), 2, "float32")
-    actor = EncoderActor(cfg, 1, False)
+    job = SimpleNamespace(checkpoint=checkpoint, weights_sha256=sha256, numerics=Numerics())
+    actor = BatchEncoder(cfg, torch.device("cpu"))
+    actor.load(cast(EncodingJob, job))
     batch = images(3, (32, 32))
     found = {}
     for view in VIEWS:
-        name = f"{view}/part-00000.parquet"
-        actor.encode(job, Pixels(name, view, np.arange(3), np.arange(3), batch.numpy()))
-        vectors = read_table(tmp_path / "table" / name)["embedding"].to_pylist()
+        found[view] = torch.from_numpy(actor.collect([actor.embed(Numerics(), batch, view)]))
         with torch.inference_mode():
             wanted = torch.nn.functional.normalize(encoder.embed(batch, view), dim=1)
-        found[view] = torch.tensor(vectors)
         torch.testing.assert_close(found[view], wanted, rtol=1e-4, atol=1e-5)
     assert (found["queries"] - found["references"]).abs().max() > 0.01
 

@@ -157,7 +157,7 @@ def test_embeddings_are_those_of_the_checkpoint_and_carry_their_stamp(
     images = torch.stack([load_raw(table, int(row)) for row in table.rows(found.ids)])
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(encoder.embed(images, "queries"), dim=1).numpy()
-    np.testing.assert_allclose(found.vectors, wanted, atol=1e-5)
+    np.testing.assert_allclose(found.vectors, wanted, atol=5e-4)  # of float16
     older = checkpoint_stamp(
         config, encoder, f"{config.run_dir}/checkpoints/epoch=0002", synthetic.fingerprint
     )
@@ -420,7 +420,7 @@ def test_embeddings_that_are_not_finite_stop_the_job_with_the_image(
             {"model": {"name": "poolformer_s12"}, "train": {"layer_decay": 0.8}},
             "timm does not tell the stages of MetaFormer",
         ),
-        ({"train": {"cpus_per_worker": 3.0}}, r"6\.5 CPUs are needed .* the cluster has 4; lower"),
+        ({"train": {"cpus_per_worker": 3.0}}, r"6\.25 CPUs are needed .* the cluster has 4; lower"),
         ({"train": {"use_gpu": True}}, "1.9 GPUs are needed"),
         ({"mining": {"index_memory_gb": 1e-6}}, r"mining\.index_memory_gb"),
         ({"mining": {"num_shards": 97}}, "num_shards=97 exceeds the 96 references"),

@@ -39,12 +39,11 @@ def refusal(
     [
         (5.75, {}, True, None),
         (
-            5.2,
+            4.9,
             {},
             True,
-            "5.25 CPUs are needed (2 workers x 1 + 2 embedding actors x 0.5 + 4 index shards x 0.5"
-            " + 1 loading task x 0.25), but the cluster has 5.2; lower num_workers, num_actors,"
-            " num_shards",
+            "5 CPUs are needed (2 workers x 1 + 2 embedding actors x 0.5 + 4 index shards x 0.5),"
+            " but the cluster has 4.9; lower num_workers, num_actors, num_shards",
         ),
         (
             5.7,
@@ -67,7 +66,7 @@ def refusal(
             {"mining": {"num_searchers": 1, "schedule": "overlap"}},
             True,
             "5.75 CPUs are needed (2 workers x 1 + 2"
-            " embedding actors x 0.5 + 4 index shards x 0.5 + 1 loading task x 0.25"
+            " embedding actors x 0.5 + 4 index shards x 0.5 + 1 searching task x 0.25"
             " + 1 planning task x 0.5)",
         ),
         (5.75, {"mining": {"num_searchers": 1, "schedule": "overlap"}}, True, None),
@@ -79,18 +78,19 @@ def refusal(
             " + 4 index shards x 0.5 + 3 searching tasks x 0.25 + 1 planning task x 0.5)",
         ),
         (5.75, {"train": {"num_workers": [1, 2]}}, True, None),
+        (5.25, {"embedding": {"num_actors": [1, 9]}}, True, None),
         (
             4.75,
             {"train": {"num_workers": [1, 8]}},
             True,
-            "7.25 CPUs are needed (4 workers x 1 + 2 embedding actors",
+            "7 CPUs are needed (4 workers x 1 + 2 embedding actors",
         ),
         (7.75, {"sampling": {"gallery_negatives": 2}}, True, None),
         (
             7.2,
             {"sampling": {"gallery_negatives": 2}},
             True,
-            "7.25 CPUs are needed (2 workers x 1 + 2 embedding actors x 0.5 + 8 index shards",
+            "7.75 CPUs are needed (2 workers x 1 + 2 embedding actors x 0.5 + 8 index shards",
         ),
         (
             2.4,
@@ -110,14 +110,14 @@ def refusal(
         ),
         (3.5, {"sampling": {"mode": "geographic"}, "mining": {"num_searchers": 90}}, True, None),
         (
-            3.2,
+            2.9,
             {"sampling": {"mode": "random"}},
             True,
-            "3.25 CPUs are needed (2 workers x 1 + 2 embedding actors",
+            "3 CPUs are needed (2 workers x 1 + 2 embedding actors",
         ),
         (1.25, {"mining": {"num_searchers": 90}}, False, None),
         (3.25, {"sampling": {"mode": "random"}, "mining": {"schedule": "overlap"}}, True, None),
-        (1.2, {}, False, "1.25 CPUs are needed (2 embedding actors x 0.5 + 1 loading task x 0.25)"),
+        (0.9, {}, False, "1 CPUs are needed (2 embedding actors x 0.5)"),
     ],
 )
 def test_what_lives_at_the_same_time_must_fit_the_cluster(

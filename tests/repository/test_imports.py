@@ -15,11 +15,11 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.trainer import make_trainer
 from s4g_ray.training.worker_group import GroupEvents
-from tests.conftest import SIZE, tiny_config
+from tests.conftest import tiny_config
 
 SLOW = ("torch", "torchvision", "timm", "safetensors", "matplotlib", "scipy.spatial")
-# Ray processes that encode nothing: tasks that load, mine and plan, shards, and the mailbox. Ray
-# imports an actor's class wherever one of its handles arrives: loading tasks import encoder.actors,
+# Ray processes that encode nothing: tasks that mine and plan, shards, and the mailbox. Ray imports
+# an actor's class wherever one of its handles arrives: the gate's process imports encoder.actors,
 # mining tasks index.sharded.shard, workers training.mailbox.
 TASKS = (
     "training.mailbox",
@@ -70,21 +70,8 @@ def imports(*modules: str) -> str:
     return "\n".join(lines)
 
 
-def test_tasks_that_encode_nothing_start_without_torch_and_timm(synthetic: GeoDataset) -> None:
-    """Up to the pixels of a part, whose images are stored in the size that is wanted."""
-    load = f"""
-from s4g_ray.config.data_schema import DataConfig
-from s4g_ray.data.dataset import open_dataset
-from s4g_ray.data.image_table import VIEWS
-from s4g_ray.encoder.embedding_job import load_part
-data = DataConfig(uri=sys.argv[1], query_size=({SIZE}, {SIZE}), reference_size=({SIZE}, {SIZE}))
-for view in VIEWS:
-    table = open_dataset(data.uri).table(view, ["test"])
-    pixels, bad = load_part(table, view, "part", data, seed=0)
-    assert pixels.images.any() and not bad
-step("load_part")
-"""
-    assert faults(imports(*TASKS) + load, SLOW, synthetic.uri) == []
+def test_tasks_that_encode_nothing_start_without_torch_and_timm() -> None:
+    assert faults(imports(*TASKS), SLOW) == []
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from tests.support.two_node_run import RELEASED
 
 pytestmark = pytest.mark.cluster
 BATCHES = NUM_TRAIN // 16
+LATE_PART = "embeddings/v=0001/queries/part-00001.parquet"
 
 
 def configure(folder: Path, dataset: GeoDataset, **train: Any) -> RunConfig:
@@ -86,22 +87,27 @@ def end(config: RunConfig, status: int, *faults: Fault) -> Command:
     return command
 
 
-# Takes more than a minute: each of the ten commands starts a Ray session, its workers and its
+# Takes more than a minute: each of the eleven commands starts a Ray session, its workers and its
 # actors anew. The death of a driver ends them all, and the test is about what such a start finds in
 # the folder.
 def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same_end(
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
     """SIGTERM before and in training; one worker too many lost; a full disk; the coordinator alone
-    dies; the driver dies while it publishes embeddings, a graph, a plan, and within an epoch.
+    dies; the driver dies between the parts of embeddings, while it publishes embeddings, a graph, a
+    plan, and within an epoch.
     """
     config, rng = configure(tmp_path, synthetic), np.random.default_rng(21)
     stop_before_training(config)
     lose_more_workers_than_allowed(config, moment=int(rng.integers(2, BATCHES)))
     fill_the_disk(config, fault(tmp_path, "checkpoints/epoch=0002", "full"))
 
-    killed = [end(config, -signal.SIGKILL, fault(tmp_path, "embeddings/v=0001/_MANIFEST"))]
+    killed = [kill_between_parts(config)]
+    kept = times_of_parts(config)
+    assert len(kept) >= 3
+    killed += [end(config, -signal.SIGKILL, fault(tmp_path, "embeddings/v=0001/_MANIFEST"))]
     assert not is_published(f"{config.run_dir}/embeddings/v=0001")
+    assert kept.items() < times_of_parts(config).items()
     killed += [end(config, -signal.SIGKILL, fault(tmp_path, "neighbors/v=0001/_MANIFEST"))]
     assert is_published(f"{config.run_dir}/embeddings/v=0001")
     killed += [end(config, -signal.SIGKILL, fault(tmp_path, "plans/epoch=0003"))]
@@ -114,7 +120,7 @@ def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same
     last = end(config, 0)
     assert "resuming after epoch" in last.output
     assert_same_end(config, undisturbed)
-    assert [command.left_behind(within_s=100) for command in [*killed, ended, last]] == [[]] * 6
+    assert [command.left_behind(within_s=100) for command in [*killed, ended, last]] == [[]] * 7
 
 
 def stop_before_training(config: RunConfig) -> None:
@@ -141,14 +147,33 @@ def lose_more_workers_than_allowed(config: RunConfig, moment: int) -> None:
 
 
 def fill_the_disk(config: RunConfig, full: Fault) -> None:
-    # the first embeddings are not published before
-    said = end(config, 1, held("embeddings/v=0001/_MANIFEST", full["marker"]), full).output
+    # the first embeddings are not complete before
+    said = end(config, 1, held(LATE_PART, full["marker"]), full).output
     assert "No space left on device; published files stay readable" in said
     assert "Traceback" not in said
     reached = newest_checkpoint(config.run_dir)
     assert reached is not None
     assert reached.step == 2 * BATCHES - 2
     load_encoder(config.model, reached.uri)
+
+
+def kill_between_parts(config: RunConfig) -> Command:
+    # the run cannot pass the part that is never written
+    faults = [held(LATE_PART, f"{config.run_dir}/never")]
+    command = Command(config, faults, resume=True)
+    command.wait_for(lambda: len(times_of_parts(config)) >= 3)
+    os.kill(command.process.pid, signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL
+    assert command.left_behind(but=AGENTS) == []
+    return command
+
+
+def times_of_parts(config: RunConfig) -> dict[Path, int]:
+    """When the committed parts of the first embeddings were written."""
+    folder = Path(config.run_dir, "embeddings/v=0001")
+    commits = (folder / "_work").glob("*/part-*.parquet.json")
+    parts = [folder / commit.parent.name / commit.stem for commit in commits]
+    return {part: part.stat().st_mtime_ns for part in parts}
 
 
 def kill_within_an_epoch(config: RunConfig, moment: int) -> Command:

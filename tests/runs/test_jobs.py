@@ -194,7 +194,9 @@ def check_embeddings_and_neighbors(head: Head, folder: Path, dataset: GeoDataset
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(encoder.embed(seen, "references")).numpy()
     stored = read_embeddings(table, "references")
-    np.testing.assert_allclose(stored.vectors[np.argsort(stored.ids)], wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        stored.vectors[np.argsort(stored.ids)], wanted, atol=5e-4
+    )  # of float16
 
     keys = (f"sampling.neighbor_pool_size={K}", "mining.exact_engine=torch")
     mined = result_of(

@@ -33,7 +33,7 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
         synthetic.uri,
         train={"epochs": EPOCHS, "cpus_per_worker": 3.0, "max_failures": 5},
         sampling={"max_pairs_per_cell": 40},
-        embedding={"num_actors": 2, "part_rows": 48},
+        embedding={"num_actors": 2, "part_mb": 0.005},
         mining={"num_shards": 2, "exact_engine": "torch", "part_queries": 48, "every_epochs": 1},
         checkpoint={"every_steps": 2},
         evaluation={"before_training": False, "every_epochs": EPOCHS},
@@ -52,7 +52,7 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
     nodes = json.loads(Path(config.run_dir, SPREAD).read_text())
     assert len(nodes["RayTrainWorker"]) == len(set(nodes["RayTrainWorker"])) == 2
     assert len(set(nodes["EncoderActor"])) == len(set(nodes["IndexShard"])) == 2
-    for tasks in ("split_graph_part", "plan_cell", "Map(_embed_part)", "Map(_mine_group)"):
+    for tasks in ("split_graph_part", "plan_cell", "Map(_mine_group)"):
         assert len(set(nodes[tasks])) >= 2, (tasks, nodes)
 
     assert_same_end(config, whole)

@@ -47,7 +47,7 @@ class StandInActor:
     def __init__(self, *_: Any) -> None:
         self.spot = find_spot()
 
-    def release_gpu_memory(self) -> None:
+    def release_memory(self) -> None:
         pass
 
     def find_spot(self) -> Spot:

@@ -7,7 +7,7 @@ Ray nor torch is imported.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from s4g_ray.storage.manifest import (
 from s4g_ray.storage.parquet import refuse_extension_types
 
 READERS = 16  # threads that read heads of parts; each waits for the file system nearly all the time
+ROWS_PER_GROUP = 2048  # of a part's row groups, which readers of single rows read whole
 SAMPLED_PARTS = 16  # that sample_queries draws from at least, where there are as many
 
 
@@ -62,8 +63,23 @@ def encode_part(ids: Ints, places: Ints, vectors: Floats32, dtype: str) -> bytes
             "embedding": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
         }
     )
+    return _encode_table(table)
+
+
+def join_parts(pieces: Sequence[bytes]) -> bytes:
+    """Join parts, as encode_part gives them, to one."""
+    return _encode_table(pa.concat_tables(pq.read_table(io.BytesIO(piece)) for piece in pieces))
+
+
+def _encode_table(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="none", use_dictionary=False)
+    pq.write_table(
+        table.combine_chunks(),
+        buffer,
+        row_group_size=ROWS_PER_GROUP,
+        compression="none",
+        use_dictionary=False,
+    )
     return buffer.getvalue()
 
 

@@ -16,7 +16,8 @@ from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
-from s4g_ray.encoder.embedding_job import EmbeddingReport, embed
+from s4g_ray.encoder.embedding.report import EmbeddingReport
+from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.source import open_source
 from s4g_ray.encoder.weights import encode_weights

@@ -78,7 +78,9 @@ def test_a_collection_is_embedded_and_mined_as_by_hand_and_a_repeated_command_ch
     )
     with torch.inference_mode():
         wanted = torch.nn.functional.normalize(encoder.embed(seen, "queries")).numpy()
-    np.testing.assert_allclose(stored.vectors[np.argsort(stored.ids)], wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        stored.vectors[np.argsort(stored.ids)], wanted, atol=5e-4
+    )  # of float16
 
     found = mine_table(table, graph, dataset_uri=dataset.uri, overrides=KEYS)
     assert (found["places"], found["neighbors"], found["recall"]) == (NUM_TRAIN, NUM_TRAIN * K, 1.0)

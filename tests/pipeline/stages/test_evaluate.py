@@ -61,7 +61,7 @@ SMALL = [  # the paper's configuration, on a processor and in seconds
     "train.log_every_steps=1",
     "sampling.num_hard_negatives=2",
     "embedding.gpus_per_actor=0",
-    "embedding.part_rows=40",
+    "embedding.part_mb=0.005",
 ]
 Made = tuple[RunConfig, RunResult, GeoDataset]
 
