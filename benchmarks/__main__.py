@@ -14,6 +14,7 @@ from benchmarks.support import record as records
 NAMES = (
     "neighbors",
     "mining",
+    "mining_cells",
     "planning",
     "rank_memory",
     "evaluation",

@@ -44,11 +44,22 @@ def reason_of(error: Exception) -> str:
 
     Returns the text's last line where it names no such exception.
     """
-    lines = [line.strip() for line in str(error).strip().splitlines()]
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines()]
     named = [
         line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception|Arrow\w+): ", line)
     ]
     return (named or lines)[-1]
+
+
+def run_error_of(error: Exception) -> RunError | None:
+    """Return a RunError with the reason of an error of Ray or Ray Data; None for any other error.
+
+    Some errors of Ray Data, as that of a job without progress, are no RayError.
+    """
+    if any(base.__module__.split(".")[0] == "ray" for base in type(error).__mro__):
+        return RunError(reason_of(error))
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -167,8 +167,16 @@ class MiningConfig(Section):
     label_selector: dict[str, str] = Field(default_factory=dict)  # Ray labels of the shards' nodes
     query_block: int = Field(1000, ge=1)  # queries in one request to the index
     num_searchers: int = Field(2, ge=1)  # tasks that search the index at the same time
-    # queries in one part of a mining job; a resumed job keeps its finished parts
-    part_queries: int = Field(20_000, ge=1)
+    cpus_per_searcher: float = Field(0.25, gt=0)  # logical, of such a task
+    # megabytes in a part of the graph, at least; a resumed job keeps its finished parts
+    part_mb: float = Field(32, gt=0)
+    # global: a place's candidates are all references. cells: those of its own and the adjoining
+    # geographic cells, and a random few of all; the cost then grows with the places, not with their
+    # square, and there is no index
+    scope: Literal["global", "cells"] = "global"
+    cell_places: int = Field(4096, ge=2)  # places in a cell, at most
+    # references of anywhere that are candidates of a cell's queries too, drawn anew in each round
+    far_references: int = Field(4096, ge=0)
     # Filters of likely false negatives. metrics.jsonl counts the candidates that each drops.
     max_score: float | None = Field(None, ge=-1, le=1)  # drop candidates that score above it
     # m: drop candidates that score above p - |p| m, where p is the best positive's score

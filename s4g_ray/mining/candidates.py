@@ -5,7 +5,8 @@ No Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
@@ -127,14 +128,17 @@ class Widths:
         whichever they are, and enough for train recall. Raises InputError when k exceeds the
         number of indexed places.
         """
-        counts = np.sort(np.unique(references.places, return_counts=True)[1])
+        ordered = np.sort(references.places)
+        is_first = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
+        counts = np.diff(np.flatnonzero(is_first))  # references of each place
         if not 1 <= filters.k <= len(counts):
             raise InputError(
                 f"k={filters.k} neighbors of each place are asked for, but the index holds"
                 f" {len(counts)} places; set sampling.neighbor_pool_size to 1..{len(counts) - 1}"
             )
         num_wanted = filters.k + filters.range_min
-        enough = int(counts[-(num_wanted + 1) :].sum())
+        first = max(len(counts) - num_wanted - 1, 0)
+        enough = int(np.partition(counts, first)[first:].sum())
         limit = min(max(max_candidates, enough, RECALL_RANKS[-1]), len(references))
         mean_per_place = -(-len(references) // len(counts))
         return cls(min((num_wanted + SPARE_PLACES) * mean_per_place, limit), limit)
@@ -186,31 +190,47 @@ def find_neighbors(
     widths: Widths,
     *,
     block: int,
+    on_block: Callable[[int], None] | None = None,
 ) -> Kept:
     """Find the neighbors of queries: vectors[M, D] and their places own[M].
 
     A query with fewer than k neighbors searches again for twice as many candidates, until it has k
     or `widths.limit` is reached. The result is that of the whole ranking, cut off at the limit.
     `block` queries search at once, fewer of the wider ones, so that the candidates of a block take
-    the same memory.
+    the same memory; the next block searches while one is filtered. on_block is called after each
+    block, with the number of its queries that had not searched before.
     """
     found = Kept.unfilled(len(own), filters.k)
     rows = np.arange(len(own))
     width = widths.first
     while len(rows):
         size = max(1, block * widths.first // width)
+        blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
         short: list[Ints] = []
-        for start in range(0, len(rows), size):
-            asked = rows[start : start + size]
-            ids, scores = search(vectors[asked], width)
+        for asked, (ids, scores) in _search_ahead(search, vectors, blocks, width):
             kept = filter_candidates(own[asked], references.places_of(ids), scores, filters)
             found.set_rows(asked, kept)
             short.append(asked[kept.num < filters.k])
+            if on_block is not None:
+                on_block(len(asked) if width == widths.first else 0)
         if width >= widths.limit:
             break
         rows = np.concatenate(short)
         width = min(2 * width, widths.limit)
     return found
+
+
+def _search_ahead(
+    search: SearchReferences, vectors: Floats32, blocks: Sequence[Ints], width: int
+) -> Iterator[tuple[Ints, tuple[Ints, Floats32]]]:
+    """Search blocks of rows of vectors[M, D], the next one in a thread; yield rows and answer."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(search, vectors[blocks[0]], width)
+        for number, asked in enumerate(blocks):
+            answer = ahead.result()
+            if number + 1 < len(blocks):
+                ahead = pool.submit(search, vectors[blocks[number + 1]], width)
+            yield asked, answer
 
 
 def filter_candidates(own: Ints, places: Ints, scores: Floats32, filters: Filters) -> Kept:

@@ -1,11 +1,13 @@
-"""Group the queries of a mining job, find the places that groups share, compute the job's key.
+"""Group the queries of a mining job, and compute the job's key.
 
 Pure functions: no Ray, no files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,67 +15,59 @@ import numpy as np
 
 from s4g_ray.arrays import Ints
 from s4g_ray.data.exclusions import Exclusions
+from s4g_ray.data.places import Places
 from s4g_ray.mining.candidates import References
-from s4g_ray.storage import files
 
-# logical CPUs of a task that asks the index: it spends nearly all of its time waiting for answers
-SEARCHER_CPUS = 0.25
+# of a graph's Parquet, at least: 2.1 to 3.4 for the id of a place among 10^5 to 10^8, and 2 to 3
+# for its score
+BYTES_PER_NEIGHBOR = 4.0
 
 
-def plan_groups(num_queries: Sequence[int], part_queries: int) -> list[list[int]]:
-    """Group consecutive parts of a table: num_queries[part] -> lists of part numbers.
+def places_per_part(part_mb: float, k: int) -> int:
+    """Return how many places with k neighbors fill a part of a graph of `part_mb` megabytes."""
+    return max(1, math.ceil(part_mb * 1e6 / (BYTES_PER_NEIGHBOR * k)))
 
-    Each group holds at most `part_queries` queries, or one part. Parts without queries are left
-    out.
+
+def plan_groups(sizes: Sequence[int], wanted: int) -> list[list[int]]:
+    """Group consecutive parts: sizes[part] -> lists of part numbers.
+
+    Each group holds at least `wanted`, but for the last. Parts of size 0 are left out.
     """
     groups: list[list[int]] = []
-    size = part_queries
-    for part, count in enumerate(num_queries):
-        if not count:
+    filled = wanted
+    for part, size in enumerate(sizes):
+        if not size:
             continue
-        if not groups or size + count > part_queries:
+        if filled >= wanted:
             groups.append([])
-            size = 0
+            filled = 0
         groups[-1].append(part)
-        size += count
+        filled += size
     return groups
 
 
-def count_groups(places: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """Count the groups of each place: query places of each group -> places[P], num_groups[P].
-
-    places[P] is ascending.
-    """
-    places_of_groups = [np.unique(group) for group in places]
-    found, num_groups = np.unique(np.concatenate(places_of_groups), return_counts=True)
-    return found, num_groups.astype(np.int64)
-
-
-def cut_ranges(places: Ints, num_rows: Ints, rows_at_once: int) -> list[tuple[int, int]]:
-    """Cut places into ranges of about `rows_at_once` rows: first and last place of each.
-
-    places[S] ascending, num_rows[S] of each place.
-    """
-    number = (np.cumsum(num_rows) - num_rows) // rows_at_once
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    ends = np.append(starts[1:], len(places)) - 1 if len(starts) else starts
-    return [(int(places[a]), int(places[b])) for a, b in zip(starts, ends, strict=True)]
-
-
 def compute_job_key(
-    settings: dict[str, Any], query_ids: Ints, references: References, exclusions: Exclusions | None
+    settings: dict[str, Any],
+    query_ids: Ints,
+    references: References,
+    exclusions: Exclusions | None,
+    places: Places | None = None,
 ) -> str:
     """Return a fingerprint of all values that determine the parts of a job.
 
-    settings: the values that are not arrays.
+    settings: the values that are not arrays. places: those whose coordinates divide the job.
     """
-    arrays = [query_ids, references.ids, references.places]
+    arrays: list[np.ndarray[Any, Any]] = [query_ids, references.ids, references.places]
     if exclusions is not None:
-        places = exclusions.places
+        located = exclusions.places
         semi_positives = exclusions.semi_positives
-        arrays += [places.ids, semi_positives.first, semi_positives.second]
+        arrays += [located.ids, located.lat, located.lon]
+        arrays += [semi_positives.first, semi_positives.second]
         settings = {**settings, "radius_m": exclusions.radius_m}
-        settings["coordinates"] = files.fingerprint(places.lat.tobytes(), places.lon.tobytes())
+    if places is not None:
+        arrays += [places.ids, places.lat, places.lon]
     lengths = {"lengths": [len(array) for array in arrays]}
-    text = json.dumps({**settings, **lengths}, sort_keys=True)
-    return files.fingerprint(text.encode(), *(array.tobytes() for array in arrays))
+    digest = hashlib.sha256(json.dumps({**settings, **lengths}, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)  # no copy: 8 bytes a place each
+    return digest.hexdigest()

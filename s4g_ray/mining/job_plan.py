@@ -1,45 +1,44 @@
-"""Plan a mining job: its groups of queries, its merges, and the outcome of each task. No Ray.
+"""Plan a mining job: its groups of queries, and the outcome of each task. No Ray.
 
-A *group* is a run of consecutive parts of the queries' embeddings. A place whose queries are in
-several groups is *shared*: the groups write their candidates for it aside, and a merge task for a
-range of shared places reads them.
+A *group* is a run of consecutive parts of the queries' embeddings. The table is in the order of
+places, so no place is in two groups. The driver reads the table's ids and places part by part.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig
-from s4g_ray.data.tables.embedding_table import read_heads
+from s4g_ray.data.tables.embedding_table import PartHead, read_heads
 from s4g_ray.errors import RunError
-from s4g_ray.mining.groups import count_groups, cut_ranges, plan_groups
-from s4g_ray.mining.overlap import sample_places
+from s4g_ray.mining.groups import places_per_part, plan_groups
 from s4g_ray.mining.report import Counts
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, open_published
 
-Row = dict[str, Any]  # the arguments of a task, or its results
+Row = dict[str, Any]  # the arguments of a task
+OnBlock = Callable[[int], None]  # called with the number of queries that a block answers
 
 
 @dataclass(frozen=True)
 class MinedPart:
-    """The outcome of a task: its counts, a part of the graph, and candidates of shared places.
+    """The outcome of a task: its counts, and a part of the graph or a file that others read.
 
-    low, high: the first and last place of the candidates.
+    aside: a file beside the commits. starts[B + 1]: the first row in it of each block, and its
+    number of rows.
     """
 
-    counts: Counts
-    part: Part | None
-    candidates: Part | None = None
-    low: int = 0
-    high: int = 0
+    counts: Counts = field(default_factory=Counts)
+    part: Part | None = None
+    aside: Part | None = None
+    starts: tuple[int, ...] = ()
 
     @classmethod
     def from_row(cls, value: Row) -> MinedPart:
@@ -47,9 +46,8 @@ class MinedPart:
         return cls(
             counts=Counts.from_json(value["counts"]),
             part=_read_part_entry(value["part"]),
-            candidates=_read_part_entry(value["candidates"]),
-            low=value["low"],
-            high=value["high"],
+            aside=_read_part_entry(value["aside"]),
+            starts=tuple(value["starts"]),
         )
 
 
@@ -63,101 +61,99 @@ class MiningPlan:
 
     parts: list[Part]  # of the queries' embeddings
     rows: list[Row]  # the arguments of each group's task
-    sample: Ints  # places that are looked up in the previous graph
-    shared: Ints  # places of several groups, ascending
-    num_groups: Ints  # of each shared place
-    num_missing: int  # queries without an embedding
+    places: Ints  # of the mined queries, ascending
+    num_queries: int  # with an embedding
+    num_missing: int  # queries without one
 
     @classmethod
     def from_embeddings(
-        cls, embeddings: str, query_ids: Ints, cfg: MiningConfig, stamp: Stamp
+        cls, embeddings: str, query_ids: Ints, cfg: MiningConfig, k: int, stamp: Stamp
     ) -> MiningPlan:
         """Plan the groups of the queries query_ids[Q] of a published embedding table.
 
-        Raises RunError when the table is unpublished or not made from the stamp, a query repeats,
-        or more queries are missing than images were left out of the table.
+        Raises RunError when the table is unpublished, not made from the stamp or not in the order
+        of places, a query repeats, or more queries are missing than images were left out of it.
         """
         manifest = open_published(embeddings, "embeddings", stamp)
         parts = [part for part in manifest.parts if part.name.startswith("queries/")]
+        is_found = np.zeros(len(query_ids), dtype=bool)
+        places: list[Ints] = []
+        for part, head in zip(parts, read_heads((embeddings, p) for p in parts), strict=True):
+            _check_vectors(embeddings, part, head, stamp)
+            rows = rows_of(query_ids, head.ids)
+            mined = np.unique(head.place_ids[rows >= 0])
+            _check_order(embeddings, part, places, mined)
+            _mark_found(embeddings, query_ids, is_found, rows[rows >= 0])
+            places.append(mined)
         num_bad_images = len(manifest.info.get("bad_images", ()))
-        ids, places = _read_query_columns(embeddings, parts, query_ids, stamp)
-        num_missing = _count_missing(embeddings, query_ids, ids, num_bad_images)
-        groups = plan_groups([len(ids_of_part) for ids_of_part in ids], cfg.part_queries)
-        places_of_groups = [np.concatenate([places[i] for i in group]) for group in groups]
-        all_places, num_groups = count_groups(places_of_groups)
-        is_shared = num_groups > 1
-        rows: list[Row] = []
-        for number, group in enumerate(groups):
-            group_parts = [asdict(parts[i]) for i in group]
-            rows.append({"number": number, "parts": json.dumps(group_parts)})
+        num_missing = _count_missing(embeddings, query_ids, is_found, num_bad_images)
+        wanted = places_per_part(cfg.part_mb, k)
+        groups = plan_groups([len(mined) for mined in places], wanted)
         return cls(
             parts=parts,
-            rows=rows,
-            sample=sample_places(all_places),
-            shared=all_places[is_shared],
-            num_groups=num_groups[is_shared],
+            rows=[describe_group(number, parts, group) for number, group in enumerate(groups)],
+            places=np.concatenate(places),
+            num_queries=len(query_ids) - num_missing,
             num_missing=num_missing,
         )
 
-    def plan_merges(self, outcomes: Sequence[MinedPart], part_queries: int) -> list[Row]:
-        """Return the arguments of a merge task for each range of shared places.
 
-        Each names the files of candidates that may hold places of its range. `part_queries` bounds
-        the rows of a range.
-        """
-        rows: list[Row] = []
-        ranges = cut_ranges(self.shared, self.num_groups, part_queries)
-        for number, (low, high) in enumerate(ranges, start=len(self.rows)):
-            candidates = [
-                outcome.candidates
-                for outcome in outcomes
-                if outcome.candidates and outcome.low <= high and outcome.high >= low
-            ]
-            candidates.sort(key=lambda part: part.name)
-            parts = [asdict(part) for part in candidates]
-            rows.append({"number": number, "low": low, "high": high, "parts": json.dumps(parts)})
-        return rows
+def describe_group(number: int, parts: Sequence[Part], group: Sequence[int]) -> Row:
+    """Return the arguments of the task of a group of parts."""
+    return {"number": number, "parts": json.dumps([asdict(parts[i]) for i in group])}
 
 
-def _read_query_columns(
-    embeddings: str, parts: Sequence[Part], query_ids: Ints, stamp: Stamp
-) -> tuple[list[Ints], list[Ints]]:
-    """Read ids and places of the queries that are mined, one array for each part.
+def parts_of(row: Row) -> list[Part]:
+    """Return the parts that a task's arguments name."""
+    return [Part(**part) for part in json.loads(row["parts"])]
 
-    Raises RunError for vectors that are not those of the stamp.
-    """
-    ids: list[Ints] = []
-    places: list[Ints] = []
-    heads = read_heads((embeddings, part) for part in parts)
-    for part, head in zip(parts, heads, strict=True):
-        if (head.dim, head.dtype) != (stamp.dim, stamp.dtype):
-            raise RunError(
-                f"{files.join(embeddings, part.name)} holds {head.dtype} vectors of D={head.dim},"
-                f" but {stamp.dtype} of D={stamp.dim} are wanted; remove {embeddings} and resume"
-            )
-        is_mined = rows_of(query_ids, head.ids) >= 0
-        ids.append(head.ids[is_mined])
-        places.append(head.place_ids[is_mined])
-    return ids, places
+
+def _check_vectors(embeddings: str, part: Part, head: PartHead, stamp: Stamp) -> None:
+    """Raise RunError for vectors that are not those of the stamp."""
+    if (head.dim, head.dtype) != (stamp.dim, stamp.dtype):
+        raise RunError(
+            f"{files.join(embeddings, part.name)} holds {head.dtype} vectors of D={head.dim},"
+            f" but {stamp.dtype} of D={stamp.dim} are wanted; remove {embeddings} and resume"
+        )
+
+
+def _check_order(embeddings: str, part: Part, before: Sequence[Ints], places: Ints) -> None:
+    """Raise RunError when a part holds a place that does not follow those of the parts before."""
+    last = next((mined[-1] for mined in reversed(before) if len(mined)), None)
+    if last is None or not len(places) or places[0] > last:
+        return
+    raise RunError(
+        f"{files.join(embeddings, part.name)} holds place {places[0]}, a part before it place"
+        f" {last}: the table is not in the order of places, as older versions wrote it; remove"
+        f" {embeddings} and embed again"
+    )
+
+
+def _mark_found(
+    embeddings: str, query_ids: Ints, is_found: np.ndarray[Any, Any], rows: Ints
+) -> None:
+    """Mark the rows of queries that a part holds. Raises RunError when one is marked already."""
+    ordered = np.sort(rows)
+    repeated = np.concatenate([rows[is_found[rows]], ordered[1:][ordered[1:] == ordered[:-1]]])
+    if len(repeated):
+        raise RunError(
+            f"{embeddings} holds query id {query_ids[repeated[0]]} twice; remove it and resume"
+        )
+    is_found[rows] = True
 
 
 def _count_missing(
-    embeddings: str, query_ids: Ints, ids: Sequence[Ints], num_bad_images: int
+    embeddings: str, query_ids: Ints, is_found: np.ndarray[Any, Any], num_bad_images: int
 ) -> int:
     """Count the queries without an embedding.
 
-    Raises RunError when they are all queries, or more than images were left out, or when a query
-    repeats.
+    Raises RunError when they are all queries, or more than images were left out.
     """
-    found = np.sort(np.concatenate([np.zeros(0, np.int64), *ids]))
-    repeated = found[1:][found[1:] == found[:-1]]
-    if len(repeated):
-        raise RunError(f"{embeddings} holds query id {repeated[0]} twice; remove it and resume")
-    missing = query_ids[rows_of(found, query_ids) < 0]
-    if len(missing) > num_bad_images or not len(found):
+    num_missing = len(query_ids) - int(is_found.sum())
+    if num_missing > num_bad_images or num_missing == len(query_ids):
         raise RunError(
-            f"{len(missing)} of {len(query_ids)} queries have no embedding in {embeddings}, from"
-            f" which {num_bad_images} images were left out; the first is query id {missing[0]};"
-            f" remove {embeddings} and resume"
+            f"{num_missing} of {len(query_ids)} queries have no embedding in {embeddings}, from"
+            f" which {num_bad_images} images were left out; the first is query id"
+            f" {query_ids[np.argmin(is_found)]}; remove {embeddings} and resume"
         )
-    return len(missing)
+    return num_missing

@@ -24,6 +24,7 @@ class Counts:
     short: int = 0  # places with fewer than k neighbors
     compared: int = 0  # neighbors of places that were looked up in the previous graph
     shared: int = 0  # of those: neighbors that the place has in the previous graph too
+    carried: int = 0  # places whose row is that of an earlier graph
 
     @classmethod
     def from_queries(cls, kept: Kept) -> Self:
@@ -79,7 +80,8 @@ class MiningReport:
     neighbors that the place has in the previous graph too, on a sample of 20,000 places where
     there are more; None without a previous graph. train_recall: share of queries whose best own
     reference is among the first so many references; among equal scores it counts as the last.
-    without_embedding: queries whose image was left out of the embedding table.
+    without_embedding: queries whose image was left out of the embedding table. carried: places
+    that no query mined, whose rows are those of an earlier graph; they count in nothing else.
     """
 
     places: int
@@ -94,6 +96,7 @@ class MiningReport:
     without_embedding: int
     seconds: float
     reused_parts: int
+    carried: int
 
     @classmethod
     def from_counts(
@@ -123,6 +126,7 @@ class MiningReport:
             without_embedding=without_embedding,
             seconds=seconds,
             reused_parts=reused_parts,
+            carried=counts.carried,
         )
 
     def metrics(self) -> dict[str, float]:

@@ -25,7 +25,6 @@ from s4g_ray.distributed.placement import (
 )
 from s4g_ray.errors import InputError
 from s4g_ray.index.recall import plan_for
-from s4g_ray.mining.groups import SEARCHER_CPUS
 from s4g_ray.pipeline.rounds.rotation import smallest_share
 from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
 
@@ -73,6 +72,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
     faults += _gallery_faults(config, dataset, split)
+    faults += _cell_faults(config, split)
     if faults:
         raise InputError("\n".join(faults))
     if split.exclusions is not None:
@@ -123,6 +123,19 @@ def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -
         f"sampling.gallery_negatives={wanted} exceeds the {len(found.places)} places without a"
         f" training pair: of {total} references of {' and '.join(splits)},"
         f" {total - len(found)} stand at places with pairs; {remedy}"
+    ]
+
+
+def _cell_faults(config: RunConfig, split: TrainSplit) -> list[str]:
+    """Return a fault where cells are searched and places of the gallery have no coordinates."""
+    if config.mining.scope != "cells" or split.gallery is None:
+        return []
+    unknown = int(np.isnan(split.gallery.places.lat).sum())
+    if not unknown:
+        return []
+    return [
+        f"mining.scope=cells needs coordinates, but {unknown} places of the gallery have no lat and"
+        " lon; add them, or set mining.scope=global"
     ]
 
 
@@ -243,12 +256,13 @@ def _needs_of(
     if training:
         always.append(_worker_need(train, workers))
     always.append(actor_need(config.placed_embedding))
-    if mines:
+    if mines and mining.scope == "global":
         num_indexes = 2 if config.sampling.gallery_negatives else 1
         always.append(shard_need(mining, mining.num_shards * num_indexes))
     rounds: list[list[Need]] = [[]]  # the first embeds, with actors alone
     if mines:
-        rounds.append([Need(mining.num_searchers, "searching task", SEARCHER_CPUS)])
+        searcher = Need(mining.num_searchers, "searching task", mining.cpus_per_searcher)
+        rounds.append([searcher])
     planning = []
     if cells and config.sampling.mode != "random":
         planning.append(Need(1, "planning task", PLANNER_CPUS))

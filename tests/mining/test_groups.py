@@ -1,4 +1,4 @@
-"""Groups, ranges, counts and keys of a mining job, and the inputs that it refuses at once."""
+"""Groups, counts and keys of a mining job, and the inputs that it refuses at once."""
 
 from __future__ import annotations
 
@@ -16,46 +16,41 @@ from numpy.typing import NDArray
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.places import Places
-from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.data.tables.embedding_table import encode_part
+from s4g_ray.data.tables.neighbor_graph import NeighborGraph, write_graph_part
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.mining.candidates import Kept, References
-from s4g_ray.mining.groups import compute_job_key, count_groups, cut_ranges, plan_groups
+from s4g_ray.mining.groups import compute_job_key, places_per_part, plan_groups
+from s4g_ray.mining.job_plan import MiningPlan
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import Counts, MiningReport
+from s4g_ray.storage.manifest import open_published, publish, write_part
 from tests.support.mining_tables import STAMP, write_queries
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 12))
-def test_groups_hold_every_part_with_queries_once_in_order_and_are_no_larger_than_wanted(
-    counts: list[int], part_queries: int
+def test_groups_hold_every_part_with_places_once_in_order_and_are_as_large_as_wanted(
+    counts: list[int], wanted: int
 ) -> None:
-    groups = plan_groups(counts, part_queries)
+    groups = plan_groups(counts, wanted)
     assert [part for group in groups for part in group] == [
         i for i, count in enumerate(counts) if count
     ]
     sizes = [sum(counts[part] for part in group) for group in groups]
-    assert all(
-        size <= part_queries or len(group) == 1 for size, group in zip(sizes, groups, strict=True)
-    )
-    assert all(
-        a + counts[group[0]] > part_queries for a, group in zip(sizes, groups[1:], strict=False)
-    )
+    assert all(size >= wanted for size in sizes[:-1])
+    assert all(sum(counts[part] for part in group[:-1]) < wanted for group in groups)
 
 
-def test_each_place_is_found_with_the_number_of_its_groups() -> None:
-    places, groups = count_groups([np.array([4, 4, 1]), np.array([2, 1]), np.array([9, 1, 2])])
-    assert (places.tolist(), groups.tolist()) == ([1, 2, 4, 9], [3, 2, 1, 1])
-
-
-@given(st.lists(st.integers(1, 5), max_size=20), st.integers(1, 8))
-def test_ranges_cover_all_places_once_and_hold_few_rows_more_than_wanted(
-    rows: list[int], at_once: int
-) -> None:
-    places = np.arange(len(rows)) * 3 + 1
-    ranges = cut_ranges(places, np.array(rows, np.int64), at_once)
-    inside = [[i for i, place in enumerate(places) if low <= place <= high] for low, high in ranges]
-    assert [i for chosen in inside for i in chosen] == list(range(len(rows)))
-    assert all(sum(rows[i] for i in chosen) < at_once + 5 for chosen in inside)
+@pytest.mark.parametrize("num_places", [2_000, 20_000])
+def test_a_part_of_the_planned_places_has_the_wanted_size(tmp_path: Path, num_places: int) -> None:
+    k = 32
+    rng = np.random.default_rng(0)
+    count = places_per_part(1.0, k)
+    places = np.arange(count)
+    neighbors = rng.integers(count, count + num_places, (count, k))  # fewer bits than most tables
+    scores = -np.sort(-rng.random((count, k), dtype=np.float32), axis=1)
+    part = write_graph_part(str(tmp_path), 0, NeighborGraph(places, neighbors, scores))
+    assert 1e6 <= part.num_bytes < 2e6
 
 
 def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
@@ -90,6 +85,7 @@ def test_counts_of_queries_and_graphs_add_up_to_the_report() -> None:
         "without_embedding": 1,
         "seconds": 2.0,
         "reused_parts": 5,
+        "carried": 0,
     }
     first = MiningReport.from_counts(
         counts, 3, has_previous=False, without_embedding=0, seconds=1.0, reused_parts=0
@@ -117,6 +113,8 @@ def test_the_key_of_a_job_depends_on_all_that_determines_its_parts() -> None:
         compute_job_key(
             {"k": 3}, ids, References(ids, places), replace(exclusions, semi_positives=other_pair)
         ),
+        compute_job_key({"k": 3}, ids, References(ids, places), None, located),
+        compute_job_key({"k": 3}, ids, References(ids, places), None, moved),
     ]
     assert len(set(keys)) == len(keys)
     assert keys[0] == compute_job_key({"k": 3}, ids.copy(), References(ids, places), exclusions)
@@ -150,6 +148,7 @@ REFUSALS: list[tuple[str, type[Exception], Change]] = [
     ),
     ("made with step 4, but 5 is wanted", RunError, lambda _: {"stamp": replace(STAMP, step=5)}),
     ("holds no published neighbors", RunError, lambda folder: {"previous": folder + "/nothing"}),
+    ("holds no published neighbors", RunError, lambda folder: {"carry_from": folder + "/nothing"}),
     ("holds no published embeddings", RunError, lambda folder: {"embeddings": folder + "/nothing"}),
 ]
 
@@ -181,6 +180,29 @@ def test_impossible_input_is_refused_before_the_index_is_asked(
     }
     with pytest.raises(error, match=message):
         mine(RefusingIndex(), 4, target=str(tmp_path / "g"), **arguments)
+
+
+@pytest.mark.parametrize("places", [[0, 1, 4, 3, 5, 6], [0, 1, 2, 2, 3, 4]])
+def test_a_table_whose_parts_are_not_in_the_order_of_places_is_refused_with_the_remedy(
+    tmp_path: Path, places: list[int]
+) -> None:
+    folder = str(tmp_path)
+    vectors = np.eye(6, dtype=np.float32)
+    write_queries(folder, np.arange(6), np.arange(6), vectors, 3)  # two parts
+    stored = open_published(folder, "embeddings")
+    parts = []
+    for rows, part in zip((slice(0, 3), slice(3, 6)), stored.parts, strict=True):
+        data = encode_part(np.arange(6)[rows], np.array(places)[rows], vectors[rows], "float32")
+        parts.append(write_part(folder, part.name, data, 3))
+    publish(folder, "embeddings", parts, STAMP, {})
+    message = (
+        rf"part-00001\.parquet holds place {places[3]}, a part before it place {places[2]}: .*"
+    )
+    with pytest.raises(RunError, match=message + r" .*remove .* and embed again"):
+        MiningPlan.from_embeddings(folder, np.arange(6), MiningConfig(), 2, STAMP)
+    # places of queries that are not mined may lie anywhere
+    plan = MiningPlan.from_embeddings(folder, np.array([0, 1, 5]), MiningConfig(), 2, STAMP)
+    assert plan.places.tolist() == [0, 1, places[5]]
 
 
 def test_a_damaged_part_or_a_repeated_query_in_the_table_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from ray.exceptions import RaySystemError
 
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.places import Places
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph
-from s4g_ray.errors import RunError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.storage.files import MANIFEST, list_names
 from s4g_ray.storage.manifest import open_published, publish
@@ -60,7 +64,7 @@ class ExactSearch:
 
 @dataclass
 class Case:
-    """Queries whose places repeat all over the table, and places with one or more references."""
+    """Queries in the order of places, one to five a place, and one or more references a place."""
 
     folder: Path
     query_ids: Ints
@@ -88,7 +92,7 @@ class Case:
             "exclusions": self.exclusions,
             **changed,
         }
-        config = MiningConfig(part_queries=11, query_block=5, **cfg)
+        config = MiningConfig(part_mb=6 * K * 4e-6, query_block=5, **cfg)
         return mine(
             search, 7, str(self.folder / "e"), str(self.folder / target), cfg=config, **arguments
         )
@@ -104,8 +108,9 @@ def case(tmp_path: Path) -> Case:
         return vectors
 
     ids = np.sort(rng.choice(500, NUM_QUERIES, replace=False))
-    # places 0..7 are in many groups
-    places = np.concatenate([np.arange(NUM_PLACES), rng.integers(0, 8, NUM_QUERIES - NUM_PLACES)])
+    places = np.sort(
+        np.concatenate([np.arange(NUM_PLACES), rng.integers(0, 8, NUM_QUERIES - NUM_PLACES)])
+    )
     reference_places = rng.permutation(
         np.concatenate([np.arange(NUM_PLACES), rng.integers(0, NUM_PLACES, 9)])
     )
@@ -234,19 +239,50 @@ def test_the_overlap_with_the_previous_graph_is_counted_place_by_place(case: Cas
     assert case.mine("again", case.search(), {}, previous=str(case.folder / "new")).overlap == 1
 
 
-def test_queries_that_are_not_mined_are_left_out_and_places_of_one_group_need_no_merge(
-    case: Case,
-) -> None:
-    first = case.query_ids[:NUM_PLACES]  # each place once
-    case.mine("g", case.search(), {}, query_ids=first, exclusions=None)
+def test_queries_that_are_not_mined_are_left_out(case: Case) -> None:
+    rows = np.unique(case.query_places, return_index=True)[1]  # each place once
+    case.mine("g", case.search(), {}, query_ids=case.query_ids[rows], exclusions=None)
     graph = NeighborGraph.load(str(case.folder / "g"))
-    assert sorted(graph.place_ids.tolist()) == list(range(NUM_PLACES))
-    scores = case.queries[:NUM_PLACES] @ case.references.T
+    assert graph.place_ids.tolist() == list(range(NUM_PLACES))
+    scores = case.queries[rows] @ case.references.T
     for place, row in zip(graph.place_ids.tolist(), graph.neighbors.tolist(), strict=True):
         ranked = [
             p for p in case.reference_places[np.argsort(-scores[place])].tolist() if p != place
         ]
         assert row == list(dict.fromkeys(ranked))[:K]
+
+
+def test_rows_of_an_earlier_graph_are_carried_over_for_places_that_are_not_mined(
+    case: Case,
+) -> None:
+    case.mine("old", case.search(), {"range_min": 2})
+    old = NeighborGraph.load(str(case.folder / "old"))
+    is_mined = case.query_places % 3 == 0
+    report = case.mine(
+        "g",
+        case.search(),
+        {},
+        query_ids=case.query_ids[is_mined],
+        previous=str(case.folder / "old"),
+        carry_from=str(case.folder / "old"),
+    )
+    uri = str(case.folder / "g")
+    graph = NeighborGraph.load(uri, stamp=STAMP)
+    wanted = neighbors_by_place(old) | {
+        place: row
+        for place, row in loop_over_full_similarity(case, {})[0].items()
+        if place % 3 == 0
+    }
+    assert neighbors_by_place(graph) == wanted
+    carried = graph.place_ids % 3 > 0
+    assert graph.scores is not None
+    assert old.scores is not None
+    assert graph.scores[carried].tolist() == old.scores[graph.place_ids[carried]].tolist()
+    assert (report.places, report.carried) == (sum(~carried), sum(carried))
+    assert report.overlap is not None
+    assert report.overlap < 1  # of the mined places alone
+    with pytest.raises(InputError, match=r"are both .*; choose another target"):
+        case.mine("g", case.search(), {}, carry_from=uri)
 
 
 def test_queries_whose_images_were_left_out_are_counted(case: Case) -> None:
@@ -261,7 +297,7 @@ def test_queries_whose_images_were_left_out_are_counted(case: Case) -> None:
 def interrupt(case: Case, target: str) -> tuple[Path, int]:
     """Run a job that fails on the way; return its folder of commits and their number of queries."""
     with pytest.raises(RunError, match=r"^shard 1 of version 7 does not answer; start it again$"):
-        case.mine(target, case.search(fails_from=7), {"num_searchers": 1})
+        case.mine(target, case.search(fails_from=12), {"num_searchers": 1})
     work = case.folder / target / "_work"
     commits = [json.loads(path.read_text()) for path in work.glob("group-*.json")]
     assert not (case.folder / target / MANIFEST).exists()
@@ -294,13 +330,80 @@ def test_commits_of_another_job_and_damaged_parts_are_not_kept(case: Case) -> No
     assert report.reused_parts == 0
     assert search.num_asked() >= NUM_QUERIES
     work, committed = interrupt(case, "h")
-    damaged = sorted(work.glob("part-*.parquet"))[0]
+    damaged = sorted((case.folder / "h").glob("part-*.parquet"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])
     commit = json.loads(sorted(work.glob("group-*.json"))[0].read_text())
     num_lost = commit["outcome"]["counts"]["queries"]
     search = case.search()
     case.mine("h", search, {})
     assert search.num_asked() == NUM_QUERIES - committed + num_lost
+
+
+@dataclass(frozen=True)
+class DeadlySearch:
+    """Kills the process of the first task that has had two answers."""
+
+    search_exactly: ExactSearch
+    marker: str
+
+    def search(self, version: int, queries: Vectors, k: int) -> tuple[Ints, Vectors]:
+        found = self.search_exactly.search(version, queries, k)
+        if self.search_exactly.num_asked() > 10 and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+
+def test_a_searching_task_that_is_killed_is_repeated_with_the_same_graph(case: Case) -> None:
+    marker = case.folder / "killed"
+    wanted = case.mine("whole", case.search(), {})
+    deadly: Any = DeadlySearch(case.search(), str(marker))
+    report = case.mine("g", deadly, {})
+    assert marker.exists()
+    whole, repeated = (case.folder / name for name in ("whole", "g"))
+    parts = open_published(str(whole), "neighbors").parts
+    assert open_published(str(repeated), "neighbors").parts == parts
+    assert {**report.metrics(), "seconds": 0.0} == {**wanted.metrics(), "seconds": 0.0}
+
+
+@dataclass(frozen=True)
+class SlowSearch:
+    """Waits before each answer but the first until a file lies there."""
+
+    search_exactly: ExactSearch
+    until: str
+
+    def search(self, version: int, queries: Vectors, k: int) -> tuple[Ints, Vectors]:
+        while self.search_exactly.num_asked() and not Path(self.until).exists():
+            time.sleep(0.01)
+        return self.search_exactly.search(version, queries, k)
+
+
+def test_progress_counts_blocks_of_queries_before_any_task_has_ended(case: Case) -> None:
+    until = case.folder / "until"
+    seen: list[int] = []
+
+    def note(done: int, _: int) -> None:
+        seen.append(done)
+        if done:
+            until.touch()
+
+    slow: Any = SlowSearch(case.search(), str(until))
+    case.mine("g", slow, {"num_searchers": 1}, on_progress=note)
+    assert next(done for done in seen if done) == 5  # one block of the first task
+    assert seen == sorted(seen)
+
+
+def test_an_error_of_ray_is_a_run_error_that_gives_its_reason(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Any:
+        error: Any = RaySystemError
+        raise error("the object store is full")
+
+    monkeypatch.setattr("s4g_ray.mining.task_runner.ray.wait", fail)
+    with pytest.raises(RunError, match=r"after 0 of 60 queries: .*the object store is full"):
+        case.mine("g", case.search(), {})
 
 
 class BrokenIndex:

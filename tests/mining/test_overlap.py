@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from s4g_ray.data.tables.neighbor_graph import (
     NeighborGraph,
     choose_rows,
     publish_graph,
-    read_graph_rows,
+    read_graph_places,
+    read_row_groups,
     write_graph_part,
 )
 from s4g_ray.errors import RunError
-from s4g_ray.mining.overlap import SampledRows, sample_places
+from s4g_ray.mining.overlap import SampledRows
 
 
 def random_graph(places: list[int], k: int, seed: int) -> NeighborGraph:
@@ -25,44 +24,32 @@ def random_graph(places: list[int], k: int, seed: int) -> NeighborGraph:
     scores = np.full((len(places), k), -np.inf, np.float32)
     for row, place in enumerate(places):
         count = rng.integers(k + 1)
-        neighbors[row, :count] = rng.permutation(np.delete(np.arange(40), place))[:count]
+        neighbors[row, :count] = rng.permutation(np.setdiff1d(np.arange(40), [place]))[:count]
         scores[row, :count] = np.sort(rng.random(count))[::-1]
     return NeighborGraph(np.array(places), neighbors, scores)
 
 
-def test_rows_within_a_range_of_places_are_read_as_they_were_written(tmp_path: Path) -> None:
-    graph = random_graph([2, 3, 5, 8, 13, 21], 4, 0)
-    name = write_graph_part(str(tmp_path), 0, graph).name
-    for low, high, rows in [
-        (3, 8, slice(1, 4)),
-        (0, 99, slice(None)),
-        (6, 7, slice(0, 0)),
-        (21, 21, slice(5, 6)),
-    ]:
-        places, neighbors, scores = read_graph_rows(str(tmp_path / name), low, high, 4)
-        assert places.tolist() == graph.place_ids[rows].tolist()
-        assert neighbors.tolist() == graph.neighbors[rows].tolist()
-        assert graph.scores is not None
-        assert scores.tolist() == graph.scores[rows].tolist()
-    with pytest.raises(RunError, match=r"part-7\.parquet cannot be read"):
-        read_graph_rows(str(tmp_path / "part-7.parquet"), 0, 9, 4)
-
-
-def test_row_groups_without_places_of_the_range_are_not_decoded(tmp_path: Path) -> None:
+def test_row_groups_are_read_as_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_ROW_GROUP", 40)
     graph = random_graph(list(range(40)), 4, 0)
-    path = tmp_path / write_graph_part(str(tmp_path), 0, graph, row_group_size=10).name
-    column = pq.ParquetFile(path).metadata.row_group(0).column(1)
-    data = bytearray(path.read_bytes())
-    start = column.data_page_offset
-    length = column.total_compressed_size
-    data[start : start + length] = bytes(length)
-    path.write_bytes(data)
-    assert read_graph_rows(str(path), 10, 39, 4)[1].tolist() == graph.neighbors[10:].tolist()
-    with pytest.raises(RunError, match=r"part-00000\.parquet cannot be read"):
-        read_graph_rows(str(path), 9, 39, 4)
+    part = write_graph_part(str(tmp_path), 0, graph)
+    groups = read_row_groups(str(tmp_path), part)
+    assert [group.places.tolist() for group in groups] == np.arange(40).reshape(4, 10).tolist()
+    filled = graph.neighbors[graph.neighbors >= 0]
+    assert np.concatenate([group.ids for group in groups]).tolist() == filled.tolist()
+    chosen = read_row_groups(str(tmp_path), part, 2, np.random.default_rng(1))
+    assert len(chosen) == 2
+    assert next(iter(read_graph_places(str(tmp_path), [part]))).tolist() == list(range(40))
+    path = tmp_path / part.name
+    path.write_bytes(path.read_bytes()[:-9])
+    for read in (read_row_groups, lambda uri, part: list(read_graph_places(uri, [part]))):
+        with pytest.raises(RunError, match=r"part-00000\.parquet differs from the published file"):
+            read(str(tmp_path), part)
 
 
-def count_overlap(new: NeighborGraph, old: NeighborGraph, places: Iterable[int]) -> tuple[int, int]:
+def count_overlap(new: NeighborGraph, old: NeighborGraph) -> tuple[int, int]:
     """Count the neighbors of places, and those that a place has in the old graph too, with sets."""
     rows = {
         int(p): set(row.tolist()) - {-1}
@@ -72,9 +59,8 @@ def count_overlap(new: NeighborGraph, old: NeighborGraph, places: Iterable[int])
         int(p): set(row.tolist()) - {-1}
         for p, row in zip(new.place_ids, new.neighbors, strict=True)
     }
-    chosen = [place for place in places if place in ours]
-    num_neighbors = sum(len(ours[p]) for p in chosen)
-    num_shared = sum(len(ours[p] & rows.get(p, set())) for p in chosen)
+    num_neighbors = sum(len(found) for found in ours.values())
+    num_shared = sum(len(found & rows[place]) for place, found in ours.items())
     return num_neighbors, num_shared
 
 
@@ -86,28 +72,36 @@ def test_neighbors_shared_with_a_published_graph_equal_a_count_with_sets_for_any
         write_graph_part(str(tmp_path), n, old.take(slice(3 * n, 3 * n + 3))) for n in range(3)
     ]
     publish_graph(str(tmp_path), parts, 6)
-    everything = np.array([3, 4, 5, 9, 22])
     found_any = False
-    for chosen in (everything, everything[1:4]):
-        sample = SampledRows.read(str(tmp_path), chosen)
-        for seed in range(5):
-            new = random_graph([22, 4, 5, 9, 3], 8, seed)
-            wanted = count_overlap(new, old, chosen.tolist())
-            found_any |= wanted[1] > 0
-            assert sample.compare(new) == wanted
-            halves = [sample.compare(new.take(rows)) for rows in (slice(0, 2), slice(2, 5))]
-            assert tuple(np.sum(halves, axis=0)) == wanted
+    sample = SampledRows.read(str(tmp_path))
+    assert sample.places.tolist() == [1, 3, 5, 7, 9, 22, 30]
+    for seed in range(5):
+        new = random_graph([22, 5, 9, 3], 8, seed)
+        wanted = count_overlap(new, old)
+        found_any |= wanted[1] > 0
+        assert sample.compare(new) == wanted
+        halves = [sample.compare(new.take(rows)) for rows in (slice(0, 2), slice(2, 4))]
+        assert tuple(np.sum(halves, axis=0)) == wanted
     assert found_any
+    assert sample.compare(random_graph([4, 6], 8, 0)) == (0, 0)  # the old graph lacks them
 
 
-def test_all_places_are_sampled_or_as_many_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = np.arange(30) * 2
-    assert sample_places(places).tolist() == places.tolist()
-    monkeypatch.setattr("s4g_ray.mining.overlap.SAMPLED_PLACES", 10)
-    chosen = sample_places(places)
-    assert (chosen // 6).tolist() == list(range(10))  # one of each three
-    assert np.isin(chosen, places).all()
-    assert sample_places(places).tolist() == chosen.tolist()
+def test_a_large_graph_is_sampled_from_a_few_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_ROW_GROUP", 40)
+    monkeypatch.setattr("s4g_ray.mining.overlap.SAMPLED_PLACES", 24)
+    monkeypatch.setattr("s4g_ray.mining.overlap.SAMPLED_GROUPS", 6)
+    graph = random_graph(list(range(400)), 4, 1)
+    parts = [write_graph_part(str(tmp_path), n, graph.take(slice(n, n + 100))) for n in (0, 200)]
+    lost = write_graph_part(str(tmp_path), 5, graph.take(slice(100, 101)))
+    publish_graph(str(tmp_path), [*parts, lost], 4)
+    (tmp_path / lost.name).unlink()  # a part that is not drawn is not opened
+    sample = SampledRows.read(str(tmp_path))
+    assert 20 <= len(sample.places) <= 28
+    assert len(np.unique(sample.places // 10)) <= 6
+    assert sample.neighbors.tolist() == graph.neighbors[sample.places].tolist()
+    assert SampledRows.read(str(tmp_path)).places.tolist() == sample.places.tolist()
 
 
 def test_chosen_rows_are_a_graph_of_their_own() -> None:

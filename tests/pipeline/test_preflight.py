@@ -303,3 +303,18 @@ def test_more_gallery_negatives_than_the_gallery_has_places_are_refused_with_the
         return
     with pytest.raises(InputError, match=re.escape(message)):
         check_against_dataset(config, with_gallery, split)
+
+
+def test_cells_of_gallery_places_without_coordinates_are_refused(with_gallery: GeoDataset) -> None:
+    sampling = {"gallery_negatives": 2}
+    for scope in ("global", "cells"):
+        config = tiny_config("r", with_gallery.uri, sampling=sampling, mining={"scope": scope})
+        split = TrainSplit.read(config, with_gallery)
+        assert split.gallery is not None
+        check_against_dataset(config, with_gallery, split)
+        split.gallery.places.lat[1] = np.nan
+        if scope == "global":
+            check_against_dataset(config, with_gallery, split)
+            continue
+        with pytest.raises(InputError, match=r"scope=cells needs .* 1 places .*scope=global"):
+            check_against_dataset(config, with_gallery, split)

@@ -26,7 +26,9 @@ TASKS = (
     "index.sharded.shard",
     "index.sharded.client",
     "sampling.cell_tasks",
-    "mining.mining_job",
+    "mining.task_runner",
+    "mining.group_tasks",
+    "mining.cells.cell_tasks",
     "encoder.actors",
     "encoder.embedding_job",
 )

@@ -70,6 +70,7 @@ RAY = {
     "s4g_ray/index/sharded/client.py",
     "s4g_ray/index/sharded/shard_group.py",
     "s4g_ray/mining/mining_job.py",
+    "s4g_ray/mining/task_runner.py",
     "s4g_ray/pipeline/precision_choice.py",
     "s4g_ray/pipeline/prometheus.py",
     "s4g_ray/sampling/cell_tasks.py",

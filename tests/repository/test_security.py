@@ -28,7 +28,11 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.images import FORMATS, MAX_PIXELS, ImageFile, decode, decode_jpeg, read_images
 from s4g_ray.data.tables.batch_plan import load_plan
 from s4g_ray.data.tables.embedding_table import read_embedding_part, read_part_head
-from s4g_ray.data.tables.neighbor_graph import read_graph_part, read_graph_rows
+from s4g_ray.data.tables.neighbor_graph import (
+    read_graph_part,
+    read_graph_places,
+    read_row_groups,
+)
 from s4g_ray.encoder.checkpoint import Checkpoint, load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.weights import read_state
@@ -262,7 +266,9 @@ def test_objects_in_a_parquet_file_are_not_unpickled(payload: Payload, tmp_path:
     cases: list[tuple[pa.Table, str, Callable[[Part], Any]]] = [
         (graph, "place_id", lambda part: read_graph_part(folder, part)),
         (graph, "neighbors", lambda part: read_graph_part(folder, part, with_scores=True)),
-        (graph, "scores", lambda part: read_graph_rows(f"{folder}/{part.name}", 0, 9, 1)),
+        (graph, "scores", lambda part: read_graph_part(folder, part, with_scores=True)),
+        (graph, "neighbors", lambda part: read_row_groups(folder, part)),
+        (graph, "place_id", lambda part: list(read_graph_places(folder, [part]))),
         (embedded, "place_id", lambda part: read_embedding_part(folder, part)),
         (embedded, "place_id", lambda part: read_part_head(folder, part)),
         (plan, "reference_id", lambda part: load_plan(f"{folder}/{part.name}")),

@@ -74,7 +74,13 @@ def configure(folder: Path) -> RunConfig:
         "runs/tiny",
         str(folder / "data"),
         train={"epochs": EPOCHS, "loader_processes": 1, "log_every_steps": 2},
-        mining={"every_epochs": EPOCHS // 2, "exact_engine": "torch"},
+        mining={
+            "every_epochs": EPOCHS // 2,
+            "exact_engine": "torch",
+            "scope": "cells",
+            "cell_places": 8,
+            "far_references": 10,
+        },
         evaluation={"before_training": False, "every_epochs": EPOCHS},
     )
 

@@ -34,7 +34,7 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
         train={"epochs": EPOCHS, "cpus_per_worker": 3.0, "max_failures": 5},
         sampling={"max_pairs_per_cell": 40},
         embedding={"num_actors": 2, "part_mb": 0.005},
-        mining={"num_shards": 2, "exact_engine": "torch", "part_queries": 48, "every_epochs": 1},
+        mining={"num_shards": 2, "exact_engine": "torch", "part_mb": 0.002, "every_epochs": 1},
         checkpoint={"every_steps": 2},
         evaluation={"before_training": False, "every_epochs": EPOCHS},
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats32, Ints
-from s4g_ray.errors import RunError, StoreError
+from s4g_ray.errors import StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
     Manifest,
     Part,
     Stamp,
+    altered,
+    open_part,
     open_published,
     publish,
     read_part,
@@ -30,6 +33,8 @@ from s4g_ray.storage.manifest import (
 from s4g_ray.storage.parquet import refuse_extension_types
 
 PAIRS_PER_BLOCK = 2**24  # of a graph: 200 MB, and as Parquet about 100
+PAIRS_PER_ROW_GROUP = 2**19  # 4,096 places at k=128, about 3 MB
+READERS = 16  # threads that read places of parts; each waits for the file system
 # Half the size and a third of the reading time of Parquet's defaults: ids of near places differ by
 # little.
 ENCODINGS = {
@@ -84,17 +89,11 @@ class NeighborGraph:
 
     @classmethod
     def load(cls, uri: str, *, stamp: Stamp | None = None) -> NeighborGraph:
-        """Read a published graph.
+        """Read a published graph; without scores where some of its parts have none.
 
         Raises RunError when it is unpublished, altered, or not made from `stamp`.
         """
-        parts = list(read_graph(uri, stamp=stamp))
-        scores = [part.scores for part in parts if part.scores is not None]
-        return cls(
-            np.concatenate([part.place_ids for part in parts]),
-            np.concatenate([part.neighbors for part in parts]),
-            np.concatenate(scores) if scores else None,
-        )
+        return join_graphs(list(read_graph(uri, stamp=stamp)))
 
 
 def blocks_of(count: int, width: int, block: int | None = None) -> Iterator[slice]:
@@ -118,13 +117,20 @@ def choose_rows(graph: NeighborGraph, chosen: Bools) -> NeighborGraph:
     return NeighborGraph(graph.place_ids[chosen], graph.neighbors[chosen], scores)
 
 
-def write_graph_part(
-    uri: str, number: int, graph: NeighborGraph, *, row_group_size: int | None = None
-) -> Part:
+def join_graphs(graphs: Sequence[NeighborGraph]) -> NeighborGraph:
+    """Join graphs of different places and equal k; without scores where one of them has none."""
+    scores = [graph.scores for graph in graphs if graph.scores is not None]
+    return NeighborGraph(
+        np.concatenate([graph.place_ids for graph in graphs]),
+        np.concatenate([graph.neighbors for graph in graphs]),
+        np.concatenate(scores) if len(scores) == len(graphs) else None,
+    )
+
+
+def write_graph_part(uri: str, number: int, graph: NeighborGraph) -> Part:
     """Write places of a graph as one Parquet file, to be published later; pads are not written.
 
-    row_group_size: places in a row group, for a file that is read by ranges of places; None is
-    Parquet's default.
+    Row groups hold PAIRS_PER_ROW_GROUP pairs, so that a sample of a graph can be read.
     """
     present = graph.neighbors >= 0
     ends = np.cumsum(present.sum(axis=1))
@@ -140,7 +146,7 @@ def write_graph_part(
     pq.write_table(
         pa.table(table),
         buffer,
-        row_group_size,
+        max(1, PAIRS_PER_ROW_GROUP // max(graph.neighbors.shape[1], 1)),
         compression="zstd",
         use_dictionary=False,
         column_encoding=encodings,
@@ -176,7 +182,7 @@ def read_graph(uri: str, *, stamp: Stamp | None = None) -> Iterator[NeighborGrap
     manifest = open_published(uri, "neighbors", stamp)
     k = int(manifest.info["k"])
     for part in manifest.parts:
-        yield _pad(read_graph_part(uri, part, with_scores=True), k)
+        yield pad_rows(read_graph_part(uri, part, with_scores=True), k)
 
 
 class GraphPart(NamedTuple):
@@ -195,7 +201,11 @@ def read_graph_part(uri: str, part: Part, *, with_scores: bool = False) -> Graph
     """Read a file of a published graph. Raises RunError when it is missing or altered."""
     names = None if with_scores else ["place_id", "neighbors"]
     contents = pq.read_table(io.BytesIO(read_part(uri, part)), columns=names)
-    table = refuse_extension_types(contents, files.join(uri, part.name)).combine_chunks()
+    return _unpack(refuse_extension_types(contents, files.join(uri, part.name)))
+
+
+def _unpack(contents: pa.Table) -> GraphPart:
+    table = contents.combine_chunks()
     lists = table["neighbors"].combine_chunks()
     offsets = lists.offsets.to_numpy().astype(np.int64)
     scores = None
@@ -209,7 +219,8 @@ def read_graph_part(uri: str, part: Part, *, with_scores: bool = False) -> Graph
     )
 
 
-def _pad(part: GraphPart, k: int) -> NeighborGraph:
+def pad_rows(part: GraphPart, k: int) -> NeighborGraph:
+    """Return the places of a part with k neighbors each, pads at the end."""
     filled = np.arange(k) < np.diff(part.offsets)[:, None]
     neighbors, scores = make_unfilled(len(filled), k)
     neighbors[filled] = part.ids
@@ -219,33 +230,48 @@ def _pad(part: GraphPart, k: int) -> NeighborGraph:
     return NeighborGraph(part.places, neighbors, scores)
 
 
-def read_graph_rows(uri: str, low: int, high: int, k: int) -> tuple[Ints, Ints, Floats32]:
-    """Read the places within low..high from a file of a graph.
+def read_row_groups(
+    uri: str, part: Part, count: int | None = None, rng: np.random.Generator | None = None
+) -> list[GraphPart]:
+    """Read the places and neighbors of row groups of a part: all, or `count` that rng draws.
 
-    Returns place_ids[P], neighbors[P, k] (-1 pads) and scores[P, k]. Row groups without such places
-    are not read. Raises RunError when the file is missing or damaged.
+    Raises RunError when the part is missing, cut short or damaged; does not notice other bytes
+    altered in place.
     """
-    filesystem, path = files.filesystem_of(uri)
-    try:
-        contents = pq.read_table(
-            path,
-            columns=["place_id", "neighbors", "scores"],
-            filesystem=filesystem,
-            partitioning=None,
-            filters=[("place_id", ">=", low), ("place_id", "<=", high)],
-        )
-    except StoreError:
-        raise
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(
-            f"{uri} cannot be read ({error}); it is missing, cut short or altered"
-        ) from error
-    table = refuse_extension_types(contents, uri).combine_chunks()
-    ids = table["neighbors"].combine_chunks()
-    values = table["scores"].combine_chunks()
-    counts = ids.value_lengths().to_numpy(zero_copy_only=False)
-    filled = np.arange(k) < counts[:, None]
-    neighbors, scores = make_unfilled(len(filled), k)
-    neighbors[filled] = ids.flatten().to_numpy()
-    scores[filled] = values.flatten().to_numpy()
-    return table["place_id"].to_numpy(), neighbors, scores
+    with open_part(uri, part) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            numbers = np.arange(parquet.num_row_groups)
+            if count is not None and rng is not None and count < len(numbers):
+                numbers = np.sort(rng.choice(numbers, count, replace=False))
+            tables = [
+                parquet.read_row_group(number, columns=["place_id", "neighbors"])
+                for number in numbers.tolist()
+            ]
+        except StoreError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise altered(uri, part) from error
+    name = files.join(uri, part.name)
+    return [_unpack(refuse_extension_types(table, name)) for table in tables]
+
+
+def read_graph_places(uri: str, parts: Sequence[Part]) -> Iterator[Ints]:
+    """Read only the places of parts of a published graph, in order; READERS at a time.
+
+    Raises RunError as read_row_groups does.
+    """
+
+    def read_places(part: Part) -> Ints:
+        with open_part(uri, part) as file:
+            try:
+                table = pq.ParquetFile(file).read(columns=["place_id"])
+            except StoreError:
+                raise
+            except (pa.ArrowException, OSError) as error:
+                raise altered(uri, part) from error
+        table = refuse_extension_types(table, files.join(uri, part.name))
+        return np.asarray(table["place_id"].to_numpy(), dtype=np.int64)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(read_places, parts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.index.cost import Cost, expected_cost, measure_rates
-from s4g_ray.index.plan import IndexPlan
+from s4g_ray.index.plan import IndexPlan, plan_index
 from s4g_ray.index.recall import plan_for
+from s4g_ray.mining.cells.geographic_cells import NUM_ADJOINING
 from s4g_ray.pipeline.budget.sizes import RunSizes
 
 
@@ -22,11 +23,11 @@ class PlannedIndex:
 
 
 def plan_indexes(config: RunConfig, sizes: RunSizes) -> dict[str, PlannedIndex]:
-    """Plan the index of each collection; none where the run mines nothing.
+    """Plan the index of each collection; none where the run mines nothing, or within cells.
 
     Raises InputError for an index that cannot be built as configured.
     """
-    if config.sampling.mode != "similarity":
+    if config.sampling.mode != "similarity" or config.mining.scope == "cells":
         return {}
     counts = {"pairs": sizes.references}
     if sizes.gallery_references:
@@ -41,12 +42,30 @@ def plan_indexes(config: RunConfig, sizes: RunSizes) -> dict[str, PlannedIndex]:
     return found
 
 
-def measure_costs(config: RunConfig, indexes: dict[str, PlannedIndex]) -> dict[str, Cost]:
-    """Estimate what a full round's indexes cost, from rates measured here: seconds for each."""
+def measure_costs(
+    config: RunConfig, sizes: RunSizes, indexes: dict[str, PlannedIndex]
+) -> dict[str, Cost]:
+    """Estimate what a full round's searches cost, from rates measured here: seconds for each."""
+    mining = config.mining
+    if config.sampling.mode == "similarity" and mining.scope == "cells":
+        return {"cells": _measure_cells(config, sizes)}
     costs = {}
     for name, index in indexes.items():
-        rates = measure_rates(index.plan, config.mining.index_threads)
+        rates = measure_rates(index.plan, mining.index_threads)
         costs[name] = expected_cost(
             index.plan, rates, num_queries=index.num_queries, num_shards=index.num_shards
         )
     return costs
+
+
+def _measure_cells(config: RunConfig, sizes: RunSizes) -> Cost:
+    """Estimate exact searches among a query's cell, those that adjoin it, and far references."""
+    mining = config.mining
+    num_references = sizes.references + sizes.gallery_references
+    per_cell = mining.cell_places * max(1.0, num_references / max(sizes.places, 1))
+    candidates = round((1 + NUM_ADJOINING) * per_cell) + mining.far_references
+    plan = plan_index(max(1, min(candidates, num_references)), sizes.dim, kind="flat")
+    rates = measure_rates(plan, mining.index_threads)
+    queries = -(-sizes.queries // mining.num_searchers)
+    cost = expected_cost(plan, rates, num_queries=queries, num_shards=1)
+    return replace(cost, train_s=0.0, build_s=0.0)

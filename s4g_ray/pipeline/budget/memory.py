@@ -66,7 +66,7 @@ def list_memory(
         ),
         ProcessMemory(
             "embedding actor",
-            config.embedding.num_actors,
+            config.embedding.actors[1],
             ACTOR_GB + weights_gb,
             f"activations of {config.embedding.batch_size} images add to it",
         ),

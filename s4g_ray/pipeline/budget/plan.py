@@ -89,7 +89,7 @@ def plan_run(
     machines, nodes = find_machines(config.ray, config.storage)
     with reporter.stage("measuring rates") as update:
         rates = measure_rates(config, dataset, sizes, encoder, update)
-        costs = measure_costs(config, indexes)
+        costs = measure_costs(config, sizes, indexes)
     if rates_run is not None:
         rates = read_rates(rates_run, rates)
     plans = {name: (index.plan, index.num_shards) for name, index in indexes.items()}

@@ -6,4 +6,5 @@ mining_round  one round: embed, mine, evaluate
 graphs        RunGraphs: the neighbor graphs of a run: where they lie, which exist
 rotation      the places that a round of mining.refresh=rotate takes (pure)
 miner         index and mine each collection of references
+cell_search   exact search within geographic cells, without an index
 """

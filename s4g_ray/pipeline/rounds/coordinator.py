@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, Self
 
-from s4g_ray.errors import GpuMemoryError, RunError
+from s4g_ray.errors import GpuMemoryError, InputError, RunError, run_error_of
 from s4g_ray.pipeline.rounds.schedule import GEOGRAPHIC, Schedule
 
 END_S = 10.0  # for a round in progress whose actors are gone
@@ -19,7 +19,8 @@ POLL_S = 0.2  # between two checks whether a wait must end
 class Rounds(Protocol):
     """The work of a round, as the coordinator calls it.
 
-    A RunError is worth another try, a GpuMemoryError is not.
+    A RunError, an OSError and any error of Ray are worth another try; a GpuMemoryError and an
+    InputError are not.
     """
 
     def mine(self, epoch: int) -> None:
@@ -242,7 +243,7 @@ class Coordinator:
     def _try(self, what: str, work: Callable[[int], None], epoch: int) -> RunError | None:
         """Do the work, again after a failure; return the failure of the last try.
 
-        Raises GpuMemoryError at once.
+        Raises GpuMemoryError and InputError at once.
         """
         retries = self._schedule.config.mining.max_retries
         failure: RunError | None = None
@@ -250,12 +251,16 @@ class Coordinator:
             try:
                 work(epoch)
                 return None
-            except GpuMemoryError:
+            except (GpuMemoryError, InputError):  # Ray's error of a task may be one of them too
                 raise
             except RunError as error:
                 failure = error
             except OSError as error:
                 failure = RunError(f"{type(error).__name__}: {error}")
+            except Exception as error:
+                failure = run_error_of(error)
+                if failure is None:
+                    raise
             if self._ended:  # the actors were stopped during the try
                 break
             self._rounds.failed(what, epoch, attempt + 1, failure, attempt == retries)

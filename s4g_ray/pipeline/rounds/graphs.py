@@ -13,6 +13,7 @@ import numpy as np
 
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig, RunConfig, SamplingConfig
+from s4g_ray.data.places import Places
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.pipeline.rounds.rotation import choose_places, round_number
 from s4g_ray.pipeline.run_folder import Record, RunFolder
@@ -125,6 +126,12 @@ class RunGraphs:
             return self.sampling.neighbor_pool_size
         wanted = max(GALLERY_POOL, 4 * self.sampling.gallery_negatives // self.batch_size)
         return min(wanted, len(self.split.gallery.places))
+
+    def places(self, collection: Collection) -> Places:
+        """Return the places of the queries and of a collection's references."""
+        if collection == "gallery" and self.split.gallery is not None:
+            return self.split.places.union(self.split.gallery.places)
+        return self.split.places
 
     def references(self, collection: Collection, share: Ints | None = None) -> tuple[Ints, Ints]:
         """Return ids[R], ascending, and place_ids[R] of the references of a collection.

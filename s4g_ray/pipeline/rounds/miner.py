@@ -8,17 +8,21 @@ from typing import Self
 
 import numpy as np
 
-from s4g_ray.arrays import Ints
+from s4g_ray.arrays import Bools, Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
 from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.service import IndexService
+from s4g_ray.mining.cells.cell_tasks import CellSearch
+from s4g_ray.mining.group_tasks import Searcher
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.mining.report import MiningReport
+from s4g_ray.pipeline.rounds.cell_search import describe_cells, make_cell_search
 from s4g_ray.pipeline.rounds.graphs import Collection, RunGraphs
 from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
+from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import Stamp
 
 INDEXES: dict[Collection, str] = {"pairs": "index", "gallery": "gallery_index"}
@@ -84,24 +88,18 @@ class Miner:
         graphs = self._graphs
         query_ids = graphs.query_ids(share)
         ids, places = graphs.references(collection, share)
-        embedded = np.isin(ids, _embedded_ids(embeddings, stamp))  # bad images are left out
+        embedded = _find_embedded(embeddings, stamp, ids)  # bad images are left out
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        service = self.service_for(collection)
-        index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
-        if index is None:
-            rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
-            size = self._mining.recall_sample
-            sample = sample_queries(embeddings, query_ids, size, rng)
-            index = service.build(epoch, embeddings, ids, sample=sample, k=k, stamp=stamp)
+        search, info = self._open_search(collection, epoch, embeddings, query_ids, ids, k, stamp)
         # a resumed run must not choose another engine: last bits differ
-        graphs.folder.update(exact_engine=index.engine)
+        graphs.folder.update(exact_engine=info["engine"])
         previous = graphs.newest_before(epoch, collection)
         previous_uri = None if previous is None else graphs.uri(previous, collection)
         with self._reporter.stage(f"mining {collection}") as update:
             found = mine(
-                service.client,
+                search,
                 epoch,
                 embeddings,
                 graphs.uri(epoch, collection),
@@ -113,11 +111,39 @@ class Miner:
                 exclusions=graphs.split.exclusions,
                 stamp=stamp,
                 previous=previous_uri,
-                info={**index.summary(), "age": epoch - (previous or 0)},
+                carry_from=None if share is None else previous_uri,
+                info={**info, "age": epoch - (previous or 0)},
                 on_progress=update,
-                **({} if share is None else {"carry_from": previous_uri}),
             )
         self._log_summary(collection, found)
+
+    def _open_search(
+        self,
+        collection: Collection,
+        epoch: int,
+        embeddings: str,
+        query_ids: Ints,
+        ids: Ints,
+        k: int,
+        stamp: Stamp,
+    ) -> tuple[Searcher | CellSearch, Record]:
+        """Return a search among the references ids[R], and what to record of it.
+
+        Builds an index where mining.scope is global and the epoch has none yet.
+        """
+        cfg = self._mining
+        if cfg.scope == "cells":
+            places = self._graphs.places(collection)
+            engine = self._graphs.folder.info.get("exact_engine")
+            search = make_cell_search(cfg, places, stamp.dim, (self._seed, epoch), engine)
+            return search, describe_cells(search, len(ids))
+        service = self.service_for(collection)
+        index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
+        if index is None:
+            rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
+            sample = sample_queries(embeddings, query_ids, cfg.recall_sample, rng)
+            index = service.build(epoch, embeddings, ids, sample=sample, k=k, stamp=stamp)
+        return service.client, index.summary()
 
     def config_for(self, collection: Collection) -> MiningConfig:
         """Return how a collection is mined.
@@ -181,8 +207,11 @@ class Miner:
         )
 
 
-def _embedded_ids(embeddings: str, stamp: Stamp) -> Ints:
-    """Read the ids of a table's references, without their vectors."""
+def _find_embedded(embeddings: str, stamp: Stamp, ids: Ints) -> Bools:
+    """Return whether a table holds each reference of ids[R], ascending; reads it part by part."""
     parts = open_embeddings(embeddings, "references", stamp=stamp).parts
-    heads = read_heads((embeddings, part) for part in parts)
-    return np.concatenate([head.ids for head in heads])
+    is_found = np.zeros(len(ids), dtype=bool)
+    for head in read_heads((embeddings, part) for part in parts):
+        rows = rows_of(ids, head.ids)
+        is_found[rows[rows >= 0]] = True
+    return is_found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -15,6 +16,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.exclusions import Exclusions, check_radius
 from s4g_ray.data.image_table import View
+from s4g_ray.data.places import Places
 from s4g_ray.data.tables.embedding_table import read_heads, sample_queries
 from s4g_ray.data.train_split import find_exclusions, first_positions
 from s4g_ray.distributed.autoscaling import await_room
@@ -23,9 +25,11 @@ from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.errors import InputError
 from s4g_ray.index.sharded.service import IndexService
-from s4g_ray.mining.groups import SEARCHER_CPUS
+from s4g_ray.mining.cells.cell_tasks import CellSearch
+from s4g_ray.mining.group_tasks import Searcher
 from s4g_ray.mining.mining_job import GRAPH_SETTINGS, mine
 from s4g_ray.pipeline.preflight import check_index
+from s4g_ray.pipeline.rounds.cell_search import describe_cells, make_cell_search
 from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
@@ -71,6 +75,7 @@ class _Collection:
     reference_ids: Ints
     reference_places: Ints
     exclusions: Exclusions | None
+    places: Places | None = None  # of queries and references, where a data set gives them
 
     @classmethod
     def from_table(cls, table: _Table) -> Self:
@@ -95,7 +100,7 @@ class _Collection:
         exclusions = find_exclusions(config, dataset, everywhere, queries, query_places)
         if exclusions is not None:
             check_radius(everywhere, exclusions.radius_m)
-        return type(self)(queries, ids[embedded], places[embedded], exclusions)
+        return type(self)(queries, ids[embedded], places[embedded], exclusions, everywhere)
 
 
 def mine_table(
@@ -124,15 +129,19 @@ def mine_table(
     s3_settings.apply(base.storage)
     table = _open_table(embeddings)
     found = _collection_of(base, table, dataset_uri)
-    check_index(base.mining, len(found.reference_ids), table.stamp.dim)
+    if base.mining.scope == "global":
+        check_index(base.mining, len(found.reference_ids), table.stamp.dim)
     claim_folder(target, MARKER, _mined_with(base, table, dataset_uri), "a mining job")
     if is_published(target):
         reporter.line(f"{target} is finished already")
     else:
         with ray_session(base.ray, base.storage) as nodes:
-            searchers = Need(base.mining.num_searchers, "searching task", SEARCHER_CPUS)
-            shards = shard_need(base.mining, base.mining.num_shards)
-            fits = partial(check_room, [shards], [[searchers]])
+            mining = base.mining
+            searchers = Need(mining.num_searchers, "searching task", mining.cpus_per_searcher)
+            shards = []
+            if mining.scope == "global":
+                shards.append(shard_need(mining, mining.num_shards))
+            fits = partial(check_room, shards, [[searchers]])
             await_room(base.ray, fits, nodes, reporter)
             _mine(base, table, target, found, reporter)
         files.remove(files.join(target, INDEX))
@@ -162,11 +171,11 @@ def _collection_of(config: RunConfig, table: _Table, dataset_uri: str | None) ->
                 f"{table.uri} was not made from {dataset.uri}: their fingerprints differ"
             )
         found = found.restrict(config, dataset)
-    elif config.sampling.exclude_radius_m > 0:
-        raise InputError(
-            "sampling.exclude_radius_m needs the places' coordinates; name their data set with"
-            " --dataset"
-        )
+    elif config.sampling.exclude_radius_m > 0 or config.mining.scope == "cells":
+        key = "mining.scope=cells"
+        if config.sampling.exclude_radius_m > 0:
+            key = "sampling.exclude_radius_m"
+        raise InputError(f"{key} needs the places' coordinates; name their data set with --dataset")
     k = config.sampling.neighbor_pool_size
     num_places = len(np.unique(found.reference_places))
     if k > num_places - 1:
@@ -193,38 +202,29 @@ def _mined_with(config: RunConfig, table: _Table, dataset_uri: str | None) -> Re
 def _mine(
     config: RunConfig, table: _Table, target: str, found: _Collection, reporter: Reporter
 ) -> None:
-    """Index, then mine, and report the figures."""
+    """Index, unless cells are searched, then mine, and report the figures."""
     cfg = config.mining
-    k = config.sampling.neighbor_pool_size
-    stamp = table.stamp
-    references = found.reference_ids
-    index_folder = files.join(target, INDEX)
-    with IndexService(cfg, index_folder, start_timeout_s=config.ray.start_timeout_s) as service:
-        with reporter.stage(f"indexing {len(references)} references"):
-            index = service.report(0, stamp=stamp)
-            if index is None:
-                rng = np.random.default_rng(config.seed)
-                sample = sample_queries(table.uri, found.query_ids, cfg.recall_sample, rng)
-                index = service.build(0, table.uri, references, sample=sample, k=k, stamp=stamp)
-        recall = "" if index.recall is None else f", recall@{k} {index.recall:.3f}"
-        reporter.line(
-            f"index {index.kind} of {index.num_vectors} references on {index.num_shards}"
-            f" shards{recall}"
-        )
+    with ExitStack() as stack:
+        search: Searcher | CellSearch
+        if found.places is not None and cfg.scope == "cells":
+            search = make_cell_search(cfg, found.places, table.stamp.dim, (config.seed, 0))
+            info = describe_cells(search, len(found.reference_ids))
+        else:
+            search, info = _build_index(config, table, target, found, stack, reporter)
         with reporter.stage("mining") as update:
             report = mine(
-                service.client,
+                search,
                 0,
                 table.uri,
                 target,
                 cfg=cfg,
-                k=k,
+                k=config.sampling.neighbor_pool_size,
                 query_ids=found.query_ids,
-                reference_ids=references,
+                reference_ids=found.reference_ids,
                 reference_places=found.reference_places,
                 exclusions=found.exclusions,
-                stamp=stamp,
-                info=index.summary(),
+                stamp=table.stamp,
+                info=info,
                 on_progress=update,
             )
     dropped = ", ".join(f"{reason} {count}" for reason, count in report.dropped.items())
@@ -232,3 +232,33 @@ def _mine(
         f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of"
         f" those wanted), {report.above_positive:.0%} score above the positive; dropped: {dropped}"
     )
+
+
+def _build_index(
+    config: RunConfig,
+    table: _Table,
+    target: str,
+    found: _Collection,
+    stack: ExitStack,
+    reporter: Reporter,
+) -> tuple[Searcher, Record]:
+    """Start an index, which the stack stops, and build its version 0 where there is none yet."""
+    cfg = config.mining
+    k = config.sampling.neighbor_pool_size
+    stamp = table.stamp
+    references = found.reference_ids
+    service = IndexService(
+        cfg, files.join(target, INDEX), start_timeout_s=config.ray.start_timeout_s
+    )
+    stack.enter_context(service)
+    with reporter.stage(f"indexing {len(references)} references"):
+        index = service.report(0, stamp=stamp)
+        if index is None:
+            rng = np.random.default_rng(config.seed)
+            sample = sample_queries(table.uri, found.query_ids, cfg.recall_sample, rng)
+            index = service.build(0, table.uri, references, sample=sample, k=k, stamp=stamp)
+    recall = "" if index.recall is None else f", recall@{k} {index.recall:.3f}"
+    reporter.line(
+        f"index {index.kind} of {index.num_vectors} references on {index.num_shards} shards{recall}"
+    )
+    return service.client, index.summary()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import GetTimeoutError, RaySystemError, RayTaskError
 
 from s4g_ray.errors import BadImageError, GpuMemoryError, RunError
 from s4g_ray.pipeline.preemption import PreemptedError
@@ -132,7 +134,50 @@ def test_a_failed_round_is_tried_again_then_reported_and_training_continues_unti
             ask(made, 6)
 
 
-@pytest.mark.parametrize("error", [BadImageError("id 3"), GpuMemoryError("no memory")])
+def make_system_error(message: str) -> Exception:
+    kind: Any = RaySystemError
+    error: Exception = kind(message)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ExecutionTimeoutError("Ray Data made no progress for 1800 s"), "no progress for 1800 s"),
+        (make_system_error("the object store is full"), "the object store is full"),
+        (GetTimeoutError(), "GetTimeoutError"),
+    ],
+)
+def test_an_error_of_ray_is_tried_again_then_reported(error: Exception, reason: str) -> None:
+    held = Held()
+    held.faults[1] = [error, error]
+    held.faults[2] = [error]
+    held.release(1, 2)
+    with coordinator(held, schedule="sync", lag_epochs=0, max_retries=1) as made:
+        made.submit(2, mining=True, evaluating=False)
+        assert ask(made, 3) == 2
+        assert held.failures == [("mining", 2, 1, False)]
+        made.submit(1, mining=True, evaluating=False)
+        with pytest.raises(RunError, match=reason):
+            ask(made, 2)
+    assert held.failures[1:] == [("mining", 1, 1, False), ("mining", 1, 2, True)]
+
+
+def make_task_error(cause: Exception) -> Exception:
+    """Return what Ray raises for a task that raised the cause: an error of both types."""
+    error: Any = RayTaskError
+    both: Exception = error("embed", "its traceback", cause).as_instanceof_cause()
+    return both
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadImageError("id 3"),
+        GpuMemoryError("no memory"),
+        make_task_error(BadImageError("id 3")),
+    ],
+)
 def test_an_error_that_no_second_try_can_fix_ends_the_run(error: Exception) -> None:
     held = Held()
     held.faults[1] = [error]

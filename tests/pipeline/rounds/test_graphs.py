@@ -53,7 +53,7 @@ def large(
             "exclude_radius_m": RADIUS_M,
             "max_pairs_per_cell": 40,
         },
-        mining={"num_shards": 2, "part_queries": 40, "query_block": 16},
+        mining={"num_shards": 2, "part_mb": 0.002, "query_block": 16},
         evaluation={"before_training": False},
     )
     result: RunResult = run(config)

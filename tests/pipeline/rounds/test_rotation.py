@@ -100,7 +100,9 @@ class Case:
         monkeypatch.setattr(f"{module}.mining_round.embed", self._embed)
         monkeypatch.setattr(f"{module}.miner.mine", self._mine)
         monkeypatch.setattr(f"{module}.miner.sample_queries", lambda *_: None)
-        monkeypatch.setattr(f"{module}.miner._embedded_ids", lambda *_: np.arange(10_000))
+        monkeypatch.setattr(
+            f"{module}.miner._find_embedded", lambda *args: np.ones(len(args[2]), bool)
+        )
         monkeypatch.setattr(f"{module}.mining_round.MiningRound._stamp", lambda *_: None)
         monkeypatch.setattr(Miner, "service_for", lambda *_: self._service())
         monkeypatch.setattr(f"{module}.miner.Miner._log_summary", lambda *_: None)
@@ -161,7 +163,7 @@ def test_the_first_round_takes_all_places_and_so_does_one_without_a_mined_graph(
         assert case.graphs.share_of_round(epoch) is None
         case.round(epoch)
     assert [options.get("only_places") for options in case.embedded] == [None, None]
-    assert all("carry_from" not in options for options in case.mined)
+    assert all(options["carry_from"] is None for options in case.mined)
     assert np.array_equal(case.mined[0]["query_ids"], case.split.query_ids)
 
 

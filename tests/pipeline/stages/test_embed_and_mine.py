@@ -97,6 +97,18 @@ def test_a_collection_is_embedded_and_mined_as_by_hand_and_a_repeated_command_ch
     ).mean() > 0.99  # scores that are nearly equal may change places
     assert found["dropped_semi_positive"] > 0
 
+    one_cell = [*KEYS, "mining.scope=cells", "mining.cell_places=500"]
+    in_cells = str(tmp_path / "cells")
+    record = mine_table(table, in_cells, dataset_uri=dataset.uri, overrides=one_cell)
+    assert (record["index"], record["engine"], record["neighbors"]) == (
+        "cells",
+        "torch",
+        NUM_TRAIN * K,
+    )
+    alike = NeighborGraph.load(in_cells)
+    assert alike.place_ids.tolist() == mined.place_ids.tolist()
+    assert alike.neighbors.tolist() == mined.neighbors.tolist()
+
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert embed_collection(config.run_dir, dataset.uri, table) == made
     assert mine_table(table, graph, dataset_uri=dataset.uri, overrides=KEYS) == found
@@ -161,6 +173,12 @@ def test_what_cannot_be_mined_is_refused_before_anything_is_written(
             "neighbor_pool_size=128 is too large for the 20 places of the references; at most 19",
         ),
         (table, None, [*KEYS, "sampling.exclude_radius_m=9"], "name their data set with --dataset"),
+        (
+            table,
+            None,
+            [*KEYS, "mining.scope=cells"],
+            "scope=cells needs .*; name their data set with --dataset",
+        ),
         (table, synthetic.uri, KEYS, "was not made from .*: their fingerprints differ"),
         (strange, synthetic.uri, KEYS, "holds no query of split train"),
         (
