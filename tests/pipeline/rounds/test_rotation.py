@@ -109,7 +109,7 @@ class Case:
         monkeypatch.setattr(RunGraphs, "round_record", lambda *_: {"collection": "pairs"})
 
     def _service(self) -> Any:
-        index = SimpleNamespace(engine="faiss", summary=dict)
+        index = SimpleNamespace(summary=lambda: {"engine": "faiss"})
 
         def build(epoch: int, embeddings: str, ids: Ints, **_: Any) -> Any:
             self.built.append(ids)
