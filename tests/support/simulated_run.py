@@ -8,7 +8,7 @@ of retention is applied where the driver applies it, and every read checks that 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from s4g_ray.pipeline.retention.artefacts import Keep
 from s4g_ray.pipeline.retention.rule import (
@@ -46,6 +46,9 @@ class SimulatedRun:
         self.evaluated: set[int] = set()
         self.ever_mined: set[int] = set()
         self.best = 0
+        self.is_over = False
+        self.planner: Steps | None = None
+        self.running: int | None = None
         self.most = {"checkpoints": 0, "embeddings": 0, "graphs": 0, "plans": 0}
 
     def run(self) -> None:
@@ -90,10 +93,10 @@ class SimulatedRun:
         self.failed: set[int] = set()
         self.mining: list[int] = []
         self.evaluating: list[int] = []
-        self.running: int | None = None
+        self.running = None
         self.next = self.newest + 1
         self.planned: set[int] = set()
-        self.planner: Steps | None = None
+        self.planner = None
         self.is_over = False
         oldest = self.schedule.version_for(self.newest + 1) or 0
         for epoch in past:
@@ -155,7 +158,7 @@ class SimulatedRun:
         self.plans.add(epoch)
         self.planned.add(epoch)
 
-    def _choose(self, epoch: int) -> Iterator[None]:
+    def _choose(self, epoch: int) -> Generator[None, None, int | None]:
         due = self.schedule.version_for(epoch)
         while True:
             if self.schedule.overlaps or not self.is_busy:

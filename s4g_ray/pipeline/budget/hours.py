@@ -153,16 +153,18 @@ def _embedding_work(
     config: RunConfig, rates: Rates, machines: Machines, num_images: float
 ) -> list[Work]:
     embedding = config.placed_embedding
-    encode_s = _times(rates.embed_s, num_images / embedding.actors[1])
+    num_actors = embedding.actors[1]
+    encode_s = _times(rates.embed_s, num_images / num_actors)
     on_gpu = bool(embedding.gpus_per_actor)
     encoder = "the GPUs of the actors" if on_gpu else "the encoder, on the actors' CPUs"
     works = [Work(encode_s, encoder)]
     if rates.includes_loading or rates.decode_s is None:
         return works
     decode_s = rates.decode_s * num_images
-    works.append(Work(decode_s / machines.cpus, f"decoding, on {machines.cpus:g} CPUs"))
+    slots = min(num_actors * embedding.decoders, machines.cpus)
+    works.append(Work(decode_s / slots, f"decoding, by {slots:g} threads"))
     if not on_gpu and encode_s is not None:
-        cpu_s = encode_s * embedding.actors[1] * embedding.threads_per_actor + decode_s
+        cpu_s = encode_s * num_actors * embedding.threads_per_actor + decode_s
         works.append(Work(cpu_s / machines.cpus, f"{machines.cpus:g} CPUs"))
     return works
 

@@ -13,9 +13,9 @@ from s4g_ray.index.cost import Cost, Rates, expected_cost, recorded_rates
 from s4g_ray.index.plan import IndexPlan, Resources, plan_for, plan_index
 from s4g_ray.index.rates import measure_rates
 from s4g_ray.index.sharded.planning import find_resources
+from s4g_ray.mining.cells.geographic_cells import NUM_ADJOINING
 from s4g_ray.pipeline.budget.sizes import RunSizes
 
-CELLS_SEARCHED = 9  # of a query: its own cell and those that adjoin it
 RAY_MEMORY = 0.7  # of a machine: what Ray gives to actors, beside its object store
 
 
@@ -106,11 +106,18 @@ def estimate_costs(
         name: expected_cost(index.plan, index.rates, num_queries=index.num_queries)
         for name, index in indexes.items()
     }
-    mining = config.mining
-    if config.sampling.mode == "similarity" and mining.scope == "cells":
-        candidates = CELLS_SEARCHED * mining.cell_places + mining.far_references
-        plan = plan_index(min(sizes.references, candidates), sizes.dim, kind="flat")
-        rates = measure_rates(plan, mining.index_threads)
-        cost = expected_cost(plan, rates, num_queries=-(-sizes.queries // mining.num_searchers))
-        costs["cells"] = replace(cost, build_s=0.0)
+    if config.sampling.mode == "similarity" and config.mining.scope == "cells":
+        costs["cells"] = _estimate_cells(config, sizes)
     return costs
+
+
+def _estimate_cells(config: RunConfig, sizes: RunSizes) -> Cost:
+    """Estimate exact searches among a query's cell, those that adjoin it, and far references."""
+    mining = config.mining
+    num_references = sizes.references + sizes.gallery_references
+    per_cell = mining.cell_places * max(1.0, num_references / max(sizes.places, 1))
+    candidates = round((1 + NUM_ADJOINING) * per_cell) + mining.far_references
+    plan = plan_index(max(1, min(candidates, num_references)), sizes.dim, kind="flat")
+    rates = measure_rates(plan, mining.index_threads)
+    cost = expected_cost(plan, rates, num_queries=-(-sizes.queries // mining.num_searchers))
+    return replace(cost, train_s=0.0, build_s=0.0)

@@ -174,12 +174,12 @@ def _measure_training(config: RunConfig, encoder: Encoder) -> float | None:
         update={"micro_batch_size": None if micro is None else min(micro, count)}
     )
     step = TrainingStep(encoder, _numerics(config, device), cfg, device)
-    images = [
+    queries, references = (
         torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
         for size in (config.data.visible_query_size, config.data.reference_size)
-    ]
+    )
     valid = torch.ones(count, dtype=torch.bool)
-    batch = PairBatch(0, np.arange(count), *images, valid, ()).to(device)
+    batch = PairBatch(0, np.arange(count), queries, references, valid, ()).to(device)
 
     def train_once() -> None:
         step.step(batch, seed=0, position=0.0)

@@ -113,8 +113,8 @@ def find_machines(ray: RayConfig, storage: StorageConfig) -> tuple[Machines, lis
         with ray_session(ray, storage) as nodes:
             source = f"the cluster at {address}"
     else:
-        cpus = ray.num_cpus or os.cpu_count() or 1
-        nodes = [Node(cpus, torch.cuda.device_count())]
+        num_cpus = ray.num_cpus or os.cpu_count() or 1
+        nodes = [Node(num_cpus, torch.cuda.device_count())]
         source = "this machine" if ray.num_cpus is None else "ray.num_cpus on this machine"
     cpus = sum(node.cpus for node in nodes)
     gpus = sum(node.gpus for node in nodes)

@@ -57,7 +57,7 @@ def read_rates(run: str, measured: Rates) -> Rates:
     found = replace(measured, train_pair_s=train, includes_loading=True, source=f"the run {run}")
     embedded = _embedding_seconds(records)
     if embedded:
-        actors = config.embedding.actors[0]
+        actors = config.embedding.actors[1]
         found = replace(found, embed_s=actors * statistics.median(embedded))
     if plans:
         found = replace(found, plan_pair_s=statistics.median(plans))

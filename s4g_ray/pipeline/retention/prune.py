@@ -57,8 +57,8 @@ def prune_run(run: str, *, keep: int | None = None, dry_run: bool = False) -> Pr
     }
     kept = {}
     for kind in removed:
-        names = list_versioned(files.join(uri, kind)).values()
-        kept[kind] = sorted(set(names) - set(removed[kind]))
+        there = set(list_versioned(files.join(uri, kind)).values())
+        kept[kind] = sorted(there - set(removed[kind]))
     if not dry_run:
         for kind, names in removed.items():
             for name in names:

@@ -196,8 +196,8 @@ class MiningRound:
                 splits=splits,
                 numerics=self._numerics,
                 stamp=stamp,
+                only_places=only_places,
                 on_progress=update,
-                **({} if only_places is None else {"only_places": only_places}),
             )
         self._folder.log_bad_images(report.bad_images)
         self._folder.log(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,7 @@ def test_the_bytes_of_one_are_those_of_real_files(tmp_path: Path, sizes: RunSize
     config = tiny_config("x", "y", sampling={"neighbor_pool_size": 64, "num_hard_negatives": 8})
     rng = np.random.default_rng(0)
     count = 2000
-    own = SimpleNamespace(**{**vars(sizes), "places": count, "pairs": count})
+    own = replace(sizes, places=count, pairs=count)
     graph = NeighborGraph(
         np.arange(count) + 10**8,
         rng.integers(0, 10**8, (count, 64)),

@@ -67,7 +67,7 @@ def stages_of(config: RunConfig, cpus: float = 64, rates: Rates = RATES) -> dict
 def test_a_synchronous_run_takes_the_sum_of_its_stages() -> None:
     config = configure()
     stages = stages_of(config)
-    assert {name: (stage.seconds, stage.count) for name, stage in stages.items()} == {
+    wanted: dict[str, Any] = {
         "geographic neighbors": (pytest.approx(2.0), 1),
         "plan": (pytest.approx(1.0), 4),
         "epoch": (pytest.approx(50.0), 4),  # 1000 pairs x 0.1 s on 2 workers
@@ -77,6 +77,7 @@ def test_a_synchronous_run_takes_the_sum_of_its_stages() -> None:
         "embed for evaluation": (pytest.approx(5.0), 3),  # 100 queries, 400 references
         "evaluate": (pytest.approx(0.4), 3),
     }
+    assert {name: (one.seconds, one.count) for name, one in stages.items()} == wanted
     total = total_seconds(config, list(stages.values()))
     assert total == pytest.approx(2 + 4 * 51 + 3 * (20 + 6) + 3 * 5.4)
     assert stages["epoch"].binds == "the encoder, on the workers' CPUs"

@@ -83,7 +83,7 @@ def test_what_is_left_at_the_end_does_not_depend_on_when_it_was_removed() -> Non
         schedule = draw_schedule(random.Random(seed))
         if schedule.config.mining.when_late == "reuse" and schedule.overlaps:
             continue  # rounds that no epoch waits for are left out
-        runs = []
+        runs: list[SimulatedRun] = []
         for crashes in (0, 0, 2):
             run = SimulatedRun(
                 schedule, Keep(1, 1, 1), seed=seed + 100 * len(runs), crashes=crashes, failures=0

@@ -100,14 +100,16 @@ class Case:
         monkeypatch.setattr(f"{module}.mining_round.embed", self._embed)
         monkeypatch.setattr(f"{module}.miner.mine", self._mine)
         monkeypatch.setattr(f"{module}.miner.sample_queries", lambda *_: None)
-        monkeypatch.setattr(f"{module}.miner._embedded_ids", lambda *_: np.arange(10_000))
+        monkeypatch.setattr(
+            f"{module}.miner._find_embedded", lambda *args: np.ones(len(args[2]), bool)
+        )
         monkeypatch.setattr(f"{module}.mining_round.MiningRound._stamp", lambda *_: None)
         monkeypatch.setattr(Miner, "service_for", lambda *_: self._service())
         monkeypatch.setattr(f"{module}.miner.Miner._log_summary", lambda *_: None)
         monkeypatch.setattr(RunGraphs, "round_record", lambda *_: {"collection": "pairs"})
 
     def _service(self) -> Any:
-        index = SimpleNamespace(engine="faiss", summary=dict)
+        index = SimpleNamespace(summary=lambda: {"engine": "faiss"})
 
         def build(epoch: int, embeddings: str, ids: Ints, **_: Any) -> Any:
             self.built.append(ids)
@@ -161,7 +163,7 @@ def test_the_first_round_takes_all_places_and_so_does_one_without_a_mined_graph(
         assert case.graphs.share_of_round(epoch) is None
         case.round(epoch)
     assert [options.get("only_places") for options in case.embedded] == [None, None]
-    assert all("carry_from" not in options for options in case.mined)
+    assert all(options["carry_from"] is None for options in case.mined)
     assert np.array_equal(case.mined[0]["query_ids"], case.split.query_ids)
 
 
@@ -173,7 +175,7 @@ def test_later_rounds_embed_and_search_their_share_and_carry_on_the_rest(case: C
     (embedded,) = case.embedded
     assert np.array_equal(embedded["only_places"], share)
     pairs, gallery = case.mined
-    for mined, collection in ((pairs, "pairs"), (gallery, "gallery")):
+    for mined, collection in zip((pairs, gallery), case.graphs.collections, strict=True):
         assert mined["carry_from"] == mined["previous"] == case.graphs.uri(2, collection)
         assert np.isin(mined["reference_places"], share).all()
     own = np.isin(case.split.pairs.place_ids, share)
@@ -214,11 +216,14 @@ def test_a_share_with_no_more_places_than_neighbors_is_refused_before_the_run(
         check_against_dataset(config, dataset, TrainSplit.read(config, dataset))
 
 
+ray_task_error: Any = RayTaskError  # has no annotations
+
+
 @pytest.mark.parametrize(
     ("error", "wanted"),
     [
         (GetTimeoutError("no answer"), RunError),
-        (RayTaskError("search", "ValueError: odd", ValueError("odd")), RunError),
+        (ray_task_error("search", "ValueError: odd", ValueError("odd")), RunError),
         (pa.ArrowInvalid("not Parquet"), RunError),
         (GpuMemoryError("full"), GpuMemoryError),
         (BadImageError("a.jpg"), BadImageError),
