@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 WALK_ROWS = 4096  # vectors of the graph that `Rates.walk` counts
 KMEANS_ROUNDS = 10  # of faiss for IVF
 # Rates that are taken where none are measured: those of an EPYC with two threads, while other
-# processes shared its two cores, per thread and rounded up. Exact search: 20 GFLOP/s, and 5 ns to
-# select among the scores.
-PRODUCT = 5e-11
-SELECT = 5e-9
+# processes shared its two cores, per thread and rounded up. Exact search: 22 GFLOP/s, and 15 ns
+# to select among the scores.
+PRODUCT = 4.5e-11
+SELECT = 15e-9
 CODE = {"ivf_sq8": 2.5e-10, "ivf_rabitq": 2.5e-10}  # of each value
-LEAST_CODE = 4e-8  # of a code, however short
+LEAST_CODE = 5e-8  # of a code, however short
 ROW = {"flat": 5e-9, "sqfp16": 5e-9, "ivf_sq8": 1e-8, "ivf_rabitq": 8e-7, "hnsw": 1e-7}
 WALK = 2e-6  # of each value of a query
+WALK_START = 2e-4  # of a query, however short
 # of a GPU: 10 TFLOP/s, and codes at 500 GB/s; both below what an A100's data sheet has
 GPU_PRODUCT = 1e-13
 GPU_CODE = 2e-12  # of each value
@@ -60,7 +61,7 @@ def recorded_rates(kind: str, dim: int, num_threads: int, *, gpu: bool = False) 
     row = ROW[kind] * dim / num_threads
     if kind != "hnsw":
         return Rates(num_threads, product, row=row, code=code)
-    return Rates(num_threads, 0, row=row, walk=WALK * dim / num_threads)
+    return Rates(num_threads, 0, row=row, walk=(WALK * dim + WALK_START) / num_threads)
 
 
 def expected_cost(plan: IndexPlan, rates: Rates, *, num_queries: int) -> Cost:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s4g_ray.data.area import Area
 from s4g_ray.index.plan import Kind, plan_index
 from s4g_ray.index.vector_index import VectorIndex
 from tests.support.search_oracle import KINDS, Array, brute_force, clustered, recall
@@ -16,6 +17,7 @@ from tests.support.search_oracle import KINDS, Array, brute_force, clustered, re
 DIM = 8
 POOL = clustered(500, DIM, seed=7)
 PLACES = np.random.default_rng(0).uniform(-90, 90, (500, 2))
+WEST = Area.bounds(-180, -90, 0, 90)
 TEMPLATES: dict[str, bytes] = {}
 CHANGES = st.lists(
     st.tuples(
@@ -59,6 +61,10 @@ def check(index: VectorIndex, model: dict[int, int]) -> None:
     some = ids[::3]
     within, _ = index.search(queries, len(some), ids=some)
     assert (np.sort(within, axis=1) == some).all()
+    inside = ids[PLACES[rows, 1] <= 0]
+    found, _ = index.search(queries, len(ids), area=WEST)
+    assert (np.sort(found, axis=1)[:, len(ids) - len(inside) :] == inside).all()
+    assert ((found == -1).sum(axis=1) == len(ids) - len(inside)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -87,6 +87,19 @@ def test_missing_results_are_padded_where_fewer_than_k_vectors_are_allowed(kind:
     assert (ids[:, COUNT:] == -1).all()
 
 
+@pytest.mark.parametrize("kind", ["ivf_sq8", "ivf_rabitq"])
+def test_one_query_and_many_have_the_same_answers(kind: Kind) -> None:
+    """Many queries copy the codes that are allowed, one passes over the others."""
+    index = index_of(kind)
+    allowed = np.sort(IDS[:700])
+    many = np.repeat(QUERIES, 40, axis=0)  # 1000 x 6000 vectors, in 128 lists
+    ids, scores = index.search(many, 10, ids=allowed)
+    for row in range(3):
+        one = index.search(QUERIES[row : row + 1], 10, ids=allowed)
+        np.testing.assert_array_equal(one[0][0], ids[40 * row])
+        np.testing.assert_allclose(one[1][0], scores[40 * row], atol=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_exact_kinds_equal_brute_force_for_any_ids(data: Any) -> None:

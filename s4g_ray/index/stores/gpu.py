@@ -20,6 +20,9 @@ from s4g_ray.index.plan import GPU_MAX_K, GPU_MAX_NPROBE
 from s4g_ray.index.top_k import Found
 
 BLOCK = 16_384  # vectors that are copied at once
+# for a search, of each GpuDevice; faiss by itself takes three times as much. A shard opens one to
+# build and one a version, because threads must not share one
+SCRATCH_BYTES = 512 * 2**20
 # rows of a part, of those that its k allows: rows are dealt to the parts, never quite evenly
 FILL = 2 / 3
 
@@ -48,7 +51,9 @@ class GpuDevice:
                 f"GPU {device} does not exist: faiss finds {faiss.get_num_gpus()};"
                 " set mining.gpus_per_shard=0"
             )
-        return cls(device, faiss.StandardGpuResources())
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(SCRATCH_BYTES)
+        return cls(device, resources)
 
     def upload(self, index: Any) -> Any:
         """Copy a faiss index to the GPU."""

@@ -17,6 +17,8 @@ from s4g_ray.index.top_k import Found
 # codes that a search among few rows compares with, beside those that a query visits anyway, before
 # it visits lists instead: the nearest of few rows lie in more lists
 SMALL = 4
+# ids that queries may pass over in a list before its codes are worth copying: 10 us against 1 ns
+COPY_WORTH = 10_000
 PRODUCTS = 2**22  # of queries and lists at once
 ID_MOD = 1  # faiss: a subset of the ids that leave a remainder
 
@@ -113,12 +115,22 @@ class IvfStore:
         return rows, scores
 
     def search_all(self, queries: Floats32, k: int, scope: Scope) -> Found:
-        """Compare queries with the codes of all rows of the scope, which are copied together."""
+        """Compare queries with the codes of all rows of the scope.
+
+        For many queries the codes are copied together; few pass over the others in their lists.
+        """
         set_faiss_threads(scope.num_threads)
         num_lists = int(self._lists.nlist)
         if scope.rows is None:
             return self._visit(queries, k, num_lists)
-        chosen, subset = self._copy_rows(scope.rows)
+        numbers = self._lists_of(scope.rows)
+        chosen = np.unique(numbers).astype(np.int64)
+        if len(queries) * len(self) <= COPY_WORTH * num_lists:
+            lists = self._lists
+            selector = selector_of(faiss, scope.rows, len(self))
+        else:
+            lists = self._copy_rows(scope.rows, numbers)
+            selector = None
         quantizer = faiss.downcast_index(self._lists.quantizer)
         every = faiss.rev_swig_ptr(quantizer.get_xb(), num_lists * self._lists.d)
         centroids = faiss.IndexFlatIP(self._lists.d)
@@ -129,7 +141,7 @@ class IvfStore:
         for start in range(0, len(turned), size):
             block = turned[start : start + size]
             places, products = nearest_lists(centroids, block, len(chosen))
-            found.append(self._visit_lists(subset, block, k, chosen[places], products))
+            found.append(self._visit_lists(lists, block, k, chosen[places], products, selector))
         return _concatenate(found, k)
 
     def write(self, file: BinaryIO) -> None:
@@ -179,10 +191,9 @@ class IvfStore:
             self._list_of_row = found
         return self._list_of_row[rows]
 
-    def _copy_rows(self, rows: Ints) -> tuple[Ints, Any]:
-        """Copy the codes of rows[n], ascending, into an index: the lists that hold any, and it."""
+    def _copy_rows(self, rows: Ints, numbers: Rows32) -> Any:
+        """Copy the codes of rows[n], ascending, that lie in lists numbers[n] into an index."""
         subset = self._empty_copy()
-        numbers = self._lists_of(rows)
         order = np.argsort(numbers, kind="stable")
         chosen, starts = np.unique(numbers[order], return_index=True)
         shares = np.split(rows[order], starts[1:])
@@ -192,7 +203,7 @@ class IvfStore:
             subset.invlists.add_entries(
                 number, len(own), faiss.swig_ptr(own), faiss.swig_ptr(picked)
             )
-        return chosen.astype(np.int64), subset
+        return subset
 
     def _empty_copy(self) -> Any:
         """Return an index without codes that shares this one's centroids."""
