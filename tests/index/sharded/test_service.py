@@ -496,3 +496,28 @@ def test_search_effort_is_raised_until_recall_suffices_and_low_recall_is_refused
         assert other.search_partial(51, queries, K).missing_shards == (0,)
         with pytest.raises(RunError, match="index shard 0 is dead"):
             other.build(52, collection.tables, k=K)
+
+
+def test_shards_are_counted_and_ask_for_the_memory_that_is_planned(
+    ray_cluster: None, collection: Collection, queries: Array, tmp_path: Path
+) -> None:
+    cfg = config(num_shards="auto", index_kind="ivf_sq8", min_recall=0.5)
+    with IndexService(cfg, str(tmp_path / "i"), num_vectors=430, dim=16) as service:
+        assert service.plan is not None
+        planned = f"{service.plan.peak_gb:.3g} GB of memory"
+        assert service.client.demand == f"0 CPUs and {planned}"
+        regions = np.array(["north", "south"] * 20)
+        report = service.build(1, collection.tables, sample=queries, regions=regions, k=K)
+        assert (report.num_shards, report.reason) == (1, service.plan.reason)
+        assert report.recall is not None
+        assert report.recall_low is not None
+        assert report.recall_low <= report.recall
+        shares = report.recall_by_region
+        assert shares.keys() == {"north", "south"}
+        assert report.recall == pytest.approx(sum(shares.values()) / 2)
+        assert service.report(1) == report
+        service.search(1, queries, K)
+        taken = service.effort_taken(1)
+        assert taken.queries == len(queries)
+        assert taken.mean is not None
+        assert taken.mean >= (report.effort or 0) > 0
