@@ -55,9 +55,9 @@ def test_recall_is_estimated_for_each_region_too() -> None:
     assert parts["south"].low < whole.low < whole.high < 1
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.995])
 @pytest.mark.parametrize("spread", [0.0, 0.2])
-@pytest.mark.parametrize("count", [30, 256])
+@pytest.mark.parametrize("count", [30, 100])
 def test_the_interval_holds_the_recall_of_all_queries_19_times_of_20(
     share: float, spread: float, count: int
 ) -> None:
