@@ -200,7 +200,7 @@ class IndexClient:
         that is starting again answers when it has started. Raises LostShardError for one that does
         not within timeout_s.
         """
-        patience_s = min(PATIENCE_S, timeout_s / 2)
+        patience_s = min(PATIENCE_S, max(timeout_s, 0.0) / 2)
         every = list(calls.values())
         while True:
             waiting_since = time.monotonic()
@@ -209,7 +209,7 @@ class IndexClient:
                 return
             numbers = [number for number, call in calls.items() if call in late]
             signs = [self.shards[number].__ray_ready__.remote() for number in numbers]
-            left_s = timeout_s - (time.monotonic() - waiting_since)
+            left_s = max(timeout_s - (time.monotonic() - waiting_since), 0.0)
             _, silent = ray.wait(signs, num_returns=len(signs), timeout=left_s)
             _, late = ray.wait(every, num_returns=len(every), timeout=0)
             lost = [

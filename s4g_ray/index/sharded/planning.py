@@ -48,7 +48,7 @@ def plan_shards(
     asks for them and they still fit: a resumed run answers as before. num_vectors and dim None:
     those of that version. Returns None where neither is known. Raises RunError when nothing fits.
     """
-    known = _newest_plan(cfg, folder)
+    known = read_newest_plan(cfg, folder)
     if num_vectors is None or dim is None:
         return known
     if known is not None:
@@ -90,7 +90,7 @@ def fix_plan(cfg: MiningConfig, plan: IndexPlan) -> MiningConfig:
     return cfg.model_copy(update={"index_kind": plan.kind, "num_shards": plan.num_shards})
 
 
-def _newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
+def read_newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
     """Return the plan of the newest published version, if the configuration still allows it."""
     version = latest_version(folder, "v")
     if version is None:

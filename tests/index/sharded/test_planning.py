@@ -46,7 +46,7 @@ def test_kind_and_shards_stay_those_of_the_newest_version(
     monkeypatch.setattr(planning, "SETTLE_S", 0.0)
     folder = str(tmp_path)
     known: dict[str, Any] = {}
-    monkeypatch.setattr(planning, "_newest_plan", lambda *_: known.get("plan"))
+    monkeypatch.setattr(planning, "read_newest_plan", lambda *_: known.get("plan"))
     cfg = MiningConfig(max_search_hours=10)
     assert planning.plan_shards(cfg, folder, None, None, None) is None
     first = planning.plan_shards(cfg, folder, 10**6, 64, 10**6)

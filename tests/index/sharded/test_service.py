@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,12 @@ import pytest
 import ray
 
 from s4g_ray.arrays import spread_rows
-from s4g_ray.config.schema import MiningConfig
-from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import plan_index
 from s4g_ray.index.sharded.build import VERSIONS_KEPT
-from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.index.sharded.sharding import deal_rows, open_sources, read_ranges
 from s4g_ray.index.vector_index import VectorIndex
-from s4g_ray.storage.manifest import open_published
 from tests.support.embedding_tables import (
     STAMP,
     Array,
@@ -32,56 +26,9 @@ from tests.support.embedding_tables import (
     write_parts,
     write_table,
 )
+from tests.support.index_services import Collection, K, Started, config
 
 pytestmark = pytest.mark.cluster
-
-K = 12
-
-
-def config(**keys: Any) -> MiningConfig:
-    return MiningConfig(**{"num_shards": 2, "index_threads": 1, "exact_engine": "torch", **keys})
-
-
-@dataclass(frozen=True)
-class Collection:
-    ids: Array
-    vectors: Array
-    tables: list[str]
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    """430 references in two tables, with 20 vectors that occur three times each."""
-    rng = np.random.default_rng(5)
-    folder = tmp_path_factory.mktemp("embeddings")
-    ids = rng.permutation(9000)[:430]
-    vectors = random_unit(rng, 430)
-    vectors[100:120] = vectors[300:320] = vectors[400:420]
-    tables = [
-        write_table(folder / "a", ids[:230], vectors[:230]),
-        write_table(folder / "b", ids[230:], vectors[230:], part_rows=70),
-    ]
-    return Collection(ids, vectors, tables)
-
-
-@pytest.fixture(scope="module")
-def queries(collection: Collection) -> Array:
-    rng = np.random.default_rng(6)
-    return np.concatenate([random_unit(rng, 30), collection.vectors[400:410]])
-
-
-@dataclass(frozen=True)
-class Started:
-    service: IndexService
-    folder: Path
-
-
-@pytest.fixture(scope="module")
-def started(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """A service of two shards for all tests of this module; each test uses its own versions."""
-    folder = tmp_path_factory.mktemp("index")
-    with IndexService(config(), str(folder)) as service:
-        yield Started(service, folder)
 
 
 def test_one_two_and_three_shards_answer_as_sorting_everything_does(
@@ -333,92 +280,6 @@ def test_a_shard_that_dies_answers_again_from_its_file_and_a_damaged_one_is_name
     service.build(41, collection.tables, k=K)
     np.testing.assert_array_equal(service.search(41, queries, K)[0], wanted)
     assert service.search_partial(41, queries, K).missing_shards == ()
-
-
-def test_a_search_is_restricted_to_ids_and_to_an_area_on_all_shards(
-    started: Started, collection: Collection, queries: Array
-) -> None:
-    service = started.service
-    rng = np.random.default_rng(3)
-    order = np.argsort(collection.ids)
-    lat = rng.uniform(-60, 60, 430)
-    lon = rng.uniform(-180, 180, 430)
-    places = Coordinates(collection.ids[order], lat[order], lon[order])
-    service.build(45, collection.tables, coordinates=places, k=K)
-    inside = (np.abs(lat) < 30) & (np.abs(lon) < 90)
-    ids = np.sort(rng.choice(collection.ids, 200, replace=False))
-    for allowed, options in (
-        (np.isin(collection.ids, ids), {"ids": ids}),
-        (inside, {"area": Area.bounds(-90, -30, 90, 30)}),
-        (
-            inside & np.isin(collection.ids, ids),
-            {"ids": ids, "area": Area.bounds(-90, -30, 90, 30)},
-        ),
-    ):
-        found, scores = service.search(45, queries, K, **options)
-        wanted, wanted_scores = sort_everything(
-            queries, collection.vectors[allowed], collection.ids[allowed], K
-        )
-        assert found.tolist() == wanted.tolist()
-        np.testing.assert_allclose(scores, wanted_scores, atol=1e-6)
-    few, few_scores = service.search(45, queries, K, ids=ids[:3])
-    assert (few[:, 3:] == -1).all()
-    assert np.isneginf(few_scores[:, 3:]).all()
-    assert np.sort(few[:, :3], axis=1).tolist() == [ids[:3].tolist()] * len(queries)
-    two = Coordinates(np.arange(2), np.zeros(2), np.zeros(2))
-    with pytest.raises(RunError, match=r"references have no coordinates, \d+ among them"):
-        service.build(46, collection.tables, coordinates=two, k=K)
-    assert service.search(45, queries, 1)[0].shape == (len(queries), 1)
-
-
-def test_vectors_are_added_replaced_and_removed_as_if_the_version_was_built_of_them(
-    started: Started, collection: Collection, queries: Array
-) -> None:
-    service = started.service
-    service.build(70, collection.tables[0], k=K)
-    held = dict(zip(collection.ids[:230].tolist(), collection.vectors[:230], strict=True))
-    fresh = random_unit(np.random.default_rng(4), 60)
-
-    def check(version: int) -> None:
-        ids = np.array(list(held))
-        wanted, scores = sort_everything(queries, np.stack(list(held.values())), ids, K)
-        found, found_scores = service.search(version, queries, K)
-        assert found.tolist() == wanted.tolist()
-        np.testing.assert_allclose(found_scores, scores, atol=1e-6)
-
-    added = np.arange(9000, 9040)
-    report = service.add(71, fresh[:40], added)
-    held.update(zip(added.tolist(), fresh[:40], strict=True))
-    assert (report.num_vectors, report.version, report.recall) == (270, 71, None)
-    check(71)
-    other = added[:7]
-    service.replace(72, fresh[40:47], other)
-    held.update(zip(other.tolist(), fresh[40:47], strict=True))
-    check(72)
-    ray.kill(service.client.shards[0], no_restart=False)
-    check(72)  # from the new version's files
-    one = next(iter(held))  # the file of the shard that does not hold it is the same
-    assert service.remove(73, np.array([one])).num_vectors == 269
-    del held[one]
-    check(73)
-    digests = [
-        {part.sha256 for part in open_published(f"{started.folder}/v=00{v}", "index").parts}
-        for v in (72, 73)
-    ]
-    assert len(digests[0] & digests[1]) == 1
-    refused: list[tuple[Callable[[], object], str]] = [
-        (lambda: service.add(74, fresh[:1], added[:1]), r"1 of 1 ids to add are in version 73 alr"),
-        (lambda: service.remove(74, np.array([1, 8_999])), r"\d of 2 ids are not in version 73, "),
-        (lambda: service.remove(74, np.array([one, one])), r"2 ids hold 1 different ones"),
-        (lambda: service.remove(73, added[:1]), r"version 73 is not after 73, the newest of"),
-        (lambda: service.add(74, fresh[:1, :3], np.array([1])), r"index shard \d: .* D=16"),
-        (lambda: service.remove(74, np.array(list(held))), r"all 269 vectors would be removed"),
-    ]
-    for wrong, message in refused:
-        with pytest.raises(RunError, match=message):
-            wrong()
-        check(73)
-    assert sorted(path.name for path in started.folder.iterdir()) == ["v=0072", "v=0073"]
 
 
 def test_a_version_of_other_shards_or_another_kind_is_built_again_and_its_engine_is_adopted(
