@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s4g_ray.arrays import Ints, spread_rows
-from s4g_ray.data.tables.neighbor_graph import GraphPart, NeighborGraph, read_row_groups
+from s4g_ray.data.tables.neighbor_graph import GraphPart, NeighborGraph, read_graph_samples
 from s4g_ray.mining.candidate_kernels import count_shared_rows
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import open_published
@@ -52,7 +52,7 @@ class SampledRows:
         for part, count in zip(manifest.parts, counts, strict=True):
             if not part.rows or count == 0:
                 continue
-            groups = read_row_groups(uri, part, count, rng)
+            groups = read_graph_samples(uri, part, count, rng)
             wanted = part.rows
             if count is not None:
                 wanted = -(-SAMPLED_PLACES * count // (SAMPLED_GROUPS * len(groups)))

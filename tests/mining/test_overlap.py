@@ -10,7 +10,7 @@ from s4g_ray.data.tables.neighbor_graph import (
     choose_rows,
     publish_graph,
     read_graph_places,
-    read_row_groups,
+    read_graph_samples,
     write_graph_part,
 )
 from s4g_ray.errors import RunError
@@ -35,16 +35,16 @@ def test_row_groups_are_read_as_they_were_written(
     monkeypatch.setattr("s4g_ray.data.tables.neighbor_graph.PAIRS_PER_ROW_GROUP", 40)
     graph = random_graph(list(range(40)), 4, 0)
     part = write_graph_part(str(tmp_path), 0, graph)
-    groups = read_row_groups(str(tmp_path), part)
+    groups = read_graph_samples(str(tmp_path), part)
     assert [group.places.tolist() for group in groups] == np.arange(40).reshape(4, 10).tolist()
     filled = graph.neighbors[graph.neighbors >= 0]
     assert np.concatenate([group.ids for group in groups]).tolist() == filled.tolist()
-    chosen = read_row_groups(str(tmp_path), part, 2, np.random.default_rng(1))
+    chosen = read_graph_samples(str(tmp_path), part, 2, np.random.default_rng(1))
     assert len(chosen) == 2
     assert next(iter(read_graph_places(str(tmp_path), [part]))).tolist() == list(range(40))
     path = tmp_path / part.name
     path.write_bytes(path.read_bytes()[:-9])
-    for read in (read_row_groups, lambda uri, part: list(read_graph_places(uri, [part]))):
+    for read in (read_graph_samples, lambda uri, part: list(read_graph_places(uri, [part]))):
         with pytest.raises(RunError, match=r"part-00000\.parquet differs from the published file"):
             read(str(tmp_path), part)
 

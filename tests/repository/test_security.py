@@ -31,7 +31,7 @@ from s4g_ray.data.tables.embedding_table import read_embedding_part, read_part_h
 from s4g_ray.data.tables.neighbor_graph import (
     read_graph_part,
     read_graph_places,
-    read_row_groups,
+    read_graph_samples,
 )
 from s4g_ray.encoder.checkpoint import Checkpoint, load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
@@ -271,7 +271,7 @@ def test_objects_in_a_parquet_file_are_not_unpickled(payload: Payload, tmp_path:
         (graph, "place_id", lambda part: read_graph_part(folder, part)),
         (graph, "neighbors", lambda part: read_graph_part(folder, part, with_scores=True)),
         (graph, "scores", lambda part: read_graph_part(folder, part, with_scores=True)),
-        (graph, "neighbors", lambda part: read_row_groups(folder, part)),
+        (graph, "neighbors", lambda part: read_graph_samples(folder, part)),
         (graph, "place_id", lambda part: list(read_graph_places(folder, [part]))),
         (embedded, "place_id", lambda part: read_embedding_part(folder, part)),
         (embedded, "place_id", lambda part: read_part_head(folder, part)),

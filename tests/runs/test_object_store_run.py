@@ -23,7 +23,7 @@ from s4g_ray.data.images import ImageFile, read_images
 from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.tables.batch_plan import load_plan, load_record
 from s4g_ray.data.tables.embedding_table import read_part_head
-from s4g_ray.data.tables.neighbor_graph import read_row_groups, write_graph_part
+from s4g_ray.data.tables.neighbor_graph import read_graph_samples, write_graph_part
 from s4g_ray.errors import StoreError
 from s4g_ray.pipeline.driver import run
 from s4g_ray.sampling.sampler import plan_batches
@@ -108,7 +108,7 @@ def test_tables_are_read_by_pieces_through_faults_and_an_outage_is_not_taken_for
         return [
             dataset.pairs("train").query_ids.tolist(),
             dataset.table("references", ["test"]).lat.tolist(),
-            [group.ids.tolist() for group in read_row_groups(folder, graph_part)],
+            [group.ids.tolist() for group in read_graph_samples(folder, graph_part)],
             read_part_head(folder, part).ids.tolist(),
             [rows.tolist() for rows in load_plan(f"{folder}/plan.parquet")],
             load_record(f"{folder}/plan.parquet"),
@@ -124,7 +124,7 @@ def test_tables_are_read_by_pieces_through_faults_and_an_outage_is_not_taken_for
     assert store.proxy.faults.total() >= 10
     for outage in (
         lambda: open_dataset("s3://data/synthetic").pairs("train"),
-        lambda: read_row_groups(folder, graph_part),
+        lambda: read_graph_samples(folder, graph_part),
         lambda: read_part_head(folder, part),
         lambda: load_plan(f"{folder}/plan.parquet"),
     ):

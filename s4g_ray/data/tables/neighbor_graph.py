@@ -230,7 +230,7 @@ def pad_rows(part: GraphPart, k: int) -> NeighborGraph:
     return NeighborGraph(part.places, neighbors, scores)
 
 
-def read_row_groups(
+def read_graph_samples(
     uri: str, part: Part, count: int | None = None, rng: np.random.Generator | None = None
 ) -> list[GraphPart]:
     """Read the places and neighbors of row groups of a part: all, or `count` that rng draws.
@@ -238,28 +238,28 @@ def read_row_groups(
     Raises RunError when the part is missing, cut short or damaged; does not notice other bytes
     altered in place.
     """
+    name = files.join(uri, part.name)
     with open_part(uri, part) as file:
         try:
             parquet = pq.ParquetFile(file)
             numbers = np.arange(parquet.num_row_groups)
             if count is not None and rng is not None and count < len(numbers):
                 numbers = np.sort(rng.choice(numbers, count, replace=False))
-            tables = [
-                parquet.read_row_group(number, columns=["place_id", "neighbors"])
-                for number in numbers.tolist()
-            ]
+            groups: list[GraphPart] = []
+            for number in numbers.tolist():
+                table = parquet.read_row_group(number, columns=["place_id", "neighbors"])
+                groups.append(_unpack(refuse_extension_types(table, name)))
+            return groups
         except StoreError:
             raise
         except (pa.ArrowException, OSError) as error:
             raise altered(uri, part) from error
-    name = files.join(uri, part.name)
-    return [_unpack(refuse_extension_types(table, name)) for table in tables]
 
 
 def read_graph_places(uri: str, parts: Sequence[Part]) -> Iterator[Ints]:
     """Read only the places of parts of a published graph, in order; READERS at a time.
 
-    Raises RunError as read_row_groups does.
+    Raises RunError as read_graph_samples does.
     """
 
     def read_places(part: Part) -> Ints:
@@ -270,8 +270,8 @@ def read_graph_places(uri: str, parts: Sequence[Part]) -> Iterator[Ints]:
                 raise
             except (pa.ArrowException, OSError) as error:
                 raise altered(uri, part) from error
-        table = refuse_extension_types(table, files.join(uri, part.name))
-        return np.asarray(table["place_id"].to_numpy(), dtype=np.int64)
+        found = refuse_extension_types(table, files.join(uri, part.name))
+        return np.asarray(found["place_id"].to_numpy(), dtype=np.int64)
 
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(read_places, parts)
