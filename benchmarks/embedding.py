@@ -1,6 +1,6 @@
 """Measure the embedding job against bare decoding, the bare encoder, and Ray Data end to end.
 
-    python -m benchmarks.embedding [--repeats 3] [--forms decoding encoding]
+    python -m benchmarks.embedding [--repeats 3] [--images 6000 8000]
 
 Bare is a process for each actor, with as many threads, that does the same work on the same images
 and nothing else. All forms take turns in one Ray session. Two workloads: packed tiles of 384 pixels
@@ -41,6 +41,7 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError
 from s4g_ray.storage import files
+from s4g_ray.storage.manifest import Stamp
 
 JOB, BARE, RAY_DATA = "the job", "bare", "Ray Data"
 
@@ -64,6 +65,7 @@ class Workload:
     numerics: Numerics
     folder: Path
     count: int
+    stamp: Stamp
     seconds: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[float]] = field(default_factory=dict)
     driver_cpu: dict[str, list[float]] = field(default_factory=dict)
@@ -145,18 +147,20 @@ def make_workload(folder: Path, name: str, count: int, **keys: Any) -> Workload:
         "run_dir": str(folder / "run"),
         "data": {"uri": dataset.uri, "query_size": [size, size], "reference_size": [size, size]},
         "model": {"name": keys["model"], "pretrained": False},
-        "embedding": {"num_actors": 2, "cpus_per_actor": 1, "decoders_per_actor": 2},
+        "embedding": {"num_actors": 2, "decoders_per_actor": 2},
+        "ray": {"num_cpus": 6},  # logical: Ray Data's tasks and actors find room beside the pool
     }
     config = parse_config(tree)
-    workload = Workload(name, config, dataset, keys["numerics"], folder, count)
-    save_checkpoint(workload.checkpoint, Encoder.build(config.model), None, epoch=0, step=0)
-    return workload
+    encoder = Encoder.build(config.model)
+    checkpoint = str(folder / "checkpoint")
+    save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
+    stamp = checkpoint_stamp(config, encoder, checkpoint, dataset.fingerprint)
+    return Workload(name, config, dataset, keys["numerics"], folder, count, stamp)
 
 
 def run_job(workload: Workload, pool: EncoderPool) -> None:
     """Run the embedding job over the references, into a new table."""
     config = workload.config
-    encoder = load_encoder(config.model, workload.checkpoint)
     target = files.join(str(workload.folder), "embeddings")
     embed(
         pool,
@@ -167,7 +171,7 @@ def run_job(workload: Workload, pool: EncoderPool) -> None:
         splits=["train"],
         views=["references"],
         numerics=workload.numerics,
-        stamp=checkpoint_stamp(config, encoder, workload.checkpoint, workload.dataset.fingerprint),
+        stamp=workload.stamp,
     )
     shutil.rmtree(target)
 
@@ -188,7 +192,12 @@ def measure(workload: Workload, repeats: int) -> tuple[float, float]:
     """Run all forms in turns; return the seconds of a job without images, cold and warm."""
     config = workload.config
     one = make_workload(
-        workload.folder / "one", "one", 1, size=32, model=config.model.name, numerics=Numerics()
+        workload.folder / "one",
+        "one image",
+        1,
+        size=config.data.reference_size[0],
+        model=config.model.name,
+        numerics=workload.numerics,
     )
     bare: Any = ray.remote(num_cpus=0)(BareProcess)
     arguments = (config, workload.checkpoint, workload.numerics)

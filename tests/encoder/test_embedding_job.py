@@ -185,22 +185,23 @@ class StopError(Exception):
     """Raised by a test to stop a job."""
 
 
-def interrupt(case: Case, target: str, after: int, **options: Any) -> list[Path]:
-    """Stop the driver of a job after so many images; return the commits of its parts."""
+def interrupt(case: Case, target: str, num_parts: int, **options: Any) -> list[Path]:
+    """Stop the driver of a job when so many parts are committed; return the commits of parts."""
+    folder = case.folder / target / "_work"
 
     def stop(done: int, total: int) -> None:
-        if done >= after:
+        if len(list(folder.glob("*/*.json"))) >= num_parts:
             raise StopError
 
     with pytest.raises(StopError):
         case.embed(target, on_progress=stop, **options)
     assert not is_published(str(case.folder / target))
-    return sorted((case.folder / target / "_work").glob("*/*.json"))
+    return sorted(folder.glob("*/*.json"))
 
 
 @cluster
 def test_a_restarted_job_keeps_parts_and_blocks_that_are_undamaged(case: Case) -> None:
-    commits = interrupt(case, "e", 150)
+    commits = interrupt(case, "e", 3)
     folder = case.folder / "e"
     blocks = {path: path.stat().st_mtime_ns for path in folder.glob("_work/*/*/*.json")}
     time.sleep(0.3)
@@ -224,11 +225,11 @@ def test_a_restarted_job_keeps_parts_and_blocks_that_are_undamaged(case: Case) -
 
 @cluster
 def test_commits_of_another_checkpoint_and_of_other_parts_are_not_kept(case: Case) -> None:
-    interrupt(case, "f", 100)
+    interrupt(case, "f", 2)
     found = case.embed("f", "two")
     assert (found.reused_parts, found.reused_images) == (0, 0)
     case.check("f", "two")
-    interrupt(case, "g", 100)
+    interrupt(case, "g", 2)
     smaller = override_config(case.config, [f"embedding.part_mb={PART_MB * 0.9}"])
     assert case.embed("g", config=smaller).reused_parts == 0
     case.check("g")
@@ -259,7 +260,7 @@ def test_a_restarted_job_lists_skipped_images_again(case: Case, tmp_path: Path) 
     skipping = override_config(case.config, [f"data.uri={dataset.uri}", "data.on_bad_image=skip"])
     damaged = dataclasses.replace(case, dataset=dataset, config=skipping)
     one_view: dict[str, Any] = {"views": ["queries"], "splits": ["train"]}
-    assert interrupt(damaged, "left", 60, **one_view)
+    assert interrupt(damaged, "left", 1, **one_view)
     report = damaged.embed("left", **one_view)
     assert report.reused_parts > 0
     (reason,) = report.bad_images
