@@ -17,6 +17,7 @@ NAMES = (
     "planning",
     "rank_memory",
     "evaluation",
+    "dataset_scale",
     "service",
     "index_kinds",
     "embedding",
