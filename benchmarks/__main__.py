@@ -18,6 +18,7 @@ NAMES = (
     "planning",
     "rank_memory",
     "evaluation",
+    "dataset_scale",
     "service",
     "index_kinds",
     "embedding",

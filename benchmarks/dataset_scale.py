@@ -29,7 +29,7 @@ from s4g_ray.arrays import Floats32, Floats64
 from s4g_ray.data.dataset import open_dataset, write_dataset
 from s4g_ray.data.sphere import EARTH_RADIUS_M
 from s4g_ray.data.tables.embedding_table import encode_part
-from s4g_ray.storage.manifest import Stamp, publish, write_part
+from s4g_ray.storage.manifest import Part, Stamp, publish, write_part
 
 BATCH = 250_000  # rows that are drawn at once
 IMAGES_PER_FOLDER = 1000
@@ -99,8 +99,8 @@ def write_lists(root: str, num_rows: int, num_test: int) -> None:
     """Write the rows as CSV and as Parquet lists of a folder."""
     columns = {"uri": "path", "lat": "lat", "lon": "lon", "split": "split"}
     for view in VIEWS:
-        csv_writer = None
-        parquet_writer = None
+        csv_writer: Any = None
+        parquet_writer: Any = None
         for table in draw_rows(num_rows, view, num_test):
             table = table.select(list(columns)).rename_columns(list(columns.values()))
             csv_writer = csv_writer or pacsv.CSVWriter(
@@ -126,7 +126,7 @@ def write_embeddings(root: str, num_rows: int, num_test: int, dim: int) -> None:
         return np.asarray(own + centres[rows % 1000], np.float32)
 
     per_part = PART_BYTES // (2 * dim)
-    parts = []
+    parts: list[Part] = []
     for start in range(0, num_rows, per_part):
         rows = np.arange(start, min(start + per_part, num_rows))
         contents = encode_part(rows * 3 + rows % 3, rows, draw(rows), "float16")
@@ -167,8 +167,14 @@ def convert_lists(root: str, kind: str) -> None:
     from s4g_ray.datasets import folder
 
     fsspec.register_implementation("imaginary", ImaginaryFolders, clobber=True)
-    lists = {view: f"{view}.{kind}" for view in VIEWS}
-    folder.convert(root, f"{root}/made-{kind}", split_column="split", strict=True, **lists)
+    folder.convert(
+        root,
+        f"{root}/made-{kind}",
+        queries=f"queries.{kind}",
+        references=f"references.{kind}",
+        split_column="split",
+        strict=True,
+    )
 
 
 def evaluate(root: str) -> None:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
 
 # One table, or rows that come as an iterable of tables.
-Rows = pa.Table | Iterable[pa.Table | pa.RecordBatch]
+Rows: TypeAlias = pa.Table | Iterable[pa.Table | pa.RecordBatch]
 
 
 @dataclass(frozen=True)
@@ -139,20 +139,32 @@ def open_dataset(uri: str) -> GeoDataset:
     """
     uri = files.absolute(uri)
     header = _read_header(uri)
-    checks = []
-    sources = []
+    checks: dict[View, ViewCheck] = {}
+    sources: dict[View, pads.Dataset] = {}
     for view in VIEWS:
         check = ViewCheck(view)
         paths, filesystem = check.read_files(files.join(uri, view))
         check.finish()
-        checks.append(check)
-        sources.append(
-            # with its schema, so that no file is opened for it
-            pads.dataset(paths, schema=check.schema, filesystem=filesystem, format="parquet")
+        checks[view] = check
+        # with its schema, so that no file is opened for it
+        sources[view] = pads.dataset(
+            paths, schema=check.schema, filesystem=filesystem, format="parquet"
         )
-    held = _take_columns(*checks)
+    held = _take_columns(checks["references"], checks["queries"])
+    return _make_dataset(uri, header, sources, held)
+
+
+def _make_dataset(
+    uri: str, header: dict[str, Any], sources: Mapping[View, pads.Dataset], held: HeldColumns
+) -> GeoDataset:
     return GeoDataset(
-        uri, header["name"], header["fingerprint"], header.get("views", {}), *sources, held
+        uri=uri,
+        name=header["name"],
+        fingerprint=header["fingerprint"],
+        views=header.get("views", {}),
+        references=sources["references"],
+        queries=sources["queries"],
+        held=held,
     )
 
 
@@ -209,13 +221,13 @@ def write_dataset(
     writers = [PartWriter(files.join(uri, view), view, digest) for view in VIEWS]
     try:
         for writer, rows in zip(writers, (references, queries), strict=True):
-            writer.write([rows] if isinstance(rows, pa.Table) else rows)
+            writer.write([rows] if isinstance(rows, pa.Table | pa.RecordBatch) else rows)
         held = _take_columns(*(writer.check for writer in writers))
     except BaseException:
         for writer in writers:
             writer.remove()
         raise
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "version": 1,
         "name": name,
@@ -224,8 +236,8 @@ def write_dataset(
         "views": dict(views or {}),
     }
     files.write_json(files.join(uri, "dataset.json"), header)
-    sources = [writer.open() for writer in writers]
-    return GeoDataset(uri, name, header["fingerprint"], header["views"], *sources, held)
+    sources = {view: writer.open() for view, writer in zip(VIEWS, writers, strict=True)}
+    return _make_dataset(uri, header, sources, held)
 
 
 def refuse_existing(uri: str) -> None:

@@ -42,10 +42,10 @@ class _Fault(NamedTuple):
 
     location: str
     reason: str
-    count: int
+    num_rows: int
 
     def error(self) -> InputError:
-        others = f"; {self.count - 1} more such rows" if self.count > 1 else ""
+        others = f"; {self.num_rows - 1} more such rows" if self.num_rows > 1 else ""
         return InputError(f"{self.location}: {self.reason}{others}")
 
 
@@ -58,10 +58,10 @@ class _Faults:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def add(self, location: str, number: int, reason: str, count: int) -> None:
+    def add(self, location: str, number: int, reason: str, num_rows: int) -> None:
         """Count rows that break a rule; the first location stays."""
         known = self._found.get(number, _Fault(location, reason, 0))
-        self._found[number] = known._replace(count=known.count + count)
+        self._found[number] = known._replace(num_rows=known.num_rows + num_rows)
 
     def raise_first(self) -> None:
         """Raise InputError for the first rule that a row breaks."""

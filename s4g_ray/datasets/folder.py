@@ -183,9 +183,9 @@ def _pair_nearest(
             )
         tree = cKDTree(unit_sphere(tiles.lat[candidates], tiles.lon[candidates]))
         for start in range(0, len(matched), POINTS_AT_ONCE):
-            rows = matched[start : start + POINTS_AT_ONCE]
-            points = unit_sphere(photos.lat[rows], photos.lon[rows])
-            photos.place_ids[rows] = candidates[tree.query(points, workers=-1)[1]]
+            part = matched[start : start + POINTS_AT_ONCE]
+            points = unit_sphere(photos.lat[part], photos.lon[part])
+            photos.place_ids[part] = candidates[tree.query(points, workers=-1)[1]]
     if max_distance_m is None:
         return
     far = np.zeros(len(photos), dtype=bool)

@@ -48,7 +48,7 @@ class ViewRows:
         """Take rows that are in a list."""
 
         def make_tables(kept: Bools) -> Iterator[pa.Table]:
-            chosen = [vars(rows[number]) for number in np.flatnonzero(kept)]
+            chosen = [vars(rows[number]) for number in np.flatnonzero(kept).tolist()]
             yield pa.Table.from_pylist(chosen, schema=SCHEMAS[view])
 
         place_ids = np.array([row.place_id for row in rows], dtype=np.int64)

@@ -4,6 +4,7 @@ ranking               exact ranks of references for a block of queries
 gallery_parts         a gallery that is read part by part; its references near queries
 gallery_search        the ranks of all queries over the parts of a gallery
 metrics               retrieval_metrics: recall@k, AP, hit rate, metres; both protocols
+top_references        the first few references of each query
 scores                metrics of a split, as a whole and by region
 tables                Evaluation, and its tables for a terminal
 gradient_correlation  a baseline without learning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -81,6 +82,7 @@ class NearbyReferences:
     def find(self, references: Floats64) -> tuple[Pairs, Floats64]:
         """Pair queries with references[n, 2] near them, sorted by query; and their metres."""
         known = np.flatnonzero(np.isfinite(references).all(axis=1))
+        lists: Any = []
         if len(known) and len(self._located):
             points = unit_sphere(*references[known].T)
             # most references are near no query: only those that are get a list
@@ -90,7 +92,6 @@ class NearbyReferences:
             lists = self._tree.query_ball_point(points[near], self._reach)
         else:
             known = known[:0]
-            lists = []
         counts = [len(found) for found in lists]
         columns = np.repeat(known, counts)
         found = np.fromiter((row for rows in lists for row in rows), np.int64, sum(counts))

@@ -63,7 +63,7 @@ class Retrieval:
         located = None
         error_m = None
         if queries.latlon is not None:
-            located = np.isfinite(queries.latlon).all(axis=1)
+            located = np.asarray(np.isfinite(queries.latlon).all(axis=1))
             for radius, best in search.best_near.items():
                 within[radius] = rank_found(best, search.near_above[radius])
             if search.num_references:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ def test_a_place_with_one_query_and_one_reference_takes_48_bytes(tmp_path: Path)
     split = split_of(tmp_path, *tables(50))
     pairs = split.pairs
     places = split.places
-    arrays = [split.query_ids, split.reference_ids, split.reference_places]
+    arrays: list[Any] = [split.query_ids, split.reference_ids, split.reference_places]
     arrays += [pairs.query_ids, pairs.reference_ids, pairs.place_ids]
     arrays += [places.ids, places.lat, places.lon]
     assert sum({id(array): array.nbytes for array in arrays}.values()) == 48 * 50

@@ -52,7 +52,7 @@ def read(reader: Any) -> dict[str, list[Any]] | str:
     except InputError as error:
         return str(error)
     texts = {name: images.column(name).to_pylist() for name in ("path", "key", "region")}
-    arrays = {
+    arrays: dict[str, Any] = {
         "number": images.numbers,
         "id": images.ids,
         "lat": images.lat,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ def test_ranks_and_precision_do_not_depend_on_the_parts_of_the_gallery(
     latlon = rng.uniform(0, 0.005, (250, 2))
     latlon[rng.random(250) < 0.2] = np.nan
     semi = [rng.integers(0, 28, rng.integers(0, 4)) for _ in range(50)]
-    options = {
+    options: dict[str, Any] = {
         "semi_positives": semi,
         "query_latlon": latlon[:50],
         "reference_latlon": latlon[50:],

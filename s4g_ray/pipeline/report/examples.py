@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.config.data_schema import Size
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
@@ -19,9 +19,11 @@ from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import load_raw, resize
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.sphere import format_metres, metres_between
-from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_embedded_rows
+from s4g_ray.data.tables.embedding_table import read_embedded_rows, read_embedding_parts
 from s4g_ray.data.tables.neighbor_graph import read_graph
 from s4g_ray.errors import BadImageError
+from s4g_ray.evaluation.top_references import find_top_references
+from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import latest_version
 
@@ -58,16 +60,21 @@ class RankedQueries:
 
     @classmethod
     def read(cls, uri: str, config: RunConfig, dataset: GeoDataset, epoch: int) -> RankedQueries:
-        """Read the rankings of an epoch's evaluation from its embedding tables."""
+        """Read the rankings of an epoch's evaluation from its embedding tables, part by part."""
         split = config.data.test_split
         folder = files.join(uri, f"embeddings/v={epoch:04d}")
-        embedded_q, queries = read_embedded_rows(
-            folder, "queries", dataset.table("queries", [split])
-        )
-        embedded_r, gallery = read_embedded_rows(
-            folder, "references", dataset.table("references", gallery_splits(split))
-        )
-        return cls(queries, gallery, _top(embedded_q, embedded_r))
+        embedded, queries = read_embedded_rows(folder, "queries", dataset.table("queries", [split]))
+        table = dataset.table("references", gallery_splits(split))
+        rows: list[Ints] = [np.zeros(0, np.int64)]  # of the table, in the order of the parts
+
+        def read_vectors() -> Iterator[Floats32]:
+            for part in read_embedding_parts(folder, "references"):
+                found = rows_of(table.ids, part.ids)
+                rows.append(found[found >= 0])
+                yield part.vectors[found >= 0]
+
+        top = find_top_references(embedded.vectors, read_vectors(), NUM_TOP)
+        return cls(queries, table.take(np.concatenate(rows)), top)
 
     def errors_m(self, rank: int = 0) -> Floats64:
         """Return the metres from each query to the reference at a rank."""
@@ -92,15 +99,6 @@ class RankedQueries:
             if len(own) and not right[row].any():
                 tiles.append(Tile(_thumbnail(self.gallery, own[0]), "its own, missed", "right"))
             yield Example(_position(self.queries, row), tiles)
-
-
-def _top(queries: EmbeddingTable, gallery: EmbeddingTable) -> Ints:
-    count = min(NUM_TOP, len(gallery))
-    top = np.empty((len(queries), count), dtype=np.int64)
-    for start in range(0, len(queries), 1024):
-        block = queries.vectors[start : start + 1024] @ gallery.vectors.T
-        top[start : start + 1024] = np.argsort(-block, axis=1, kind="stable")[:, :count]
-    return top
 
 
 def find_mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterator[Example]:
