@@ -8,7 +8,6 @@ import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.cli.index import format_duration
-from s4g_ray.distributed.placement import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +87,8 @@ def list_tables(found: RunPlan) -> Iterator[Table]:
 
 def describe_plan(found: RunPlan) -> Iterator[str]:
     """Yield lines about a plan: data set, cluster, what binds, what the figures rest on, faults."""
+    from s4g_ray.distributed.placement import count_noun
+
     sizes = found.sizes
     machines = found.machines
     yield ""

@@ -106,7 +106,7 @@ def test_the_bytes_of_one_are_those_of_real_files(tmp_path: Path, sizes: RunSize
     assert 0.5 * plan_bytes(config, own) < size <= plan_bytes(config, own) + overhead
     assert checkpoint_bytes(config, sizes) == 12 * sizes.parameters
     rows = 2 * (NUM_TRAIN + NUM_TEST)
-    assert table_bytes(config, sizes) == rows * (2 * sizes.dim + 16)
+    assert table_bytes(config, sizes) == rows * (2 * sizes.dim + 16)  # float16
 
 
 def test_a_file_system_with_less_is_warned_of_and_one_without_room_for_two_refused(
