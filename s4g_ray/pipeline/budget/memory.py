@@ -15,6 +15,7 @@ DRIVER_GB = 1.0
 WORKER_GB = 0.9
 ACTOR_GB = 0.9
 SHARD_GB = 0.25
+SEARCHER_GB = 0.3
 # a place of one query and one reference, held through the run (measured 64.5 at 3e6 places)
 DRIVER_BYTES = 64
 # a pair, while a plan is made in one pass, and while places are divided into cells (measured)
@@ -77,6 +78,11 @@ def list_memory(
         shard_gb = SHARD_GB + plan.shard_gb(num_shards)
         note = f"{plan.kind}; while a version is built, up to three times as much"
         found.append(ProcessMemory(f"index shard ({name})", num_shards, shard_gb, note))
+    if sampling.mode == "similarity":
+        note = "and the embeddings of its group of queries"
+        found.append(
+            ProcessMemory("searching task", config.mining.num_searchers, SEARCHER_GB, note)
+        )
     shared_gb = SHARED_BYTES * (sizes.queries + sizes.gallery_references) / 1e9
     found.append(
         ProcessMemory("object store", 1, shared_gb, "a node, in mining; batches of images besides")
