@@ -59,7 +59,10 @@ def list_stages(
     machines: Machines,
     indexes: Mapping[str, Cost],
 ) -> list[Stage]:
-    """Estimate the stages of a run. indexes: cost of each index, for a full round."""
+    """Estimate the stages of a run.
+
+    indexes: cost of each index for a full round, or of searching within cells, as `cells`.
+    """
     schedule = Schedule(config)
     epochs = range(config.train.epochs + 1)
     mined = [epoch for epoch in epochs if schedule.mines_after(epoch)]
@@ -80,13 +83,13 @@ def list_stages(
         work = _embedding_work(config, rates, machines, mined_images * share)
         stages.append(_stage("embed for mining", work, len(mined), beside))
         for name, cost in indexes.items():
-            where = f"index shards of {name}"
-            # a share is searched among itself: the queries and the references both shrink
+            where = "the searching tasks" if name == "cells" else f"index shards of {name}"
+            # a share is searched among itself: queries and references both shrink; within cells,
+            # which are smaller than its blocks, the queries alone
+            searched = share if name == "cells" else _search_share(config, len(mined))
             build = Work(cost.build_s * share, where)
-            search = Work(cost.search_s * _search_share(config, len(mined)), where)
-            if config.mining.scope == "cells":
-                search = Work(cost.search_s * share, "the searching tasks")
-            else:
+            search = Work(cost.search_s * searched, where)
+            if cost.build_s:  # none within cells
                 stages.append(_stage(f"index {name}", [build], len(mined), beside))
             stages.append(_stage(f"search {name}", [search], len(mined), beside))
     work = _embedding_work(config, rates, machines, scored_images)

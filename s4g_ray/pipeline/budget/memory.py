@@ -14,6 +14,7 @@ from s4g_ray.pipeline.retention.prune import format_bytes
 DRIVER_GB = 1.0
 WORKER_GB = 0.9
 ACTOR_GB = 0.9
+SEARCHER_GB = 0.3
 # a place of one query and one reference, held through the run (measured 64.5 at 3e6 places)
 DRIVER_BYTES = 64
 # a pair, while a plan is made in one pass, and while places are divided into cells (measured)
@@ -75,6 +76,11 @@ def list_memory(
     for name, plan in indexes.items():
         note = f"{plan.kind}; the version in service, the new one and its file while they swap"
         found.append(ProcessMemory(f"index shard ({name})", plan.num_shards, plan.peak_gb, note))
+    if sampling.mode == "similarity":
+        note = "and the embeddings of its group of queries"
+        found.append(
+            ProcessMemory("searching task", config.mining.num_searchers, SEARCHER_GB, note)
+        )
     shared_gb = SHARED_BYTES * (sizes.queries + sizes.gallery_references) / 1e9
     found.append(
         ProcessMemory("object store", 1, shared_gb, "a node, in mining; batches of images besides")
