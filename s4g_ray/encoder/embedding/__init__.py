@@ -1,8 +1,11 @@
 """Embed a collection: parts in place order, encoded block by block by actors that stay warm.
 
-part_plan      which rows make which part of a table, and the blocks that actors take
-decode_ahead   read and decode a block's images ahead of the encoder, within a limit of bytes
-outcomes       what was written of a block and of a part, as it is committed
-block_encoder  encode blocks and join them to parts: what an actor does, without Ray
-block_queue    which actor does what next, and what a dead actor had
+part_plan       divide rows into parts in the order of places, and parts into blocks
+table_plan      choose the rows of a table from the splits of a data set
+decode_ahead    read and decode images ahead of the encoder, within a limit of bytes
+encode_batches  run the encoder over batches, copies to a GPU beside its passes
+outcomes        what actors are told of a job, and what they have written, as it is committed
+block_encoder   encode blocks and join them to parts: what an actor does, without Ray
+block_queue     the order of work, and what becomes of it when an actor dies
+report          EmbeddingReport: counts and speed of a job
 """
