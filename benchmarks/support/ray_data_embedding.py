@@ -1,4 +1,4 @@
-"""Embed a data set by Ray Data alone: rows of Parquet, decoding tasks, encoder actors, Parquet.
+"""Embed a data set by Ray Data alone: rows of a table, decoding tasks, encoder actors, Parquet.
 
 The form that the embedding job is measured against. It does not order rows by place, commits
 nothing, and leaves out no bad image.
@@ -16,6 +16,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.images import ImageFile, read_pixels
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.precision import Numerics
@@ -72,7 +73,9 @@ def embed_by_ray_data(
     height, width = config.data.reference_size
     smallest, largest = cfg.actors
     rows_at_once = max(cfg.batch_size, BLOCK_BYTES // (3 * height * width))
-    rows = ray.data.read_parquet(files.join(dataset_uri, "references")).select_columns(READ)
+    # not read_parquet, which would unpickle what a column of Ray's own types may hold
+    table = open_dataset(dataset_uri).references.to_table(columns=READ)
+    rows = ray.data.from_arrow(table)
     rows = rows.repartition(target_num_rows_per_block=rows_at_once)
     decoded = rows.map_batches(
         decode,  # type: ignore[arg-type]

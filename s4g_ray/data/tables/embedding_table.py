@@ -80,7 +80,11 @@ def encode_part(ids: Ints, places: Ints, vectors: Floats32, dtype: str) -> bytes
 
 def join_parts(pieces: Sequence[bytes]) -> bytes:
     """Join parts, as encode_part gives them, to one."""
-    return _encode_table(pa.concat_tables(pq.read_table(io.BytesIO(piece)) for piece in pieces))
+    tables = [
+        refuse_extension_types(pq.read_table(io.BytesIO(piece)), "a block of a part")
+        for piece in pieces
+    ]
+    return _encode_table(pa.concat_tables(tables))
 
 
 def _encode_table(table: pa.Table) -> bytes:
@@ -91,7 +95,7 @@ def _encode_table(table: pa.Table) -> bytes:
         row_group_size=ROWS_PER_GROUP,
         compression="none",
         use_dictionary=False,
-        # read_row_groups reads a part in pieces: the checksum of the whole file does not help there
+        # read_groups reads a part in pieces: the checksum of the whole file does not help there
         write_page_checksum=True,
     )
     return buffer.getvalue()
@@ -155,11 +159,11 @@ def read_embedding_part(folder: str, part: Part) -> EmbeddingTable:
     Raises RunError when the part is missing, altered or of another schema.
     """
     uri = files.join(folder, part.name)
-    contents = pq.read_table(io.BytesIO(read_part(folder, part)))
+    contents = refuse_extension_types(pq.read_table(io.BytesIO(read_part(folder, part))), uri)
     return _decode(contents, uri)
 
 
-def read_row_groups(folder: str, part: Part, groups: Sequence[int]) -> list[EmbeddingTable]:
+def read_groups(folder: str, part: Part, groups: Sequence[int]) -> list[EmbeddingTable]:
     """Read some row groups of a part, each as a table; reads no other bytes but the footer.
 
     Raises RunError as read_embedding_part does. Altered bytes are found by the checksums of the
@@ -169,7 +173,10 @@ def read_row_groups(folder: str, part: Part, groups: Sequence[int]) -> list[Embe
     with open_part(folder, part) as file:
         try:
             parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
-            return [_decode(parquet.read_row_group(group), uri) for group in groups]
+            tables = [
+                refuse_extension_types(parquet.read_row_group(group), uri) for group in groups
+            ]
+            return [_decode(table, uri) for table in tables]
         except StoreError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -177,7 +184,7 @@ def read_row_groups(folder: str, part: Part, groups: Sequence[int]) -> list[Embe
 
 
 def _decode(contents: pa.Table, uri: str) -> EmbeddingTable:
-    table = refuse_extension_types(contents, uri).combine_chunks()
+    table = contents.combine_chunks()
     dim, _ = _find_vector_type(table.schema, uri)
     column = table["embedding"].combine_chunks()
     vectors = column.flatten().to_numpy().reshape(len(table), dim).astype(np.float32, copy=False)
@@ -273,7 +280,7 @@ def sample_queries(
     def read(number: int) -> list[EmbeddingTable]:
         rows = chosen[chosen[:, 0] == number]
         groups = np.unique(rows[:, 1])
-        tables = read_row_groups(embeddings, parts[number], groups.tolist())
+        tables = read_groups(embeddings, parts[number], groups.tolist())
         return [
             table.at(rows[rows[:, 1] == group, 2])
             for group, table in zip(groups, tables, strict=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from s4g_ray.arrays import Floats32, Ints
-from s4g_ray.data.tables.embedding_table import open_embeddings, read_row_groups
+from s4g_ray.data.tables.embedding_table import open_embeddings, read_groups
 from s4g_ray.errors import RunError
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
@@ -265,7 +265,7 @@ def _read_pieces(
     """Read the ranges of one part: ids[n], vectors[n, D]."""
     source = pieces[0].source
     groups = list(dict.fromkeys(piece.group for piece in pieces))
-    tables = dict(zip(groups, read_row_groups(source.folder, source.part, groups), strict=True))
+    tables = dict(zip(groups, read_groups(source.folder, source.part, groups), strict=True))
     ids = []
     vectors = []
     for piece in pieces:

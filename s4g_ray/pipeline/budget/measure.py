@@ -67,11 +67,14 @@ def measure_rates(
         "score_s": lambda: _measure_scoring(sizes.dim),
         "write_bytes_s": lambda: _measure_writing(config.run_dir),
     }
-    torch.set_flush_denormal(True)  # of random weights, which take many times as long
     found: dict[str, float | None] = {}
-    for number, (name, measure) in enumerate(steps.items()):
-        on_progress(number, len(steps))
-        found[name] = measure()
+    torch.set_flush_denormal(True)  # of random weights, which take many times as long
+    try:
+        for number, (name, measure) in enumerate(steps.items()):
+            on_progress(number, len(steps))
+            found[name] = measure()
+    finally:
+        torch.set_flush_denormal(False)
     return Rates(source="this machine", **found)  # type: ignore[arg-type]
 
 

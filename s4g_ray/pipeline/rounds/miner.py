@@ -95,7 +95,9 @@ class Miner:
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        search, info = self._open_search(collection, epoch, embeddings, query_ids, ids, k, stamp)
+        search, info, service = self._open_search(
+            collection, epoch, embeddings, query_ids, ids, k, stamp
+        )
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=info["engine"])
         previous = graphs.newest_before(epoch, collection)
@@ -118,9 +120,7 @@ class Miner:
                 on_progress=update,
                 carry_from=None if share is None else previous_uri,
             )
-        effort = ""
-        if self._mining.scope == "global":
-            effort = self._services[collection].effort_taken(epoch).describe()
+        effort = "" if service is None else service.effort_taken(epoch).describe()
         self._log_summary(collection, found, effort)
 
     def _open_search(
@@ -132,8 +132,8 @@ class Miner:
         ids: Ints,
         k: int,
         stamp: Stamp,
-    ) -> tuple[Searcher | CellSearch, Record]:
-        """Return a search among the references ids[R], and what to record of it.
+    ) -> tuple[Searcher | CellSearch, Record, IndexService | None]:
+        """Return a search among the references ids[R], what to record of it, and its service.
 
         Builds an index where mining.scope is global and the epoch has none yet.
         """
@@ -142,7 +142,7 @@ class Miner:
             places = self._graphs.places(collection)
             engine = self._graphs.folder.info.get("exact_engine")
             search = make_cell_search(cfg, places, stamp.dim, (self._seed, epoch), engine)
-            return search, describe_cells(search, len(ids))
+            return search, describe_cells(search, len(ids)), None
         service = self.service_for(collection, len(ids), stamp.dim)
         index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
         if index is None:
@@ -153,7 +153,7 @@ class Miner:
                 epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
             )
             self._reporter.line(f"           index: {index.describe()} ({index.reason})")
-        return service.client, index.summary()
+        return service.client, index.summary(), service
 
     def config_for(self, collection: Collection) -> MiningConfig:
         """Return how a collection is mined.

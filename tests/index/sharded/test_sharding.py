@@ -13,7 +13,7 @@ from s4g_ray.arrays import spread_rows
 from s4g_ray.data.tables.embedding_table import (
     read_embedding_parts,
     read_embeddings,
-    read_row_groups,
+    read_groups,
 )
 from s4g_ray.errors import RunError
 from s4g_ray.index.sharded.sharding import (
@@ -142,15 +142,15 @@ def test_row_groups_are_read_alone_and_altered_pages_are_noticed(tmp_path: Path)
     table = write_table(tmp_path / "e", np.arange(400), vectors, part_rows=400, group_rows=100)
     part = open_sources([table])[0][0].part
     file = tmp_path / "e" / part.name
-    third = read_row_groups(table, part, [2])[0]
+    third = read_groups(table, part, [2])[0]
     assert third.ids.tolist() == list(range(200, 300))
     np.testing.assert_array_equal(third.vectors, vectors[200:300])
     data = bytearray(file.read_bytes())
     data[data.find(vectors[250].tobytes())] ^= 1
     file.write_bytes(bytes(data))
     with pytest.raises(RunError, match=r"part-00000\.parquet differs from the published file"):
-        read_row_groups(table, part, [2])
-    assert read_row_groups(table, part, [3])[0].ids.tolist() == list(range(300, 400))
+        read_groups(table, part, [2])
+    assert read_groups(table, part, [3])[0].ids.tolist() == list(range(300, 400))
 
 
 def test_float16_parts_are_read_as_float32_part_by_part_as_in_one_call(

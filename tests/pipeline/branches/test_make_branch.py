@@ -291,7 +291,7 @@ def test_an_interrupted_branch_may_be_completed_with_other_values(
         ),
         (2, {"data": {"query_size": [64, 32]}}, r"data\.query_size: \[32, 32\] -> \[64, 32\]"),
         (2, {"evaluation": {"radii_m": [5]}}, r"evaluation\.radii_m: .* set them back, or start"),
-        (2, {"embedding": {"dtype": "float16"}}, r"embedding\.dtype"),
+        (2, {"embedding": {"dtype": "float32"}}, r"embedding\.dtype"),
         (2, {"sampling": {"exclude_radius_m": 5}}, r"sampling\.exclude_radius_m"),
         (
             3,

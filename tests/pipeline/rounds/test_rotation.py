@@ -26,6 +26,7 @@ from s4g_ray.pipeline.run_folder import RunFolder
 from s4g_ray.progress import Reporter
 from s4g_ray.storage.manifest import publish
 from tests.conftest import tiny_config, write_synthetic
+from tests.support.embedding_tables import STAMP
 
 
 def make_places(count: int, seed: int = 0) -> Places:
@@ -99,23 +100,30 @@ class Case:
         module = "s4g_ray.pipeline.rounds"
         monkeypatch.setattr(f"{module}.mining_round.embed", self._embed)
         monkeypatch.setattr(f"{module}.miner.mine", self._mine)
-        monkeypatch.setattr(f"{module}.miner.sample_queries", lambda *_: None)
+        monkeypatch.setattr(f"{module}.miner.sample_queries", lambda *_: (None, None))
         monkeypatch.setattr(
             f"{module}.miner._find_embedded", lambda *args: np.ones(len(args[2]), bool)
         )
-        monkeypatch.setattr(f"{module}.mining_round.MiningRound._stamp", lambda *_: None)
+        monkeypatch.setattr(f"{module}.mining_round.MiningRound._stamp", lambda *_: STAMP)
         monkeypatch.setattr(Miner, "service_for", lambda *_: self._service())
         monkeypatch.setattr(f"{module}.miner.Miner._log_summary", lambda *_: None)
         monkeypatch.setattr(RunGraphs, "round_record", lambda *_: {"collection": "pairs"})
 
     def _service(self) -> Any:
-        index = SimpleNamespace(summary=lambda: {"engine": "faiss"})
+        index = SimpleNamespace(
+            summary=lambda: {"engine": "faiss"}, describe=lambda: "flat", reason="it fits"
+        )
 
         def build(epoch: int, embeddings: str, ids: Ints, **_: Any) -> Any:
             self.built.append(ids)
             return index
 
-        return SimpleNamespace(report=lambda *_, **__: None, build=build, client=None)
+        return SimpleNamespace(
+            report=lambda *_, **__: None,
+            build=build,
+            client=None,
+            effort_taken=lambda _: SimpleNamespace(describe=lambda: ""),
+        )
 
     def _embed(self, *args: Any, **options: Any) -> Any:
         self.embedded.append(options)
@@ -128,7 +136,7 @@ class Case:
     def publish_graphs(self, *versions: int) -> None:
         for version in versions:
             for collection in self.graphs.collections:
-                publish(self.graphs.uri(version, collection), "neighbors", [])
+                publish(self.graphs.uri(version, collection), "neighbors", [], STAMP)
 
     def round(self, epoch: int) -> None:
         miner = Miner(
