@@ -91,6 +91,7 @@ def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
     expected = (
         "data set synthetic",
         "run folder ",
+        "disk: at most",
         "test_convnext, 1 epochs",
         "epoch",
         "           embedded",
