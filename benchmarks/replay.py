@@ -30,6 +30,7 @@ from s4g_ray.mining.candidates import Filters, References, Widths
 from s4g_ray.mining.cells.cell_plan import CellPlan
 from s4g_ray.mining.groups import compute_job_key, places_per_part, plan_groups
 from s4g_ray.mining.job_plan import describe_group
+from s4g_ray.pipeline.rounds.rotation import choose_places
 from s4g_ray.storage.manifest import Part, open_published, publish
 
 DIM = 1024
@@ -37,7 +38,7 @@ K = 128
 BATCH = 128
 GROUP_ROWS = 2048  # of a part's row groups
 SHARDS = 64
-CELLS_AT_MOST = 10_000_000  # places of the largest trial of cells
+LARGEST = {"mining: cells": 10_000_000, "mining: places of a rotating round": 10_000_000}
 Work = Callable[[], object]
 
 
@@ -141,6 +142,12 @@ def join(places: int) -> Work:
     return partial(join_pairs, ids, ids, ids, ids)
 
 
+def rotate(places: int) -> Work:
+    """Choose the places of a round of mining.refresh=rotate."""
+    cfg = MiningConfig(refresh="rotate")
+    return partial(choose_places, make_places(places), cfg, 3, seed=0)
+
+
 FUNCTIONS: dict[str, Callable[[int], Work]] = {
     "pairs of queries and references": join,
     "embedding: parts, blocks, queue": plan_embedding,
@@ -148,6 +155,7 @@ FUNCTIONS: dict[str, Callable[[int], Work]] = {
     "index: dealing to 64 shards": deal_references,
     "mining: widths, groups, key": plan_mining,
     "mining: cells": plan_cells,
+    "mining: places of a rotating round": rotate,
 }
 
 
@@ -176,7 +184,7 @@ def main() -> None:
     rows = []
     for places in given.places:
         for name in FUNCTIONS:
-            if name == "mining: cells" and places > CELLS_AT_MOST:
+            if places > LARGEST.get(name, places):
                 continue
             rows.append(apart(measure, name, places))
             print(rows[-1], flush=True)

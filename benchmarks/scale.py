@@ -206,10 +206,10 @@ def run_trial(trial: Trial, kinds: Sequence[str], shards: Sequence[int], mined: 
             )
             shutil.rmtree(trial.folder / output, ignore_errors=True)
     graph = str(trial.folder / "stages/neighbors/v=0001")
-    settings = [
-        f"mining.index_kind={mined}",
-        "mining.min_recall=0.5",
-        "mining.num_shards=2",
+    settings = ["mining.scope=cells"]
+    if mined != "cells":
+        settings = [f"mining.index_kind={mined}", "mining.min_recall=0.5", "mining.num_shards=2"]
+    settings += [
         "mining.index_threads=1",
         f"sampling.neighbor_pool_size={scale_stages.K}",
         "ray.num_cpus=4",
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, nargs="+", default=[100_000])
     parser.add_argument("--kinds", nargs="+", default=["flat", "ivf_sq8"])
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--mined", default="ivf_sq8", help="kind of index of the mining stage")
+    parser.add_argument("--mined", default="ivf_sq8", help="kind of index to mine with, or cells")
     parser.add_argument("--folder", type=Path, help="keep all files here")
     parser.add_argument("--name", default="scale", help="name of the result")
     given = parser.parse_args()
