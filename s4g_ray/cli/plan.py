@@ -102,9 +102,7 @@ def describe_plan(found: RunPlan) -> Iterator[str]:
         f" {machines.source}"
     )
     for name, index in found.indexes.items():
-        plan = index.plan
-        shards = count_noun(plan.num_shards, "shard")
-        yield f"index of {name}: {plan.kind} in {shards}: {plan.reason}"
+        yield f"index of {name}: {index.plan.reason}"
     longest = max(found.stages, key=lambda stage: stage.total or 0.0)
     if found.seconds:
         share = (longest.total or 0.0) / sum(stage.total or 0.0 for stage in found.stages)
