@@ -130,7 +130,7 @@ def test_nothing_is_left_of_hosts_whose_command_is_ended(
         len(processes_of(token)) >= 3
     )  # the command, the one that it has made namespaces by, the one in them
     process.send_signal(number)
-    assert process.wait(30) == code
+    assert process.wait(120) == code
     deadline = time.monotonic() + (5 if number == signal.SIGKILL else 0.2)
     while processes_of(token) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -33,6 +33,7 @@ NOTE = "`ray job stop` leaves 3 s for a last checkpoint, below checkpoint.grace_
 OURS = (
     NOTE,
     "data set mine",
+    "disk: at most ",
     "run folder ",
     "test_convnext, ",
     "resuming after epoch ",
