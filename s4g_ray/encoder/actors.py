@@ -150,6 +150,10 @@ class EncoderPool:
             with self.job():
                 pass
 
+    def drop(self, actor: Any) -> None:
+        """Forget an actor that is gone for good: the next job begins without it."""
+        self.actors = tuple(one for one in self.actors if one is not actor)
+
     def check_released(self) -> None:
         """Raise ReleasedError when the actors of the present job made room for workers."""
         if self._are_released():
@@ -160,6 +164,8 @@ class EncoderPool:
 
         Does not wait: actors that were started by one call are returned by a later one.
         """
+        if self._closed.is_set():
+            return ()
         started = []
         for entry in list(self._starting):
             actor, answer, since = entry
@@ -252,5 +258,5 @@ class EncoderPool:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        kill(self.actors)
+        kill([*self.actors, *(actor for actor, _, _ in self._starting)])
         self.actors = ()

@@ -29,7 +29,7 @@ from s4g_ray.encoder.embedding.block_queue import BlockQueue, Join, Work
 from s4g_ray.encoder.embedding.outcomes import EncodingJob, Written
 from s4g_ray.encoder.embedding.part_plan import Block, PlannedPart
 from s4g_ray.encoder.embedding.report import EmbeddingReport, warm_rate
-from s4g_ray.encoder.embedding.table_plan import plan_view, splits_of_views
+from s4g_ray.encoder.embedding.table_plan import fingerprint_places, plan_view, splits_of_views
 from s4g_ray.errors import BadImageError, InputError, RunError, reason_of
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
@@ -90,7 +90,7 @@ def embed(
         "splits": list(splits),
         "bad_images": list(bad),
         "place_order": True,
-        "only_places": None if only_places is None else len(only_places),
+        "only_places": fingerprint_places(only_places),
     }
     _publish(target, [one.part for one in written if one.part is not None], stamp, info)
     return EmbeddingReport(
@@ -339,6 +339,7 @@ class Dispatcher:
                 ray.get(member.restart)
             except RayError:  # stopped, or its node is gone and has left no other
                 member.is_gone = True
+                self._pool.drop(member.actor)
             member.restart = None
         now = time.monotonic()
         if any(member.is_up for member in self._members):

@@ -163,7 +163,8 @@ class Driver:
 
     def check_indexes(self) -> None:
         """Raise InputError where a mining round would fail epochs later."""
-        if self.config.sampling.mode != "similarity":
+        is_searched = self.config.mining.scope == "global"
+        if self.config.sampling.mode != "similarity" or not is_searched:
             return
         for collection in self.graphs.collections:
             ids, _ = self.graphs.references(collection)

@@ -71,6 +71,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
         )
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
+        faults += _rotation_faults(config, split)
     faults += _gallery_faults(config, dataset, split)
     faults += _cell_faults(config, split)
     if faults:
@@ -93,18 +94,28 @@ def _sampling_faults(config: RunConfig, places: Places) -> list[str]:
             f"sampling.mode={config.sampling.mode} starts from geographic neighbors, but {unknown}"
             " train places have no lat and lon; add them, or use sampling.mode=random"
         )
+    return faults
+
+
+def _rotation_faults(config: RunConfig, split: TrainSplit) -> list[str]:
+    """List what is wrong with the shares of mining.refresh=rotate, which hold places of both."""
     mining = config.mining
-    share = smallest_share(mining, len(places))
-    if (
-        config.sampling.mode == "similarity"
-        and mining.refresh == "rotate"
-        and share <= config.sampling.neighbor_pool_size
-    ):
+    if config.sampling.mode != "similarity" or mining.refresh != "rotate":
+        return []
+    faults = []
+    share = smallest_share(mining, len(split.places))
+    if share <= config.sampling.neighbor_pool_size:
         faults.append(
             f"mining.refresh=rotate with refresh_share={mining.refresh_share:g} takes {share} of"
-            f" {len(places)} places in a round, which is not more than"
+            f" {len(split.places)} places in a round, which is not more than"
             f" sampling.neighbor_pool_size={config.sampling.neighbor_pool_size}; raise the share,"
             " or set mining.refresh=full"
+        )
+    if split.gallery is not None and not smallest_share(mining, len(split.gallery.places)):
+        faults.append(
+            f"mining.refresh=rotate with refresh_share={mining.refresh_share:g} leaves some rounds"
+            f" without one of the {len(split.gallery.places)} places of"
+            " sampling.gallery_negatives; raise the share, or set mining.refresh=full"
         )
     return faults
 

@@ -228,7 +228,8 @@ class BlockEncoder:
             return self._encoder.embed(job.numerics, batch.images, block.view)
         finally:
             self._decoder.buffers.give_back(batch.buffer)
-            self._done[block.name] += len(batch.rows) + len(batch.bad)
+            done = self._done.get(block.name, 0)
+            self._done[block.name] = done + len(batch.rows) + len(batch.bad)
 
     @contextmanager
     def _counted(self, name: str) -> Iterator[None]:
@@ -236,7 +237,7 @@ class BlockEncoder:
         try:
             yield
         finally:
-            del self._done[name]
+            self._done.pop(name, None)  # two calls for one block: its first actor seemed lost
 
 
 def order_of_files(table: ImageTable) -> Ints:

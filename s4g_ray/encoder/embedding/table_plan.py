@@ -11,6 +11,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import View
 from s4g_ray.encoder.embedding.part_plan import PlannedPart, plan_parts, rows_of_part
+from s4g_ray.storage import files
 
 
 def splits_of_views(
@@ -73,6 +74,11 @@ def _find_rows(
     if whole_splits:
         wanted.extend(dataset.columns(view, whole_splits, ["id"]))
     return np.sort(np.searchsorted(ids, np.concatenate(wanted)))
+
+
+def fingerprint_places(only_places: Ints | None) -> str | None:
+    """Return how a table names the places that it is restricted to; None: to none."""
+    return None if only_places is None else files.fingerprint(only_places.tobytes())
 
 
 def _is_among(values: Ints, ascending: Ints) -> Bools:

@@ -57,6 +57,8 @@ class CellPlan:
         seed: of the choice of far references. Raises InputError when a mined place or that of a
         reference has no coordinates.
         """
+        is_located = np.isfinite(places.lat) & np.isfinite(places.lon)
+        places = Places(places.ids[is_located], places.lat[is_located], places.lon[is_located])
         _check_located(places, mined, references.places)
         cells = GeoCells.from_places(places, cfg.cell_places)
         count = len(cells)
@@ -119,11 +121,9 @@ class CellPlan:
 
 
 def _check_located(places: Places, *wanted: Ints) -> None:
-    """Raise InputError where one of the wanted places is unknown, or has no coordinates."""
-    is_located = np.isfinite(places.lat) & np.isfinite(places.lon)
+    """Raise InputError where one of the wanted places is not among those with coordinates."""
     for ids in wanted:
-        rows = places.rows(ids)
-        lost = ids[(rows < 0) | ~is_located[rows]]
+        lost = ids[places.rows(ids) < 0]
         if len(lost):
             raise InputError(
                 f"mining.scope=cells needs the coordinates of all places, but {len(lost)} have none"

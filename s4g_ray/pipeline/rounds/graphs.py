@@ -77,10 +77,12 @@ class RunGraphs:
             return None
         if not all(self.newest_before(epoch, collection) for collection in self.collections):
             return None
-        places = self.split.places
-        if self.split.gallery is not None:
-            places = places.union(self.split.gallery.places)
-        return choose_places(places, self.mining, number, seed=self.seed)
+        share = choose_places(self.split.places, self.mining, number, seed=self.seed)
+        if self.split.gallery is None:
+            return share
+        # by itself: a share of both together may hold no train place
+        gallery = choose_places(self.split.gallery.places, self.mining, number, seed=self.seed)
+        return np.union1d(share, gallery)
 
     def is_there(self, epoch: int, collection: Collection, stamp: Stamp | None) -> bool:
         """Whether an epoch's graph is published, with this stamp of its checkpoint.

@@ -13,6 +13,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp
+from s4g_ray.encoder.embedding.table_plan import fingerprint_places
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -179,8 +180,8 @@ class MiningRound:
         stamp = self._stamp(epoch)
         if is_published(uri):  # by an interrupted round, or by this round's mining
             found = open_published(uri, "embeddings")
-            held = found.info.get("only_places")  # how many; None: all
-            wanted = None if only_places is None else len(only_places)
+            held = found.info.get("only_places")  # None: all
+            wanted = fingerprint_places(only_places)
             is_mined = self._config.data.train_split in splits
             has_places = not is_mined or held in (None, wanted)
             if found.stamp == stamp and set(splits) <= set(found.info["splits"]) and has_places:

@@ -128,8 +128,9 @@ def test_a_file_system_with_less_is_warned_of_and_one_without_room_for_two_refus
     warning = room(total - GB)
     assert warning is not None
     assert f"may take up to {format_bytes(total)}; choose another run_dir" in warning
-    with pytest.raises(InputError, match="has 1 GB for this run, which needs at least 4"):
-        room(GB)
+    assert "has 1 GB for this run" in str(room(GB))  # the index may be of a smaller kind
+    with pytest.raises(InputError, match="has 10 kB for this run, which needs at least 5"):
+        room(10_000)
 
 
 def test_a_run_without_room_is_refused_before_anything_is_written(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -253,3 +254,19 @@ def test_the_no_progress_guard_of_ray_data_is_tried_again() -> None:
         converted_errors(),
     ):
         raise guard("no progress")
+
+
+def test_every_share_holds_train_places_however_many_more_the_gallery_has(case: Case) -> None:
+    gallery = case.split.gallery
+    assert gallery is not None
+    many = np.arange(10_000, 40_000)
+    rng = np.random.default_rng(0)
+    places = Places(many, rng.uniform(30, 40, len(many)), rng.uniform(0, 10, len(many)))
+    far = replace(gallery, ids=many, place_ids=many, places=places)
+    graphs = replace(case.graphs, split=replace(case.split, gallery=far))
+    case.publish_graphs(0, 2)
+    for epoch in (4, 6, 8):
+        share = graphs.share_of_round(epoch)
+        assert share is not None
+        num_train = int(np.isin(case.split.places.ids, share).sum())
+        assert num_train >= smallest_share(case.config.mining, len(case.split.places)) > 0
