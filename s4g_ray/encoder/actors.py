@@ -87,7 +87,8 @@ class EncoderPool:
     The smallest number of actors starts when a job first needs them, and stays; more of them start
     during a job where there is room, and end with it. Ray restarts an actor that dies. gate: of the
     training that they run beside. They start while it is open. When it closes they die, and the
-    next job starts new ones: of those, as many as find room.
+    next job starts new ones: of those, as many as find room. worker_cpus: CPUs of that training's
+    workers, which more actors leave alone while a worker is not placed, too.
     """
 
     def __init__(
@@ -96,7 +97,10 @@ class EncoderPool:
         embedding: EmbeddingConfig,
         start_timeout_s: float,
         gate: PlacementGate | None = None,
+        *,
+        worker_cpus: float = 0.0,
     ) -> None:
+        self._worker_cpus = worker_cpus
         self.actors: tuple[Any, ...] = ()
         self._model = model
         self._embedding = embedding
@@ -196,7 +200,10 @@ class EncoderPool:
     def _count_room(self) -> int:
         """Return how many more actors the free resources of the cluster hold."""
         free = ray.available_resources()  # type: ignore[no-untyped-call]
-        room = (free.get("CPU", 0.0) - SPARE_CPUS) / self.need.cpus
+        total = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+        num_actors = len(self.actors) + len(self._starting)
+        left = total - self._worker_cpus - num_actors * self.need.cpus
+        room = (min(free.get("CPU", 0.0), left) - SPARE_CPUS) / self.need.cpus
         if self.need.gpus:
             room = min(room, free.get("GPU", 0.0) / self.need.gpus)
         return max(0, int(room))

@@ -245,7 +245,10 @@ class Driver:
             gate=gate,
             regions_of=self.dataset.query_regions,
         )
-        pool = EncoderPool(cfg.model, cfg.placed_embedding, timeout_s, gate)
+        worker_cpus = cfg.train.workers[1] * cfg.train.cpus_per_worker
+        pool = EncoderPool(
+            cfg.model, cfg.placed_embedding, timeout_s, gate, worker_cpus=worker_cpus
+        )
         self.rounds = MiningRound(
             cfg,
             self.dataset,
