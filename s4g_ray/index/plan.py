@@ -139,6 +139,7 @@ def plan_for(
     *,
     num_queries: int | None = None,
     rates: Mapping[str, Rates] | None = None,
+    bits: int | None = None,
 ) -> IndexPlan:
     """Choose kind and number of shards as section `mining` asks, and say why in plan.reason.
 
@@ -148,13 +149,16 @@ def plan_for(
     are so fast, at most what the nodes hold: their memory, and index_threads cores a shard.
 
     resources None: any memory within index_memory_gb, and one shard where the number is auto.
-    rates: measured, by kind; recorded_rates stand in for kinds that are missing. Raises ValueError
-    when nothing fits, with the arithmetic, and for a kind that a GPU cannot search.
+    rates: measured, by kind; recorded_rates stand in for kinds that are missing. bits: of RaBitQ,
+    as an earlier plan has them; None leaves them open. Raises ValueError when nothing fits, with
+    the arithmetic, and for a kind that a GPU cannot search.
     """
     if num_queries is None:
         num_queries = num_vectors
     gpu = cfg.gpus_per_shard > 0
     plans = list(_candidates(num_vectors, dim, cfg.index_kind, cfg.nprobe, cfg.ef_search, gpu))
+    if bits:
+        plans = [plan for plan in plans if plan.bits in (0, bits)]
     choice = _Choice(cfg, resources, num_queries, rates or {})
     misfits: list[str] = []
     too_slow: list[IndexPlan] = []

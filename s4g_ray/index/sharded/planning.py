@@ -44,15 +44,16 @@ def plan_shards(
 ) -> IndexPlan | None:
     """Plan the next version of a folder's index from the resources that Ray has free.
 
-    Keeps kind and number of shards of the newest published version where the configuration still
-    asks for them and they still fit: a resumed run answers as before. num_vectors and dim None:
-    those of that version. Returns None where neither is known. Raises RunError when nothing fits.
+    Keeps kind, bits and number of shards of the newest published version where the configuration
+    still asks for them and they still fit: a resumed run answers as before. num_vectors and dim
+    None: those of that version. Returns None where neither is known. Raises RunError when nothing
+    fits.
     """
     known = read_newest_plan(cfg, folder)
     if num_vectors is None or dim is None:
         return known
     if known is not None:
-        plan = _plan_as_before(fix_plan(cfg, known), num_vectors, dim, num_queries)
+        plan = _plan_as_before(cfg, known, num_vectors, dim, num_queries)
         if plan is not None:
             return dataclasses.replace(plan, reason=f"{plan.reason}; kind and shards as before")
     resources = ask_resources(cfg)
@@ -69,25 +70,37 @@ def plan_shards(
 
 
 def _plan_as_before(
-    fixed: MiningConfig, num_vectors: int, dim: int, num_queries: int | None
+    cfg: MiningConfig, known: IndexPlan, num_vectors: int, dim: int, num_queries: int | None
 ) -> IndexPlan | None:
-    """Plan with a kind and a number of shards; None where they do not fit within SETTLE_S.
+    """Plan with kind, bits and shards of a known plan; None where they do not fit in SETTLE_S.
 
     The memory of shards that were stopped just now is not free at once.
     """
     deadline = time.monotonic() + SETTLE_S
     while True:
         try:
-            return plan_for(fixed, num_vectors, dim, ask_resources(fixed), num_queries=num_queries)
+            return plan_as(
+                known, cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries
+            )
         except ValueError:
             if time.monotonic() >= deadline:
                 return None
             time.sleep(1.0)
 
 
-def fix_plan(cfg: MiningConfig, plan: IndexPlan) -> MiningConfig:
-    """Return a configuration that asks for the kind and the number of shards of a plan."""
-    return cfg.model_copy(update={"index_kind": plan.kind, "num_shards": plan.num_shards})
+def plan_as(
+    known: IndexPlan,
+    cfg: MiningConfig,
+    num_vectors: int,
+    dim: int,
+    resources: Resources | None = None,
+    *,
+    num_queries: int | None = None,
+) -> IndexPlan:
+    """Plan as plan_for does, with the kind, the bits and the number of shards of a known plan."""
+    keys = {"index_kind": known.kind, "num_shards": known.num_shards}
+    fixed = cfg.model_copy(update=keys)
+    return plan_for(fixed, num_vectors, dim, resources, num_queries=num_queries, bits=known.bits)
 
 
 def read_newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:

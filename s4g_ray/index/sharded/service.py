@@ -16,7 +16,7 @@ from s4g_ray.index.recall import matches_config
 from s4g_ray.index.sharded.build import BuildInput, VersionBuild
 from s4g_ray.index.sharded.client import IndexClient, PartialResult
 from s4g_ray.index.sharded.merging import SearchEffort
-from s4g_ray.index.sharded.planning import fix_plan, plan_shards
+from s4g_ray.index.sharded.planning import plan_shards
 from s4g_ray.index.sharded.report import IndexReport
 from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.shard_group import ShardGroup
@@ -32,9 +32,9 @@ class IndexService:
 
     The newest published version is in memory; a shard that dies is started again and loads it.
     num_vectors, dim and num_queries (of a round; None: as many): the index to plan shards and their
-    memory for; None: the newest version. Kind and number of shards that the configuration leaves
-    open are those of the newest version, else chosen from what Ray has free. `engine`: the engine
-    of exact search that an earlier start chose; it is then not measured again.
+    memory for; None: the newest version. Kind, bits and number of shards that the configuration
+    leaves open are those of the newest version, else chosen from what Ray has free. `engine`: the
+    engine of exact search that an earlier start chose; it is then not measured again.
 
     Raises RunError when nothing fits on the nodes, and when the shards find no room within
     start_timeout_s; reading their files afterwards may take longer.
@@ -154,12 +154,9 @@ class IndexService:
         """
         tables = [embeddings] if isinstance(embeddings, str) else list(embeddings)
         given = BuildInput(tables, ids, sample, regions, coordinates, k, stamp)
-        build = VersionBuild(
-            self._fixed_config(), self._folder, self._shards, version, self._engine
-        )
-        reason = self.plan.reason if self.plan is not None else ""
+        build = VersionBuild(self._cfg, self._folder, self._shards, version, self._engine)
         try:
-            return self._attempt(version, lambda: build.run(given, reason))
+            return self._attempt(version, lambda: build.run(given, self.plan))
         finally:
             self._engine = build.engine
 
@@ -211,12 +208,6 @@ class IndexService:
             if not is_published(folder):
                 files.remove(folder)
             raise
-
-    def _fixed_config(self) -> MiningConfig:
-        """Return the configuration, with the kind that is planned and the shards that are there."""
-        if self.plan is not None:
-            return fix_plan(self._cfg, self.plan)
-        return self._cfg.model_copy(update={"num_shards": len(self._shards)})
 
     def stop(self) -> None:
         """Stop the shards."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import RunError
-from s4g_ray.index.plan import Resources
+from s4g_ray.index.plan import Resources, plan_for
 from s4g_ray.index.sharded import planning
-from s4g_ray.index.sharded.planning import ACCELERATOR, find_resources
+from s4g_ray.index.sharded.planning import ACCELERATOR, find_resources, plan_as
 
 
 def test_room_is_what_is_free_on_the_nodes_that_the_selector_allows() -> None:
@@ -36,6 +37,18 @@ def test_shards_on_gpus_count_the_nodes_with_gpus_and_their_memory_where_it_is_k
     assert found == Resources((100, 100), (8, 8), (2, 1), 24)
     unknown = Node(8, 2, {ACCELERATOR: "new"}, 100)
     assert find_resources(cfg, [large, unknown], {"memory": 1e9, "GPU": 6}).gpu_memory_gb is None
+
+
+def test_an_index_is_built_with_the_bits_that_its_memory_was_reserved_for() -> None:
+    cfg = MiningConfig(max_search_hours=1e6)
+    room = Resources(memory_gb=(30.0,), cores=(16.0,))
+    planned = plan_for(cfg, 20_000_000, 1024, room)
+    assert (planned.kind, planned.bits) == ("ivf_rabitq", 1)
+    built = plan_as(planned, cfg, 20_000_000, 1024)
+    assert dataclasses.replace(built, reason="") == dataclasses.replace(planned, reason="")
+    assert built.peak_gb * built.num_shards <= 30
+    fewer = plan_as(planned, cfg, 1_000_000, 1024, room)  # 4 bits fit here, and are not taken
+    assert (fewer.kind, fewer.bits, fewer.num_shards) == ("ivf_rabitq", 1, planned.num_shards)
 
 
 def test_kind_and_shards_stay_those_of_the_newest_version(
