@@ -37,6 +37,7 @@ from s4g_ray.index.sharded.sharding import (
     TablePart,
     check_vectors,
     deal_rows,
+    fingerprint_ids,
     open_sources,
     sorted_ids,
 )
@@ -120,7 +121,8 @@ class VersionBuild:
         )
         report = self._measure(report, plan, staged, shares, wanted, given)
         report = dataclasses.replace(report, probe_s=time.perf_counter() - built)
-        put_in_service(self._shards, self._folder, report, plan, staged, stamp)
+        ids_sha256 = fingerprint_ids(given.ids)
+        put_in_service(self._shards, self._folder, report, plan, staged, stamp, ids_sha256)
         return report
 
     def _count_rows(
@@ -248,20 +250,21 @@ def put_in_service(
     plan: IndexPlan,
     staged: Sequence[Staged],
     stamp: Stamp | None,
+    ids_sha256: str | None = None,
 ) -> None:
     """Publish a staged version and activate it on all shards; then older ones leave memory.
 
     Searches of the version before are answered until all shards serve the new one. VERSIONS_KEPT
-    versions stay on disk. Raises RunError for parts that are missing; the version before is then in
-    service.
+    versions stay on disk. ids_sha256: fingerprint_ids of the ids that were asked for; None: of all,
+    or of a changed version. Raises RunError for parts that are missing; the version before is then
+    in service.
     """
     version = report.version
     target = version_folder(folder, version)
     parts = [shard.part for shard in staged]
     check_reached(target, parts)
-    publish(
-        target, "index", parts, stamp, {**staged[0].info, **asdict(report), "plan": asdict(plan)}
-    )
+    info = {**staged[0].info, **asdict(report), "plan": asdict(plan), "ids_sha256": ids_sha256}
+    publish(target, "index", parts, stamp, info)
     try:
         shards.broadcast("activate", version)
     except RunError:

@@ -20,6 +20,7 @@ from s4g_ray.index.sharded.planning import plan_shards
 from s4g_ray.index.sharded.report import IndexReport
 from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.shard_group import ShardGroup
+from s4g_ray.index.sharded.sharding import fingerprint_ids
 from s4g_ray.index.sharded.update import VersionUpdate
 from s4g_ray.index.sharded.versions import version_folder
 from s4g_ray.index.top_k import Found
@@ -109,16 +110,20 @@ class IndexService:
         effort: SearchEffort = self._shards.ask_first("effort_taken", version)
         return effort
 
-    def report(self, version: int, *, stamp: Stamp | None = None) -> IndexReport | None:
+    def report(
+        self, version: int, *, stamp: Stamp | None = None, ids: Ints | None = None
+    ) -> IndexReport | None:
         """Return how a version was built, and adopt its engine where none is chosen yet.
 
         Returns None when the version is not in service on every shard, was not made from `stamp`,
-        or is not what the configuration asks for now.
+        was not built of exactly `ids`, or is not what the configuration asks for now.
         """
         if any(served != version for served in self._shards.broadcast("served_version")):
             return None
         manifest = open_published(version_folder(self._folder, version), "index")
         if stamp is not None and manifest.stamp != stamp:
+            return None
+        if ids is not None and manifest.info.get("ids_sha256") != fingerprint_ids(ids):
             return None
         if not matches_config(manifest.info, self._cfg):
             return None
