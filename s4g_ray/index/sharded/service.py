@@ -36,6 +36,7 @@ class IndexService:
     memory for; None: the newest version. Kind, bits and number of shards that the configuration
     leaves open are those of the newest version, else chosen from what Ray has free. `engine`: the
     engine of exact search that an earlier start chose; it is then not measured again.
+    num_indexes: services that still have to start on the same nodes, this one among them.
 
     Raises RunError when nothing fits on the nodes, and when the shards find no room within
     start_timeout_s; reading their files afterwards may take longer.
@@ -50,13 +51,14 @@ class IndexService:
         dim: int | None = None,
         num_queries: int | None = None,
         engine: str | None = None,
+        num_indexes: int = 1,
         start_timeout_s: float = 120.0,
     ) -> None:
         self._cfg = cfg
         self._folder = files.absolute(folder)
         configured = None if cfg.exact_engine == "auto" else cfg.exact_engine
         self._engine = engine or configured
-        self.plan = plan_shards(cfg, self._folder, num_vectors, dim, num_queries)
+        self.plan = plan_shards(cfg, self._folder, num_vectors, dim, num_queries, num_indexes)
         num_shards = self.plan.num_shards if self.plan is not None else cfg.least_shards
         memory_gb = self.plan.peak_gb if self.plan is not None else 0.0
         self._shards = ShardGroup(cfg, self._folder, num_shards, memory_gb, start_timeout_s)

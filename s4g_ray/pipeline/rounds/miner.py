@@ -179,6 +179,7 @@ class Miner:
             self._services.pop(collection).stop()
         if collection not in self._services:
             folder = self._graphs.folder
+            missing = [name for name in self._graphs.collections if name not in self._services]
             service = IndexService(
                 self._mining,
                 folder.path(INDEXES[collection]),
@@ -186,6 +187,7 @@ class Miner:
                 dim=dim,
                 num_queries=len(self._graphs.split.query_ids),
                 engine=folder.info.get("exact_engine"),
+                num_indexes=len(missing),
                 start_timeout_s=self._start_timeout_s,
             )
             self._services[collection] = self._stack.enter_context(service)
