@@ -114,6 +114,7 @@ class VersionBuild:
             memory_gb=sum(shard.part.num_bytes for shard in staged) / 1e9,
             k=given.k,
             engine=self.engine,
+            bits=plan.bits,
             reason=plan.reason if planned is None else planned.reason,
             effort=effort_range(plan, self._cfg)[0],
             read_s=counted - started + max(shard.read_s for shard in staged),

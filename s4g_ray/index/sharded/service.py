@@ -12,6 +12,7 @@ from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError
+from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.recall import matches_config
 from s4g_ray.index.sharded.build import BuildInput, VersionBuild
 from s4g_ray.index.sharded.client import IndexClient, PartialResult
@@ -118,7 +119,8 @@ class IndexService:
         """Return how a version was built, and adopt its engine where none is chosen yet.
 
         Returns None when the version is not in service on every shard, was not made from `stamp`,
-        was not built of exactly `ids`, or is not what the configuration asks for now.
+        was not built of exactly `ids`, needs more memory than was reserved, or is not what the
+        configuration asks for now.
         """
         if any(served != version for served in self._shards.broadcast("served_version")):
             return None
@@ -127,6 +129,10 @@ class IndexService:
             return None
         if ids is not None and manifest.info.get("ids_sha256") != fingerprint_ids(ids):
             return None
+        if self.plan is not None:
+            built = IndexPlan(**manifest.info["plan"])
+            if built.peak_gb > self.plan.peak_gb:
+                return None
         if not matches_config(manifest.info, self._cfg):
             return None
         report = IndexReport.from_info(manifest.info)

@@ -38,6 +38,8 @@ def plan_indexes(
     """
     mining = config.mining
     counts = _count_references(config, sizes)
+    if not counts:
+        return {}
     resources = _room_of(config, nodes, len(counts))
     found = {}
     for name, count in counts.items():
