@@ -101,6 +101,7 @@ class Resources:
     cores: tuple[float, ...]
     gpus: tuple[float, ...] = ()  # empty: no node has any
     gpu_memory_gb: float | None = None  # of one GPU; None: unknown, not checked
+    free_cpus: tuple[float, ...] = ()  # of Ray's logical CPUs; empty: all cores
 
 
 def plan_index(
@@ -139,22 +140,27 @@ def plan_for(
     *,
     num_queries: int | None = None,
     rates: Mapping[str, Rates] | None = None,
+    bits: int | None = None,
 ) -> IndexPlan:
     """Choose kind and number of shards as section `mining` asks, and say why in plan.reason.
 
     index_kind auto takes the most exact kind, in plan_index's order, that fits in memory and
     whose expected search of num_queries (None: as many as vectors) ends within max_search_hours;
     where no kind is so fast, the fastest. num_shards auto takes the fewest shards that fit and
-    are so fast, at most what the nodes hold: their memory, and index_threads cores a shard.
+    are so fast, at most what the nodes hold: their memory, index_threads cores a shard, and
+    cpus_per_shard of their free CPUs.
 
     resources None: any memory within index_memory_gb, and one shard where the number is auto.
-    rates: measured, by kind; recorded_rates stand in for kinds that are missing. Raises ValueError
-    when nothing fits, with the arithmetic, and for a kind that a GPU cannot search.
+    rates: measured, by kind; recorded_rates stand in for kinds that are missing. bits: of RaBitQ,
+    as an earlier plan has them; None leaves them open. Raises ValueError when nothing fits, with
+    the arithmetic, and for a kind that a GPU cannot search.
     """
     if num_queries is None:
         num_queries = num_vectors
     gpu = cfg.gpus_per_shard > 0
     plans = list(_candidates(num_vectors, dim, cfg.index_kind, cfg.nprobe, cfg.ef_search, gpu))
+    if bits:
+        plans = [plan for plan in plans if plan.bits in (0, bits)]
     choice = _Choice(cfg, resources, num_queries, rates or {})
     misfits: list[str] = []
     too_slow: list[IndexPlan] = []
@@ -214,17 +220,27 @@ class _Choice:
         held = [max(int(cores // self._cfg.index_threads), 1) for cores in room.cores]
         if self._cfg.gpus_per_shard:
             held = [int(gpus / self._cfg.gpus_per_shard + 1e-9) for gpus in room.gpus]
+        held = [min(pair) for pair in zip(held, self._cpu_limits(room), strict=True)]
         return list(range(1, min(max(sum(held), 1), num_vectors, MAX_SHARDS) + 1))
 
+    def _cpu_limits(self, room: Resources) -> list[int]:
+        """Return how many shards the free CPUs of each node allow."""
+        each = self._cfg.cpus_per_shard
+        free = room.free_cpus or room.cores
+        return [int(cpus / each + 1e-9) if each else MAX_SHARDS for cpus in free]
+
     def _num_fitting(self, plan: IndexPlan) -> int:
-        """Return how many shards of a plan the nodes hold in memory."""
+        """Return how many shards of a plan the nodes hold."""
         room = self._resources
         if room is None:
             return plan.num_shards
         gpu_share = min(self._cfg.gpus_per_shard, 1.0)
         if gpu_share and room.gpu_memory_gb and plan.gpu_gb > gpu_share * room.gpu_memory_gb:
             return 0
-        return sum(int(memory_gb / plan.peak_gb) for memory_gb in room.memory_gb)
+        held = [int(memory_gb / plan.peak_gb) for memory_gb in room.memory_gb]
+        if self._cfg.num_shards == "auto" and plan.num_shards > 1:  # one waits for CPUs
+            held = [min(pair) for pair in zip(held, self._cpu_limits(room), strict=True)]
+        return sum(held)
 
     def search_hours(self, plan: IndexPlan) -> float:
         """Return the expected hours of a round's search; more shards than cores take turns."""

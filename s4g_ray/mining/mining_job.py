@@ -70,6 +70,8 @@ GRAPH_SETTINGS = {
     "cell_places",
     "far_references",
 }
+# what `info` says of the index that is searched, where the settings leave it open
+INDEX_SETTINGS = ("index", "bits", "shards", "effort")
 
 
 def mine(
@@ -97,8 +99,9 @@ def mine(
     `version` of the index that `search` asks; a CellSearch asks none. exclusions: places that are
     never negatives of each other. previous: the graph that is replaced, for the overlap.
     carry_from: a graph whose rows are kept for places without a mined query. Commits of an
-    interrupted job are kept where they were computed from the same inputs; a published graph at
-    `target` is replaced. The manifest holds the metrics, and `info` beside them, as info["round"].
+    interrupted job are kept where they were computed from the same inputs and an index of the same
+    INDEX_SETTINGS in `info`; a published graph at `target` is replaced. The manifest holds the
+    metrics, and `info` beside them, as info["round"].
 
     Raises InputError for impossible k and ids; RunError for embeddings that are unpublished,
     altered, out of order, not made from `stamp` or lack queries, for errors of the index and of
@@ -117,7 +120,8 @@ def mine(
     job = MiningJob(
         version, embeddings, target, cfg, k, widths, query_ids, references, exclusions, sampled
     )
-    key = _fingerprint_job(job, search, plan, stamp, {"previous": previous, "carried": carry_from})
+    graphs = {"previous": previous, "carried": carry_from}
+    key = _fingerprint_job(job, search, plan, stamp, graphs, info or {})
     if is_published(target):
         files.remove(target)
     with _make_runner(job, key, plan, stamp.dim, on_progress) as runner:
@@ -146,6 +150,7 @@ def _fingerprint_job(
     plan: MiningPlan,
     stamp: Stamp,
     graphs: dict[str, str | None],
+    info: dict[str, Any],
 ) -> str:
     """Return a fingerprint of all values that determine the parts of the graph."""
     cells = search if isinstance(search, CellSearch) else None
@@ -157,6 +162,7 @@ def _fingerprint_job(
         "stamp": asdict(stamp),
         "graphs": {name: _fingerprint_graph(uri) for name, uri in graphs.items()},
         "parts": [part.sha256 for part in plan.parts],
+        "index": {name: info.get(name) for name in INDEX_SETTINGS},
         "cfg": job.cfg.model_dump(mode="json", include=GRAPH_SETTINGS),
         "seed": None if cells is None else list(cells.seed),
     }

@@ -142,3 +142,14 @@ def test_what_fits_nowhere_is_refused_with_the_arithmetic() -> None:
         )
     with pytest.raises(ValueError, match=r"over memory_gb=0\.1; raise mining.index_memory_gb"):
         plan_for(MiningConfig(index_memory_gb=0.1), 10**6, 1024, nodes(1, 64))
+
+
+def test_auto_takes_as_many_shards_as_the_free_cpus_of_the_nodes_with_memory_allow() -> None:
+    cfg = MiningConfig(cpus_per_shard=2, index_kind="flat", max_search_hours=1e-9)
+    room = replace(nodes(2, 500), free_cpus=(5.0, 2.0))
+    assert plan_for(cfg, 10**6, 1024, room).num_shards == 3
+    assert plan_for(cfg, 10**6, 1024, replace(room, memory_gb=(500.0, 0.1))).num_shards == 2
+    busy = replace(room, free_cpus=(0.0, 0.0))
+    assert plan_for(cfg, 10**6, 1024, busy).num_shards == 1  # waits for CPUs
+    unlimited = cfg.model_copy(update={"cpus_per_shard": 0})
+    assert plan_for(unlimited, 10**6, 1024, busy).num_shards == 16

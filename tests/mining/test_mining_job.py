@@ -329,6 +329,9 @@ def test_commits_of_another_job_and_damaged_parts_are_not_kept(case: Case) -> No
     report = case.mine("g", search, {"max_score": 0.9})  # another graph
     assert report.reused_parts == 0
     assert search.num_asked() >= NUM_QUERIES
+    interrupt(case, "i")
+    built_anew = {"index": "ivf_rabitq", "bits": 1, "effort": 96}
+    assert case.mine("i", case.search(), {}, info=built_anew).reused_parts == 0
     work, committed = interrupt(case, "h")
     damaged = sorted((case.folder / "h").glob("part-*.parquet"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -27,6 +27,7 @@ from s4g_ray.index.recall import (
     raise_effort,
 )
 from s4g_ray.index.sharded.merging import SearchEffort, ShardAnswer, merge_found, search_filled
+from s4g_ray.index.sharded.planning import plan_as
 from s4g_ray.index.sharded.report import IndexReport
 from s4g_ray.index.sharded.requests import Coordinates, Staged
 from s4g_ray.index.sharded.shard_group import ShardGroup
@@ -36,6 +37,7 @@ from s4g_ray.index.sharded.sharding import (
     TablePart,
     check_vectors,
     deal_rows,
+    fingerprint_ids,
     open_sources,
     sorted_ids,
 )
@@ -62,7 +64,7 @@ class BuildInput:
 
 
 class VersionBuild:
-    """The build of one version. cfg: with the kind and the number of the shards that are there."""
+    """The build of one version."""
 
     def __init__(
         self, cfg: MiningConfig, folder: str, shards: ShardGroup, version: int, engine: str | None
@@ -73,10 +75,11 @@ class VersionBuild:
         self._version = version
         self.engine = engine
 
-    def run(self, given: BuildInput, reason: str) -> IndexReport:
+    def run(self, given: BuildInput, planned: IndexPlan | None) -> IndexReport:
         """Count and check the rows, train, stage and measure the version, put it in service.
 
-        reason: why the index is of this kind and so many shards.
+        planned: the plan that the shards were started for, whose kind and bits are built; None:
+        those that the configuration asks for.
         """
         if self._cfg.gpus_per_shard:
             self._shards.broadcast("require_gpu")
@@ -86,7 +89,7 @@ class VersionBuild:
         wanted = ray.put(sorted_ids(given.ids))
         counts, dim = self._count_rows(sources, wanted, stamp)
         shares = deal_rows(sources, counts, len(self._shards))
-        plan = self._plan_index(sum(map(sum, counts)), dim, given.k)
+        plan = self._plan_index(planned, sum(map(sum, counts)), dim, given.k)
         if given.sample is not None and given.sample.shape[1:] != (dim,):
             raise RunError(
                 f"the sample of queries{list(given.sample.shape)} does not fit embeddings of"
@@ -111,14 +114,16 @@ class VersionBuild:
             memory_gb=sum(shard.part.num_bytes for shard in staged) / 1e9,
             k=given.k,
             engine=self.engine,
-            reason=reason or plan.reason,
+            bits=plan.bits,
+            reason=plan.reason if planned is None else planned.reason,
             effort=effort_range(plan, self._cfg)[0],
             read_s=counted - started + max(shard.read_s for shard in staged),
             build_s=trained - counted + max(shard.build_s for shard in staged),
         )
         report = self._measure(report, plan, staged, shares, wanted, given)
         report = dataclasses.replace(report, probe_s=time.perf_counter() - built)
-        put_in_service(self._shards, self._folder, report, plan, staged, stamp)
+        ids_sha256 = fingerprint_ids(given.ids)
+        put_in_service(self._shards, self._folder, report, plan, staged, stamp, ids_sha256)
         return report
 
     def _count_rows(
@@ -142,13 +147,18 @@ class VersionBuild:
         self._shards.ask_first("check_ids", part_counts, sources, wanted, *kept_ids)
         return counts, dim
 
-    def _plan_index(self, num_vectors: int, dim: int, k: int) -> IndexPlan:
+    def _plan_index(
+        self, planned: IndexPlan | None, num_vectors: int, dim: int, k: int
+    ) -> IndexPlan:
         if not 1 <= k <= num_vectors:
             raise RunError(
                 f"k={k} is not within 1..{num_vectors}, the number of references to index; lower k"
             )
         try:
-            return plan_for(self._cfg, num_vectors, dim)
+            if planned is not None:
+                return plan_as(planned, self._cfg, num_vectors, dim)
+            cfg = self._cfg.model_copy(update={"num_shards": len(self._shards)})
+            return plan_for(cfg, num_vectors, dim)
         except ValueError as error:
             raise RunError(str(error)) from error
 
@@ -241,20 +251,21 @@ def put_in_service(
     plan: IndexPlan,
     staged: Sequence[Staged],
     stamp: Stamp | None,
+    ids_sha256: str | None = None,
 ) -> None:
     """Publish a staged version and activate it on all shards; then older ones leave memory.
 
     Searches of the version before are answered until all shards serve the new one. VERSIONS_KEPT
-    versions stay on disk. Raises RunError for parts that are missing; the version before is then in
-    service.
+    versions stay on disk. ids_sha256: fingerprint_ids of the ids that were asked for; None: of all,
+    or of a changed version. Raises RunError for parts that are missing; the version before is then
+    in service.
     """
     version = report.version
     target = version_folder(folder, version)
     parts = [shard.part for shard in staged]
     check_reached(target, parts)
-    publish(
-        target, "index", parts, stamp, {**staged[0].info, **asdict(report), "plan": asdict(plan)}
-    )
+    info = {**staged[0].info, **asdict(report), "plan": asdict(plan), "ids_sha256": ids_sha256}
+    publish(target, "index", parts, stamp, info)
     try:
         shards.broadcast("activate", version)
     except RunError:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from s4g_ray.config.schema import MiningConfig
-from s4g_ray.distributed.placement import Node, nodes_of, shard_need
+from s4g_ray.distributed.placement import NODE_ID, Node, nodes_of, shard_need
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import IndexPlan, Resources, plan_for
 from s4g_ray.index.recall import matches_config
@@ -41,18 +42,23 @@ def plan_shards(
     num_vectors: int | None,
     dim: int | None,
     num_queries: int | None,
+    num_indexes: int = 1,
 ) -> IndexPlan | None:
     """Plan the next version of a folder's index from the resources that Ray has free.
 
-    Keeps kind and number of shards of the newest published version where the configuration still
-    asks for them and they still fit: a resumed run answers as before. num_vectors and dim None:
-    those of that version. Returns None where neither is known. Raises RunError when nothing fits.
+    Keeps kind, bits and number of shards of the newest published version where the configuration
+    still asks for them and they still fit: a resumed run answers as before. num_vectors and dim
+    None: those of that version. Returns None where neither is known. Raises RunError when nothing
+    fits.
+
+    num_indexes: that start one after the other, this one first; it gets its part of what is free.
+    A plan that is kept may take more: it left room for the others when it was made.
     """
     known = read_newest_plan(cfg, folder)
     if num_vectors is None or dim is None:
         return known
     if known is not None:
-        plan = _plan_as_before(fix_plan(cfg, known), num_vectors, dim, num_queries)
+        plan = _plan_as_before(cfg, known, num_vectors, dim, num_queries)
         if plan is not None:
             return dataclasses.replace(plan, reason=f"{plan.reason}; kind and shards as before")
     resources = ask_resources(cfg)
@@ -63,31 +69,44 @@ def plan_shards(
             + "; change mining.label_selector or mining.gpus_per_shard, or add nodes"
         )
     try:
-        return plan_for(cfg, num_vectors, dim, resources, num_queries=num_queries)
+        room = divide_room(resources, num_indexes)
+        return plan_for(cfg, num_vectors, dim, room, num_queries=num_queries)
     except ValueError as error:
         raise RunError(str(error)) from error
 
 
 def _plan_as_before(
-    fixed: MiningConfig, num_vectors: int, dim: int, num_queries: int | None
+    cfg: MiningConfig, known: IndexPlan, num_vectors: int, dim: int, num_queries: int | None
 ) -> IndexPlan | None:
-    """Plan with a kind and a number of shards; None where they do not fit within SETTLE_S.
+    """Plan with kind, bits and shards of a known plan; None where they do not fit in SETTLE_S.
 
     The memory of shards that were stopped just now is not free at once.
     """
     deadline = time.monotonic() + SETTLE_S
     while True:
         try:
-            return plan_for(fixed, num_vectors, dim, ask_resources(fixed), num_queries=num_queries)
+            return plan_as(
+                known, cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries
+            )
         except ValueError:
             if time.monotonic() >= deadline:
                 return None
             time.sleep(1.0)
 
 
-def fix_plan(cfg: MiningConfig, plan: IndexPlan) -> MiningConfig:
-    """Return a configuration that asks for the kind and the number of shards of a plan."""
-    return cfg.model_copy(update={"index_kind": plan.kind, "num_shards": plan.num_shards})
+def plan_as(
+    known: IndexPlan,
+    cfg: MiningConfig,
+    num_vectors: int,
+    dim: int,
+    resources: Resources | None = None,
+    *,
+    num_queries: int | None = None,
+) -> IndexPlan:
+    """Plan as plan_for does, with the kind, the bits and the number of shards of a known plan."""
+    keys = {"index_kind": known.kind, "num_shards": known.num_shards}
+    fixed = cfg.model_copy(update=keys)
+    return plan_for(fixed, num_vectors, dim, resources, num_queries=num_queries, bits=known.bits)
 
 
 def read_newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
@@ -104,33 +123,50 @@ def read_newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
 def ask_resources(cfg: MiningConfig) -> Resources:
     """Ask Ray for the memory and GPUs that are free, and the cores, where shards may run."""
     nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
-    free = ray.available_resources()  # type: ignore[no-untyped-call]
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]
     return find_resources(cfg, nodes, free)
 
 
 def find_resources(
-    cfg: MiningConfig, nodes: Sequence[Node], free: Mapping[str, float]
+    cfg: MiningConfig,
+    nodes: Sequence[Node],
+    free: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Resources:
-    """Return the room for shards on nodes (their totals), of which `free` is left in all.
+    """Return the room for shards on nodes (their totals), of which `free` is left.
 
-    Ray says what is free in the cluster, not on which node: each node counts with the same share
-    of what it has. Cores are counted whole: shards wait while others compute.
+    free: by node id, Ray's resources; a node that is missing has none. None: nothing runs yet.
+    Cores are counted whole: shards wait while others compute.
     """
     need = shard_need(cfg, 1)
     usable = [node for node in nodes if need.fits(node) and node.gpus >= min(need.gpus, 1)]
     usable = [node for node in usable if node.cpus] or usable  # a head without CPUs holds none
-    memory_share = _free_share(free.get("memory", 0.0) / 1e9, [n.memory_gb or 0 for n in nodes])
-    gpu_share = _free_share(free.get("GPU", 0.0), [node.gpus for node in nodes])
+    left = [_find_free(node, free) for node in usable]
     sizes = [GPU_MEMORY_GB.get(node.labels.get(ACCELERATOR, "")) for node in usable]
     known = [size for size in sizes if size is not None]
     return Resources(
-        memory_gb=tuple(memory_share * (node.memory_gb or 0) for node in usable),
+        memory_gb=tuple(node.memory_gb or 0.0 for node in left),
         cores=tuple(node.cpus for node in usable),
-        gpus=tuple(gpu_share * node.gpus for node in usable) if cfg.gpus_per_shard else (),
+        gpus=tuple(node.gpus for node in left) if cfg.gpus_per_shard else (),
         gpu_memory_gb=min(known) if len(known) == len(sizes) and known else None,
+        free_cpus=tuple(node.cpus for node in left),
     )
 
 
-def _free_share(free: float, totals: Sequence[float]) -> float:
-    total = sum(totals)
-    return min(free / total, 1.0) if total else 0.0
+def divide_room(room: Resources, num_indexes: int) -> Resources:
+    """Return the room of one of several indexes; they take turns on the cores."""
+    return Resources(
+        memory_gb=tuple(gb / num_indexes for gb in room.memory_gb),
+        cores=room.cores,
+        gpus=tuple(gpus / num_indexes for gpus in room.gpus),
+        gpu_memory_gb=room.gpu_memory_gb,
+        free_cpus=tuple(cpus / num_indexes for cpus in room.free_cpus),
+    )
+
+
+def _find_free(node: Node, free: Mapping[str, Mapping[str, float]] | None) -> Node:
+    """Return a node with what is free of its resources."""
+    if free is None:
+        return node
+    own = free.get(node.labels.get(NODE_ID, ""), {})
+    memory_gb = own.get("memory", 0.0) / 1e9
+    return Node(own.get("CPU", 0.0), own.get("GPU", 0.0), node.labels, memory_gb)

@@ -24,6 +24,7 @@ class IndexReport:
     memory_gb: float  # of all shards' files
     k: int
     engine: str  # of exact search
+    bits: int = 0  # of RaBitQ
     reason: str = ""  # of kind and number of shards
     recall: float | None = None
     recall_low: float | None = None
@@ -38,13 +39,14 @@ class IndexReport:
 
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> Self:
-        """Return the report that the manifest of a version holds."""
-        return cls(**{one.name: info[one.name] for one in fields(cls)})
+        """Return the report that the manifest of a version holds; an older one lacks fields."""
+        return cls(**{one.name: info[one.name] for one in fields(cls) if one.name in info})
 
     def summary(self) -> dict[str, Any]:
         """Return the fields that the manifest of a graph mined with this index keeps."""
         return {
             "index": self.kind,
+            "bits": self.bits,
             "references": self.num_vectors,
             "shards": self.num_shards,
             "index_reason": self.reason,

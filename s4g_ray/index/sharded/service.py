@@ -12,14 +12,16 @@ from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError
+from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.recall import matches_config
 from s4g_ray.index.sharded.build import BuildInput, VersionBuild
 from s4g_ray.index.sharded.client import IndexClient, PartialResult
 from s4g_ray.index.sharded.merging import SearchEffort
-from s4g_ray.index.sharded.planning import fix_plan, plan_shards
+from s4g_ray.index.sharded.planning import plan_shards
 from s4g_ray.index.sharded.report import IndexReport
 from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.shard_group import ShardGroup
+from s4g_ray.index.sharded.sharding import fingerprint_ids
 from s4g_ray.index.sharded.update import VersionUpdate
 from s4g_ray.index.sharded.versions import version_folder
 from s4g_ray.index.top_k import Found
@@ -32,9 +34,10 @@ class IndexService:
 
     The newest published version is in memory; a shard that dies is started again and loads it.
     num_vectors, dim and num_queries (of a round; None: as many): the index to plan shards and their
-    memory for; None: the newest version. Kind and number of shards that the configuration leaves
-    open are those of the newest version, else chosen from what Ray has free. `engine`: the engine
-    of exact search that an earlier start chose; it is then not measured again.
+    memory for; None: the newest version. Kind, bits and number of shards that the configuration
+    leaves open are those of the newest version, else chosen from what Ray has free. `engine`: the
+    engine of exact search that an earlier start chose; it is then not measured again.
+    num_indexes: services that still have to start on the same nodes, this one among them.
 
     Raises RunError when nothing fits on the nodes, and when the shards find no room within
     start_timeout_s; reading their files afterwards may take longer.
@@ -49,13 +52,14 @@ class IndexService:
         dim: int | None = None,
         num_queries: int | None = None,
         engine: str | None = None,
+        num_indexes: int = 1,
         start_timeout_s: float = 120.0,
     ) -> None:
         self._cfg = cfg
         self._folder = files.absolute(folder)
         configured = None if cfg.exact_engine == "auto" else cfg.exact_engine
         self._engine = engine or configured
-        self.plan = plan_shards(cfg, self._folder, num_vectors, dim, num_queries)
+        self.plan = plan_shards(cfg, self._folder, num_vectors, dim, num_queries, num_indexes)
         num_shards = self.plan.num_shards if self.plan is not None else cfg.least_shards
         memory_gb = self.plan.peak_gb if self.plan is not None else 0.0
         self._shards = ShardGroup(cfg, self._folder, num_shards, memory_gb, start_timeout_s)
@@ -109,17 +113,26 @@ class IndexService:
         effort: SearchEffort = self._shards.ask_first("effort_taken", version)
         return effort
 
-    def report(self, version: int, *, stamp: Stamp | None = None) -> IndexReport | None:
+    def report(
+        self, version: int, *, stamp: Stamp | None = None, ids: Ints | None = None
+    ) -> IndexReport | None:
         """Return how a version was built, and adopt its engine where none is chosen yet.
 
         Returns None when the version is not in service on every shard, was not made from `stamp`,
-        or is not what the configuration asks for now.
+        was not built of exactly `ids`, needs more memory than was reserved, or is not what the
+        configuration asks for now.
         """
         if any(served != version for served in self._shards.broadcast("served_version")):
             return None
         manifest = open_published(version_folder(self._folder, version), "index")
         if stamp is not None and manifest.stamp != stamp:
             return None
+        if ids is not None and manifest.info.get("ids_sha256") != fingerprint_ids(ids):
+            return None
+        if self.plan is not None:
+            built = IndexPlan(**manifest.info["plan"])
+            if built.peak_gb > self.plan.peak_gb:
+                return None
         if not matches_config(manifest.info, self._cfg):
             return None
         report = IndexReport.from_info(manifest.info)
@@ -154,12 +167,9 @@ class IndexService:
         """
         tables = [embeddings] if isinstance(embeddings, str) else list(embeddings)
         given = BuildInput(tables, ids, sample, regions, coordinates, k, stamp)
-        build = VersionBuild(
-            self._fixed_config(), self._folder, self._shards, version, self._engine
-        )
-        reason = self.plan.reason if self.plan is not None else ""
+        build = VersionBuild(self._cfg, self._folder, self._shards, version, self._engine)
         try:
-            return self._attempt(version, lambda: build.run(given, reason))
+            return self._attempt(version, lambda: build.run(given, self.plan))
         finally:
             self._engine = build.engine
 
@@ -211,12 +221,6 @@ class IndexService:
             if not is_published(folder):
                 files.remove(folder)
             raise
-
-    def _fixed_config(self) -> MiningConfig:
-        """Return the configuration, with the kind that is planned and the shards that are there."""
-        if self.plan is not None:
-            return fix_plan(self._cfg, self.plan)
-        return self._cfg.model_copy(update={"num_shards": len(self._shards)})
 
     def stop(self) -> None:
         """Stop the shards."""

@@ -122,6 +122,13 @@ def sorted_ids(ids: Ints | None) -> Ints | None:
     return wanted
 
 
+def fingerprint_ids(ids: Ints | None) -> str | None:
+    """Return a fingerprint of ids in any order; None for all ids of a table."""
+    if ids is None:
+        return None
+    return files.fingerprint(np.sort(np.asarray(ids, dtype=np.int64)).tobytes())
+
+
 def check_vectors(
     sources: Sequence[TablePart], counts: Sequence[PartCount], stamp: Stamp | None
 ) -> int:

@@ -12,7 +12,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.index.cost import Cost, Rates, expected_cost, recorded_rates
 from s4g_ray.index.plan import IndexPlan, Resources, plan_for, plan_index
 from s4g_ray.index.rates import measure_rates
-from s4g_ray.index.sharded.planning import find_resources
+from s4g_ray.index.sharded.planning import divide_room, find_resources
 from s4g_ray.mining.cells.geographic_cells import NUM_ADJOINING
 from s4g_ray.pipeline.budget.sizes import RunSizes
 
@@ -89,12 +89,7 @@ def _room_of(config: RunConfig, nodes: Sequence[Node], num_indexes: int) -> Reso
     known = [
         node if node.memory_gb is not None else replace(node, memory_gb=own_gb) for node in nodes
     ]
-    free = {
-        "memory": 1e9 * sum(node.memory_gb or 0.0 for node in known),
-        "GPU": sum(node.gpus for node in known),
-    }
-    room = find_resources(config.mining, known, free)
-    return replace(room, memory_gb=tuple(gb / num_indexes for gb in room.memory_gb))
+    return divide_room(find_resources(config.mining, known), num_indexes)
 
 
 def estimate_costs(

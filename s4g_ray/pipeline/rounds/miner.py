@@ -143,8 +143,11 @@ class Miner:
             engine = self._graphs.folder.info.get("exact_engine")
             search = make_cell_search(cfg, places, stamp.dim, (self._seed, epoch), engine)
             return search, describe_cells(search, len(ids)), None
-        service = self.service_for(collection, len(ids), stamp.dim)
-        index = service.report(epoch, stamp=stamp)  # there already after an interrupted round
+        # shards may hold a version of all references while one of a share is built
+        all_ids, _ = self._graphs.references(collection)
+        service = self.service_for(collection, len(all_ids), stamp.dim)
+        # there already after an interrupted round
+        index = service.report(epoch, stamp=stamp, ids=ids)
         if index is None:
             rng = np.random.default_rng((self._seed, epoch, _SAMPLE_STREAM))
             chosen, sample = sample_queries(embeddings, query_ids, cfg.recall_sample, rng)
@@ -176,6 +179,7 @@ class Miner:
             self._services.pop(collection).stop()
         if collection not in self._services:
             folder = self._graphs.folder
+            missing = [name for name in self._graphs.collections if name not in self._services]
             service = IndexService(
                 self._mining,
                 folder.path(INDEXES[collection]),
@@ -183,6 +187,7 @@ class Miner:
                 dim=dim,
                 num_queries=len(self._graphs.split.query_ids),
                 engine=folder.info.get("exact_engine"),
+                num_indexes=len(missing),
                 start_timeout_s=self._start_timeout_s,
             )
             self._services[collection] = self._stack.enter_context(service)

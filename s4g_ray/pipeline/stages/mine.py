@@ -257,7 +257,7 @@ def _build_index(
     )
     stack.enter_context(service)
     with reporter.stage(f"indexing {len(references)} references"):
-        index = service.report(0, stamp=stamp)
+        index = service.report(0, stamp=stamp, ids=references)
         if index is None:
             rng = np.random.default_rng(config.seed)
             _, sample = sample_queries(table.uri, found.query_ids, cfg.recall_sample, rng)

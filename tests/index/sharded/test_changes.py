@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,10 @@ def test_shards_are_counted_and_ask_for_the_memory_that_is_planned(
         assert shares.keys() == {"north", "south"}
         assert report.recall == pytest.approx(sum(shares.values()) / 2)
         assert service.report(1) == report
+        reserved = service.plan
+        service.plan = dataclasses.replace(reserved, memory_gb=reserved.memory_gb / 2)
+        assert service.report(1) is None  # it needs more memory than the shards have
+        service.plan = reserved
         service.search(1, queries, K)
         taken = service.effort_taken(1)
         assert taken.queries == len(queries)

@@ -63,6 +63,9 @@ def test_one_two_and_three_shards_answer_as_sorting_everything_does(
             assert (report.engine, service.engine) == (engine, engine)
             assert service.report(10, stamp=STAMP) == report
             assert service.report(10, stamp=dataclasses.replace(STAMP, step=8)) is None
+            shuffled = collection.ids[kept][::-1]
+            assert service.report(10, ids=shuffled) == report
+            assert service.report(10, ids=shuffled[1:]) is None
             every, _ = service.search(10, queries, 301)  # more than any one shard holds
             assert np.sort(every, axis=1).tolist() == [sorted(collection.ids[kept].tolist())] * len(
                 queries

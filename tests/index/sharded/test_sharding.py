@@ -24,6 +24,7 @@ from s4g_ray.index.sharded.sharding import (
     check_ids,
     check_vectors,
     deal_rows,
+    fingerprint_ids,
     kept_rows,
     open_sources,
     pick_rows,
@@ -239,3 +240,10 @@ def test_vectors_to_index_that_are_not_finite_are_refused_by_file_and_id(
     wanted = np.array([i for i in range(500, 600) if i != 570])
     without_570 = [ranges[0], RowRange(sources[1], 0, 0, 49, 50)]
     assert sum(len(ids) for ids, _ in read_ranges(without_570, wanted)) == 99
+
+
+def test_a_fingerprint_tells_other_ids_apart_and_not_their_order() -> None:
+    ids = np.array([5, 2, 9])
+    assert fingerprint_ids(ids) == fingerprint_ids(np.array([9, 5, 2], dtype=np.int32))
+    assert fingerprint_ids(ids) != fingerprint_ids(ids[:2])
+    assert fingerprint_ids(None) is None

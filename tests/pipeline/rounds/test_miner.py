@@ -35,16 +35,17 @@ class FakeGate(PlacementGate):
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def started(monkeypatch: pytest.MonkeyPatch, rooms: list[int]) -> list[str]:
     """The folders of the services that were started, and those that were stopped."""
     events: list[str] = []
 
     class FakeService:
-        def __init__(self, _: MiningConfig, folder: str, **__: Any) -> None:
+        def __init__(self, _: MiningConfig, folder: str, **options: Any) -> None:
             self.name = folder
             self.client = SimpleNamespace(shards=(f"shard of {folder}",))
             self.alive = True
             events.append(f"start {folder}")
+            rooms.append(options["num_indexes"])
 
         def is_alive(self) -> bool:
             return self.alive
@@ -62,9 +63,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
+@pytest.fixture
+def rooms() -> list[int]:
+    """The number of indexes that each started service shares the free memory with."""
+    return []
+
+
 def make_miner(gate: FakeGate, gpus: float) -> Miner:
     split = SimpleNamespace(query_ids=[1, 2])
-    graphs: Any = SimpleNamespace(folder=SimpleNamespace(path=str, info={}), split=split)
+    graphs: Any = SimpleNamespace(
+        folder=SimpleNamespace(path=str, info={}), split=split, collections=("pairs", "gallery")
+    )
     mining = MiningConfig(gpus_per_shard=gpus)
     return Miner(graphs, mining, Reporter(), seed=0, start_timeout_s=1.0, gate=gate)
 
@@ -114,3 +123,14 @@ def test_a_service_that_lost_a_shard_is_replaced(started: list[str]) -> None:
         vars(first)["alive"] = False
         assert miner.service_for("pairs", 9, 4) is not first
         assert started == ["start index", "stop index", "start index"]
+
+
+def test_the_first_index_leaves_room_for_the_one_that_starts_later(
+    started: list[str], rooms: list[int]
+) -> None:
+    with make_miner(FakeGate(), 0) as miner:
+        first: Any = miner.service_for("pairs", 9, 4)
+        miner.service_for("gallery", 9, 4)
+        vars(first)["alive"] = False
+        miner.service_for("pairs", 9, 4)
+    assert rooms == [2, 1, 1]

@@ -98,6 +98,8 @@ class Case:
         self.embedded: list[dict[str, Any]] = []
         self.mined: list[dict[str, Any]] = []
         self.built: list[Any] = []
+        self.planned: list[int] = []
+        self.reported: list[Any] = []
         module = "s4g_ray.pipeline.rounds"
         monkeypatch.setattr(f"{module}.mining_round.embed", self._embed)
         monkeypatch.setattr(f"{module}.miner.mine", self._mine)
@@ -106,11 +108,12 @@ class Case:
             f"{module}.miner._find_embedded", lambda *args: np.ones(len(args[2]), bool)
         )
         monkeypatch.setattr(f"{module}.mining_round.MiningRound._stamp", lambda *_: STAMP)
-        monkeypatch.setattr(Miner, "service_for", lambda *_: self._service())
+        monkeypatch.setattr(Miner, "service_for", lambda _, *args: self._service_for(*args))
         monkeypatch.setattr(f"{module}.miner.Miner._log_summary", lambda *_: None)
         monkeypatch.setattr(RunGraphs, "round_record", lambda *_: {"collection": "pairs"})
 
-    def _service(self) -> Any:
+    def _service_for(self, collection: str, num_vectors: int, dim: int) -> Any:
+        self.planned.append(num_vectors)
         index = SimpleNamespace(
             summary=lambda: {"engine": "faiss"}, describe=lambda: "flat", reason="it fits"
         )
@@ -119,8 +122,11 @@ class Case:
             self.built.append(ids)
             return index
 
+        def report(epoch: int, *, stamp: Any, ids: Ints) -> Any:
+            self.reported.append(ids)
+
         return SimpleNamespace(
-            report=lambda *_, **__: None,
+            report=report,
             build=build,
             client=None,
             effort_taken=lambda _: SimpleNamespace(describe=lambda: ""),
@@ -191,6 +197,10 @@ def test_later_rounds_embed_and_search_their_share_and_carry_on_the_rest(case: C
     assert np.array_equal(pairs["query_ids"], case.split.pairs.query_ids[own])
     assert np.array_equal(gallery["query_ids"], pairs["query_ids"])
     assert np.array_equal(case.built[0], pairs["reference_ids"])
+    assert np.array_equal(case.reported[0], pairs["reference_ids"])
+    assert case.split.gallery is not None
+    # beside the index of a share, shards may hold one of all references
+    assert case.planned == [len(case.split.reference_ids), len(case.split.gallery.ids)]
     # the two rounds of a cycle take all references of both collections
     case.publish_graphs(4)
     case.round(6)
@@ -198,7 +208,6 @@ def test_later_rounds_embed_and_search_their_share_and_carry_on_the_rest(case: C
         np.concatenate([case.mined[i]["reference_ids"] for i in both]) for both in ((0, 2), (1, 3))
     ]
     assert np.array_equal(np.sort(references[0]), case.split.reference_ids)
-    assert case.split.gallery is not None
     assert np.array_equal(np.sort(references[1]), np.sort(case.split.gallery.ids))
 
 
