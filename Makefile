@@ -15,7 +15,7 @@ help:
 	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in less than 4 minutes"
 	@echo "make test   run all tests, those with a Ray cluster too, in less than 25 minutes"
 	@echo "make lint   run ruff and mypy"
-	@echo "make bench  run all benchmarks, about 40 minutes, and write docs/benchmarks.md"
+	@echo "make bench  run all benchmarks, more than an hour, and write docs/benchmarks.md"
 	@echo "make clean  remove .venv and compiled kernels"
 
 $(STAMP): pyproject.toml constraints.txt
