@@ -1,6 +1,6 @@
 """Run every stage of a run for real, at 10^5 and 10^6 places, and measure what it takes.
 
-    python -m benchmarks.scale [--places 100000] [--kinds flat ivf_sq8] [--shards 1 4 8]
+    python -m benchmarks.scale [--places 100000 400000] [--kinds flat ivf_sq8] [--shards 1 4 8]
 
 Packed tiles of 16 pixels, timm's test_resnet, D = 64, positions in cities, ids in the order
 of the cities. Each stage is a process of its own, the driver, with a Ray of its own.
@@ -222,7 +222,7 @@ def run_trial(trial: Trial, kinds: Sequence[str], shards: Sequence[int], mined: 
 def main() -> None:
     """Run the trials, record them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--places", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--places", type=int, nargs="+", default=[100_000, 400_000])
     parser.add_argument("--kinds", nargs="+", default=["flat", "ivf_sq8"])
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--mined", default="ivf_sq8", help="kind of index to mine with, or cells")
