@@ -75,8 +75,7 @@ def embed_by_ray_data(
     rows_at_once = max(cfg.batch_size, BLOCK_BYTES // (3 * height * width))
     # not read_parquet, which would unpickle what a column of Ray's own types may hold
     table = open_dataset(dataset_uri).references.to_table(columns=READ)
-    rows = ray.data.from_arrow(table)
-    rows = rows.repartition(target_num_rows_per_block=rows_at_once)
+    rows = ray.data.from_arrow(table).repartition(target_num_rows_per_block=rows_at_once)
     decoded = rows.map_batches(
         decode,  # type: ignore[arg-type]
         fn_kwargs={"folder": dataset_uri},
