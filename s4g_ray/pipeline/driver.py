@@ -245,10 +245,8 @@ class Driver:
             gate=gate,
             regions_of=self.dataset.query_regions,
         )
-        worker_cpus = cfg.train.workers[1] * cfg.train.cpus_per_worker
-        pool = EncoderPool(
-            cfg.model, cfg.placed_embedding, timeout_s, gate, worker_cpus=worker_cpus
-        )
+        cpus = cfg.train.workers[1] * cfg.train.cpus_per_worker
+        pool = EncoderPool(cfg.model, cfg.placed_embedding, timeout_s, gate, worker_cpus=cpus)
         self.rounds = MiningRound(
             cfg,
             self.dataset,
@@ -262,9 +260,8 @@ class Driver:
             spans=self.mining_spans,
         )
         past = range(start.epoch + 1)
-        mined = [epoch for epoch in past if self.schedule.mines_after(epoch)]
-        ready = {epoch for epoch in mined if not self.rounds.needs_mining(epoch)}
         first = start.epoch + 1
+        ready = self._list_mined(past)
         self.coordinator = Coordinator(self.schedule, self.rounds, ready=ready, first_epoch=first)
         self.retention = Retention(self.folder, cfg, self.coordinator)
         self.planning = ThreadPoolExecutor(1, thread_name_prefix="planner")
@@ -293,6 +290,11 @@ class Driver:
             finally:
                 self.training.close(self._seconds_to_close())
                 self.ray_result = self.training.result
+
+    def _list_mined(self, past: range) -> set[int]:
+        """Return the epochs, of those before, whose mining is done."""
+        mined = [epoch for epoch in past if self.schedule.mines_after(epoch)]
+        return {epoch for epoch in mined if not self.rounds.needs_mining(epoch)}
 
     def _seconds_to_close(self) -> float:
         if self.deadline:
