@@ -53,13 +53,16 @@ def reason_of(error: Exception) -> str:
 
 
 def run_error_of(error: Exception) -> RunError | None:
-    """Return a RunError with the reason of an error of Ray or Ray Data; None for any other error.
+    """Return a RunError with the reason of an error of Ray, Ray Data or Arrow; None for others.
 
     Some errors of Ray Data, as that of a job without progress, are no RayError.
     """
-    if any(base.__module__.split(".")[0] == "ray" for base in type(error).__mro__):
-        return RunError(reason_of(error))
-    return None
+    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    if packages.isdisjoint({"ray", "pyarrow"}):
+        return None
+    found = RunError(f"{type(error).__name__}: {reason_of(error)}")
+    found.__cause__ = error
+    return found
 
 
 def first_line(error: BaseException) -> str:

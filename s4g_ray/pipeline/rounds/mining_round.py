@@ -17,7 +17,7 @@ from s4g_ray.encoder.embedding.table_plan import fingerprint_places
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.errors import InputError, RunError, reason_of
+from s4g_ray.errors import RunError
 from s4g_ray.evaluation.gradient_correlation import score_gradient_correlation
 from s4g_ray.evaluation.scores import Score, score_tables
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
@@ -68,14 +68,13 @@ class MiningRound:
         began = time.time()
         share = self._graphs.share_of_round(epoch)
         evaluating = self._schedule.evaluates_after(epoch)
-        with converted_errors():
-            self._embed(epoch, self._splits(True, evaluating), self._places_to_embed(share, epoch))
-            self._pool.start_first()  # check_resources places shards after embedding actors
-            embeddings = self._embeddings(epoch)
-            with self._timed("mine"):
-                for record in self._miner.mine(epoch, embeddings, self._stamp(epoch), share):
-                    if record["collection"] not in self._logged(epoch):
-                        self._folder.log("mining", epoch=epoch, **record)
+        self._embed(epoch, self._splits(True, evaluating), self._places_to_embed(share, epoch))
+        self._pool.start_first()  # check_resources places shards after embedding actors
+        embeddings = self._embeddings(epoch)
+        with self._timed("mine"):
+            for record in self._miner.mine(epoch, embeddings, self._stamp(epoch), share):
+                if record["collection"] not in self._logged(epoch):
+                    self._folder.log("mining", epoch=epoch, **record)
         self._spans[epoch] = (began, time.time())
         if not self.needs_evaluation(epoch):
             self._log_round(epoch)
@@ -83,12 +82,11 @@ class MiningRound:
     def evaluate(self, epoch: int) -> None:
         """Embed and score an epoch's checkpoint, on the test split and on the validation split."""
         val_split = self._config.data.val_split
-        with converted_errors():
-            self._embed(epoch, self._splits(False, True), None)
-            with self._timed("evaluate"), self._reporter.stage("evaluating"):
-                if val_split is not None and not self._folder.find("validation", epoch):
-                    self._validate(epoch, val_split)
-                self._test(epoch)
+        self._embed(epoch, self._splits(False, True), None)
+        with self._timed("evaluate"), self._reporter.stage("evaluating"):
+            if val_split is not None and not self._folder.find("validation", epoch):
+                self._validate(epoch, val_split)
+            self._test(epoch)
         self._log_round(epoch)
 
     def failed(self, what: str, epoch: int, attempt: int, error: RunError, last: bool) -> None:
@@ -255,23 +253,6 @@ class MiningRound:
         started = time.perf_counter()
         yield
         self._seconds[name] = time.perf_counter() - started
-
-
-@contextmanager
-def converted_errors() -> Iterator[None]:
-    """Raise the errors of Ray, Ray Data and Arrow as RunError, so that a round is tried again.
-
-    Input errors, also those that Ray wraps, and errors of this project stay what they are.
-    """
-    try:
-        yield
-    except (InputError, RunError):
-        raise
-    except Exception as error:
-        packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-        if packages.isdisjoint({"ray", "pyarrow"}):
-            raise
-        raise RunError(f"{type(error).__name__}: {reason_of(error)}") from error
 
 
 def find_best(folder: RunFolder) -> Record | None:
