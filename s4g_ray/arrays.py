@@ -20,6 +20,7 @@ Floats = Floats32 | Floats64
 Bools = NDArray[np.bool_]
 Rows32 = NDArray[np.int32]  # row numbers, where memory counts
 Result = TypeVar("Result")
+LOOKUP_ROWS = 1 << 20  # ids that are looked up at once: bounds the memory beside them
 
 
 def by_rows(
@@ -61,3 +62,15 @@ def spread_rows(num_rows: int, size: int, seed: int) -> Ints:
         return np.arange(num_rows)
     edges = num_rows * np.arange(size + 1) // size
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+
+
+def is_among(values: Ints, ascending: Ints) -> Bools:
+    """Return which of values[N] are among ascending[M]. Needs little memory beside the answer."""
+    found = np.zeros(len(values), dtype=bool)
+    if not len(ascending):
+        return found
+    for start in range(0, len(values), LOOKUP_ROWS):
+        part = values[start : start + LOOKUP_ROWS]
+        at = np.minimum(np.searchsorted(ascending, part), len(ascending) - 1)
+        found[start : start + LOOKUP_ROWS] = ascending[at] == part
+    return found

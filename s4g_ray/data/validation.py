@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Bools, Ints
+from s4g_ray.arrays import LOOKUP_ROWS, Ints, is_among
 from s4g_ray.data.image_table import View
 from s4g_ray.data.schema import SCHEMAS, SPLITS, list_part_names
 from s4g_ray.data.tables.view_columns import SPLIT_CODES, SemiPositives, ViewColumns
@@ -23,7 +23,6 @@ from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
 
 BATCH_ROWS = 1 << 17  # rows that are checked at once
-LOOKUP_ROWS = 1 << 20  # ids that are looked up at once
 _CHECKED_OF_BOTH = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "split"]
 _CHECKED = {
     "references": _CHECKED_OF_BOTH,
@@ -212,7 +211,7 @@ class ViewCheck:
         Both views are finished, and their columns are not taken yet.
         """
         rows, places = self._find_train_places()
-        unmatched = ~_is_among(places, np.sort(references._find_train_places()[1]))
+        unmatched = ~is_among(places, np.sort(references._find_train_places()[1]))
         if not unmatched.any():
             return
         row = int(rows[unmatched][0])
@@ -314,18 +313,6 @@ def _ascends(ids: Ints) -> bool:
         for start in range(0, len(ids), LOOKUP_ROWS)
         for part in [ids[start : start + LOOKUP_ROWS + 1]]
     )
-
-
-def _is_among(values: Ints, ordered: Ints) -> Bools:
-    """Return which of values[N] are among ordered[M], ascending. Needs little memory beside it."""
-    found = np.zeros(len(values), dtype=bool)
-    if not len(ordered):
-        return found
-    for start in range(0, len(values), LOOKUP_ROWS):
-        part = values[start : start + LOOKUP_ROWS]
-        at = np.minimum(np.searchsorted(ordered, part), len(ordered) - 1)
-        found[start : start + LOOKUP_ROWS] = ordered[at] == part
-    return found
 
 
 def _may_hold_nulls(metadata: Any, name: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from s4g_ray.arrays import Floats32, Ints
+from s4g_ray.arrays import Floats32, Ints, is_among
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.errors import RunError, StoreError
 from s4g_ray.storage import files
@@ -265,8 +265,7 @@ def sample_queries(
     lots = np.zeros(0)
     chosen = np.zeros((0, 3), dtype=np.int64)  # part, row group, row of the group
     for number, head in enumerate(read_heads((embeddings, part) for part in parts)):
-        positions = np.minimum(np.searchsorted(ids, head.ids), len(ids) - 1)
-        rows = np.flatnonzero(ids[positions] == head.ids)
+        rows = np.flatnonzero(is_among(head.ids, ids))
         groups = np.repeat(np.arange(len(head.group_rows)), head.group_rows)[rows]
         starts = np.cumsum([0, *head.group_rows])[groups]
         columns = [np.full(len(rows), number), groups, rows - starts]

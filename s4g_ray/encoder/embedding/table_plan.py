@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from s4g_ray.arrays import Bools, Ints
+from s4g_ray.arrays import Ints, is_among
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import View
@@ -70,7 +70,7 @@ def _find_rows(
     chosen_splits = [split for split in splits if split in mined]
     whole_splits = [split for split in splits if split not in mined]
     found, places = dataset.columns(view, chosen_splits, ["id", "place_id"])
-    wanted = [found[_is_among(places, only_places)]]
+    wanted = [found[is_among(places, only_places)]]
     if whole_splits:
         wanted.extend(dataset.columns(view, whole_splits, ["id"]))
     return np.sort(np.searchsorted(ids, np.concatenate(wanted)))
@@ -79,10 +79,3 @@ def _find_rows(
 def fingerprint_places(only_places: Ints | None) -> str | None:
     """Return how a table names the places that it is restricted to; None: to none."""
     return None if only_places is None else files.fingerprint(only_places.tobytes())
-
-
-def _is_among(values: Ints, ascending: Ints) -> Bools:
-    if not len(ascending):
-        return np.zeros(len(values), dtype=bool)
-    positions = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    return np.asarray(ascending[positions] == values)
