@@ -117,6 +117,15 @@ class GeoDataset:
         places = pc.list_flatten(table["semi_positives"]).to_numpy()
         return SemiPositives.from_lengths(ids, lengths, places).take(np.argsort(ids))
 
+    def count_splits(self, view: View) -> dict[str, int]:
+        """Count the rows of each split of a view, without splits that have none."""
+        held = self.held.find(view, ["id"])
+        if held is not None:
+            return held.count_splits()
+        source: pads.Dataset = getattr(self, view)
+        counts = pc.value_counts(source.to_table(columns=["split"])["split"])
+        return {str(one["values"]): int(one["counts"].as_py()) for one in counts}
+
     def release_columns(self) -> None:
         """Free the columns that validation has read: 50 bytes a place. Later reads use the files.
 

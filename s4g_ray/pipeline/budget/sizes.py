@@ -6,16 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import pyarrow.compute as pc
-
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, View
-from s4g_ray.data.schema import gallery_splits
+from s4g_ray.data.schema import SPLITS, gallery_splits
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.encoder import Encoder
-
-SPLITS = ("train", "val", "test", "gallery")
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,11 @@ class RunSizes:
 
     @classmethod
     def read(cls, dataset: GeoDataset, split: TrainSplit, encoder: Encoder) -> Self:
-        """Count what a run takes from a data set. Reads column `split` of its tables."""
+        """Count what a run takes from a data set."""
         rows: dict[View, dict[str, int]] = {}
         for view in VIEWS:
-            source = dataset.queries if view == "queries" else dataset.references
-            rows[view] = {
-                name: source.count_rows(filter=pc.field("split") == name) for name in SPLITS
-            }
+            counts = dataset.count_splits(view)
+            rows[view] = {name: counts.get(name, 0) for name in SPLITS["references"]}
         gallery = split.gallery
         return cls(
             rows,
