@@ -139,9 +139,9 @@ class _Estimate:
 def _estimate(
     num_vectors: int, num_queries: int, dim: int, mining: MiningConfig, resources: Resources | None
 ) -> _Estimate:
-    from s4g_ray.index.cost import expected_cost, recorded_rates
+    from s4g_ray.index.cost import expected_cost
     from s4g_ray.index.plan import plan_for
-    from s4g_ray.index.rates import measure_rates
+    from s4g_ray.index.rates import rates_for
 
     if num_vectors > 0 and num_queries < 1:
         raise InputError(f"--queries {num_queries} is below 1")
@@ -149,13 +149,9 @@ def _estimate(
         plan = plan_for(mining, num_vectors, dim, resources, num_queries=num_queries)
     except ValueError as error:
         raise InputError(str(error)) from error
-    on_gpu = mining.gpus_per_shard > 0
-    if on_gpu:
-        rates = recorded_rates(plan.kind, dim, mining.index_threads, gpu=True)
-    else:
-        rates = measure_rates(plan, mining.index_threads)
+    rates = rates_for(plan, mining)
     cost = expected_cost(plan, rates, num_queries=num_queries)
-    return _Estimate(plan, cost, rates, num_queries, on_gpu)
+    return _Estimate(plan, cost, rates, num_queries, mining.gpus_per_shard > 0)
 
 
 def _parse_nodes(nodes: int | None, gb: float, cores: int, gpus: int) -> Resources | None:

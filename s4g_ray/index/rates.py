@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from s4g_ray.arrays import Floats32
-from s4g_ray.index.cost import WALK_ROWS, Rates
+from s4g_ray.config.schema import MiningConfig
+from s4g_ray.index.cost import WALK_ROWS, Rates, recorded_rates
 from s4g_ray.index.exact_search import measure_engines, unit_rows
 from s4g_ray.index.faiss_library import faiss, set_num_threads
 from s4g_ray.index.plan import IVF_KINDS, IndexPlan
@@ -28,6 +29,14 @@ COARSE = 1024  # centroids
 SUBSPACE = 24  # dimensions of the subspace that the sample lies near
 NOISE = 0.4  # standard deviation that is added in all directions
 MEASURE_S = 0.4  # time to measure each rate
+
+
+def rates_for(plan: IndexPlan, mining: MiningConfig) -> Rates:
+    """Measure the rates of a plan here; recorded ones where shards use GPUs."""
+    threads = mining.index_threads
+    if mining.gpus_per_shard:
+        return recorded_rates(plan.kind, plan.dim, threads, gpu=True)
+    return measure_rates(plan, threads)
 
 
 def measure_rates(plan: IndexPlan, num_threads: int) -> Rates:
@@ -92,8 +101,12 @@ def _time_once(work: Callable[[], Any]) -> float:
 
 
 def _shortest(work: Callable[[], Any]) -> float:
-    """Repeat work for MEASURE_S and return the shortest time: other processes slow some runs."""
-    until = time.perf_counter() + MEASURE_S
+    return shortest_time(work, MEASURE_S)
+
+
+def shortest_time(work: Callable[[], Any], seconds: float) -> float:
+    """Repeat work for some seconds and return its shortest time: other processes slow some runs."""
+    until = time.perf_counter() + seconds
     shortest = _time_once(work)
     while time.perf_counter() < until:
         shortest = min(shortest, _time_once(work))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError
-from s4g_ray.index.cost import Cost, Rates, expected_cost, recorded_rates
+from s4g_ray.index.cost import Cost, Rates, expected_cost
 from s4g_ray.index.plan import IndexPlan, Resources, plan_for, plan_index
-from s4g_ray.index.rates import measure_rates
+from s4g_ray.index.rates import measure_rates, rates_for
 from s4g_ray.index.sharded.planning import divide_room, find_resources
 from s4g_ray.mining.cells.geographic_cells import NUM_ADJOINING
 from s4g_ray.pipeline.budget.sizes import RunSizes
@@ -47,27 +47,16 @@ def plan_indexes(
             plan = plan_for(mining, count, sizes.dim, resources, num_queries=sizes.queries)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if mining.gpus_per_shard:
-            rates = recorded_rates(plan.kind, sizes.dim, mining.index_threads, gpu=True)
-        else:
-            rates = measure_rates(plan, mining.index_threads)
-        found[name] = PlannedIndex(plan, sizes.queries, rates)
+        found[name] = PlannedIndex(plan, sizes.queries, rates_for(plan, mining))
     return found
 
 
 def largest_indexes(config: RunConfig, sizes: RunSizes) -> list[float]:
-    """Return the bytes of each index at most: those of `flat` where the kind is chosen later.
-
-    Raises InputError for an index that cannot be built as configured.
-    """
+    """Return the bytes of each index at most: those of `flat` where the kind is chosen later."""
     mining = config.mining
     kind = "flat" if mining.index_kind == "auto" else mining.index_kind
     largest = []
     for count in _count_references(config, sizes).values():
-        try:
-            plan_for(mining, count, sizes.dim)
-        except ValueError as error:
-            raise InputError(str(error)) from error
         memory_gb = plan_index(count, sizes.dim, kind=kind).memory_gb
         largest.append(1e9 * min(memory_gb, mining.index_memory_gb or memory_gb))
     return largest

@@ -6,7 +6,6 @@ are loaded or downloaded.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -30,6 +29,7 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics, numerics_choices
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.evaluation.metrics import retrieval_metrics
+from s4g_ray.index.rates import shortest_time
 from s4g_ray.pipeline.budget.rates import Rates
 from s4g_ray.pipeline.budget.sizes import RunSizes
 from s4g_ray.progress import Update
@@ -159,7 +159,7 @@ def _measure_embedding(config: RunConfig, encoder: Encoder) -> float | None:
                 numerics.embed(encoder, images, view)
             _synchronise(device)
 
-        total += _shortest(embed) / count
+        total += shortest_time(embed, MEASURE_S) / count
     return total / len(VIEWS)
 
 
@@ -188,7 +188,7 @@ def _measure_training(config: RunConfig, encoder: Encoder) -> float | None:
         step.step(batch, seed=0, position=0.0)
         _synchronise(device)
 
-    return _shortest(train_once) / count
+    return shortest_time(train_once, MEASURE_S) / count
 
 
 def _draw_places(config: RunConfig, sizes: RunSizes) -> tuple[Places, int]:
@@ -248,7 +248,7 @@ def _measure_scoring(dim: int) -> float:
         retrieval_metrics(queries, references, places[: len(queries)], places)
 
     score()  # compiles
-    return _shortest(score) / (len(queries) * len(references))
+    return shortest_time(score, MEASURE_S) / (len(queries) * len(references))
 
 
 def _measure_writing(run_dir: str) -> float | None:
@@ -272,14 +272,3 @@ def _measure_writing(run_dir: str) -> float | None:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _shortest(work: Callable[[], None]) -> float:
-    """Repeat work for MEASURE_S and return the shortest time: other processes slow some runs."""
-    until = time.perf_counter() + MEASURE_S
-    shortest = math.inf
-    while shortest == math.inf or time.perf_counter() < until:
-        started = time.perf_counter()
-        work()
-        shortest = min(shortest, time.perf_counter() - started)
-    return shortest
