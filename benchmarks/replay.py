@@ -22,6 +22,7 @@ from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.pairs import join_pairs
 from s4g_ray.data.places import Places
+from s4g_ray.data.tables.embedding_table import ROWS_PER_GROUP
 from s4g_ray.encoder.embedding.block_queue import BlockQueue
 from s4g_ray.encoder.embedding.outcomes import BlockResult, Written
 from s4g_ray.encoder.embedding.part_plan import Block, plan_parts, rows_of_part
@@ -36,7 +37,6 @@ from s4g_ray.storage.manifest import Part, open_published, publish
 DIM = 1024
 K = 128
 BATCH = 128
-GROUP_ROWS = 2048  # of a part's row groups
 SHARDS = 64
 LARGEST = {"mining: cells": 10_000_000, "mining: places of a rotating round": 10_000_000}
 Work = Callable[[], object]
@@ -105,7 +105,10 @@ def deal_references(places: int) -> Work:
     """Deal the row groups of a table to shards."""
     sources = [TablePart("table", part) for part in list_table_parts(places)]
     counts = [
-        [min(GROUP_ROWS, source.part.rows - row) for row in range(0, source.part.rows, GROUP_ROWS)]
+        [
+            min(ROWS_PER_GROUP, source.part.rows - row)
+            for row in range(0, source.part.rows, ROWS_PER_GROUP)
+        ]
         for source in sources
     ]
     return partial(deal_rows, sources, counts, SHARDS)
