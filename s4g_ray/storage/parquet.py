@@ -1,10 +1,32 @@
-"""Refuse Parquet tables that hold extension types: their values may be pickled objects."""
+"""Open parts as Parquet, and refuse extension types: their values may be pickled objects."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from s4g_ray.errors import RunError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s4g_ray.errors import RunError, StoreError
+from s4g_ray.storage.manifest import Part, altered, open_part
+
+
+@contextmanager
+def open_parquet_part(folder: str, part: Part, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a part of a published folder as a pq.ParquetFile, to read pieces of it in the block.
+
+    Raises RunError as open_part does, and where Parquet finds it cut short or damaged; StoreError
+    when the object store fails.
+    """
+    with open_part(folder, part) as file:
+        try:
+            yield pq.ParquetFile(file, **options)
+        except StoreError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise altered(folder, part) from error
 
 
 def refuse_extension_types(table: pa.Table, uri: str) -> pa.Table:

@@ -19,18 +19,16 @@ import pyarrow.parquet as pq
 
 from s4g_ray.arrays import Floats32, Ints, is_among
 from s4g_ray.data.image_table import ImageTable, View
-from s4g_ray.errors import RunError, StoreError
+from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
     Manifest,
     Part,
     Stamp,
-    altered,
-    open_part,
     open_published,
     read_part,
 )
-from s4g_ray.storage.parquet import refuse_extension_types
+from s4g_ray.storage.parquet import open_parquet_part, refuse_extension_types
 
 READERS = 16  # threads that read heads of parts; each waits for the file system nearly all the time
 ROWS_PER_GROUP = 2048  # of a part's row groups, which readers of single rows read whole
@@ -170,17 +168,10 @@ def read_groups(folder: str, part: Part, groups: Sequence[int]) -> list[Embeddin
     pages that are read.
     """
     uri = files.join(folder, part.name)
-    with open_part(folder, part) as file:
-        try:
-            parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
-            tables = [
-                refuse_extension_types(parquet.read_row_group(group), uri) for group in groups
-            ]
-            return [_decode(table, uri) for table in tables]
-        except StoreError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise altered(folder, part) from error
+    options = {"page_checksum_verification": True, "pre_buffer": True}
+    with open_parquet_part(folder, part, **options) as parquet:
+        tables = [refuse_extension_types(parquet.read_row_group(group), uri) for group in groups]
+        return [_decode(table, uri) for table in tables]
 
 
 def _decode(contents: pa.Table, uri: str) -> EmbeddingTable:
@@ -210,17 +201,11 @@ def read_part_head(folder: str, part: Part) -> PartHead:
     Raises RunError as read_embedding_part does, but does not notice bytes altered in place.
     """
     uri = files.join(folder, part.name)
-    with open_part(folder, part) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            contents = parquet.read(columns=["id", "place_id"])
-            table = refuse_extension_types(contents, uri)
-            ids = table["id"].to_numpy()
-            place_ids = table["place_id"].to_numpy()
-        except StoreError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise altered(folder, part) from error
+    with open_parquet_part(folder, part) as parquet:
+        contents = parquet.read(columns=["id", "place_id"])
+        table = refuse_extension_types(contents, uri)
+        ids = table["id"].to_numpy()
+        place_ids = table["place_id"].to_numpy()
         dim, dtype = _find_vector_type(parquet.schema_arrow, uri)
         counts = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         return PartHead(ids, place_ids, dim, dtype, tuple(counts))

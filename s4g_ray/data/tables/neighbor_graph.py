@@ -17,20 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats32, Ints
-from s4g_ray.errors import StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
     Manifest,
     Part,
     Stamp,
-    altered,
-    open_part,
     open_published,
     publish,
     read_part,
     write_part,
 )
-from s4g_ray.storage.parquet import refuse_extension_types
+from s4g_ray.storage.parquet import open_parquet_part, refuse_extension_types
 
 PAIRS_PER_BLOCK = 2**24  # of a graph: 200 MB, and as Parquet about 100
 PAIRS_PER_ROW_GROUP = 2**19  # 4,096 places at k=128, about 3 MB
@@ -239,21 +236,15 @@ def read_graph_samples(
     altered in place.
     """
     name = files.join(uri, part.name)
-    with open_part(uri, part) as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            numbers = np.arange(parquet.num_row_groups)
-            if count is not None and rng is not None and count < len(numbers):
-                numbers = np.sort(rng.choice(numbers, count, replace=False))
-            groups: list[GraphPart] = []
-            for number in numbers.tolist():
-                table = parquet.read_row_group(number, columns=["place_id", "neighbors"])
-                groups.append(_unpack(refuse_extension_types(table, name)))
-            return groups
-        except StoreError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise altered(uri, part) from error
+    with open_parquet_part(uri, part) as parquet:
+        numbers = np.arange(parquet.num_row_groups)
+        if count is not None and rng is not None and count < len(numbers):
+            numbers = np.sort(rng.choice(numbers, count, replace=False))
+        groups: list[GraphPart] = []
+        for number in numbers.tolist():
+            table = parquet.read_row_group(number, columns=["place_id", "neighbors"])
+            groups.append(_unpack(refuse_extension_types(table, name)))
+        return groups
 
 
 def read_graph_places(uri: str, parts: Sequence[Part]) -> Iterator[Ints]:
@@ -263,13 +254,8 @@ def read_graph_places(uri: str, parts: Sequence[Part]) -> Iterator[Ints]:
     """
 
     def read_places(part: Part) -> Ints:
-        with open_part(uri, part) as file:
-            try:
-                table = pq.ParquetFile(file).read(columns=["place_id"])
-            except StoreError:
-                raise
-            except (pa.ArrowException, OSError) as error:
-                raise altered(uri, part) from error
+        with open_parquet_part(uri, part) as parquet:
+            table = parquet.read(columns=["place_id"])
         found = refuse_extension_types(table, files.join(uri, part.name))
         return np.asarray(found["place_id"].to_numpy(), dtype=np.int64)
 
