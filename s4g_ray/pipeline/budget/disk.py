@@ -16,6 +16,7 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.budget.sizes import RunSizes
 from s4g_ray.pipeline.retention.prune import format_bytes
+from s4g_ray.pipeline.rounds.graphs import gallery_width
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.storage import files
 
@@ -84,7 +85,7 @@ def graph_bytes(config: RunConfig, sizes: RunSizes) -> int:
     sampling = config.sampling
     width = sampling.neighbor_pool_size
     if sampling.gallery_negatives:
-        width += max(32, 4 * sampling.gallery_negatives // config.train.batch_size)
+        width += gallery_width(sampling, config.train.batch_size)
     return sizes.places * (NEIGHBOR_BYTES * width + ID_BYTES)
 
 

@@ -26,6 +26,11 @@ FOLDERS: dict[Collection, str] = {"pairs": "neighbors", "gallery": "gallery_neig
 GALLERY_POOL = 32  # gallery places mined for each place, at least
 
 
+def gallery_width(sampling: SamplingConfig, batch_size: int) -> int:
+    """Return how many places of a gallery are mined for each place, where it has as many."""
+    return max(GALLERY_POOL, 4 * sampling.gallery_negatives // batch_size)
+
+
 @dataclass(frozen=True)
 class RunGraphs:
     """The graphs of a run folder, about the places of its train split."""
@@ -126,7 +131,7 @@ class RunGraphs:
         """Return the neighbors of a place: the size of the pool that negatives are drawn from."""
         if collection == "pairs" or self.split.gallery is None:
             return self.sampling.neighbor_pool_size
-        wanted = max(GALLERY_POOL, 4 * self.sampling.gallery_negatives // self.batch_size)
+        wanted = gallery_width(self.sampling, self.batch_size)
         return min(wanted, len(self.split.gallery.places))
 
     def places(self, collection: Collection) -> Places:
