@@ -15,7 +15,7 @@ from tests.support.faulty_runs import Command, assert_same_end, held, records
 from tests.support.three_node_run import SECOND_DIED, SPREAD
 
 pytestmark = pytest.mark.cluster
-EPOCHS = 3
+EPOCHS = 4
 
 
 # Takes more than a minute: the workers start three times on a cluster of its own, and two deaths of
@@ -43,7 +43,7 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
     # the run waits for both deaths
     faults = [
         held("plans/epoch=0003", Path(config.run_dir, SPREAD)),
-        held("checkpoints/epoch=0003/training_state", Path(config.run_dir, SECOND_DIED)),
+        held("plans/epoch=0004", Path(config.run_dir, SECOND_DIED)),
     ]
     command = Command(config, faults, module="tests.support.three_node_run")
     assert command.wait() == 0, command.output
