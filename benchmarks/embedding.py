@@ -11,6 +11,7 @@ encoder, which then binds.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -24,8 +25,8 @@ import numpy as np
 import ray
 import torch
 
-from benchmarks.support.cpu_time import count_cpu_s
 from benchmarks.support.packed_tiles import write_tiles
+from benchmarks.support.process_watch import ProcessWatch
 from benchmarks.support.ray_data_embedding import embed_by_ray_data
 from benchmarks.support.record import Cell, record
 from s4g_ray.config.loading import parse_config
@@ -75,13 +76,17 @@ class Workload:
         """Return the URI of the encoder's weights."""
         return str(self.folder / "checkpoint")
 
-    def measure(self, form: str, function: Callable[[], object]) -> None:
+    def measure(self, form: str, function: Callable[[], object], watch: ProcessWatch) -> None:
         """Run a form once; keep its wall time, its processor time and that of the driver."""
-        started, cpu, driver_cpu = time.perf_counter(), count_cpu_s(), time.process_time()
+        before = watch.count_cpu_s()
+        driver_before = time.process_time() - watch.own_cpu_s
+        started = time.perf_counter()
         function()
-        self.seconds.setdefault(form, []).append(time.perf_counter() - started)
-        self.driver_cpu.setdefault(form, []).append(time.process_time() - driver_cpu)
-        self.cpu.setdefault(form, []).append(count_cpu_s() - cpu)
+        seconds = time.perf_counter() - started
+        driver = time.process_time() - watch.own_cpu_s - driver_before
+        self.seconds.setdefault(form, []).append(seconds)
+        self.driver_cpu.setdefault(form, []).append(driver)
+        self.cpu.setdefault(form, []).append(watch.count_cpu_s() - before)
 
     def rows(self, fixed: float) -> list[list[Cell]]:
         """Return the rows of the table; fixed: seconds of a warm job beyond its images."""
@@ -99,7 +104,7 @@ class Workload:
                     f"{cpu_ms:.2f}",
                     f"{share:.0%}",
                     f"{driver_us:.1f}" if form != BARE else "",
-                    f"{fixed:.1f}" if form == JOB else "",
+                    f"{fixed:.2f}" if form == JOB else "",
                 ]
             )
         return rows
@@ -188,7 +193,7 @@ def run_bare(workload: Workload, processes: list[Any]) -> None:
     ray.get(calls)
 
 
-def measure(workload: Workload, repeats: int) -> tuple[float, float]:
+def measure(workload: Workload, repeats: int, watch: ProcessWatch) -> tuple[float, float]:
     """Run all forms in turns; return the seconds of a job without images, cold and warm."""
     config = workload.config
     one = make_workload(
@@ -211,13 +216,14 @@ def measure(workload: Workload, repeats: int) -> tuple[float, float]:
         run_bare(workload, processes)
         for repeat in range(repeats):
             out = str(workload.folder / f"ray_data_{repeat}")
-            workload.measure(BARE, lambda: run_bare(workload, processes))
-            workload.measure(JOB, lambda: run_job(workload, pool))
+            workload.measure(BARE, lambda: run_bare(workload, processes), watch)
+            workload.measure(JOB, lambda: run_job(workload, pool), watch)
             workload.measure(
                 RAY_DATA,
                 lambda out=out: embed_by_ray_data(  # type: ignore[misc]
                     config, workload.dataset.uri, workload.checkpoint, workload.numerics, out
                 ),
+                watch,
             )
     for process in processes:
         ray.kill(process)
@@ -249,9 +255,12 @@ def main() -> None:
             model="tf_efficientnet_lite0",
             numerics=Numerics(channels_last=True),
         )
-        with ray_session(decoding.config.ray, decoding.config.storage):
+        with (
+            ProcessWatch(os.getpid(), every_s=0.5) as watch,
+            ray_session(decoding.config.ray, decoding.config.storage),
+        ):
             for workload in (decoding, encoding):
-                cold, warm = measure(workload, arguments.repeats)
+                cold, warm = measure(workload, arguments.repeats, watch)
                 rows.extend(workload.rows(warm))
                 rates[f"cold_s_{workload.config.data.reference_size[0]}"] = cold
     rate = encoding.count / statistics.median(encoding.seconds[JOB])

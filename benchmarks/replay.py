@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.support.record import Cell, Meter, apart, record
 from s4g_ray.arrays import Ints
-from s4g_ray.config.schema import MiningConfig
+from s4g_ray.config.schema import MiningConfig, SamplingConfig
 from s4g_ray.data.pairs import join_pairs
 from s4g_ray.data.places import Places
 from s4g_ray.data.tables.embedding_table import ROWS_PER_GROUP
@@ -32,6 +32,7 @@ from s4g_ray.mining.cells.cell_plan import CellPlan
 from s4g_ray.mining.groups import compute_job_key, places_per_part, plan_groups
 from s4g_ray.mining.job_plan import describe_group
 from s4g_ray.pipeline.rounds.rotation import choose_places
+from s4g_ray.sampling.cells import CellTree, PlanOptions
 from s4g_ray.storage.manifest import Part, open_published, publish
 
 DIM = 1024
@@ -151,6 +152,15 @@ def rotate(places: int) -> Work:
     return partial(choose_places, make_places(places), cfg, 3, seed=0)
 
 
+def divide(places: int) -> Work:
+    """Divide the pairs of an epoch into the cells that are planned."""
+    located = make_places(places)
+    pair_rows = np.arange(places, dtype=np.int32)
+    cfg = SamplingConfig()
+    options = PlanOptions(BATCH, cfg.num_hard_negatives, cfg.neighbor_pool_size, seed=0, epoch=1)
+    return partial(CellTree.divide, located, pair_rows, cfg.max_pairs_per_cell, options)
+
+
 FUNCTIONS: dict[str, Callable[[int], Work]] = {
     "pairs of queries and references": join,
     "embedding: parts, blocks, queue": plan_embedding,
@@ -159,6 +169,7 @@ FUNCTIONS: dict[str, Callable[[int], Work]] = {
     "mining: widths, groups, key": plan_mining,
     "mining: cells": plan_cells,
     "mining: places of a rotating round": rotate,
+    "plan: cells of pairs": divide,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import threading
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class ProcessWatch:
     every_s: float = 0.1
     spill_dir: Path | None = None
     spilled: int = 0  # most bytes at any time
+    own_cpu_s: float = 0.0  # of the watching thread, which the process that watches spends
     _seen: dict[int, _Process] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -75,9 +77,15 @@ class ProcessWatch:
             use.num_processes += 1
         return dict(found)
 
+    def count_cpu_s(self) -> float:
+        """Return the processor time of all processes until now, ended ones too."""
+        self._sample()
+        return sum(process.cpu_s for process in list(self._seen.values()))
+
     def _run(self) -> None:
         while not self._stop.wait(self.every_s):
             self._sample()
+            self.own_cpu_s = time.thread_time()
 
     def _sample(self) -> None:
         children: dict[int, list[int]] = defaultdict(list)

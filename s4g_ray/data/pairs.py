@@ -29,10 +29,16 @@ class Pairs:
     def expand(self, rows: Ints) -> Pairs:
         """Return, for each index i of rows[p], the pairs of row rows[i] as pairs of i."""
         first = np.searchsorted(self.rows, rows, side="left")
-        counts = np.searchsorted(self.rows, rows, side="right") - first
+        counts = np.searchsorted(self.rows, rows, side="right")
+        counts -= first
+        # from the number of a pair to its position here, for each of the rows
+        first += counts
+        first -= np.cumsum(counts)
         indices = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(indices)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return Pairs(indices, self.columns[np.repeat(first, counts) + within])
+        positions = np.repeat(first, counts)
+        del first, counts  # all rows of a data set may be asked for
+        positions += np.arange(len(indices))
+        return Pairs(indices, self.columns[positions])
 
 
 def pairs_by_place(rows: Ints, places: Ints, reference_places: Ints) -> Pairs:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from s4g_ray.arrays import Floats64, Ints, Rows32
+from s4g_ray.arrays import Floats32, Ints, Rows32
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
 from s4g_ray.data.schema import ProtocolName
-from s4g_ray.data.sphere import unit_sphere
+from s4g_ray.data.sphere import unit_sphere32
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup, find_row
@@ -100,8 +100,8 @@ class CellTree:
         Places without coordinates are divided by their ids beside the others, so that each cell has
         its share of them.
         """
-        weights = np.bincount(place_of_pair, minlength=len(places))
-        xyz = unit_sphere(places.lat, places.lon)
+        weights = np.bincount(place_of_pair, minlength=len(places)).astype(np.int32)
+        xyz = unit_sphere32(places.lat, places.lon)
         leaf_of_place = np.zeros(len(places), dtype=np.int32)
         leaves: list[int] = []
         open_cells = [(ROOT, np.arange(len(places), dtype=np.int32))]
@@ -115,6 +115,7 @@ class CellTree:
             first, second = _cut_places(_order_places(rows, xyz, weights), weights, share)
             open_cells.append((2 * node + 1, second))
             open_cells.append((2 * node, first))
+        del xyz, weights
         leaf_of_pair = leaf_of_place[place_of_pair]
         counts = np.bincount(leaf_of_pair, minlength=len(leaves))
         return cls(
@@ -131,15 +132,15 @@ class CellTree:
             yield Cell.from_pairs(pairs, place_of_pair[pairs])
 
 
-def _order_places(rows: Rows32, xyz: Floats64, weights: Ints) -> Rows32:
+def _order_places(rows: Rows32, xyz: Floats32, weights: Rows32) -> Rows32:
     """Order places by the coordinate that spreads most.
 
     Places without coordinates are spread evenly among them, in the order of their ids.
     """
     is_located = np.isfinite(xyz[rows, 0])
-    located = rows[is_located]
-    axis = int(np.argmax(np.ptp(xyz[located], axis=0))) if len(located) else 0
-    groups = [located[np.argsort(xyz[located, axis], kind="stable")], rows[~is_located]]
+    if is_located.all():
+        return _sort_located(rows, xyz)
+    groups = [_sort_located(rows[is_located], xyz), rows[~is_located]]
     shares = []  # of the group's pairs, those of the places before each place
     for group in groups:
         weight = weights[group]
@@ -147,7 +148,16 @@ def _order_places(rows: Rows32, xyz: Floats64, weights: Ints) -> Rows32:
     return np.asarray(np.concatenate(groups)[np.argsort(np.concatenate(shares), kind="stable")])
 
 
-def _cut_places(ordered: Rows32, weights: Ints, share: float) -> tuple[Rows32, Rows32]:
+def _sort_located(rows: Rows32, xyz: Floats32) -> Rows32:
+    """Sort places by the coordinate that spreads most."""
+    if not len(rows):
+        return rows
+    # an axis at a time: 4 bytes a place
+    spans = [float(np.ptp(xyz[rows, axis])) for axis in range(3)]
+    return rows[np.argsort(xyz[rows, int(np.argmax(spans))], kind="stable")]
+
+
+def _cut_places(ordered: Rows32, weights: Rows32, share: float) -> tuple[Rows32, Rows32]:
     """Cut two places or more where `share` of their weight is reached.
 
     Both parts, ascending, have at least one place.

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints, Rows32
 from s4g_ray.data.places import Places
-from s4g_ray.data.sphere import unit_sphere
+from s4g_ray.data.sphere import unit_sphere32
 
 NUM_ADJOINING = 8  # as many as a square has around it
 CANDIDATES = 4 * NUM_ADJOINING  # cells of near centres, among which the nearest boxes are found
-AT_ONCE = 2**16  # places whose coordinates are computed at once
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class GeoCells:
     @classmethod
     def from_places(cls, places: Places, max_places: int) -> GeoCells:
         """Divide located places into cells of at most `max_places`, by halving a k-d tree."""
-        xyz = _points_of(places)
+        xyz = unit_sphere32(places.lat, places.lon)
         order = np.arange(len(places), dtype=np.int32)
         edges = [0]
         pending = [(0, len(places))]
@@ -61,15 +60,6 @@ class GeoCells:
     def around(self, cells: Ints) -> Ints:
         """Return some cells and those that adjoin them, each once, ascending."""
         return np.unique(np.concatenate([cells, self.adjoining[cells].ravel()])).astype(np.int64)
-
-
-def _points_of(places: Places) -> Floats32:
-    """Return the places on the unit sphere in float32: 12 bytes a place, exact to half a metre."""
-    xyz = np.empty((len(places), 3), dtype=np.float32)
-    for start in range(0, len(places), AT_ONCE):
-        rows = slice(start, start + AT_ONCE)
-        xyz[rows] = unit_sphere(places.lat[rows], places.lon[rows])
-    return xyz
 
 
 def _halve(xyz: Floats32, order: NDArray[np.int32], half: int) -> None:

@@ -49,7 +49,8 @@ def choose_places(places: Places, cfg: MiningConfig, number: int, *, seed: int) 
     num_blocks = _count_blocks(num_shares, len(places))
     drawn = np.random.default_rng((seed, cycle, _STREAM)).permutation(num_blocks)
     # places without coordinates follow each other too
-    order = curve_order(np.nan_to_num(unit_sphere(places.lat, places.lon)))
+    xyz = unit_sphere(places.lat, places.lon)
+    order = curve_order(np.nan_to_num(xyz, copy=False))
     takes_block = np.zeros(num_blocks, dtype=bool)
     takes_block[drawn[position::num_shares]] = True
     edges = len(places) * np.arange(num_blocks + 1) // num_blocks
