@@ -272,9 +272,10 @@ def main() -> None:
         text=(
             "the references of packed tiles, by 2 actors of 2 decoding threads. Bare: a process"
             " for each actor that only reads and decodes, into one buffer (first workload), or only"
-            " encodes (second). Ray Data: rows of Parquet, decoding tasks, encoder actors and written Parquet, without"
-            " commits and without an order. All forms take turns; medians. CPU is the processor"
-            " time of all processes an image, share that of the bare form in it; driver is the"
+            " encodes (second). Ray Data: rows of Parquet, decoding tasks, encoder actors and"
+            " written Parquet, without commits and without an order. All forms take turns; medians."
+            " CPU is the processor time of all processes an image, share that of the bare form in"
+            " it; driver is the"
             " processor time of the driver an image. fixed: seconds of a job of one image, actors"
             " warm."
         ),
