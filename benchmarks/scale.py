@@ -219,6 +219,11 @@ def run_trial(trial: Trial, kinds: Sequence[str], shards: Sequence[int], mined: 
     trial.run_stage("plan (mined)", "plan", "1", output="stages/plans")
 
 
+def join_counts(counts: list[int]) -> str:
+    """Return counts as words."""
+    return " and ".join(f"{count:,}" for count in counts)
+
+
 def main() -> None:
     """Run the trials, record them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -237,7 +242,7 @@ def main() -> None:
             trials.append(trial)
     record(
         given.name,
-        title="Every stage of a run for real",
+        title=f"Every stage of a run of {join_counts(given.places)} places",
         text=(
             "packed 16-pixel tiles, timm's test_resnet, D = 64, ids in the order of the"
             " cities that places lie in. Wall time includes starting Ray for commands (train,"
