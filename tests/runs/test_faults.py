@@ -231,7 +231,7 @@ def test_a_run_goes_on_with_one_worker_after_the_death_of_a_node_and_with_two_on
     )
     # Ray Train first waits start_timeout_s for the two workers that there is room for no longer
     config = override_config(
-        config, ["ray.num_cpus=null", "ray.start_timeout_s=45", "mining.every_epochs=2"]
+        config, ["ray.num_cpus=null", "ray.start_timeout_s=25", "mining.every_epochs=2"]
     )
     # the last epochs are planned when the node has come: the run cannot end before
     until_two = held("plans/epoch=0005", Path(config.run_dir, RELEASED))
