@@ -3,63 +3,92 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.sphere import EARTH_RADIUS_M
 from s4g_ray.errors import InputError
 
 METRES_PER_DEGREE = EARTH_RADIUS_M * np.pi / 180
 MAX_TILES = 1000  # images that a browser loads for one view
+ROWS_PER_SIZE = 8  # tiles whose latitudes differ by less than an eighth of their size are one row
+SIZES_PER_DOUBLING = 8  # tiles whose sizes differ by less than about 9 % are covered together
+TOUCHING = 1.001  # of the size: tiles this far apart leave no gap
+UNCOVERED = 0.75  # of the size: a tile farther than this from all that are shown is shown too
 
 
-def tiles_in_view(
-    lat: Floats64,
-    lon: Floats64,
-    size_m: Floats64,
-    bounds: tuple[float, float, float, float],
-    limit: int,
-) -> Ints:
-    """Return the rows of the tiles that cover a view: lat[N], lon[N], size_m[N] -> rows[M].
+class MapView:
+    """The tiles that a map shows: lat[N], lon[N], size_m[N] in metres; rows are positions in these arrays.
 
-    `bounds` is (west, south, east, north) in degrees; it may cross the antimeridian, with west > east or
-    with longitudes beyond 180. Overlapping tiles are thinned to about one for each square of their size.
-    When more than `limit` would remain, none is returned: tiles of a few pixels show nothing.
-    Large tiles come first, so that smaller ones are drawn over them. Tiles of unknown size are left out.
-
-    Raises InputError for bounds that are not finite, or a limit outside 1..MAX_TILES.
+    Of overlapping tiles, few enough to cover the ground are chosen once, here, so that a moved view keeps
+    the tiles that it had. Tiles of unknown size (NaN) are never shown.
     """
-    west, south, east, north = bounds
-    if not np.isfinite(bounds).all() or south > north:
-        raise InputError(f"bounds={bounds}: give finite degrees, west,south,east,north")
-    if not 1 <= limit <= MAX_TILES:
-        raise InputError(f"limit={limit}: give 1 to {MAX_TILES} tiles")
-    known = np.flatnonzero(size_m > 0)
-    half_lat = size_m[known] / 2 / METRES_PER_DEGREE
-    half_lon = half_lat / np.maximum(np.cos(np.radians(lat[known])), 1e-6)
-    width = min(east - west + 360 * (east < west), 360.0)
-    from_west = np.mod(lon[known] - west + half_lon, 360)  # 0 where a tile ends at the west border
-    in_width = from_west <= width + 2 * half_lon
-    in_height = (lat[known] >= south - half_lat) & (lat[known] <= north + half_lat)
-    rows = known[in_width & in_height]
-    rows = rows[_one_of_each_square(lat[rows], lon[rows], size_m[rows])]
-    if len(rows) > limit:
-        return np.empty(0, np.int64)
-    return rows[np.argsort(-size_m[rows], kind="stable")]
+
+    def __init__(self, lat: Floats64, lon: Floats64, size_m: Floats64) -> None:
+        self._lat = np.asarray(lat, np.float64)
+        self._lon = np.asarray(lon, np.float64)
+        self._size_m = np.asarray(size_m, np.float64)
+        known = np.flatnonzero(self._size_m > 0)
+        like = np.round(np.log2(self._size_m[known]) * SIZES_PER_DOUBLING)
+        chosen = [
+            _cover(self._lat, self._lon, self._size_m, known[like == size])
+            for size in np.unique(like)[::-1]
+        ]
+        self._rows = np.concatenate([np.empty(0, np.int64), *chosen])
+        self._half_lat = self._size_m[self._rows] / 2 / METRES_PER_DEGREE
+        shrink = np.cos(np.radians(self._lat[self._rows]))
+        self._half_lon = self._half_lat / np.maximum(shrink, 1e-6)
+
+    def rows(self, bounds: tuple[float, float, float, float], limit: int) -> Ints:
+        """Return the rows of the tiles that meet `bounds` = (west, south, east, north) in degrees.
+
+        The bounds may cross the antimeridian, with west > east or longitudes beyond 180. Large tiles come
+        first, so that smaller ones are drawn over them. When there are more than `limit`, none is returned:
+        tiles of a few pixels show nothing.
+
+        Raises InputError for bounds that are not finite, or a limit outside 1..MAX_TILES.
+        """
+        west, south, east, north = bounds
+        if not np.isfinite(bounds).all() or south > north:
+            raise InputError(f"bounds={bounds}: give finite degrees, west,south,east,north")
+        if not 1 <= limit <= MAX_TILES:
+            raise InputError(f"limit={limit}: give 1 to {MAX_TILES} tiles")
+        lat = self._lat[self._rows]
+        width = min(east - west + 360 * (east < west), 360.0)
+        # 0 where a tile touches the west border from outside
+        from_west = np.mod(self._lon[self._rows] - west + self._half_lon, 360)
+        in_width = from_west <= width + 2 * self._half_lon
+        in_height = (lat >= south - self._half_lat) & (lat <= north + self._half_lat)
+        rows = self._rows[in_width & in_height]
+        return rows if len(rows) <= limit else np.empty(0, np.int64)
 
 
-def _one_of_each_square(lat: Floats64, lon: Floats64, size_m: Floats64) -> Ints:
-    """Return the row nearest to the middle of each square of a grid as wide as the tiles.
+def _cover(lat: Floats64, lon: Floats64, size_m: Floats64, rows: Ints) -> Ints:
+    """Return those of `rows`, tiles of about one size, that cover their ground with little overlap."""
+    size = float(size_m[rows].min()) / METRES_PER_DEGREE
+    order = rows[np.lexsort((lon[rows], lat[rows]))]
+    starts = np.flatnonzero(np.diff(lat[order], prepend=-np.inf) > size / ROWS_PER_SIZE)
+    ends = np.append(starts[1:], len(order))
+    chosen = np.zeros(len(order), bool)
+    for band in np.flatnonzero(_spread(lat[order[starts]], size)):
+        first, last = int(starts[band]), int(ends[band])
+        in_band = order[first:last]
+        by_lon = np.argsort(lon[in_band], kind="stable")
+        step = size / max(float(np.cos(np.radians(lat[in_band[0]]))), 1e-6)
+        chosen[first + by_lon[_spread(lon[in_band[by_lon]], step)]] = True
+    shrink = np.maximum(np.cos(np.radians(lat[order])), 1e-6)
+    points = np.stack([lat[order], lon[order] * shrink], axis=1)
+    away, _ = cKDTree(points[chosen]).query(points, p=np.inf)
+    return order[chosen | (away > UNCOVERED * size)]
 
-    The grid depends on a tile's size and latitude only, so a moved view keeps the tiles it had.
-    """
-    step_lat = size_m / METRES_PER_DEGREE
-    row, row_rest = np.divmod(lat, step_lat)
-    middle = (row + 0.5) * step_lat
-    step_lon = step_lat / np.maximum(np.cos(np.radians(middle)), 1e-6)
-    column, column_rest = np.divmod(lon, step_lon)
-    off_middle = np.abs(row_rest / step_lat - 0.5) + np.abs(column_rest / step_lon - 0.5)
-    order = np.lexsort((off_middle, column, row, size_m))
-    keys = np.stack([size_m, row, column], axis=1)[order]
-    first = np.ones(len(order), bool)
-    first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    return np.sort(order[first])
+
+def _spread(ascending: Floats64, size: float) -> Bools:
+    """Choose of intervals about `ascending` centres, each `size` wide, few that cover the same line."""
+    chosen = np.zeros(len(ascending), bool)
+    row = 0
+    while row < len(ascending):
+        chosen[row] = True
+        reach = ascending[row] + size * TOUCHING
+        farthest = int(np.searchsorted(ascending, reach, side="right")) - 1
+        row = max(farthest, row + 1)
+    return chosen

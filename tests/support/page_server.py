@@ -28,7 +28,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from s4g_ray.serving.map_view import METRES_PER_DEGREE, tiles_in_view
+from s4g_ray.serving.map_view import METRES_PER_DEGREE, MapView
 
 PAGE = Path(__file__).parents[2] / "s4g_ray/serving/page"
 PIXELS = 128
@@ -100,6 +100,8 @@ class SceneGallery:
                 self.images[name] = jpeg(window)
                 vectors.append(small(window))
         self.vectors = np.stack(vectors)
+        sizes = np.full(len(self.ids), self.size_m)
+        self.view = MapView(np.array(self.lat), np.array(self.lon), sizes)
         return self
 
     def window(self, top: int, left: int) -> Picture:
@@ -149,7 +151,9 @@ class SceneGallery:
             }
             for row, share in zip(best[:top], shares, strict=False)
         ]
-        reason = "the best tile has a probability of 1 %, less than the 30 % that this gallery asks for"
+        reason = (
+            "the best tile has a probability of 1 %, less than the 30 % that this gallery asks for"
+        )
         first = candidates[0]
         return {
             "candidates": candidates,
@@ -206,10 +210,8 @@ class StandIn:
             return refused
         gallery = self.gallery
         west, south, east, north = map(float, request.query_params["bounds"].split(","))
-        lat, lon = np.array(gallery.lat), np.array(gallery.lon)
-        sizes = np.full(len(lat), gallery.size_m)
         limit = int(request.query_params["limit"])
-        rows = tiles_in_view(lat, lon, sizes, (west, south, east, north), limit)
+        rows = gallery.view.rows((west, south, east, north), limit)
         tiles = [
             {
                 "id": gallery.ids[row],

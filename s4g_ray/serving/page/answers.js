@@ -127,10 +127,10 @@ function renderComparison(photo) {
 }
 
 // The photo, or its name where the browser cannot decode it (HEIC, TIFF).
-export function photoPicture(photo, alt) {
+export function photoPicture(photo, alt, words = "no preview in this browser") {
   const image = element("img", { src: photo.url, alt });
   image.addEventListener("error", () => {
-    image.replaceWith(element("span", { class: "no-preview" }, "no preview in this browser"));
+    image.replaceWith(element("span", { class: "no-preview" }, words));
   });
   return image;
 }
@@ -162,8 +162,8 @@ function renderCandidate({ candidate, rank, share, calibrated, best, onHover, on
   showTile(image, candidate.id);
   const value = calibrated ? percent(share) : candidate.score.toFixed(3);
   const details = [
-    candidate.size_m > 0 ? `tile of ${metres(candidate.size_m)}` : null,
-    rank > 1 ? `${metres(distance(candidate.lat, candidate.lon, best.lat, best.lon))} from 1` : null,
+    candidate.size_m > 0 && (rank === 1 || candidate.size_m !== best.size_m) ? `tile of ${metres(candidate.size_m)}` : null,
+    rank > 1 ? `${metres(distance(candidate.lat, candidate.lon, best.lat, best.lon))} from candidate 1` : null,
     candidate.turn_deg ? `turned by ${Math.round(candidate.turn_deg)}°` : null,
     mergedWords(candidate),
   ].filter(Boolean);

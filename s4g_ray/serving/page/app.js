@@ -123,7 +123,7 @@ function renderStrip() {
       "aria-label": `${photo.file.name}: ${state.words}`,
       title: `${photo.file.name}: ${state.words}`,
       onclick: () => select(photo),
-    }, photoPicture(photo, ""), element("span", { class: "mark", "aria-hidden": "true" }, state.mark));
+    }, photoPicture(photo, "", photo.file.name.split(".").pop().slice(0, 5)), element("span", { class: "mark", "aria-hidden": "true" }, state.mark));
     return button;
   }));
   if (focused !== null) strip.children[focused]?.focus();

@@ -213,7 +213,7 @@ export class AnswerMap {
 function tooltip(candidate, rank, value) {
   const image = element("img", { alt: `Tile of candidate ${rank}`, width: 160, height: 160 });
   showTile(image, candidate.id);
-  return element("div", {}, image, element("p", {}, element("strong", {}, `${rank}`), ` ${value}`));
+  return element("div", {}, image, element("p", {}, element("strong", {}, `Candidate ${rank}`), ` · ${value}`));
 }
 
 export function legend(answer, calibrated) {
