@@ -1,4 +1,4 @@
-"""Choose the tiles of a gallery that a map view shows: few enough for a browser, no ground twice."""
+"""Choose the tiles of a gallery that a map view shows: few enough for a browser."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNCOVERED = 0.75  # of the size: a tile farther than this from all that are show
 
 
 class MapView:
-    """The tiles that a map shows: lat[N], lon[N], size_m[N] in metres; rows are positions in these arrays.
+    """The tiles that a map shows: lat[N], lon[N] in degrees, size_m[N] in metres.
 
-    Of overlapping tiles, few enough to cover the ground are chosen once, here, so that a moved view keeps
-    the tiles that it had. Tiles of unknown size (NaN) are never shown.
+    Of overlapping tiles, few enough to cover the ground are chosen once, here, so that a moved
+    view keeps the tiles that it had. Tiles of unknown size (NaN) are never shown.
     """
 
     def __init__(self, lat: Floats64, lon: Floats64, size_m: Floats64) -> None:
@@ -40,11 +40,11 @@ class MapView:
         self._half_lon = self._half_lat / np.maximum(shrink, 1e-6)
 
     def rows(self, bounds: tuple[float, float, float, float], limit: int) -> Ints:
-        """Return the rows of the tiles that meet `bounds` = (west, south, east, north) in degrees.
+        """Return the rows of the arrays whose tiles meet (west, south, east, north) in degrees.
 
-        The bounds may cross the antimeridian, with west > east or longitudes beyond 180. Large tiles come
-        first, so that smaller ones are drawn over them. When there are more than `limit`, none is returned:
-        tiles of a few pixels show nothing.
+        The bounds may cross the antimeridian, with west > east or longitudes beyond 180. Large
+        tiles come first, so that smaller ones are drawn over them. When there are more than
+        `limit`, none is returned: tiles of a few pixels show nothing.
 
         Raises InputError for bounds that are not finite, or a limit outside 1..MAX_TILES.
         """
@@ -64,7 +64,7 @@ class MapView:
 
 
 def _cover(lat: Floats64, lon: Floats64, size_m: Floats64, rows: Ints) -> Ints:
-    """Return those of `rows`, tiles of about one size, that cover their ground with little overlap."""
+    """Return those of `rows`, tiles of about one size, that cover their ground."""
     size = float(size_m[rows].min()) / METRES_PER_DEGREE
     order = rows[np.lexsort((lon[rows], lat[rows]))]
     starts = np.flatnonzero(np.diff(lat[order], prepend=-np.inf) > size / ROWS_PER_SIZE)
@@ -83,7 +83,7 @@ def _cover(lat: Floats64, lon: Floats64, size_m: Floats64, rows: Ints) -> Ints:
 
 
 def _spread(ascending: Floats64, size: float) -> Bools:
-    """Choose of intervals about `ascending` centres, each `size` wide, few that cover the same line."""
+    """Choose, of intervals `size` wide about centres, few that cover the same line."""
     chosen = np.zeros(len(ascending), bool)
     row = 0
     while row < len(ascending):

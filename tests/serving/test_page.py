@@ -1,4 +1,4 @@
-"""The page in Chromium: a photo goes in, its tile comes first and lies on the map; nothing is loaded from elsewhere."""
+"""The page in Chromium: a photo goes in, its tile comes first and lies on the map."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ DROP = """([name, text]) => {
   transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
   const target = document.getElementById("drop");
   for (const kind of ["dragenter", "dragover", "drop"])
-    target.dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    target.dispatchEvent(
+      new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
 }"""
 PASTE = """([name, text]) => {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const transfer = new DataTransfer();
   transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
-  document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));
+  document.body.dispatchEvent(
+    new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));
 }"""
 
 

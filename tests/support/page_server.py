@@ -1,7 +1,7 @@
-"""A stand-in service for the page: the HTTP contract of `s4g serve` over tiles of a real Landsat scene.
+"""A stand-in service for the page: the HTTP contract of `s4g serve` over tiles of a Landsat scene.
 
-Photos are matched by their small colour pictures, so that a cut of the scene finds its own tile. The name of an
-uploaded photo asks for special answers: nowhere*.png (no answer), busy*.png (503 twice), broken*.png (422).
+Photos are matched by their small colour pictures, so that a cut of the scene finds its own tile.
+The name of a photo asks for special answers: nowhere* (no answer), busy* (503 twice).
 """
 
 from __future__ import annotations
