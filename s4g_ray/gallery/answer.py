@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from s4g_ray.gallery.ground_shapes import circle_geometry, point_geometry, square_geometry
+from s4g_ray.gallery.search.ground_shapes import circle_geometry, point_geometry, square_geometry
 
 if TYPE_CHECKING:
     from s4g_ray.gallery.photos.exif import ExifPosition
