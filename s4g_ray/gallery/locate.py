@@ -112,9 +112,10 @@ class _PhotoSearch:
         self._gallery = gallery
         self._options = options
         self._turns = list_turns(options.turns)
-        self._kind = options.view
-        if self._kind == "auto":
+        if options.view == "auto":
             self._kind = find_view_kind(read_model_data(gallery))
+        else:
+            self._kind = options.view
         self._calibration, self._note = find_calibration(gallery, options.turns)
         self._area = options.fixed_area()
         self._check_area()
@@ -167,7 +168,8 @@ class _PhotoSearch:
         views = []
         for photo in photos:
             assert photo.pixels is not None
-            views.extend(turn_photo(photo.pixels, turn, self._kind) for turn in self._turns)
+            pixels = np.require(photo.pixels, requirements=("C", "W"))  # as torch takes it
+            views.extend(turn_photo(pixels, turn, self._kind) for turn in self._turns)
         embeddings = self._gallery.encode(views, view="queries")
         return embeddings.reshape(len(photos), len(self._turns), -1)
 
