@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -20,7 +19,7 @@ from s4g_ray.serving.backend import Backend, Json, LocateRequest
 from s4g_ray.serving.config import ServeConfig
 from s4g_ray.serving.limits import Admission, App, UploadGuard
 from s4g_ray.serving.metrics import ServiceMetrics
-from s4g_ray.serving.options import LOCATE_SCHEMA, LocateOptions
+from s4g_ray.serving.options import LOCATE_SCHEMA, RequestOptions, read_bounds, read_count
 from s4g_ray.serving.photo_form import check_photo, read_photos
 from s4g_ray.serving.refusal import Refusal
 
@@ -28,6 +27,7 @@ PAGE = Path(__file__).parent / "page"
 PROBE_S = 2.0  # seconds between questions for the state of the gallery
 STALE_S = 15.0  # without an answer to them: not ready
 MAX_ID_DIGITS = 19
+MAX_LISTED = 2000  # tiles in one answer
 # the page loads nothing from elsewhere
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline';"
@@ -132,7 +132,7 @@ def _add_locate(
         """Locate one or more photos."""
         started = time.monotonic()
         with admission.admit():
-            options = LocateOptions.from_query(request.query_params)
+            options = RequestOptions.from_query(request.query_params)
             photos = await read_photos(request, config)
             for photo in photos:
                 check_photo(photo, config)
@@ -180,6 +180,12 @@ def _add_gallery(
     async def describe_gallery() -> Json:
         """Describe the gallery that answers."""
         return await state.read()
+
+    @app.get("/gallery/tiles")
+    async def list_tiles(bounds: str = "-180,-90,180,90", limit: str = "200") -> Json:
+        """List tiles whose centres lie within bounds=W,S,E,N, at most `limit`, spread over them."""
+        asked = read_bounds(bounds)
+        return await backend.list_tiles(asked, read_count("limit", limit, MAX_LISTED))
 
     @app.get("/healthz")
     async def check_health() -> Json:
@@ -264,5 +270,3 @@ def _route_of(path: str) -> str:
     first = "/" + path.lstrip("/").partition("/")[0]
     known = ("/", "/locate", "/tiles", "/gallery", "/healthz", "/metrics", "/static")
     return first if first in known else "other"
-
-

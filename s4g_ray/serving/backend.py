@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from s4g_ray.serving.options import LocateOptions
+from s4g_ray.serving.options import RequestOptions
 from s4g_ray.serving.photo_form import Photo
 from s4g_ray.serving.refusal import Refusal
 
@@ -17,7 +17,7 @@ class LocateRequest:
     """The photos of a request. `expires_at` is a time (time.time()) after which nobody waits."""
 
     photos: tuple[Photo, ...]
-    options: LocateOptions
+    options: RequestOptions
     expires_at: float
 
 
@@ -47,6 +47,9 @@ class Backend(Protocol):
 
     async def read_tile(self, tile_id: int) -> TileImage | Refusal:
         """Read the image of a tile."""
+
+    async def list_tiles(self, bounds: tuple[float, float, float, float], limit: int) -> Json:
+        """List tiles within west, south, east, north: {"tiles": [{"id", "lat", "lon", "size_m"}]}."""
 
     async def describe(self) -> Json:
         """Return the facts of GET /gallery."""

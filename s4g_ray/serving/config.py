@@ -96,7 +96,11 @@ def _describe_unknown(key: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(key, ServeConfig.model_fields, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(ServeConfig.model_fields)}"
+    hint = (
+        f"; did you mean {near[0]!r}?"
+        if near
+        else f"; there are {', '.join(ServeConfig.model_fields)}"
+    )
     return f"unknown setting of the service {key!r}{hint}"
 
 

@@ -89,9 +89,7 @@ class UploadGuard:
         self._on_refusal = on_refusal
         self.num_buffered = 0  # bytes of all bodies
 
-    async def __call__(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
-    ) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request. WebSockets are not served."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":

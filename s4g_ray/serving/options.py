@@ -1,11 +1,11 @@
-"""LocateOptions: the query parameters of a request, checked, and their OpenAPI description."""
+"""RequestOptions: the query parameters of a request, checked, and their OpenAPI description."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from s4g_ray.serving.refusal import Refusal
 
@@ -14,11 +14,12 @@ MAX_TURNS = 32
 
 
 @dataclass(frozen=True)
-class LocateOptions:
+class RequestOptions:
     """How a request's photos are located. Requests with equal options are located together."""
 
     top: int = 10
-    near: tuple[float, float] | None = None  # latitude and longitude, degrees
+    # latitude and longitude, degrees; exif: those in the photo's own tags
+    near: tuple[float, float] | Literal["exif"] | None = None
     within_m: float | None = None
     turns: int = 1
     refine: bool = False
@@ -41,10 +42,10 @@ class LocateOptions:
         if kind not in ("json", "geojson"):
             raise _refuse(f"format={kind!r} is neither json nor geojson")
         return cls(
-            top=_read_count("top", query.get("top", "10"), MAX_TOP),
+            top=read_count("top", query.get("top", "10"), MAX_TOP),
             near=near,
             within_m=None if within_km is None else within_km * 1000,
-            turns=_read_count("turns", query.get("turns", "1"), MAX_TURNS),
+            turns=read_count("turns", query.get("turns", "1"), MAX_TURNS),
             refine=_read_flag("refine", query.get("refine", "false")),
             as_geojson=kind == "geojson",
         )
@@ -58,6 +59,24 @@ class LocateOptions:
             "turns": self.turns,
             "refine": self.refine,
         }
+
+
+def read_bounds(text: str) -> tuple[float, float, float, float]:
+    """Read W,S,E,N in degrees. Raises Refusal (422)."""
+    parts = text.split(",")
+    if len(parts) != 4:
+        raise _refuse(f"bounds={text[:40]!r} is not W,S,E,N in degrees")
+    west, south, east, north = (_read_number("bounds", part) for part in parts)
+    if not -90 <= south <= north <= 90:
+        raise _refuse(f"bounds={text[:80]!r}: latitudes must be -90 <= S <= N <= 90 degrees")
+    return west, south, east, north
+
+
+def read_count(name: str, text: str, most: int) -> int:
+    """Read a whole number within 1..most. Raises Refusal (422)."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        raise _refuse(f"{name}={text[:40]!r} is not a whole number within 1..{most}")
+    return int(text)
 
 
 def _refuse(message: str) -> Refusal:
@@ -74,12 +93,6 @@ def _read_number(name: str, text: str) -> float:
     return value
 
 
-def _read_count(name: str, text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
-        raise _refuse(f"{name}={text[:40]!r} is not a whole number within 1..{most}")
-    return int(text)
-
-
 def _read_flag(name: str, text: str) -> bool:
     flags = {"1": True, "true": True, "0": False, "false": False}
     if text.lower() not in flags:
@@ -87,10 +100,14 @@ def _read_flag(name: str, text: str) -> bool:
     return flags[text.lower()]
 
 
-def _read_near(text: str) -> tuple[float, float]:
+def _read_near(text: str) -> tuple[float, float] | Literal["exif"]:
+    if text == "exif":
+        return "exif"
     parts = text.split(",")
     if len(parts) != 2:
-        raise _refuse(f"near={text[:40]!r} is not LAT,LON in degrees, such as 40.7,-112.0")
+        raise _refuse(
+            f"near={text[:40]!r} is neither LAT,LON in degrees, such as 40.7,-112.0, nor exif"
+        )
     lat, lon = (_read_number("near", part) for part in parts)
     if not -90 <= lat <= 90 or not -180 <= lon <= 360:
         raise _refuse(f"near={text[:40]!r} is not on the Earth; give LAT,LON in degrees")
@@ -108,7 +125,7 @@ LOCATE_SCHEMA: dict[str, Any] = {
             {"type": "integer", "minimum": 1, "maximum": MAX_TOP, "default": 10},
             "candidates of an answer",
         ),
-        _parameter("near", {"type": "string"}, "LAT,LON: search around this point"),
+        _parameter("near", {"type": "string"}, "LAT,LON, or exif: search around this point"),
         _parameter("within_km", {"type": "number"}, "with near: within so many kilometres"),
         _parameter(
             "turns",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import NamedTuple
 
@@ -88,7 +89,7 @@ def check_photo(photo: Photo, config: ServeConfig) -> None:
             " most that is allowed for a photo; make it smaller",
         )
     try:
-        with Image.open(io.BytesIO(photo.data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(photo.data), formats=list_formats()) as image:
             width, height = image.size
     except UnidentifiedImageError:
         raise Refusal(
@@ -104,6 +105,17 @@ def check_photo(photo: Photo, config: ServeConfig) -> None:
         ) from error
     if width * height > config.max_megapixels * 1e6:
         raise _too_many_pixels(photo, f"{width} x {height} pixels", config)
+
+
+@functools.cache
+def list_formats() -> tuple[str, ...]:
+    """Return the names that Pillow gives the formats of photos; HEIF where pillow-heif is there."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def clean_name(name: str, number: int) -> str:
