@@ -13,6 +13,7 @@ from s4g_ray.cli.index import index_app
 from s4g_ray.cli.pack import pack
 from s4g_ray.cli.plan import plan
 from s4g_ray.cli.prune import prune
+from s4g_ray.cli.serve import serve
 from s4g_ray.cli.stages import embed, mine
 from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError
@@ -35,6 +36,7 @@ app.command()(embed)
 app.command()(mine)
 app.command()(plan)
 app.command()(prune)
+app.command()(serve)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")

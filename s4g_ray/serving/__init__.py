@@ -1,5 +1,21 @@
-"""Serve a gallery: the service and its page.
+"""Serve a gallery over HTTP: Ray Serve replicas, and the application and its page before them.
 
-map_view      choose the tiles that a map view shows
-page/         the page: HTML, style, scripts, Leaflet and a world outline
+config       every setting of the service
+refusal      a request that is not answered: status, code, message
+options      query parameters, checked, and their OpenAPI description
+limits       bytes, seconds and queue; the bearer token
+photo_form   the photos of a multipart request, checked by their headers
+backend      what the application asks of the replicas
+app          the HTTP application
+batching     work that waits while a batch is done becomes the next batch
+locator      a gallery in one process that answers requests in batches
+deployment   locators as replicas of Ray Serve, and the handle that asks them
+map_view     choose the tiles that a map shows
+metrics      requests, seconds by stage, queue and answers
+server       a port of this machine, from start to stop
+page/        the page's files
+
+Serve a gallery until it is interrupted:
+
+    run_service(ServeConfig(gallery="regions/lake"), on_start=print)
 """

@@ -13,7 +13,7 @@ METRES_PER_DEGREE = EARTH_RADIUS_M * np.pi / 180
 MAX_TILES = 1000  # images that a browser loads for one view
 ROWS_PER_SIZE = 8  # tiles whose latitudes differ by less than an eighth of their size are one row
 SIZES_PER_DOUBLING = 8  # tiles whose sizes differ by less than about 9 % are covered together
-TOUCHING = 1.001  # of the size: tiles this far apart leave no gap
+TOUCHING = 1.02  # of the size: tiles this far apart leave a gap of a pixel at most
 UNCOVERED = 0.75  # of the size: a tile farther than this from all that are shown is shown too
 
 

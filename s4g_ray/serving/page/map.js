@@ -4,7 +4,7 @@ import { readTilesInView, showTile, tileAddress } from "./api.js";
 import { count, distance, element, metres, percent, position, square } from "./format.js";
 
 const L = globalThis.L;
-const TILES_IN_VIEW = 400; // images: the most that a view asks for
+const TILES_IN_VIEW = 500; // images: the most that a view asks for
 const WAIT_MS = 150; // after the last movement of the map
 
 const still = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -27,6 +27,7 @@ export class AnswerMap {
     L.control.scale({ imperial: false, position: "bottomright" }).addTo(this.map);
     this.map.attributionControl.setPrefix("Leaflet").addAttribution("outline: Natural Earth");
     this.map.createPane("world").style.zIndex = 150;
+    this.map.createPane("region").style.zIndex = 200;
     this.map.createPane("mosaic").style.zIndex = 250;
     this.map.createPane("candidateTiles").style.zIndex = 260;
     this.map.setView([20, 0], 2);
@@ -63,7 +64,7 @@ export class AnswerMap {
     if (east > 180 || west < -180) this.copies = [-360, 0, 360];
     this.middleLon = (west + east) / 2;
     this.galleryBounds = L.latLngBounds([south, west], [north, east]);
-    L.rectangle(this.galleryBounds, { pane: "world", className: "gallery-bounds", weight: 1.5, interactive: false })
+    L.rectangle(this.galleryBounds, { pane: "region", className: "gallery-bounds", weight: 1.5, interactive: false })
       .addTo(this.map);
     this.map.fitBounds(this.galleryBounds, { animate: false, padding: [24, 24] });
     this.map.on("moveend", () => this.scheduleMosaic());
