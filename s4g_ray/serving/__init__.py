@@ -10,7 +10,6 @@ app          the HTTP application
 batching     work that waits while a batch is done becomes the next batch
 locator      a gallery in one process that answers requests in batches
 deployment   locators as replicas of Ray Serve, and the handle that asks them
-map_view     choose the tiles that a map shows
 metrics      requests, seconds by stage, queue and answers
 server       a port of this machine, from start to stop
 page/        the page's files

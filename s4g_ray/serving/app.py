@@ -183,7 +183,7 @@ def _add_gallery(
 
     @app.get("/gallery/tiles")
     async def list_tiles(bounds: str = "-180,-90,180,90", limit: str = "200") -> Json:
-        """List tiles whose centres lie within bounds=W,S,E,N, at most `limit`, spread over them."""
+        """List tiles that cover the ground within bounds=W,S,E,N; none if more than `limit`."""
         asked = read_bounds(bounds)
         return await backend.list_tiles(asked, read_count("limit", limit, MAX_LISTED))
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from s4g_ray.arrays import Floats64, Ints
-from s4g_ray.data.area import Area
+from s4g_ray.arrays import Floats64
 from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.gallery.locate import needed_size
 from s4g_ray.gallery.photos.photo import Photo as DecodedPhoto
 from s4g_ray.gallery.photos.photo import decode_photo
+from s4g_ray.gallery.search.map_view import MapView
 from s4g_ray.serving.backend import Json, Located, LocateRequest, TileImage
 from s4g_ray.serving.batching import Batcher
 from s4g_ray.serving.options import RequestOptions
@@ -49,6 +49,7 @@ class Locator:
         self.gallery = gallery
         self._reload_s = reload_s
         self._least = needed_size(gallery)
+        self._map_view: tuple[Any, MapView] | None = None  # of the version's tiles
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._batcher: Batcher[_Job, Located | Refusal] = Batcher(
             self._locate_batch, max_size=batch_size, size_of=lambda job: len(job.photos)
@@ -99,9 +100,11 @@ class Locator:
         }
 
     def list_tiles(self, bounds: tuple[float, float, float, float], limit: int) -> Json:
-        """List at most `limit` tiles whose centres lie within bounds, evenly over them."""
+        """List the tiles that cover the ground within bounds; none where there are more than limit."""
         tiles = self.gallery.tiles
-        rows = choose_rows(tiles.lat, tiles.lon, bounds, limit)
+        if self._map_view is None or self._map_view[0] is not tiles:
+            self._map_view = tiles, MapView(tiles.lat, tiles.lon, tiles.size_m)
+        rows = self._map_view[1].rows(bounds, limit)
         found = [
             {
                 "id": int(tiles.ids[row]),
@@ -110,7 +113,6 @@ class Locator:
                 "size_m": float(tiles.size_m[row]),
             }
             for row in rows
-            if np.isfinite(tiles.size_m[row])
         ]
         return {"tiles": found}
 
@@ -200,22 +202,6 @@ def find_bounds(lat: Floats64, lon: Floats64, size_m: Floats64) -> list[float] |
     south = float(max(-90.0, (lats - half).min()))
     north = float(min(90.0, (lats + half).max()))
     return [west, south, east, north]
-
-
-def choose_rows(
-    lat: Floats64, lon: Floats64, bounds: tuple[float, float, float, float], limit: int
-) -> Ints:
-    """Return the rows of at most `limit` points within bounds: one a field of a raster over them."""
-    west, south, east, north = bounds
-    rows: Ints = np.flatnonzero(Area.bounds(west, south, east, north).contains(lat, lon))
-    if len(rows) <= limit:
-        return rows
-    side = max(1, int(np.sqrt(limit)))
-    width = 360.0 if east - west >= 360 else (east - west) % 360
-    column = ((lon[rows] - west) % 360 / max(width, 1e-9) * side).astype(np.int64)
-    line = ((lat[rows] - south) / max(north - south, 1e-9) * side).astype(np.int64)
-    fields = np.minimum(line, side - 1) * side + np.minimum(column, side - 1)
-    return rows[np.unique(fields, return_index=True)[1]]
 
 
 def _too_late() -> Refusal:

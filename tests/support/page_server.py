@@ -28,7 +28,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from s4g_ray.serving.map_view import METRES_PER_DEGREE, MapView
+from s4g_ray.gallery.search.map_view import METRES_PER_DEGREE, MapView
 
 PAGE = Path(__file__).parents[2] / "s4g_ray/serving/page"
 PIXELS = 128

@@ -5,4 +5,5 @@ candidates          join the candidates of turned views, and those of overlappin
 usable_calibration  a gallery's calibration, where it fits the search
 refine              the exact position of an answer within its best candidates
 ground_shapes       squares and circles as GeoJSON
+map_view            MapView: the tiles that a map shows, few for the ground that they cover
 """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s4g_ray.errors import InputError
-from s4g_ray.serving.map_view import METRES_PER_DEGREE, MapView
+from s4g_ray.gallery.search.map_view import METRES_PER_DEGREE, MapView
 
 SIZE = 1000.0
 GLOBE = (-180.0, -85.0, 180.0, 85.0)

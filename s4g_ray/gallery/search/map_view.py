@@ -10,7 +10,7 @@ from s4g_ray.data.sphere import EARTH_RADIUS_M
 from s4g_ray.errors import InputError
 
 METRES_PER_DEGREE = EARTH_RADIUS_M * np.pi / 180
-MAX_TILES = 1000  # images that a browser loads for one view
+MAX_TILES = 2000  # images that a browser loads for one view
 ROWS_PER_SIZE = 8  # tiles whose latitudes differ by less than an eighth of their size are one row
 SIZES_PER_DOUBLING = 8  # tiles whose sizes differ by less than about 9 % are covered together
 TOUCHING = 1.02  # of the size: tiles this far apart leave a gap of a pixel at most
