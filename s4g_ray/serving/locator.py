@@ -100,7 +100,7 @@ class Locator:
         }
 
     def list_tiles(self, bounds: tuple[float, float, float, float], limit: int) -> Json:
-        """List the tiles that cover the ground within bounds; none where there are more than limit."""
+        """List the tiles that cover the ground within bounds; none if there are more."""
         tiles = self.gallery.tiles
         if self._map_view is None or self._map_view[0] is not tiles:
             self._map_view = tiles, MapView(tiles.lat, tiles.lon, tiles.size_m)

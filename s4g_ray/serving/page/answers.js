@@ -79,6 +79,7 @@ function renderSummary(photo, calibrated) {
   if (!calibrated) {
     facts.push(element("p", { class: "hint" }, "Not calibrated: the best match, without a probability."));
   }
+  if (answer.note && calibrated) facts.push(element("p", { class: "hint" }, sentence(answer.note)));
   if (answer.heading_deg !== null && answer.heading_deg !== undefined) {
     facts.push(element("p", {}, `The top of the photo faces ${direction(answer.heading_deg)}.`));
   }
@@ -147,8 +148,15 @@ function renderCandidates(answer, calibrated, { onHover, onPick }) {
   list.addEventListener("keydown", moveFocus);
   if (!calibrated) return list;
   const total = answer.candidates.reduce((sum, candidate) => sum + (candidate.probability ?? 0), 0);
-  const rest = Math.max(0, 1 - total);
-  return element("div", {}, list, element("div", { class: "elsewhere" }, element("span", {}, "Anywhere else"), bar(rest), element("span", { class: "value" }, percent(rest))));
+  const outside = answer.none_probability ?? null;
+  const rest = Math.max(0, 1 - total - (outside ?? 0));
+  return element("div", {}, list,
+    otherShare(outside === null ? "Anywhere else" : "Elsewhere in the gallery", rest),
+    outside === null ? null : otherShare("Outside of the gallery", outside));
+}
+
+function otherShare(words, share) {
+  return element("div", { class: "elsewhere" }, element("span", {}, words), bar(share), element("span", { class: "value" }, percent(share)));
 }
 
 function bar(share) {
