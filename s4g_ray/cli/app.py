@@ -10,6 +10,7 @@ import typer
 from s4g_ray.cli.console import interruptible, make_reporter, print_json, run_app
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.index import index_app
+from s4g_ray.cli.locate import locate
 from s4g_ray.cli.pack import pack
 from s4g_ray.cli.plan import plan
 from s4g_ray.cli.prune import prune
@@ -32,6 +33,7 @@ app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
 app.command()(pack)
 app.command()(embed)
+app.command()(locate)
 app.command()(mine)
 app.command()(plan)
 app.command()(prune)
