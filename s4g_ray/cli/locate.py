@@ -29,7 +29,8 @@ def locate(
     photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="PHOTO...", help="Images, videos, folders of them, and patterns like 'in/*.jpg'."
+            metavar="PHOTO...",
+            help="Images, videos, folders of them, and patterns like 'in/*.jpg'.",
         ),
     ],
     top: Annotated[int, typer.Option(help="Candidates of each photo.")] = 10,

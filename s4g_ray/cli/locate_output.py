@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -207,9 +206,13 @@ def _summary(answers: Sequence[Answer]) -> Table:
 
 def _short_names(photos: Sequence[str]) -> list[str]:
     """Return the names of photos without the folder that all of them share."""
-    folders = [photo.rpartition("/")[0] for photo in photos]
-    shared = os.path.commonprefix([f"{folder}/" for folder in folders])
-    return [photo[shared.rfind("/") + 1 :] for photo in photos]
+    parts = [photo.split("/") for photo in photos]
+    num_shared = 0
+    for level in zip(*(folders[:-1] for folders in parts), strict=False):
+        if len(set(level)) > 1:
+            break
+        num_shared += 1
+    return ["/".join(names[num_shared:]) for names in parts]
 
 
 def _where(answer: Answer) -> str:

@@ -165,12 +165,12 @@ class _PhotoSearch:
 
     def _embed(self, photos: Sequence[Photo]) -> Floats32:
         """Embed each photo at each turn -> [M, T, D]."""
-        views = []
+        views: list[Pixels] = []
         for photo in photos:
             assert photo.pixels is not None
             pixels = np.require(photo.pixels, requirements=("C", "W"))  # as torch takes it
             views.extend(turn_photo(pixels, turn, self._kind) for turn in self._turns)
-        embeddings = self._gallery.encode(views, view="queries")
+        embeddings: Floats32 = self._gallery.encode(views, view="queries")
         return embeddings.reshape(len(photos), len(self._turns), -1)
 
     def _find_candidates(self, photos: Sequence[Photo], embeddings: Floats32) -> _Candidates:
@@ -243,7 +243,9 @@ class _PhotoSearch:
             return Answer(reason="no tile of the gallery lies where the search may look", **common)
         if judgement is None:
             lat, lon = self._position(candidates, row)
-            return Answer(lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common)
+            return Answer(
+                lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common
+            )
         return Answer(
             lat=judgement.lat,
             lon=judgement.lon,

@@ -30,9 +30,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> TinyGallery:
 
 
 @pytest.fixture
-def photos(
-    gallery: TinyGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def photos(gallery: TinyGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of four photos, tiles of the gallery, in which commands are run."""
     monkeypatch.setattr("s4g_ray.gallery.gallery.open_gallery", lambda uri: gallery)
     monkeypatch.chdir(tmp_path)
@@ -91,7 +89,13 @@ def test_a_photo_that_cannot_be_read_ends_with_2_alone_and_1_among_others(photos
 def test_few_photos_are_shown_in_detail(photos: Path) -> None:
     result = invoke("in/19.png", "in/3.png", "--turns", "4", "--top", "2")
     assert result.exit_code == 0
-    for text in ("in/19.png", "heading 0°", "EXIF says 47.000000, 8.001000", "119", "not calibrated"):
+    for text in (
+        "in/19.png",
+        "heading 0°",
+        "EXIF says 47.000000, 8.001000",
+        "119",
+        "not calibrated",
+    ):
         assert text in result.stdout
 
 

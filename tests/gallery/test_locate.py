@@ -68,7 +68,7 @@ def test_candidates_are_whole_groups_of_overlapping_cells(gallery: TinyGallery) 
     free = ids[0].tolist()
     lat = dict(zip(gallery.tiles.ids, gallery.tiles.lat, strict=True))
     lon = dict(zip(gallery.tiles.ids, gallery.tiles.lon, strict=True))
-    expected = []
+    expected: list[tuple[int, ...]] = []
     while len(expected) < 5:
         best = free[0]
         joined = [

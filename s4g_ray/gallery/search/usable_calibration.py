@@ -23,8 +23,8 @@ _MISSING = "probabilities and radii are unknown: {reason}; run `s4g gallery cali
 def find_calibration(gallery: Gallery, turns: int) -> tuple[Calibration | None, str | None]:
     """Return the calibration of a gallery for a search with `turns`, and a note for the user.
 
-    None, with the reason, where there is none, or it was fitted on other weights or turns. One of an
-    earlier version of the gallery is used, and named.
+    None, with the reason, where there is none, or it was fitted on other weights or turns. One of
+    an earlier version of the gallery is used, and named.
     """
     found = _read(gallery)
     if found is None:

@@ -65,7 +65,7 @@ def test_reading_stops_when_nobody_asks_for_more(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(path)
     photos = read_ahead([str(path)] * 1000, every_s=1, least=None, num_threads=2, num_ahead=4)
     next(photos)
-    photos.close()  # type: ignore[attr-defined]
+    photos.close()
 
 
 def test_batches_are_bounded_in_photos_and_bytes() -> None:
