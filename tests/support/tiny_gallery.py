@@ -19,7 +19,6 @@ from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import crop_field_of_view, fit_query
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.storage import files
 from tests.conftest import tiny_config
 
 PIXELS = 32  # of a tile's side
@@ -75,10 +74,8 @@ class TinyGallery:
         self.uri = str(folder)
         self.version = 1
         self.has_calibration = False
-        self.info: dict[str, Any] = {"model": {"weights_sha256": "a" * 64}}
-        settings = {"query_size": query_size, "reference_size": (PIXELS, PIXELS)}
-        files.write_json(files.join(self.uri, "model", "model.json"), {"data": settings})
-        self._data = DataConfig(uri="-", **settings)
+        self._data = DataConfig(uri="-", query_size=query_size, reference_size=(PIXELS, PIXELS))
+        self.config = SimpleNamespace(data=self._data)
         self.ground = make_ground(pixels, is_detailed=is_detailed)
         self.num_encoded = 0
         self.batch_sizes: list[int] = []
@@ -91,11 +88,21 @@ class TinyGallery:
         centres = [position_of((c + 1) * half, (r + 1) * half, pixels) for r, c in places]
         lat, lon = np.array(centres).T
         ids = 100 + np.arange(len(places))
-        self.tiles = SimpleNamespace(ids=ids, lat=lat, lon=lon, size_m=np.full(len(ids), SIZE_M))
+        size_m = np.full(len(ids), SIZE_M)
+        self.tiles = SimpleNamespace(ids=ids, lat=lat, lon=lon, size_m=size_m, rows=self.rows)
         self.num_tiles = len(ids)
         self._vectors = self.encode(self.images)
         self.dim = self._vectors.shape[1]
         self.num_encoded = 0
+
+    @property
+    def snapshot(self) -> Any:
+        """What a version holds: it has the tiles, and is its own index."""
+        header = SimpleNamespace(model={"weights_sha256": "a" * 64})
+        return SimpleNamespace(header=header, tiles=self.tiles, index=self)
+
+    def __len__(self) -> int:
+        return self.num_tiles
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return ids - 100

@@ -29,7 +29,7 @@ def find_calibration(gallery: Gallery, turns: int) -> tuple[Calibration | None, 
     found = _read(gallery)
     if found is None:
         return None, _MISSING.format(reason="the gallery is not calibrated")
-    weights = gallery.info.get("model", {}).get("weights_sha256")
+    weights = gallery.snapshot.header.model.get("weights_sha256")
     if weights and found.weights_sha256 and weights != found.weights_sha256:
         reason = (
             f"calibrated for weights {found.weights_sha256[:12]}, the gallery has {weights[:12]}"
