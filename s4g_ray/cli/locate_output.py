@@ -175,12 +175,13 @@ def _summary(answers: Sequence[Answer]) -> Table:
     has_exif = any(answer.exif is not None for answer in answers)
     has_heading = any(answer.heading_deg is not None for answer in answers)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("photo", overflow="fold", ratio=1)
+    table.add_column("photo", overflow="fold", min_width=10)
     table.add_column("lat, lon", justify="right", no_wrap=True)
     if has_radius:
         table.add_column("90 % within", justify="right", no_wrap=True)
-        table.add_column("probability", justify="right", no_wrap=True)
-    table.add_column("score", justify="right", no_wrap=True)
+        table.add_column("prob.", justify="right", no_wrap=True)
+    else:
+        table.add_column("score", justify="right", no_wrap=True)
     if has_heading:
         table.add_column("heading", justify="right", no_wrap=True)
     if has_exif:
@@ -193,7 +194,8 @@ def _summary(answers: Sequence[Answer]) -> Table:
             radius_m = answer.radius_90_m
             row.append(Text("" if radius_m is None else format_metres(radius_m)))
             row.append(Text(_percent(best.probability if best else None)))
-        row.append(Text(f"{best.score:.3f}" if best else ""))
+        else:
+            row.append(Text(f"{best.score:.3f}" if best else ""))
         if has_heading:
             heading = answer.heading_deg
             row.append(Text("" if heading is None else f"{heading:.0f}°"))
@@ -221,7 +223,7 @@ def _where(answer: Answer) -> str:
     if not answer.is_located:
         return "no answer"
     point = answer if answer.refined is None else answer.refined
-    return _position(point.lat, point.lon)
+    return _position(point.lat, point.lon, 5)
 
 
 def _count_lines(answers: Sequence[Answer]) -> Iterator[Text]:
@@ -237,10 +239,10 @@ def _count_lines(answers: Sequence[Answer]) -> Iterator[Text]:
         yield Text(f"no answer for {names}: {reason}", style="yellow")
 
 
-def _position(lat: float | None, lon: float | None) -> str:
+def _position(lat: float | None, lon: float | None, digits: int = 6) -> str:
     if lat is None or lon is None or lat != lat or lon != lon:
         return "position unknown"
-    return f"{lat:.6f}, {lon:.6f}"
+    return f"{lat:.{digits}f}, {lon:.{digits}f}"
 
 
 def _size(size_m: float) -> str:
