@@ -24,51 +24,58 @@ if TYPE_CHECKING:
 AHEAD = 96  # photos that are decoded before they are encoded: more than a batch
 
 
+GalleryUri = Annotated[str, typer.Argument(help="A gallery: a folder or s3://...")]
+Photos = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PHOTO...", help="Images, videos, folders of them, and patterns like 'in/*.jpg'."
+    ),
+]
+Near = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LAT,LON",
+        help="Search near this point; `exif`: near the position in each photo's EXIF tags.",
+    ),
+]
+WithinKm = Annotated[float | None, typer.Option(help="With --near: the farthest tiles, km.")]
+AreaFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Search in the polygons of a GeoJSON file.")
+]
+Turns = Annotated[
+    int,
+    typer.Option(
+        help="Try photos of unknown orientation at so many rotations (panoramas: shifts)."
+    ),
+]
+Refine = Annotated[
+    bool, typer.Option("--refine", help="Overhead photos: find the exact position within a tile.")
+]
+View = Annotated[
+    Literal["auto", "overhead", "panorama"],
+    typer.Option(help="What --turns turns.  auto: as what the model was trained on."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a list with an answer for each photo.")]
+AsGeoJson = Annotated[
+    bool, typer.Option("--geojson", help="Print tiles, circles and points as GeoJSON.")
+]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print a row for each candidate.")]
+
+
 def locate(
-    gallery: Annotated[str, typer.Argument(help="A gallery: a folder or s3://...")],
-    photos: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PHOTO...",
-            help="Images, videos, folders of them, and patterns like 'in/*.jpg'.",
-        ),
-    ],
+    gallery: GalleryUri,
+    photos: Photos,
     top: Annotated[int, typer.Option(help="Candidates of each photo.")] = 10,
-    near: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LAT,LON",
-            help="Search near this point; `exif`: near the position in each photo's EXIF tags.",
-        ),
-    ] = None,
-    within_km: Annotated[
-        float | None, typer.Option(help="With --near: the farthest tiles, km.")
-    ] = None,
-    area: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Search in the polygons of a GeoJSON file.")
-    ] = None,
-    turns: Annotated[
-        int,
-        typer.Option(
-            help="Try photos of unknown orientation at so many rotations (panoramas: shifts)."
-        ),
-    ] = 1,
-    refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Overhead photos: find the exact position within a tile."),
-    ] = False,
-    view: Annotated[
-        Literal["auto", "overhead", "panorama"],
-        typer.Option(help="What --turns turns.  auto: as what the model was trained on."),
-    ] = "auto",
+    near: Near = None,
+    within_km: WithinKm = None,
+    area: AreaFile = None,
+    turns: Turns = 1,
+    refine: Refine = False,
+    view: View = "auto",
     every_s: Annotated[float, typer.Option(help="Videos: seconds between two frames.")] = 1.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a list with an answer for each photo.")
-    ] = False,
-    as_geojson: Annotated[
-        bool, typer.Option("--geojson", help="Print tiles, circles and points as GeoJSON.")
-    ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print a row for each candidate.")] = False,
+    as_json: AsJson = False,
+    as_geojson: AsGeoJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Tell where photos were taken: candidates, the most probable point, its uncertainty.
 
@@ -76,13 +83,7 @@ def locate(
     (`s4g gallery calibrate`). Exit code 2 when the only photo cannot be read; 1 when some of many
     cannot: they are listed with their reason.
     """
-    formats = [
-        name
-        for name, is_asked in (("json", as_json), ("geojson", as_geojson), ("csv", as_csv))
-        if is_asked
-    ]
-    if len(formats) > 1:
-        raise InputError(f"choose one of {' and '.join(f'--{name}' for name in formats)}")
+    wanted = _choose_format(as_json, as_geojson, as_csv)
     if not 0 < every_s < float("inf"):
         raise InputError(f"--every-s {every_s:g} is not above 0")
     from s4g_ray.gallery.photos.photo_files import is_video, list_photos
@@ -99,15 +100,24 @@ def locate(
     )
     uris = list_photos(photos)
     is_single = len(uris) == 1 and not is_video(uris[0])
-    reporter = make_reporter(bool(formats))
+    reporter = make_reporter(wanted is not None)
     with interruptible():
         from s4g_ray.gallery.gallery import open_gallery
 
         opened = open_gallery(gallery)
         answers = _locate_files(opened, uris, options, every_s, reporter)
-        num_bad = _print_answers(answers, formats, is_single, reporter)
+        num_bad = _print_answers(answers, wanted, is_single, reporter)
     if num_bad:
         raise typer.Exit(1)
+
+
+def _choose_format(as_json: bool, as_geojson: bool, as_csv: bool) -> str | None:
+    """Return json, geojson or csv; None for tables. Raises InputError for two of them."""
+    asked = {"json": as_json, "geojson": as_geojson, "csv": as_csv}
+    names = [name for name, is_asked in asked.items() if is_asked]
+    if len(names) > 1:
+        raise InputError(f"choose one of {' and '.join(f'--{name}' for name in names)}")
+    return names[0] if names else None
 
 
 def _locate_files(
@@ -131,7 +141,7 @@ def _locate_files(
 
 
 def _print_answers(
-    answers: Iterator[Answer], formats: list[str], is_single: bool, reporter: Reporter
+    answers: Iterator[Answer], wanted: str | None, is_single: bool, reporter: Reporter
 ) -> int:
     """Print the answers as asked, and return how many photos cannot be read.
 
@@ -150,8 +160,8 @@ def _print_answers(
                 num_bad += 1
             yield answer
 
-    if formats:
-        for text in locate_output.FORMATS[formats[0]](checked()):
+    if wanted is not None:
+        for text in locate_output.FORMATS[wanted](checked()):
             typer.echo(text)
     else:
         for shown in locate_output.tables(list(checked())):
