@@ -243,7 +243,9 @@ class _PhotoSearch:
             return Answer(reason="no tile of the gallery lies where the search may look", **common)
         if judgement is None:
             lat, lon = self._position(candidates, row)
-            return Answer(lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common)
+            return Answer(
+                lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common
+            )
         return Answer(
             lat=judgement.lat,
             lon=judgement.lon,
