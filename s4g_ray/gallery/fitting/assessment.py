@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s4g_ray.arrays import Bools, Floats64
+from s4g_ray.data.sphere import metres_between
 from s4g_ray.gallery.calibration import Calibration, Judgement
 from s4g_ray.gallery.fitting.held_out import HeldOut
 
@@ -114,8 +115,6 @@ def _brier(judgement: Judgement, right: int, *, is_inside: bool) -> float:
 
 def _cover(judged: list[Judgement], inside: HeldOut) -> dict[str, float | None]:
     """Compute the shares of true positions within the radii, and medians."""
-    from s4g_ray.data.sphere import metres_between
-
     found = [
         (
             float(metres_between(j.lat, j.lon, inside.true_lat[i], inside.true_lon[i])),
