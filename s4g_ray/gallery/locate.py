@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s4g_ray.arrays import Floats32, Floats64, Ints
-from s4g_ray.config.data_schema import Size
+from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import Pixels
 from s4g_ray.errors import BadImageError, InputError
@@ -61,8 +61,13 @@ def locate_photos(
 
 def needed_size(gallery: Gallery) -> Size:
     """Return height and width in pixels, beyond which decoding a photo brings nothing."""
-    height, width = gallery.config.data.query_size
+    height, width = read_model_data(gallery).query_size
     return OVERSAMPLED * height, OVERSAMPLED * width
+
+
+def read_model_data(gallery: Gallery) -> DataConfig:
+    """Return the preprocessing of the gallery's model."""
+    return gallery.config.data
 
 
 def _as_photo(image: LocatedImage, number: int, least: Size) -> Photo:
@@ -106,7 +111,7 @@ class _PhotoSearch:
         self._options = options
         self._turns = list_turns(options.turns)
         if options.view == "auto":
-            self._kind = find_view_kind(gallery.config.data)
+            self._kind = find_view_kind(read_model_data(gallery))
         else:
             self._kind = options.view
         self._calibration, self._note = find_calibration(gallery, options.turns)

@@ -56,6 +56,15 @@ def test_a_circle_around_a_pole_reaches_it() -> None:
     shape = shapely.geometry.shape(circle_geometry(89.99, 30.0, 5000.0))
     assert shape.bounds == pytest.approx((-180, 89.945, 180, 90), abs=1e-3)
     assert shape.is_valid
+    assert shape.exterior.is_ccw
+
+
+def test_a_circle_around_the_south_pole_reaches_it() -> None:
+    geometry = circle_geometry(-89.99, 170.0, 5000.0)
+    shape = shapely.geometry.shape(geometry)
+    assert shape.bounds == pytest.approx((-180, -90, 180, -89.945), abs=1e-3)
+    assert shape.is_valid
+    assert shape.exterior.is_ccw
 
 
 def test_json_has_the_names_of_the_fields_and_null_for_what_is_unknown() -> None:
