@@ -135,6 +135,7 @@ def _locate_files(
         num_ahead=AHEAD,
     )
     with closing(photos), reporter.stage("locating photos") as update:
+        update(0, len(uris))
         for number, answer in enumerate(locate_photos(gallery, photos, options), 1):
             update(number, max(number, len(uris)))
             yield answer

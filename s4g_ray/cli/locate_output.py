@@ -93,26 +93,34 @@ def tables(answers: Sequence[Answer]) -> Iterator[RenderableType]:
         for answer in answers:
             yield from _detail(answer)
     for note in dict.fromkeys(answer.note for answer in answers if answer.note):
-        yield Text(f"note: {note}", style="yellow")
+        yield _wrapped(f"note: {note}", "yellow")
 
 
 def _detail(answer: Answer) -> Iterator[RenderableType]:
     yield Text(answer.photo, style="bold")
     if not answer.is_located:
-        yield Text(f"  no answer: {answer.reason}", style="yellow")
+        yield _wrapped(f"no answer: {answer.reason}", "yellow", indent=2)
     else:
-        yield Text(f"  {_describe(answer)}")
+        yield _wrapped(_describe(answer), "", indent=2)
     if answer.refined is not None:
         refined = answer.refined
-        yield Text(
-            f"  exact position {_position(refined.lat, refined.lon)}, by {refined.inliers} matching"
+        exact = (
+            f"exact position {_position(refined.lat, refined.lon)}, by {refined.inliers} matching"
             f" points, heading {refined.heading_deg:.0f}°"
         )
+        yield _wrapped(exact, "", indent=2)
     if answer.exif is not None:
-        yield Text(f"  {_describe_exif(answer)}", style="dim")
+        yield _wrapped(_describe_exif(answer), "dim", indent=2)
     if answer.candidates:
         yield _candidate_table(answer.candidates)
     yield Text("")
+
+
+def _wrapped(text: str, style: str, indent: int = 0) -> Table:
+    """Return text that breaks between words; the console itself leaves lines as they are."""
+    grid = Table.grid(padding=(0, 0, 0, indent), pad_edge=True)
+    grid.add_row(Text(text, style=style, overflow="fold"))
+    return grid
 
 
 def _describe(answer: Answer) -> str:
@@ -147,11 +155,14 @@ def _exif_distance(answer: Answer) -> float | None:
 
 def _candidate_table(candidates: Sequence[Candidate]) -> Table:
     has_probability = any(candidate.probability is not None for candidate in candidates)
+    has_size = any(candidate.size_m == candidate.size_m for candidate in candidates)
     has_turn = any(candidate.turn_deg is not None for candidate in candidates)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  #", justify="right")
     names = ["probability"] if has_probability else []
-    names.extend(("score", "lat, lon", "size"))
+    names.extend(("score", "lat, lon"))
+    if has_size:
+        names.append("size")
     if has_turn:
         names.append("turn")
     for name in (*names, "tile"):
@@ -162,7 +173,8 @@ def _candidate_table(candidates: Sequence[Candidate]) -> Table:
             row.append(_percent(candidate.probability))
         row.append(f"{candidate.score:.3f}")
         row.append(_position(candidate.lat, candidate.lon))
-        row.append(_size(candidate.size_m))
+        if has_size:
+            row.append(_size(candidate.size_m))
         if has_turn:
             row.append("" if candidate.turn_deg is None else f"{candidate.turn_deg:.0f}°")
         row.append(str(candidate.id))
@@ -226,7 +238,7 @@ def _where(answer: Answer) -> str:
     return _position(point.lat, point.lon, 5)
 
 
-def _count_lines(answers: Sequence[Answer]) -> Iterator[Text]:
+def _count_lines(answers: Sequence[Answer]) -> Iterator[RenderableType]:
     """Yield how many photos are located, and the reasons of the others, with their photos."""
     num_located = sum(answer.is_located for answer in answers)
     yield Text(f"\n{num_located} of {len(answers)} photos located")
@@ -236,7 +248,7 @@ def _count_lines(answers: Sequence[Answer]) -> Iterator[Text]:
             reasons.setdefault(answer.reason, []).append(answer.photo)
     for reason, photos in reasons.items():
         names = ", ".join(photos[:5]) + (f" and {len(photos) - 5} more" if len(photos) > 5 else "")
-        yield Text(f"no answer for {names}: {reason}", style="yellow")
+        yield _wrapped(f"no answer for {names}: {reason}", "yellow")
 
 
 def _position(lat: float | None, lon: float | None, digits: int = 6) -> str:

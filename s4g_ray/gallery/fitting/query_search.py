@@ -59,7 +59,9 @@ class QuerySearch:
             num_bad += int((~good).sum())
             if good.any():
                 pictures = [image for image in images if image is not None]
-                parts.append(self._search_batch(pictures, queries, rows[good], true_ids[rows[good]]))
+                parts.append(
+                    self._search_batch(pictures, queries, rows[good], true_ids[rows[good]])
+                )
             if on_progress is not None:
                 on_progress(int(rows[-1]) + 1, len(queries))
         if not parts:
