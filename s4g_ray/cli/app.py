@@ -11,6 +11,7 @@ from s4g_ray.cli.console import interruptible, make_reporter, print_json, run_ap
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.gallery import gallery_app
 from s4g_ray.cli.index import index_app
+from s4g_ray.cli.locate import locate
 from s4g_ray.cli.pack import pack
 from s4g_ray.cli.plan import plan
 from s4g_ray.cli.prune import prune
@@ -35,6 +36,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(gallery_app, name="gallery")
 app.command()(pack)
 app.command()(embed)
+app.command()(locate)
 app.command()(mine)
 app.command()(plan)
 app.command()(prune)
