@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,6 +99,6 @@ def write_stand_in(folder: Path, version: int = 1) -> str:
     return str(folder)
 
 
-def open_stand_in(uri: str) -> StandInGallery:
-    """Open it in a replica; S4G_STAND_IN_S: seconds of a batch."""
-    return StandInGallery(uri, seconds=float(os.environ.get("S4G_STAND_IN_S", "0")))
+def open_stand_in(uri: str, seconds: float = 0.0) -> StandInGallery:
+    """Open it, as a replica does. seconds: of a batch."""
+    return StandInGallery(uri, seconds=seconds)
