@@ -37,7 +37,7 @@ class _Circle:
         south = max(self.lat - reach, -90.0)
         north = min(self.lat + reach, 90.0)
         width = 180.0
-        if -90 < south and north < 90:
+        if south > -90 and north < 90:
             ratio = np.sin(np.radians(reach)) / np.cos(np.radians(self.lat))
             width = float(np.degrees(np.arcsin(min(ratio, 1.0))))
         return self.lon - width, south, self.lon + width, north
