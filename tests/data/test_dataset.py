@@ -273,7 +273,9 @@ def test_sizes_of_tiles_are_written_where_they_are_given_and_read_as_null_elsewh
     references, queries = tables()
     plain = write_dataset(str(tmp_path / "plain"), references, queries, name="small")
     sized = references.append_column("size_m", pa.array([60, 120, None, 60]))
-    given = write_dataset(str(tmp_path / "sized"), [sized, references.slice(0, 0)], queries, name="s")
+    given = write_dataset(
+        str(tmp_path / "sized"), [sized, references.slice(0, 0)], queries, name="s"
+    )
     for dataset, sizes in ((plain, [None] * 4), (given, [60.0, 120.0, None, 60.0])):
         opened = open_dataset(dataset.uri)
         for one in (dataset, opened):

@@ -34,4 +34,6 @@ def test_a_shard_of_many_large_tiles_is_about_64_megabytes() -> None:
     assert 40e6 < side**2 * (384**2 * 0.45 + 768) <= 64e6
     assert block_side(10**9, 16) == 64
     assert block_side(1, 384) == 8
-    assert list(divide_cells(WorldGrid(60.0).cells_in(bounds=(0, 0, 0, 0)), WorldGrid(60.0), 64)) == []
+    assert (
+        list(divide_cells(WorldGrid(60.0).cells_in(bounds=(0, 0, 0, 0)), WorldGrid(60.0), 64)) == []
+    )

@@ -116,7 +116,9 @@ def test_a_killed_cut_resumes_and_writes_the_bytes_of_an_uninterrupted_one(tmp_p
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(InputError, match="no data set at"):
         open_dataset(str(tmp_path / "killed"))
-    with pytest.raises(InputError, match=r"was begun with \{'quality': 90\}, not \{'quality': 80\}"):
+    with pytest.raises(
+        InputError, match=r"was begun with \{'quality': 90\}, not \{'quality': 80\}"
+    ):
         cut(tmp_path / "killed", options=CutOptions(pixels=16, quality=80))
     # a shard that was cut short meanwhile is cut again
     shards = sorted((tmp_path / "killed/shards").glob("*.tar"))
