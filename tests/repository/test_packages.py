@@ -35,7 +35,7 @@ IMPORTS = {
     "config": {"storage"},
     "data": {"storage", "config"},
     "distributed": {"storage", "config"},
-    "datasets": {"storage", "config", "data"},
+    "datasets": {"storage", "config", "data", "distributed"},
     "sampling": {"storage", "data"},
     "encoder": {"storage", "config", "data", "distributed"},
     "index": {"storage", "config", "data", "distributed"},
@@ -63,6 +63,7 @@ ALLOWED = {
     **{package: imports | GROUND for package, imports in IMPORTS.items()},
 }
 RAY = {
+    "s4g_ray/datasets/imagery/cutting/block_tasks.py",
     "s4g_ray/distributed/actors.py",
     "s4g_ray/distributed/autoscaling.py",
     "s4g_ray/distributed/placement_gate.py",
