@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.imagery import imagery
 from s4g_ray.distributed.submitted_job import check_kept
 
 convert_app = typer.Typer(
@@ -17,6 +18,8 @@ convert_app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+convert_app.command()(imagery)
 
 FolderOf = Annotated[
     str, typer.Argument(help="The folder of the data set as published, or s3://...")
@@ -128,7 +131,10 @@ QueriesFile = Annotated[
 ]
 ReferencesFile = Annotated[
     str | None,
-    typer.Option(help="List of the tiles; else references.csv or references.parquet."),
+    typer.Option(
+        help="List of the tiles, or a data set of tiles as `s4g convert imagery` makes it; else"
+        " references.csv or references.parquet."
+    ),
 ]
 PathColumn = Annotated[str, typer.Option(help="Column of image paths.")]
 LatColumn = Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")]

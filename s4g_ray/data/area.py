@@ -14,6 +14,7 @@ from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import InputError
 
+Extent = tuple[float, float, float, float]  # west, south, east, north; east may exceed 180
 METRES_PER_DEGREE = 111_194.0  # of latitude, a little less than 6_371_008.8 m * pi / 180
 
 
@@ -31,6 +32,16 @@ class _Circle:
         found[rows] = metres_between(self.lat, self.lon, lat[rows], lon[rows]) <= self.radius_m
         return found
 
+    def extent(self) -> Extent:
+        reach = self.radius_m / METRES_PER_DEGREE
+        south = max(self.lat - reach, -90.0)
+        north = min(self.lat + reach, 90.0)
+        width = 180.0
+        if south > -90 and north < 90:
+            ratio = np.sin(np.radians(reach)) / np.cos(np.radians(self.lat))
+            width = float(np.degrees(np.arcsin(min(ratio, 1.0))))
+        return self.lon - width, south, self.lon + width, north
+
 
 @dataclass(frozen=True)
 class _Bounds:
@@ -43,6 +54,9 @@ class _Bounds:
 
     def contains(self, lat: Floats64, lon: Floats64) -> Bools:
         return (lat >= self.south) & (lat <= self.north) & ((lon - self.west) % 360 <= self.width)
+
+    def extent(self) -> Extent:
+        return self.west, self.south, self.west + self.width, self.north
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +82,11 @@ class _Polygon:
             if west + shift <= east:
                 inside[rows] |= self._holds(lat[rows], eastwards + shift)
         return inside
+
+    def extent(self) -> Extent:
+        west, south = self.rings[0].min(axis=0)
+        east, north = self.rings[0].max(axis=0)
+        return float(west), float(south), float(east), float(north)
 
     def _holds(self, lat: Floats64, lon: Floats64) -> Bools:
         """Return which points, ordered by lat, have an odd number of edges to their east."""
@@ -152,6 +171,11 @@ class Area:
         """Return the points that lie in either area."""
         return Area((*self.shapes, *other.shapes))
 
+    @property
+    def extent(self) -> Extent:
+        """Return west, south, east, north around the area; east is 180 or more across 180."""
+        return join_extents([shape.extent() for shape in self.shapes])
+
     def contains(self, lat: ArrayLike, lon: ArrayLike) -> Bools:
         """Return which points lat[N], lon[N] lie in the area; unknown ones (NaN) do not."""
         lats = np.asarray(lat, np.float64)
@@ -162,6 +186,23 @@ class Area:
             rows = np.flatnonzero(known & ~found)
             found[rows] = shape.contains(lats[rows], lons[rows])
         return found
+
+
+def join_extents(extents: Sequence[Extent]) -> Extent:
+    """Return the smallest extent around all: west within -180..180, east at most 360 more."""
+    west, south, east, north = np.array(extents, np.float64).T
+    width = np.minimum(east - west, 360)
+    start = (west + 180) % 360
+    order = np.argsort(start, kind="stable")
+    start = start[order]
+    reached = np.maximum.accumulate(start + width[order])
+    # gap before each extent, going east; before the first one comes the last one's end
+    gaps = start - np.concatenate([[reached[-1] - 360], reached[:-1]])
+    first = int(np.argmax(gaps))
+    if gaps[first] <= 0:
+        return -180.0, float(south.min()), 180.0, float(north.max())
+    low = float(start[first]) - 180
+    return low, float(south.min()), low + 360 - float(gaps[first]), float(north.max())
 
 
 def _check_latitude(lat: float) -> None:

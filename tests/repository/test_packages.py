@@ -25,7 +25,7 @@ LEVELS = (
     {"data", "distributed"},
     {"datasets", "sampling", "encoder", "index", "mining", "evaluation"},
     {"training"},
-    {"pipeline"},
+    {"pipeline", "gallery"},
     {"cli"},
 )
 GROUND = LEVELS[0] | LEVELS[1]  # single files, which any package may import
@@ -35,7 +35,7 @@ IMPORTS = {
     "config": {"storage"},
     "data": {"storage", "config"},
     "distributed": {"storage", "config"},
-    "datasets": {"storage", "config", "data"},
+    "datasets": {"storage", "config", "data", "distributed"},
     "sampling": {"storage", "data"},
     "encoder": {"storage", "config", "data", "distributed"},
     "index": {"storage", "config", "data", "distributed"},
@@ -46,9 +46,13 @@ IMPORTS = {
         *("storage", "config", "data", "distributed"),
         *("sampling", "encoder", "index", "mining", "evaluation", "training"),
     },
+    "gallery": {
+        *("storage", "config", "data", "distributed"),
+        *("encoder", "index", "evaluation"),
+    },
     "cli": {
         *("storage", "config", "data", "distributed"),
-        *("datasets", "encoder", "index", "evaluation", "pipeline"),
+        *("datasets", "encoder", "index", "evaluation", "pipeline", "gallery"),
     },
 }
 ALLOWED = {
@@ -59,6 +63,7 @@ ALLOWED = {
     **{package: imports | GROUND for package, imports in IMPORTS.items()},
 }
 RAY = {
+    "s4g_ray/datasets/imagery/cutting/block_tasks.py",
     "s4g_ray/distributed/actors.py",
     "s4g_ray/distributed/autoscaling.py",
     "s4g_ray/distributed/placement_gate.py",

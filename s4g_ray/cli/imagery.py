@@ -1,0 +1,166 @@
+"""Define `s4g convert imagery`: cut tiles of equal ground size out of imagery."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.distributed.submitted_job import check_kept
+from s4g_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from s4g_ray.data.area import Area
+
+RESUME_HINT = "interrupted; finished shards stay: run the same command again to resume"
+
+
+def imagery(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="GeoTIFF, COG, VRT, MBTiles, PMTiles, a STAC item collection, or a folder of such"
+            " or of XYZ tiles; local or s3://... Where several overlap, the first with data counts."
+        ),
+    ],
+    target: Annotated[
+        str, typer.Argument(help="Where to write the data set: a folder or s3://...")
+    ],
+    size_m: Annotated[
+        list[float], typer.Option(help="Side of a tile on the ground, metres; may be repeated.")
+    ],
+    overlap: Annotated[
+        float, typer.Option(help="Share of a side that neighboring tiles have in common.")
+    ] = 0.0,
+    pixels: Annotated[int, typer.Option(help="Side of a tile, pixels.")] = 384,
+    bands: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Bands, from 1.  [default: red, green and blue]"),
+    ] = None,
+    area: Annotated[
+        str | None,
+        typer.Option(metavar="GEOJSON", help="Polygons: only tiles whose centres lie in one."),
+    ] = None,
+    bounds: Annotated[
+        str | None,
+        typer.Option(metavar="W,S,E,N", help="Degrees: only tiles whose centres lie between."),
+    ] = None,
+    stretch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="full|LOW,HIGH|percentile:2,98",
+            help="Values that become black and white.  [default: full for bytes, percentile:2,98"
+            " for other types]",
+        ),
+    ] = None,
+    max_nodata: Annotated[
+        float, typer.Option(help="Drop tiles with a larger share of pixels without data.")
+    ] = 0.05,
+    split: Annotated[
+        str, typer.Option(help="Split of the tiles: gallery, train, val or test.")
+    ] = "gallery",
+    quality: Annotated[int, typer.Option(help="JPEG quality, 1 to 100.")] = 90,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the data set; else that of the first source.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Tasks at a time; 0: in this process, without Ray.  [default: two a processor of"
+            " the cluster, 0 for few tiles]"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Cut tiles of equal ground size out of georeferenced imagery.
+
+    After an interruption the same command resumes.
+    """
+    check_kept("TARGET", target)
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers {workers} is below 0")
+    options: dict[str, Any] = {
+        "size_m": size_m,
+        "overlap": overlap,
+        "pixels": pixels,
+        "max_nodata": max_nodata,
+        "split": split,
+        "quality": quality,
+        "name": name,
+        "num_tasks": workers,
+        "bands": _parse_bands(bands),
+        "bounds": _parse_bounds(bounds),
+    }
+    _check_libraries()
+    from s4g_ray.datasets.imagery.convert import convert
+    from s4g_ray.datasets.imagery.cutting.summary import read_summary
+    from s4g_ray.datasets.imagery.stretch import Stretch
+
+    options["stretch"] = None if stretch is None else Stretch.parse(stretch)
+    options["area"] = None if area is None else read_area(area)
+    reporter = make_reporter(as_json)
+    notes: list[str] = []
+
+    def report(line: str) -> None:
+        notes.append(line)
+        reporter.line(line)
+
+    with interruptible(RESUME_HINT), reporter.stage("cutting tiles") as update:
+        dataset = convert(source, target, report=report, on_progress=update, **options)
+    summary = read_summary(dataset.uri)
+    reporter.line(f"{dataset.name}: {dataset.uri}")
+    for line in summary.describe():
+        reporter.line(f"  {line}")
+    made = {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint}
+    counts = {"references": {split: summary.tiles}, "queries": {}}
+    print_json(as_json, {**made, "counts": counts, "notes": notes, "summary": summary.to_json()})
+
+
+def read_area(uri: str) -> Area:
+    """Read the polygons of a GeoJSON file. Raises InputError for a file that holds none."""
+    from s4g_ray.data.area import Area
+    from s4g_ray.errors import RunError
+    from s4g_ray.storage import files
+
+    try:
+        return Area.from_geojson(files.read_json(files.absolute(uri)))
+    except FileNotFoundError as error:
+        raise InputError(f"{uri} is missing; give a GeoJSON file with polygons") from error
+    except InputError as error:
+        raise InputError(f"{uri}: {error}") from error
+    except RunError as error:
+        raise InputError(f"{uri} is not GeoJSON: {error}") from error
+
+
+def _parse_bands(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--bands {text} is not a list of bands such as 3,2,1") from error
+
+
+def _parse_bounds(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--bounds {text} is not west,south,east,north in degrees, such as 24.9,60.1,25,60.2"
+        ) from error
+    return west, south, east, north
+
+
+def _check_libraries() -> None:
+    """Raise InputError when a library that reads imagery is not installed."""
+    missing = [
+        name for name in ("rasterio", "pyproj", "shapely") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise InputError(
+            f"reading imagery needs {', '.join(missing)}: pip install 's4g-ray[imagery]'"
+        )

@@ -1,0 +1,126 @@
+"""Convert imagery: cut the cells of a world grid out of it, into a data set of references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from s4g_ray.data.area import Area
+from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.datasets.imagery.cutting.region import CutOptions, GridPart, TileSource, cut_region
+from s4g_ray.datasets.imagery.imagery import Imagery, choose_stretch, find_cells
+from s4g_ray.datasets.imagery.sources import open_imagery
+from s4g_ray.datasets.imagery.stretch import Stretch
+from s4g_ray.datasets.imagery.tile_reader import Dropped, Tile, read_tiles
+from s4g_ray.datasets.imagery.world_grid import Bounds, GridCells, WorldGrid, split_blocks
+from s4g_ray.datasets.source import Report, ignore_report
+from s4g_ray.errors import InputError
+from s4g_ray.progress import Update, ignore
+from s4g_ray.storage import files
+
+TILES_BYTES = 64e6  # of tiles that are in memory at once: 4 bytes a pixel
+MAX_SIDE = 16  # cells
+FEW_PIXELS = 1e8  # of tiles: cut in a second or two, sooner than Ray starts
+
+
+@dataclass(frozen=True)
+class ImageryReader:
+    """Reads cells as tiles, some at a time. Picklable."""
+
+    imagery: Imagery
+    stretch: Stretch
+    pixels: int
+    grids: Mapping[float, WorldGrid]  # by size_m
+
+    def __call__(self, cells: GridCells) -> Iterator[Tile | Dropped]:
+        """Yield the tiles of cells of one grid, or the reason why there is none."""
+        side = max(1, min(MAX_SIDE, int((TILES_BYTES / (4 * self.pixels**2)) ** 0.5)))
+        for block in split_blocks(self.grids[cells.size_m], cells, side):
+            yield from read_tiles(self.imagery, block, pixels=self.pixels, stretch=self.stretch)
+
+
+def convert(
+    source: str | Sequence[str],
+    target: str,
+    *,
+    size_m: float | Sequence[float],
+    overlap: float = 0.0,
+    pixels: int = 384,
+    bands: Sequence[int] | None = None,
+    area: Area | None = None,
+    bounds: Bounds | None = None,
+    stretch: Stretch | None = None,
+    max_nodata: float = 0.05,
+    split: str = "gallery",
+    quality: int = 90,
+    name: str | None = None,
+    num_tasks: int | None = None,
+    report: Report = ignore_report,
+    on_progress: Update = ignore,
+) -> GeoDataset:
+    """Cut tiles of equal ground size out of imagery -> a data set of references, no queries.
+
+    source: as open_imagery takes it; where sources overlap, the first one with data counts. size_m:
+    one or several sides of tiles, metres of ground; neighbors lie size_m * (1 - overlap) apart.
+    pixels: side of a tile. bands: from 1. area, bounds (west, south, east, north): only cells whose
+    centres lie there. stretch: None for bytes as they are, and percentiles 2 and 98 of other types.
+    A tile with more than max_nodata of its pixels without data is dropped. quality: of JPEG.
+
+    Ids and place_ids are those of the cells, the same in every run. The tiles are in tar shards;
+    `summary.read_summary` reads what was cut and dropped; coverage.png and coverage.geojson show
+    the ground. The bytes do not depend on num_tasks: Ray tasks at a time, 0 for none and no Ray;
+    None: two a processor of the cluster, none where there are few tiles. Calling it again with the
+    same arguments resumes an interrupted call.
+
+    Raises InputError for the errors of open_imagery, for options out of range, for an area that
+    meets no imagery, where no tile is left, and for a target that holds something else.
+    """
+    options = CutOptions(pixels, quality, max_nodata, split)
+    refuse_existing(files.absolute(target))
+    sizes = [float(size_m)] if isinstance(size_m, int | float) else [float(one) for one in size_m]
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise InputError(f"size_m={sizes} must be one or several different sizes")
+    grids = {size: WorldGrid(size, overlap) for size in sizes}
+    imagery = open_imagery(source, bands=bands)
+    parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
+    chosen = choose_stretch(imagery, stretch)
+    _note_resolution(imagery, sizes, pixels, report)
+    if num_tasks is None and sum(len(part.cells) for part in parts) * pixels**2 <= FEW_PIXELS:
+        num_tasks = 0
+    tiles = TileSource(
+        read=ImageryReader(imagery, chosen, pixels, grids),
+        identity=repr([(repr(one), _num_bytes(one.uri)) for one in imagery.sources]),
+        stretch=chosen.describe(),
+        native_resolution_m=imagery.native_resolution_m,
+        footprint=imagery.footprint,
+    )
+    name = name or _name_of(imagery)
+    return cut_region(
+        target, tiles, parts, options, name=name, num_tasks=num_tasks, on_progress=on_progress
+    )
+
+
+def _note_resolution(imagery: Imagery, sizes: Sequence[float], pixels: int, report: Report) -> None:
+    """Report sizes whose tiles have finer pixels than the imagery."""
+    native = imagery.native_resolution_m
+    for size in sizes:
+        if size < native:
+            report(f"tiles of {size:g} m are smaller than a pixel of the imagery ({native:.3g} m)")
+        elif size / pixels < 0.9 * native:
+            factor = native * pixels / size
+            report(
+                f"tiles of {size:g} m at {pixels} pixels show {size / pixels:.3g} m a pixel, the"
+                f" imagery {native:.3g} m: enlarged {factor:.3g} times; --pixels"
+                f" {max(8, round(size / native))} holds all that there is"
+            )
+
+
+def _num_bytes(uri: str) -> int | None:
+    """Return the length of a local file: other imagery of the same name is not resumed with."""
+    path = Path(uri)
+    return path.stat().st_size if files.is_local(uri) and path.is_file() else None
+
+
+def _name_of(imagery: Imagery) -> str:
+    return PurePosixPath(imagery.sources[0].uri).stem or "region"

@@ -1,0 +1,173 @@
+"""Define Imagery: rasters in order, the first of which wins where they overlap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from s4g_ray.data.area import Area, Extent, join_extents
+from s4g_ray.datasets.imagery.georeference import Georeference
+from s4g_ray.datasets.imagery.rasters import Piece
+from s4g_ray.datasets.imagery.stretch import Stretch
+from s4g_ray.datasets.imagery.world_grid import Bounds, GridCells, WorldGrid
+from s4g_ray.errors import InputError
+
+NUM_SAMPLED = 32  # rasters that a stretch is sampled from
+SAMPLE_SIDE = 512  # pixels of a sample of a raster, at most
+
+
+class Source(Protocol):
+    """A raster, as a tile is cut from it: Raster or Pyramid."""
+
+    @property
+    def uri(self) -> str:
+        """Name the file or folder."""
+
+    @property
+    def georeference(self) -> Georeference:
+        """Return where its pixels lie."""
+
+    @property
+    def dtype(self) -> str:
+        """Name the type of its values."""
+
+    def choose_factor(self, scale: float) -> int:
+        """Return how many pixels (on an axis) reading averages, for tiles of scale pixels."""
+
+    def read(self, column: int, row: int, width: int, height: int, factor: int) -> Piece:
+        """Read a window; column and row are multiples of factor."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known of it."""
+
+
+@dataclass(frozen=True)
+class Imagery:
+    """Rasters in any reference systems. Small and picklable: files are opened where they are read.
+
+    Where rasters overlap, the first one with data counts.
+    """
+
+    sources: tuple[Source, ...]
+
+    @cached_property
+    def extent(self) -> Extent:
+        """Return west, south, east, north around all; east is above 180 across the antimeridian."""
+        return join_extents([source.georeference.extent for source in self.sources])
+
+    @cached_property
+    def footprint(self) -> BaseGeometry:
+        """Return the union of the rasters' footprints in degrees, cut at the antimeridian."""
+        return shapely.union_all([source.georeference.footprint for source in self.sources])
+
+    @cached_property
+    def native_resolution_m(self) -> float:
+        """Return the metres of a pixel of the finest raster."""
+        found = [source.georeference.resolution_m for source in self.sources]
+        return float(np.nanmin(found))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known of the imagery, for people and JSON."""
+        found = [source.describe() for source in self.sources]
+        return {
+            "num_sources": len(found),
+            "extent": [round(value, 7) for value in self.extent],
+            "resolution_m": self.native_resolution_m,
+            "crs": dict(Counter(source["crs"] for source in found)),
+            "dtypes": sorted({source["dtype"] for source in found}),
+            "bands": found[0]["bands"],
+            "sources": found[:10],
+        }
+
+
+def find_cells(
+    imagery: Imagery,
+    grid: WorldGrid,
+    area: Area | None = None,
+    bounds: Bounds | None = None,
+) -> GridCells:
+    """Return the cells of a grid whose centres lie in the imagery, and in an area or bounds.
+
+    In the order of rows, eastwards. Raises InputError when no cell does: its message gives both
+    extents.
+    """
+    if bounds is not None:
+        wanted = Area.bounds(*bounds)
+        if area is not None:
+            raise InputError("give an area or bounds, not both")
+        area = wanted
+    parts = [
+        grid.cells_in(bounds=_overlap(source.georeference.extent, area))
+        for source in imagery.sources
+    ]
+    ids = np.unique(np.concatenate([part.ids for part in parts]))
+    cells = grid.cells_of(*grid.row_and_column(ids))
+    if area is not None:
+        cells = cells.take(area.contains(cells.lat, cells.lon))
+    if not len(cells):
+        wanted_extent = "the whole Earth" if area is None else _format(area.extent)
+        raise InputError(
+            f"no cell of {grid.size_m:g} m has its centre in both the imagery"
+            f" ({_format(imagery.extent)}) and the area ({wanted_extent}); extents are west, south,"
+            " east, north in degrees: give an area within the imagery, or smaller cells"
+        )
+    return cells
+
+
+def _overlap(extent: Extent, area: Area | None) -> Bounds:
+    """Return bounds within an extent that hold all of an area's points there, often no others."""
+    if area is None:
+        return extent
+    west, south, east, north = extent
+    other = area.extent
+    south = max(south, other[1])
+    north = max(min(north, other[3]), south)
+    start = west + (other[0] - west) % 360
+    # cut to the area's meridians where it begins within the extent and does not come around again
+    if start <= east and start + (other[2] - other[0]) - 360 < west:
+        return start, south, min(east, start + other[2] - other[0] + 1e-9), north
+    return west, south, east, north
+
+
+def _format(extent: Extent) -> str:
+    return ", ".join(f"{value:.6g}" for value in extent)
+
+
+def choose_stretch(imagery: Imagery, stretch: Stretch | None = None) -> Stretch:
+    """Return a stretch that can be applied: percentiles are looked up in a sample of the imagery.
+
+    stretch: None stands for `full` where all rasters hold bytes, else for percentiles 2 and 98.
+    The same imagery gives the same stretch. Raises InputError for imagery without data.
+    """
+    if stretch is None:
+        is_bytes = all(source.dtype == "uint8" for source in imagery.sources)
+        stretch = Stretch() if is_bytes else Stretch(percentiles=(2.0, 98.0))
+    if stretch.percentiles is None or stretch.low is not None:
+        for source in imagery.sources:
+            stretch.range_for(np.dtype(source.dtype), len(stretch.low or (0,)))
+        return stretch
+    chosen = np.unique(np.linspace(0, len(imagery.sources) - 1, NUM_SAMPLED).astype(int))
+    samples = [_sample(imagery.sources[number]) for number in chosen]
+    if len({sample.shape[1] for sample in samples}) > 1:
+        raise InputError("some rasters have one band and others three; give --bands")
+    values = np.concatenate(samples)
+    if not len(values):
+        raise InputError("the sample of the imagery holds no data; give --stretch LOW,HIGH")
+    low, high = np.percentile(values, stretch.percentiles, axis=0)
+    high = np.where(high > low, high, low + 1)  # a plain band
+    return Stretch(tuple(map(float, low)), tuple(map(float, high)), stretch.percentiles)
+
+
+def _sample(source: Source) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return values[N, C] with data, spread over a raster."""
+    place = source.georeference
+    factor = source.choose_factor(max(place.width, place.height) / SAMPLE_SIDE + 1)
+    piece = source.read(0, 0, place.width, place.height, factor)
+    flat = piece.values.reshape(-1, piece.values.shape[2]).astype(np.float64)
+    return flat[piece.valid.ravel() > 0] if len(piece.valid) else flat

@@ -1,0 +1,281 @@
+"""Read rasters by GDAL: GeoTIFF, COG, VRT, JPEG 2000 and others, local or in an object store.
+
+Object stores are read in ranges by GDAL itself (/vsis3/, /vsigs/, /vsiaz/). It takes credentials,
+profile and region from the same environment variables and files as storage/ does; the endpoint and
+the number of attempts are handed over here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyproj
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.windows import Window
+
+from s4g_ray.datasets.imagery.georeference import Georeference
+from s4g_ray.errors import InputError, first_line
+from s4g_ray.storage import files
+from s4g_ray.storage.s3_settings import RetryPolicy
+
+NUM_OPEN = 32  # files that a thread keeps open
+CACHE_MB = 64  # of GDAL, in each process
+ALL_VALID: NDArray[np.uint8] = np.empty((0, 0), np.uint8)
+_SCHEMES = {"s3": "/vsis3/", "s3a": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+_open_files = threading.local()
+
+
+class Piece(NamedTuple):
+    """Pixels of a window: values[h, w, C], and valid[h, w], or [0, 0] where all hold data."""
+
+    values: NDArray[Any]
+    valid: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A raster that GDAL reads. Small and picklable: each thread opens the file for itself."""
+
+    uri: str
+    georeference: Georeference
+    bands: tuple[tuple[str, int], ...]  # uri and number (from 1) of each band that is read
+    dtype: str
+    nodata: tuple[float | None, ...]  # of each of the bands
+    alpha: int | None  # the band that tells where data is
+    has_mask: bool  # a mask beside the bands tells it
+    palette: bytes | None = None  # red, green, blue of 256 values
+
+    def choose_factor(self, scale: float) -> int:
+        """Return the whole number of pixels that reading may average, for tiles of scale pixels."""
+        return max(1, int(scale + 0.05))
+
+    def read(self, column: int, row: int, width: int, height: int, factor: int) -> Piece:
+        """Read a window that lies within the raster, averaged over factor * factor pixels.
+
+        GDAL takes it from an overview where the file has a fitting one. Pixels without data do not
+        count. Raises InputError for a file that is damaged.
+        """
+        shape = (-(-height // factor), -(-width // factor))
+        window = Window(column, row, width, height)
+        numbers = [number for _, number in self.bands]
+        extra = [self.alpha] if self.alpha else []
+        method = Resampling.average if factor > 1 and not self.palette else Resampling.nearest
+        values = np.empty((*shape, len(numbers) + len(extra)), self.dtype)
+        uris = [uri for uri, _ in self.bands]
+        parts = [(uris[0], numbers + extra, slice(None))]
+        if len(set(uris)) > 1:
+            parts = [(uri, [number], slice(i, i + 1)) for i, (uri, number) in enumerate(self.bands)]
+        valid = ALL_VALID
+        for uri, chosen, place in parts:
+            with reading(uri) as source:
+                out = values[..., place].transpose(2, 0, 1)
+                source.read(chosen, window=window, out=out, resampling=method)
+                if self.has_mask:
+                    mask = source.read_masks(
+                        chosen[0], window=window, out_shape=shape, resampling=method
+                    )
+                    valid = (mask >= 128).astype(np.uint8)
+        if self.alpha:
+            full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+            valid = (values[..., -1] > full / 2).astype(np.uint8)
+            values = values[..., :-1]
+        valid = _merge(valid, _find_valid(values, self.nodata))
+        if self.palette:
+            table = np.frombuffer(self.palette, np.uint8).reshape(256, 3)
+            values = table[values[..., 0]]
+        return Piece(values, valid)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known of the raster, for people and JSON."""
+        return {
+            "uri": self.uri,
+            "width": self.georeference.width,
+            "height": self.georeference.height,
+            "crs": pyproj.CRS.from_user_input(self.georeference.crs).name,
+            "resolution_m": self.georeference.resolution_m,
+            "bands": [number for _, number in self.bands],
+            "dtype": self.dtype,
+            "nodata": list(self.nodata),
+        }
+
+
+def _find_valid(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.uint8]:
+    """Return 1 where a band holds a value, and all are numbers; [0, 0] where that is everywhere."""
+    valid = None
+    if any(value is not None for value in nodata):
+        valid = np.zeros(values.shape[:2], bool)
+        for band, value in enumerate(nodata):
+            found = values[..., band]
+            if value is None:
+                valid[:] = True
+            elif not np.isnan(value):
+                valid |= found != np.asarray(value).astype(values.dtype)
+            else:
+                valid |= ~np.isnan(found)
+    if values.dtype.kind == "f":
+        numbers = np.isfinite(values).all(axis=2)
+        valid = numbers if valid is None else valid & numbers
+    if valid is None or valid.all():
+        return ALL_VALID
+    return valid.astype(np.uint8)
+
+
+def _merge(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if not len(one):
+        return other
+    return one & other if len(other) else one
+
+
+def open_raster(
+    uri: str, *, bands: Sequence[int] | None = None, nodata: float | None = None
+) -> Raster:
+    """Return the raster of a file, after reading its header.
+
+    bands: one or three, from 1; None: those of red, green and blue, or the first three, or the
+    first one. nodata: the value of pixels without data, in place of the file's own. Raises
+    InputError for a file that cannot be read, has no place on the Earth, or lacks the bands.
+    """
+    with reading(uri) as source:
+        georeference = _read_georeference(uri, source)
+        chosen = _choose_bands(uri, source, bands)
+        if len({source.dtypes[band - 1] for band in chosen}) > 1:
+            raise InputError(f"{uri}: bands {chosen} hold values of different types")
+        dtype = source.dtypes[chosen[0] - 1]
+        if np.dtype(dtype).kind not in "iuf":
+            raise InputError(f"{uri}: values of type {dtype} cannot be shown; give other bands")
+        flags = source.mask_flag_enums[chosen[0] - 1]
+        alpha = [i + 1 for i, kind in enumerate(source.colorinterp) if kind is ColorInterp.alpha]
+        own = nodata is None
+        return Raster(
+            uri,
+            georeference,
+            tuple((uri, band) for band in chosen),
+            dtype,
+            tuple(source.nodatavals[band - 1] if own else nodata for band in chosen),
+            alpha[0] if alpha and own and alpha[0] not in chosen else None,
+            MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and own,
+            _read_palette(source, chosen),
+        )
+
+
+def _read_georeference(uri: str, source: Any) -> Georeference:
+    transform = source.transform
+    if source.gcps[0] and transform.is_identity:
+        raise InputError(
+            f"{uri} is placed by ground control points only; write a copy with `gdalwarp`"
+        )
+    if source.crs is None:
+        raise InputError(
+            f"{uri} has no georeference: no coordinate reference system; write one with"
+            " `gdal_edit.py -a_srs EPSG:... FILE`, or convert its original"
+        )
+    if transform.is_identity or transform.is_degenerate:
+        raise InputError(f"{uri} has no georeference: nothing places its pixels in {source.crs}")
+    georeference = Georeference(
+        source.crs.to_wkt(), tuple(transform)[:6], source.width, source.height
+    )
+    try:
+        has_border = len(georeference.border) > 3
+    except pyproj.exceptions.ProjError as error:
+        raise InputError(
+            f"{uri}: unknown coordinate reference system ({first_line(error)}); write a copy in a"
+            " known one with `gdalwarp -t_srs EPSG:...`"
+        ) from error
+    if not has_border:
+        raise InputError(f"{uri}: no pixel of it lies on the Earth, by its reference system")
+    return georeference
+
+
+def _choose_bands(uri: str, source: Any, bands: Sequence[int] | None) -> list[int]:
+    if bands is not None:
+        chosen = list(bands)
+        absent = [band for band in chosen if not 1 <= band <= source.count]
+        if absent:
+            raise InputError(
+                f"{uri} has no band {', '.join(map(str, absent))}; it has bands 1 to {source.count}"
+            )
+        if len(chosen) not in (1, 3):
+            raise InputError(f"bands {chosen}: give one, or three for red, green and blue")
+        return chosen
+    kinds = list(source.colorinterp)
+    colors = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    if all(color in kinds for color in colors):
+        return [kinds.index(color) + 1 for color in colors]
+    shown = [i + 1 for i, kind in enumerate(kinds) if kind is not ColorInterp.alpha]
+    return shown[:3] if len(shown) >= 3 else shown[:1]
+
+
+def _read_palette(source: Any, bands: Sequence[int]) -> bytes | None:
+    """Return the colors of a raster of one band of bytes that has a palette."""
+    kind = source.colorinterp[bands[0] - 1]
+    if len(bands) > 1 or kind is not ColorInterp.palette or source.dtypes[bands[0] - 1] != "uint8":
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for value, color in source.colormap(bands[0]).items():
+        table[value] = color[:3]
+    return table.tobytes()
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[Any]:
+    """Open a raster, or take the one that this thread has open. Raises InputError.
+
+    Keeps NUM_OPEN files open in each thread: a dataset of GDAL must not be shared by two.
+    """
+    if getattr(_open_files, "pid", None) != os.getpid():
+        _open_files.pid = os.getpid()
+        _open_files.found = OrderedDict()
+    found: OrderedDict[str, Any] = _open_files.found
+    try:
+        with rasterio.Env(**_options(uri)):
+            if uri not in found:
+                found[uri] = rasterio.open(_gdal_path(uri))
+            found.move_to_end(uri)
+            if len(found) > NUM_OPEN:
+                found.popitem(last=False)[1].close()
+            yield found[uri]
+    except (RasterioError, RasterioIOError) as error:
+        found.pop(uri, None)
+        reason = first_line(error).removeprefix(f"{uri}: ")
+        raise InputError(f"{uri} cannot be read as a raster: {reason}") from error
+
+
+def _gdal_path(uri: str) -> str:
+    scheme, separator, path = uri.partition("://")
+    return f"{_SCHEMES[scheme]}{path}" if separator and scheme in _SCHEMES else uri
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """Return the settings of GDAL for a file."""
+    options: dict[str, Any] = {"GDAL_CACHEMAX": CACHE_MB}
+    if files.is_local(uri):
+        return options
+    policy = RetryPolicy.read()
+    options.update(
+        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
+        GDAL_HTTP_MAX_RETRY=policy.max_attempts - 1,
+        GDAL_HTTP_CONNECTTIMEOUT=int(policy.timeout_s),
+        GDAL_HTTP_LOW_SPEED_TIME=int(policy.timeout_s),
+        GDAL_HTTP_LOW_SPEED_LIMIT=1,
+        GDAL_HTTP_MERGE_CONSECUTIVE_RANGES="YES",
+    )
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        address = urlsplit(endpoint)
+        options.update(
+            AWS_S3_ENDPOINT=f"{address.netloc}{address.path.rstrip('/')}",
+            AWS_HTTPS="YES" if address.scheme == "https" else "NO",
+            AWS_VIRTUAL_HOSTING="FALSE",
+        )
+    return options

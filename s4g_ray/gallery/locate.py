@@ -1,0 +1,301 @@
+"""Locate photos: search a gallery for them, and turn what is found into answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from s4g_ray.arrays import Floats32, Floats64, Ints
+from s4g_ray.config.data_schema import DataConfig, Size
+from s4g_ray.data.area import Area
+from s4g_ray.data.images import Pixels
+from s4g_ray.errors import BadImageError, InputError
+from s4g_ray.gallery.answer import Answer, Candidate
+from s4g_ray.gallery.calibration import Judgement
+from s4g_ray.gallery.photos.decode_ahead import batches_of
+from s4g_ray.gallery.photos.photo import Photo, decode_photo, read_photo, shrink
+from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns, turn_photo
+from s4g_ray.gallery.search.candidates import Found, group_cells, join_turns, weighted_position
+from s4g_ray.gallery.search.options import LocateOptions
+from s4g_ray.gallery.search.refine import refine_answer
+from s4g_ray.gallery.search.usable_calibration import find_calibration
+
+if TYPE_CHECKING:
+    from s4g_ray.gallery.gallery import Gallery, Snapshot
+
+BATCH_PHOTOS = 64  # encoded at once; divided by the number of turns
+DEPTH = 8  # cells that are searched for each candidate: overlapping ones are joined
+OVERSAMPLED = 2  # photos are made smaller where they stay so many times the encoder's input
+LocatedImage = Photo | Pixels | bytes | str | Path
+
+
+def locate(gallery: Gallery, images: Sequence[LocatedImage], **options: Any) -> list[Answer]:
+    """Tell where each image was taken, in their order.
+
+    images: pixels uint8 [H, W, 3], the bytes of a file, or its path or URI. options: those of
+    LocateOptions. An image that cannot be read gives an answer that holds the error. Raises
+    InputError for options that do not fit, and for an area without a tile of the gallery.
+    """
+    chosen = LocateOptions(**options)
+    least = needed_size(gallery)
+    photos = (_as_photo(image, number, least) for number, image in enumerate(images))
+    return list(locate_photos(gallery, photos, chosen))
+
+
+def locate_photos(
+    gallery: Gallery, photos: Iterable[Photo], options: LocateOptions
+) -> Iterator[Answer]:
+    """Yield the answer of each photo, in order; a batch is held in memory at a time.
+
+    Raises InputError as locate.
+    """
+    search = _PhotoSearch(gallery, options)
+    for batch in batches_of(iter(photos), max(1, BATCH_PHOTOS // options.turns)):
+        yield from search.answer(batch)
+
+
+def needed_size(gallery: Gallery) -> Size:
+    """Return height and width in pixels, beyond which decoding a photo brings nothing."""
+    height, width = read_model_data(gallery).query_size
+    return OVERSAMPLED * height, OVERSAMPLED * width
+
+
+def read_model_data(gallery: Gallery) -> DataConfig:
+    """Return the preprocessing of the gallery's model."""
+    return gallery.config.data
+
+
+def _as_photo(image: LocatedImage, number: int, least: Size) -> Photo:
+    """Return an image as a photo. Raises InputError for an array of another shape or type."""
+    name = f"photo {number + 1}"
+    if isinstance(image, Photo):
+        return image
+    if isinstance(image, str | Path):
+        return read_photo(os.fspath(image), least=least)
+    if isinstance(image, bytes):
+        try:
+            return decode_photo(image, name, least=least)
+        except BadImageError as error:
+            return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"{name} is {image.dtype}{list(image.shape)}; give pixels as uint8 [H, W, 3]"
+        )
+    return Photo(name, shrink(image, least))
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The tiles that were found for a batch of M photos, best first: arrays [M, k].
+
+    group: number of the candidate that a tile belongs to, -1 for none.
+    """
+
+    found: Found
+    lat: Floats64
+    lon: Floats64
+    size_m: Floats64
+    group: Ints
+
+
+class _PhotoSearch:
+    """Answers batches of photos with the same options."""
+
+    def __init__(self, gallery: Gallery, options: LocateOptions) -> None:
+        self._gallery = gallery
+        self._options = options
+        self._turns = list_turns(options.turns)
+        if options.view == "auto":
+            self._kind = find_view_kind(read_model_data(gallery))
+        else:
+            self._kind = options.view
+        self._calibration, self._note = find_calibration(gallery, options.turns)
+        self._area = options.fixed_area()
+        self._check_area()
+
+    def _check_area(self) -> None:
+        if self._area is None:
+            return
+        tiles = self._gallery.tiles
+        if not self._area.contains(tiles.lat, tiles.lon).any():
+            raise InputError(
+                "no tile of the gallery has its centre in the area to search; the gallery covers"
+                f" latitudes {np.nanmin(tiles.lat):.5f} to {np.nanmax(tiles.lat):.5f}, longitudes"
+                f" {np.nanmin(tiles.lon):.5f} to {np.nanmax(tiles.lon):.5f}"
+            )
+
+    def answer(self, photos: Sequence[Photo]) -> list[Answer]:
+        """Return an answer for each photo."""
+        answers: list[Answer | None] = [self._refuse(photo) for photo in photos]
+        asked = [i for i, refused in enumerate(answers) if refused is None]
+        if asked:
+            located = self._locate([photos[i] for i in asked])
+            for i, answer in zip(asked, located, strict=True):
+                answers[i] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _refuse(self, photo: Photo) -> Answer | None:
+        """Return the answer of a photo that cannot be searched for; None for others."""
+        if photo.error is not None or photo.pixels is None:
+            return Answer.from_error(photo.name, photo.error or "it has no pixels")
+        if self._options.near == "exif" and photo.exif is None:
+            reason = "the photo has no EXIF position to search near; name one with --near LAT,LON"
+            return Answer(photo.name, reason=reason)
+        return None
+
+    def _locate(self, photos: Sequence[Photo]) -> list[Answer]:
+        embeddings = self._embed(photos)
+        candidates = self._find_candidates(photos, embeddings)
+        judgements = self._judge(candidates, embeddings)
+        answers = []
+        for row, photo in enumerate(photos):
+            judgement = None if judgements is None else judgements[row]
+            answer = self._make_answer(photo, candidates, row, judgement)
+            if self._options.refine:
+                answer = refine_answer(answer, photo, self._gallery, self._calibration)
+            answers.append(answer)
+        return answers
+
+    def _embed(self, photos: Sequence[Photo]) -> Floats32:
+        """Embed each photo at each turn -> [M, T, D]."""
+        views: list[Pixels] = []
+        for photo in photos:
+            assert photo.pixels is not None
+            pixels = np.require(photo.pixels, requirements=("C", "W"))  # as torch takes it
+            views.extend(turn_photo(pixels, turn, self._kind) for turn in self._turns)
+        embeddings: Floats32 = self._gallery.encode(views, view="queries")
+        return embeddings.reshape(len(photos), len(self._turns), -1)
+
+    def _find_candidates(self, photos: Sequence[Photo], embeddings: Floats32) -> _Candidates:
+        """Search until each photo has `top` candidates, or the gallery holds no more."""
+        options = self._options
+        snapshot = self._gallery.snapshot  # a newer version may be opened meanwhile
+        most = len(snapshot.index)
+        k = min(most, max(DEPTH * options.top, self._num_judged()))
+        while True:
+            candidates = self._candidates_of(
+                self._search(snapshot, photos, embeddings, k), snapshot
+            )
+            is_short = candidates.group.max(axis=1) + 1 < options.top
+            # a row that is not full holds all tiles that may be searched
+            if k >= most or not (is_short & (candidates.found.ids[:, -1] >= 0)).any():
+                return candidates
+            k = min(most, 4 * k)
+
+    def _num_judged(self) -> int:
+        return 0 if self._calibration is None else self._calibration.num_candidates
+
+    def _search(
+        self, snapshot: Snapshot, photos: Sequence[Photo], embeddings: Floats32, k: int
+    ) -> Found:
+        index = snapshot.index
+        num_photos, num_turns, dim = embeddings.shape
+        if self._options.near != "exif":
+            ids, scores = index.search(embeddings.reshape(-1, dim), k, area=self._area)
+        else:
+            parts = [
+                index.search(embeddings[row], k, area=self._area_near(photo))
+                for row, photo in enumerate(photos)
+            ]
+            ids = np.concatenate([part[0] for part in parts])
+            scores = np.concatenate([part[1] for part in parts])
+        shape = (num_photos, num_turns, -1)
+        return join_turns(ids.reshape(shape), scores.reshape(shape), k)
+
+    def _area_near(self, photo: Photo) -> Area:
+        assert photo.exif is not None
+        assert self._options.within_m is not None
+        return Area.circle(photo.exif.lat, photo.exif.lon, self._options.within_m)
+
+    def _candidates_of(self, found: Found, snapshot: Snapshot) -> _Candidates:
+        tiles = snapshot.tiles
+        is_found = found.ids >= 0
+        rows = np.zeros(found.ids.shape, np.int64)
+        rows[is_found] = tiles.rows(found.ids[is_found])
+        lat, lon, size_m = (
+            np.where(is_found, column[rows].astype(np.float64), np.nan)
+            for column in (tiles.lat, tiles.lon, tiles.size_m)
+        )
+        group = group_cells(found, lat, lon, size_m, self._options.top)
+        return _Candidates(found, lat, lon, size_m, group)
+
+    def _judge(self, candidates: _Candidates, embeddings: Floats32) -> list[Judgement] | None:
+        if self._calibration is None:
+            return None
+        best_turn = candidates.found.turns[:, 0]
+        queries = embeddings[np.arange(len(embeddings)), best_turn]
+        return self._calibration.judge(
+            candidates.found.scores, candidates.lat, candidates.lon, candidates.size_m, queries
+        )
+
+    def _make_answer(
+        self, photo: Photo, candidates: _Candidates, row: int, judgement: Judgement | None
+    ) -> Answer:
+        shown = self._list_candidates(candidates, row, judgement)
+        common: dict[str, Any] = {
+            "photo": photo.name,
+            "candidates": tuple(shown),
+            "note": self._note,
+            "exif": photo.exif,
+        }
+        if not shown:
+            return Answer(reason="no tile of the gallery lies where the search may look", **common)
+        if judgement is None:
+            lat, lon = self._position(candidates, row)
+            return Answer(
+                lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common
+            )
+        return Answer(
+            lat=judgement.lat,
+            lon=judgement.lon,
+            radius_50_m=judgement.radius_50_m,
+            radius_90_m=judgement.radius_90_m,
+            heading_deg=shown[0].turn_deg if judgement.is_located else None,
+            is_located=judgement.is_located,
+            reason=judgement.reason,
+            none_probability=judgement.none_probability,
+            **common,
+        )
+
+    def _list_candidates(
+        self, candidates: _Candidates, row: int, judgement: Judgement | None
+    ) -> list[Candidate]:
+        found = candidates.found
+        group = candidates.group[row]
+        shown = []
+        for number in range(int(group.max(initial=-1)) + 1):
+            cells = np.flatnonzero(group == number)
+            best = int(cells[0])
+            turn = self._turns[int(found.turns[row, best])] if len(self._turns) > 1 else None
+            probability = None
+            if judgement is not None:
+                probability = float(judgement.probabilities[cells].sum())
+            shown.append(
+                Candidate(
+                    id=int(found.ids[row, best]),
+                    lat=float(candidates.lat[row, best]),
+                    lon=float(candidates.lon[row, best]),
+                    size_m=float(candidates.size_m[row, best]),
+                    score=float(found.scores[row, best]),
+                    probability=probability,
+                    turn_deg=turn,
+                    cells=tuple(found.ids[row, cells].tolist()),
+                )
+            )
+        if judgement is not None:
+            shown.sort(key=lambda candidate: -(candidate.probability or 0.0))
+        return shown
+
+    def _position(self, candidates: _Candidates, row: int) -> tuple[float | None, float | None]:
+        """Return the mean of the best candidate's cells, weighted by how far they stand out."""
+        cells = np.flatnonzero(candidates.group[row] == 0)
+        if not np.isfinite(candidates.lat[row, cells]).all():
+            return None, None
+        scores = candidates.found.scores[row].astype(np.float64)
+        weights = scores[cells] - scores[np.isfinite(scores)].min()
+        return weighted_position(candidates.lat[row, cells], candidates.lon[row, cells], weights)

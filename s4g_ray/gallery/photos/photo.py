@@ -1,0 +1,140 @@
+"""Decode a photo, upright by its EXIF orientation, with the position that it names.
+
+Beside the formats of data/images.py, HEIC is read where pillow-heif is installed. Photos much
+larger than the encoder's input are decoded at a fraction of their size: 12 million pixels of JPEG
+in 30 ms instead of 110 ms, and a batch of them stays small.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
+
+from s4g_ray.config.data_schema import Size
+from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
+from s4g_ray.errors import BadImageError, first_line
+from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
+from s4g_ray.storage import files
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo to be located: pixels[H, W, 3], or the error that keeps it from being read."""
+
+    name: str
+    pixels: Pixels | None
+    exif: ExifPosition | None = None
+    error: str | None = None
+
+
+def read_photo(uri: str, *, least: Size | None = None) -> Photo:
+    """Read and decode a photo as decode_photo does; the photo holds its error.
+
+    Raises StoreError: a store that does not answer is no fault of the photo.
+    """
+    name = uri.encode("utf-8", "replace").decode()
+    try:
+        return decode_photo(files.read_bytes(uri), name, least=least)
+    except BadImageError as error:
+        return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        return Photo(name, None, error=f"{type(error).__name__}: {error.strerror or error}")
+
+
+def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None) -> Photo:
+    """Decode the bytes of an image file.
+
+    least: height and width in pixels that suffice; a larger photo may be made smaller, but not
+    below them. Raises BadImageError for a file that is no image, is damaged, or has more pixels
+    than data.images.MAX_PIXELS.
+    """
+    if _is_heif(data):
+        return _decode_heif(data, name, least)
+    exif = None
+    pixels = None
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            orientation = 1
+            if "exif" in image.info or image.format == "TIFF":
+                exif = read_exif(image)
+                orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+            elif "xmp" in image.info:  # may hold an orientation: decode_pixels knows
+                orientation = 0
+            if image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation:
+                pixels = _decode_jpeg(data, image.size, orientation, least)
+    except Exception:  # of many kinds; decode_pixels raises its message again
+        pixels = None
+    if pixels is None:
+        try:
+            pixels = decode_pixels(data).transpose(1, 2, 0)
+        except ValueError as error:
+            raise BadImageError(f"{name}: {error}") from error
+    return Photo(name, shrink(pixels, least), exif)
+
+
+def shrink(pixels: Pixels, least: Size | None) -> Pixels:
+    """Average blocks of pixels[H, W, 3] where both sides stay at `least` or more."""
+    if least is None:
+        return pixels
+    factor = min(pixels.shape[0] // least[0], pixels.shape[1] // least[1])
+    if factor < 2:
+        return pixels
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(factor))
+
+
+def _decode_jpeg(
+    data: bytes, size: tuple[int, int], orientation: int, least: Size | None
+) -> Pixels | None:
+    """Decode a JPEG of the given width and height; None for a file with any fault."""
+    options: dict[str, int] = {}
+    if least is not None:
+        height, width = least[::-1] if orientation in _TURNED else least
+        if size[1] >= 2 * height and size[0] >= 2 * width:
+            options = {"min_height": height, "min_width": width, "min_factor": 2}
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if (width, height) != size:
+            return None
+        return turn_upright(simplejpeg.decode_jpeg(data, strict=True, **options), orientation)
+    except ValueError:
+        return None
+
+
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn and mirror stored pixels[H, W, 3] as an EXIF orientation asks (EXIF 2.32, 0x0112)."""
+    if orientation in _TURNED:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _is_heif(data: bytes) -> bool:
+    is_boxed = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    return is_boxed and b"avif" not in data[8:64]  # AVIF is read by Pillow itself
+
+
+def _decode_heif(data: bytes, name: str, least: Size | None) -> Photo:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise BadImageError(
+            f"{name}: a HEIC photo needs pillow-heif; pip install 's4g-ray[heic]'"
+        ) from error
+    pillow_heif.register_heif_opener()
+    try:
+        with Image.open(io.BytesIO(data), formats=("HEIF",)) as image:
+            exif = read_exif(image)
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # a damaged file raises many kinds
+        raise BadImageError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+    return Photo(name, shrink(pixels, least), exif)

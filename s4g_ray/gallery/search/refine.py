@@ -1,0 +1,61 @@
+"""Find the exact position of an answer within its best candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from s4g_ray.gallery.answer import Answer, Candidate
+
+if TYPE_CHECKING:
+    from s4g_ray.gallery.calibration import Calibration
+    from s4g_ray.gallery.gallery import Gallery
+    from s4g_ray.gallery.photos.photo import Photo
+    from s4g_ray.gallery.refinement import Refined
+
+NUM_REFINED = 3  # best candidates that are compared with the photo
+_UNCALIBRATED = (
+    "not refined: no calibration chose how many inliers an exact position needs; run"
+    " `s4g gallery calibrate`"
+)
+
+
+def refine_answer(
+    answer: Answer, photo: Photo, gallery: Gallery, calibration: Calibration | None
+) -> Answer:
+    """Return the answer with its exact position, where one of its best candidates gives it.
+
+    The position with the most inliers counts, if it has as many as the calibration asks for.
+    Without a calibration nothing is refined, and the note says so.
+    """
+    from s4g_ray.gallery.refinement import find_features, refine_position
+
+    if not answer.is_located or photo.pixels is None:
+        return answer
+    if calibration is None or calibration.min_inliers is None:
+        notes = [note for note in (answer.note, _UNCALIBRATED) if note]
+        return dataclasses.replace(answer, note="; ".join(notes))
+    best: Refined | None = None
+    features = find_features(photo.pixels)
+    for candidate in answer.candidates[:NUM_REFINED]:
+        if not _has_ground(candidate):
+            continue
+        refined = refine_position(
+            features,
+            gallery.read_tile(candidate.id),
+            lat=candidate.lat,
+            lon=candidate.lon,
+            size_m=candidate.size_m,
+            min_inliers=calibration.min_inliers,
+            tile_id=candidate.id,
+        )
+        if refined is not None and (best is None or refined.inliers > best.inliers):
+            best = refined
+    if best is None:
+        return answer
+    return dataclasses.replace(answer, refined=best, heading_deg=best.heading_deg)
+
+
+def _has_ground(candidate: Candidate) -> bool:
+    return all(math.isfinite(x) for x in (candidate.lat, candidate.lon, candidate.size_m))

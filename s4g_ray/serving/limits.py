@@ -1,0 +1,247 @@
+"""Bound what requests may take: bytes, seconds, and the number that is answered at one time.
+
+UploadGuard is plain ASGI: it stands before the application, in the process that reads the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from s4g_ray.serving.config import MB, ServeConfig
+from s4g_ray.serving.refusal import Refusal
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+BODILESS = ("GET", "HEAD", "OPTIONS")
+# without a token: the page asks for one, and a probe of Kubernetes has none
+OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
+OPEN_FOLDER = "/static/"
+DRAINED = 4  # a body of up to so many times its limit is read to its end, so that its sender hears
+DRAIN_S = 2.0  # and for so long
+LATENCIES = 16  # of the last answers, whose mean tells when to try again
+
+
+class Admission:
+    """Count the requests that wait or are answered, and refuse those beyond a limit."""
+
+    def __init__(self, max_queue: int) -> None:
+        self.max_queue = max_queue
+        self.num_admitted = 0
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)
+
+    def check(self) -> None:
+        """Raise Refusal (503) while the queue is full."""
+        if self.num_admitted >= self.max_queue:
+            mean_s = sum(self._latencies) / max(1, len(self._latencies))
+            raise Refusal(
+                503,
+                "overloaded",
+                f"{self.num_admitted} requests wait, the most that are allowed; try again later",
+                retry_after_s=max(1.0, mean_s),
+            )
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold a place in the queue within the block. Raises Refusal (503) while it is full."""
+        self.check()
+        self.num_admitted += 1
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.num_admitted -= 1
+            self._latencies.append(time.monotonic() - started)
+
+
+class UploadGuard:
+    """Check the token, and receive a request's whole body within its limits, before the app runs.
+
+    A body is held in memory, never in a file. What arrives beyond a limit is not kept.
+
+    admission: of the application behind; None where it is in another process. on_refusal: is given
+    the path and the refusal.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        config: ServeConfig,
+        *,
+        token: str | None = None,
+        admission: Admission | None = None,
+        on_refusal: Callable[[str, Refusal], None] = lambda path, refusal: None,
+    ) -> None:
+        self._app = app
+        self._token = token.encode() if token else None
+        self._max_body = round(config.max_request_mb * MB)
+        self._max_buffered = round(config.max_buffered_mb * MB)
+        self._max_upload_s = config.max_upload_s
+        self._admission = admission
+        self._on_refusal = on_refusal
+        self.num_buffered = 0  # bytes of all bodies
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request. WebSockets are not served."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        body = _Body(self)
+        try:
+            self._check_token(scope)
+            if scope["method"] not in BODILESS:
+                await self._receive_body(scope, receive, body)
+        except Refusal as refusal:
+            body.release()
+            self._on_refusal(scope["path"], refusal)
+            await send_refusal(send, refusal, is_read=body.is_complete)
+        except ConnectionError:  # the sender has gone
+            body.release()
+        else:
+            try:
+                await self._app(scope, body.replay(receive), send)
+            finally:
+                body.release()
+
+    def _check_token(self, scope: MutableMapping[str, Any]) -> None:
+        path = scope["path"]
+        if self._token is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return
+        kind, _, given = _header(scope, b"authorization").partition(b" ")
+        if kind.lower() == b"bearer" and secrets.compare_digest(given.strip(), self._token):
+            return
+        raise Refusal(
+            401, "unauthorized", "this service needs a token; send `Authorization: Bearer TOKEN`"
+        )
+
+    async def _receive_body(
+        self, scope: MutableMapping[str, Any], receive: Receive, body: _Body
+    ) -> None:
+        declared = _header(scope, b"content-length")
+        length = int(declared) if declared.isdigit() and len(declared) < 20 else 0
+        refusal = self._find_early_refusal(length)
+        if refusal is not None and length > DRAINED * self._max_body:
+            raise refusal
+        deadline = time.monotonic() + self._max_upload_s
+        num_received = 0
+        while not body.is_complete:
+            if refusal is not None:
+                deadline = min(deadline, time.monotonic() + DRAIN_S)
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except asyncio.TimeoutError:
+                raise refusal or self._too_slow(num_received) from None
+            if message["type"] != "http.request":
+                raise ConnectionError
+            chunk = message.get("body", b"")
+            num_received += len(chunk)
+            body.is_complete = not message.get("more_body", False)
+            if refusal is None:
+                refusal = self._find_refusal(num_received, len(chunk))
+            if refusal is None:
+                body.add(chunk)
+            else:
+                body.release()
+                if num_received > DRAINED * self._max_body:
+                    raise refusal
+        if refusal is not None:
+            raise refusal
+
+    def _find_early_refusal(self, length: int) -> Refusal | None:
+        if self._admission is not None:
+            try:
+                self._admission.check()
+            except Refusal as refusal:
+                return refusal
+        return self._find_refusal(length, 0)
+
+    def _find_refusal(self, num_received: int, num_more: int) -> Refusal | None:
+        if num_received > self._max_body:
+            return Refusal(
+                413,
+                "too_large",
+                f"the request is larger than {self._max_body / MB:g} MB, the most that is allowed;"
+                " send fewer or smaller photos",
+            )
+        if self.num_buffered + num_more > self._max_buffered:
+            return Refusal(
+                503,
+                "overloaded",
+                "other requests are being received and fill the memory for it; try again later",
+                retry_after_s=1,
+            )
+        return None
+
+    def _too_slow(self, num_received: int) -> Refusal:
+        return Refusal(
+            408,
+            "too_slow",
+            f"{num_received} bytes of the request arrived within {self._max_upload_s:g} s, the most"
+            " that is allowed; send smaller photos or use a faster connection",
+        )
+
+
+class _Body:
+    """The chunks of a request's body, counted in the guard until they are released."""
+
+    def __init__(self, guard: UploadGuard) -> None:
+        self._guard = guard
+        self._chunks: list[bytes] = []
+        self._num_bytes = 0
+        self.is_complete = False
+
+    def add(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._num_bytes += len(chunk)
+        self._guard.num_buffered += len(chunk)
+
+    def release(self) -> None:
+        self._guard.num_buffered -= self._num_bytes
+        self._num_bytes = 0
+        self._chunks.clear()
+
+    def replay(self, receive: Receive) -> Receive:
+        """Return a `receive` that gives the body as one message, then what else arrives."""
+        is_given = not self.is_complete  # of a request without a body: what the server gives
+
+        async def replay() -> Message:
+            nonlocal is_given
+            if is_given:
+                return await receive()
+            is_given = True
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        return replay
+
+
+async def send_refusal(send: Send, refusal: Refusal, *, is_read: bool) -> None:
+    """Answer a refused request. A connection whose request was not read to its end is closed."""
+    data = refusal.body()
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(data)),
+        **refusal.headers(),
+    }
+    if not is_read:
+        headers["Connection"] = "close"
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
+    await send({"type": "http.response.body", "body": data})
+
+
+def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return b""

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.local_service import BOUNDARY, Client, local_service, make_form, make_photo
+from tests.support.stand_in_gallery import NUM_TILES, StandInGallery, write_stand_in
+
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> StandInGallery:
+    return StandInGallery(write_stand_in(tmp_path_factory.mktemp("gallery")))
+
+
+@pytest.fixture(scope="module")
+def client(gallery: StandInGallery) -> Iterator[Client]:
+    with local_service(
+        gallery,
+        max_photo_mb=1,
+        max_request_mb=2,
+        max_photos=4,
+        max_megapixels=1,
+        max_upload_s=0.5,
+    ) as (client, _):
+        yield client
+
+
+def test_a_photo_is_answered_with_its_candidates(client: Client) -> None:
+    answered = client.locate(make_photo(77), query="?top=3", names=["walk.png"])
+    assert answered.status == 200
+    (answer,) = answered.json["answers"]
+    assert [candidate["id"] for candidate in answer["candidates"]] == [77, 78, 79]
+    assert answer["photo"] == "walk.png"
+    assert answered.json["gallery"]["version"] == 1
+    assert answered.json["gallery"]["num_tiles"] == NUM_TILES
+    assert 0 < answered.json["seconds"] < 30
+
+
+def test_each_photo_of_a_request_has_its_answer_in_order(client: Client) -> None:
+    greys = [9, 200, 31]
+    answered = client.locate(*map(make_photo, greys))
+    assert [answer["candidates"][0]["id"] for answer in answered.json["answers"]] == greys
+
+
+def test_geojson_names_the_photo_of_each_feature(client: Client) -> None:
+    answered = client.locate(make_photo(5), make_photo(6), query="?format=geojson&top=1")
+    assert answered.headers["content-type"] == "application/geo+json"
+    assert answered.json["type"] == "FeatureCollection"
+    squares = [
+        (feature["properties"]["photo_number"], feature["properties"]["id"])
+        for feature in answered.json["features"]
+        if feature["properties"]["role"] == "candidate"
+    ]
+    assert squares == [(0, 5), (1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("?top=0", "1..1000"),
+        ("?top=ten", "1..1000"),
+        ("?top=99999999999999999999", "1..1000"),
+        ("?turns=1000", "1..32"),
+        ("?near=40,-112", "belong together"),
+        ("?near=91,0&within_km=1", "not on the Earth"),
+        ("?near=nan,0&within_km=1", "finite"),
+        ("?near=40&within_km=1", "LAT,LON"),
+        ("?near=40,-112&within_km=-1", "0..20040"),
+        ("?near=0,0&within_km=1", "no tile of the gallery"),
+        ("?format=xml", "geojson"),
+        ("?refine=perhaps", "true nor false"),
+        ("?tpo=3", "unknown parameter 'tpo'"),
+    ],
+)
+def test_a_bad_parameter_is_refused_with_its_limit(
+    client: Client, query: str, message: str
+) -> None:
+    answered = client.locate(make_photo(), query=query)
+    assert (answered.status, answered.code) == (422, "bad_parameter")
+    assert message in answered.json["error"]["message"]
+
+
+BOMB = make_photo(0, size=1100)
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+
+
+@pytest.mark.parametrize(
+    ("photo", "status", "code"),
+    [
+        pytest.param(b"", 400, "no_photo", id="empty"),
+        pytest.param(b"%PDF-1.7 hello", 415, "no_photo", id="another-type"),
+        pytest.param(SVG, 415, "no_photo", id="svg"),
+        pytest.param(make_photo(kind="JPEG")[:-200], 422, "bad_photo", id="truncated"),
+        pytest.param(make_photo()[:20], 422, "bad_photo", id="header-alone"),
+        pytest.param(BOMB, 413, "too_many_pixels", id="pixels"),
+        pytest.param(make_photo() + bytes(1_000_000), 413, "too_large", id="bytes"),
+    ],
+)
+def test_a_bad_photo_is_refused_by_name_and_the_next_one_answered(
+    client: Client, photo: bytes, status: int, code: str
+) -> None:
+    answered = client.locate(make_photo(), photo, names=["good.png", "../../bad\x07.png"])
+    assert (answered.status, answered.code) == (status, code)
+    assert answered.json["error"]["message"].startswith("bad.png: ")
+    assert client.locate(make_photo(8)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        pytest.param(b"hello", {}, 415, "no_form", id="no-form"),
+        pytest.param(b"hello", FORM, 400, "bad_form", id="no-parts"),
+        pytest.param(
+            b"hello", {"Content-Type": "multipart/form-data"}, 400, "bad_form", id="boundary"
+        ),
+        pytest.param(
+            make_form([b"x"]).replace(b'"photo"', b'"image"'), FORM, 400, "no_photo", id="field"
+        ),
+        pytest.param(make_form([make_photo()] * 5), FORM, 413, "too_many", id="photos"),
+        pytest.param(bytes(3_000_000), FORM, 413, "too_large", id="body"),
+        pytest.param(bytes(9_000_000), FORM, 413, "too_large", id="large-body"),
+    ],
+)
+def test_a_bad_form_is_refused(
+    client: Client, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    try:
+        answered = client.ask("POST", "/locate", body, headers)
+    except ConnectionError:  # closed while the rest of a far too large body was sent
+        assert len(body) > 8_000_000
+    else:
+        assert (answered.status, answered.code) == (status, code)
+    assert client.locate(make_photo(8)).status == 200
+
+
+def test_a_body_without_a_length_is_measured_as_it_arrives(client: Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+        head = "POST /locate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        sender.sendall(f"{head}Content-Type: {FORM['Content-Type']}\r\n\r\n".encode())
+        sent = 0
+        try:
+            while sent < 20_000_000:
+                sender.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+                sent += 65536
+        except ConnectionError:
+            pass
+        assert sent < 20_000_000
+
+
+def test_a_slow_body_is_refused_after_its_seconds(client: Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+        head = "POST /locate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nslow"
+        sender.sendall(head.encode())
+        started = time.monotonic()
+        assert sender.recv(4096).startswith(b"HTTP/1.1 408 ")
+        assert 0.4 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tiles/-1",
+        "/tiles/256",
+        "/tiles/9223372036854775808",
+        "/tiles/" + "9" * 5000,
+        "/tiles/1e3",
+        "/tiles/%C2%B2",
+        "/tiles/../../etc/passwd",
+        "/tiles/..%2f..%2fetc%2fpasswd",
+        "/static/../app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e/app.py",
+        "/static//etc/passwd",
+        "/docs",
+        "/redoc",
+    ],
+)
+def test_no_path_leads_out_of_the_gallery_and_the_page(client: Client, path: str) -> None:
+    answered = client.get(path)
+    assert answered.status == 404
+    assert answered.json["error"]["message"]
+
+
+def test_a_tile_is_served_as_it_is_stored(client: Client) -> None:
+    answered = client.get("/tiles/17")
+    assert answered.status == 200
+    assert answered.headers["content-type"] == "image/jpeg"
+    assert answered.headers["x-content-type-options"] == "nosniff"
+    assert answered.data == b"\xff\xd8 tile 17"
+
+
+def test_the_gallery_and_its_health_are_described(client: Client) -> None:
+    found = client.get("/gallery").json
+    assert found["name"] == "lake"
+    assert found["size_m"] == [60.0]
+    west, south, east, north = found["bounds"]
+    assert west < -112 < -111.85 < east
+    assert south < 40 < 40.15 < north
+    health = client.get("/healthz")
+    assert (health.status, health.json["status"]) == (200, "ok")
+    assert client.get("/openapi.json").json["paths"]["/locate"]["post"]["requestBody"]
+
+
+def test_tiles_in_view_are_listed_and_thinned(client: Client) -> None:
+    few = client.get("/gallery/tiles?bounds=-112.001,39.999,-111.979,40.001").json["tiles"]
+    assert [tile["id"] for tile in few] == [0, 1, 2]
+    many = client.get("/gallery/tiles?limit=16").json["tiles"]
+    assert 0 < len(many) <= 16
+    assert client.get("/gallery/tiles?bounds=1,2,3").code == "bad_parameter"
+
+
+def test_another_method_is_refused_in_the_same_form(client: Client) -> None:
+    answered = client.get("/locate")
+    assert (answered.status, answered.code) == (405, "bad_method")
+
+
+def test_a_token_is_asked_for_but_not_by_the_page_and_the_probe(gallery: StandInGallery) -> None:
+    with local_service(gallery, token="secret") as (client, _):
+        for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+            answered = client.locate(make_photo(), **wrong)
+            assert (answered.status, answered.code) == (401, "unauthorized")
+            assert answered.headers["www-authenticate"] == "Bearer"
+        assert client.get("/tiles/1").status == 401
+        assert client.get("/metrics").status == 401
+        assert client.get("/healthz").status == 200
+        right = {"Authorization": "Bearer secret"}
+        assert client.locate(make_photo(), **right).status == 200
+        assert client.get("/tiles/1", **right).status == 200
+
+
+def test_more_requests_than_the_queue_holds_are_refused_at_once(tmp_path: Path) -> None:
+    slow = StandInGallery(write_stand_in(tmp_path), seconds=0.5)
+    with local_service(slow, max_queue=4, batch_size=2) as (client, _):
+        found: list[tuple[int, float]] = []
+
+        def ask() -> None:
+            started = time.monotonic()
+            answered = client.locate(make_photo())
+            found.append((answered.status, time.monotonic() - started))
+            if answered.status == 503:
+                assert answered.code == "overloaded"
+                assert int(answered.headers["retry-after"]) >= 1
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        refused = [seconds for status, seconds in found if status == 503]
+        assert sorted(status for status, _ in found) == [200] * 4 + [503] * 8
+        assert max(refused) < 0.4  # less than one batch
+        assert client.locate(make_photo()).status == 200  # it has recovered
+
+
+def test_requests_that_wait_are_located_together(tmp_path: Path) -> None:
+    slow = StandInGallery(write_stand_in(tmp_path), seconds=0.2)
+    with local_service(slow, batch_size=8) as (client, _):
+        threads = [threading.Thread(target=client.locate, args=(make_photo(),)) for _ in range(9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sum(slow.batches) == 9
+    assert len(slow.batches) <= 4
+
+
+def test_a_request_that_is_too_late_is_refused(tmp_path: Path) -> None:
+    slow = StandInGallery(write_stand_in(tmp_path), seconds=0.6)
+    with local_service(slow, max_answer_s=0.3) as (client, _):
+        answered = client.locate(make_photo())
+    assert (answered.status, answered.code) == (503, "too_late")
+
+
+def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> None:
+    with local_service(gallery) as (client, _):
+        client.locate(make_photo(50))
+        client.locate(make_photo(0))
+        client.locate(b"no photo")
+        client.get("/nowhere/../else")
+        text = client.get("/metrics").data.decode()
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert values["s4g_serve_requests_total", ("route", "/locate"), ("status", "200")] == 2
+    assert values["s4g_serve_requests_total", ("route", "/locate"), ("status", "415")] == 1
+    assert values["s4g_serve_requests_total", ("route", "other"), ("status", "404")] == 1
+    assert values["s4g_serve_photos_total", ("answer", "located")] == 1
+    assert values["s4g_serve_photos_total", ("answer", "none")] == 1
+    assert values["s4g_serve_refusals_total", ("code", "no_photo")] == 1
+    for stage in ("decode", "wait", "locate", "total"):
+        assert values["s4g_serve_seconds_count", ("stage", stage)] == 2

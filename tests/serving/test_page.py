@@ -1,0 +1,296 @@
+"""The page in Chromium: a photo goes in, its tile comes first and lies on the map."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.support.page_server import PAGE, SceneGallery, serving_page
+
+pytest.importorskip("playwright.sync_api", reason="the page is tested by playwright")
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or ""
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium: apt-get install chromium"),
+]
+DROP = """([name, text]) => {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
+  const target = document.getElementById("drop");
+  for (const kind of ["dragenter", "dragover", "drop"])
+    target.dispatchEvent(
+      new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+}"""
+PASTE = """([name, text]) => {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
+  document.body.dispatchEvent(
+    new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));
+}"""
+
+
+@pytest.fixture(scope="module")
+def gallery() -> SceneGallery:
+    return SceneGallery().cut()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def address(gallery: SceneGallery) -> Iterator[str]:
+    with serving_page(gallery) as served:
+        yield served
+
+
+@pytest.fixture
+def faults() -> list[str]:
+    """What no page may do: errors of scripts, refusals of the policy, requests to elsewhere."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, address: str, faults: list[str]) -> Iterator[Page]:
+    size: Any = {"width": 1280, "height": 800}
+    with browser.new_context(viewport=size, reduced_motion="reduce") as context:
+        opened = open_page(context.new_page(), address, faults)
+        yield opened
+        assert faults == []
+
+
+def open_page(page: Page, address: str, faults: list[str]) -> Page:
+    """Open the page and note its faults."""
+
+    def note_request(request: Any) -> None:
+        if not request.url.startswith((address, "blob:", "data:")):
+            faults.append(request.url)
+
+    def note_message(message: Any) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            faults.append(message.text)
+
+    page.on("request", note_request)
+    page.on("console", note_message)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    expect(page.locator("#gallery-facts")).to_contain_text("tiles")
+    return page
+
+
+def photo_of(gallery: SceneGallery, row: int, path: Path) -> Path:
+    """A photo that shows what tile `row` shows, larger."""
+    path.write_bytes(gallery.images[gallery.ids[row]])
+    Image.open(path).resize((300, 300)).save(path, quality=90)
+    return path
+
+
+def payload(path: Path) -> list[str]:
+    return [path.name, base64.b64encode(path.read_bytes()).decode()]
+
+
+@pytest.mark.parametrize("way", ["drop", "paste", "choose"])
+def test_the_right_tile_comes_first_and_its_square_is_on_the_map(
+    page: Page, gallery: SceneGallery, tmp_path: Path, way: str
+) -> None:
+    photo = photo_of(gallery, 700, tmp_path / "lake.jpg")
+    if way == "choose":
+        page.set_input_files("#file", photo)
+    else:
+        page.evaluate({"drop": DROP, "paste": PASTE}[way], payload(photo))
+    first = page.locator(".candidate").first
+    expect(first).to_have_attribute("data-tile", str(gallery.ids[700]))
+    expect(page.locator(".candidate")).to_have_count(5)
+    expect(page.locator(".position")).to_have_text(
+        f"{gallery.lat[700]:.5f}, {gallery.lon[700]:.5f}"
+    )
+    expect(page.locator("#summary")).to_contain_text("430 m")
+    expect(page.locator("#status")).to_contain_text("lake.jpg: ")
+    square = page.locator("path.square.first").bounding_box()
+    shown = page.locator("#map").bounding_box()
+    assert square is not None
+    assert shown is not None
+    assert square["width"] > 20
+    assert square["x"] >= shown["x"]
+    assert square["y"] >= shown["y"]
+    assert square["x"] + square["width"] <= shown["x"] + shown["width"]
+    assert abs(square["width"] - square["height"]) <= 6  # a square on the ground, in Mercator too
+    expect(page.locator("path.circle")).to_have_count(2)
+    circle = page.locator("path.circle-90").bounding_box()
+    assert circle is not None
+    assert circle["width"] / square["width"] == pytest.approx(3300 / 2000, rel=0.05)
+
+
+def test_the_map_shows_tiles_and_hovering_a_square_shows_its_tile(
+    page: Page, gallery: SceneGallery, tmp_path: Path
+) -> None:
+    page.set_input_files("#file", photo_of(gallery, 500, tmp_path / "hills.jpg"))
+    tiles = page.locator(".leaflet-mosaic-pane img")
+    expect(tiles.first).to_be_visible()
+    page.locator(".badge.first").hover()
+    shown = page.locator(".tile-tip img")
+    expect(shown).to_have_attribute("src", f"tiles/{gallery.ids[500]}")
+    page.wait_for_function("document.querySelector('.tile-tip img').naturalWidth > 0")
+    expect(page.locator(".candidate").first).to_have_class(re.compile(r"\bon\b"))
+
+
+def test_a_keyboard_alone_reaches_everything(
+    page: Page, gallery: SceneGallery, tmp_path: Path
+) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "file"
+    page.set_input_files("#file", photo_of(gallery, 900, tmp_path / "a.jpg"))
+    first = page.locator(".candidate").first
+    first.focus()
+    page.keyboard.press("ArrowDown")
+    second = page.locator(".candidate").nth(1)
+    expect(second).to_be_focused()
+    expect(page.locator("path.square.on")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator("#compared-caption")).to_have_text("Candidate 2")
+    expect(page.locator("#compared-tile")).to_have_attribute(
+        "src", f"tiles/{second.get_attribute('data-tile')}"
+    )
+    page.keyboard.press("Escape")
+
+
+def test_no_answer_and_errors_say_why(page: Page, gallery: SceneGallery, tmp_path: Path) -> None:
+    nowhere = photo_of(gallery, 10, tmp_path / "nowhere.jpg")
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no picture <b>at all</b>")
+    text = tmp_path / "notes.txt"
+    text.write_text("a list")
+    page.set_input_files("#file", [nowhere, broken, text])
+    expect(page.locator("#summary")).to_contain_text(
+        "less than the 30 % that this gallery asks for"
+    )
+    expect(page.locator("path.circle")).to_have_count(0)
+    marks = page.locator(".thumb")
+    expect(marks.nth(1)).to_have_attribute("aria-label", "broken.jpg: failed")
+    marks.nth(1).click()
+    expect(page.get_by_role("alert")).to_contain_text("no image; give a JPEG")
+    marks.nth(2).click()
+    expect(page.get_by_role("alert")).to_contain_text("notes.txt is text/plain")
+    marks.nth(0).click()
+    expect(page.locator("#summary")).to_contain_text("No answer")
+
+
+def test_a_busy_service_is_asked_again(page: Page, gallery: SceneGallery, tmp_path: Path) -> None:
+    page.set_input_files("#file", photo_of(gallery, 300, tmp_path / "busy.jpg"))
+    expect(page.locator(".candidate").first).to_be_visible()
+    assert gallery.asked["busy.jpg"] == 3
+
+
+def test_options_are_sent(page: Page, gallery: SceneGallery, tmp_path: Path) -> None:
+    page.set_input_files("#file", photo_of(gallery, 300, tmp_path / "options.jpg"))
+    expect(page.locator(".candidate")).to_have_count(5)
+    page.locator("#options summary").click()
+    page.get_by_label("Candidates").fill("3")
+    page.get_by_label("Camera direction").select_option("4")
+    page.get_by_label("Find the exact position").check()
+    page.get_by_label("Search only near a point").check()
+    page.get_by_label("Latitude, longitude").fill("40.9 -112.7")
+    page.get_by_label("Within, km").fill("2.5")
+    page.get_by_role("button", name="Search again").click()
+    expect(page.locator(".candidate")).to_have_count(3)
+    assert gallery.queries[-1] == {
+        "top": "3",
+        "turns": "4",
+        "format": "json",
+        "refine": "true",
+        "near": "40.9,-112.7",
+        "within_km": "2.5",
+    }
+
+
+def test_a_gallery_without_calibration_says_so(
+    browser: Browser, gallery: SceneGallery, tmp_path: Path, faults: list[str]
+) -> None:
+    gallery.calibrated = False
+    try:
+        with serving_page(gallery) as address, browser.new_context() as context:
+            page = open_page(context.new_page(), address, faults)
+            expect(page.locator("#banner")).to_contain_text("not calibrated")
+            page.set_input_files("#file", photo_of(gallery, 300, tmp_path / "a.jpg"))
+            expect(page.locator("#summary")).to_contain_text("without a probability")
+            expect(page.locator(".candidate .value").first).to_have_text(re.compile(r"0\.\d{3}"))
+    finally:
+        gallery.calibrated = True
+    assert faults == []
+
+
+def test_a_token_is_asked_for_and_opens_tiles_too(
+    browser: Browser, gallery: SceneGallery, tmp_path: Path
+) -> None:
+    gallery.token = "open-sesame"
+    try:
+        with serving_page(gallery) as address, browser.new_context() as context:
+            page = context.new_page()
+            page.goto(address)
+            page.get_by_label("access token").fill("open-sesame")
+            page.get_by_role("button", name="Use it").click()
+            expect(page.locator("#gallery-facts")).to_contain_text("tiles")
+            page.set_input_files("#file", photo_of(gallery, 300, tmp_path / "a.jpg"))
+            tile = page.locator(".candidate img").first
+            expect(tile).to_have_attribute("src", re.compile("^blob:"))
+            page.wait_for_function("document.querySelector('.candidate img').naturalWidth > 0")
+    finally:
+        gallery.token = None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_without_scrolling_sideways(
+    browser: Browser, address: str, gallery: SceneGallery, tmp_path: Path, scheme: str
+) -> None:
+    phone: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme}
+    with browser.new_context(**phone, is_mobile=True, has_touch=True) as context:
+        page = open_page(context.new_page(), address, [])
+        page.set_input_files("#file", photo_of(gallery, 700, tmp_path / "a.jpg"))
+        expect(page.locator(".candidate").first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        light = (
+            page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(244, 246, 249)"
+        )
+        assert light == (scheme == "light")
+        for name in (".button.primary", ".candidate", ".actions button"):
+            box = page.locator(name).first.bounding_box()
+            assert box is not None
+            assert box["height"] >= 40  # of a finger
+
+
+def test_ids_beyond_the_numbers_of_javascript_keep_their_digits(page: Page) -> None:
+    text = json.dumps(
+        {"id": 2**62 + 1, "s": 'a "4611686018427387905" \\', "x": 0.12345678901234567, "n": [7]}
+    )
+    read = page.evaluate(
+        "(text) => import('./static/api.js').then((api) => api.parseJson(text))", text
+    )
+    assert read["id"] == str(2**62 + 1)
+    assert read["s"] == 'a "4611686018427387905" \\'
+    assert read["x"] == pytest.approx(0.12345678901234567)
+    assert read["n"] == [7]
+
+
+def test_no_file_of_the_page_names_another_host() -> None:
+    for path in PAGE.glob("*.*"):
+        if path.suffix in {".html", ".css", ".js"}:
+            found = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", path.read_text())
+            assert found == [], path

@@ -1,0 +1,104 @@
+"""A gallery without an encoder: each photo's answer is the tile whose id is its mean grey."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.errors import InputError
+from s4g_ray.gallery.answer import Answer, Candidate
+
+NUM_TILES = 256
+
+
+@dataclass
+class StandInTiles:
+    ids: Ints
+    lat: Floats64
+    lon: Floats64
+    size_m: Floats64
+
+
+@dataclass
+class StandInGallery:
+    """seconds: what a batch takes."""
+
+    uri: str
+    seconds: float = 0.0
+    version: int = 1
+    has_calibration: bool = False
+    num_tiles: int = NUM_TILES
+    batches: list[int] = field(default_factory=list)  # photos of each
+
+    def __post_init__(self) -> None:
+        ids = np.arange(NUM_TILES)
+        lat, lon = 40 + ids // 16 * 0.01, -112 + ids % 16 * 0.01
+        self.tiles = StandInTiles(ids, lat, lon, np.full(NUM_TILES, 60.0))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return {
+            "name": "lake",
+            "size_m": [60.0],
+            "has_calibration": False,
+            "model": {"architecture": "none"},
+            "attribution": None,
+        }
+
+    def reload(self) -> bool:
+        stored = int((Path(self.uri) / "version").read_text())
+        is_newer = stored != self.version
+        self.version = stored
+        return is_newer
+
+    def read_tile_bytes(self, tile_id: int) -> tuple[bytes, str]:
+        if not 0 <= tile_id < NUM_TILES:
+            raise KeyError(tile_id)
+        return b"\xff\xd8 tile " + str(tile_id).encode(), "image/jpeg"
+
+    def locate(self, images: Sequence[Any], **options: Any) -> list[Answer]:
+        if options["near"] == (0.0, 0.0):
+            raise InputError("no tile of the gallery has its centre in the area to search")
+        self.batches.append(len(images))
+        time.sleep(self.seconds)
+        return [self._answer(image, options["top"]) for image in images]
+
+    def _answer(self, photo: Any, top: int) -> Answer:
+        best = int(round(float(photo.pixels.mean())))
+        ids = [(best + step) % NUM_TILES for step in range(top)]
+        candidates = tuple(
+            Candidate(
+                i, float(self.tiles.lat[i]), float(self.tiles.lon[i]), 60.0, 0.9, None, None, (i,)
+            )
+            for i in ids
+        )
+        if best == 0:  # black
+            return Answer(photo.name, candidates, reason="nothing is like it")
+        return Answer(
+            photo.name,
+            candidates,
+            lat=candidates[0].lat,
+            lon=candidates[0].lon,
+            is_located=True,
+        )
+
+
+def write_stand_in(folder: Path, version: int = 1) -> str:
+    """Write what open_stand_in reads."""
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    data = {"query_size": [32, 32], "reference_size": [32, 32]}
+    (folder / "model/model.json").write_text(json.dumps({"data": data}))
+    (folder / "version").write_text(str(version))
+    return str(folder)
+
+
+def open_stand_in(uri: str, seconds: float = 0.0) -> StandInGallery:
+    """Open it, as a replica does. seconds: of a batch."""
+    return StandInGallery(uri, seconds=seconds)
