@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats64, Ints
-from s4g_ray.datasets.imagery.georeference import GEOD, Georeference
 from s4g_ray.datasets.imagery.imagery import Imagery, Source
-from s4g_ray.datasets.imagery.rasters import ALL_VALID
+from s4g_ray.datasets.imagery.rasters.georeference import GEOD, Georeference
+from s4g_ray.datasets.imagery.rasters.raster import ALL_VALID
 from s4g_ray.datasets.imagery.resampling import resample
 from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.world_grid import GridCells
@@ -133,7 +133,7 @@ def local_to_degrees(
 
 
 def _map_points(place: Georeference, cells: GridCells, num_cells: int) -> Floats64:
-    """Return columns and rows in a raster of a grid of points of each tile: [N, G + 1, G + 1, 2]."""
+    """Return columns and rows in a raster of each tile's points: [N, G + 1, G + 1, 2]."""
     axis = np.linspace(-0.5, 0.5, num_cells + 1) * cells.size_m
     east, south = np.meshgrid(axis, axis)
     lat, lon = local_to_degrees(cells, east.ravel(), -south.ravel())
@@ -210,7 +210,7 @@ def _window(placed: _Placed, place: Georeference) -> tuple[int, int, int, int]:
 
 
 def _divide(placed: _Placed, source: Source, pixels: int) -> Iterator[_Placed]:
-    """Divide tiles until the window of each group fits in memory and holds little that is unused."""
+    """Divide tiles until the window of each group fits in memory and is used well."""
     _, _, width, height = _window(placed, source.georeference)
     read = width * height / placed.factor**2
     used = len(placed.rows) * (pixels * placed.scale / placed.factor) ** 2

@@ -24,7 +24,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from s4g_ray.datasets.imagery.georeference import Georeference
+from s4g_ray.datasets.imagery.rasters.georeference import Georeference
 from s4g_ray.errors import InputError, first_line
 from s4g_ray.storage import files
 from s4g_ray.storage.s3_settings import RetryPolicy
