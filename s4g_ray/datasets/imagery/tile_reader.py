@@ -247,4 +247,6 @@ def _fill(
     ratio = group.scale / group.factor
     samples = min(int(np.ceil(ratio - 0.2)), MAX_SAMPLES) if ratio > COARSE else 1
     for number, tile in enumerate(group.rows):
-        counts[tile] += resample(values, valid, points[number], samples, tiles[tile], filled[tile])
+        counts[tile] += resample(
+            values, piece.valid, points[number], samples, tiles[tile], filled[tile]
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pyproj
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
 from s4g_ray.datasets.imagery.rasters.georeference import Georeference
@@ -240,7 +241,9 @@ def reading(uri: str) -> Iterator[Any]:
     try:
         with rasterio.Env(**_options(uri)):
             if uri not in found:
-                found[uri] = rasterio.open(_gdal_path(uri))
+                with warnings.catch_warnings():  # open_raster refuses those
+                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                    found[uri] = rasterio.open(_gdal_path(uri))
             found.move_to_end(uri)
             if len(found) > NUM_OPEN:
                 found.popitem(last=False)[1].close()

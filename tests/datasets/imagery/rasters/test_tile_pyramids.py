@@ -145,7 +145,7 @@ def test_vector_tiles_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     file.close()
     with pytest.raises(InputError, match="type pbf, not images"):
         open_imagery(path)
-    tiles = {place: b"no image" for place in tiles}
+    tiles = dict.fromkeys(tiles, b"no image")
     with pytest.raises(InputError, match=r"xyz: tile 12/656/1582 cannot be decoded"):
         open_imagery(write_folder(tmp_path, tiles))
     (tmp_path / "b.mbtiles").write_bytes(b"no database" * 100)
