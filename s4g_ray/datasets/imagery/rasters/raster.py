@@ -254,6 +254,13 @@ def reading(uri: str) -> Iterator[Any]:
         raise InputError(f"{uri} cannot be read as a raster: {reason}") from error
 
 
+def close_files() -> None:
+    """Close the files that this thread has open, because they have changed or are to be removed."""
+    found = getattr(_open_files, "found", {})
+    while found:
+        found.popitem()[1].close()
+
+
 def _gdal_path(uri: str) -> str:
     scheme, separator, path = uri.partition("://")
     return f"{_SCHEMES[scheme]}{path}" if separator and scheme in _SCHEMES else uri
