@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 
 
@@ -41,6 +43,8 @@ def write_raster(
         "transform": transform,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, "w", **{**profile, **options}) as target:
-        target.write(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # where no place is wanted
+        with rasterio.open(path, "w", **{**profile, **options}) as target:
+            target.write(values)
     return str(path)
