@@ -7,6 +7,8 @@ from .data.pairs import PairTable as PairTable
 from .data.tables.batch_plan import BatchPlan as BatchPlan
 from .data.tables.neighbor_graph import NeighborGraph as NeighborGraph
 from .evaluation.metrics import retrieval_metrics as retrieval_metrics
+from .gallery.gallery import Gallery as Gallery
+from .gallery.gallery import open_gallery as open_gallery
 from .index.sharded.client import IndexClient as IndexClient
 from .index.sharded.service import IndexService as IndexService
 from .index.vector_index import VectorIndex as VectorIndex

@@ -8,25 +8,24 @@ restarted job keeps it; the driver publishes the table when all parts are writte
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from s4g_ray import __version__
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.encoder.actors import AT_ONCE, EncoderPool, ReleasedError
 from s4g_ray.encoder.embedding.block_queue import BlockQueue, Join, Work
-from s4g_ray.encoder.embedding.outcomes import EncodingJob, Written
+from s4g_ray.encoder.embedding.encode_here import encode_here
+from s4g_ray.encoder.embedding.outcomes import EncodingJob, Written, job_key
 from s4g_ray.encoder.embedding.part_plan import Block, PlannedPart
 from s4g_ray.encoder.embedding.report import EmbeddingReport, warm_rate
 from s4g_ray.encoder.embedding.table_plan import fingerprint_places, plan_view, splits_of_views
@@ -45,7 +44,7 @@ STOP_S = 10.0  # that a job which fails waits for the batches in progress
 
 
 def embed(
-    pool: EncoderPool,
+    pool: EncoderPool | None,
     config: RunConfig,
     dataset: GeoDataset,
     checkpoint: str,
@@ -62,7 +61,8 @@ def embed(
 
     The test split includes the references of split `gallery`. only_places: ascending place ids;
     other places of the train split and of sampling.gallery_splits are left out, and other splits
-    are embedded whole. `pool` must be made from a configuration with the same model. Keeps the
+    are embedded whole. `pool` must be made from a configuration with the same model; None: this
+    process encodes, without Ray. Keeps the
     parts and blocks that an interrupted job committed from the same inputs; replaces a published
     table. Rows are in the order of place_id, then id, and no place lies in two parts.
 
@@ -82,7 +82,10 @@ def embed(
         )
     queue = BlockQueue(parts, _list_committed(target, views))
     job = _describe_job(config, dataset, checkpoint, target, splits_of, numerics, stamp)
-    _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
+    if pool is None:
+        encode_here(config, job, queue, on_progress)
+    else:
+        _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
     _check_views(parts, queue.written, views)
     written = [queue.written[part.name] for part in _in_order(parts)]
     bad = tuple(reason for one in written for reason in one.bad)
@@ -114,7 +117,7 @@ def _describe_job(
 ) -> EncodingJob:
     return EncodingJob(
         token="",
-        key=_job_key(config, numerics, stamp),
+        key=job_key(config, numerics, stamp),
         checkpoint=checkpoint,
         weights_sha256=open_published(checkpoint, "checkpoint").info["weights_sha256"],
         numerics=numerics,
@@ -141,18 +144,6 @@ def _list_committed(target: str, views: Sequence[View]) -> set[str]:
             if name.endswith(".parquet.json"):
                 names.add(f"{view}/{name.removesuffix('.json')}")
     return names
-
-
-def _job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
-    """Return a fingerprint of the settings that determine the content of all parts."""
-    settings = {
-        "release": __version__,
-        "stamp": asdict(stamp),
-        "numerics": asdict(numerics),
-        "seed": config.seed,
-        "on_bad_image": config.data.on_bad_image,
-    }
-    return files.fingerprint(json.dumps(settings, sort_keys=True).encode())
 
 
 def _check_views(

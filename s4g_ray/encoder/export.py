@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from s4g_ray.config.loading import load_config
+from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.checkpoint import load_encoder
+from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.source import (
     DATA_KEYS,
     DESCRIPTION,
@@ -49,11 +51,11 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     config = load_config(files.join(run, "config.yaml"))
     encoder = load_encoder(config.model, checkpoint)
     weights = encode_weights(encoder)
+    info = open_published(checkpoint, "checkpoint").info
     published = io.BytesIO()
     torch.save(dict(encoder.state_dict()), published)
     data = config.data.model_dump(mode="json")
     model = config.model.model_dump(mode="json")
-    info = open_published(checkpoint, "checkpoint").info
     description = {
         "format": FORMAT,
         "version": 1,
@@ -77,3 +79,21 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
         reraise_outage(error)
         raise InputError(str(error)) from error
     return description
+
+
+def describe_model(config: RunConfig, encoder: Encoder, weights_sha256: str) -> dict[str, Any]:
+    """Return the entries of model.json that using the weights needs."""
+    data = config.data.model_dump(mode="json")
+    model = config.model.model_dump(mode="json")
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "architecture": config.model.name,
+        **{key: model[key] for key in MODEL_KEYS},
+        "dim": encoder.dim,
+        "data": {key: data[key] for key in DATA_KEYS},
+        "mean": [round(x / 255, 6) for x in encoder.mean.flatten().tolist()],  # of pixels in 0..1
+        "std": [round(x / 255, 6) for x in encoder.std.flatten().tolist()],
+        "temperature": float((-encoder.logit_scale.detach()).exp()),
+        "weights_sha256": weights_sha256,
+    }

@@ -1,7 +1,17 @@
 """References that answer where a photo was taken: tiles, embeddings, index and encoder.
 
+gallery            Gallery: open a gallery, search it, encode photos, read tiles
+query_encoder      QueryEncoder: embed photos in this process
+description        facts about a gallery, as JSON and as a table
+build              build a gallery, add tiles and remove them
+update             GalleryUpdate: write the next version
+store/             the files of a gallery: versions, tiles, images, embeddings, the lease
 calibration        Calibration: scores into probabilities, a position with its radii, or `none`
 ground_mass        GroundMass: probability on the ground, and its quantiles about a point
 calibration_fit    fit a Calibration on held-out queries
 refinement         refine_position: the exact position within a tile, by local features
+
+    from s4g_ray import open_gallery
+    gallery = open_gallery("galleries/lake")
+    ids, scores = gallery.search(gallery.encode(photos), k=10)
 """

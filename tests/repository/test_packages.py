@@ -25,7 +25,7 @@ LEVELS = (
     {"data", "distributed"},
     {"datasets", "sampling", "encoder", "index", "mining", "evaluation"},
     {"training"},
-    {"pipeline"},
+    {"pipeline", "gallery"},
     {"cli"},
 )
 GROUND = LEVELS[0] | LEVELS[1]  # single files, which any package may import
@@ -46,9 +46,13 @@ IMPORTS = {
         *("storage", "config", "data", "distributed"),
         *("sampling", "encoder", "index", "mining", "evaluation", "training"),
     },
+    "gallery": {
+        *("storage", "config", "data", "distributed"),
+        *("encoder", "index", "evaluation"),
+    },
     "cli": {
         *("storage", "config", "data", "distributed"),
-        *("datasets", "encoder", "index", "evaluation", "pipeline"),
+        *("datasets", "encoder", "index", "evaluation", "pipeline", "gallery"),
     },
 }
 ALLOWED = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from s4g_ray import __version__
 from s4g_ray.config.data_schema import DataConfig
+from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.storage import files
-from s4g_ray.storage.manifest import Part
+from s4g_ray.storage.manifest import Part, Stamp
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from s4g_ray.encoder.precision import Numerics
@@ -81,3 +83,15 @@ def rows_key(job_key: str, view: View, table: ImageTable) -> str:
         table.place_ids.tobytes(),
         table.headings.tobytes(),
     )
+
+
+def job_key(config: RunConfig, numerics: Numerics, stamp: Stamp) -> str:
+    """Return a fingerprint of the settings that determine the content of all parts."""
+    settings = {
+        "release": __version__,
+        "stamp": asdict(stamp),
+        "numerics": asdict(numerics),
+        "seed": config.seed,
+        "on_bad_image": config.data.on_bad_image,
+    }
+    return files.fingerprint(json.dumps(settings, sort_keys=True).encode())

@@ -1,0 +1,224 @@
+"""Build a gallery, add tiles to it, and remove tiles: `s4g gallery build`, `add` and `remove`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from s4g_ray.arrays import Ints
+from s4g_ray.config.loading import override_config
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.area import Area
+from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.distributed.submitted_job import check_kept
+from s4g_ray.encoder.source import open_source
+from s4g_ray.errors import InputError
+from s4g_ray.gallery.store.embedding import GalleryModel
+from s4g_ray.gallery.store.header import HEADER, MODEL, GalleryHeader
+from s4g_ray.gallery.store.lease import LEASE, writing
+from s4g_ray.gallery.store.source_tiles import read_source_tiles
+from s4g_ray.gallery.store.vectors import plan_gallery_index
+from s4g_ray.gallery.update import GalleryUpdate, UpdateReport, now
+from s4g_ray.progress import Reporter
+from s4g_ray.row_lookup import rows_of
+from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.part_commits import claim_folder
+
+MARKER = "building.json"  # what a folder was begun with, until the gallery is built
+
+
+def build_gallery(
+    model: str,
+    dataset_uri: str,
+    target: str,
+    *,
+    config: RunConfig | None = None,
+    overrides: Sequence[str] = (),
+    epoch: int | None = None,
+    splits: Sequence[str] | None = None,
+    copy_images: bool = True,
+    name: str | None = None,
+    attribution: str = "",
+    reporter: Reporter | None = None,
+) -> UpdateReport:
+    """Build a gallery of a data set's references at `target`, a new folder or s3://...
+
+    model: a run (its last checkpoint, or that of `epoch`), an export or weights; config and
+    overrides as embed_collection takes them. splits None: all references. copy_images: into the
+    gallery, which is then complete in itself. After an interruption the same call resumes.
+
+    Raises InputError for bad input, such as a target that holds another gallery, references
+    without coordinates, and an index that does not fit the memory of this machine; and the errors
+    of embedding_job.embed.
+    """
+    reporter = reporter or Reporter()
+    target = files.absolute(target)
+    check_kept("TARGET", target)
+    opened = open_source(model, files.absolute(dataset_uri), config=config, epoch=epoch)
+    base = override_config(opened.config, overrides)
+    s3_settings.apply(base.storage)
+    dataset = open_dataset(base.data.uri)
+    table = read_source_tiles(dataset, splits)
+    taken = GalleryModel.from_source(opened, base, target)
+    source = _describe_source(dataset, splits)
+    made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
+    if files.exists(files.join(target, HEADER)):
+        return _report_built(target, taken, source, reporter)
+    plan_gallery_index(base.mining, len(table), taken.dim)  # refuses before anything is written
+    _claim_target(target, made_with)
+    with writing(target, reporter) as lease:
+        taken.save(opened)
+        header = _empty_header(taken, name or dataset.name, attribution, copy_images)
+        report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
+        files.remove(files.join(target, MARKER))
+    reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
+    return report
+
+
+def _empty_header(
+    model: GalleryModel, name: str, attribution: str, copies_images: bool
+) -> GalleryHeader:
+    """Return the header of a gallery that has no version yet."""
+    return GalleryHeader(
+        name=name,
+        current=0,
+        model=model.describe(),
+        numerics=asdict(model.numerics),
+        dim=model.dim,
+        dtype=model.config.embedding.dtype,
+        num_tiles=0,
+        copies_images=copies_images,
+        sources=(),
+        created=now(),
+        updated=now(),
+        attribution=attribution,
+    )
+
+
+def _claim_target(target: str, made_with: dict[str, Any]) -> None:
+    """Take an empty folder, or that of an interrupted build with the same values."""
+    if files.list_names(target) == [LEASE]:  # another process is about to begin
+        time.sleep(1.0)
+    claim_folder(target, MARKER, made_with, "`s4g gallery build`")
+
+
+def _report_built(
+    target: str, model: GalleryModel, source: dict[str, Any], reporter: Reporter
+) -> UpdateReport:
+    """Report a gallery that is built already. Raises InputError for one of other inputs."""
+    header = GalleryHeader.load(target)
+    model.require_same(target, header.model)
+    if not any(one["fingerprint"] == source["fingerprint"] for one in header.sources):
+        raise InputError(
+            f"{target} holds a gallery of {header.num_tiles:,} tiles already; add to it with"
+            f" `s4g gallery add`, or choose another folder"
+        )
+    reporter.line(f"{target} is built already: {header.num_tiles:,} tiles")
+    return UpdateReport(header.current, header.num_tiles, unchanged=header.num_tiles)
+
+
+def add_tiles(
+    gallery: str,
+    dataset_uri: str,
+    *,
+    overrides: Sequence[str] = (),
+    splits: Sequence[str] | None = None,
+    reporter: Reporter | None = None,
+) -> UpdateReport:
+    """Add a data set's references to a gallery, and replace tiles of the same id.
+
+    Embeds only images whose bytes are new. overrides: of sections embedding, mining, ray, storage
+    and train, and data.on_bad_image. Raises InputError for bad input: no gallery, one that is being
+    written, another preprocessing than its own, ids of other places; and as build_gallery does.
+    """
+    reporter = reporter or Reporter()
+    gallery = files.absolute(gallery)
+    opened = open_source_of(gallery, files.absolute(dataset_uri), overrides)
+    dataset = open_dataset(opened.data.uri)
+    table = read_source_tiles(dataset, splits)
+    with writing(gallery, reporter) as lease:
+        header = GalleryHeader.load(gallery)
+        model = GalleryModel.from_gallery(gallery, header, opened)
+        update = GalleryUpdate(gallery, header, model, lease, reporter)
+        report = update.put(table, _describe_source(dataset, splits))
+    reporter.line(
+        f"{gallery}: {report.added:,} tiles added, {report.changed:,} replaced,"
+        f" {report.unchanged:,} unchanged; {report.num_tiles:,} in version {report.version}"
+    )
+    return report
+
+
+def remove_tiles(
+    gallery: str,
+    *,
+    area: Area | None = None,
+    ids: Ints | None = None,
+    reporter: Reporter | None = None,
+) -> UpdateReport:
+    """Remove the tiles whose centres lie in an area, or those of ids[n].
+
+    Raises InputError where there are none, where none would be left, for ids without a tile, and
+    for a gallery that is being written.
+    """
+    reporter = reporter or Reporter()
+    gallery = files.absolute(gallery)
+    config = open_source_of(gallery, gallery, ())
+    with writing(gallery, reporter) as lease:
+        header = GalleryHeader.load(gallery)
+        model = GalleryModel.from_gallery(gallery, header, config)
+        update = GalleryUpdate(gallery, header, model, lease, reporter)
+        chosen = _choose(gallery, update, area, ids)
+        if len(chosen) == len(update.ids):
+            raise InputError(
+                f"all {len(chosen):,} tiles of {gallery} would be removed; remove its folder"
+                " instead"
+            )
+        report = update.remove(chosen)
+    reporter.line(
+        f"{gallery}: {report.removed:,} tiles removed; {report.num_tiles:,} in version"
+        f" {report.version}"
+    )
+    return report
+
+
+def open_source_of(gallery: str, data_uri: str, overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration of a gallery's encoder, with overrides. Raises InputError."""
+    GalleryHeader.load(gallery)  # its error is clearer than that of a missing model
+    config = open_source(files.join(gallery, MODEL), data_uri).config
+    config = override_config(config, overrides)
+    s3_settings.apply(config.storage)
+    return config
+
+
+def _choose(gallery: str, update: GalleryUpdate, area: Area | None, ids: Ints | None) -> Ints:
+    """Return the ids to remove, ascending."""
+    if (area is None) == (ids is None):
+        raise InputError("give either an area or ids of the tiles to remove")
+    if ids is not None:
+        wanted = np.unique(np.asarray(ids, np.int64))
+        unknown = wanted[rows_of(update.ids, wanted) < 0]
+        if len(unknown):
+            raise InputError(
+                f"{len(unknown)} of {len(wanted)} ids are of no tile in {gallery}, {unknown[0]}"
+                " among them"
+            )
+        return wanted
+    assert area is not None
+    rows = update.rows
+    inside = area.contains(rows["lat"].to_numpy(), rows["lon"].to_numpy())
+    if not inside.any():
+        raise InputError(f"no tile of {gallery} has its centre in this area")
+    return update.ids[inside]
+
+
+def _describe_source(dataset: GeoDataset, splits: Sequence[str] | None) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "uri": dataset.uri,
+        "fingerprint": dataset.fingerprint,
+        "splits": list(splits) if splits is not None else None,
+    }

@@ -1,0 +1,166 @@
+"""Let one process at a time write a gallery: a lease file with its owner and a heartbeat.
+
+A local lease is created exclusively. An object store is written and read back: of two writers at
+the same moment, the later one keeps the lease, and both check it again before they publish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from s4g_ray.errors import InputError, RunError
+from s4g_ray.progress import Reporter
+from s4g_ray.storage import files
+
+LEASE = "writer.json"
+BEAT_S = 10.0  # between two heartbeats
+STALE_S = 60.0  # without a heartbeat, after which a lease is taken over
+SETTLE_S = 0.5  # in which writers that began at the same moment see each other
+
+
+class Lease:
+    """The right to write a gallery, kept by a heartbeat until it is released."""
+
+    def __init__(self, gallery: str) -> None:
+        self._gallery = gallery
+        self._uri = files.join(gallery, LEASE)
+        self._value: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": uuid.uuid4().hex,
+            "since": time.time(),
+        }
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="gallery-lease", daemon=True)
+
+    def acquire(self, reporter: Reporter) -> None:
+        """Take the lease. Raises InputError when another writer holds it and is alive."""
+        if not self._create():
+            other = self._read()
+            if other is not None:
+                why = _why_stale(other)
+                if why is None:
+                    raise self._refuse(other)
+                reporter.line(f"took over {self._gallery} from {_name(other)}: {why}")
+            self._write()
+            time.sleep(SETTLE_S)
+        elif not files.is_local(self._uri):
+            time.sleep(SETTLE_S)
+        self.check()
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise InputError when another writer has taken the lease."""
+        other = self._read()
+        if other is None or other.get("token") != self._value["token"]:
+            raise self._refuse(other or {})
+
+    def release(self) -> None:
+        """End the heartbeat and remove the lease, if it is still this one."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(RunError):
+            other = self._read()
+            if other is not None and other.get("token") == self._value["token"]:
+                files.remove(self._uri)
+
+    def _create(self) -> bool:
+        """Write the lease where there is none; return whether it was written."""
+        if not files.is_local(self._uri):
+            if self._read() is not None:
+                return False
+            self._write()
+            return True
+        target = Path(self._uri)
+        whole = target.with_name(f".{LEASE}.{self._value['token']}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            whole.write_text(json.dumps(self._stamped()))
+            os.link(whole, target)  # fails where there is one; readers never see a part of it
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise InputError(f"cannot write to {self._gallery}: {error}") from error
+        finally:
+            whole.unlink(missing_ok=True)
+        return True
+
+    def _stamped(self) -> dict[str, Any]:
+        return {**self._value, "heartbeat": time.time()}
+
+    def _write(self) -> None:
+        files.write_json(self._uri, self._stamped())
+
+    def _read(self) -> dict[str, Any] | None:
+        """Read the lease; None where there is none, {} for one that is cut short."""
+        try:
+            value = files.read_json(self._uri)
+        except FileNotFoundError:
+            return None
+        except RunError:
+            value = {}
+        return value if isinstance(value, dict) else {}
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with suppress(RunError, OSError):
+                other = self._read()
+                if other is None or other.get("token") != self._value["token"]:
+                    return  # lost; check() tells the writer before it publishes
+                self._write()
+
+    def _refuse(self, other: dict[str, Any]) -> InputError:
+        age = max(0.0, time.time() - float(other.get("heartbeat", 0)))
+        return InputError(
+            f"{self._gallery} is being written by {_name(other)} (last sign {age:.0f} s ago);"
+            f" wait until it ends; a writer that died is replaced after {STALE_S:.0f} s"
+        )
+
+
+@contextmanager
+def writing(gallery: str, reporter: Reporter) -> Iterator[Lease]:
+    """Hold the lease of a gallery in the block. Raises InputError as Lease.acquire."""
+    lease = Lease(gallery)
+    lease.acquire(reporter)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _name(other: dict[str, Any]) -> str:
+    return f"process {other.get('pid', '?')} on {other.get('host', '?')}"
+
+
+def _why_stale(other: dict[str, Any]) -> str | None:
+    """Return why a lease is held by nobody; None while its writer seems alive."""
+    try:
+        age = time.time() - float(other["heartbeat"])
+        pid = int(other["pid"])
+    except (KeyError, TypeError, ValueError):
+        return "its lease is damaged"
+    if age > STALE_S:
+        return f"it gave no sign for {age:.0f} s"
+    if other.get("host") == socket.gethostname() and not _is_alive(pid):
+        return "it has ended"
+    return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
