@@ -20,7 +20,7 @@ def unit_sphere(lat: ArrayLike, lon: ArrayLike) -> Floats64:
 
 
 def unit_sphere32(lat: Floats64, lon: Floats64) -> Floats32:
-    """lat[N], lon[N] in degrees -> xyz[N, 3] in float32: 12 bytes a point, exact to half a metre."""
+    """lat[N], lon[N] in degrees -> xyz[N, 3] in float32, exact to half a metre: 12 bytes each."""
     xyz = np.empty((len(lat), 3), dtype=np.float32)
     for start in range(0, len(lat), AT_ONCE):
         rows = slice(start, start + AT_ONCE)
