@@ -5,7 +5,7 @@ The lists have coordinates, or a common key for the images of a place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,13 @@ from s4g_ray.data.sphere import metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.image_lists import ImageList, number_keys, read_list
 from s4g_ray.datasets.list_columns import ListOptions, Pair
+from s4g_ray.datasets.region_tiles import (
+    is_region,
+    make_tile_rows,
+    open_region,
+    pair_photos,
+    split_tiles,
+)
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
 from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
@@ -58,7 +65,14 @@ def convert(
     out. `pair="key"`: equal keys are one place, and coordinates may be empty. Without a split
     column the easternmost `test_fraction` of the places is test: a strip, because a random draw
     would put test places next to train places. Columns that an option names are needed in both
-    lists; headings (degrees) in the queries only. `name` defaults to the name of the source folder.
+    lists; headings (degrees) in the queries only.
+
+    `references` may also be a data set of tiles with coordinates (imagery.convert): the tiles keep
+    their ids and the bytes of their shards. A query's place is then the tile with the nearest
+    centre, of those whose size is known one that holds it (or within `max_distance_m`); other tiles
+    that hold it are semi-positives. With a split column, a tile has the split of its photos.
+
+    `name` defaults to the name of the source folder.
     Raises InputError with file and line for missing columns, bad values and repeated ids, for
     missing images when `strict`, and for a target that holds a data set.
     """
@@ -78,13 +92,16 @@ def convert(
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
+    name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
+    if references is not None and is_region(files.absolute(references)):
+        rows = _pair_with_region(source_folder, references, queries, options)
+        return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
     tile_list = references or _find_list(source_folder, "references")
     tiles = read_list(source_folder, tile_list, "references", options)
     photo_list = queries or _find_list(source_folder, "queries")
     photos = read_list(source_folder, photo_list, "queries", options)
     _assign_places(source_folder, tiles, photos, options)
     rows = (_make_rows(source_folder, tiles), _make_rows(source_folder, photos))
-    name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
     return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
 
 
@@ -94,6 +111,28 @@ def _find_list(source_folder: SourceFolder, view: str) -> str:
     if not has_csv and files.exists(source_folder.join(f"{view}.parquet")):
         return f"{view}.parquet"
     return f"{view}.csv"
+
+
+def _pair_with_region(
+    source_folder: SourceFolder, references: str, queries: str | None, options: ListOptions
+) -> tuple[ViewRows, ViewRows]:
+    """Return the rows of the tiles of a data set, and of the photos that have a place there."""
+    if options.pair != "nearest":
+        raise InputError(
+            f"pair={options.pair!r} needs a list of the tiles; {references} has no keys"
+        )
+    tiles = open_region(references)
+    photo_list = queries or _find_list(source_folder, "queries")
+    photos = read_list(source_folder, photo_list, "queries", options)
+    others = pair_photos(source_folder, tiles, photos, options.max_distance_m)
+    if options.split_column is None:
+        in_strip = choose_eastern_strip(tiles.lon, options.test_fraction)
+        tiles.splits[:] = np.where(in_strip, SPLIT_CODES["test"], SPLIT_CODES["train"])
+        rows = np.searchsorted(tiles.ids, np.maximum(photos.place_ids, tiles.ids[0]))
+        photos.splits = tiles.splits[rows]  # of those without a place: not used
+    else:
+        split_tiles(tiles, photos)
+    return make_tile_rows(tiles), _make_rows(source_folder, photos, others)
 
 
 def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
@@ -109,15 +148,26 @@ def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
     return np.asarray(lon >= westernmost)
 
 
-def _make_rows(source_folder: SourceFolder, images: ImageList) -> ViewRows:
-    """Return the rows of images that have a place and exist."""
+def _make_rows(
+    source_folder: SourceFolder, images: ImageList, others: Sequence[Ints] | None = None
+) -> ViewRows:
+    """Return the rows of images that have a place and exist.
+
+    others: of queries, the semi-positive places of each.
+    """
     chosen = source_folder.has_images(images.column("path"), images.place_ids >= 0)
 
     def make_tables(kept: Bools) -> Iterator[pa.Table]:
         rows_kept = chosen.copy()
         rows_kept[chosen] = kept
         for rows, texts in images.iterate(rows_kept):
-            yield _make_table(source_folder, images, rows, texts)
+            table = _make_table(source_folder, images, rows, texts)
+            if others is not None:
+                places = [others[row].tolist() or None for row in rows]
+                table = table.append_column(
+                    "semi_positives", pa.array(places, pa.list_(pa.int64()))
+                )
+            yield table
 
     return ViewRows(images.place_ids[chosen], images.splits[chosen], make_tables)
 

@@ -134,9 +134,10 @@ def draw_map(
     axes.set_xlabel("longitude, degrees")
     axes.set_ylabel("latitude, degrees")
     axes.set_title(name, parse_math=False)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=3)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -151,7 +152,7 @@ def _beside_each_other(geometries: Sequence[Any]) -> list[Any]:
 def _shift_west(geometry: Any) -> Any:
     parts = shapely.get_parts(geometry)
     moved = [
-        shapely.transform(part, lambda points: points + [360.0, 0.0])
+        shapely.transform(part, lambda points: [*points, 360.0, 0.0])
         if shapely.bounds(part)[2] <= 0
         else part
         for part in parts

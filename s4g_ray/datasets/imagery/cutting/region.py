@@ -199,11 +199,13 @@ def _describe_region(
         dropped.append(union_squares(_squares_of(pa.concat_tables(coverage.dropped), size_m)))
     kept = {size_m: kept[size_m] for size_m in kept if counts[size_m]}
     files.write_json(files.join(plan.target, "coverage.geojson"), to_geojson(kept, counts))
-    picture = draw_map(kept, shapely.union_all(dropped), source.footprint, counts, name)
+    ground = shapely.union_all(list(kept.values()))
+    lost = shapely.difference(shapely.union_all(dropped), ground)
+    picture = draw_map(kept, lost, source.footprint, counts, name)
     files.write_bytes(files.join(plan.target, "coverage.png"), picture)
     return Summary.from_blocks(
         outcomes,
-        ground_km2=measure_km2(shapely.union_all(list(kept.values()))),
+        ground_km2=measure_km2(ground),
         pixels=options.pixels,
         stretch=source.stretch,
         native_resolution_m=source.native_resolution_m,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,8 @@ def cut_block(plan: CutPlan, block: Block) -> CutBlock:
     name = f"references-{plan.split}-{block.number:05d}.tar"
     uri = files.join(plan.shards, name)
     results = iter(plan.read(block.cells))
-    first = _next_tile(plan, results, dropped := {})
+    dropped: dict[int, str] = {}
+    first = _next_tile(plan, results, dropped)
     shard = None
     places: dict[int, tuple[int, int]] = {}
     if first is not None:
@@ -114,7 +115,9 @@ def cut_block(plan: CutPlan, block: Block) -> CutBlock:
     return outcome
 
 
-def _next_tile(plan: CutPlan, results: Any, dropped: dict[int, str]) -> Tile | None:
+def _next_tile(
+    plan: CutPlan, results: Iterator[Tile | Dropped], dropped: dict[int, str]
+) -> Tile | None:
     """Return the next tile that is kept, None at the end; note the reasons of those dropped."""
     for result in results:
         if isinstance(result, Dropped):

@@ -40,7 +40,8 @@ def test_the_union_holds_just_the_points_that_a_square_holds(
     # neighbors of a row that differ by less than a millionth of their width count as touching
     assert (shapely.contains_xy(union, lons, lats) != inside).sum() <= 1
     west, _, east, _ = shapely.bounds(union)
-    assert west >= -180 and east <= 180
+    assert west >= -180
+    assert east <= 180
 
 
 def test_a_square_has_its_size_on_the_ellipsoid() -> None:

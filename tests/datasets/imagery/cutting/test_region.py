@@ -63,12 +63,15 @@ def test_a_region_holds_each_kept_cell_once_with_the_bytes_of_its_tile(tmp_path:
     kept = ids[(ids % 7 != 0) & (ids % 11 != 0)]
     rows = open_dataset(dataset.uri).references.to_table().sort_by("id").to_pylist()
     assert [row["id"] for row in rows] == sorted(kept.tolist())
-    assert seen[-1] == (len(ids), len(ids)) and len(seen) > 3
+    assert seen[-1] == (len(ids), len(ids))
+    assert len(seen) > 3
     assert dataset.queries.count_rows() == 0
     place = {int(i): (a, b) for i, a, b in zip(ids, part.cells.lat, part.cells.lon, strict=True)}
     reader = MadeUpReader()
     for row in rows:
-        assert row["place_id"] == row["id"] and row["split"] == "gallery" and row["size_m"] == 60
+        assert row["place_id"] == row["id"]
+        assert row["split"] == "gallery"
+        assert row["size_m"] == 60
         assert (row["lat"], row["lon"]) == place[row["id"]]
         data = files.read_bytes(files.join(dataset.uri, row["uri"]), row["offset"], row["length"])
         found = np.asarray(Image.open(io.BytesIO(data))).astype(int)
