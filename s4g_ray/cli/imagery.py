@@ -20,7 +20,8 @@ RESUME_HINT = "interrupted; finished shards stay: run the same command again to 
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="GeoTIFF, COG, VRT, MBTiles, PMTiles, a STAC item collection, or a folder of such or of XYZ tiles; local or s3://... Where several overlap, the first with data counts."
+        help="GeoTIFF, COG, VRT, MBTiles, PMTiles, a STAC item collection, or a folder of such"
+        " or of XYZ tiles; local or s3://... Where several overlap, the first with data counts."
     ),
 ]
 Target = Annotated[str, typer.Argument(help="Where to write the data set: a folder or s3://...")]
@@ -46,7 +47,8 @@ StretchText = Annotated[
     str | None,
     typer.Option(
         metavar="full|LOW,HIGH|percentile:2,98",
-        help="Values that become black and white.  [default: full for bytes, percentile:2,98 for other types]",
+        help="Values that become black and white.  [default: full for bytes, percentile:2,98 for"
+        " other types]",
     ),
 ]
 MaxNodata = Annotated[
@@ -60,7 +62,8 @@ DatasetName = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Tasks at a time; 0: in this process, without Ray.  [default: two a processor of the cluster, 0 for few tiles]"
+        help="Tasks at a time; 0: in this process, without Ray.  [default: two a processor of the"
+        " cluster, 0 for few tiles]"
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -122,8 +125,7 @@ def imagery(
         dataset = convert(source, target, report=report, on_progress=update, **options)
     summary = read_summary(dataset.uri)
     reporter.line(f"{dataset.name}: {dataset.uri}")
-    for line in summary.describe():
-        reporter.line(f"  {line}")
+    reporter.line("\n".join(f"  {line}" for line in summary.describe()))
     made = {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint}
     counts = {"references": {split: summary.tiles}, "queries": {}}
     print_json(as_json, {**made, "counts": counts, "notes": notes, "summary": summary.to_json()})

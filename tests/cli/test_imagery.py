@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from s4g_ray.cli.convert import convert_app
 from s4g_ray.data.dataset import open_dataset
+from s4g_ray.errors import InputError
 from tests.datasets.imagery.test_convert import NORTH, WEST, write_raster
 
-ROOT = Path(__file__).parents[2]
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "s4g_ray.cli.app", "convert", "imagery", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(convert_app, ["imagery", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def test_the_command_cuts_an_area_and_prints_a_summary(source: str, tmp_path: Pa
         *(source, str(tmp_path / "r"), "--size-m", "120", "--size-m", "60", "--pixels", "32"),
         *("--area", str(area), "--bands", "3,2,1", "--stretch", "0,128", "--json"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     made = json.loads(done.stdout)
     dataset = open_dataset(made["uri"])
     assert made["fingerprint"] == dataset.fingerprint
@@ -40,9 +39,8 @@ def test_the_command_cuts_an_area_and_prints_a_summary(source: str, tmp_path: Pa
     assert made["counts"]["references"] == {"gallery": made["summary"]["tiles"]}
     assert "cells" in done.stderr
     again = run(source, str(tmp_path / "r"), "--size-m", "120")
-    assert again.returncode == 2
-    assert again.stderr.count("\n") == 1
-    assert "holds a data set already" in again.stderr
+    assert isinstance(again.exception, InputError)  # run_app shows it, with exit code 2
+    assert "holds a data set already" in str(again.exception)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +57,6 @@ def test_options_that_say_nothing_are_refused(
     source: str, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     done = run(source, str(tmp_path / "r"), "--size-m", "60", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"s4g: {message}")
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception).startswith(message)
     assert not (tmp_path / "r").exists()

@@ -12,8 +12,8 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from s4g_ray.data.area import Area, Extent, join_extents
-from s4g_ray.datasets.imagery.georeference import Georeference
-from s4g_ray.datasets.imagery.rasters import Piece
+from s4g_ray.datasets.imagery.rasters.georeference import Georeference
+from s4g_ray.datasets.imagery.rasters.raster import Piece
 from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.world_grid import Bounds, GridCells, WorldGrid
 from s4g_ray.errors import InputError

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats64, Ints
-from s4g_ray.datasets.imagery.georeference import GEOD, Georeference
 from s4g_ray.datasets.imagery.imagery import Imagery, Source
-from s4g_ray.datasets.imagery.rasters import ALL_VALID
+from s4g_ray.datasets.imagery.rasters.georeference import GEOD, Georeference
 from s4g_ray.datasets.imagery.resampling import resample
 from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.world_grid import GridCells
@@ -29,6 +28,7 @@ MIN_WINDOW = 1 << 20  # pixels: smaller windows are not divided to save waste
 MAX_ERROR = 0.1  # pixels of the tile
 MAX_GRID = 16  # cells along a side of the grid of points
 COARSE = 1.2  # window pixels in a tile's pixel from which a pixel is averaged
+MAX_SAMPLES = 32  # on an axis, of an average: for pyramids without coarse zooms
 NO_IMAGERY = "no imagery"  # no source holds data for any pixel of the tile
 
 
@@ -133,7 +133,7 @@ def local_to_degrees(
 
 
 def _map_points(place: Georeference, cells: GridCells, num_cells: int) -> Floats64:
-    """Return columns and rows in a raster of a grid of points of each tile: [N, G + 1, G + 1, 2]."""
+    """Return columns and rows in a raster of each tile's points: [N, G + 1, G + 1, 2]."""
     axis = np.linspace(-0.5, 0.5, num_cells + 1) * cells.size_m
     east, south = np.meshgrid(axis, axis)
     lat, lon = local_to_degrees(cells, east.ravel(), -south.ravel())
@@ -210,7 +210,7 @@ def _window(placed: _Placed, place: Georeference) -> tuple[int, int, int, int]:
 
 
 def _divide(placed: _Placed, source: Source, pixels: int) -> Iterator[_Placed]:
-    """Divide tiles until the window of each group fits in memory and holds little that is unused."""
+    """Divide tiles until the window of each group fits in memory and is used well."""
     _, _, width, height = _window(placed, source.georeference)
     read = width * height / placed.factor**2
     used = len(placed.rows) * (pixels * placed.scale / placed.factor) ** 2
@@ -244,7 +244,9 @@ def _fill(
         values = np.repeat(values, 3, axis=2)
     shrunk = np.array([values.shape[1] / width, values.shape[0] / height])
     points = (group.points - [column, row]) * shrunk
-    samples = 2 if group.scale / group.factor > COARSE else 1
-    valid = piece.valid if len(piece.valid) else ALL_VALID
+    ratio = group.scale / group.factor
+    samples = min(int(np.ceil(ratio - 0.2)), MAX_SAMPLES) if ratio > COARSE else 1
     for number, tile in enumerate(group.rows):
-        counts[tile] += resample(values, valid, points[number], samples, tiles[tile], filled[tile])
+        counts[tile] += resample(
+            values, piece.valid, points[number], samples, tiles[tile], filled[tile]
+        )

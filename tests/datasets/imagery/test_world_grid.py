@@ -56,7 +56,7 @@ def test_a_cell_has_one_id_whatever_is_asked_for() -> None:
     "bounds", [(179.0, -1, -179.0, 1), (179.0, -1, 181.0, 1), (-181, -1, -179, 1)]
 )
 def test_bounds_cross_the_antimeridian(bounds: tuple[float, float, float, float]) -> None:
-    grid = WorldGrid(20_000)
+    grid = WorldGrid(50_000)
     cells = grid.cells_in(bounds=bounds)
     expected = grid.cells_in()
     inside = (np.abs(expected.lon) >= 179) & (np.abs(expected.lat) < 1)

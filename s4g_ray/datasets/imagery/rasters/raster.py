@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,10 @@ import pyproj
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 
-from s4g_ray.datasets.imagery.georeference import Georeference
+from s4g_ray.datasets.imagery.rasters.georeference import Georeference
 from s4g_ray.errors import InputError, first_line
 from s4g_ray.storage import files
 from s4g_ray.storage.s3_settings import RetryPolicy
@@ -240,7 +241,9 @@ def reading(uri: str) -> Iterator[Any]:
     try:
         with rasterio.Env(**_options(uri)):
             if uri not in found:
-                found[uri] = rasterio.open(_gdal_path(uri))
+                with warnings.catch_warnings():  # open_raster refuses those
+                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                    found[uri] = rasterio.open(_gdal_path(uri))
             found.move_to_end(uri)
             if len(found) > NUM_OPEN:
                 found.popitem(last=False)[1].close()
@@ -249,6 +252,13 @@ def reading(uri: str) -> Iterator[Any]:
         found.pop(uri, None)
         reason = first_line(error).removeprefix(f"{uri}: ")
         raise InputError(f"{uri} cannot be read as a raster: {reason}") from error
+
+
+def close_files() -> None:
+    """Close the files that this thread has open, because they have changed or are to be removed."""
+    found = getattr(_open_files, "found", {})
+    while found:
+        found.popitem()[1].close()
 
 
 def _gdal_path(uri: str) -> str:
