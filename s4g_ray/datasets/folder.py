@@ -95,13 +95,8 @@ def convert(
     name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
     if references is not None and is_region(files.absolute(references)):
         rows = _pair_with_region(source_folder, references, queries, options)
-        return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
-    tile_list = references or _find_list(source_folder, "references")
-    tiles = read_list(source_folder, tile_list, "references", options)
-    photo_list = queries or _find_list(source_folder, "queries")
-    photos = read_list(source_folder, photo_list, "queries", options)
-    _assign_places(source_folder, tiles, photos, options)
-    rows = (_make_rows(source_folder, tiles), _make_rows(source_folder, photos))
+    else:
+        rows = _pair_lists(source_folder, references, queries, options)
     return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
 
 
@@ -111,6 +106,18 @@ def _find_list(source_folder: SourceFolder, view: str) -> str:
     if not has_csv and files.exists(source_folder.join(f"{view}.parquet")):
         return f"{view}.parquet"
     return f"{view}.csv"
+
+
+def _pair_lists(
+    source_folder: SourceFolder, references: str | None, queries: str | None, options: ListOptions
+) -> tuple[ViewRows, ViewRows]:
+    """Return the rows of the tiles of a list, and of the photos that have a place there."""
+    tile_list = references or _find_list(source_folder, "references")
+    tiles = read_list(source_folder, tile_list, "references", options)
+    photo_list = queries or _find_list(source_folder, "queries")
+    photos = read_list(source_folder, photo_list, "queries", options)
+    _assign_places(source_folder, tiles, photos, options)
+    return _make_rows(source_folder, tiles), _make_rows(source_folder, photos)
 
 
 def _pair_with_region(

@@ -282,8 +282,8 @@ def test_sizes_of_tiles_are_written_where_they_are_given_and_read_as_null_elsewh
             assert one.references.to_table(columns=["size_m"])["size_m"].to_pylist() == sizes
     part = pq.read_schema(tmp_path / "plain/references/part-00000.parquet")
     assert "size_m" not in part.names
+    wrong = references.append_column("size_m", pa.array([1.0, 0.0, 1.0, 1.0]))
     with pytest.raises(InputError, match=r"row 1 \(size_m=0\.0\): size_m is not above 0"):
-        wrong = references.append_column("size_m", pa.array([1.0, 0.0, 1.0, 1.0]))
         write_dataset(str(tmp_path / "wrong"), wrong, queries, name="w")
     path = tmp_path / "sized/references/part-00000.parquet"
     table = pq.read_table(path)

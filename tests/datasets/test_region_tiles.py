@@ -128,7 +128,7 @@ def test_a_distance_or_an_unknown_size_takes_the_nearest_centre(tmp_path: Path) 
     unknown = write_region(tmp_path / "unknown", size_m=None)
     both = folder.convert(source, str(tmp_path / "both"), references=unknown.uri)
     assert rows(both, "queries", "id", "place_id") == [(0, 10**15), (1, 10**15)]
-    assert rows(both, "queries", "semi_positives") == [(None,), (None,)]
+    assert rows(both, "queries", "id", "semi_positives") == [(0, None), (1, None)]
 
 
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def resample(
     return int(_resample(window, valid, points, samples, tile, filled))
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _resample(
     window: Pixels, valid: Mask, points: Floats64, samples: int, tile: Pixels, filled: Mask
 ) -> int:
@@ -81,7 +81,7 @@ def _resample(
     return count
 
 
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, inline="always")
 def _sample(window: Pixels, x: float, y: float, pixel: NDArray[np.uint8]) -> bool:
     """Interpolate inside the window, in whole numbers. Returns False at its edge."""
     x_fixed = np.int64((x - 0.5) * ONE + 0.5)
@@ -100,7 +100,7 @@ def _sample(window: Pixels, x: float, y: float, pixel: NDArray[np.uint8]) -> boo
     return True
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _average(
     window: Pixels,
     valid: Mask,

@@ -109,7 +109,7 @@ class Stretch:
         return out
 
 
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True)
 def _scale(
     values: NDArray[Any], low: NDArray[np.float64], factor: NDArray[np.float64], out: Pixels
 ) -> None:

@@ -49,7 +49,7 @@ class GridCells:
         """Return the number of cells."""
         return len(self.ids)
 
-    def take(self, rows: ArrayLike) -> GridCells:
+    def take(self, rows: ArrayLike | slice) -> GridCells:
         """Return some of the cells, by row numbers, a mask or a slice."""
         chosen = rows if isinstance(rows, slice) else np.asarray(rows)
         return GridCells(self.ids[chosen], self.lat[chosen], self.lon[chosen], self.size_m)

@@ -152,7 +152,7 @@ def _beside_each_other(geometries: Sequence[Any]) -> list[Any]:
 def _shift_west(geometry: Any) -> Any:
     parts = shapely.get_parts(geometry)
     moved = [
-        shapely.transform(part, lambda points: [*points, 360.0, 0.0])
+        shapely.transform(part, lambda points: np.add(points, (360.0, 0.0)))
         if shapely.bounds(part)[2] <= 0
         else part
         for part in parts

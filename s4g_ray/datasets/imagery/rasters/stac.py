@@ -25,7 +25,7 @@ def read_items(uri: str) -> list[Mapping[str, Any]]:
     except RunError as error:
         raise InputError(str(error)) from error
     found = value.get("features", [value]) if isinstance(value, dict) else []
-    items = [
+    items: list[Mapping[str, Any]] = [
         item for item in found if isinstance(item, dict) and isinstance(item.get("assets"), dict)
     ]
     if not items or len(items) < len(found):

@@ -43,7 +43,7 @@ class Pyramid:
         That is the coarsest zoom that is not coarser than the tile. scale: pixels of the last zoom
         in a tile's pixel.
         """
-        fitting = [2 ** (self.zooms[-1] - zoom) for zoom in self.zooms]
+        fitting = [1 << (self.zooms[-1] - zoom) for zoom in self.zooms]
         return max(f for f in fitting if f == 1 or (f <= scale * 1.05 and f <= self.side))
 
     def read(self, column: int, row: int, width: int, height: int, factor: int) -> Piece:

@@ -114,14 +114,15 @@ class PMTiles:
 
     def __init__(self, uri: str) -> None:
         try:
-            from pmtiles.reader import Reader
+            from pmtiles import reader
         except ModuleNotFoundError as error:
             raise InputError(
                 f"{uri}: PMTiles need a package: pip install 's4g-ray[imagery]'"
             ) from error
         self._uri = uri
         self._directory = lru_cache(64)(self._range)
-        self._reader = Reader(self._read_range)
+        make_reader: Any = reader.Reader
+        self._reader = make_reader(self._read_range)
 
     def _range(self, offset: int, length: int) -> bytes:
         return files.read_available(self._uri, offset, length)
