@@ -66,7 +66,8 @@ def convert(
     column the easternmost `test_fraction` of the places is test: a strip, because a random draw
     would put test places next to train places. Columns that an option names are needed in both
     lists; headings (degrees) in the queries only. `references` may also be a data set of tiles, as
-    region_tiles.py pairs them. `name` defaults to the name of the source folder. Raises InputError with file and line for missing columns, bad values and repeated ids, for
+    region_tiles.py pairs them. `name` defaults to the name of the source folder.
+    Raises InputError with file and line for missing columns, bad values and repeated ids, for
     missing images when `strict`, and for a target that holds a data set.
     """
     options = ListOptions(
