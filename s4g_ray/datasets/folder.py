@@ -65,14 +65,8 @@ def convert(
     out. `pair="key"`: equal keys are one place, and coordinates may be empty. Without a split
     column the easternmost `test_fraction` of the places is test: a strip, because a random draw
     would put test places next to train places. Columns that an option names are needed in both
-    lists; headings (degrees) in the queries only.
-
-    `references` may also be a data set of tiles with coordinates (imagery.convert): the tiles keep
-    their ids and the bytes of their shards. A query's place is then the tile with the nearest
-    centre, of those whose size is known one that holds it (or within `max_distance_m`); other tiles
-    that hold it are semi-positives. With a split column, a tile has the split of its photos.
-
-    `name` defaults to the name of the source folder.
+    lists; headings (degrees) in the queries only. `references` may also be a data set of tiles, as
+    region_tiles.py pairs them. `name` defaults to the name of the source folder.
     Raises InputError with file and line for missing columns, bad values and repeated ids, for
     missing images when `strict`, and for a target that holds a data set.
     """

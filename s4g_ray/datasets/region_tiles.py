@@ -1,4 +1,9 @@
-"""Pair photos with the tiles of a region: a data set of tiles with coordinates and sizes."""
+"""Pair photos with the tiles of a region: a data set of tiles with coordinates and sizes.
+
+The tiles keep their ids and the bytes of their shards. A photo's place is, of the tiles that hold
+it, the one with the nearest centre; the others are its semi-positives. With a split column, a tile
+has the split of its photos.
+"""
 
 from __future__ import annotations
 
@@ -73,25 +78,27 @@ def pair_photos(
     photos: ImageList,
     max_distance_m: float | None,
 ) -> list[Ints]:
-    """Set the places of photos: the tile with the nearest centre; -1 for those that have none.
+    """Set the places of photos: of the tiles that hold it the one with the nearest centre.
 
-    A photo that no tile of a known size holds has no place; with max_distance_m, one that is
-    farther from the nearest centre. Returns for each photo the ids of the other tiles that hold it.
+    Where the size of some tiles is unknown, or with max_distance_m: the tile with the nearest
+    centre, within that distance. Photos without a place keep -1. Returns for each photo the ids of
+    the other tiles that hold it.
     """
+    by_distance = max_distance_m is not None or bool(np.isnan(tiles.size_m).any())
     tree = cKDTree(unit_sphere(tiles.lat, tiles.lon))
     others: list[Ints] = []
     for start in range(0, len(photos), POINTS_AT_ONCE):
         rows = slice(start, start + POINTS_AT_ONCE)
         lat = photos.lat[rows]
         lon = photos.lon[rows]
-        nearest = tree.query(unit_sphere(lat, lon), workers=-1)[1]
         holding = _find_holding(tiles, lat, lon)
-        place_ids = tiles.ids[nearest]
-        if max_distance_m is not None:
+        if by_distance:
+            nearest = tree.query(unit_sphere(lat, lon), workers=-1)[1]
             metres = metres_between(lat, lon, tiles.lat[nearest], tiles.lon[nearest])
-            place_ids[metres > max_distance_m] = -1
-        elif not np.isnan(tiles.size_m).any():
-            place_ids[[not len(found) for found in holding]] = -1
+            near = metres <= (np.inf if max_distance_m is None else max_distance_m)
+            place_ids = np.where(near, tiles.ids[nearest], -1)
+        else:
+            place_ids = _choose_nearest(tiles, lat, lon, holding)
         photos.place_ids[rows] = place_ids
         for place, found in zip(place_ids, holding, strict=True):
             ids = tiles.ids[found]
@@ -103,6 +110,16 @@ def pair_photos(
         )
         source_folder.add_note(f"queries left out because no tile {where}: {lost:,}")
     return others
+
+
+def _choose_nearest(tiles: RegionTiles, lat: Floats64, lon: Floats64, holding: list[Ints]) -> Ints:
+    """Return the id of the nearest of the tiles that hold each point, -1 where none does."""
+    place_ids = np.full(len(lat), -1, np.int64)
+    for point, rows in enumerate(holding):
+        if len(rows):
+            metres = metres_between(lat[point], lon[point], tiles.lat[rows], tiles.lon[rows])
+            place_ids[point] = tiles.ids[rows[np.argmin(metres)]]
+    return place_ids
 
 
 def _find_holding(tiles: RegionTiles, lat: Floats64, lon: Floats64) -> list[Ints]:

@@ -73,7 +73,7 @@ def test_photos_go_to_the_nearest_tile_that_holds_them_and_others_are_semi_posit
         half = 223.0 / 2 / 111_195
         holding = {i for i, y, x in tiles if max(abs(lat - y), abs(lon - x)) <= half}
         if holding:
-            place = min(metres, key=metres.__getitem__)
+            place = min(holding, key=metres.__getitem__)
             expected.append((number, place, sorted(holding - {place}) or None))
     found = rows(dataset, "queries", "id", "place_id", "semi_positives")
     assert found == expected
