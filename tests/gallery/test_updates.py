@@ -27,12 +27,36 @@ HALF = list(range(60))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module")
+def built(synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data set `half` of the first 60 tiles, and a gallery of it."""
+    folder = tmp_path_factory.mktemp("built")
+    dataset = galleries.write_tiles(folder / "half", synthetic, HALF)
+    galleries.build(folder, dataset.uri, folder / "gallery")
+    return folder
+
+
 @pytest.fixture
-def gallery(synthetic: GeoDataset, tmp_path: Path) -> str:
-    """A gallery of the first 60 tiles."""
-    dataset = galleries.write_tiles(tmp_path / "half", synthetic, HALF)
-    galleries.build(tmp_path, dataset.uri, tmp_path / "gallery")
+def half(built: Path) -> str:
+    return str(built / "half")
+
+
+@pytest.fixture
+def gallery(built: Path, tmp_path: Path) -> str:
+    """A gallery of the first 60 tiles, to be changed."""
+    shutil.copytree(built / "gallery", tmp_path / "gallery")
     return str(tmp_path / "gallery")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    built: Path, synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with the data set `more` of changed_tiles, and a gallery that it was added to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(built / "gallery", folder / "gallery")
+    add_tiles(str(folder / "gallery"), changed_tiles(synthetic, folder / "more").uri)
+    return folder
 
 
 def answers(opened: Gallery) -> tuple[Any, Any]:
@@ -84,8 +108,8 @@ def test_add_embeds_only_new_and_changed_images(
     require_equal(before, after)
 
 
-def test_add_of_the_same_tiles_changes_nothing(gallery: str, tmp_path: Path) -> None:
-    report = add_tiles(gallery, str(tmp_path / "half"))
+def test_add_of_the_same_tiles_changes_nothing(gallery: str, half: str) -> None:
+    report = add_tiles(gallery, half)
     assert (report.encoded, report.unchanged, report.version) == (0, 60, 1)
     assert files.list_names(gallery) == ["gallery.json", "images", "model", "v=0001"]
 
@@ -129,22 +153,22 @@ def test_remove_takes_an_area_or_ids(synthetic: GeoDataset, gallery: str, tmp_pa
 def test_remove_refuses_what_is_not_there(gallery: str) -> None:
     with pytest.raises(InputError, match=r"2 of 3 ids are of no tile in .*, 777 among them"):
         remove_tiles(gallery, ids=np.array([777, 3, 888]))
-    with pytest.raises(InputError, match="no tile of .* has its centre in this area"):
+    with pytest.raises(InputError, match=r"no tile of .* has its centre in this area"):
         remove_tiles(gallery, area=Area.circle(89, 0, 5))
-    with pytest.raises(InputError, match="all 60 tiles of .* would be removed"):
+    with pytest.raises(InputError, match=r"all 60 tiles of .* would be removed"):
         remove_tiles(gallery, area=Area.bounds(-180, -90, 180, 90))
     with pytest.raises(InputError, match="either an area or ids"):
         remove_tiles(gallery)
     assert open_gallery(gallery).version == 1
 
 
-def test_two_versions_stay_and_what_they_need(gallery: str, synthetic: GeoDataset) -> None:
+def test_two_versions_stay_and_what_they_need(gallery: str, half: str) -> None:
     for tile_id in (1, 2, 3):
         remove_tiles(gallery, ids=np.array([tile_id]))
     assert files.list_names(f"{gallery}/v=0001") == ["embeddings"]
     assert not files.exists(f"{gallery}/v=0002")
     assert files.exists(f"{gallery}/v=0003/index")
-    add_tiles(gallery, f"{Path(gallery).parent}/half")  # tiles 1, 2 and 3 are back
+    add_tiles(gallery, half)  # tiles 1, 2 and 3 are back
     assert open_gallery(gallery).num_tiles == 60
     assert files.list_names(f"{gallery}/images") == ["v=0001-00000.tar", "v=0005-00000.tar"]
 
@@ -189,25 +213,22 @@ def fail_at(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_an_interrupted_add_leaves_the_old_version_and_resumes(
-    synthetic: GeoDataset,
+    undisturbed: Path,
     gallery: str,
-    tmp_path: Path,
     point: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    dataset = changed_tiles(synthetic, tmp_path / "more")
-    shutil.copytree(gallery, tmp_path / "undisturbed")
-    add_tiles(str(tmp_path / "undisturbed"), dataset.uri)
     fail_at(point, monkeypatch)
+    more = str(undisturbed / "more")
     with pytest.raises(KeyboardInterrupt):
-        add_tiles(gallery, dataset.uri)
+        add_tiles(gallery, more)
     old = open_gallery(gallery)
     assert (old.version, old.num_tiles) == (1, 60)
     if point != "stage":  # the embeddings are not computed again
         monkeypatch.setattr(embedding, "embed", None)
-    report = add_tiles(gallery, dataset.uri)
+    report = add_tiles(gallery, more)
     assert (report.added, report.changed, report.num_tiles) == (5, 5, 65)
-    require_equal(open_gallery(gallery), open_gallery(str(tmp_path / "undisturbed")))
+    require_equal(open_gallery(gallery), open_gallery(str(undisturbed / "gallery")))
     assert not files.exists(f"{gallery}/v=0002/_work")
 
 
@@ -255,14 +276,14 @@ def test_a_build_that_was_killed_resumes(
 
 
 def test_a_built_gallery_is_not_built_again(
-    synthetic: GeoDataset, gallery: str, tmp_path: Path
+    synthetic: GeoDataset, gallery: str, half: str, tmp_path: Path
 ) -> None:
-    again = galleries.build(tmp_path, str(tmp_path / "half"), gallery)
+    again = galleries.build(tmp_path, half, gallery)
     assert (again.version, again.encoded, again.unchanged) == (1, 0, 60)
     with pytest.raises(InputError, match="holds a gallery of 60 tiles already; add to it"):
         galleries.build(tmp_path, synthetic.uri, gallery)
     with pytest.raises(InputError, match="was made with weights_sha256") as caught:
-        galleries.build(tmp_path, str(tmp_path / "half"), gallery, seed=4)
+        galleries.build(tmp_path, half, gallery, seed=4)
     made_with = json.loads(Path(gallery, "gallery.json").read_text())["model"]
     assert made_with["weights_sha256"] in str(caught.value)
     with pytest.raises(InputError, match="was made with preprocessing"):
@@ -277,7 +298,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     unplaced = write_dataset(
         str(tmp_path / "unplaced"), table, synthetic.queries.to_table(), name="unplaced"
     )
-    with pytest.raises(InputError, match="120 of 120 references of .* have no lat and lon"):
+    with pytest.raises(InputError, match=r"120 of 120 references of .* have no lat and lon"):
         galleries.build(tmp_path, unplaced.uri, target)
     with pytest.raises(InputError, match="holds no references of split gallery"):
         galleries.build(tmp_path, synthetic.uri, target, splits=["gallery"])
