@@ -76,8 +76,8 @@ class Calibration:
     Search `num_candidates` tiles of a query, with `turns`, before `judge`. rest_logit: the log
     weight of the rest of the gallery beside its last candidate; None when there is no rest.
     offsets: quantiles of the distance from the right tile's centre to the truth, in tile sides.
-    levels: of the mass on the ground, for the radii of 50 % and 90 %. mean_query[D]: the mean of
-    held-out queries, against which the typicality of a query is measured.
+    levels: of the mass on the ground, for the radii of 50 % and 90 %. typical_query[D]: the
+    direction in which embeddings of usual queries differ from those of queries from outside.
     """
 
     temperature: float
@@ -89,7 +89,7 @@ class Calibration:
     turns: int = 1
     default_size_m: float = 1.0  # of tiles whose size is unknown
     outside_share: float = 0.1  # of queries, expected before looking
-    mean_query: tuple[float, ...] = ()
+    typical_query: tuple[float, ...] = ()
     region: tuple[tuple[float, float], ...] = ()  # lat, lon of a sample of the gallery's tiles
     min_inliers: int | None = None  # of a refinement that is accepted; None: none was measured
     gallery_version: int | None = None
@@ -163,10 +163,10 @@ class Calibration:
         valid = np.where(np.isnan(valid).all(axis=1, keepdims=True), 0.0, valid)
         best = valid[:, 0]
         second = valid[:, min(1, valid.shape[1] - 1)]
-        if queries is None or not self.mean_query:
+        if queries is None or not self.typical_query:
             typicality = np.full(len(scores), self.none.center[FEATURES.index("typicality")])
         else:
-            typicality = queries @ np.array(self.mean_query, np.float32)
+            typicality = queries @ np.array(self.typical_query, np.float32)
         columns = [
             best,
             best - np.where(np.isnan(second), best, second),
@@ -224,7 +224,7 @@ class Calibration:
             **{k: tuple(v) if isinstance(v, list) else v for k, v in none.items()}
         )
         fields["region"] = tuple((float(lat), float(lon)) for lat, lon in fields["region"])
-        for name in ("offsets", "levels", "mean_query"):
+        for name in ("offsets", "levels", "typical_query"):
             fields[name] = tuple(float(x) for x in fields[name])
         return cls(**fields)
 

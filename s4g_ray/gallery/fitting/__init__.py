@@ -4,6 +4,7 @@ calibrate         calibrate(): gallery and data set into calibration.json and a 
 held_out          HeldOut: the candidates of queries whose true position is known
 query_search      read held-out queries and search the gallery for them, as `s4g locate` does
 calibration_fit   fit a Calibration by maximum likelihood
+typical_queries   the direction in which usual queries differ from those from outside
 assessment        Assessment: errors of probabilities, coverage of radii, what `none` saves
 inlier_choice     choose how many inliers a refined position needs
 """

@@ -12,6 +12,10 @@ from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import FEATURES, Calibration, NoneModel
 from s4g_ray.gallery.fitting.held_out import HeldOut
+from s4g_ray.gallery.fitting.typical_queries import (
+    cross_fitted_typicality,
+    find_direction,
+)
 
 NUM_OFFSETS = 16
 NOMINAL = (0.5, 0.9)  # shares of true positions that the radii hold
@@ -46,8 +50,7 @@ def fit(
                 f"{len(queries)} queries from {name} the gallery are too few to fit on; give at"
                 f" least {2 * FEWEST_QUERIES}, half of which are fitted on"
             )
-    mean = inside.queries.mean(axis=0)
-    mean /= max(float(np.linalg.norm(mean)), 1e-12)
+    direction = find_direction(inside, outside)
     nothing = NoneModel(
         (0.0,) * len(FEATURES), (0.0,) * len(FEATURES), (1.0,) * len(FEATURES), 0, 0
     )
@@ -61,7 +64,7 @@ def fit(
         turns=turns,
         default_size_m=default_size_m,
         outside_share=outside_share,
-        mean_query=tuple(mean.tolist()),
+        typical_query=tuple(direction.tolist()),
         region=tuple((float(lat), float(lon)) for lat, lon in region),
     )
     calibration = _fit_shares(calibration, inside)
@@ -99,6 +102,8 @@ def _fit_none(
     """Fit the logistic model of lying outside, both kinds of queries weighing the same."""
     own = calibration.features(inside.scores, inside.queries)
     others = calibration.features(outside.scores, outside.queries)
+    column = FEATURES.index("typicality")
+    own[:, column], others[:, column] = cross_fitted_typicality(inside, outside)
     both = np.concatenate([own, others])
     center = both.mean(axis=0)
     scale = np.maximum(both.std(axis=0), 1e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -109,3 +111,12 @@ def halves(places: Ints, seed: int = 0) -> tuple[Bools, Bools]:
     order = np.random.default_rng(seed).permutation(len(names))
     is_first = order[number] < len(names) // 2
     return is_first, ~is_first
+
+
+def concatenate(parts: Sequence[HeldOut]) -> HeldOut:
+    """Join queries with as many candidates each."""
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in HeldOut.__dataclass_fields__
+    }
+    return HeldOut(**columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -15,7 +15,7 @@ from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import Pixels, list_image_files
 from s4g_ray.data.sphere import EARTH_RADIUS_M, unit_sphere
 from s4g_ray.errors import BadImageError, InputError, StoreError
-from s4g_ray.gallery.fitting.held_out import HeldOut
+from s4g_ray.gallery.fitting.held_out import HeldOut, concatenate
 from s4g_ray.gallery.locate import needed_size, read_model_data
 from s4g_ray.gallery.photos.photo import decode_photo
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns, turn_photo
@@ -166,15 +166,6 @@ def _find_on_ground(gallery: Gallery, queries: ImageTable) -> Ints:
     is_within = chord * EARTH_RADIUS_M <= np.sqrt(0.5) * tiles.size_m[rows]
     found[asked[is_within]] = tiles.ids[rows[is_within]]
     return found
-
-
-def concatenate(parts: Sequence[HeldOut]) -> HeldOut:
-    """Join queries with as many candidates each."""
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in HeldOut.__dataclass_fields__
-    }
-    return HeldOut(**columns)
 
 
 def sample_region(gallery: Gallery) -> Floats64:
