@@ -97,7 +97,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[RenderableType]:
 
 
 def _detail(answer: Answer) -> Iterator[RenderableType]:
-    yield Text(answer.photo, style="bold")
+    yield Text(_printable(answer.photo), style="bold")
     if not answer.is_located:
         yield _wrapped(f"no answer: {answer.reason}", "yellow", indent=2)
     else:
@@ -118,6 +118,7 @@ def _detail(answer: Answer) -> Iterator[RenderableType]:
 
 def _wrapped(text: str, style: str, indent: int = 0) -> Table:
     """Return text that breaks between words; the console itself leaves lines as they are."""
+    text = _printable(text)
     grid = Table.grid(padding=(0, 0, 0, indent), pad_edge=True)
     grid.add_row(Text(text, style=style, overflow="fold"))
     return grid
@@ -218,9 +219,14 @@ def _summary(answers: Sequence[Answer]) -> Table:
     return table
 
 
+def _printable(text: str) -> str:
+    """Replace control characters: names of files may hold escape sequences of terminals."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 def _short_names(photos: Sequence[str]) -> list[str]:
     """Return the names of photos without the folder that all of them share."""
-    parts = [photo.split("/") for photo in photos]
+    parts = [_printable(photo).split("/") for photo in photos]
     num_shared = 0
     for level in zip(*(folders[:-1] for folders in parts), strict=False):
         if len(set(level)) > 1:

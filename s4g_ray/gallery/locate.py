@@ -110,6 +110,7 @@ class _PhotoSearch:
         self._gallery = gallery
         self._options = options
         self._turns = list_turns(options.turns)
+        self._least = needed_size(gallery)
         if options.view == "auto":
             self._kind = find_view_kind(read_model_data(gallery))
         else:
@@ -166,7 +167,8 @@ class _PhotoSearch:
         views: list[Pixels] = []
         for photo in photos:
             assert photo.pixels is not None
-            pixels = np.require(photo.pixels, requirements=("C", "W"))  # as torch takes it
+            pixels = shrink(photo.pixels, self._least)
+            pixels = np.require(pixels, requirements=("C", "W"))  # as torch takes it
             views.extend(turn_photo(pixels, turn, self._kind) for turn in self._turns)
         embeddings: Floats32 = self._gallery.encode(views, view="queries")
         return embeddings.reshape(len(photos), len(self._turns), -1)

@@ -170,6 +170,12 @@ def test_tables_fit_80_columns_and_show_names_as_they_are(num_photos: int) -> No
     assert "41.0%" in text
 
 
+def test_names_cannot_control_the_terminal() -> None:
+    answer = Answer("a\x1b[31m\n.jpg", reason="torn\x1b[0m")
+    for answers in ([answer], [answer] * 5):
+        assert "\x1b" not in render(answers, 80)
+
+
 def test_an_exact_position_and_no_answer_are_told() -> None:
     refined = Refined(-47.1001, -112.1001, 47, 33.0, 1.0, 2**62)
     text = render([Answer("a.jpg", refined=refined, **FULL)], 120)

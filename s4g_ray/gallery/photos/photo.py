@@ -20,6 +20,7 @@ from s4g_ray.errors import BadImageError, first_line
 from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
 from s4g_ray.storage import files
 
+MOST_ASPECT = 4  # of a picture whose aspect is kept
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -80,13 +81,21 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
 
 
 def shrink(pixels: Pixels, least: Size | None) -> Pixels:
-    """Average blocks of pixels[H, W, 3] where both sides stay at `least` or more."""
+    """Average blocks of pixels[H, W, 3] where both sides stay at `least` or more.
+
+    The blocks are square, but for a picture longer than MOST_ASPECT: its sides are reduced each by
+    itself, so that turning it needs no more memory than another.
+    """
     if least is None:
         return pixels
-    factor = min(pixels.shape[0] // least[0], pixels.shape[1] // least[1])
-    if factor < 2:
+    height, width = pixels.shape[:2]
+    down = max(1, height // least[0])
+    across = max(1, width // least[1])
+    if max(height, width) <= MOST_ASPECT * min(height, width):
+        down = across = min(down, across)
+    if max(down, across) == 1:
         return pixels
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(factor))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce((across, down)))
 
 
 def _decode_jpeg(

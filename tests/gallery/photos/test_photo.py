@@ -16,6 +16,7 @@ from s4g_ray.data.images import decode_pixels
 from s4g_ray.errors import BadImageError
 from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.photos.photo import decode_photo, read_photo, shrink
+from s4g_ray.gallery.photos.turned_views import turn_photo
 from tests.support.tiny_gallery import make_ground
 
 GPS = ExifTags.GPS
@@ -176,3 +177,11 @@ def test_shrinking_leaves_small_pictures() -> None:
     ground = make_ground()
     assert shrink(ground, None) is ground
     assert shrink(ground, (ground.shape[0], 1)) is ground
+
+
+def test_long_pictures_take_no_more_memory_than_others() -> None:
+    long = np.zeros((2, 60_000, 3), np.uint8)
+    assert shrink(long, (64, 64)).shape == (2, 65, 3)
+    assert shrink(np.ascontiguousarray(long.transpose(1, 0, 2)), (64, 64)).shape == (65, 2, 3)
+    assert turn_photo(shrink(long, (64, 64)), 45, "overhead").shape == (2, 65, 3)
+    assert turn_photo(long[:1, :1], 45, "overhead").shape == (1, 1, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from s4g_ray.errors import InputError
 from s4g_ray.gallery.photos.decode_ahead import BATCH_BYTES, batches_of, read_ahead
 from s4g_ray.gallery.photos.photo import Photo
 from s4g_ray.gallery.photos.photo_files import list_photos
+from s4g_ray.storage import files
+from tests.support.faulty_s3 import Store
 
 
 @pytest.fixture
@@ -74,3 +77,19 @@ def test_batches_are_bounded_in_photos_and_bytes() -> None:
     half = np.zeros((1, BATCH_BYTES // 6 + 1, 3), np.uint8)  # half a batch
     large = [Photo(str(i), half) for i in range(5)]
     assert [len(batch) for batch in batches_of(iter(large), 64)] == [2, 2, 1]
+
+
+@pytest.mark.s3
+def test_photos_in_an_object_store_are_listed_and_read(store: Store) -> None:
+    folder = "s3://data/photos"
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(data, "PNG")
+    for name in ("b.png", "a.PNG", "note.txt"):
+        files.write_bytes(f"{folder}/{name}", data.getvalue())
+    uris = list_photos([folder, f"{folder}/missing.jpg"])
+    assert uris == [f"{folder}/{name}" for name in ("a.PNG", "b.png", "missing.jpg")]
+    first, second, missing = read_ahead(uris, every_s=1, least=None, num_threads=2, num_ahead=4)
+    assert (first.name, first.error, second.error) == (uris[0], None, None)
+    assert missing.error is not None
+    with pytest.raises(InputError, match="holds no image"):
+        list_photos(["s3://data/nothing"])
