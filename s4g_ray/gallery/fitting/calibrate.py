@@ -134,21 +134,15 @@ def fit_gallery(
     first, second = halves(inside.places, options.seed)
     others, origin = _find_outside(search, found.take(~is_inside), outside, options, reporter)
     if others is None:
-        other_halves = (
-            inside.take(first).without_truth(num_candidates),
-            inside.take(second).without_truth(num_candidates),
-        )
+        away = inside.without_truth(num_candidates)
+        own, rest = first, second
     else:
+        away = others.first(num_candidates)
         own, rest = halves(others.places, options.seed)
-        other_halves = (others.take(own), others.take(rest))
-        other_halves = (
-            other_halves[0].first(num_candidates),
-            other_halves[1].first(num_candidates),
-        )
     known = inside.first(num_candidates)
     calibration = fit(
         known.take(first),
-        other_halves[0],
+        away.take(own),
         num_candidates=num_candidates,
         region=sample_region(gallery),
         default_size_m=measure_spacing(gallery),
@@ -169,7 +163,7 @@ def fit_gallery(
         gallery_version=gallery.version,
         weights_sha256=model.get("weights_sha256"),
     )
-    assessment = assess(calibration, known.take(second), other_halves[1])
+    assessment = assess(calibration, known.take(second), away.take(rest))
     report = CalibrationReport(calibration, assessment, origin, refinement, num_unreadable)
     return replace(report, calibration=replace(calibration, report=report.to_json()))
 
@@ -184,7 +178,8 @@ def _choose_queries(dataset: GeoDataset, options: CalibrationOptions) -> ImageTa
     if not len(table):
         there = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
         raise InputError(
-            f"{dataset.uri} has no queries of split {', '.join(splits)}; there are: {there or 'none'}"
+            f"{dataset.uri} has no queries of split {', '.join(splits)}; there are:"
+            f" {there or 'none'}"
         )
     if len(table) > options.max_queries:
         rng = np.random.default_rng(options.seed)

@@ -161,8 +161,9 @@ def _find_on_ground(gallery: Gallery, queries: ImageTable) -> Ints:
     if not len(known) or not len(asked):
         return found
     tree = KDTree(unit_sphere(tiles.lat[known], tiles.lon[known]))
-    chord, at = tree.query(unit_sphere(queries.lat[asked], queries.lon[asked]))
-    rows = known[at]
+    nearest = tree.query(unit_sphere(queries.lat[asked], queries.lon[asked]))
+    chord = np.asarray(nearest[0], np.float64)
+    rows = known[np.asarray(nearest[1], np.int64)]
     is_within = chord * EARTH_RADIUS_M <= np.sqrt(0.5) * tiles.size_m[rows]
     found[asked[is_within]] = tiles.ids[rows[is_within]]
     return found
@@ -190,5 +191,6 @@ def measure_spacing(gallery: Gallery) -> float:
     if len(known) < 2:
         return 1.0
     points = unit_sphere(tiles.lat[known], tiles.lon[known])
-    chord, _ = KDTree(points).query(points[:FIRST_TILES], k=2)
-    return max(float(np.median(chord[:, 1])) * EARTH_RADIUS_M, 1.0)
+    found = KDTree(points).query(points[:FIRST_TILES], k=2)
+    chord = np.asarray(found[0], np.float64)[:, 1]
+    return max(float(np.median(chord)) * EARTH_RADIUS_M, 1.0)
