@@ -193,11 +193,13 @@ def _search(
     queries: ImageTable,
     name: str,
     reporter: Reporter | None,
+    *,
+    by_place: bool = True,
 ) -> tuple[HeldOut, int]:
     if reporter is None:
-        return search.search(dataset, queries)
+        return search.search(dataset, queries, by_place=by_place)
     with reporter.stage(f"searching for {name}") as update:
-        return search.search(dataset, queries, update)
+        return search.search(dataset, queries, update, by_place=by_place)
 
 
 def _find_outside(
@@ -215,7 +217,12 @@ def _find_outside(
         names = [name for name, count in outside.count_splits("queries").items() if count]
         chosen = replace(options, splits=tuple(names))
         found, _ = _search(
-            search, outside, _choose_queries(outside, chosen), "queries from outside", reporter
+            search,
+            outside,
+            _choose_queries(outside, chosen),
+            "queries from outside",
+            reporter,
+            by_place=False,
         )
         away = found.take(found.true_ids < 0)
         if len(away) < 2 * FEWEST_QUERIES:

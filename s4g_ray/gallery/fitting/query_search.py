@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial import KDTree
 
-from s4g_ray.arrays import Bools, Floats32, Floats64, Ints
+from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import Pixels, list_image_files
@@ -43,12 +43,14 @@ class QuerySearch:
         dataset: GeoDataset,
         queries: ImageTable,
         on_progress: Callable[[int, int], None] | None = None,
+        *,
+        by_place: bool = True,
     ) -> tuple[HeldOut, int]:
         """Search for queries; returns them with their candidates, and how many are unreadable.
 
-        Raises InputError when none can be read.
+        by_place: the ids of the data set's references are those of the gallery's tiles. Raises InputError when none can be read.
         """
-        true_ids = find_true_ids(self.gallery, dataset, queries)
+        true_ids = find_true_ids(self.gallery, dataset if by_place else None, queries)
         parts: list[HeldOut] = []
         num_bad = 0
         step = max(1, BATCH // self.turns)
@@ -124,12 +126,23 @@ def read_queries(
     return found
 
 
-def find_true_ids(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) -> Ints:
+def find_true_ids(gallery: Gallery, dataset: GeoDataset | None, queries: ImageTable) -> Ints:
     """Find a tile of the gallery for the place of each query -> ids[M], -1 without one.
 
-    By the data set's references of the same place, where the gallery holds one; or else the tile
-    nearest to the query, if its square holds it.
+    The tile nearest to the query, if its square holds it; or else, where tiles or queries lack
+    coordinates or sizes, a reference of the data set that has the same place.
     """
+    by_ground = _find_on_ground(gallery, queries)
+    tiles = gallery.tiles
+    has_ground = bool(np.isfinite(tiles.lat).all() and np.isfinite(tiles.size_m).all())
+    if dataset is None:
+        return by_ground
+    is_known = (by_ground >= 0) | (np.isfinite(queries.lat) & has_ground)
+    return np.where(is_known, by_ground, _find_by_place(gallery, dataset, queries))
+
+
+def _find_by_place(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) -> Ints:
+    """Return the id of a reference of the same place that the gallery holds; -1 without one."""
     table = dataset.references.to_table(columns=["id", "place_id"])
     ids = table["id"].to_numpy()
     places = table["place_id"].to_numpy()
@@ -141,15 +154,7 @@ def find_true_ids(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) ->
         at = np.minimum(np.searchsorted(places[order], queries.place_ids), len(ids) - 1)
         same = places[order][at] == queries.place_ids
         found[same] = ids[order][at[same]]
-    by_ground = _find_on_ground(gallery, queries)
-    return np.where(by_ground >= 0, by_ground, np.where(_is_placed(gallery, queries), -1, found))
-
-
-def _is_placed(gallery: Gallery, queries: ImageTable) -> Bools:
-    """Return which queries are judged by their coordinates alone: all, if the tiles have some."""
-    tiles = gallery.tiles
-    has_ground = bool(np.isfinite(tiles.lat).all() and np.isfinite(tiles.size_m).all())
-    return np.isfinite(queries.lat) & has_ground
+    return found
 
 
 def _find_on_ground(gallery: Gallery, queries: ImageTable) -> Ints:
