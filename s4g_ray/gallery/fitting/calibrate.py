@@ -16,7 +16,7 @@ from s4g_ray.gallery.fitting.assessment import Assessment, assess
 from s4g_ray.gallery.fitting.calibration_fit import FEWEST_QUERIES, fit
 from s4g_ray.gallery.fitting.held_out import HeldOut, halves
 from s4g_ray.gallery.fitting.inlier_choice import measure_min_inliers
-from s4g_ray.gallery.fitting.query_search import QuerySearch, measure_spacing, sample_region
+from s4g_ray.gallery.fitting.query_search import QuerySearch, sample_region
 from s4g_ray.progress import Reporter
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def fit_gallery(
         away.take(own),
         num_candidates=num_candidates,
         region=sample_region(gallery),
-        default_size_m=measure_spacing(gallery),
+        default_size_m=search.default_size_m,
         turns=options.turns,
         outside_share=options.outside_share,
         max_false_none=options.max_false_none,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,11 @@ class QuerySearch:
     num_found: int
     turns: int
 
+    @cached_property
+    def default_size_m(self) -> float:
+        """Return the side in metres that stands for tiles of unknown size."""
+        return measure_spacing(self.gallery)
+
     def search(
         self,
         dataset: GeoDataset,
@@ -48,7 +54,8 @@ class QuerySearch:
     ) -> tuple[HeldOut, int]:
         """Search for queries; returns them with their candidates, and how many are unreadable.
 
-        by_place: the ids of the data set's references are those of the gallery's tiles. Raises InputError when none can be read.
+        by_place: the ids of the data set's references are those of the gallery's tiles. Raises
+        InputError when none can be read.
         """
         true_ids = find_true_ids(self.gallery, dataset if by_place else None, queries)
         parts: list[HeldOut] = []
@@ -88,6 +95,7 @@ class QuerySearch:
             np.where(is_found, np.asarray(column, np.float64)[tile_rows], np.nan)
             for column in (tiles.lat, tiles.lon, tiles.size_m)
         )
+        size_m = np.where(is_found & np.isnan(size_m), self.default_size_m, size_m)
         by_turn = embeddings.reshape(*shape[:2], -1)
         return HeldOut(
             ids=found.ids,
@@ -132,8 +140,9 @@ def find_true_ids(gallery: Gallery, dataset: GeoDataset | None, queries: ImageTa
     The tile nearest to the query, if its square holds it; or else, where tiles or queries lack
     coordinates or sizes, a reference of the data set that has the same place.
     """
-    by_ground = _find_on_ground(gallery, queries)
     tiles = gallery.tiles
+    sizes = np.where(np.isfinite(tiles.size_m), tiles.size_m, measure_spacing(gallery))
+    by_ground = _find_on_ground(gallery, sizes, queries)
     has_ground = bool(np.isfinite(tiles.lat).all() and np.isfinite(tiles.size_m).all())
     if dataset is None:
         return by_ground
@@ -157,11 +166,14 @@ def _find_by_place(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) -
     return found
 
 
-def _find_on_ground(gallery: Gallery, queries: ImageTable) -> Ints:
-    """Return the id of the nearest tile that holds each query's position; -1 without one."""
+def _find_on_ground(gallery: Gallery, sizes: Floats64, queries: ImageTable) -> Ints:
+    """Return the id of the nearest tile that holds each query's position; -1 without one.
+
+    sizes: of the gallery's tiles, in metres.
+    """
     tiles = gallery.tiles
     found = np.full(len(queries), -1, np.int64)
-    known = np.flatnonzero(np.isfinite(tiles.lat) & np.isfinite(tiles.size_m))
+    known = np.flatnonzero(np.isfinite(tiles.lat))
     asked = np.flatnonzero(np.isfinite(queries.lat))
     if not len(known) or not len(asked):
         return found
@@ -169,7 +181,7 @@ def _find_on_ground(gallery: Gallery, queries: ImageTable) -> Ints:
     nearest = tree.query(unit_sphere(queries.lat[asked], queries.lon[asked]))
     chord = np.asarray(nearest[0], np.float64)
     rows = known[np.asarray(nearest[1], np.int64)]
-    is_within = chord * EARTH_RADIUS_M <= np.sqrt(0.5) * tiles.size_m[rows]
+    is_within = chord * EARTH_RADIUS_M <= np.sqrt(0.5) * sizes[rows]
     found[asked[is_within]] = tiles.ids[rows[is_within]]
     return found
 
