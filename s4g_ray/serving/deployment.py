@@ -158,7 +158,7 @@ class HandleBackend:
 
 
 class RayMirror:
-    """The service's metrics as Ray's, which Prometheus reads from each node (`ray_` before names)."""
+    """The service's metrics as Ray's, with `ray_` before names, for Prometheus."""
 
     def __init__(self) -> None:
         self._counters = {name: Counter(name, text, labels) for name, text, labels in COUNTERS}
@@ -170,7 +170,7 @@ class RayMirror:
         """Add to a counter."""
         self._counters[name].inc(value, dict(tags))
 
-    def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+    def observe(self, _name: str, value: float, tags: Mapping[str, str]) -> None:
         """Add a value to the histogram."""
         self._seconds.observe(max(value, 1e-9), dict(tags))
 

@@ -205,7 +205,7 @@ def find_bounds(lat: Floats64, lon: Floats64, size_m: Floats64) -> list[float] |
 def choose_rows(
     lat: Floats64, lon: Floats64, bounds: tuple[float, float, float, float], limit: int
 ) -> Ints:
-    """Return the rows of at most `limit` points within bounds: one a field of a raster over them."""
+    """Return at most `limit` rows of points within bounds: one a field of a raster over them."""
     west, south, east, north = bounds
     rows: Ints = np.flatnonzero(Area.bounds(west, south, east, north).contains(lat, lon))
     if len(rows) <= limit:
