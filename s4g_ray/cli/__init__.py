@@ -7,6 +7,7 @@ index    `s4g index plan`
 plan     `s4g plan`
 prune    `s4g prune`
 stages   `s4g embed` and `s4g mine`; jobs/ runs the same functions
+locate   `s4g locate`; locate_output shows its answers
 demo     the work of `s4g demo`
 console  lines and JSON, exit codes, interruptions
 

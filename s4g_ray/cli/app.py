@@ -9,7 +9,9 @@ import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json, run_app
 from s4g_ray.cli.convert import convert_app
+from s4g_ray.cli.gallery import gallery_app
 from s4g_ray.cli.index import index_app
+from s4g_ray.cli.locate import locate
 from s4g_ray.cli.pack import pack
 from s4g_ray.cli.plan import plan
 from s4g_ray.cli.prune import prune
@@ -31,8 +33,10 @@ RESUME_HINT = (
 )
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
+app.add_typer(gallery_app, name="gallery")
 app.command()(pack)
 app.command()(embed)
+app.command()(locate)
 app.command()(mine)
 app.command()(plan)
 app.command()(prune)

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from s4g_ray.arrays import Floats32, Floats64
 
 EARTH_RADIUS_M = 6_371_008.8  # mean radius, IUGG
+METRES_A_DEGREE = EARTH_RADIUS_M * np.pi / 180  # of latitude
 AT_ONCE = 2**16  # points that are converted at once, where they are many
 
 

@@ -26,6 +26,7 @@ from s4g_ray.encoder.source import (
 from s4g_ray.encoder.weights import WEIGHTS, encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
+from s4g_ray.storage.manifest import open_published
 from s4g_ray.storage.store_errors import reraise_outage
 
 PUBLISHED_WEIGHTS = "model.pth"
@@ -50,6 +51,7 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     config = load_config(files.join(run, "config.yaml"))
     encoder = load_encoder(config.model, checkpoint)
     weights = encode_weights(encoder)
+    info = open_published(checkpoint, "checkpoint").info
     published = io.BytesIO()
     torch.save(dict(encoder.state_dict()), published)
     data = config.data.model_dump(mode="json")

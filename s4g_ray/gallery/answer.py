@@ -98,37 +98,37 @@ class Answer:
         """Return a FeatureCollection (RFC 7946): each feature names its `role` and its `photo`.
 
         Roles: `candidate`, the ground square of a tile (a point where its size is unknown);
-        `radius_50` and `radius_90`, circles about the answer; `answer`, `refined` and `exif`,
-        points. What has no coordinates has no feature. The answer's own member `properties` holds
-        its other fields.
+        `radius_90` and `radius_50`, circles about the answer; `answer`, `refined` and `exif`,
+        points. The answer's feature is always there, with the fields of the answer as properties;
+        its geometry is null where nothing is located.
         """
         features = [
-            self._feature("candidate", geometry, rank=rank, **candidate.to_json())
+            self._feature("candidate", _tile_geometry(candidate), rank=rank, **candidate.to_json())
             for rank, candidate in enumerate(self.candidates, 1)
-            if (geometry := _tile_geometry(candidate)) is not None
         ]
+        point = None
         if self.lat is not None and self.lon is not None:
+            point = point_geometry(self.lat, self.lon)
             for role in ("radius_90", "radius_50"):
                 radius_m = getattr(self, f"{role}_m")
                 if radius_m is not None:
                     circle = circle_geometry(self.lat, self.lon, radius_m)
                     features.append(self._feature(role, circle, radius_m=radius_m))
-            point = point_geometry(self.lat, self.lon)
-            features.append(self._feature("answer", point, heading_deg=self.heading_deg))
-        for role in ("refined", "exif"):
-            place = getattr(self, role)
-            if place is not None:
-                point = point_geometry(place.lat, place.lon)
-                features.append(self._feature(role, point, **_without_nan(asdict(place))))
         about = self.to_json()
         for name in ("candidates", "refined", "exif"):
             del about[name]
-        return {"type": "FeatureCollection", "properties": about, "features": features}
+        features.append(self._feature("answer", point, **about))
+        for role in ("refined", "exif"):
+            place = getattr(self, role)
+            if place is not None:
+                found = point_geometry(place.lat, place.lon)
+                features.append(self._feature(role, found, **_without_nan(asdict(place))))
+        return {"type": "FeatureCollection", "features": features}
 
     def _feature(
-        self, feature_role: str, geometry: dict[str, Any], **properties: Any
+        self, role: str, geometry: dict[str, Any] | None, **properties: Any
     ) -> dict[str, Any]:
-        named = {"role": feature_role, "photo": self.photo, **properties}
+        named = {"role": role, **properties, "photo": self.photo}
         return {"type": "Feature", "geometry": geometry, "properties": named}
 
 

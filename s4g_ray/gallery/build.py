@@ -72,24 +72,31 @@ def build_gallery(
     _claim_target(target, made_with)
     with writing(target, reporter) as lease:
         taken.save(opened)
-        header = GalleryHeader(
-            name=name or dataset.name,
-            current=0,
-            model=taken.describe(),
-            numerics=asdict(taken.numerics),
-            dim=taken.dim,
-            dtype=base.embedding.dtype,
-            num_tiles=0,
-            copies_images=copy_images,
-            sources=(),
-            created=now(),
-            updated=now(),
-            attribution=attribution,
-        )
+        header = _empty_header(taken, name or dataset.name, attribution, copy_images)
         report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
         files.remove(files.join(target, MARKER))
     reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
     return report
+
+
+def _empty_header(
+    model: GalleryModel, name: str, attribution: str, copies_images: bool
+) -> GalleryHeader:
+    """Return the header of a gallery that has no version yet."""
+    return GalleryHeader(
+        name=name,
+        current=0,
+        model=model.describe(),
+        numerics=asdict(model.numerics),
+        dim=model.dim,
+        dtype=model.config.embedding.dtype,
+        num_tiles=0,
+        copies_images=copies_images,
+        sources=(),
+        created=now(),
+        updated=now(),
+        attribution=attribution,
+    )
 
 
 def _claim_target(target: str, made_with: dict[str, Any]) -> None:

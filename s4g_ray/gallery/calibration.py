@@ -219,8 +219,10 @@ class Calibration:
     def _from_json(cls, value: dict[str, Any]) -> Self:
         """Return the calibration of a JSON object: lists become tuples."""
         fields = {k: v for k, v in value.items() if k not in ("format", "version")}
-        none = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["none"].items()}
-        fields["none"] = NoneModel(**none)
+        none: dict[str, Any] = fields["none"]
+        fields["none"] = NoneModel(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in none.items()}
+        )
         fields["region"] = tuple((float(lat), float(lon)) for lat, lon in fields["region"])
         for name in ("offsets", "levels", "mean_query"):
             fields[name] = tuple(float(x) for x in fields[name])

@@ -83,11 +83,13 @@ class Snapshot:
 class Gallery:
     """An opened gallery. Any number of threads may use it."""
 
-    def __init__(self, uri: str, snapshot: Snapshot, device: str | None, threads: int | None):
+    def __init__(
+        self, uri: str, snapshot: Snapshot, device: str | None, num_threads: int | None
+    ) -> None:
         self.uri = uri
         self._snapshot = snapshot
         self._device = device
-        self._num_threads = threads
+        self._num_threads = num_threads
         self._encoder: QueryEncoder | None = None
         self._lock = threading.Lock()
 
@@ -227,7 +229,8 @@ class Gallery:
         """Say where photos were taken; options as gallery.locate.locate has them."""
         from s4g_ray.gallery.locate import locate
 
-        return locate(self, images, **options)
+        answers: list[Answer] = locate(self, images, **options)
+        return answers
 
     def reload(self) -> bool:
         """Open the current version, if it is another one; return whether it is.

@@ -80,8 +80,11 @@ class GroundMass:
 
     def radius(self, level: float) -> float:
         """Return the least distance within which `level` of the probability lies."""
-        row = min(int(np.searchsorted(self.mass, level)), len(self.mass) - 1)
-        return float(self.metres[row])
+        return float(np.interp(level, self.mass, self.metres))
+
+    def distance_to(self, lat: float, lon: float) -> float:
+        """Return the metres between the most probable point and another."""
+        return float(metres_between(self.lat, self.lon, lat, lon))
 
     def level_at(self, distance_m: float) -> float:
         """Return the probability that lies within a distance, between its points linearly."""

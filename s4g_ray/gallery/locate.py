@@ -24,10 +24,9 @@ from s4g_ray.gallery.search.candidates import Found, group_cells, join_turns, we
 from s4g_ray.gallery.search.options import LocateOptions
 from s4g_ray.gallery.search.refine import refine_answer
 from s4g_ray.gallery.search.usable_calibration import find_calibration
-from s4g_ray.storage import files
 
 if TYPE_CHECKING:
-    from s4g_ray.gallery.gallery import Gallery
+    from s4g_ray.gallery.gallery import Gallery, Snapshot
 
 BATCH_PHOTOS = 64  # encoded at once; divided by the number of turns
 DEPTH = 8  # cells that are searched for each candidate: overlapping ones are joined
@@ -68,8 +67,7 @@ def needed_size(gallery: Gallery) -> Size:
 
 def read_model_data(gallery: Gallery) -> DataConfig:
     """Return the preprocessing of the gallery's model."""
-    description = files.read_json(files.join(gallery.uri, "model", "model.json"))
-    return DataConfig(uri="-", **description["data"])
+    return gallery.config.data
 
 
 def _as_photo(image: LocatedImage, number: int, least: Size) -> Photo:
@@ -165,21 +163,24 @@ class _PhotoSearch:
 
     def _embed(self, photos: Sequence[Photo]) -> Floats32:
         """Embed each photo at each turn -> [M, T, D]."""
-        views = []
+        views: list[Pixels] = []
         for photo in photos:
             assert photo.pixels is not None
             pixels = np.require(photo.pixels, requirements=("C", "W"))  # as torch takes it
             views.extend(turn_photo(pixels, turn, self._kind) for turn in self._turns)
-        embeddings = self._gallery.encode(views, view="queries")
+        embeddings: Floats32 = self._gallery.encode(views, view="queries")
         return embeddings.reshape(len(photos), len(self._turns), -1)
 
     def _find_candidates(self, photos: Sequence[Photo], embeddings: Floats32) -> _Candidates:
         """Search until each photo has `top` candidates, or the gallery holds no more."""
         options = self._options
-        most = self._gallery.num_tiles
+        snapshot = self._gallery.snapshot  # a newer version may be opened meanwhile
+        most = len(snapshot.index)
         k = min(most, max(DEPTH * options.top, self._num_judged()))
         while True:
-            candidates = self._candidates_of(self._search(photos, embeddings, k))
+            candidates = self._candidates_of(
+                self._search(snapshot, photos, embeddings, k), snapshot
+            )
             is_short = candidates.group.max(axis=1) + 1 < options.top
             # a row that is not full holds all tiles that may be searched
             if k >= most or not (is_short & (candidates.found.ids[:, -1] >= 0)).any():
@@ -189,13 +190,16 @@ class _PhotoSearch:
     def _num_judged(self) -> int:
         return 0 if self._calibration is None else self._calibration.num_candidates
 
-    def _search(self, photos: Sequence[Photo], embeddings: Floats32, k: int) -> Found:
+    def _search(
+        self, snapshot: Snapshot, photos: Sequence[Photo], embeddings: Floats32, k: int
+    ) -> Found:
+        index = snapshot.index
         num_photos, num_turns, dim = embeddings.shape
         if self._options.near != "exif":
-            ids, scores = self._gallery.search(embeddings.reshape(-1, dim), k, area=self._area)
+            ids, scores = index.search(embeddings.reshape(-1, dim), k, area=self._area)
         else:
             parts = [
-                self._gallery.search(embeddings[row], k, area=self._area_near(photo))
+                index.search(embeddings[row], k, area=self._area_near(photo))
                 for row, photo in enumerate(photos)
             ]
             ids = np.concatenate([part[0] for part in parts])
@@ -208,11 +212,11 @@ class _PhotoSearch:
         assert self._options.within_m is not None
         return Area.circle(photo.exif.lat, photo.exif.lon, self._options.within_m)
 
-    def _candidates_of(self, found: Found) -> _Candidates:
-        tiles = self._gallery.tiles
+    def _candidates_of(self, found: Found, snapshot: Snapshot) -> _Candidates:
+        tiles = snapshot.tiles
         is_found = found.ids >= 0
         rows = np.zeros(found.ids.shape, np.int64)
-        rows[is_found] = self._gallery.rows(found.ids[is_found])
+        rows[is_found] = tiles.rows(found.ids[is_found])
         lat, lon, size_m = (
             np.where(is_found, column[rows].astype(np.float64), np.nan)
             for column in (tiles.lat, tiles.lon, tiles.size_m)
@@ -243,7 +247,9 @@ class _PhotoSearch:
             return Answer(reason="no tile of the gallery lies where the search may look", **common)
         if judgement is None:
             lat, lon = self._position(candidates, row)
-            return Answer(lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common)
+            return Answer(
+                lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common
+            )
         return Answer(
             lat=judgement.lat,
             lon=judgement.lon,

@@ -135,7 +135,7 @@ class GalleryUpdate:
         """
         refuse_other_places(self._gallery, self._rows, table)
         key = self._claim({"source": source, "action": "put"})
-        finished = self._finish_published(key)
+        finished = self._finish_published()
         if finished is not None:
             return finished
         staged = self._stage(table, key)
@@ -174,7 +174,7 @@ class GalleryUpdate:
         assert self._old is not None
         digest = files.fingerprint(ids.tobytes())
         key = self._claim({"action": "remove", "ids": digest})
-        finished = self._finish_published(key)
+        finished = self._finish_published()
         if finished is not None:
             return finished
         kept = rows_of(ids, self.ids) < 0
@@ -206,7 +206,7 @@ class GalleryUpdate:
         files.write_json(marker, {"key": key, **values})
         return key
 
-    def _finish_published(self, key: str) -> UpdateReport | None:
+    def _finish_published(self) -> UpdateReport | None:
         """Name a version that is published, where only gallery.json was not written yet."""
         if not is_published(self._folder):
             return None

@@ -17,7 +17,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import Calibration, NoneModel
 from s4g_ray.gallery.locate import DEPTH, locate, needed_size
 from s4g_ray.gallery.photos.photo import Photo
-from tests.support.tiny_gallery import COLUMNS, PIXELS, SIZE_M, TinyGallery
+from tests.support.tiny_gallery import COLUMNS, PIXELS, SIZE_M, TinyGallery, position_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +68,7 @@ def test_candidates_are_whole_groups_of_overlapping_cells(gallery: TinyGallery) 
     free = ids[0].tolist()
     lat = dict(zip(gallery.tiles.ids, gallery.tiles.lat, strict=True))
     lon = dict(zip(gallery.tiles.ids, gallery.tiles.lon, strict=True))
-    expected = []
+    expected: list[tuple[int, ...]] = []
     while len(expected) < 5:
         best = free[0]
         joined = [
@@ -256,6 +256,49 @@ def test_a_calibration_of_an_earlier_version_is_used_and_named(tmp_path: Path) -
     (answer,) = ask(gallery, [gallery.images[19]])
     assert "version 1" in answer.note
     assert answer.candidates[0].probability > 0
+
+
+@pytest.fixture(scope="module")
+def detailed(tmp_path_factory: pytest.TempPathFactory) -> TinyGallery:
+    """A gallery whose tiles have features; nothing in it chose how many of them must match."""
+    gallery = TinyGallery(tmp_path_factory.mktemp("detailed"), pixels=128, is_detailed=True)
+    gallery.has_calibration = True
+    return gallery
+
+
+@pytest.mark.parametrize("quarter", [0, 3])
+def test_refining_finds_the_exact_position(detailed: TinyGallery, quarter: int) -> None:
+    pytest.importorskip("cv2")
+    calibration(threshold=0.0, min_inliers=15, turns=4).save(detailed.uri)
+    detailed.version += 1  # a calibration is read again for another version
+    north, west = 64 * 2 + 6, 64 * 3 - 4  # of the photo, near the tile of row 2, column 3
+    photo = np.rot90(detailed.ground[north : north + 128, west : west + 128], quarter)
+    plain, answer = (ask(detailed, [photo], turns=4, refine=refine)[0] for refine in (False, True))
+    assert plain.refined is None
+    refined = answer.refined
+    assert refined.tile_id in [c.id for c in answer.candidates[:3]]
+    true_lat, true_lon = position_of(west + 64, north + 64, 128)
+    assert metres_between(refined.lat, refined.lon, true_lat, true_lon) < 0.5  # a pixel
+    turned = (answer.heading_deg - 90 * quarter + 180) % 360 - 180
+    assert abs(turned) < 1
+    assert (answer.lat, answer.lon) == (plain.lat, plain.lon)
+
+
+def test_an_unclear_refinement_changes_nothing(detailed: TinyGallery) -> None:
+    pytest.importorskip("cv2")
+    calibration(threshold=0.0, min_inliers=100_000).save(detailed.uri)
+    detailed.version += 1
+    plain, answer = (ask(detailed, [detailed.images[9]], refine=r)[0] for r in (False, True))
+    assert answer == plain
+
+
+def test_refining_needs_a_calibration(detailed: TinyGallery) -> None:
+    pytest.importorskip("cv2")
+    calibration(threshold=0.0).save(detailed.uri)
+    detailed.version += 1
+    (answer,) = ask(detailed, [detailed.images[9]], refine=True)
+    assert answer.refined is None
+    assert "not refined" in answer.note
 
 
 def test_large_photos_are_made_smaller_and_found(gallery: TinyGallery) -> None:

@@ -19,7 +19,6 @@ from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import crop_field_of_view, fit_query
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.storage import files
 from tests.conftest import tiny_config
 
 PIXELS = 32  # of a tile's side
@@ -29,17 +28,27 @@ ORIGIN_LAT, ORIGIN_LON = 47.0, 8.0
 METRES_PER_DEGREE = 111_195.08
 
 
-def make_ground(seed: int = 5) -> NDArray[np.uint8]:
-    """A picture [H, W, 3] of the ground, north up, PIXELS for SIZE_M."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (3 * ROWS, 3 * COLUMNS, 3), dtype=np.uint8)
-    size = ((COLUMNS + 1) * PIXELS // 2, (ROWS + 1) * PIXELS // 2)
+def make_ground(pixels: int = PIXELS, *, is_detailed: bool = False) -> NDArray[np.uint8]:
+    """A smooth picture [H, W, 3] of the ground, north up, `pixels` for SIZE_M.
+
+    is_detailed: with small features over it.
+    """
+    size = ((COLUMNS + 1) * pixels // 2, (ROWS + 1) * pixels // 2)
+    smooth = _random_picture(3, size)
+    if not is_detailed:
+        return smooth
+    return np.asarray(0.75 * smooth + 0.25 * _random_picture(24, size), np.uint8)
+
+
+def _random_picture(detail: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(5)
+    coarse = rng.integers(0, 256, (detail * ROWS, detail * COLUMNS, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
-def position_of(x: float, y: float) -> tuple[float, float]:
+def position_of(x: float, y: float, pixels: int = PIXELS) -> tuple[float, float]:
     """lat, lon of a pixel of the ground."""
-    metres = SIZE_M / PIXELS
+    metres = SIZE_M / pixels
     lat = ORIGIN_LAT - y * metres / METRES_PER_DEGREE
     lon = ORIGIN_LON + x * metres / METRES_PER_DEGREE / np.cos(np.radians(ORIGIN_LAT))
     return lat, lon
@@ -55,32 +64,45 @@ class TinyGallery:
     """ROWS x COLUMNS tiles of a ground; ids are 100 + row * COLUMNS + column."""
 
     def __init__(
-        self, folder: Path, *, query_size: tuple[int, int] = (PIXELS, PIXELS), **data: Any
+        self,
+        folder: Path,
+        *,
+        query_size: tuple[int, int] = (PIXELS, PIXELS),
+        pixels: int = PIXELS,
+        is_detailed: bool = False,
     ) -> None:
         self.uri = str(folder)
         self.version = 1
         self.has_calibration = False
-        self.info: dict[str, Any] = {"model": {"weights_sha256": "a" * 64}}
-        settings = {"query_size": query_size, "reference_size": (PIXELS, PIXELS), **data}
-        files.write_json(files.join(self.uri, "model", "model.json"), {"data": settings})
-        self._data = DataConfig(uri="-", **settings)
-        self.ground = make_ground()
+        self._data = DataConfig(uri="-", query_size=query_size, reference_size=(PIXELS, PIXELS))
+        self.config = SimpleNamespace(data=self._data)
+        self.ground = make_ground(pixels, is_detailed=is_detailed)
         self.num_encoded = 0
         self.batch_sizes: list[int] = []
-        half = PIXELS // 2
+        half = pixels // 2
         places = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
         self.images = [
-            self.ground[row * half : row * half + PIXELS, column * half : column * half + PIXELS]
+            self.ground[row * half : row * half + pixels, column * half : column * half + pixels]
             for row, column in places
         ]
-        centres = [position_of((c + 1) * half, (r + 1) * half) for r, c in places]
+        centres = [position_of((c + 1) * half, (r + 1) * half, pixels) for r, c in places]
         lat, lon = np.array(centres).T
         ids = 100 + np.arange(len(places))
-        self.tiles = SimpleNamespace(ids=ids, lat=lat, lon=lon, size_m=np.full(len(ids), SIZE_M))
+        size_m = np.full(len(ids), SIZE_M)
+        self.tiles = SimpleNamespace(ids=ids, lat=lat, lon=lon, size_m=size_m, rows=self.rows)
         self.num_tiles = len(ids)
         self._vectors = self.encode(self.images)
         self.dim = self._vectors.shape[1]
         self.num_encoded = 0
+
+    @property
+    def snapshot(self) -> Any:
+        """What a version holds: it has the tiles, and is its own index."""
+        header = SimpleNamespace(model={"weights_sha256": "a" * 64})
+        return SimpleNamespace(header=header, tiles=self.tiles, index=self)
+
+    def __len__(self) -> int:
+        return self.num_tiles
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return ids - 100

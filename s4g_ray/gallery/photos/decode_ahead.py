@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -18,7 +18,7 @@ BATCH_BYTES = 256_000_000  # of decoded pixels that a batch holds, but for the l
 
 def read_ahead(
     uris: Sequence[str], *, every_s: float, least: Size | None, num_threads: int, num_ahead: int
-) -> Iterator[Photo]:
+) -> Generator[Photo, None, None]:
     """Yield the photos of files, and the frames of videos, in order.
 
     num_ahead: photos that are decoded before they are asked for. Other values as decode_photo and

@@ -44,16 +44,16 @@ def _is_photo(name: str) -> bool:
 
 
 def _list_local(source: str) -> list[str]:
-    if os.path.isdir(source):
+    if Path(source).is_dir():
         found = _list_folder(source)
         if not found:
             raise InputError(f"{source} holds no image and no video; {_REMEDY}")
         return found
-    if os.path.exists(source):
+    if Path(source).exists():
         return [source]
     if glob.has_magic(source):
-        matches = sorted(glob.glob(source, recursive=True))
-        found = [path for path in matches if os.path.isfile(path)]
+        matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - absolute patterns, too
+        found = [path for path in matches if Path(path).is_file()]
         if not found:
             raise InputError(f"no file matches {source}; {_REMEDY}")
         return found
@@ -61,7 +61,7 @@ def _list_local(source: str) -> list[str]:
 
 
 def _list_folder(folder: str) -> list[str]:
-    found = []
+    found: list[str] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = (name for name in names if not name.startswith("."))

@@ -55,7 +55,10 @@ def _area_geometry(corners: Floats64) -> dict[str, Any]:
 
     RFC 7946, section 3.1.9: an area that crosses it is a MultiPolygon.
     """
-    corners = _around_pole(corners)
+    lon = np.degrees(np.unwrap(np.radians(np.append(corners[:, 0], corners[0, 0]))))
+    corners = np.stack([lon[:-1], corners[:, 1]], axis=1)
+    if abs(lon[-1] - lon[0]) > 180:
+        return {"type": "Polygon", "coordinates": [_ring_around_pole(corners)]}
     rings = []
     for shift in (-360.0, 0.0, 360.0):
         part = _clip(_clip(corners + np.array([shift, 0.0]), 180.0, -1), -180.0, 1)
@@ -67,16 +70,19 @@ def _area_geometry(corners: Floats64) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
 
 
-def _around_pole(corners: Floats64) -> Floats64:
-    """Return corners whose longitudes step the short way; a ring about a pole reaches up to it."""
-    lon = np.degrees(np.unwrap(np.radians(np.append(corners[:, 0], corners[0, 0]))))
-    turned = lon[-1] - lon[0]
-    ring = np.stack([lon[:-1], corners[:, 1]], axis=1)
-    if abs(turned) < 180:
-        return ring
-    pole = 90.0 if corners[:, 1].mean() > 0 else -90.0
-    last = np.array([[lon[-1], corners[0, 1]], [lon[-1], pole], [lon[0], pole]])
-    return np.concatenate([ring, last])
+def _ring_around_pole(corners: Floats64) -> list[list[float]]:
+    """Return the ring of an area that holds a pole: from one end of the map to the other."""
+    lon = (corners[:, 0] + 180) % 360 - 180
+    order = np.argsort(lon)
+    lon = lon[order]
+    lat = corners[order, 1]
+    border_lat = np.interp(180.0, [lon[-1], lon[0] + 360], [lat[-1], lat[0]])
+    pole = 90.0 if lat.mean() > 0 else -90.0
+    edge = [[-180.0, border_lat], *np.stack([lon, lat], axis=1).tolist(), [180.0, border_lat]]
+    if pole < 0:
+        edge.reverse()
+    ring = [*edge, [edge[-1][0], pole], [edge[0][0], pole], edge[0]]
+    return [[round(float(x), DIGITS), round(float(y), DIGITS)] for x, y in ring]
 
 
 def _clip(corners: Floats64, limit: float, side: int) -> Floats64:

@@ -40,7 +40,9 @@ class LocateOptions:
         if not 1 <= self.turns <= MOST_TURNS:
             raise InputError(f"turns={self.turns} is not within 1..{MOST_TURNS}")
         if (self.near is None) != (self.within_m is None):
-            raise InputError("a position to search near needs a distance, and a distance a position")
+            raise InputError(
+                "a position to search near needs a distance, and a distance a position"
+            )
         if self.within_m is not None and not (0 < self.within_m < math.inf):
             raise InputError(f"a distance of {self.within_m:g} m is not above 0")
         if self.near is not None and self.area is not None:

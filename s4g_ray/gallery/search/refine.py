@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from s4g_ray.gallery.calibration import Calibration
     from s4g_ray.gallery.gallery import Gallery
     from s4g_ray.gallery.photos.photo import Photo
+    from s4g_ray.gallery.refinement import Refined
 
 NUM_REFINED = 3  # best candidates that are compared with the photo
 _UNCALIBRATED = (
@@ -28,7 +29,7 @@ def refine_answer(
     The position with the most inliers counts, if it has as many as the calibration asks for.
     Without a calibration nothing is refined, and the note says so.
     """
-    from s4g_ray.gallery.refinement import Refined, refine_position
+    from s4g_ray.gallery.refinement import find_features, refine_position
 
     if not answer.is_located or photo.pixels is None:
         return answer
@@ -36,19 +37,21 @@ def refine_answer(
         notes = [note for note in (answer.note, _UNCALIBRATED) if note]
         return dataclasses.replace(answer, note="; ".join(notes))
     best: Refined | None = None
+    features = find_features(photo.pixels)
     for candidate in answer.candidates[:NUM_REFINED]:
         if not _has_ground(candidate):
             continue
         refined = refine_position(
-            photo.pixels,
+            features,
             gallery.read_tile(candidate.id),
             lat=candidate.lat,
             lon=candidate.lon,
             size_m=candidate.size_m,
             min_inliers=calibration.min_inliers,
+            tile_id=candidate.id,
         )
         if refined is not None and (best is None or refined.inliers > best.inliers):
-            best = dataclasses.replace(refined, tile_id=candidate.id)
+            best = refined
     if best is None:
         return answer
     return dataclasses.replace(answer, refined=best, heading_deg=best.heading_deg)

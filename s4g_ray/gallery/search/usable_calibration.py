@@ -23,13 +23,13 @@ _MISSING = "probabilities and radii are unknown: {reason}; run `s4g gallery cali
 def find_calibration(gallery: Gallery, turns: int) -> tuple[Calibration | None, str | None]:
     """Return the calibration of a gallery for a search with `turns`, and a note for the user.
 
-    None, with the reason, where there is none, or it was fitted on other weights or turns. One of an
-    earlier version of the gallery is used, and named.
+    None, with the reason, where there is none, or it was fitted on other weights or turns. One of
+    an earlier version of the gallery is used, and named.
     """
     found = _read(gallery)
     if found is None:
         return None, _MISSING.format(reason="the gallery is not calibrated")
-    weights = gallery.info.get("model", {}).get("weights_sha256")
+    weights = gallery.snapshot.header.model.get("weights_sha256")
     if weights and found.weights_sha256 and weights != found.weights_sha256:
         reason = (
             f"calibrated for weights {found.weights_sha256[:12]}, the gallery has {weights[:12]}"

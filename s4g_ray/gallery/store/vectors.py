@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from s4g_ray.arrays import Floats32, Floats64, Ints, spread_rows
+from s4g_ray.arrays import Floats32, Floats64, Ints, Rows32, spread_rows
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import (
     EmbeddingTable,
@@ -109,15 +108,14 @@ def needs_new_plan(index: VectorIndex, num_tiles: int) -> bool:
     return index.kind not in EXACT_KINDS and num_tiles > GROWTH * index.plan.num_vectors
 
 
-def read_vectors(gallery: str, segments: Sequence[int], ids: Ints, dim: int) -> Floats32:
+def read_vectors(gallery: str, segments: Ints | Rows32, ids: Ints, dim: int) -> Floats32:
     """Read the embeddings of ids[n] -> vectors[n, D]; segments: of the version of each id.
 
     Reads the row groups that hold them. Raises KeyError for an id that is not in its segment.
     """
-    numbers = np.asarray(segments)
     vectors = np.zeros((len(ids), dim), np.float32)
-    for number in np.unique(numbers).tolist():
-        rows = np.flatnonzero(numbers == number)
+    for number in np.unique(segments).tolist():
+        rows = np.flatnonzero(segments == number)
         folder = files.join(version_folder(gallery, number), EMBEDDINGS)
         order = rows[np.argsort(ids[rows])]
         wanted = ids[order]

@@ -14,7 +14,6 @@ from s4g_ray.errors import RunError
 from s4g_ray.gallery.store.header import IMAGES
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
-    MANIFEST,
     Part,
     Stamp,
     is_published,
@@ -75,7 +74,7 @@ def open_version(gallery: str, number: int) -> Version:
     manifest = open_published(folder, KIND)
     info = manifest.info
     if manifest.stamp is None or "segments" not in info or "images" not in info:
-        raise RunError(f"{folder}/{MANIFEST} lacks entries; build the gallery again")
+        raise RunError(f"{folder}: its manifest lacks entries; build the gallery again")
     return Version(
         gallery=gallery,
         number=number,

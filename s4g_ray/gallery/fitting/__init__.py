@@ -1,0 +1,9 @@
+"""Fit a gallery's calibration on held-out queries, and assess it on others. In the order of use:
+
+calibrate         calibrate(): gallery and data set into calibration.json and a report
+held_out          HeldOut: the candidates of queries whose true position is known
+query_search      read held-out queries and search the gallery for them, as `s4g locate` does
+calibration_fit   fit a Calibration by maximum likelihood
+assessment        Assessment: errors of probabilities, coverage of radii, what `none` saves
+inlier_choice     choose how many inliers a refined position needs
+"""

@@ -1,0 +1,178 @@
+"""Photos are read upright, with what their EXIF tags say; bad ones with their reason."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import IFDRational
+
+from s4g_ray.data.images import decode_pixels
+from s4g_ray.errors import BadImageError
+from s4g_ray.gallery.photos.exif import ExifPosition
+from s4g_ray.gallery.photos.photo import decode_photo, read_photo, shrink
+from tests.support.tiny_gallery import make_ground
+
+GPS = ExifTags.GPS
+
+
+def encode(form: str = "JPEG", *, size: tuple[int, int] = (96, 64), **options: Any) -> bytes:
+    picture = Image.fromarray(make_ground()).resize(size, Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, form, **options)
+    return data.getvalue()
+
+
+def exif_of(orientation: int = 1, gps: dict[int, Any] | None = None) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if gps is not None:
+        exif[ExifTags.IFD.GPSInfo] = gps
+    return exif
+
+
+ZURICH: dict[int, Any] = {
+    GPS.GPSLatitudeRef: "N",
+    GPS.GPSLatitude: (47.0, 22.0, 30.0),
+    GPS.GPSLongitudeRef: "W",
+    GPS.GPSLongitude: (8.0, 30.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_photos_are_upright_as_pillow_turns_them(form: str, orientation: int) -> None:
+    data = encode(form, exif=exif_of(orientation))
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    photo = decode_photo(data)
+    assert photo.pixels is not None
+    assert photo.pixels.shape == expected.shape
+    assert np.abs(photo.pixels.astype(int) - expected).max() <= 2  # of two JPEG decoders
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_large_photos_are_reduced_but_not_below_what_suffices(form: str, orientation: int) -> None:
+    data = encode(form, size=(960, 320), exif=exif_of(orientation))
+    whole = decode_photo(data).pixels
+    assert whole is not None
+    least = (70, 100) if orientation == 1 else (100, 70)
+    reduced = decode_photo(data, least=least).pixels
+    assert reduced is not None
+    assert reduced.shape == (whole.shape[0] // 4, whole.shape[1] // 4, 3)
+    means = whole.reshape(reduced.shape[0], 4, reduced.shape[1], 4, 3).mean(axis=(1, 3))
+    assert np.abs(reduced - means).mean() < 1
+    assert decode_photo(data, least=(500, 500)).pixels is not None
+    assert decode_photo(data, least=(500, 500)).pixels.shape == whole.shape  # type: ignore[union-attr]
+
+
+def test_other_modes_are_as_images_of_data_sets() -> None:
+    grey = io.BytesIO()
+    Image.fromarray(make_ground()).convert("L").save(grey, "JPEG")
+    for data in (grey.getvalue(), encode("GIF"), encode("BMP")):
+        pixels = decode_photo(data).pixels
+        assert pixels is not None
+        np.testing.assert_array_equal(pixels, decode_pixels(data).transpose(1, 2, 0))
+
+
+def test_the_position_and_the_heading_are_read() -> None:
+    gps = {**ZURICH, GPS.GPSImgDirection: 271.5, GPS.GPSImgDirectionRef: "M"}
+    for form in ("JPEG", "PNG", "WEBP"):
+        photo = decode_photo(encode(form, exif=exif_of(1, gps)))
+        assert photo.exif == ExifPosition(47.375, -8.5, 271.5, is_magnetic=True)
+
+
+@pytest.mark.parametrize(
+    "gps",
+    [
+        None,
+        {},
+        {GPS.GPSLatitude: (47.0, 0.0, 0.0)},
+        {**ZURICH, GPS.GPSLatitude: (95.0, 0.0, 0.0)},
+        {**ZURICH, GPS.GPSLatitude: (IFDRational(1, 0), 0.0, 0.0)},
+        {**ZURICH, GPS.GPSLatitude: (0.0, 0.0, 0.0), GPS.GPSLongitude: (0.0, 0.0, 0.0)},
+    ],
+)
+def test_a_missing_or_damaged_position_is_none(gps: dict[int, Any] | None) -> None:
+    assert decode_photo(encode(exif=exif_of(1, gps))).exif is None
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_leaves_the_picture() -> None:
+    data = encode(exif=exif_of(1, ZURICH))
+    start = data.index(b"Exif")
+    torn = data[: start + 14] + b"\xff" * 30 + data[start + 44 :]
+    photo = decode_photo(torn)
+    assert photo.exif is None
+    assert photo.pixels is not None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image file"),
+        (encode()[:700], "truncated"),
+        (b"\x00\x00\x00\x18ftypheic" + b"\x00" * 40, "."),
+    ],
+)
+def test_bad_files_are_refused_with_their_name(data: bytes, message: str) -> None:
+    with pytest.raises(BadImageError, match=message) as error:
+        decode_photo(data, "in/a.jpg")
+    assert str(error.value).startswith("in/a.jpg: ")
+
+
+def test_more_pixels_than_memory_are_refused_by_the_header() -> None:
+    bomb = bytearray(encode("BMP"))
+    bomb[18:26] = (30_000).to_bytes(4, "little") + (30_000).to_bytes(4, "little")
+    with pytest.raises(BadImageError, match="pixels"):
+        decode_photo(bytes(bomb))
+
+
+def test_reading_keeps_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"text")
+    bad = read_photo(str(tmp_path / "a.jpg"))
+    assert (bad.name, bad.error) == (
+        str(tmp_path / "a.jpg"),
+        "not an image file of a known format",
+    )
+    missing = read_photo(str(tmp_path / "b.jpg"))
+    assert missing.error is not None
+    assert "FileNotFoundError" in missing.error
+
+
+def test_heic_photos_are_read(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    picture = Image.fromarray(make_ground()).resize((96, 64))
+    # the orientation in its EXIF tags means nothing: HEIF has one of its own
+    picture.save(tmp_path / "a.heic", exif=exif_of(6, ZURICH), quality=95)
+    photo = read_photo(str(tmp_path / "a.heic"))
+    assert photo.error is None
+    assert photo.pixels is not None
+    assert photo.pixels.shape == (64, 96, 3)
+    assert np.abs(photo.pixels.astype(int) - np.asarray(picture)).mean() < 15
+    assert photo.exif is not None
+    assert photo.exif.lat == pytest.approx(47.375)
+
+
+def test_heic_without_its_library_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + b"\x00" * 40)
+    error = read_photo(str(tmp_path / "a.heic")).error
+    assert error is not None
+    assert "pip install 's4g-ray[heic]'" in error
+
+
+def test_shrinking_leaves_small_pictures() -> None:
+    ground = make_ground()
+    assert shrink(ground, None) is ground
+    assert shrink(ground, (ground.shape[0], 1)) is ground
