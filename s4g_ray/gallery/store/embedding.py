@@ -31,7 +31,7 @@ from s4g_ray.gallery.store.header import MODEL, GalleryHeader
 from s4g_ray.gallery.store.versions import EMBEDDINGS
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
-from s4g_ray.storage.manifest import Stamp, is_published
+from s4g_ray.storage.manifest import Stamp, is_published, open_published
 from s4g_ray.storage.part_commits import WORK
 
 # images that are embedded in this process: starting Ray and its actors takes 10 s of processor time
@@ -155,16 +155,21 @@ def embed_tiles(
     _write_dataset(dataset_uri, gallery, table)
     dataset = open_dataset(dataset_uri)
     config = config.model_copy(update={"data": config.data.model_copy(update={"uri": dataset_uri})})
+    target = files.join(folder, EMBEDDINGS)
+    stamp = model.stamp(dataset.fingerprint, dtype)
+    finished = _find_finished(target, stamp)
+    if finished is not None:
+        return finished
     job = partial(
         embed,
         config=config,
         dataset=dataset,
         checkpoint=model.checkpoint,
-        target=files.join(folder, EMBEDDINGS),
+        target=target,
         splits=[SPLIT],
         views=["references"],
         numerics=model.numerics,
-        stamp=model.stamp(dataset.fingerprint, dtype),
+        stamp=stamp,
     )
     title = "embedding tiles"
     lacks_gpu = bool(config.placed_embedding.gpus_per_actor) and not torch.cuda.is_available()
@@ -176,6 +181,24 @@ def embed_tiles(
         pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)
         with pool, reporter.stage(title) as update:
             return job(pool, on_progress=update)
+
+
+def _find_finished(target: str, stamp: Stamp) -> EmbeddingReport | None:
+    """Return the report of a table that an interrupted update has published already."""
+    if not is_published(target):
+        return None
+    manifest = open_published(target, "embeddings")
+    if manifest.stamp != stamp:
+        return None
+    num_images = sum(part.rows for part in manifest.parts)
+    return EmbeddingReport(
+        images=num_images,
+        seconds=0.0,
+        warm_images_per_s=0.0,
+        bad_images=tuple(manifest.info["bad_images"]),
+        reused_parts=len(manifest.parts),
+        reused_images=num_images,
+    )
 
 
 def _check_room(config: RunConfig, nodes: Sequence[Node]) -> None:
