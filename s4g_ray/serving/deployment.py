@@ -97,7 +97,7 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
             downscale_delay_s=DOWNSCALE_S,
         )
         options = {"autoscaling_config": autoscaling}
-    deployment = serve.deployment(LocatorReplica).options(
+    make: Any = serve.deployment(
         name=LOCATOR,
         # the application's queue is the only one
         max_ongoing_requests=config.max_queue + BESIDE,
@@ -110,7 +110,8 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
         graceful_shutdown_wait_loop_s=0.5,
         **options,
     )
-    return deployment.bind(config, opener)
+    bound: serve.Application = make(LocatorReplica).bind(config, opener)
+    return bound
 
 
 class HandleBackend:

@@ -170,7 +170,8 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
         self.loop.call_later(HEADERS_S, self._close_without_request)
 
     def _close_without_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        cycle: object | None = self.cycle
+        if cycle is None:
             self.transport.close()
 
 
@@ -193,7 +194,7 @@ def listen(app: App, listening: socket.socket, on_start: Callable[[], None]) -> 
     # it warns of each damaged form
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=HeadTimeoutProtocol,
         ws="none",
         lifespan="on",
