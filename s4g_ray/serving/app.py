@@ -104,7 +104,7 @@ def build_app(
     )
     _add_errors(app, metrics)
     _add_locate(app, backend, config, admission, metrics)
-    _add_gallery(app, backend, state, metrics)
+    _add_gallery(app, backend, state)
     _add_page(app, page)
 
     @app.get("/metrics", response_class=Response)
@@ -139,7 +139,7 @@ def _add_locate(
             asked = LocateRequest(tuple(photos), options, time.time() + config.max_answer_s)
             try:
                 found = await asyncio.wait_for(backend.locate(asked), config.max_answer_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise Refusal(
                     503,
                     "too_late",
@@ -173,9 +173,7 @@ def _geojson_of(body: Json) -> Response:
     return Response(json.dumps(value, allow_nan=False), media_type="application/geo+json")
 
 
-def _add_gallery(
-    app: FastAPI, backend: Backend, state: GalleryState, metrics: ServiceMetrics
-) -> None:
+def _add_gallery(app: FastAPI, backend: Backend, state: GalleryState) -> None:
     @app.get("/gallery")
     async def describe_gallery() -> Json:
         """Describe the gallery that answers."""

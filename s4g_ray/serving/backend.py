@@ -49,7 +49,7 @@ class Backend(Protocol):
         """Read the image of a tile."""
 
     async def list_tiles(self, bounds: tuple[float, float, float, float], limit: int) -> Json:
-        """List tiles within west, south, east, north: {"tiles": [{"id", "lat", "lon", "size_m"}]}."""
+        """List tiles within west, south, east, north, as GET /gallery/tiles gives them."""
 
     async def describe(self) -> Json:
         """Return the facts of GET /gallery."""

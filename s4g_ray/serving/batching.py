@@ -27,7 +27,7 @@ class Batcher(Generic[Item, Result]):
         work: Callable[[Sequence[Item]], Sequence[Result]],
         *,
         max_size: int,
-        size_of: Callable[[Item], int] = lambda item: 1,
+        size_of: Callable[[Item], int] = lambda _item: 1,
     ) -> None:
         self._work = work
         self._max_size = max_size

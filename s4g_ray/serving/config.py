@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ServeConfig(Section):
-    """The service of one gallery: replicas, limits and port. Immutable; unknown keys are refused."""
+    """The service of one gallery: replicas, limits and port."""
 
     gallery: str  # a folder or s3://...
     host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set token_env

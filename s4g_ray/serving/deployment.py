@@ -97,7 +97,7 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
             downscale_delay_s=DOWNSCALE_S,
         )
         options = {"autoscaling_config": autoscaling}
-    deployment = serve.deployment(LocatorReplica).options(
+    make: Any = serve.deployment(
         name=LOCATOR,
         # the application's queue is the only one
         max_ongoing_requests=config.max_queue + BESIDE,
@@ -110,7 +110,8 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
         graceful_shutdown_wait_loop_s=0.5,
         **options,
     )
-    return deployment.bind(config, opener)
+    bound: serve.Application = make(LocatorReplica).bind(config, opener)
+    return bound
 
 
 class HandleBackend:
@@ -158,7 +159,7 @@ class HandleBackend:
 
 
 class RayMirror:
-    """The service's metrics as Ray's, which Prometheus reads from each node (`ray_` before names)."""
+    """The service's metrics as Ray's, with `ray_` before names, for Prometheus."""
 
     def __init__(self) -> None:
         self._counters = {name: Counter(name, text, labels) for name, text, labels in COUNTERS}
@@ -170,7 +171,7 @@ class RayMirror:
         """Add to a counter."""
         self._counters[name].inc(value, dict(tags))
 
-    def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+    def observe(self, _name: str, value: float, tags: Mapping[str, str]) -> None:
         """Add a value to the histogram."""
         self._seconds.observe(max(value, 1e-9), dict(tags))
 

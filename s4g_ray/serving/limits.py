@@ -78,7 +78,7 @@ class UploadGuard:
         *,
         token: str | None = None,
         admission: Admission | None = None,
-        on_refusal: Callable[[str, Refusal], None] = lambda path, refusal: None,
+        on_refusal: Callable[[str, Refusal], None] = lambda _path, _refusal: None,
     ) -> None:
         self._app = app
         self._token = token.encode() if token else None
@@ -138,7 +138,7 @@ class UploadGuard:
                 deadline = min(deadline, time.monotonic() + DRAIN_S)
             try:
                 message = await asyncio.wait_for(receive(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise refusal or self._too_slow(num_received) from None
             if message["type"] != "http.request":
                 raise ConnectionError

@@ -31,7 +31,7 @@ class Mirror(Protocol):
     def add(self, name: str, value: float, tags: Mapping[str, str]) -> None:
         """Add to a counter."""
 
-    def observe(self, name: str, value: float, tags: Mapping[str, str]) -> None:
+    def observe(self, _name: str, value: float, tags: Mapping[str, str]) -> None:
         """Add a value to a histogram."""
 
     def set(self, name: str, value: float, tags: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 (an answer, not a failure)
     """A request that the service refuses. Picklable.
 
     status: of HTTP. code: a word for programs. message: for people, with value, limit and remedy.

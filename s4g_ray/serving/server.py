@@ -87,8 +87,8 @@ def check_room(config: ServeConfig, nodes: list[Node]) -> None:
         room = sum(int(getattr(node, kind) / each) for node in nodes) if each else least
         if room < least:
             raise InputError(
-                f"replicas={least} with {kind}_per_replica={each:g}: the nodes have room for {room};"
-                f" lower replicas or {kind}_per_replica"
+                f"replicas={least} with {kind}_per_replica={each:g}: the nodes have room for"
+                f" {room}; lower replicas or {kind}_per_replica"
             )
 
 
@@ -98,7 +98,7 @@ def run_service(
     cluster: RayConfig | None = None,
     storage: StorageConfig | None = None,
     opener: Opener = open_for_service,
-    on_start: Callable[[str], None] = lambda address: None,
+    on_start: Callable[[str], None] = lambda _address: None,
 ) -> None:
     """Serve a gallery until SIGINT or SIGTERM; requests in progress are answered first.
 
@@ -170,7 +170,8 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
         self.loop.call_later(HEADERS_S, self._close_without_request)
 
     def _close_without_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        cycle: object | None = self.cycle
+        if cycle is None:
             self.transport.close()
 
 
@@ -190,8 +191,10 @@ class _Server(uvicorn.Server):
 def listen(app: App, listening: socket.socket, on_start: Callable[[], None]) -> None:
     """Answer requests on a socket until SIGINT or SIGTERM."""
     _raise_file_limit()
+    # it warns of each damaged form
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=HeadTimeoutProtocol,
         ws="none",
         lifespan="on",

@@ -50,7 +50,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         backend = HandleBackend(handle, config.retries, metrics.count_retry)
         with served(build_app(backend, config, metrics=metrics)) as client:
             yield client, metrics, folder
-    serve.shutdown()
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.cluster

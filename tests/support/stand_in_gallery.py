@@ -71,7 +71,7 @@ class StandInGallery:
         return [self._answer(image, options["top"]) for image in images]
 
     def _answer(self, photo: Any, top: int) -> Answer:
-        best = int(round(float(photo.pixels.mean())))
+        best = round(float(photo.pixels.mean()))
         ids = [(best + step) % NUM_TILES for step in range(top)]
         candidates = tuple(
             Candidate(
