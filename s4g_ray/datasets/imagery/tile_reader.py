@@ -23,6 +23,8 @@ from s4g_ray.datasets.imagery.world_grid import GridCells
 from s4g_ray.errors import InputError
 
 MAX_WINDOW_BYTES = 256 << 20  # of source pixels and their bytes, as read at once
+# of tiles that are cut together: memory of this size is used again, larger pieces are new each time
+MAX_TILE_BYTES = 16 << 20
 MAX_WASTE = 4.0  # pixels of a window for each pixel of its tiles
 MIN_WINDOW = 1 << 20  # pixels: smaller windows are not divided to save waste
 MAX_ERROR = 0.1  # pixels of the tile
@@ -75,12 +77,21 @@ def read_tiles(
     """Yield a tile of pixels * pixels, or the reason why there is none, for each cell, in order.
 
     Pixels without data in the first source are taken from the next one that has them. Give cells
-    that lie together (world_grid.split_blocks): their tiles are in memory at once. Source pixels
-    are read in windows of at most MAX_WINDOW_BYTES. stretch: as choose_stretch returns it. Raises
+    that lie together (world_grid.split_blocks): tiles of up to MAX_TILE_BYTES are cut from one
+    window, which has at most MAX_WINDOW_BYTES. stretch: as choose_stretch returns it. Raises
     InputError for a source that is damaged, and for a stretch that does not fit it.
     """
     if pixels < 1:
         raise InputError(f"pixels={pixels} must be 1 or more")
+    together = max(1, MAX_TILE_BYTES // (pixels * pixels * 4))
+    for start in range(0, len(cells), together):
+        chosen = cells.take(slice(start, start + together))
+        yield from _read_together(imagery, chosen, pixels, stretch)
+
+
+def _read_together(
+    imagery: Imagery, cells: GridCells, pixels: int, stretch: Stretch
+) -> Iterator[Tile | Dropped]:
     tiles = np.zeros((len(cells), pixels, pixels, 3), np.uint8)
     filled = np.zeros((len(cells), pixels, pixels), np.uint8)
     counts = np.zeros(len(cells), np.int64)
