@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("guide")
     shutil.copytree(ROOT / "configs", made / "configs")
     shutil.copy(made / "configs/earth.yaml", made / "configs/mine.yaml")
-    write_lake_photos(made / "photos", 400)
+    write_lake_photos(made / "photos", 1500)
     write_lake_photos(made / "new", 2, seed=9)
     make_weights(made / "models/lake", made)
     return made
