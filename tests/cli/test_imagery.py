@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.data.dataset import open_dataset

@@ -13,7 +13,13 @@ from s4g_ray.datasets.imagery.imagery import Imagery, choose_stretch, find_cells
 from s4g_ray.datasets.imagery.sources import open_imagery
 from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Dropped, Tile, read_tiles
-from s4g_ray.datasets.imagery.world_grid import Bounds, GridCells, WorldGrid, split_blocks
+from s4g_ray.datasets.imagery.world_grid import (
+    Bounds,
+    GridCells,
+    WorldGrid,
+    check_grids,
+    split_blocks,
+)
 from s4g_ray.datasets.source import Report, ignore_report
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
@@ -82,6 +88,7 @@ def convert(
     if not sizes or len(set(sizes)) < len(sizes):
         raise InputError(f"size_m={sizes} must be one or several different sizes")
     grids = {size: WorldGrid(size, overlap) for size in sizes}
+    check_grids(list(grids.values()))
     imagery = open_imagery(source, bands=bands)
     parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
     chosen = choose_stretch(imagery, stretch)

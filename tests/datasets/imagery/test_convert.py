@@ -126,7 +126,7 @@ def test_what_cannot_be_cut_is_refused_and_leaves_no_target(tmp_path: Path) -> N
         ({"size_m": 60, "pixels": 0}, "pixels=0"),
     ):
         with pytest.raises(InputError, match=message):
-            convert(source, str(target), **options)  # type: ignore[arg-type]
+            convert(source, str(target), **options)
         assert not target.exists()
     with pytest.raises(InputError):
         convert(str(tmp_path / "nothing.tif"), str(target), size_m=60)

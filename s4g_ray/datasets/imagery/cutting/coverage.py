@@ -21,6 +21,7 @@ from s4g_ray.datasets.imagery.world_grid import FLATTENING, SEMI_MAJOR_M
 
 ECCENTRICITY_2 = FLATTENING * (2 - FLATTENING)
 TOUCH = 1e-6  # share of a tile's width: neighbors nearer than this touch
+TURN = np.array([360.0, 0.0])  # degrees of longitude, latitude
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
@@ -152,7 +153,7 @@ def _beside_each_other(geometries: Sequence[Any]) -> list[Any]:
 def _shift_west(geometry: Any) -> Any:
     parts = shapely.get_parts(geometry)
     moved = [
-        shapely.transform(part, lambda points: np.add(points, (360.0, 0.0)))
+        shapely.transform(part, lambda points: points + TURN)
         if shapely.bounds(part)[2] <= 0
         else part
         for part in parts

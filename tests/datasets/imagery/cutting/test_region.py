@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 from PIL import Image
 
 from s4g_ray.data.dataset import GeoDataset, open_dataset
@@ -111,6 +112,10 @@ def test_shards_are_tar_files_with_a_key_for_each_image(tmp_path: Path) -> None:
             names += tar.getnames()
     ids = dataset.references.to_table(columns=["id"])["id"].to_pylist()
     assert Counter(names) == Counter(f"references/{id_:09d}.jpg" for id_ in ids)
+    urls = [f"file:{path}" for path in sorted((tmp_path / "r/shards").glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert {sample["__key__"] for sample in samples} == {f"references/{id_:09d}" for id_ in ids}
+    assert all(sample["jpg"][:2] == b"\xff\xd8" for sample in samples)
 
 
 def test_a_killed_cut_resumes_and_writes_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
