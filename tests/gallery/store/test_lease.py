@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def reporter(lines: io.StringIO) -> Reporter:
 
 def write_lease(folder: Path, **changed: object) -> None:
     value = {
-        "host": leases.socket.gethostname(),
+        "host": socket.gethostname(),
         "pid": os.getpid(),
         "token": "other",
         "heartbeat": time.time(),
