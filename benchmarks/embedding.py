@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import simplejpeg
 import torch
 
 from benchmarks.support.packed_tiles import write_tiles
@@ -33,15 +34,15 @@ from s4g_ray.config.loading import parse_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import View
-from s4g_ray.data.images import load_pixels
+from s4g_ray.data.images import READ_AT_ONCE, list_image_files
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_checkpoint
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.errors import BadImageError
 from s4g_ray.storage import files
+from s4g_ray.storage.byte_ranges import read_ranges
 from s4g_ray.storage.manifest import Stamp
 
 JOB, BARE, RAY_DATA = "the job", "bare", "Ray Data"
@@ -124,15 +125,16 @@ class BareProcess:
         self._images = torch.randint(0, 256, shape, dtype=torch.uint8)
 
     def decode(self, dataset: GeoDataset, first: int, stop: int) -> int:
-        """Decode the images of a range of rows."""
+        """Read and decode the images of a range of rows, each into the same memory."""
         table = dataset.table("references", ["train"])
         height, width = self._config.data.reference_size
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
-        rows = range(first, stop)
-        for image in load_pixels(table, rows, "references", self._config.data, seed=0):
-            assert not isinstance(image, BadImageError)
-            pixels[:] = np.moveaxis(image, 0, -1)
-        return len(rows)
+        for start in range(first, stop, READ_AT_ONCE):
+            found = list_image_files(table, range(start, min(start + READ_AT_ONCE, stop)))
+            for contents in read_ranges([(file.uri, file.offset, file.length) for file in found]):
+                assert isinstance(contents, bytes)
+                simplejpeg.decode_jpeg(contents, buffer=pixels)
+        return stop - first
 
     def encode(self, count: int) -> int:
         """Encode at least `count` images."""
@@ -269,8 +271,8 @@ def main() -> None:
         title="The embedding job against bare work and Ray Data",
         text=(
             "the references of packed tiles, by 2 actors of 2 decoding threads. Bare: a process"
-            " for each actor that only decodes (first workload) or only encodes (second). Ray"
-            " Data: rows of Parquet, decoding tasks, encoder actors and written Parquet, without"
+            " for each actor that only reads and decodes, into one buffer (first workload), or only"
+            " encodes (second). Ray Data: rows of Parquet, decoding tasks, encoder actors and written Parquet, without"
             " commits and without an order. All forms take turns; medians. CPU is the processor"
             " time of all processes an image, share that of the bare form in it; driver is the"
             " processor time of the driver an image. fixed: seconds of a job of one image, actors"

@@ -1,6 +1,7 @@
 """Measure batch plans against the published form on lists, and at sizes that lists cannot reach.
 
     python -m benchmarks.planning [--compare 10000 100000 300000] [--scale 1000000 10000000]
+                                  [--cells 1000000]
 
 Each row is measured in processes of its own.
 """
@@ -21,7 +22,9 @@ from benchmarks.support.record import Cell, Meter, apart, record
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
+from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
+from s4g_ray.sampling.cells import plan_cells
 from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.geographic_neighbors import geographic_graph
 from s4g_ray.sampling.sampler import plan_batches
@@ -127,6 +130,22 @@ def measure_scale(count: int, radius_m: float) -> dict[str, float]:
         "save_gb": saved.extra_gb,
         "graph_gb": graph.rows.nbytes / 1e9,
     }
+
+
+def measure_cells(count: int, max_pairs: int) -> BatchPlan:
+    """Plan the lattice in cells of at most max_pairs, with RADIUS_M excluded."""
+    places, graph = make_lattice(count)
+    ids: NDArray[np.int64] = places.ids[:count]
+    return plan_cells(
+        PairTable(ids, ids, ids),
+        graph,
+        places,
+        **SIZES,
+        seed=0,
+        epoch=1,
+        exclusions=exclude(places, RADIUS_M),
+        max_pairs_per_cell=max_pairs,
+    )
 
 
 def plan_small(radius_m: float) -> None:
@@ -249,16 +268,51 @@ def record_scale(counts: list[int]) -> None:
     )
 
 
+def record_cells(count: int) -> None:
+    """Record what division into cells costs in hardness: the same pairs in ever smaller cells."""
+    rows: list[list[Cell]] = []
+    whole = 0.0
+    for divisor in (1, 4, 16, 64):
+        stats = apart(measure_cells, count, count // divisor).stats
+        whole = whole or stats.hardness
+        rows.append(
+            [
+                count // divisor,
+                stats.num_cells,
+                f"{stats.hardness:.3f}",
+                f"{stats.hardness / whole:.2%}",
+                f"{stats.num_left_out / count:.4%}",
+            ]
+        )
+    record(
+        "planning_cells",
+        title="Batch plans in cells",
+        order=32,
+        text=(
+            f"{count:,} pairs of the lattice of the table above, each epoch in cells of at most so"
+            f" many pairs, exclude_radius_m={RADIUS_M:.0f}. Neighbors on the other side of a cut"
+            " never meet: what a plan loses follows the length of the cuts."
+        ),
+        command="python -m benchmarks.planning",
+        config={**SIZES, "neighbors": 128},
+        columns=["max_pairs_per_cell", "cells", "hardness", "of one pass", "left out"],
+        rows=rows,
+    )
+
+
 def main() -> None:
     """Measure and record the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--compare", type=int, nargs="*", default=[10_000, 100_000, 300_000])
     parser.add_argument("--scale", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--cells", type=int, default=1_000_000)
     options = parser.parse_args()
     if options.compare:
         record_comparison(options.compare)
     if options.scale:
         record_scale(options.scale)
+    if options.cells:
+        record_cells(options.cells)
 
 
 if __name__ == "__main__":

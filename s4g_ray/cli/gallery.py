@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from s4g_ray.cli.calibrate import calibrate
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.errors import InputError
 
@@ -163,6 +164,9 @@ def info(gallery: GalleryUri, as_json: AsJson = False) -> None:
     if not as_json:
         make_reporter(as_json).console.print(info_table(found))
     print_json(as_json, dict(found))
+
+
+gallery_app.command()(calibrate)
 
 
 def _read_ids(path: str) -> Any:

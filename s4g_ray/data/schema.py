@@ -1,7 +1,8 @@
 """Define columns, views, splits and protocols of the canonical data set.
 
 A data set is a folder of dataset.json, references/part-*.parquet and queries/part-*.parquet.
-Opening it casts nothing: each of these columns must be there, with exactly this type.
+Opening it casts nothing: each of these columns must be there, with exactly this type. Only those of
+OPTIONAL may be missing: they are then read as null.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from s4g_ray.data.image_table import View
 from s4g_ray.storage import files
 
 ProtocolName = Literal["strict", "paper"]
@@ -40,6 +42,18 @@ SCHEMAS = {
         ]
     ),
 }
+OPTIONAL = {
+    "references": pa.schema([pa.field("size_m", pa.float32())]),  # side of the ground of a tile
+    "queries": pa.schema([]),
+}
+
+
+def with_optional(schema: pa.Schema, view: View) -> pa.Schema:
+    """Return the schema of a part with the optional columns that it lacks."""
+    for field in OPTIONAL[view]:
+        if field.name not in schema.names:
+            schema = schema.append(field)
+    return schema
 
 
 def gallery_splits(split: str) -> list[str]:

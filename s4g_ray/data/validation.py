@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import LOOKUP_ROWS, Ints, is_among
 from s4g_ray.data.image_table import View
-from s4g_ray.data.schema import SCHEMAS, SPLITS, list_part_names
+from s4g_ray.data.schema import OPTIONAL, SCHEMAS, SPLITS, list_part_names, with_optional
 from s4g_ray.data.tables.view_columns import SPLIT_CODES, SemiPositives, ViewColumns
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
@@ -119,8 +119,10 @@ class ViewCheck:
             ):
                 schema = parquet.schema_arrow
                 _check_schema(file, schema, SCHEMAS[self.view])
-                self.schema = self.schema or schema
+                _check_optional(file, schema, OPTIONAL[self.view])
+                self.schema = self.schema or with_optional(schema, self.view)
                 names = list(_CHECKED[self.view])
+                names += [name for name in OPTIONAL[self.view].names if name in schema.names]
                 if not _may_hold_nulls(parquet.metadata, "uri"):
                     names.remove("uri")
                 for batch in parquet.iter_batches(BATCH_ROWS, columns=names):
@@ -153,6 +155,11 @@ class ViewCheck:
         yield from _check_coordinates(batch)
         if self.view == "queries":
             yield from _check_query_columns(batch)
+        elif "size_m" in batch.schema.names:
+            size = batch["size_m"]
+            is_good = pc.and_(pc.is_finite(size), pc.greater(size, 0))
+            reason = "size_m is not above 0; give metres, or null where unknown"
+            yield reason, "size_m", pc.invert(is_good)
         offset = batch["offset"]
         length = batch["length"]
         yield (
@@ -338,4 +345,11 @@ def _check_schema(file: str, found: pa.Schema, wanted: pa.Schema) -> None:
     for field in wanted:
         kind = found.field(field.name).type
         if kind != field.type:
+            raise InputError(f"{file}: column {field.name!r} is {kind}, but must be {field.type}")
+
+
+def _check_optional(file: str, found: pa.Schema, optional: pa.Schema) -> None:
+    for field in optional:
+        if field.name in found.names and found.field(field.name).type != field.type:
+            kind = found.field(field.name).type
             raise InputError(f"{file}: column {field.name!r} is {kind}, but must be {field.type}")

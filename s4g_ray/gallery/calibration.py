@@ -220,9 +220,9 @@ class Calibration:
         """Return the calibration of a JSON object: lists become tuples."""
         fields = {k: v for k, v in value.items() if k not in ("format", "version")}
         none: dict[str, Any] = fields["none"]
-        fields["none"] = NoneModel(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in none.items()}
-        )
+        for name in ("weights", "center", "scale"):
+            none[name] = tuple(float(x) for x in none[name])
+        fields["none"] = NoneModel(**none)
         fields["region"] = tuple((float(lat), float(lon)) for lat, lon in fields["region"])
         for name in ("offsets", "levels", "typical_query"):
             fields[name] = tuple(float(x) for x in fields[name])

@@ -77,7 +77,7 @@ def find_features(picture: Picture) -> LocalFeatures:
     points = np.array([key.pt for key in keys], np.float32)
     centre = (np.array(size, np.float32) - 1) / 2
     scale = np.array([width / size[0], height / size[1]], np.float32)
-    around: Floats32 = (points - centre) * scale
+    around = (points - centre) * scale
     return LocalFeatures(around.astype(np.float32), descriptors.astype(np.float32), width, height)
 
 

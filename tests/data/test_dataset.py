@@ -265,3 +265,26 @@ def test_folders_that_resemble_chained_urls_and_file_uris_are_plain_folders(tmp_
     for uri in (str(tmp_path / "a::b"), f"file://{tmp_path}/c"):
         assert write_dataset(uri, *tables(2), name="n").uri == uri.removeprefix("file://")
         assert open_dataset(uri).references.count_rows() == 2
+
+
+def test_sizes_of_tiles_are_written_where_they_are_given_and_read_as_null_elsewhere(
+    tmp_path: Path,
+) -> None:
+    references, queries = tables()
+    plain = write_dataset(str(tmp_path / "plain"), references, queries, name="small")
+    sized = references.append_column("size_m", pa.array([60, 120, None, 60]))
+    given = write_dataset(str(tmp_path / "sized"), [sized, references.slice(0, 0)], queries, name="s")
+    for dataset, sizes in ((plain, [None] * 4), (given, [60.0, 120.0, None, 60.0])):
+        opened = open_dataset(dataset.uri)
+        for one in (dataset, opened):
+            assert one.references.to_table(columns=["size_m"])["size_m"].to_pylist() == sizes
+    part = pq.read_schema(tmp_path / "plain/references/part-00000.parquet")
+    assert "size_m" not in part.names
+    with pytest.raises(InputError, match=r"row 1 \(size_m=0\.0\): size_m is not above 0"):
+        wrong = references.append_column("size_m", pa.array([1.0, 0.0, 1.0, 1.0]))
+        write_dataset(str(tmp_path / "wrong"), wrong, queries, name="w")
+    path = tmp_path / "sized/references/part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(with_column(table, "size_m", [1.0] * 4, pa.float64()), path)
+    with pytest.raises(InputError, match="column 'size_m' is double, but must be float"):
+        open_dataset(given.uri)

@@ -75,14 +75,14 @@ class Scene:
         north = -right * np.sin(turn) - down * np.cos(turn)
         lats, lons = move(lat, lon, east, north)
         columns, rows = self.columns_and_rows(lats, lons)
-        found: Picture = cv2.remap(
+        found = cv2.remap(
             self.pixels,
             columns.astype(np.float32),
             rows.astype(np.float32),
             cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
         )
-        return found
+        return np.asarray(found, np.uint8)
 
 
 def move(lat: float, lon: float, east_m: Any, north_m: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from s4g_ray.data import schema
 from s4g_ray.data.image_table import View
-from s4g_ray.data.schema import SCHEMAS, list_part_names
+from s4g_ray.data.schema import OPTIONAL, SCHEMAS, list_part_names, with_optional
 from s4g_ray.data.validation import BATCH_ROWS, ViewCheck
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
@@ -52,7 +52,8 @@ class PartWriter:
     def _write_part(self) -> None:
         """Check and write the first ROWS_PER_PART of the rows that wait."""
         empty = SCHEMAS[self._view].empty_table()
-        waiting = pa.concat_tables(self._waiting) if self._waiting else conform(empty, self._view)
+        tables = self._waiting or [conform(empty, self._view)]
+        waiting = pa.concat_tables(tables, promote_options="default")
         # whole chunks: the bytes do not depend on the tables in which the rows came
         table = waiting.slice(0, schema.ROWS_PER_PART).combine_chunks()
         self._waiting = [waiting.slice(schema.ROWS_PER_PART)]
@@ -74,7 +75,8 @@ class PartWriter:
         """Return the written parts as an Arrow data set."""
         filesystem, folder = files.filesystem_of(self._folder)
         paths = [f"{folder}/{name}" for name in self._names]
-        return pads.dataset(paths, filesystem=filesystem, format="parquet")
+        parts = pads.dataset(paths, filesystem=filesystem, format="parquet")
+        return parts.replace_schema(with_optional(parts.schema, self._view))
 
     def remove(self) -> None:
         """Remove the parts that were written."""
@@ -83,9 +85,16 @@ class PartWriter:
 
 
 def conform(table: pa.Table, view: View) -> pa.Table:
-    """Cast a table to the schema of its view, nulls for missing columns. Raises InputError."""
+    """Cast a table to the schema of its view, nulls for missing columns. Raises InputError.
+
+    An optional column is written where the table has it.
+    """
     columns = []
-    for field in SCHEMAS[view]:
+    wanted = SCHEMAS[view]
+    for field in OPTIONAL[view]:
+        if field.name in table.column_names:
+            wanted = wanted.append(field)
+    for field in wanted:
         if field.name in table.column_names:
             try:
                 columns.append(table[field.name].cast(field.type))
@@ -97,4 +106,4 @@ def conform(table: pa.Table, view: View) -> pa.Table:
             columns.append(pa.nulls(len(table), field.type))
         else:
             raise InputError(f"{view}: column {field.name!r} ({field.type}) is missing")
-    return pa.table(columns, names=SCHEMAS[view].names)
+    return pa.table(columns, names=wanted.names)

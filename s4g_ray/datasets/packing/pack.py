@@ -24,7 +24,7 @@ import torch
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.data.images import READ_AT_ONCE
-from s4g_ray.data.schema import SCHEMAS
+from s4g_ray.data.schema import OPTIONAL, SCHEMAS
 from s4g_ray.datasets.packing.layout import (
     PackOptions,
     Plan,
@@ -230,7 +230,9 @@ def _check_empty(target: str) -> None:
 
 def _read_table(dataset: GeoDataset, view: View) -> pa.Table:
     source = dataset.queries if view == "queries" else dataset.references
-    return source.to_table(columns=SCHEMAS[view].names)
+    table = source.to_table(columns=[*SCHEMAS[view].names, *OPTIONAL[view].names])
+    unknown = [name for name in OPTIONAL[view].names if table[name].null_count == len(table)]
+    return table.drop(unknown)
 
 
 def _write_shards(job: PackJob, shards: Sequence[Shard], num_threads: int) -> list[WrittenShard]:

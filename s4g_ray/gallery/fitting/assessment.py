@@ -85,13 +85,13 @@ def expected_calibration_error(
 
     confidence[M] in 0..1, is_right[M], weights[M] -> mean gap between confidence and accuracy.
     """
-    order = np.argsort(confidence, kind="stable")
-    weight = np.ones(len(order)) if weights is None else weights[order]
-    ends = np.cumsum(weight) / weight.sum()
-    bins = np.minimum((ends * NUM_BINS * (1 - 1e-12)).astype(int), NUM_BINS - 1)
-    gaps = weight * (confidence[order] - is_right[order])
-    sums = np.bincount(bins, gaps, minlength=NUM_BINS)
-    return float(np.abs(sums).sum() / weight.sum())
+    number = np.unique(confidence, return_inverse=True)[1]
+    weight = np.ones(len(confidence)) if weights is None else weights
+    ends = np.cumsum(np.bincount(number, weight)) / weight.sum()
+    # equal values share a bin
+    bins = np.minimum((ends * NUM_BINS * (1 - 1e-12)).astype(int), NUM_BINS - 1)[number]
+    gaps = np.bincount(bins, weight * (confidence - is_right), minlength=NUM_BINS)
+    return float(np.abs(gaps).sum() / weight.sum())
 
 
 def _judge(calibration: Calibration, queries: HeldOut) -> list[Judgement]:

@@ -16,7 +16,7 @@ from s4g_ray.gallery.fitting.assessment import Assessment, assess
 from s4g_ray.gallery.fitting.calibration_fit import FEWEST_QUERIES, fit
 from s4g_ray.gallery.fitting.held_out import HeldOut, halves
 from s4g_ray.gallery.fitting.inlier_choice import measure_min_inliers
-from s4g_ray.gallery.fitting.query_search import QuerySearch, measure_spacing, sample_region
+from s4g_ray.gallery.fitting.query_search import QuerySearch, sample_region
 from s4g_ray.progress import Reporter
 
 if TYPE_CHECKING:
@@ -134,24 +134,18 @@ def fit_gallery(
     first, second = halves(inside.places, options.seed)
     others, origin = _find_outside(search, found.take(~is_inside), outside, options, reporter)
     if others is None:
-        other_halves = (
-            inside.take(first).without_truth(num_candidates),
-            inside.take(second).without_truth(num_candidates),
-        )
+        away = inside.without_truth(num_candidates)
+        own, rest = first, second
     else:
+        away = others.first(num_candidates)
         own, rest = halves(others.places, options.seed)
-        other_halves = (others.take(own), others.take(rest))
-        other_halves = (
-            other_halves[0].first(num_candidates),
-            other_halves[1].first(num_candidates),
-        )
     known = inside.first(num_candidates)
     calibration = fit(
         known.take(first),
-        other_halves[0],
+        away.take(own),
         num_candidates=num_candidates,
         region=sample_region(gallery),
-        default_size_m=measure_spacing(gallery),
+        default_size_m=search.default_size_m,
         turns=options.turns,
         outside_share=options.outside_share,
         max_false_none=options.max_false_none,
@@ -169,7 +163,7 @@ def fit_gallery(
         gallery_version=gallery.version,
         weights_sha256=model.get("weights_sha256"),
     )
-    assessment = assess(calibration, known.take(second), other_halves[1])
+    assessment = assess(calibration, known.take(second), away.take(rest))
     report = CalibrationReport(calibration, assessment, origin, refinement, num_unreadable)
     return replace(report, calibration=replace(calibration, report=report.to_json()))
 
@@ -184,7 +178,8 @@ def _choose_queries(dataset: GeoDataset, options: CalibrationOptions) -> ImageTa
     if not len(table):
         there = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
         raise InputError(
-            f"{dataset.uri} has no queries of split {', '.join(splits)}; there are: {there or 'none'}"
+            f"{dataset.uri} has no queries of split {', '.join(splits)}; there are:"
+            f" {there or 'none'}"
         )
     if len(table) > options.max_queries:
         rng = np.random.default_rng(options.seed)
@@ -198,11 +193,13 @@ def _search(
     queries: ImageTable,
     name: str,
     reporter: Reporter | None,
+    *,
+    by_place: bool = True,
 ) -> tuple[HeldOut, int]:
     if reporter is None:
-        return search.search(dataset, queries)
+        return search.search(dataset, queries, by_place=by_place)
     with reporter.stage(f"searching for {name}") as update:
-        return search.search(dataset, queries, update)
+        return search.search(dataset, queries, update, by_place=by_place)
 
 
 def _find_outside(
@@ -220,7 +217,12 @@ def _find_outside(
         names = [name for name, count in outside.count_splits("queries").items() if count]
         chosen = replace(options, splits=tuple(names))
         found, _ = _search(
-            search, outside, _choose_queries(outside, chosen), "queries from outside", reporter
+            search,
+            outside,
+            _choose_queries(outside, chosen),
+            "queries from outside",
+            reporter,
+            by_place=False,
         )
         away = found.take(found.true_ids < 0)
         if len(away) < 2 * FEWEST_QUERIES:

@@ -72,8 +72,13 @@ def refine_queries(gallery: Gallery, queries: ImageTable, held: HeldOut) -> Refi
                 )
                 best = (refined.inliers, float(error), size_m)
         found.append((*best, int(0 <= right[row] < NUM_COMPARED)))
-    inliers, error_m, size_m, has_right = np.array(found, np.float64).reshape(-1, 4).T
-    return Refinements(inliers.astype(np.int64), error_m, size_m, has_right.astype(np.int64))
+    columns = np.array(found, np.float64).reshape(-1, 4)
+    return Refinements(
+        inliers=columns[:, 0].astype(np.int64),
+        error_m=columns[:, 1],
+        size_m=columns[:, 2],
+        has_right_tile=columns[:, 3].astype(np.int64),
+    )
 
 
 def choose_min_inliers(refinements: Refinements) -> int | None:

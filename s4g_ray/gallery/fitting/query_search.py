@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import KDTree
 
-from s4g_ray.arrays import Bools, Floats32, Floats64, Ints
+from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import Pixels, list_image_files
@@ -38,17 +39,25 @@ class QuerySearch:
     num_found: int
     turns: int
 
+    @cached_property
+    def default_size_m(self) -> float:
+        """Return the side in metres that stands for tiles of unknown size."""
+        return measure_spacing(self.gallery)
+
     def search(
         self,
         dataset: GeoDataset,
         queries: ImageTable,
         on_progress: Callable[[int, int], None] | None = None,
+        *,
+        by_place: bool = True,
     ) -> tuple[HeldOut, int]:
         """Search for queries; returns them with their candidates, and how many are unreadable.
 
-        Raises InputError when none can be read.
+        by_place: the ids of the data set's references are those of the gallery's tiles. Raises
+        InputError when none can be read.
         """
-        true_ids = find_true_ids(self.gallery, dataset, queries)
+        true_ids = find_true_ids(self.gallery, dataset if by_place else None, queries)
         parts: list[HeldOut] = []
         num_bad = 0
         step = max(1, BATCH // self.turns)
@@ -86,6 +95,7 @@ class QuerySearch:
             np.where(is_found, np.asarray(column, np.float64)[tile_rows], np.nan)
             for column in (tiles.lat, tiles.lon, tiles.size_m)
         )
+        size_m = np.where(is_found & np.isnan(size_m), self.default_size_m, size_m)
         by_turn = embeddings.reshape(*shape[:2], -1)
         return HeldOut(
             ids=found.ids,
@@ -124,12 +134,24 @@ def read_queries(
     return found
 
 
-def find_true_ids(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) -> Ints:
+def find_true_ids(gallery: Gallery, dataset: GeoDataset | None, queries: ImageTable) -> Ints:
     """Find a tile of the gallery for the place of each query -> ids[M], -1 without one.
 
-    By the data set's references of the same place, where the gallery holds one; or else the tile
-    nearest to the query, if its square holds it.
+    The tile nearest to the query, if its square holds it; or else, where tiles or queries lack
+    coordinates or sizes, a reference of the data set that has the same place.
     """
+    tiles = gallery.tiles
+    sizes = np.where(np.isfinite(tiles.size_m), tiles.size_m, measure_spacing(gallery))
+    by_ground = _find_on_ground(gallery, sizes, queries)
+    has_ground = bool(np.isfinite(tiles.lat).all() and np.isfinite(tiles.size_m).all())
+    if dataset is None:
+        return by_ground
+    is_known = (by_ground >= 0) | (np.isfinite(queries.lat) & has_ground)
+    return np.where(is_known, by_ground, _find_by_place(gallery, dataset, queries))
+
+
+def _find_by_place(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) -> Ints:
+    """Return the id of a reference of the same place that the gallery holds; -1 without one."""
     table = dataset.references.to_table(columns=["id", "place_id"])
     ids = table["id"].to_numpy()
     places = table["place_id"].to_numpy()
@@ -141,29 +163,25 @@ def find_true_ids(gallery: Gallery, dataset: GeoDataset, queries: ImageTable) ->
         at = np.minimum(np.searchsorted(places[order], queries.place_ids), len(ids) - 1)
         same = places[order][at] == queries.place_ids
         found[same] = ids[order][at[same]]
-    by_ground = _find_on_ground(gallery, queries)
-    return np.where(by_ground >= 0, by_ground, np.where(_is_placed(gallery, queries), -1, found))
+    return found
 
 
-def _is_placed(gallery: Gallery, queries: ImageTable) -> Bools:
-    """Return which queries are judged by their coordinates alone: all, if the tiles have some."""
-    tiles = gallery.tiles
-    has_ground = bool(np.isfinite(tiles.lat).all() and np.isfinite(tiles.size_m).all())
-    return np.isfinite(queries.lat) & has_ground
+def _find_on_ground(gallery: Gallery, sizes: Floats64, queries: ImageTable) -> Ints:
+    """Return the id of the nearest tile that holds each query's position; -1 without one.
 
-
-def _find_on_ground(gallery: Gallery, queries: ImageTable) -> Ints:
-    """Return the id of the nearest tile that holds each query's position; -1 without one."""
+    sizes: of the gallery's tiles, in metres.
+    """
     tiles = gallery.tiles
     found = np.full(len(queries), -1, np.int64)
-    known = np.flatnonzero(np.isfinite(tiles.lat) & np.isfinite(tiles.size_m))
+    known = np.flatnonzero(np.isfinite(tiles.lat))
     asked = np.flatnonzero(np.isfinite(queries.lat))
     if not len(known) or not len(asked):
         return found
     tree = KDTree(unit_sphere(tiles.lat[known], tiles.lon[known]))
-    chord, at = tree.query(unit_sphere(queries.lat[asked], queries.lon[asked]))
-    rows = known[at]
-    is_within = chord * EARTH_RADIUS_M <= np.sqrt(0.5) * tiles.size_m[rows]
+    nearest = tree.query(unit_sphere(queries.lat[asked], queries.lon[asked]))
+    chord = np.asarray(nearest[0], np.float64)
+    rows = known[np.asarray(nearest[1], np.int64)]
+    is_within = chord * EARTH_RADIUS_M <= np.sqrt(0.5) * sizes[rows]
     found[asked[is_within]] = tiles.ids[rows[is_within]]
     return found
 
@@ -190,5 +208,6 @@ def measure_spacing(gallery: Gallery) -> float:
     if len(known) < 2:
         return 1.0
     points = unit_sphere(tiles.lat[known], tiles.lon[known])
-    chord, _ = KDTree(points).query(points[:FIRST_TILES], k=2)
-    return max(float(np.median(chord[:, 1])) * EARTH_RADIUS_M, 1.0)
+    found = KDTree(points).query(points[:FIRST_TILES], k=2)
+    chord = np.asarray(found[0], np.float64)[:, 1]
+    return max(float(np.median(chord)) * EARTH_RADIUS_M, 1.0)

@@ -1,0 +1,54 @@
+"""The choice of inliers on refinements whose errors are known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from s4g_ray.gallery.fitting.inlier_choice import (
+    FEWEST_ACCEPTED,
+    MOST_WRONG,
+    Refinements,
+    choose_min_inliers,
+    describe_refinements,
+)
+
+
+def make(inliers: list[int], errors: list[float]) -> Refinements:
+    count = len(inliers)
+    return Refinements(
+        np.array(inliers),
+        np.array(errors, np.float64),
+        np.full(count, 1000.0),
+        np.ones(count, np.int64),
+    )
+
+
+def test_wrong_positions_push_the_limit_above_their_inliers() -> None:
+    found = make([5] * 20 + [6] * 20 + [30] * 80, [500.0] * 40 + [10.0] * 80)
+    chosen = choose_min_inliers(found)
+    assert chosen == 7
+    told = describe_refinements(found, chosen)
+    assert told["wrong_of_accepted"] == 0
+    assert told["accepted"] == 80 / 120
+
+
+def test_without_wrong_positions_the_least_is_chosen() -> None:
+    assert choose_min_inliers(make([40] * 50, [5.0] * 50)) == 5
+
+
+def test_queries_without_a_chance_choose_nothing() -> None:
+    assert choose_min_inliers(make([0] * 100, [np.inf] * 100)) is None
+    few = FEWEST_ACCEPTED - 1
+    assert choose_min_inliers(make([40] * few, [5.0] * few)) is None
+    assert choose_min_inliers(make([8] * 50, [900.0] * 50)) is None
+
+
+def test_the_share_of_wrong_positions_stays_below_its_limit() -> None:
+    rng = np.random.default_rng(3)
+    inliers = rng.integers(4, 60, 400)
+    wrong = rng.random(400) < np.exp(-(inliers - 4) / 6)
+    found = make(inliers.tolist(), np.where(wrong, 800.0, 5.0).tolist())
+    chosen = choose_min_inliers(found)
+    assert chosen is not None
+    assert wrong[inliers >= chosen].mean() < MOST_WRONG
+    assert wrong[inliers >= chosen - 3].mean() > MOST_WRONG / 2
