@@ -292,6 +292,15 @@ def test_an_unclear_refinement_changes_nothing(detailed: TinyGallery) -> None:
     assert answer == plain
 
 
+def test_refining_needs_tiles_of_known_size(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    gallery = calibrated(tmp_path, calibration(threshold=0.0, min_inliers=5))
+    gallery.tiles.size_m[:] = np.nan
+    (answer,) = ask(gallery, [gallery.images[9]], refine=True)
+    assert answer.refined is None
+    assert "ground size" in answer.note
+
+
 def test_refining_needs_a_calibration(detailed: TinyGallery) -> None:
     pytest.importorskip("cv2")
     calibration(threshold=0.0).save(detailed.uri)

@@ -19,6 +19,7 @@ _UNCALIBRATED = (
     "not refined: no calibration chose how many inliers an exact position needs; run"
     " `s4g gallery calibrate`"
 )
+_NO_GROUND = "not refined: the position or the ground size of the best tiles is unknown"
 
 
 def refine_answer(
@@ -27,20 +28,20 @@ def refine_answer(
     """Return the answer with its exact position, where one of its best candidates gives it.
 
     The position with the most inliers counts, if it has as many as the calibration asks for.
-    Without a calibration nothing is refined, and the note says so.
+    Without a calibration, or tiles of known size, nothing is refined, and the note says so.
     """
     from s4g_ray.gallery.refinement import find_features, refine_position
 
     if not answer.is_located or photo.pixels is None:
         return answer
     if calibration is None or calibration.min_inliers is None:
-        notes = [note for note in (answer.note, _UNCALIBRATED) if note]
-        return dataclasses.replace(answer, note="; ".join(notes))
+        return _add_note(answer, _UNCALIBRATED)
+    compared = [one for one in answer.candidates[:NUM_REFINED] if _has_ground(one)]
+    if not compared:
+        return _add_note(answer, _NO_GROUND)
     best: Refined | None = None
     features = find_features(photo.pixels)
-    for candidate in answer.candidates[:NUM_REFINED]:
-        if not _has_ground(candidate):
-            continue
+    for candidate in compared:
         refined = refine_position(
             features,
             gallery.read_tile(candidate.id),
@@ -55,6 +56,11 @@ def refine_answer(
     if best is None:
         return answer
     return dataclasses.replace(answer, refined=best, heading_deg=best.heading_deg)
+
+
+def _add_note(answer: Answer, note: str) -> Answer:
+    notes = [one for one in (answer.note, note) if one]
+    return dataclasses.replace(answer, note="; ".join(notes))
 
 
 def _has_ground(candidate: Candidate) -> bool:
