@@ -31,6 +31,7 @@ NAMES = (
     "scale",
     "replay",
     "faults",
+    "refine",
     "projection",
 )
 
