@@ -32,6 +32,7 @@ NAMES = (
     "scale",
     "replay",
     "faults",
+    "refine",
     "projection",
 )
 

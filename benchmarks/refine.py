@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.support.record import record
+from benchmarks.support.record import Cell, record
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.gallery.fitting.inlier_choice import Refinements, choose_min_inliers
 from s4g_ray.gallery.refinement import find_features, refine_position
@@ -53,7 +53,7 @@ def main() -> None:
         )
     )
     assert least is not None
-    rows = []
+    rows: list[list[Cell]] = []
     for kind in KINDS:
         found, milliseconds = measured[kind.name]
         inliers, error_m = found.inliers[half:], found.error_m[half:]

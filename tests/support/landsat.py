@@ -142,7 +142,6 @@ def find_places(
     bands = TRUE_COLOR if name == "landsat.tif" else FALSE_COLOR
     scene = open_scene(name, bands)
     side = metres * pixels
-    height, width = scene.pixels.shape[:2]
     lat, lon = _corners(scene)
     reach = 1.25 * side  # half a diagonal, scaled and shifted
     north, west = move(lat[0], lon[0], reach, -reach)[0], move(lat[0], lon[0], reach, 0)[1]
@@ -160,8 +159,6 @@ def find_places(
                 found.append((row_lat, column_lon))
             column_lon = move(row_lat, column_lon, step, 0)[1]
         row_lat = move(row_lat, west, 0, -step)[0]
-    assert height
-    assert width
     points = np.array(found)
     return Places(points[:, 0], points[:, 1])
 
