@@ -169,7 +169,7 @@ def measure(options: argparse.Namespace, uri: str, photos: list[bytes]) -> list[
         round(p95(half) / unloaded, 1),
         f"{len(refused)} of {len(over)}",
         round(1e3 * statistics.median(refused)) if refused else "none",
-        all(status == 200 for status, _ in again) and "yes" or "no",
+        (all(status == 200 for status, _ in again) and "yes") or "no",
     ]
 
 
