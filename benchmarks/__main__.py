@@ -20,6 +20,7 @@ NAMES = (
     "evaluation",
     "dataset_scale",
     "service",
+    "serving",
     "index_kinds",
     "embedding",
     "precision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
@@ -25,6 +26,7 @@ class ServeConfig(Section):
     replicas: Count | tuple[Count, Count] = 1
     requests_per_replica: float = Field(8, gt=0)  # in progress; more start a replica, if allowed
     cpus_per_replica: float = Field(1, ge=0)  # logical, for Ray's scheduler
+    cpus_of_front: float = Field(0.5, ge=0)  # of the application behind Serve's own proxies
     gpus_per_replica: float = Field(0, ge=0)
     # of the encoder, on CPUs; none: the processors of the node, shared by its replicas
     threads_per_replica: int | None = Field(None, ge=1)
@@ -90,6 +92,19 @@ def make_config(values: dict[str, Any], overrides: Sequence[str] = ()) -> ServeC
     except ValidationError as error:
         lines = dict.fromkeys(_describe_fault(fault) for fault in error.errors())
         raise InputError("\n".join(lines)) from error
+
+
+def read_token(config: ServeConfig) -> str | None:
+    """Return the bearer token. Raises InputError for a variable that is not set, or is empty."""
+    if config.token_env is None:
+        return None
+    token = os.environ.get(config.token_env, "").strip()
+    if not token:
+        raise InputError(
+            f"the environment variable {config.token_env} holds no token; set it, or leave"
+            " --token-env away"
+        )
+    return token
 
 
 def _describe_unknown(key: str) -> str:

@@ -15,12 +15,15 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from s4g_ray.serving.app import build_app
 from s4g_ray.serving.backend import Json, Located, LocateRequest, TileImage
-from s4g_ray.serving.config import ServeConfig
-from s4g_ray.serving.metrics import BUCKETS, COUNTERS, GAUGES, SECONDS
+from s4g_ray.serving.config import ServeConfig, make_config, read_token
+from s4g_ray.serving.limits import App
+from s4g_ray.serving.metrics import BUCKETS, COUNTERS, GAUGES, SECONDS, ServiceMetrics
 from s4g_ray.serving.refusal import Refusal
 
 LOCATOR = "locator"
+FRONT = "front"
 BESIDE = 64  # calls for tiles and facts that a replica takes beside those of the queue
 UPSCALE_S = 5.0  # seconds of more requests before a replica is added
 DOWNSCALE_S = 120.0
@@ -111,6 +114,38 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
         **options,
     )
     bound: serve.Application = make(LocatorReplica).bind(config, opener)
+    return bound
+
+
+def build_service(values: dict[str, Any]) -> serve.Application:
+    """Return the service for Serve's own HTTP proxies, from the `args` of a Serve configuration.
+
+    The application runs in a replica, too. The proxies keep a request's whole body, whatever its
+    length: limit it before them; or, where their Python has s4g_ray, name
+    s4g_ray.serving.limits:guard_proxy in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH. Raises
+    InputError for unknown or impossible values.
+    """
+    return bind_service(make_config(values), open_for_service)
+
+
+def bind_service(config: ServeConfig, opener: Opener) -> serve.Application:
+    """Return the deployments of the application and of the replicas behind it."""
+
+    def make_app() -> App:
+        name = serve.get_replica_context().app_name
+        metrics = ServiceMetrics(RayMirror())
+        handle = serve.get_deployment_handle(LOCATOR, app_name=name)
+        backend = HandleBackend(handle, config.retries, metrics.count_retry)
+        return build_app(backend, config, token=read_token(config), metrics=metrics)
+
+    ingress: Any = serve.ingress(make_app)
+    make: Any = serve.deployment(
+        name=FRONT,
+        num_replicas=1,
+        max_ongoing_requests=2 * config.max_queue + BESIDE,
+        ray_actor_options={"num_cpus": config.cpus_of_front},
+    )
+    bound: serve.Application = make(ingress()).bind(bind_locator(config, opener))
     return bound
 
 

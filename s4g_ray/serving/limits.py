@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+from starlette.middleware import Middleware
+
 from s4g_ray.serving.config import MB, ServeConfig
 from s4g_ray.serving.refusal import Refusal
 
@@ -188,6 +190,11 @@ class UploadGuard:
             f"{num_received} bytes of the request arrived within {self._max_upload_s:g} s, the most"
             " that is allowed; send smaller photos or use a faster connection",
         )
+
+
+def guard_proxy() -> list[Middleware]:
+    """Return what limits the bodies of requests in an HTTP proxy of Ray Serve, by the defaults."""
+    return [Middleware(UploadGuard, config=ServeConfig(gallery="-"))]
 
 
 class _Body:

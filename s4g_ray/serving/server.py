@@ -28,7 +28,7 @@ from s4g_ray.distributed.placement import Node
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.serving.app import build_app
-from s4g_ray.serving.config import ServeConfig
+from s4g_ray.serving.config import ServeConfig, read_token
 from s4g_ray.serving.deployment import (
     HandleBackend,
     Opener,
@@ -44,19 +44,6 @@ from s4g_ray.storage.s3_settings import StorageConfig
 HEADERS_S = 10.0  # to receive a request's head, or to send the first one
 STOP_S = 10  # for requests in progress, when the service is stopped
 BACKLOG = 1024  # connections that wait to be accepted
-
-
-def read_token(config: ServeConfig) -> str | None:
-    """Return the bearer token. Raises InputError for a variable that is not set, or is empty."""
-    if config.token_env is None:
-        return None
-    token = os.environ.get(config.token_env, "").strip()
-    if not token:
-        raise InputError(
-            f"the environment variable {config.token_env} holds no token; set it, or leave"
-            " --token-env away"
-        )
-    return token
 
 
 def check_gallery(uri: str) -> str:

@@ -275,6 +275,25 @@ def test_the_cluster_of_a_job_equals_the_cluster_that_stays() -> None:
     assert job["spec"]["rayClusterSpec"] == cluster_spec()
 
 
+def test_the_service_is_one_that_serve_accepts_on_the_cluster_that_stays() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from s4g_ray.serving.config import make_config
+    from s4g_ray.serving.deployment import build_service
+
+    (service,) = manifests("rayservice.yaml")
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    assert cluster == cluster_spec()
+    settings = yaml.safe_load(service["spec"]["serveConfigV2"])
+    (application,) = ServeDeploySchema.model_validate(settings).applications
+    module, name = application.import_path.split(":")
+    assert (module, name) == (build_service.__module__, build_service.__name__)
+    config = make_config(application.args)
+    (container,) = groups["cpu"]["template"]["spec"]["containers"]
+    assert config.cpus_per_replica <= float(container["resources"]["limits"]["cpu"])
+
+
 def test_a_cluster_in_kubernetes_requires_the_token_and_hides_its_dashboard() -> None:
     spec = cluster_spec()
     assert spec["authOptions"] == {"mode": "token", "secretName": "s4g-ray-token"}

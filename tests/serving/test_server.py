@@ -20,10 +20,10 @@ from s4g_ray.cli.app import app as commands
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.serving.app import build_app
-from s4g_ray.serving.config import ServeConfig, make_config
-from s4g_ray.serving.deployment import HandleBackend
+from s4g_ray.serving.config import ServeConfig, make_config, read_token
+from s4g_ray.serving.deployment import HandleBackend, bind_service
 from s4g_ray.serving.metrics import ServiceMetrics
-from s4g_ray.serving.server import check_room, open_port, read_token, running_replicas
+from s4g_ray.serving.server import check_room, open_port, running_replicas
 from tests.support.local_service import Client, make_photo, served
 from tests.support.stand_in_gallery import open_stand_in, write_stand_in
 
@@ -113,6 +113,25 @@ def test_a_gallery_that_cannot_be_opened_ends_the_start_with_its_reason(service:
         running_replicas(config, "broken", refuse),
     ):
         pass
+
+
+@pytest.mark.cluster
+def test_the_application_runs_behind_the_proxies_of_serve_too(service: Service) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    _, _, folder = service
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    with open_port(ServeConfig(gallery="x", port=0)) as free:
+        port = free.getsockname()[1]
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
+    config = ServeConfig(gallery=str(folder), cpus_per_replica=0.1, cpus_of_front=0.1)
+    serve.run(bind_service(config, open_stand_in), name="proxied")
+    client = Client(port)
+    answered = client.locate(make_photo(41))
+    assert answered.json["answers"][0]["candidates"][0]["id"] == 41
+    assert client.locate(b"no photo").code == "no_photo"
+    assert client.get("/healthz").status == 200
 
 
 @pytest.mark.cluster

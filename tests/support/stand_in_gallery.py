@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 
@@ -38,6 +39,8 @@ class StandInGallery:
     batches: list[int] = field(default_factory=list)  # photos of each
 
     def __post_init__(self) -> None:
+        data = DataConfig(uri="-", query_size=(32, 32), reference_size=(32, 32))
+        self.config = SimpleNamespace(data=data)
         ids = np.arange(NUM_TILES)
         lat, lon = 40 + ids // 16 * 0.01, -112 + ids % 16 * 0.01
         self.tiles = StandInTiles(ids, lat, lon, np.full(NUM_TILES, 60.0))
@@ -92,9 +95,6 @@ class StandInGallery:
 
 def write_stand_in(folder: Path, version: int = 1) -> str:
     """Write what open_stand_in reads."""
-    (folder / "model").mkdir(parents=True, exist_ok=True)
-    data = {"query_size": [32, 32], "reference_size": [32, 32]}
-    (folder / "model/model.json").write_text(json.dumps({"data": data}))
     (folder / "version").write_text(str(version))
     return str(folder)
 
