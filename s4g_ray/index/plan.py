@@ -153,8 +153,12 @@ def plan_for(
     resources None: any memory within index_memory_gb, and one shard where the number is auto.
     rates: measured, by kind; recorded_rates stand in for kinds that are missing. bits: of RaBitQ,
     as an earlier plan has them; None leaves them open. Raises ValueError when nothing fits, with
-    the arithmetic, and for a kind that a GPU cannot search.
+    the arithmetic, for more shards than vectors, and for a kind that a GPU cannot search.
     """
+    if cfg.num_shards != "auto" and cfg.num_shards > num_vectors:
+        raise ValueError(
+            f"mining.num_shards={cfg.num_shards} exceeds the {num_vectors:,} vectors; lower it"
+        )
     if num_queries is None:
         num_queries = num_vectors
     gpu = cfg.gpus_per_shard > 0

@@ -43,7 +43,8 @@ class RowTable:
         Raises ValueError for another shape, for latitudes out of range, and where only some rows of
         the table would have coordinates.
         """
-        if len(self.ids) and (coordinates is None) != (self.coordinates is None):
+        is_new = not len(self.ids) and self.coordinates is None
+        if not is_new and (coordinates is None) != (self.coordinates is None):
             has = "no coordinates" if self.coordinates is None else "coordinates"
             raise ValueError(f"the vectors of this index have {has}; add others alike")
         if coordinates is None:
@@ -97,6 +98,10 @@ class RowTable:
         if order is not None:
             places = np.where(places >= 0, order[places].astype(np.int64), -1)
         return np.where(ids == GONE, -1, places)
+
+    def all_rows_of(self, ids: Ints) -> Ints:
+        """Return all rows, ascending, that have one of the ids, each once, ascending."""
+        return np.flatnonzero((rows_of(ids, self.ids) >= 0) & (self.ids != GONE))
 
     def select(self, ids: Ints | None, area: Area | None) -> Ints | None:
         """Return the rows, ascending, that have one of the ids and lie in the area; None: all rows.

@@ -21,7 +21,7 @@ def check_vectors(vectors: NDArray[Any], dim: int) -> None:
 
 
 def check_ids(ids: Ints, count: int) -> None:
-    """Raise ValueError for ids that are not `count` different numbers of 0 or more."""
+    """Raise ValueError for ids that are not `count` different numbers from 0 to 2**63 - 1."""
     if ids.shape != (count,) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"ids{list(ids.shape)} of {ids.dtype} are not one whole number for each of"
@@ -29,6 +29,8 @@ def check_ids(ids: Ints, count: int) -> None:
         )
     if count and (ids.min() < 0 or len(np.unique(ids)) != count):
         raise ValueError("ids must be unique and not negative")
+    if count and ids.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"id {ids.max()} is above {np.iinfo(np.int64).max}, the largest of int64")
 
 
 def check_finite(vectors: NDArray[Any], first: int) -> None:

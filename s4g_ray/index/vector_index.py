@@ -168,10 +168,9 @@ class VectorIndex:
 
         hnsw keeps the vectors and leaves them out of answers, until half of them are removed: then
         it builds its graph anew. Other kinds are afterwards as if the vectors had not been added.
+        An id that was added twice loses both.
         """
-        self.seal()
-        rows = self._table.rows_of(np.unique(np.asarray(ids, np.int64)))
-        rows = rows[rows >= 0]
+        rows = self._table.all_rows_of(np.unique(np.asarray(ids, np.int64)))
         if not len(rows):
             return 0
         kept = self._table.ids >= 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge
 
@@ -23,6 +24,7 @@ class Metric(NamedTuple):
     tags: tuple[str, ...] = ()
 
 
+PRINTABLE = " !#$&'()*+,/:;=?@[]~"  # in ASCII, beside letters, digits and _.-
 METRICS = {
     "s4g_epoch": Metric("gauge", "The last finished epoch"),
     "s4g_step": Metric("gauge", "Optimiser steps so far"),
@@ -132,10 +134,13 @@ def last_values(records: Iterable[Record], splits: Mapping[str, str]) -> list[Sa
 
 
 def run_tag(run: str) -> str:
-    """Return the last two parts of a run's folder: `s3://bucket/runs/earth` -> `runs/earth`."""
+    """Return the last two parts of a run's folder: `s3://bucket/runs/earth` -> `runs/earth`.
+
+    Ray takes tags in ASCII alone: other characters are percent-encoded.
+    """
     path = run.rpartition("://")[2]
     parts = [part for part in path.split("/") if part]
-    return "/".join(parts[-2:])
+    return quote("/".join(parts[-2:]), safe=PRINTABLE)
 
 
 class Exporter:

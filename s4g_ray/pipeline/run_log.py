@@ -162,7 +162,7 @@ def describe_run(
     workers = " to ".join(str(count) for count in dict.fromkeys(train.workers))
     yield (
         f"{config.model.name}, {train.epochs} epochs of batches of {train.batch_size} pairs on"
-        f" {workers} workers, {config.sampling.mode} sampling"
+        f" {workers} worker{'' if workers == '1' else 's'}, {config.sampling.mode} sampling"
     )
     if start is not None:
         within = f" and {start.batch} batches of the next" if start.batch else ""

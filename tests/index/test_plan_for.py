@@ -153,3 +153,8 @@ def test_auto_takes_as_many_shards_as_the_free_cpus_of_the_nodes_with_memory_all
     assert plan_for(cfg, 10**6, 1024, busy).num_shards == 1  # waits for CPUs
     unlimited = cfg.model_copy(update={"cpus_per_shard": 0})
     assert plan_for(unlimited, 10**6, 1024, busy).num_shards == 16
+
+
+def test_more_shards_than_vectors_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_shards=500 exceeds the 100 vectors"):
+        plan_for(MiningConfig(num_shards=500), 100, 8)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from s4g_ray.data.area import Area
 from s4g_ray.errors import RunError
 from s4g_ray.index.faiss_library import faiss, set_num_threads
 from s4g_ray.index.plan import IndexPlan, Kind, plan_index
@@ -250,6 +251,33 @@ def test_an_id_added_by_two_calls_is_found_when_sealing() -> None:
             ValueError, match=f"1 ids were added more than once, {ids[0]} among them"
         ):
             use()
+    assert index.remove(ids[:1]) == 2
+    index.add(vectors[:1], ids[:1])
+    assert index.search(vectors[:1], 1)[0].tolist() == [[ids[0]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_emptied_index_takes_vectors_with_coordinates_alone_if_it_had_them(
+    kind: Kind, tmp_path: Path
+) -> None:
+    vectors, ids, _ = data()
+    places = np.zeros((len(ids), 2))
+    index = VectorIndex.build(vectors, ids, kind=kind, coordinates=places)
+    index.remove(ids)
+    with pytest.raises(ValueError, match="the vectors of this index have coordinates"):
+        index.add(vectors[:50], ids[:50])
+    index.add(vectors[:50], ids[:50], places[:50])
+    index.save(str(tmp_path))
+    again = VectorIndex.load(str(tmp_path))
+    assert len(again) == 50
+    assert again.count_allowed(area=Area.circle(0, 0, 1.0)) == 50
+
+
+def test_ids_beyond_int64_are_refused() -> None:
+    vectors, _, _ = data()
+    ids = np.arange(len(vectors), dtype=np.uint64) + 2**63
+    with pytest.raises(ValueError, match="above 9223372036854775807"):
+        VectorIndex.build(vectors, ids)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

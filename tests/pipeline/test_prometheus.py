@@ -106,6 +106,8 @@ def test_a_resumed_run_shows_last_values_and_counts_anew() -> None:
         ("s3://bucket/b/earth/", "b/earth"),
         ("s3://bucket/c", "bucket/c"),
         ("/d", "d"),
+        ("/x/a run (2)", "x/a run (2)"),
+        ("/x/tïny 100%", "x/t%C3%AFny 100%25"),  # Ray refuses tags beyond ASCII
     ],
 )
 def test_runs_of_one_name_in_different_folders_have_different_tags(run: str, tag: str) -> None:
