@@ -1,4 +1,4 @@
-"""Photos with positions over the Landsat scene: its short-wave infrared bands, as another camera."""
+"""Photos with positions over the Landsat scene: its infrared bands, as another camera."""
 
 from __future__ import annotations
 
