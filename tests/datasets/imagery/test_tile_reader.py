@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,12 @@ def cells_at(size_m: float, *points: tuple[float, float]) -> GridCells:
     return GridCells(np.arange(len(lat)), lat, lon, size_m)
 
 
+@lru_cache(1)
+def read_values(path: str, bands: tuple[int, ...]) -> NDArray[np.float64]:
+    with rasterio.open(path) as source:
+        return np.asarray(source.read(list(bands)), np.float64)
+
+
 def warp(path: str, cells: GridCells, number: int, bands: list[int]) -> NDArray[np.float64]:
     """Cut a tile by rasterio.warp in the local azimuthal equidistant system."""
     side = cells.size_m
@@ -41,7 +48,7 @@ def warp(path: str, cells: GridCells, number: int, bands: list[int]) -> NDArray[
     with rasterio.open(path) as source:
         out = np.full((len(bands), PIXELS, PIXELS), np.nan)
         reproject(
-            source.read(bands).astype(np.float64),
+            read_values(path, tuple(bands)),
             out,
             src_transform=source.transform,
             src_crs=source.crs,
@@ -127,7 +134,7 @@ def test_packaged_files_agree_with_an_independent_warp(name: str) -> None:
     imagery = open_imagery(uri, bands=bands)
     path = imagery.sources[0].uri
     cells = find_cells(imagery, WorldGrid(side))
-    cells = cells.take(np.linspace(0, len(cells) - 1, 24).astype(int))
+    cells = cells.take(np.linspace(0, len(cells) - 1, 16).astype(int))
     stretch = Stretch((0.0,), (2550.0,)) if name == "srtm90.tif" else Stretch()
     checked = 0
     for number, tile in enumerate(read_tiles(imagery, cells, pixels=PIXELS, stretch=stretch)):
@@ -141,7 +148,7 @@ def test_packaged_files_agree_with_an_independent_warp(name: str) -> None:
         x, y, scale = offset_of(tile.pixels, oracle)
         assert max(abs(x), abs(y), abs(scale)) < 0.5
         checked += 1
-    assert checked >= 5
+    assert checked >= 4
 
 
 def test_a_raster_of_the_whole_earth_has_no_seam_at_the_antimeridian(tmp_path: Path) -> None:
