@@ -82,10 +82,7 @@ def embed(
         )
     queue = BlockQueue(parts, _list_committed(target, views))
     job = _describe_job(config, dataset, checkpoint, target, splits_of, numerics, stamp)
-    if pool is None:
-        encode_here(config, job, queue, on_progress)
-    else:
-        _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
+    _run(pool, config, job, queue, on_progress)
     _check_views(parts, queue.written, views)
     written = [queue.written[part.name] for part in _in_order(parts)]
     bad = tuple(reason for one in written for reason in one.bad)
@@ -173,6 +170,19 @@ def _publish(target: str, parts: list[Part], stamp: Stamp, info: Mapping[str, An
                 files.remove(files.join(target, folder, file))
     publish(target, "embeddings", parts, stamp, info)
     files.remove(files.join(target, WORK))
+
+
+def _run(
+    pool: EncoderPool | None,
+    config: RunConfig,
+    job: EncodingJob,
+    queue: BlockQueue,
+    on_progress: Update,
+) -> None:
+    if pool is None:
+        encode_here(config, job, queue, on_progress)
+    else:
+        _run_on_pool(pool, job, queue, config.ray.start_timeout_s, on_progress)
 
 
 def _run_on_pool(
