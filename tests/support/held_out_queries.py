@@ -24,8 +24,8 @@ def make_queries(
 ) -> HeldOut:
     """Draw scores, and the right candidate by a softmax of them with a temperature.
 
-    rest_logit: log weight of all other tiles beside the last candidate. Truths are uniform in the right tile's square.
-    lift: added to all scores. unusual: added to one value of the embeddings.
+    rest_logit: log weight of all other tiles beside the last candidate. Truths are uniform in the
+    right tile's square. lift: added to all scores. unusual: added to one value of the embeddings.
     """
     rng = np.random.default_rng(seed)
     scores = -np.sort(-rng.normal(0.3 + lift, 0.1, (count, num_candidates)), axis=1)
