@@ -42,7 +42,8 @@ class StandInGallery:
         data = DataConfig(uri="-", query_size=(32, 32), reference_size=(32, 32))
         self.config = SimpleNamespace(data=data)
         ids = np.arange(NUM_TILES)
-        lat, lon = 40 + ids // 16 * 0.01, -112 + ids % 16 * 0.01
+        lat = np.asarray(40 + ids // 16 * 0.01, np.float64)
+        lon = np.asarray(-112 + ids % 16 * 0.01, np.float64)
         self.tiles = StandInTiles(ids, lat, lon, np.full(NUM_TILES, 60.0))
 
     @property
