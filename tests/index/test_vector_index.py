@@ -275,7 +275,7 @@ def test_an_emptied_index_takes_vectors_with_coordinates_alone_if_it_had_them(
 
 def test_ids_beyond_int64_are_refused() -> None:
     vectors, _, _ = data()
-    ids = np.arange(len(vectors), dtype=np.uint64) + 2**63
+    ids: Any = np.arange(len(vectors), dtype=np.uint64) + 2**63
     with pytest.raises(ValueError, match="above 9223372036854775807"):
         VectorIndex.build(vectors, ids)
 
