@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,12 @@ def _send_no_http(client: Client) -> None:
 def test_a_thousand_hostile_requests_leave_it_serving_in_the_same_memory(tmp_path: Path) -> None:
     gallery = StandInGallery(write_stand_in(tmp_path))
     kinds = _hostile_requests()
-    limits = {"max_photo_mb": 1, "max_request_mb": 1, "max_megapixels": 16, "max_upload_s": 0.3}
+    limits: dict[str, Any] = {
+        "max_photo_mb": 1,
+        "max_request_mb": 1,
+        "max_megapixels": 16,
+        "max_upload_s": 0.3,
+    }
     statuses: list[int] = []
     lock = threading.Lock()
 
