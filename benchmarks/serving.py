@@ -100,7 +100,7 @@ def measure_bare(uri: str, photos: list[bytes], seconds: float, threads: int) ->
 @contextlib.contextmanager
 def running(uri: str) -> Iterator[Client]:
     """Run the command on a free port."""
-    command = [sys.executable, "-m", "s4g_ray.cli.app", "serve", uri, "--port", "0"]
+    command = [sys.executable, "-u", "-m", "s4g_ray.cli.app", "serve", uri, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
