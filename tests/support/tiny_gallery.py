@@ -28,20 +28,22 @@ ORIGIN_LAT, ORIGIN_LON = 47.0, 8.0
 METRES_PER_DEGREE = 111_195.08
 
 
-def make_ground(pixels: int = PIXELS, *, is_detailed: bool = False) -> NDArray[np.uint8]:
+def make_ground(
+    pixels: int = PIXELS, *, is_detailed: bool = False, seed: int = 5
+) -> NDArray[np.uint8]:
     """A smooth picture [H, W, 3] of the ground, north up, `pixels` for SIZE_M.
 
     is_detailed: with small features over it.
     """
     size = ((COLUMNS + 1) * pixels // 2, (ROWS + 1) * pixels // 2)
-    smooth = _random_picture(3, size)
+    smooth = _random_picture(3, size, seed)
     if not is_detailed:
         return smooth
-    return np.asarray(0.75 * smooth + 0.25 * _random_picture(24, size), np.uint8)
+    return np.asarray(0.75 * smooth + 0.25 * _random_picture(24, size, seed), np.uint8)
 
 
-def _random_picture(detail: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    rng = np.random.default_rng(5)
+def _random_picture(detail: int, size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (detail * ROWS, detail * COLUMNS, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 

@@ -28,7 +28,7 @@ def write_queries(
 ) -> GeoDataset:
     """Write pieces of a ground with noise; the gallery's tiles are the references."""
     rng = np.random.default_rng(2)
-    ground = make_ground(ground_seed)
+    ground = make_ground(seed=ground_seed)
     folder.mkdir()
     rows: list[dict[str, Any]] = []
     for i in range(NUM_QUERIES):
