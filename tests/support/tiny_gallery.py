@@ -76,6 +76,7 @@ class TinyGallery:
         self.uri = str(folder)
         self.version = 1
         self.has_calibration = False
+        self.info = {"model": {"weights_sha256": "a" * 64}}
         self._data = DataConfig(uri="-", query_size=query_size, reference_size=(PIXELS, PIXELS))
         self.config = SimpleNamespace(data=self._data)
         self.ground = make_ground(pixels, is_detailed=is_detailed)
@@ -100,7 +101,7 @@ class TinyGallery:
     @property
     def snapshot(self) -> Any:
         """What a version holds: it has the tiles, and is its own index."""
-        header = SimpleNamespace(model={"weights_sha256": "a" * 64})
+        header = SimpleNamespace(model=self.info["model"])
         return SimpleNamespace(header=header, tiles=self.tiles, index=self)
 
     def __len__(self) -> int:
