@@ -6,7 +6,7 @@ Takes the arguments of the command. The port is opened on the node of the job's 
 from __future__ import annotations
 
 from s4g_ray.cli.console import run_command
-from s4g_ray.cli.serve import serve
+from s4g_ray.cli.galleries.serve import serve
 
 if __name__ == "__main__":
     run_command(serve)

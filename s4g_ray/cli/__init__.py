@@ -7,8 +7,10 @@ index    `s4g index plan`
 plan     `s4g plan`
 prune    `s4g prune`
 stages   `s4g embed` and `s4g mine`; jobs/ runs the same functions
-locate   `s4g locate`; locate_output shows its answers
+imagery  `s4g convert imagery`
+areas    areas that options name
 demo     the work of `s4g demo`
+galleries/  `s4g gallery`, `s4g locate`, `s4g serve`
 console  lines and JSON, exit codes, interruptions
 
 Modules import slow packages inside the commands, so that `s4g --help` answers at once.

@@ -9,13 +9,13 @@ import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json, run_app
 from s4g_ray.cli.convert import convert_app
-from s4g_ray.cli.gallery import gallery_app
+from s4g_ray.cli.galleries.gallery import gallery_app
+from s4g_ray.cli.galleries.locate import locate
+from s4g_ray.cli.galleries.serve import serve
 from s4g_ray.cli.index import index_app
-from s4g_ray.cli.locate import locate
 from s4g_ray.cli.pack import pack
 from s4g_ray.cli.plan import plan
 from s4g_ray.cli.prune import prune
-from s4g_ray.cli.serve import serve
 from s4g_ray.cli.stages import embed, mine
 from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError

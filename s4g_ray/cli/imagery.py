@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from s4g_ray.cli.areas import parse_bounds, read_area
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from s4g_ray.data.area import Area
+    pass
 
 RESUME_HINT = "interrupted; finished shards stay: run the same command again to resume"
 
@@ -103,7 +104,7 @@ def imagery(
         "name": name,
         "num_tasks": workers,
         "bands": _parse_bands(bands),
-        "bounds": _parse_bounds(bounds),
+        "bounds": None if bounds is None else parse_bounds(bounds),
     }
     _check_libraries()
     from s4g_ray.datasets.imagery.convert import convert
@@ -131,22 +132,6 @@ def imagery(
     print_json(as_json, {**made, "counts": counts, "notes": notes, "summary": summary.to_json()})
 
 
-def read_area(uri: str) -> Area:
-    """Read the polygons of a GeoJSON file. Raises InputError for a file that holds none."""
-    from s4g_ray.data.area import Area
-    from s4g_ray.errors import RunError
-    from s4g_ray.storage import files
-
-    try:
-        return Area.from_geojson(files.read_json(files.absolute(uri)))
-    except FileNotFoundError as error:
-        raise InputError(f"{uri} is missing; give a GeoJSON file with polygons") from error
-    except InputError as error:
-        raise InputError(f"{uri}: {error}") from error
-    except RunError as error:
-        raise InputError(f"{uri} is not GeoJSON: {error}") from error
-
-
 def _parse_bands(text: str | None) -> list[int] | None:
     if text is None:
         return None
@@ -154,18 +139,6 @@ def _parse_bands(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"--bands {text} is not a list of bands such as 3,2,1") from error
-
-
-def _parse_bounds(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        west, south, east, north = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(
-            f"--bounds {text} is not west,south,east,north in degrees, such as 24.9,60.1,25,60.2"
-        ) from error
-    return west, south, east, north
 
 
 def _check_libraries() -> None:

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from s4g_ray.cli import locate_output
 from s4g_ray.cli.app import app
+from s4g_ray.cli.galleries import locate_output
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.photos.exif import ExifPosition
@@ -125,7 +125,7 @@ def test_the_search_is_restricted(photos: Path, gallery: TinyGallery) -> None:
         (("in", "--near", "47,8"), "--near needs --within-km"),
         (("in", "--within-km", "2"), "--within-km needs --near"),
         (("in", "--near", "0,0", "--within-km", "2"), "the gallery covers latitudes"),
-        (("in", "--area", "no.geojson"), "--area no.geojson does not exist"),
+        (("in", "--area", "no.geojson"), "no.geojson is missing"),
         (("in", "--area", "in/3.png"), "is no JSON"),
         (("in", "--every-s", "0"), "--every-s 0"),
         (("in", "--top", "0"), "top=0"),

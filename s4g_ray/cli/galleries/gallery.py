@@ -5,18 +5,15 @@ jobs/gallery.py runs the same commands.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from s4g_ray.cli.calibrate import calibrate
+from s4g_ray.cli.areas import parse_bounds, read_area
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
-
-if TYPE_CHECKING:
-    from s4g_ray.data.area import Area
 
 gallery_app = typer.Typer(
     help="Build, change and describe a gallery: references that answer where a photo was taken.",
@@ -140,13 +137,15 @@ def remove(
     """Remove the tiles of an area, or those of a list of ids."""
     if sum(option is not None for option in (area, bounds, ids)) != 1:
         raise InputError("give one of --area, --bounds and --ids")
+    from s4g_ray.data.area import Area
+
     chosen: dict[str, Any] = {}
     if ids is not None:
         chosen["ids"] = _read_ids(ids)
     elif area is not None:
-        chosen["area"] = _read_area(area)
+        chosen["area"] = read_area(area)
     elif bounds is not None:
-        chosen["area"] = _parse_bounds(bounds)
+        chosen["area"] = Area.bounds(*parse_bounds(bounds))
     from s4g_ray.gallery.build import remove_tiles
 
     with interruptible(RESUME_HINT):
@@ -183,33 +182,8 @@ def _read_ids(path: str) -> Any:
     return ids
 
 
-def _read_area(path: str) -> Area:
-    from s4g_ray.data.area import Area
-
-    try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} is not GeoJSON: {error}") from error
-    try:
-        return Area.from_geojson(value)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
 def _read_text(path: str) -> str:
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _parse_bounds(text: str) -> Area:
-    from s4g_ray.data.area import Area
-
-    try:
-        west, south, east, north = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(
-            f"--bounds {text} is not W,S,E,N in degrees, such as -113,40.5,-112,41.5"
-        ) from error
-    return Area.bounds(west, south, east, north)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,6 +39,7 @@ def serve(
     Runs until Ctrl-C. Starts Ray on this machine, or uses the cluster of RAY_ADDRESS. Photos are
     held in memory until they are answered, and are never stored.
     """
+    check_libraries()
     from s4g_ray.serving.config import make_config
 
     values: dict[str, Any] = {
@@ -66,6 +68,14 @@ def serve_as_configured(config: ServeConfig) -> None:
         config, on_start=lambda address: reporter.line(f"serving at {address} (Ctrl-C stops)")
     )
     reporter.line("stopped")
+
+
+def check_libraries() -> None:
+    """Raise InputError when a library of the service is not installed."""
+    names = ("fastapi", "uvicorn", "python_multipart")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"serving needs {', '.join(missing)}: pip install 's4g-ray[serve]'")
 
 
 def parse_replicas(text: str) -> int | tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from s4g_ray.cli.areas import read_area
 from s4g_ray.cli.console import interruptible, make_reporter
 from s4g_ray.errors import InputError
-from s4g_ray.storage import files
 
 if TYPE_CHECKING:
-    from s4g_ray.data.area import Area
     from s4g_ray.gallery.answer import Answer
     from s4g_ray.gallery.gallery import Gallery
     from s4g_ray.gallery.search.options import LocateOptions
@@ -148,7 +146,7 @@ def _print_answers(
 
     Raises InputError when the only photo cannot be read.
     """
-    from s4g_ray.cli import locate_output
+    from s4g_ray.cli.galleries import locate_output
 
     num_bad = 0
 
@@ -185,18 +183,3 @@ def _parse_near(near: str | None, within_km: float | None) -> Any:
     if within_km is None:
         raise InputError("--near needs --within-km: the farthest tiles to search")
     return lat, lon
-
-
-def read_area(uri: str) -> Area:
-    """Read the polygons of a GeoJSON file. Raises InputError."""
-    from s4g_ray.data.area import Area
-
-    try:
-        value = json.loads(files.read_bytes(uri))
-    except FileNotFoundError as error:
-        raise InputError(f"--area {uri} does not exist") from error
-    except ValueError as error:
-        raise InputError(f"--area {uri} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"--area {uri} is no GeoJSON object")
-    return Area.from_geojson(value)

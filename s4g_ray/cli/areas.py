@@ -1,0 +1,40 @@
+"""Read areas that options name: GeoJSON files, and bounds in degrees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s4g_ray.errors import InputError, RunError
+from s4g_ray.storage import files
+
+if TYPE_CHECKING:
+    from s4g_ray.data.area import Area
+
+
+def read_area(uri: str) -> Area:
+    """Read the polygons of a GeoJSON file, local or in a store. Raises InputError without any."""
+    from s4g_ray.data.area import Area
+
+    try:
+        value = files.read_json(files.absolute(uri))
+    except FileNotFoundError as error:
+        raise InputError(f"{uri} is missing; give a GeoJSON file with polygons") from error
+    except OSError as error:
+        raise InputError(f"{uri} cannot be read: {error}") from error
+    except RunError as error:
+        raise InputError(f"{uri} is not GeoJSON: {error}") from error
+    try:
+        return Area.from_geojson(value)
+    except InputError as error:
+        raise InputError(f"{uri}: {error}") from error
+
+
+def parse_bounds(text: str) -> tuple[float, float, float, float]:
+    """Read W,S,E,N in degrees. Raises InputError."""
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--bounds {text} is not west,south,east,north in degrees, such as 24.9,60.1,25,60.2"
+        ) from error
+    return west, south, east, north

@@ -1,0 +1,8 @@
+"""Run the commands that find out where photos were taken.
+
+gallery        `s4g gallery build | add | remove | info`
+calibrate      `s4g gallery calibrate`
+locate         `s4g locate`
+locate_output  its answers as a table, JSON, GeoJSON or CSV
+serve          `s4g serve`
+"""
