@@ -126,7 +126,7 @@ def test_the_search_is_restricted(photos: Path, gallery: TinyGallery) -> None:
         (("in", "--within-km", "2"), "--within-km needs --near"),
         (("in", "--near", "0,0", "--within-km", "2"), "the gallery covers latitudes"),
         (("in", "--area", "no.geojson"), "no.geojson is missing"),
-        (("in", "--area", "in/3.png"), "is no JSON"),
+        (("in", "--area", "in/3.png"), "is not GeoJSON"),
         (("in", "--every-s", "0"), "--every-s 0"),
         (("in", "--top", "0"), "top=0"),
     ],
