@@ -31,6 +31,7 @@ from PIL import Image
 from benchmarks.support.record import Cell, apart, record
 from s4g_ray.config.loading import parse_config
 from s4g_ray.data.dataset import write_dataset
+from s4g_ray.data.images import decode_pixels
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.gallery.build import build_gallery
@@ -87,7 +88,7 @@ def measure_bare(uri: str, photos: list[bytes], seconds: float, threads: int) ->
 
     torch.set_num_threads(threads)
     gallery = open_gallery(uri, device="cpu")
-    batch = [np.asarray(Image.open(io.BytesIO(photo))) for photo in photos[:BATCH]]
+    batch = [decode_pixels(photo).transpose(1, 2, 0) for photo in photos[:BATCH]]
     gallery.encode(batch)
     started = time.perf_counter()
     count = 0

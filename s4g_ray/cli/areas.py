@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.storage import files
 
 if TYPE_CHECKING:
     from s4g_ray.data.area import Area
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 def read_area(uri: str) -> Area:
     """Read the polygons of a GeoJSON file, local or in a store. Raises InputError without any."""
     from s4g_ray.data.area import Area
+    from s4g_ray.storage import files
 
     try:
         value = files.read_json(files.absolute(uri))

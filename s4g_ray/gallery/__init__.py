@@ -8,7 +8,7 @@ update             GalleryUpdate: write the next version
 store/             the files of a gallery: versions, tiles, images, embeddings, the lease
 calibration        Calibration: scores into probabilities, a position with its radii, or `none`
 ground_mass        GroundMass: probability on the ground, and its quantiles about a point
-calibration_fit    fit a Calibration on held-out queries
+fitting/           fit a Calibration on held-out queries, and assess it on others
 photos/            photos of files, folders and videos: decoded, upright, turned, with EXIF position
 search/            what is asked; candidates joined on the ground; exact positions
 locate             locate: photos into answers

@@ -61,7 +61,7 @@ def test_a_gallery_is_built_described_and_changed(synthetic: GeoDataset, tmp_pat
     [
         (["info", "/no/such"], "is no gallery: gallery.json is missing"),
         (["remove", "/no/such"], "give one of --area, --bounds and --ids"),
-        (["remove", "/no/such", "--bounds", "1,2,3"], "--bounds 1,2,3 is not west,south,east,north"),
+        (["remove", "/no/such", "--bounds", "1,2,3"], "--bounds 1,2,3 is not west,south"),
         (["remove", "/no/such", "--ids", "/no/ids"], "/no/ids cannot be read"),
         (["remove", "/no/such", "--area", __file__], "is not GeoJSON"),
         (["add", "/no/such", "/no/data"], "is no gallery"),

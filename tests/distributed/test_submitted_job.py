@@ -86,5 +86,7 @@ def test_the_log_of_a_job_is_not_a_terminal_even_when_the_environment_forces_col
 
 def test_the_scripts_are_thin() -> None:
     scripts = sorted((ROOT / "jobs").glob("*.py"))
-    assert [path.stem for path in scripts] == ["convert", "embed", "evaluate", "mine", "train"]
+    assert [path.stem for path in scripts] == [
+        *("convert", "embed", "evaluate", "gallery", "mine", "serve", "train")
+    ]
     assert max(len(path.read_text().splitlines()) for path in scripts) <= 60

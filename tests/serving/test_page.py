@@ -146,7 +146,7 @@ def test_the_map_shows_tiles_and_hovering_a_square_shows_its_tile(
     page.locator(".badge.first").hover()
     shown = page.locator(".tile-tip img")
     expect(shown).to_have_attribute("src", f"tiles/{gallery.ids[500]}")
-    page.wait_for_function("document.querySelector('.tile-tip img').naturalWidth > 0")
+    expect(page.locator(".tile-tip img")).not_to_have_js_property("naturalWidth", 0)
     expect(page.locator(".candidate").first).to_have_class(re.compile(r"\bon\b"))
 
 
@@ -251,7 +251,8 @@ def test_a_token_is_asked_for_and_opens_tiles_too(
             page.set_input_files("#file", photo_of(gallery, 300, tmp_path / "a.jpg"))
             tile = page.locator(".candidate img").first
             expect(tile).to_have_attribute("src", re.compile("^blob:"))
-            page.wait_for_function("document.querySelector('.candidate img').naturalWidth > 0")
+            shown = page.locator(".candidate img").first
+            expect(shown).not_to_have_js_property("naturalWidth", 0)
     finally:
         gallery.token = None
 

@@ -7,6 +7,8 @@ imagery      Imagery: rasters in order, their extent, footprint and resolution; 
 stretch      Stretch: 16-bit and float values into bytes
 resampling   compiled: pixels of a window into a tile
 tile_reader  read_tiles: cells into tiles, one window a block, one resampling a tile
+cutting/     cut the cells of a grid into tar shards, and describe the region
+convert      convert: `s4g convert imagery`
 
     imagery = open_imagery("ortho/*.tif")
     grid = WorldGrid(size_m=60)

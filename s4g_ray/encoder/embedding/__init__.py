@@ -7,5 +7,6 @@ encode_batches  run the encoder over batches, copies to a GPU beside its passes
 outcomes        what actors are told of a job, and what they have written, as it is committed
 block_encoder   encode blocks and join them to parts: what an actor does, without Ray
 block_queue     the order of work, and what becomes of it when an actor dies
+encode_here     a whole job in this process, for few images
 report          EmbeddingReport: counts and speed of a job
 """

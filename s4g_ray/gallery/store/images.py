@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from s4g_ray.arrays import Ints
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.gallery.store.header import IMAGES
-from s4g_ray.gallery.store.tiles import DIGEST_BYTES, SCHEMA, encode_table, read_table
+from s4g_ray.gallery.store.tiles import DIGEST_BYTES, SCHEMA, encode_table, read_rows
 from s4g_ray.progress import Update
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
@@ -128,7 +128,7 @@ class ImageStage:
             if shard is None:
                 shard = self._stage_shard(table, known, start, number, on_progress)
             if shard.rows is not None:
-                tables.append(read_table(self._folder, shard.rows))
+                tables.append(read_rows(self._folder, shard.rows))
                 staged.num_reused += shard.rows.rows * is_reused
             if shard.images is not None:
                 staged.bytes_copied += shard.images.num_bytes

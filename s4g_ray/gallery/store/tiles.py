@@ -124,11 +124,11 @@ def read_tiles(
     folder: str, parts: Sequence[Part], columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Read columns (None: all) of a version's tiles. Raises RunError for altered files."""
-    tables = [read_table(folder, part, columns) for part in parts]
+    tables = [read_rows(folder, part, columns) for part in parts]
     return pa.concat_tables(tables)
 
 
-def read_table(folder: str, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+def read_rows(folder: str, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a part with SCHEMA's columns. Raises RunError when it was altered."""
     uri = files.join(folder, part.name)
     names = list(columns) if columns is not None else SCHEMA.names

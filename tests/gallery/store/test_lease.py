@@ -61,7 +61,7 @@ def test_the_second_writer_is_refused_and_the_first_goes_on(
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"heartbeat": time.time() - 500, "host": "elsewhere"}, "it gave no sign for 5"),
+        ({"heartbeat": time.time() - 500, "host": "elsewhere"}, "it gave no sign for "),
         ({"pid": 2**22 + 1}, "it has ended"),
         ({"heartbeat": None}, "its lease is damaged"),
     ],

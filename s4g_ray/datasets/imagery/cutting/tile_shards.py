@@ -21,6 +21,7 @@ from s4g_ray.datasets.packing.tar_shards import TarWriter, new_object, verify
 from s4g_ray.errors import RunError, StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_part, read_part, write_part
+from s4g_ray.storage.parquet import refuse_extension_types
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
 
 ReadTiles = Callable[[GridCells], Iterable[Tile | Dropped]]
@@ -162,7 +163,8 @@ def _write_rows(
 
 def read_rows(work: str, outcome: CutBlock) -> pa.Table:
     """Read the rows of a block: columns of ROWS. Raises RunError when they are lost or altered."""
-    return pq.read_table(io.BytesIO(read_part(work, outcome.rows)))
+    table = pq.read_table(io.BytesIO(read_part(work, outcome.rows)))
+    return refuse_extension_types(table, files.join(work, outcome.rows.name))
 
 
 def _has_shard(folder: str, shard: Part | None) -> bool:
