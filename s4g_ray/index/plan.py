@@ -159,8 +159,7 @@ def plan_for(
         raise ValueError(
             f"mining.num_shards={cfg.num_shards} exceeds the {num_vectors:,} vectors; lower it"
         )
-    if num_queries is None:
-        num_queries = num_vectors
+    num_queries = num_vectors if num_queries is None else num_queries
     gpu = cfg.gpus_per_shard > 0
     plans = list(_candidates(num_vectors, dim, cfg.index_kind, cfg.nprobe, cfg.ef_search, gpu))
     if bits:
