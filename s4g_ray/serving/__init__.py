@@ -1,5 +1,7 @@
 """Serve a gallery over HTTP: Ray Serve replicas, and the application and its page before them.
 
+The page's files lie in the folder page.
+
 config       every setting of the service
 refusal      a request that is not answered: status, code, message
 options      query parameters, checked, and their OpenAPI description
@@ -12,7 +14,6 @@ locator      a gallery in one process that answers requests in batches
 deployment   locators as replicas of Ray Serve, and the handle that asks them
 metrics      requests, seconds by stage, queue and answers
 server       a port of this machine, from start to stop
-page/        the page's files
 
 Serve a gallery until it is interrupted:
 
