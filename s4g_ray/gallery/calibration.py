@@ -11,12 +11,14 @@ queries (split conformal prediction, Vovk et al. 2005).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
 from s4g_ray.arrays import Floats, Floats32, Floats64
+from s4g_ray.data.area import Area
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.ground_mass import GroundMass
 from s4g_ray.storage import files
@@ -103,12 +105,14 @@ class Calibration:
         lon: Floats64,
         size_m: Floats64,
         queries: Floats32 | None = None,
+        areas: Sequence[Area | None] | None = None,
     ) -> list[Judgement]:
         """Judge the candidates of M queries, best first: scores, lat, lon, size_m [M, k].
 
         A missing candidate has a score of -inf, an unknown coordinate or size is NaN. Candidates
         beyond `num_candidates` get probability 0. queries[M, D]: normalised embeddings, which tell
-        an unusual query from others; without them it counts as a usual one.
+        an unusual query from others; without them it counts as a usual one. areas: where each
+        query was searched; None: in the whole gallery.
         """
         shares, rest = self.shares(scores)
         outside_odds = self.none.log_odds(self.features(scores, queries))
@@ -121,7 +125,12 @@ class Calibration:
             mass = None
             if is_located:
                 mass = self.ground_mass(
-                    shares[row], float(rest[row]), lat[row], lon[row], size_m[row]
+                    shares[row],
+                    float(rest[row]),
+                    lat[row],
+                    lon[row],
+                    size_m[row],
+                    None if areas is None else areas[row],
                 )
             judged.append(
                 Judgement(
@@ -177,9 +186,21 @@ class Calibration:
         return np.stack(columns, axis=1).astype(np.float64)
 
     def ground_mass(
-        self, shares: Floats64, rest: float, lat: Floats64, lon: Floats64, size_m: Floats64
+        self,
+        shares: Floats64,
+        rest: float,
+        lat: Floats64,
+        lon: Floats64,
+        size_m: Floats64,
+        area: Area | None = None,
     ) -> GroundMass | None:
-        """Spread one query's probability on the ground; None when no candidate has a position."""
+        """Spread one query's probability on the ground; None when no candidate has a position.
+
+        area: where it was searched, and the rest may lie.
+        """
+        region = np.array(self.region).reshape(-1, 2)
+        if area is not None:
+            region = region[area.contains(region[:, 0], region[:, 1])]
         return GroundMass.spread(
             shares,
             rest,
@@ -187,7 +208,7 @@ class Calibration:
             lon,
             np.where(np.isfinite(size_m), size_m, self.default_size_m),
             np.array(self.offsets),
-            np.array(self.region).reshape(-1, 2),
+            region,
         )
 
     def save(self, gallery_uri: str) -> None:

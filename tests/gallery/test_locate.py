@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,22 @@ def test_a_calibration_gives_probabilities_and_radii(tmp_path: Path) -> None:
     cells = np.isin(ids[0], answer.candidates[0].cells)
     inside = 1 - answer.none_probability
     assert probabilities[0] == pytest.approx(shares[0, cells].sum() * inside, rel=1e-4)
+
+
+@pytest.mark.parametrize("asks_exif", [False, True])
+def test_radii_of_a_search_near_a_point_stay_near_it(tmp_path: Path, asks_exif: bool) -> None:
+    far = tuple((float(lat), 9.0) for lat in range(10))
+    found = dataclasses.replace(
+        calibration(threshold=0.0, region=far), rest_logit=5.0, temperature=10.0, num_candidates=2
+    )
+    gallery = calibrated(tmp_path, found)
+    lat, lon = float(gallery.tiles.lat[40]), float(gallery.tiles.lon[40])
+    near: Any = "exif" if asks_exif else (lat, lon)
+    photo = png(gallery.images[40], gps(lat, lon))
+    (free,) = ask(gallery, [photo])
+    assert free.radius_90_m > 10_000
+    (answer,) = ask(gallery, [photo], near=near, within_m=100)
+    assert answer.radius_90_m < 200
 
 
 def test_none_keeps_the_candidates_and_says_why(tmp_path: Path) -> None:
