@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from s4g_ray.data.area import Area
 from s4g_ray.data.sphere import metres_between
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.calibration import Calibration, NoneModel
 from s4g_ray.gallery.locate import DEPTH, locate, needed_size
 from s4g_ray.gallery.photos.photo import Photo
@@ -307,6 +307,29 @@ def test_an_unclear_refinement_changes_nothing(detailed: TinyGallery) -> None:
     detailed.version += 1
     plain, answer = (ask(detailed, [detailed.images[9]], refine=r)[0] for r in (False, True))
     assert answer == plain
+
+
+@pytest.mark.parametrize("fault", [KeyError(7), RunError("the image of tile 7 cannot be read")])
+def test_refining_leaves_out_a_tile_that_is_gone(
+    detailed: TinyGallery, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    pytest.importorskip("cv2")
+    calibration(threshold=0.0, min_inliers=15).save(detailed.uri)
+    detailed.version += 1
+    (whole,) = ask(detailed, [detailed.images[9]], refine=True)
+    assert whole.refined.tile_id == 109
+    gone = whole.candidates[1].id
+    read_tile = detailed.read_tile
+
+    def read(tile_id: int) -> NDArray[np.uint8]:
+        if tile_id == gone:
+            raise fault
+        return read_tile(tile_id)
+
+    monkeypatch.setattr(detailed, "read_tile", read)
+    (answer,) = ask(detailed, [detailed.images[9]], refine=True)
+    assert answer.refined == whole.refined
+    assert answer.note.count("not compared") == 1
 
 
 def test_refining_needs_tiles_of_known_size(tmp_path: Path) -> None:
