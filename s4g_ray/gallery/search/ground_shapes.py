@@ -54,7 +54,8 @@ def _move(lat: float, lon: float, east_m: Floats64, north_m: Floats64) -> Floats
 def _area_geometry(corners: Floats64, centre_lat: float) -> dict[str, Any]:
     """Return a Polygon of counter-clockwise corners [C, 2], cut at the antimeridian.
 
-    An area that holds a pole holds that of its centre's hemisphere. RFC 7946, section 3.1.9: an area that crosses it is a MultiPolygon.
+    An area that holds a pole holds that of its centre's hemisphere. RFC 7946, section 3.1.9: an
+    area that crosses the antimeridian is a MultiPolygon.
     """
     lon = np.degrees(np.unwrap(np.radians(np.append(corners[:, 0], corners[0, 0]))))
     corners = np.stack([lon[:-1], corners[:, 1]], axis=1)
