@@ -86,6 +86,16 @@ def test_a_photo_that_cannot_be_read_ends_with_2_alone_and_1_among_others(photos
     assert "no answer for in/[b]torn.jpg: the photo cannot be read" in among.stdout
 
 
+def test_a_video_that_cannot_be_read_ends_as_a_photo(photos: Path) -> None:
+    (photos / "v.mp4").write_bytes(b"text")
+    alone = invoke("in/v.mp4")
+    assert isinstance(alone.exception, InputError)
+    among = invoke("in")
+    assert among.exit_code == 1
+    assert "4 of 5 photos located" in among.stdout
+    assert "in/v.mp4" in among.stdout
+
+
 def test_few_photos_are_shown_in_detail(photos: Path) -> None:
     result = invoke("in/19.png", "in/3.png", "--turns", "4", "--top", "2")
     assert result.exit_code == 0
