@@ -151,8 +151,8 @@ class Calibration:
         """Compute the probability of each candidate, and of the rest, of a query that lies inside.
 
         scores[M, k], best first -> shares[M, k], rest[M]; each row of both adds up to 1, but for a
-        row without candidates, which is 0. A list with missing candidates is a whole gallery: it
-        has no rest.
+        row without candidates, which is 0. A list with missing candidates, or of fewer than
+        `num_candidates`, is a whole gallery: it has no rest.
         """
         judged = np.where(np.isfinite(scores), scores, -np.inf).astype(np.float64)
         judged[:, self.num_candidates :] = -np.inf
@@ -162,6 +162,8 @@ class Calibration:
         best = np.where(is_empty, 0.0, best)
         weights = np.exp((judged - best) / self.temperature)
         rest = np.exp((last - best) / self.temperature + self.rest_logit)
+        if scores.shape[1] < self.num_candidates:
+            rest = np.zeros_like(rest)
         total = np.where(is_empty, 1.0, weights.sum(axis=1, keepdims=True) + rest)
         return weights / total, (rest / total)[:, 0]
 

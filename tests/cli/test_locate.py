@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from s4g_ray.cli.app import app
 from s4g_ray.cli.galleries import locate_output
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, StoreError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.refinement import Refined
@@ -148,6 +148,15 @@ def test_bad_options_give_one_message(
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
     assert result.stdout == ""
+
+
+def test_an_outage_of_a_store_is_no_bad_area(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> Any:
+        raise StoreError(f"{uri}: no answer")
+
+    monkeypatch.setattr("s4g_ray.storage.files.read_json", fail)
+    result = invoke("in", "--area", "s3://data/area.geojson")
+    assert isinstance(result.exception, StoreError)
 
 
 def render(answers: list[Answer], width: int) -> str:

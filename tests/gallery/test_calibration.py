@@ -54,6 +54,13 @@ def test_a_list_with_missing_candidates_is_the_whole_gallery() -> None:
     assert shares[0, 2] == 0
 
 
+def test_a_list_shorter_than_those_fitted_is_the_whole_gallery() -> None:
+    shares, rest = make().shares(row(0.9, 0.8))  # the gallery has shrunk to two tiles
+    padded, none = make().shares(row(0.9, 0.8, -np.inf))
+    np.testing.assert_array_equal(shares[0], padded[0, :2])
+    assert rest[0] == none[0] == 0
+
+
 def test_candidates_beyond_those_fitted_have_no_share() -> None:
     calibration = make()
     longer, rest = calibration.shares(row(0.9, 0.8, 0.6, 0.59))
