@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, RunError, StoreError
 
 if TYPE_CHECKING:
     from s4g_ray.data.area import Area
 
 
 def read_area(uri: str) -> Area:
-    """Read the polygons of a GeoJSON file, local or in a store. Raises InputError without any."""
+    """Read the polygons of a GeoJSON file, local or in a store. Raises InputError without any.
+
+    Raises StoreError for a store that does not answer.
+    """
     from s4g_ray.data.area import Area
     from s4g_ray.storage import files
 
     try:
         value = files.read_json(files.absolute(uri))
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{uri} is missing; give a GeoJSON file with polygons") from error
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,6 @@ from s4g_ray.cli.areas import parse_bounds, read_area
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 RESUME_HINT = "interrupted; finished shards stay: run the same command again to resume"
 

@@ -11,12 +11,14 @@ queries (split conformal prediction, Vovk et al. 2005).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
 from s4g_ray.arrays import Floats, Floats32, Floats64
+from s4g_ray.data.area import Area
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.ground_mass import GroundMass
 from s4g_ray.storage import files
@@ -103,12 +105,14 @@ class Calibration:
         lon: Floats64,
         size_m: Floats64,
         queries: Floats32 | None = None,
+        areas: Sequence[Area | None] | None = None,
     ) -> list[Judgement]:
         """Judge the candidates of M queries, best first: scores, lat, lon, size_m [M, k].
 
         A missing candidate has a score of -inf, an unknown coordinate or size is NaN. Candidates
         beyond `num_candidates` get probability 0. queries[M, D]: normalised embeddings, which tell
-        an unusual query from others; without them it counts as a usual one.
+        an unusual query from others; without them it counts as a usual one. areas: where each
+        query was searched; None: in the whole gallery.
         """
         shares, rest = self.shares(scores)
         outside_odds = self.none.log_odds(self.features(scores, queries))
@@ -121,7 +125,12 @@ class Calibration:
             mass = None
             if is_located:
                 mass = self.ground_mass(
-                    shares[row], float(rest[row]), lat[row], lon[row], size_m[row]
+                    shares[row],
+                    float(rest[row]),
+                    lat[row],
+                    lon[row],
+                    size_m[row],
+                    None if areas is None else areas[row],
                 )
             judged.append(
                 Judgement(
@@ -142,8 +151,8 @@ class Calibration:
         """Compute the probability of each candidate, and of the rest, of a query that lies inside.
 
         scores[M, k], best first -> shares[M, k], rest[M]; each row of both adds up to 1, but for a
-        row without candidates, which is 0. A list with missing candidates is a whole gallery: it
-        has no rest.
+        row without candidates, which is 0. A list with missing candidates, or of fewer than
+        `num_candidates`, is a whole gallery: it has no rest.
         """
         judged = np.where(np.isfinite(scores), scores, -np.inf).astype(np.float64)
         judged[:, self.num_candidates :] = -np.inf
@@ -153,6 +162,8 @@ class Calibration:
         best = np.where(is_empty, 0.0, best)
         weights = np.exp((judged - best) / self.temperature)
         rest = np.exp((last - best) / self.temperature + self.rest_logit)
+        if scores.shape[1] < self.num_candidates:
+            rest = np.zeros_like(rest)
         total = np.where(is_empty, 1.0, weights.sum(axis=1, keepdims=True) + rest)
         return weights / total, (rest / total)[:, 0]
 
@@ -177,9 +188,21 @@ class Calibration:
         return np.stack(columns, axis=1).astype(np.float64)
 
     def ground_mass(
-        self, shares: Floats64, rest: float, lat: Floats64, lon: Floats64, size_m: Floats64
+        self,
+        shares: Floats64,
+        rest: float,
+        lat: Floats64,
+        lon: Floats64,
+        size_m: Floats64,
+        area: Area | None = None,
     ) -> GroundMass | None:
-        """Spread one query's probability on the ground; None when no candidate has a position."""
+        """Spread one query's probability on the ground; None when no candidate has a position.
+
+        area: where it was searched, and the rest may lie.
+        """
+        region = np.array(self.region).reshape(-1, 2)
+        if area is not None:
+            region = region[area.contains(region[:, 0], region[:, 1])]
         return GroundMass.spread(
             shares,
             rest,
@@ -187,7 +210,7 @@ class Calibration:
             lon,
             np.where(np.isfinite(size_m), size_m, self.default_size_m),
             np.array(self.offsets),
-            np.array(self.region).reshape(-1, 2),
+            region,
         )
 
     def save(self, gallery_uri: str) -> None:

@@ -152,7 +152,7 @@ class _PhotoSearch:
     def _locate(self, photos: Sequence[Photo]) -> list[Answer]:
         embeddings = self._embed(photos)
         candidates = self._find_candidates(photos, embeddings)
-        judgements = self._judge(candidates, embeddings)
+        judgements = self._judge(photos, candidates, embeddings)
         answers = []
         for row, photo in enumerate(photos):
             judgement = None if judgements is None else judgements[row]
@@ -201,7 +201,7 @@ class _PhotoSearch:
             ids, scores = index.search(embeddings.reshape(-1, dim), k, area=self._area)
         else:
             parts = [
-                index.search(embeddings[row], k, area=self._area_near(photo))
+                index.search(embeddings[row], k, area=self._area_of(photo))
                 for row, photo in enumerate(photos)
             ]
             ids = np.concatenate([part[0] for part in parts])
@@ -209,7 +209,10 @@ class _PhotoSearch:
         shape = (num_photos, num_turns, -1)
         return join_turns(ids.reshape(shape), scores.reshape(shape), k)
 
-    def _area_near(self, photo: Photo) -> Area:
+    def _area_of(self, photo: Photo) -> Area | None:
+        """Return where a photo is searched; None for the whole gallery."""
+        if self._options.near != "exif":
+            return self._area
         assert photo.exif is not None
         assert self._options.within_m is not None
         return Area.circle(photo.exif.lat, photo.exif.lon, self._options.within_m)
@@ -226,13 +229,20 @@ class _PhotoSearch:
         group = group_cells(found, lat, lon, size_m, self._options.top)
         return _Candidates(found, lat, lon, size_m, group)
 
-    def _judge(self, candidates: _Candidates, embeddings: Floats32) -> list[Judgement] | None:
+    def _judge(
+        self, photos: Sequence[Photo], candidates: _Candidates, embeddings: Floats32
+    ) -> list[Judgement] | None:
         if self._calibration is None:
             return None
         best_turn = candidates.found.turns[:, 0]
         queries = embeddings[np.arange(len(embeddings)), best_turn]
         return self._calibration.judge(
-            candidates.found.scores, candidates.lat, candidates.lon, candidates.size_m, queries
+            candidates.found.scores,
+            candidates.lat,
+            candidates.lon,
+            candidates.size_m,
+            queries,
+            [self._area_of(photo) for photo in photos],
         )
 
     def _make_answer(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from s4g_ray.cli.app import app
 from s4g_ray.cli.galleries import locate_output
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, StoreError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.refinement import Refined
@@ -86,6 +86,16 @@ def test_a_photo_that_cannot_be_read_ends_with_2_alone_and_1_among_others(photos
     assert "no answer for in/[b]torn.jpg: the photo cannot be read" in among.stdout
 
 
+def test_a_video_that_cannot_be_read_ends_as_a_photo(photos: Path) -> None:
+    (photos / "v.mp4").write_bytes(b"text")
+    alone = invoke("in/v.mp4")
+    assert isinstance(alone.exception, InputError)
+    among = invoke("in")
+    assert among.exit_code == 1
+    assert "4 of 5 photos located" in among.stdout
+    assert "in/v.mp4" in among.stdout
+
+
 def test_few_photos_are_shown_in_detail(photos: Path) -> None:
     result = invoke("in/19.png", "in/3.png", "--turns", "4", "--top", "2")
     assert result.exit_code == 0
@@ -138,6 +148,15 @@ def test_bad_options_give_one_message(
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)
     assert result.stdout == ""
+
+
+def test_an_outage_of_a_store_is_no_bad_area(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> Any:
+        raise StoreError(f"{uri}: no answer")
+
+    monkeypatch.setattr("s4g_ray.storage.files.read_json", fail)
+    result = invoke("in", "--area", "s3://data/area.geojson")
+    assert isinstance(result.exception, StoreError)
 
 
 def render(answers: list[Answer], width: int) -> str:

@@ -67,6 +67,14 @@ def test_a_circle_around_the_south_pole_reaches_it() -> None:
     assert shape.exterior.is_ccw
 
 
+@pytest.mark.parametrize("lat", [-60.0, -10.0, 3.0, 30.0, 47.0, 80.0])
+@pytest.mark.parametrize("lon", [-170.0, 0.0, 8.0])
+def test_a_circle_of_a_quarter_earth_holds_its_centre(lat: float, lon: float) -> None:
+    shape = shapely.geometry.shape(circle_geometry(lat, lon, 2e7))
+    assert shape.contains(shapely.Point(lon, lat))
+    assert not shape.contains(shapely.Point((lon + 360) % 360 - 180, -lat))
+
+
 def test_json_has_the_names_of_the_fields_and_null_for_what_is_unknown() -> None:
     answer = Answer("a.jpg", (CANDIDATE,), lat=47.0, lon=8.0, is_located=True)
     value = json.loads(json.dumps(answer.to_json(), allow_nan=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from s4g_ray.data.area import Area
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import FEATURES, FILE, Calibration, NoneModel
@@ -51,6 +52,13 @@ def test_a_list_with_missing_candidates_is_the_whole_gallery() -> None:
     assert rest[0] == 0
     assert shares.sum() == pytest.approx(1)
     assert shares[0, 2] == 0
+
+
+def test_a_list_shorter_than_those_fitted_is_the_whole_gallery() -> None:
+    shares, rest = make().shares(row(0.9, 0.8))  # the gallery has shrunk to two tiles
+    padded, none = make().shares(row(0.9, 0.8, -np.inf))
+    np.testing.assert_array_equal(shares[0], padded[0, :2])
+    assert rest[0] == none[0] == 0
 
 
 def test_candidates_beyond_those_fitted_have_no_share() -> None:
@@ -99,6 +107,24 @@ def test_candidates_without_coordinates_are_located_without_a_position() -> None
     assert judged.is_located
     assert judged.lat is None
     assert judged.radius_90_m is None
+
+
+def test_the_rest_lies_where_the_search_looked() -> None:
+    columns = (positions(10, 10, 10), positions(20, 20.001, 20.002), positions(50, 50, 50))
+    scores = row(0.9, 0.89, 0.88)
+    near, far = (10.01, 20.0), (12.0, 22.0)
+    calibration = make(region=(near, far, far), rest_logit=2.0)
+    area = Area.circle(10, 20, 2000)
+    asked, free = (calibration.judge(scores, *columns, None, [a])[0] for a in (area, None))
+    only = make(region=(near,), rest_logit=2.0).judge(scores, *columns)[0]
+    assert (asked.radius_50_m, asked.radius_90_m) == (only.radius_50_m, only.radius_90_m)
+    assert asked.radius_90_m is not None
+    assert free.radius_90_m is not None
+    assert asked.radius_90_m < 2000 < 100_000 < free.radius_90_m
+    elsewhere = Area.circle(10, 20, 500)  # no point of the sample: the candidates carry all
+    (alone,) = calibration.judge(scores, *columns, None, [elsewhere])
+    assert alone.radius_90_m is not None
+    assert alone.radius_90_m < 500
 
 
 def test_typicality_moves_the_probability_only_when_embeddings_are_given() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import ExifTags, Image
 
 from s4g_ray.data.area import Area
 from s4g_ray.data.sphere import metres_between
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.calibration import Calibration, NoneModel
 from s4g_ray.gallery.locate import DEPTH, locate, needed_size
 from s4g_ray.gallery.photos.photo import Photo
@@ -225,6 +226,22 @@ def test_a_calibration_gives_probabilities_and_radii(tmp_path: Path) -> None:
     assert probabilities[0] == pytest.approx(shares[0, cells].sum() * inside, rel=1e-4)
 
 
+@pytest.mark.parametrize("asks_exif", [False, True])
+def test_radii_of_a_search_near_a_point_stay_near_it(tmp_path: Path, asks_exif: bool) -> None:
+    far = tuple((float(lat), 9.0) for lat in range(10))
+    found = dataclasses.replace(
+        calibration(threshold=0.0, region=far), rest_logit=5.0, temperature=10.0, num_candidates=2
+    )
+    gallery = calibrated(tmp_path, found)
+    lat, lon = float(gallery.tiles.lat[40]), float(gallery.tiles.lon[40])
+    near: Any = "exif" if asks_exif else (lat, lon)
+    photo = png(gallery.images[40], gps(lat, lon))
+    (free,) = ask(gallery, [photo])
+    assert free.radius_90_m > 10_000
+    (answer,) = ask(gallery, [photo], near=near, within_m=100)
+    assert answer.radius_90_m < 200
+
+
 def test_none_keeps_the_candidates_and_says_why(tmp_path: Path) -> None:
     gallery = calibrated(tmp_path, calibration(threshold=-100.0))
     (answer,) = ask(gallery, [gallery.images[19]], top=3)
@@ -290,6 +307,29 @@ def test_an_unclear_refinement_changes_nothing(detailed: TinyGallery) -> None:
     detailed.version += 1
     plain, answer = (ask(detailed, [detailed.images[9]], refine=r)[0] for r in (False, True))
     assert answer == plain
+
+
+@pytest.mark.parametrize("fault", [KeyError(7), RunError("the image of tile 7 cannot be read")])
+def test_refining_leaves_out_a_tile_that_is_gone(
+    detailed: TinyGallery, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    pytest.importorskip("cv2")
+    calibration(threshold=0.0, min_inliers=15).save(detailed.uri)
+    detailed.version += 1
+    (whole,) = ask(detailed, [detailed.images[9]], refine=True)
+    assert whole.refined.tile_id == 109
+    gone = whole.candidates[1].id
+    read_tile = detailed.read_tile
+
+    def read(tile_id: int) -> NDArray[np.uint8]:
+        if tile_id == gone:
+            raise fault
+        return read_tile(tile_id)
+
+    monkeypatch.setattr(detailed, "read_tile", read)
+    (answer,) = ask(detailed, [detailed.images[9]], refine=True)
+    assert answer.refined == whole.refined
+    assert answer.note.count("not compared") == 1
 
 
 def test_refining_needs_tiles_of_known_size(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def locate(
     wanted = _choose_format(as_json, as_geojson, as_csv)
     if not 0 < every_s < float("inf"):
         raise InputError(f"--every-s {every_s:g} is not above 0")
-    from s4g_ray.gallery.photos.photo_files import is_video, list_photos
+    from s4g_ray.gallery.photos.photo_files import list_photos
     from s4g_ray.gallery.search.options import LocateOptions
 
     options = LocateOptions(
@@ -97,7 +97,7 @@ def locate(
         view=view,
     )
     uris = list_photos(photos)
-    is_single = len(uris) == 1 and not is_video(uris[0])
+    is_single = len(uris) == 1  # frames of a video that can be read have no errors
     reporter = make_reporter(wanted is not None)
     with interruptible():
         from s4g_ray.gallery.gallery import open_gallery

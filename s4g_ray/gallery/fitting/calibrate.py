@@ -154,7 +154,7 @@ def fit_gallery(
     refinement: dict[str, object] = {"min_inliers": None, "reason": "not asked for"}
     if options.refine:
         min_inliers, refinement = measure_min_inliers(
-            gallery, queries, known.take(first), known.take(second)
+            gallery, queries, known.take(first), known.take(second), calibration
         )
     model = gallery.info.get("model", {})
     calibration = replace(

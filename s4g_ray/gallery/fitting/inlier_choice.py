@@ -11,14 +11,17 @@ from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import InputError
+from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.fitting.held_out import HeldOut
 from s4g_ray.gallery.fitting.query_search import read_queries
 from s4g_ray.gallery.refinement import LEAST_INLIERS, find_features, refine_position
+from s4g_ray.gallery.search.candidates import Found, group_cells
+from s4g_ray.gallery.search.options import LocateOptions
+from s4g_ray.gallery.search.refine import NUM_REFINED
 
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
 
-NUM_COMPARED = 3  # best candidates, as locating compares
 MOST_QUERIES = 150  # that are refined: 0.1 to 0.2 s each
 TOLERANCE_SIZES = 0.025  # of a right position, in tile sides: 48 m of 1,920
 MOST_WRONG = 0.05  # of the positions that are accepted
@@ -40,13 +43,32 @@ class Refinements:
         return (self.error_m > TOLERANCE_SIZES * self.size_m).astype(np.int64)
 
 
-def refine_queries(gallery: Gallery, queries: ImageTable, held: HeldOut) -> Refinements:
+def compared_columns(held: HeldOut, calibration: Calibration) -> list[list[int]]:
+    """Choose the candidates that locating compares with each of M queries -> their columns.
+
+    They are the best tiles of the most probable groups of overlapping ones.
+    """
+    found = Found(held.ids, held.scores, np.zeros_like(held.ids))
+    groups = group_cells(found, held.lat, held.lon, held.size_m, LocateOptions.top)
+    shares, _ = calibration.shares(held.scores)
+    chosen = []
+    for group, share in zip(groups, shares, strict=True):
+        is_grouped = group >= 0
+        order = np.argsort(-np.bincount(group[is_grouped], share[is_grouped]), kind="stable")
+        chosen.append([int(np.argmax(group == number)) for number in order[:NUM_REFINED]])
+    return chosen
+
+
+def refine_queries(
+    gallery: Gallery, queries: ImageTable, held: HeldOut, calibration: Calibration
+) -> Refinements:
     """Refine up to MOST_QUERIES queries by their best candidates; the most inliers count."""
     rows = np.flatnonzero(np.isfinite(held.true_lat))
     if len(rows) > MOST_QUERIES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MOST_QUERIES, replace=False))
     chosen = held.take(rows)
     right = chosen.right()
+    compared = compared_columns(chosen, calibration)
     found = []
     for row in range(len(chosen)):
         picture = read_queries(queries, chosen.rows[row : row + 1], None)[0]
@@ -54,9 +76,9 @@ def refine_queries(gallery: Gallery, queries: ImageTable, held: HeldOut) -> Refi
             continue
         ours = find_features(picture)
         best = (0, np.inf, float(chosen.size_m[row, 0]))
-        for column in range(min(NUM_COMPARED, chosen.ids.shape[1])):
+        for column in compared[row]:
             size_m = float(chosen.size_m[row, column])
-            if chosen.ids[row, column] < 0 or not np.isfinite(size_m):
+            if not np.isfinite([size_m, chosen.lat[row, column], chosen.lon[row, column]]).all():
                 continue
             refined = refine_position(
                 ours,
@@ -71,7 +93,7 @@ def refine_queries(gallery: Gallery, queries: ImageTable, held: HeldOut) -> Refi
                     refined.lat, refined.lon, chosen.true_lat[row], chosen.true_lon[row]
                 )
                 best = (refined.inliers, float(error), size_m)
-        found.append((*best, int(0 <= right[row] < NUM_COMPARED)))
+        found.append((*best, int(right[row] in compared[row])))
     columns = np.array(found, np.float64).reshape(-1, 4)
     return Refinements(
         inliers=columns[:, 0].astype(np.int64),
@@ -120,18 +142,23 @@ def describe_refinements(refinements: Refinements, min_inliers: int | None) -> d
 
 
 def measure_min_inliers(
-    gallery: Gallery, queries: ImageTable, first: HeldOut, second: HeldOut
+    gallery: Gallery,
+    queries: ImageTable,
+    first: HeldOut,
+    second: HeldOut,
+    calibration: Calibration,
 ) -> tuple[int | None, dict[str, object]]:
     """Choose min_inliers on the first half of the queries, and describe it on the second.
 
     None, with the reason, where OpenCV is not installed or nothing can be said.
     """
     try:
-        fitted = refine_queries(gallery, queries, first)
+        fitted = refine_queries(gallery, queries, first, calibration)
     except InputError as error:
         return None, {"min_inliers": None, "reason": str(error)}
     chosen = choose_min_inliers(fitted)
     if chosen is None:
         report = describe_refinements(fitted, None)
         return None, {**report, "reason": "local features place too few of the queries"}
-    return chosen, describe_refinements(refine_queries(gallery, queries, second), chosen)
+    tested = refine_queries(gallery, queries, second, calibration)
+    return chosen, describe_refinements(tested, chosen)

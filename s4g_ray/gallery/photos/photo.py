@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
-from s4g_ray.errors import BadImageError, first_line
+from s4g_ray.errors import BadImageError, RunError, first_line
 from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
 from s4g_ray.storage import files
 
@@ -42,11 +42,16 @@ def read_photo(uri: str, *, least: Size | None = None) -> Photo:
     """
     name = uri.encode("utf-8", "replace").decode()
     try:
-        return decode_photo(files.read_bytes(uri), name, least=least)
+        data = files.read_bytes(uri)
+    except RunError:
+        raise
+    except Exception as error:  # of many kinds: each scheme of a URI has its own
+        reason = getattr(error, "strerror", None) or first_line(error)
+        return Photo(name, None, error=f"{type(error).__name__}: {reason}")
+    try:
+        return decode_photo(data, name, least=least)
     except BadImageError as error:
         return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        return Photo(name, None, error=f"{type(error).__name__}: {error.strerror or error}")
 
 
 def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None) -> Photo:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError, first_line
 from s4g_ray.storage import files
 
 IMAGE_ENDINGS = (
@@ -44,12 +44,16 @@ def _is_photo(name: str) -> bool:
 
 
 def _list_local(source: str) -> list[str]:
-    if Path(source).is_dir():
+    try:
+        is_folder, is_there = Path(source).is_dir(), Path(source).exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise InputError(f"{source} cannot be read: {error.strerror}; {_REMEDY}") from error
+    if is_folder:
         found = _list_folder(source)
         if not found:
             raise InputError(f"{source} holds no image and no video; {_REMEDY}")
         return found
-    if Path(source).exists():
+    if is_there:
         return [source]
     if glob.has_magic(source):
         matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - absolute patterns, too
@@ -72,7 +76,17 @@ def _list_folder(folder: str) -> list[str]:
 def _list_remote(source: str) -> list[str]:
     if _is_photo(source):
         return [source]
-    names = [name for name in files.list_names(source) if _is_photo(name)]
-    if not names:
+    try:
+        filesystem, folder = files.filesystem_of(source)
+        filesystem.invalidate_cache()
+        paths = filesystem.find(folder)
+    except RunError:
+        raise
+    except Exception as error:  # of many kinds: each scheme of a URI has its own
+        raise InputError(f"{source} cannot be listed: {first_line(error)}; {_REMEDY}") from error
+    names = [path.removeprefix(folder).lstrip("/") for path in paths]
+    visible = (name for name in names if not any(x.startswith(".") for x in name.split("/")))
+    found = sorted(name for name in visible if _is_photo(name))
+    if not found:
         raise InputError(f"{source} holds no image and no video; {_REMEDY}")
-    return [files.join(source, name) for name in sorted(names)]
+    return [files.join(source, name) for name in found]

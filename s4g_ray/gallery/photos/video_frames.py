@@ -19,12 +19,17 @@ def read_frames(path: str, every_s: float, *, least: Size | None = None) -> Iter
     """Yield the first frame, and then one every every_s seconds of the video's own time.
 
     Frames are upright as the video's rotation tag asks, and named `PATH@SECONDSs`. A video that
-    cannot be opened, or holds no frame, yields one photo with its error. Raises InputError where
-    OpenCV is not installed, and for a video in an object store.
+    cannot be opened, or holds no frame, yields one photo with its error; so does any video where
+    OpenCV is not installed, and one in an object store.
     """
-    cv2 = import_cv2(f"frames of {path}")
     if not files.is_local(path):
-        raise InputError(f"{path}: a video is read from a local file; copy it here first")
+        yield Photo(path, None, error="a video is read from a local file; copy it here first")
+        return
+    try:
+        cv2 = import_cv2("a video")
+    except InputError as error:
+        yield Photo(path, None, error=str(error))
+        return
     capture = cv2.VideoCapture(path)
     num_frames = 0
     try:

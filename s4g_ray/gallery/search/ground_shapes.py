@@ -23,7 +23,7 @@ def square_geometry(lat: float, lon: float, size_m: float) -> dict[str, Any]:
     half = size_m / 2
     east = np.array([-half, half, half, -half])
     north = np.array([-half, -half, half, half])
-    return _area_geometry(_move(lat, lon, east, north))
+    return _area_geometry(_move(lat, lon, east, north), lat)
 
 
 def circle_geometry(lat: float, lon: float, radius_m: float) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def circle_geometry(lat: float, lon: float, radius_m: float) -> dict[str, Any]:
     angle = 2 * np.pi * np.arange(CIRCLE_CORNERS) / CIRCLE_CORNERS
     # beyond a quarter of the Earth a ring would turn inside out
     radius_m = min(radius_m, EARTH_RADIUS_M * np.pi / 2)
-    return _area_geometry(_move(lat, lon, radius_m * np.cos(angle), radius_m * np.sin(angle)))
+    corners = _move(lat, lon, radius_m * np.cos(angle), radius_m * np.sin(angle))
+    return _area_geometry(corners, lat)
 
 
 def _move(lat: float, lon: float, east_m: Floats64, north_m: Floats64) -> Floats64:
@@ -50,15 +51,17 @@ def _move(lat: float, lon: float, east_m: Floats64, north_m: Floats64) -> Floats
     return np.stack([lon + np.degrees(turn), np.degrees(moved_phi)], axis=1)
 
 
-def _area_geometry(corners: Floats64) -> dict[str, Any]:
+def _area_geometry(corners: Floats64, centre_lat: float) -> dict[str, Any]:
     """Return a Polygon of counter-clockwise corners [C, 2], cut at the antimeridian.
 
-    RFC 7946, section 3.1.9: an area that crosses it is a MultiPolygon.
+    An area that holds a pole holds that of its centre's hemisphere. RFC 7946, section 3.1.9: an
+    area that crosses the antimeridian is a MultiPolygon.
     """
     lon = np.degrees(np.unwrap(np.radians(np.append(corners[:, 0], corners[0, 0]))))
     corners = np.stack([lon[:-1], corners[:, 1]], axis=1)
     if abs(lon[-1] - lon[0]) > 180:
-        return {"type": "Polygon", "coordinates": [_ring_around_pole(corners)]}
+        pole = 90.0 if centre_lat > 0 else -90.0
+        return {"type": "Polygon", "coordinates": [_ring_around_pole(corners, pole)]}
     rings = []
     for shift in (-360.0, 0.0, 360.0):
         part = _clip(_clip(corners + np.array([shift, 0.0]), 180.0, -1), -180.0, 1)
@@ -70,14 +73,13 @@ def _area_geometry(corners: Floats64) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
 
 
-def _ring_around_pole(corners: Floats64) -> list[list[float]]:
+def _ring_around_pole(corners: Floats64, pole: float) -> list[list[float]]:
     """Return the ring of an area that holds a pole: from one end of the map to the other."""
     lon = (corners[:, 0] + 180) % 360 - 180
     order = np.argsort(lon)
     lon = lon[order]
     lat = corners[order, 1]
     border_lat = np.interp(180.0, [lon[-1], lon[0] + 360], [lat[-1], lat[0]])
-    pole = 90.0 if lat.mean() > 0 else -90.0
     edge = [[-180.0, border_lat], *np.stack([lon, lat], axis=1).tolist(), [180.0, border_lat]]
     if pole < 0:
         edge.reverse()

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from s4g_ray.errors import RunError, first_line
 from s4g_ray.gallery.answer import Answer, Candidate
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _UNCALIBRATED = (
     "not refined: no calibration chose how many inliers an exact position needs; run"
     " `s4g gallery calibrate`"
 )
+_REMOVED = "not compared: tile {} was removed from the gallery meanwhile"
 _NO_GROUND = "not refined: the position or the ground size of the best tiles is unknown"
 
 
@@ -28,7 +30,8 @@ def refine_answer(
     """Return the answer with its exact position, where one of its best candidates gives it.
 
     The position with the most inliers counts, if it has as many as the calibration asks for.
-    Without a calibration, or tiles of known size, nothing is refined, and the note says so.
+    Without a calibration, or tiles of known size, nothing is refined, and the note says so. A tile
+    that cannot be read, or was removed meanwhile, is left out, and the note names it.
     """
     from s4g_ray.gallery.refinement import find_features, refine_position
 
@@ -42,9 +45,17 @@ def refine_answer(
     best: Refined | None = None
     features = find_features(photo.pixels)
     for candidate in compared:
+        try:
+            tile = gallery.read_tile(candidate.id)
+        except KeyError:
+            answer = _add_note(answer, _REMOVED.format(candidate.id))
+            continue
+        except RunError as error:
+            answer = _add_note(answer, f"not compared: {first_line(error)}")
+            continue
         refined = refine_position(
             features,
-            gallery.read_tile(candidate.id),
+            tile,
             lat=candidate.lat,
             lon=candidate.lon,
             size_m=candidate.size_m,

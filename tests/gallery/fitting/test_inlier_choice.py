@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+
+from s4g_ray.gallery.fitting.held_out import HeldOut
 from s4g_ray.gallery.fitting.inlier_choice import (
     FEWEST_ACCEPTED,
     MOST_WRONG,
     Refinements,
     choose_min_inliers,
+    compared_columns,
     describe_refinements,
 )
+from s4g_ray.gallery.locate import locate
+from s4g_ray.gallery.search.refine import NUM_REFINED
+from tests.gallery.test_locate import calibration
+from tests.support.tiny_gallery import TinyGallery
 
 
 def make(inliers: list[int], errors: list[float]) -> Refinements:
@@ -52,3 +62,26 @@ def test_the_share_of_wrong_positions_stays_below_its_limit() -> None:
     assert chosen is not None
     assert wrong[inliers >= chosen].mean() < MOST_WRONG
     assert wrong[inliers >= chosen - 3].mean() > MOST_WRONG / 2
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_compared_tiles_are_those_that_locating_compares(tmp_path: Path) -> None:
+    gallery: Any = TinyGallery(tmp_path)
+    found = calibration(threshold=100.0)
+    found.save(gallery.uri)
+    gallery.has_calibration = True
+    photos = gallery.images[3:33:3]
+    ids, scores = gallery.search(gallery.encode(photos), gallery.num_tiles)
+    rows = gallery.rows(ids)
+    columns = (gallery.tiles.lat[rows], gallery.tiles.lon[rows], gallery.tiles.size_m[rows])
+    unknown = np.full(len(photos), -1)
+    nowhere = np.full(len(photos), np.nan)
+    held = HeldOut(
+        *(ids, scores, *columns, np.zeros((len(photos), 1), np.float32)),
+        *(nowhere, nowhere, unknown, unknown, unknown),
+    )
+    compared = compared_columns(held, found)
+    told = [ids[i, part].tolist() for i, part in enumerate(compared)]
+    answers = locate(gallery, photos)
+    assert told == [[c.id for c in answer.candidates[:NUM_REFINED]] for answer in answers]
+    assert any(part != [0, 1, 2] for part in compared)

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 
 from s4g_ray.data.images import decode_pixels
-from s4g_ray.errors import BadImageError
+from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.photos.photo import decode_photo, read_photo, shrink
 from s4g_ray.gallery.photos.turned_views import turn_photo
@@ -146,6 +146,35 @@ def test_reading_keeps_the_reason(tmp_path: Path) -> None:
     missing = read_photo(str(tmp_path / "b.jpg"))
     assert missing.error is not None
     assert "FileNotFoundError" in missing.error
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jpg/b.jpg", "NotADirectoryError"),
+        (f"{'x' * 300}.jpg", "OSError: File name too long"),
+        ("foo://a.jpg", "ValueError: Protocol not known"),
+        ("ftp://127.0.0.1:9/a.jpg", "ConnectionRefusedError"),
+        ("a\0.jpg", "ValueError"),
+    ],
+)
+def test_a_photo_that_cannot_be_opened_holds_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"text")
+    monkeypatch.chdir(tmp_path)
+    photo = read_photo(name)
+    assert (photo.name, photo.pixels) == (name, None)
+    assert str(photo.error).startswith(kind)
+
+
+def test_an_outage_of_a_store_is_no_error_of_a_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> bytes:
+        raise StoreError(f"{uri}: no answer")
+
+    monkeypatch.setattr("s4g_ray.storage.files.read_bytes", fail)
+    with pytest.raises(StoreError):
+        read_photo("s3://data/a.jpg")
 
 
 def test_heic_photos_are_read(tmp_path: Path) -> None:

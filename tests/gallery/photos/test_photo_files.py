@@ -45,9 +45,16 @@ def test_sources_without_photos_are_refused(folder: Path) -> None:
         ("empty", "holds no image"),
         ("*.tif", "no file matches"),
         ("x.jpg", "does not exist"),
+        (f"{'x' * 300}.jpg", "cannot be read: File name too long"),
     ):
         with pytest.raises(InputError, match=message):
             list_photos([str(folder / source)])
+
+
+def test_sources_that_cannot_be_listed_are_refused() -> None:
+    for source in ("foo://photos", "ftp://127.0.0.1:9/photos"):
+        with pytest.raises(InputError, match=f"{source} cannot be listed"):
+            list_photos([source])
 
 
 def test_photos_come_in_order_with_errors_in_their_place(tmp_path: Path) -> None:
@@ -84,12 +91,15 @@ def test_photos_in_an_object_store_are_listed_and_read(store: Store) -> None:
     folder = "s3://data/photos"
     data = io.BytesIO()
     Image.new("RGB", (8, 8), (9, 9, 9)).save(data, "PNG")
-    for name in ("b.png", "a.PNG", "note.txt"):
+    for name in ("b.png", "a.PNG", "note.txt", "c/d/e.png", ".hidden/f.png", "c/.g.png"):
         files.write_bytes(f"{folder}/{name}", data.getvalue())
+    files.write_bytes(f"{folder}2/other.png", data.getvalue())
     uris = list_photos([folder, f"{folder}/missing.jpg"])
-    assert uris == [f"{folder}/{name}" for name in ("a.PNG", "b.png", "missing.jpg")]
-    first, second, missing = read_ahead(uris, every_s=1, least=None, num_threads=2, num_ahead=4)
-    assert (first.name, first.error, second.error) == (uris[0], None, None)
+    assert uris == [f"{folder}/{name}" for name in ("a.PNG", "b.png", "c/d/e.png", "missing.jpg")]
+    first, second, third, missing = read_ahead(
+        uris, every_s=1, least=None, num_threads=2, num_ahead=4
+    )
+    assert (first.name, first.error, second.error, third.error) == (uris[0], None, None, None)
     assert missing.error is not None
     with pytest.raises(InputError, match="holds no image"):
         list_photos(["s3://data/nothing"])

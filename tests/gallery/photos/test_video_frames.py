@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s4g_ray.errors import InputError
 from s4g_ray.gallery.photos.decode_ahead import read_ahead
 from s4g_ray.gallery.photos.photo import Photo
 from s4g_ray.gallery.photos.video_frames import read_frames
@@ -72,7 +71,17 @@ def test_no_video_gives_a_photo_with_its_error(tmp_path: Path) -> None:
     assert photo.pixels is None
 
 
-def test_opencv_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_an_error_among_photos_where_opencv_is_missing(
+    video: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"pip install 's4g-ray\[locate\]'"):
-        next(read_frames("a.mp4", 1))
+    uris = ["missing.jpg", video, "gone.jpg"]
+    photos = list(read_ahead(uris, every_s=1, least=None, num_threads=2, num_ahead=4))
+    assert [photo.name for photo in photos] == uris
+    assert "pip install 's4g-ray[locate]'" in str(photos[1].error)
+
+
+def test_a_video_in_a_store_is_an_error() -> None:
+    (photo,) = read_frames("s3://data/a.mp4", 1)
+    assert (photo.name, photo.pixels) == ("s3://data/a.mp4", None)
+    assert "copy it here" in str(photo.error)
