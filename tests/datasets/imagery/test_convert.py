@@ -122,6 +122,7 @@ def test_what_cannot_be_cut_is_refused_and_leaves_no_target(tmp_path: Path) -> N
         ({"size_m": [60, 60]}, "must be one or several different sizes"),
         ({"size_m": []}, "must be one or several different sizes"),
         ({"size_m": -60}, "size_m=-60"),
+        ({"size_m": 0.09}, r"109,\d+,\d+ cells of 0\.09 m.* more than 100,000,000; give a larger"),
         ({"size_m": 60, "overlap": 1.0}, "overlap=1"),
         ({"size_m": 60, "pixels": 0}, "pixels=0"),
     ):

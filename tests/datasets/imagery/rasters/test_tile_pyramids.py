@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import from_origin
 
-from s4g_ray.datasets.imagery.imagery import Imagery, find_cells
+from s4g_ray.datasets.imagery.imagery import Imagery, choose_stretch, find_cells
 from s4g_ray.datasets.imagery.rasters.tile_pyramids import HALF_TURN_M, Pyramid
 from s4g_ray.datasets.imagery.sources import open_imagery
 from s4g_ray.datasets.imagery.stretch import Stretch
@@ -126,6 +126,27 @@ def test_the_coarsest_zoom_that_is_fine_enough_is_read(tmp_path: Path) -> None:
     (pyramid,) = open_imagery(write_folder(tmp_path, make_tiles()[1])).sources
     assert isinstance(pyramid, Pyramid)
     assert [pyramid.choose_factor(scale) for scale in (0.5, 1.9, 2.0, 9.0)] == [1, 1, 2, 2]
+
+
+def test_a_stretch_needs_windows_alone_of_a_large_pyramid_of_one_zoom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = {
+        (15, x, y): png(np.full((256, 256, 3), 4 * x, np.uint8)) for x in (0, 39) for y in (0, 39)
+    }
+    imagery = open_imagery(write_folder(tmp_path, tiles))
+    sizes = []
+    read = Pyramid.read
+
+    def note(pyramid: Pyramid, *window: int) -> Any:
+        sizes.append(window[2] * window[3])
+        return read(pyramid, *window)
+
+    monkeypatch.setattr(Pyramid, "read", note)
+    stretch = choose_stretch(imagery, Stretch(percentiles=(0, 100)))
+    assert (stretch.low, stretch.high) == ((0,) * 3, (156,) * 3)
+    assert len(sizes) == 256
+    assert max(sizes) == 64 * 64
 
 
 def test_tiles_that_are_missing_or_transparent_hold_no_data(tmp_path: Path) -> None:
