@@ -12,6 +12,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from s4g_ray.data.area import Area, Extent, join_extents
+from s4g_ray.datasets.imagery.rasters.file_versions import fingerprint_files
 from s4g_ray.datasets.imagery.rasters.georeference import Georeference
 from s4g_ray.datasets.imagery.rasters.raster import Piece
 from s4g_ray.datasets.imagery.stretch import Stretch
@@ -47,6 +48,9 @@ class Source(Protocol):
     def read(self, column: int, row: int, width: int, height: int, factor: int) -> Piece:
         """Read a window; column and row are multiples of factor."""
 
+    def list_files(self) -> list[str]:
+        """Return the files and folders that its pixels come from."""
+
     def describe(self) -> dict[str, Any]:
         """Return what is known of it."""
 
@@ -75,6 +79,12 @@ class Imagery:
         """Return the metres of a pixel of the finest raster."""
         found = [source.georeference.resolution_m for source in self.sources]
         return float(np.nanmin(found))
+
+    @cached_property
+    def identity(self) -> str:
+        """Return a text that differs for other rasters, and once a file of them is rewritten."""
+        names = [name for source in self.sources for name in source.list_files()]
+        return f"{self.sources!r} {fingerprint_files(names)}"
 
     def describe(self) -> dict[str, Any]:
         """Return what is known of the imagery, for people and JSON."""

@@ -106,6 +106,10 @@ class Raster:
             values = np.ascontiguousarray(values[..., :-1])
         return Piece(values, valid)
 
+    def list_files(self) -> list[str]:
+        """Return the files that pixels come from: those that a VRT names too."""
+        return _list_files(list(dict.fromkeys(uri for uri, _ in self.bands)))
+
     def describe(self) -> dict[str, Any]:
         """Return what is known of the raster, for people and JSON."""
         return {
@@ -270,6 +274,27 @@ def close_files() -> None:
     found = getattr(_open_files, "found", {})
     while found:
         found.popitem()[1].close()
+
+
+def _list_files(uris: list[str]) -> list[str]:
+    """Return files, and those that the VRTs among them name, at any depth."""
+    found: dict[str, None] = {}
+    while uris:
+        uri = uris.pop()
+        found[uri] = None
+        if uri.lower().endswith(".vrt"):
+            with reading(uri) as source:
+                names = [_uri_of(name) for name in source.files]
+            # but statistics, which viewers write
+            uris += [name for name in names if name not in found and not name.endswith(".aux.xml")]
+    return list(found)
+
+
+def _uri_of(path: str) -> str:
+    for scheme, prefix in (("s3", "/vsis3/"), ("gs", "/vsigs/"), ("az", "/vsiaz/")):
+        if path.startswith(prefix):
+            return f"{scheme}://{path.removeprefix(prefix)}"
+    return path
 
 
 def _gdal_path(uri: str) -> str:

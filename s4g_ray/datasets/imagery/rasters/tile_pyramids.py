@@ -76,6 +76,10 @@ class Pyramid:
             valid &= (values != self.nodata).any(axis=2)
         return Piece(values, ALL_VALID if valid.all() else valid)
 
+    def list_files(self) -> list[str]:
+        """Return the file or folder that holds the tiles."""
+        return [self.uri]
+
     def describe(self) -> dict[str, Any]:
         """Return what is known of the pyramid, for people and JSON."""
         return {
