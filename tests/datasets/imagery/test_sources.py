@@ -200,13 +200,15 @@ def test_a_palette_gives_its_colors(tmp_path: Path) -> None:
     ]
 
 
-def test_a_vrt_and_a_pattern_are_sources(tmp_path: Path) -> None:
+def test_a_vrt_a_pattern_and_a_folder_are_sources(tmp_path: Path) -> None:
     uri = write_raster(tmp_path / "a.tif", smooth_picture(100, 100), UTM, PLACE)
     from rasterio.shutil import copy
 
     copy(uri, str(tmp_path / "a.vrt"), driver="VRT")
     expected = read_all(uri)
-    for source in (str(tmp_path / "a.vrt"), str(tmp_path / "*.tif")):
+    (tmp_path / "f/2023.05").mkdir(parents=True)
+    copy(uri, str(tmp_path / "f/2023.05/a.tif"))
+    for source in (str(tmp_path / "a.vrt"), str(tmp_path / "*.tif"), str(tmp_path / "f")):
         found = read_all(source)
         assert found.keys() == expected.keys()
         for number, tile in found.items():
