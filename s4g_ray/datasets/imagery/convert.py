@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
@@ -97,7 +97,7 @@ def convert(
         num_tasks = 0
     tiles = TileSource(
         read=ImageryReader(imagery, chosen, pixels, grids),
-        identity=repr([(repr(one), _num_bytes(one.uri)) for one in imagery.sources]),
+        identity=imagery.identity,
         stretch=chosen.describe(),
         native_resolution_m=imagery.native_resolution_m,
         footprint=imagery.footprint,
@@ -121,12 +121,6 @@ def _note_resolution(imagery: Imagery, sizes: Sequence[float], pixels: int, repo
                 f" imagery {native:.3g} m: enlarged {factor:.3g} times; --pixels"
                 f" {max(8, round(size / native))} holds all that there is"
             )
-
-
-def _num_bytes(uri: str) -> int | None:
-    """Return the length of a local file: other imagery of the same name is not resumed with."""
-    path = Path(uri)
-    return path.stat().st_size if files.is_local(uri) and path.is_file() else None
 
 
 def _name_of(imagery: Imagery) -> str:

@@ -12,6 +12,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from s4g_ray.data.area import Area, Extent, join_extents
+from s4g_ray.datasets.imagery.rasters.file_versions import fingerprint_files
 from s4g_ray.datasets.imagery.rasters.georeference import Georeference
 from s4g_ray.datasets.imagery.rasters.raster import Piece
 from s4g_ray.datasets.imagery.stretch import Stretch
@@ -20,6 +21,10 @@ from s4g_ray.errors import InputError
 
 NUM_SAMPLED = 32  # rasters that a stretch is sampled from
 SAMPLE_SIDE = 512  # pixels of a sample of a raster, at most
+MAX_SAMPLE = 1 << 20  # pixels: of a larger sample (no coarse zoom) only windows are read
+NUM_WINDOWS = 16  # on an axis
+WINDOW_SIDE = 64  # pixels as read
+MAX_CELLS = 100_000_000  # of a grid
 
 
 class Source(Protocol):
@@ -42,6 +47,9 @@ class Source(Protocol):
 
     def read(self, column: int, row: int, width: int, height: int, factor: int) -> Piece:
         """Read a window; column and row are multiples of factor."""
+
+    def list_files(self) -> list[str]:
+        """Return the files and folders that its pixels come from."""
 
     def describe(self) -> dict[str, Any]:
         """Return what is known of it."""
@@ -72,6 +80,12 @@ class Imagery:
         found = [source.georeference.resolution_m for source in self.sources]
         return float(np.nanmin(found))
 
+    @cached_property
+    def identity(self) -> str:
+        """Return a text that differs for other rasters, and once a file of them is rewritten."""
+        names = [name for source in self.sources for name in source.list_files()]
+        return f"{self.sources!r} {fingerprint_files(names)}"
+
     def describe(self) -> dict[str, Any]:
         """Return what is known of the imagery, for people and JSON."""
         found = [source.describe() for source in self.sources]
@@ -94,18 +108,23 @@ def find_cells(
 ) -> GridCells:
     """Return the cells of a grid whose centres lie in the imagery, and in an area or bounds.
 
-    In the order of rows, eastwards. Raises InputError when no cell does: its message gives both
-    extents.
+    In the order of rows, eastwards. Raises InputError when no cell does (its message gives both
+    extents), and for more than MAX_CELLS.
     """
     if bounds is not None:
         wanted = Area.bounds(*bounds)
         if area is not None:
             raise InputError("give an area or bounds, not both")
         area = wanted
-    parts = [
-        grid.cells_in(bounds=_overlap(source.georeference.extent, area))
-        for source in imagery.sources
-    ]
+    found = [_overlap(source.georeference.extent, area) for source in imagery.sources]
+    num_cells = sum(map(grid.count_within, found))
+    if num_cells > MAX_CELLS:
+        raise InputError(
+            f"{num_cells:,} cells of {grid.size_m:g} m, {grid.step_m:g} m apart, lie in the imagery"
+            f" and the area, more than {MAX_CELLS:,}; give a larger size (--size-m), or a smaller"
+            " area or bounds"
+        )
+    parts = [grid.cells_in(bounds=one) for one in found]
     ids = np.unique(np.concatenate([part.ids for part in parts]))
     cells = grid.cells_of(*grid.row_and_column(ids))
     if area is not None:
@@ -168,6 +187,22 @@ def _sample(source: Source) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return values[N, C] with data, spread over a raster."""
     place = source.georeference
     factor = source.choose_factor(max(place.width, place.height) / SAMPLE_SIDE + 1)
-    piece = source.read(0, 0, place.width, place.height, factor)
-    flat = piece.values.reshape(-1, piece.values.shape[2]).astype(np.float64)
-    return flat[piece.valid.ravel() > 0] if len(piece.valid) else flat
+    columns, width = _spread(place.width, factor)
+    rows, height = _spread(place.height, factor)
+    if place.width * place.height <= MAX_SAMPLE * factor**2:
+        columns, width = [0], place.width
+        rows, height = [0], place.height
+    parts = []
+    for row in rows:
+        for column in columns:
+            piece = source.read(column, row, width, height, factor)
+            flat = piece.values.reshape(-1, piece.values.shape[2]).astype(np.float64)
+            parts.append(flat[piece.valid.ravel() > 0] if len(piece.valid) else flat)
+    return np.concatenate(parts)
+
+
+def _spread(length: int, factor: int) -> tuple[list[int], int]:
+    """Return where windows begin that are spread over an axis, and their length."""
+    size = min(length, WINDOW_SIDE * factor)
+    starts = np.linspace(0, length - size, NUM_WINDOWS) // factor * factor
+    return np.unique(starts).astype(int).tolist(), size

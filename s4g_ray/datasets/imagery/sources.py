@@ -96,7 +96,8 @@ def _list_rasters(folder: str, names: Sequence[str], depth: int) -> list[str]:
     found = [files.join(folder, name) for name in names if name.lower().endswith(RASTER_ENDS)]
     for name in names:
         inner = files.join(folder, name)
-        if "." in name or not depth or (files.is_local(inner) and not Path(inner).is_dir()):
+        is_folder = Path(inner).is_dir() if files.is_local(inner) else "." not in name
+        if not depth or not is_folder or name.startswith("."):
             continue
         found += _list_rasters(inner, files.list_names(inner), depth - 1)
     return found

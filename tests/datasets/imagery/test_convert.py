@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.shutil import copy
 from rasterio.transform import Affine
 
 from s4g_ray.data.area import Area
 from s4g_ray.datasets.imagery.convert import convert
 from s4g_ray.datasets.imagery.cutting.summary import read_summary
+from s4g_ray.datasets.imagery.rasters.raster import close_files
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
@@ -122,6 +125,7 @@ def test_what_cannot_be_cut_is_refused_and_leaves_no_target(tmp_path: Path) -> N
         ({"size_m": [60, 60]}, "must be one or several different sizes"),
         ({"size_m": []}, "must be one or several different sizes"),
         ({"size_m": -60}, "size_m=-60"),
+        ({"size_m": 0.09}, r"109,\d+,\d+ cells of 0\.09 m.* more than 100,000,000; give a larger"),
         ({"size_m": 60, "overlap": 1.0}, "overlap=1"),
         ({"size_m": 60, "pixels": 0}, "pixels=0"),
     ):
@@ -131,6 +135,53 @@ def test_what_cannot_be_cut_is_refused_and_leaves_no_target(tmp_path: Path) -> N
     with pytest.raises(InputError):
         convert(str(tmp_path / "nothing.tif"), str(target), size_m=60)
     assert not target.exists()
+
+
+class StopError(Exception):
+    pass
+
+
+def stop(done: int, total: int) -> None:
+    raise StopError
+
+
+def check_resuming(source: str, target: str, rewrite: Callable[[], object]) -> None:
+    """Check that an interrupted call goes on with the same imagery alone."""
+    options: dict[str, Any] = {"size_m": 120, "pixels": 16, "num_tasks": 0}
+    for _ in range(2):
+        with pytest.raises(StopError):
+            convert(source, target, on_progress=stop, **options)
+    rewrite()
+    close_files()
+    with pytest.raises(InputError, match=r"begun with \{'imagery'.*choose another folder"):
+        convert(source, target, **options)
+
+
+@pytest.mark.parametrize("kind", ["tif", "nested.vrt", "xyz"])
+def test_rewritten_imagery_is_not_resumed_with(tmp_path: Path, kind: str) -> None:
+    source = write_raster(tmp_path / "s/a.tif")
+    rewritten = Path(source)
+    if kind == "nested.vrt":
+        inner = str(tmp_path / "inner.vrt")
+        copy(source, inner, driver="VRT")
+        source = str(tmp_path / "nested.vrt")
+        copy(inner, source, driver="VRT")
+    if kind == "xyz":
+        rewritten = tmp_path / "xyz/12/656/1582.png"
+        rewritten.parent.mkdir(parents=True)
+        Image.new("RGB", (256, 256), (9, 9, 9)).save(rewritten)
+        source = str(tmp_path / "xyz")
+    data = rewritten.read_bytes()
+    check_resuming(source, str(tmp_path / "r"), lambda: rewritten.write_bytes(data))
+
+
+@pytest.mark.s3
+def test_a_rewritten_object_is_not_resumed_with(tmp_path: Path, store: Any) -> None:
+    source = "s3://data/a.tif"
+    data = Path(write_raster(tmp_path / "a.tif")).read_bytes()
+    files.write_bytes(source, data)
+    other = data[:-1] + bytes([data[-1] ^ 1])
+    check_resuming(source, str(tmp_path / "r"), lambda: files.write_bytes(source, other))
 
 
 def test_a_region_is_cut_into_an_object_store(tmp_path: Path, store: Any) -> None:

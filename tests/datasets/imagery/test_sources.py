@@ -127,6 +127,30 @@ def test_pixels_without_data_are_known_by(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(coarse.valid > 0, expected[::10, ::10])
 
 
+@pytest.mark.parametrize("hole", [False, True])
+@pytest.mark.parametrize("factor", [1, 4])
+def test_tiles_are_cut_from_bytes_with_alpha(tmp_path: Path, hole: bool, factor: int) -> None:
+    values = np.full((4, 100, 100), 255, np.uint8)
+    values[:3] = 90
+    if hole:
+        values[:, 20:60, 20:60] = 0
+    uri = write_raster(tmp_path / "a.tif", values, UTM, PLACE, photometric="RGB", alpha="yes")
+    imagery = open_imagery(uri)
+    cells = find_cells(imagery, WorldGrid(20))
+    found = read_tiles(imagery, cells, pixels=20 // factor, stretch=choose_stretch(imagery))
+    tiles = [tile for tile in found if isinstance(tile, Tile)]
+    assert {v for tile in tiles for v in np.unique(tile.pixels)} <= {0, 90}
+    whole = [tile for tile in tiles if tile.nodata_share == 0]
+    assert len(whole) >= 4
+    assert all((tile.pixels == 90).all() for tile in whole)
+    plain_uri = write_raster(tmp_path / "b.tif", plain(90), UTM, PLACE)
+    stretch = choose_stretch(imagery)
+    others = list(read_tiles(open_imagery(plain_uri), cells, pixels=20 // factor, stretch=stretch))
+    missing = sum(tile.nodata_share for tile in tiles) + len(cells) - len(tiles)
+    without = sum(tile.nodata_share for tile in others if isinstance(tile, Tile))
+    assert missing - without == pytest.approx(4 if hole else 0, abs=0.3 if hole else 1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "float32", "float64"])
 def test_other_types_are_stretched(tmp_path: Path, dtype: str) -> None:
     ramp = np.linspace(100, 3100, 100 * 100).reshape(100, 100).astype(dtype)
@@ -176,13 +200,15 @@ def test_a_palette_gives_its_colors(tmp_path: Path) -> None:
     ]
 
 
-def test_a_vrt_and_a_pattern_are_sources(tmp_path: Path) -> None:
+def test_a_vrt_a_pattern_and_a_folder_are_sources(tmp_path: Path) -> None:
     uri = write_raster(tmp_path / "a.tif", smooth_picture(100, 100), UTM, PLACE)
     from rasterio.shutil import copy
 
     copy(uri, str(tmp_path / "a.vrt"), driver="VRT")
     expected = read_all(uri)
-    for source in (str(tmp_path / "a.vrt"), str(tmp_path / "*.tif")):
+    (tmp_path / "f/2023.05").mkdir(parents=True)
+    copy(uri, str(tmp_path / "f/2023.05/a.tif"))
+    for source in (str(tmp_path / "a.vrt"), str(tmp_path / "*.tif"), str(tmp_path / "f")):
         found = read_all(source)
         assert found.keys() == expected.keys()
         for number, tile in found.items():
@@ -230,6 +256,31 @@ def test_a_stac_collection_gives_its_images(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         open_imagery(str(path))
+
+
+@pytest.mark.parametrize("kind", ["alpha", "mask"])
+def test_data_is_where_all_images_of_an_item_hold_some(tmp_path: Path, kind: str) -> None:
+    expected = np.ones((100, 100), bool)
+    for band, color in enumerate(("red", "green", "blue")):
+        shown = np.full((100, 100), 255, np.uint8)
+        if color != "blue":
+            shown[20 * band + 10 : 20 * band + 30, 30:60] = 0
+        expected &= shown > 0
+        values = np.full((2 if kind == "alpha" else 1, 100, 100), 10 * band + 10, np.uint8)
+        options = {}
+        if kind == "alpha":
+            values[1] = shown
+            options = {"alpha": "yes"}
+        uri = write_raster(tmp_path / f"{color}.tif", values, UTM, PLACE, **options)
+        if kind == "mask":
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(uri, "r+") as target:
+                target.write_mask(shown)
+    assets = {color: {"href": f"{color}.tif"} for color in ("red", "green", "blue")}
+    (tmp_path / "item.json").write_text(json.dumps({"id": "x", "assets": assets}))
+    (source,) = open_imagery(str(tmp_path / "item.json")).sources
+    piece = source.read(0, 0, 100, 100, 1)
+    assert np.array_equal(piece.valid > 0, expected)
+    assert np.unique(piece.values[expected], axis=0).tolist() == [[10, 20, 30]]
 
 
 @pytest.mark.s3

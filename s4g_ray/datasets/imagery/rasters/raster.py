@@ -7,6 +7,7 @@ the number of attempts are handed over here.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import warnings
@@ -53,8 +54,8 @@ class Raster:
     bands: tuple[tuple[str, int], ...]  # uri and number (from 1) of each band that is read
     dtype: str
     nodata: tuple[float | None, ...]  # of each of the bands
-    alpha: int | None  # the band that tells where data is
-    has_mask: bool  # a mask beside the bands tells it
+    alphas: tuple[tuple[str, int], ...]  # uri and number of bands that tell where data is
+    masks: tuple[str, ...]  # files whose masks beside the bands tell it
     palette: bytes | None = None  # red, green, blue of 256 values
 
     def choose_factor(self, scale: float) -> int:
@@ -69,33 +70,45 @@ class Raster:
         """
         shape = (-(-height // factor), -(-width // factor))
         window = Window(column, row, width, height)
-        numbers = [number for _, number in self.bands]
-        extra = [self.alpha] if self.alpha else []
-        method = Resampling.average if factor > 1 and not self.palette else Resampling.nearest
-        values = np.empty((*shape, len(numbers) + len(extra)), self.dtype)
-        uris = [uri for uri, _ in self.bands]
-        parts = [(uris[0], numbers + extra, slice(None))]
-        if len(set(uris)) > 1:
-            parts = [(uri, [number], slice(i, i + 1)) for i, (uri, number) in enumerate(self.bands)]
+        parts = []
         valid = ALL_VALID
-        for uri, chosen, place in parts:
-            with reading(uri) as source:
-                out = values[..., place].transpose(2, 0, 1)
-                source.read(chosen, window=window, out=out, resampling=method)
-                if self.has_mask:
-                    mask = source.read_masks(
-                        chosen[0], window=window, out_shape=shape, resampling=method
-                    )
-                    valid = (mask >= 128).astype(np.uint8)
-        if self.alpha:
-            full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-            valid = (values[..., -1] > full / 2).astype(np.uint8)
-            values = values[..., :-1]
+        for uri, group in itertools.groupby(self.bands, lambda band: band[0]):
+            part = self._read_file(uri, [number for _, number in group], window, shape)
+            parts.append(part.values)
+            valid = _merge(valid, part.valid)
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         valid = _merge(valid, _find_valid(values, self.nodata))
         if self.palette:
             table = np.frombuffer(self.palette, np.uint8).reshape(256, 3)
             values = table[values[..., 0]]
         return Piece(values, valid)
+
+    def _read_file(
+        self, uri: str, numbers: list[int], window: Window, shape: tuple[int, int]
+    ) -> Piece:
+        """Read bands of a file, and where its alpha band and its mask say that data is."""
+        alpha = dict(self.alphas).get(uri)
+        chosen = numbers if alpha is None else [*numbers, alpha]
+        is_plain = shape == (window.height, window.width) or self.palette
+        method = Resampling.nearest if is_plain else Resampling.average
+        values = np.empty((*shape, len(chosen)), self.dtype)
+        valid = ALL_VALID
+        with reading(uri) as source:
+            source.read(chosen, window=window, out=values.transpose(2, 0, 1), resampling=method)
+            if uri in self.masks:
+                mask = source.read_masks(
+                    chosen[0], window=window, out_shape=shape, resampling=method
+                )
+                valid = (mask >= 128).astype(np.uint8)
+        if alpha is not None:
+            full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+            valid = _merge(valid, (values[..., -1] > full / 2).astype(np.uint8))
+            values = np.ascontiguousarray(values[..., :-1])
+        return Piece(values, valid)
+
+    def list_files(self) -> list[str]:
+        """Return the files that pixels come from: those that a VRT names too."""
+        return _list_files(list(dict.fromkeys(uri for uri, _ in self.bands)))
 
     def describe(self) -> dict[str, Any]:
         """Return what is known of the raster, for people and JSON."""
@@ -164,8 +177,10 @@ def open_raster(
             tuple((uri, band) for band in chosen),
             dtype,
             tuple(source.nodatavals[band - 1] if own else nodata for band in chosen),
-            alpha[0] if alpha and own and alpha[0] not in chosen else None,
-            MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and own,
+            ((uri, alpha[0]),) if alpha and own and alpha[0] not in chosen else (),
+            (uri,)
+            if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and own
+            else (),
             _read_palette(source, chosen),
         )
 
@@ -259,6 +274,27 @@ def close_files() -> None:
     found = getattr(_open_files, "found", {})
     while found:
         found.popitem()[1].close()
+
+
+def _list_files(uris: list[str]) -> list[str]:
+    """Return files, and those that the VRTs among them name, at any depth."""
+    found: dict[str, None] = {}
+    while uris:
+        uri = uris.pop()
+        found[uri] = None
+        if uri.lower().endswith(".vrt"):
+            with reading(uri) as source:
+                names = [_uri_of(name) for name in source.files]
+            # but statistics, which viewers write
+            uris += [name for name in names if name not in found and not name.endswith(".aux.xml")]
+    return list(found)
+
+
+def _uri_of(path: str) -> str:
+    for scheme, prefix in (("s3", "/vsis3/"), ("gs", "/vsigs/"), ("az", "/vsiaz/")):
+        if path.startswith(prefix):
+            return f"{scheme}://{path.removeprefix(prefix)}"
+    return path
 
 
 def _gdal_path(uri: str) -> str:

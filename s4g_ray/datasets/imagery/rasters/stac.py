@@ -121,5 +121,7 @@ def open_item(
         first,
         bands=tuple(part.bands[0] for part in parts),
         nodata=tuple(part.nodata[0] for part in parts),
+        alphas=tuple(alpha for part in parts for alpha in part.alphas),
+        masks=tuple(mask for part in parts for mask in part.masks),
         palette=None,
     )

@@ -76,6 +76,10 @@ class Pyramid:
             valid &= (values != self.nodata).any(axis=2)
         return Piece(values, ALL_VALID if valid.all() else valid)
 
+    def list_files(self) -> list[str]:
+        """Return the file or folder that holds the tiles."""
+        return [self.uri]
+
     def describe(self) -> dict[str, Any]:
         """Return what is known of the pyramid, for people and JSON."""
         return {
@@ -104,7 +108,7 @@ def open_pyramid(
         raise InputError(f"{uri} has bands 1 to 3; {list(chosen)} must be one or three of them")
     store = _store_of(uri)
     zooms, left, top, right, bottom = store.coverage()
-    side = _find_side(uri, store, zooms[-1], (left, top, right, bottom))
+    side = _find_side(uri, store, zooms[-1])
     step = 2 * HALF_TURN_M / side / 2 ** zooms[-1]
     georeference = Georeference(
         MERCATOR,
@@ -118,15 +122,13 @@ def open_pyramid(
     return Pyramid(uri, georeference, zooms, side, left, top, chosen, nodata)
 
 
-def _find_side(uri: str, store: TileStore, zoom: int, box: tuple[int, int, int, int]) -> int:
-    """Return the pixels of a tile's side, from the first tile that is there."""
-    left, top, right, bottom = box
-    for row in range(top, bottom + 1):
-        for column in range(left, right + 1):
-            data = store.read(zoom, column, row)
-            if data is not None:
-                return len(decode_tile(data, f"{uri}: tile {zoom}/{column}/{row}")[0])
-    raise InputError(f"{uri} holds no tile of zoom {zoom}")
+def _find_side(uri: str, store: TileStore, zoom: int) -> int:
+    """Return the pixels of a tile's side, from a tile that is there."""
+    place = store.find_tile(zoom)
+    data = store.read(zoom, *place) if place else None
+    if place is None or data is None:
+        raise InputError(f"{uri} holds no tile of zoom {zoom}")
+    return len(decode_tile(data, f"{uri}: tile {zoom}/{place[0]}/{place[1]}")[0])
 
 
 def decode_tile(data: bytes, name: str, side: int | None = None) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ which is turned around here.
 
 from __future__ import annotations
 
+import bisect
 import sqlite3
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ from s4g_ray.storage import files
 
 IMAGE_ENDS = ("png", "jpg", "jpeg", "webp", "avif")
 MAX_ZOOM = 30
+MAX_DEPTH = 3  # directories of PMTiles below the first
 DIRECTORY_BYTES = 1 << 20  # ranges of PMTiles up to this size may be directories: kept in memory
 
 
@@ -37,6 +39,9 @@ class TileStore(Protocol):
 
     def coverage(self) -> Coverage:
         """Return which tiles there are."""
+
+    def find_tile(self, zoom: int) -> tuple[int, int] | None:
+        """Return column and row of any one tile of a zoom, None where there is none."""
 
     def read(self, zoom: int, column: int, row: int) -> bytes | None:
         """Return the bytes of a tile, None where there is none."""
@@ -98,6 +103,13 @@ class MBTiles:
         last = 2 ** zooms[-1] - 1
         return Coverage(tuple(zooms), left, last - north, right, last - south)
 
+    def find_tile(self, zoom: int) -> tuple[int, int] | None:
+        """Return column and row of some tile of a zoom, None where there is none."""
+        found = self._select(
+            "SELECT tile_column, tile_row FROM tiles WHERE zoom_level = ? LIMIT 1", zoom
+        )
+        return (found[0][0], 2**zoom - 1 - found[0][1]) if found else None
+
     def read(self, zoom: int, column: int, row: int) -> bytes | None:
         """Return the bytes of a tile, None where there is none."""
         found = self._select(
@@ -151,6 +163,35 @@ class PMTiles:
         right, bottom = tile_at(zooms[-1], east, south, before=True)
         return Coverage(zooms, left, top, max(right, left), max(bottom, top))
 
+    def find_tile(self, zoom: int) -> tuple[int, int] | None:
+        """Return column and row of some tile of a zoom, None where there is none."""
+        from pmtiles.tile import tileid_to_zxy, zxy_to_tileid
+
+        header = self._reader.header()
+        first = zxy_to_tileid(zoom, 0, 0)
+        found = self._find_from(first, header["root_offset"], header["root_length"])
+        if found is None or found >= zxy_to_tileid(zoom + 1, 0, 0):
+            return None
+        _, column, row = tileid_to_zxy(found)
+        return column, row
+
+    def _find_from(self, first: int, start: int, length: int, depth: int = 0) -> int | None:
+        """Return the smallest id of a tile that is `first` or more, below a directory."""
+        from pmtiles.tile import deserialize_directory
+
+        entries = deserialize_directory(self._read_range(start, length))
+        before = bisect.bisect_right(entries, first, key=lambda entry: entry.tile_id) - 1
+        for entry in entries[max(before, 0) :]:
+            if entry.run_length:
+                if entry.tile_id + entry.run_length > first:
+                    return max(entry.tile_id, first)
+            elif depth < MAX_DEPTH:
+                leaf = self._reader.header()["leaf_directory_offset"] + entry.offset
+                found = self._find_from(first, leaf, entry.length, depth + 1)
+                if found is not None:
+                    return found
+        return None
+
     def read(self, zoom: int, column: int, row: int) -> bytes | None:
         """Return the bytes of a tile, None where there is none."""
         found = self._reader.get(zoom, column, row)
@@ -184,6 +225,14 @@ class TileFolder:
                 kept = tuple(z for z in zooms if z <= zoom)
                 return Coverage(kept, columns[0], min(rows), columns[-1], max(rows))
         raise InputError(f"{self._uri} holds no tiles Z/X/Y.{'/'.join(IMAGE_ENDS)}")
+
+    def find_tile(self, zoom: int) -> tuple[int, int] | None:
+        """Return column and row of some tile of a zoom, None where there is none."""
+        for name in files.list_names(files.join(self._uri, str(zoom))):
+            rows = self._list(zoom, int(name)) if _is_number(name) else {}
+            if rows:
+                return int(name), min(rows)
+        return None
 
     def read(self, zoom: int, column: int, row: int) -> bytes | None:
         """Return the bytes of a tile, None where there is none."""

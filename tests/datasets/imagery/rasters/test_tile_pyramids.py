@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pmtiles.reader import Reader
+from pmtiles.tile import Compression, TileType, deserialize_header, tileid_to_zxy, zxy_to_tileid
+from pmtiles.writer import Writer
 from rasterio.transform import from_origin
 
-from s4g_ray.datasets.imagery.imagery import Imagery, find_cells
+from s4g_ray.datasets.imagery.imagery import Imagery, choose_stretch, find_cells
 from s4g_ray.datasets.imagery.rasters.tile_pyramids import HALF_TURN_M, Pyramid
+from s4g_ray.datasets.imagery.rasters.tile_stores import open_store
 from s4g_ray.datasets.imagery.sources import open_imagery
 from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Tile, read_tiles
@@ -128,6 +132,27 @@ def test_the_coarsest_zoom_that_is_fine_enough_is_read(tmp_path: Path) -> None:
     assert [pyramid.choose_factor(scale) for scale in (0.5, 1.9, 2.0, 9.0)] == [1, 1, 2, 2]
 
 
+def test_a_stretch_needs_windows_alone_of_a_large_pyramid_of_one_zoom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = {
+        (15, x, y): png(np.full((256, 256, 3), 4 * x, np.uint8)) for x in (0, 39) for y in (0, 39)
+    }
+    imagery = open_imagery(write_folder(tmp_path, tiles))
+    sizes = []
+    read = Pyramid.read
+
+    def note(pyramid: Pyramid, *window: int) -> Any:
+        sizes.append(window[2] * window[3])
+        return read(pyramid, *window)
+
+    monkeypatch.setattr(Pyramid, "read", note)
+    stretch = choose_stretch(imagery, Stretch(percentiles=(0, 100)))
+    assert (stretch.low, stretch.high) == ((0,) * 3, (156,) * 3)
+    assert len(sizes) == 256
+    assert max(sizes) == 64 * 64
+
+
 def test_tiles_that_are_missing_or_transparent_hold_no_data(tmp_path: Path) -> None:
     _, tiles = make_tiles()
     del tiles[ZOOM, LEFT, TOP]
@@ -137,6 +162,42 @@ def test_tiles_that_are_missing_or_transparent_hold_no_data(tmp_path: Path) -> N
     piece = pyramid.read(0, 0, 512, 512, 1)
     assert piece.valid[:256].max() == 0
     assert piece.valid[256:].min() == 1
+
+
+@pytest.mark.parametrize("num_low", [0, 30_000])  # tiles of zoom 9: some fit in one directory
+def test_a_sparse_archive_with_bounds_of_the_world_is_opened_by_few_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_low: int
+) -> None:
+    picture = png(np.full((256, 256, 3), 7, np.uint8))
+    low = np.random.default_rng(0).choice(4**9, num_low, replace=False) + zxy_to_tileid(9, 0, 0)
+    places = [*map(int, np.sort(low)), zxy_to_tileid(14, 9000, 12000)]
+    bounds = {"min_lon_e7": -1_800_000_000, "max_lon_e7": 1_800_000_000}
+    bounds |= {"min_lat_e7": -850_000_000, "max_lat_e7": 850_000_000}
+    header = {"tile_type": TileType.PNG, "tile_compression": Compression.NONE}
+    center = {"center_zoom": 14, "center_lon_e7": 0, "center_lat_e7": 0}
+    path = tmp_path / "a.pmtiles"
+    with path.open("wb") as file:
+        archive: Any = Writer(file)  # type: ignore[no-untyped-call]
+        for place in places:
+            archive.write_tile(place, picture + bytes(place % 7))
+        archive.finalize({**header, **center, **bounds, "min_zoom": 9, "max_zoom": 14}, {})
+    looks = []
+    find: Any = Reader.get
+
+    def note(*place: Any) -> Any:
+        looks.append(place)
+        return find(*place)
+
+    monkeypatch.setattr(Reader, "get", note)
+    (pyramid,) = open_imagery(str(path)).sources
+    assert isinstance(pyramid, Pyramid)
+    assert pyramid.side == 256
+    assert len(looks) == 1
+    assert (deserialize_header(path.read_bytes())["leaf_directory_length"] > 0) == (num_low > 0)
+    store = open_store(str(path))
+    assert [store.find_tile(zoom) for zoom in (8, 12, 14, 15)] == [None, None, (9000, 12000), None]
+    if num_low:
+        assert store.find_tile(9) == tileid_to_zxy(places[0])[1:]
 
 
 def test_vector_tiles_and_damaged_ones_are_refused(tmp_path: Path) -> None:
