@@ -39,6 +39,7 @@ class Lease:
             "token": uuid.uuid4().hex,
             "since": time.time(),
         }
+        self._checked = 0.0  # time.time() of the last check
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="gallery-lease", daemon=True)
 
@@ -58,11 +59,27 @@ class Lease:
         self.check()
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise InputError when another writer has taken the lease."""
+    @property
+    def token(self) -> str:
+        """Eight hex digits that no other lease has, for names of files."""
+        return str(self._value["token"])[:8]
+
+    def check(self, *, every_s: float = 0.0) -> None:
+        """Raise InputError when another writer has taken the lease.
+
+        Does nothing where it was checked less than every_s ago.
+        """
+        now = time.time()
+        if 0 <= now - self._checked < every_s:
+            return
         other = self._read()
         if other is None or other.get("token") != self._value["token"]:
-            raise self._refuse(other or {})
+            taker = _name(other) if other else "another process, which has ended"
+            raise InputError(
+                f"the lease of {self._gallery} was taken over by {taker}; nothing was published;"
+                " run the command again when no other process writes the gallery"
+            )
+        self._checked = now
 
     def release(self) -> None:
         """End the heartbeat and remove the lease, if it is still this one."""
