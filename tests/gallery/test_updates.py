@@ -19,7 +19,7 @@ from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery import update as updating
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import Gallery, open_gallery
-from s4g_ray.gallery.store import embedding, images, vectors
+from s4g_ray.gallery.store import embedding, images, lease, vectors
 from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.lease import LEASE
 from s4g_ray.storage import files
@@ -328,6 +328,9 @@ def test_a_build_that_was_killed_resumes(
     assert process.exitcode == -signal.SIGKILL
     with pytest.raises(InputError, match="is no gallery"):
         open_gallery(str(tmp_path / "gallery"))
+    with pytest.raises(InputError, match="is being written by"):  # until two beats are missing
+        galleries.build(tmp_path, synthetic.uri, tmp_path / "gallery")
+    monkeypatch.setattr(lease, "BEAT_S", 0.0)
     other = galleries.write_tiles(tmp_path / "other", synthetic, HALF)
     with pytest.raises(InputError, match="was begun with"):
         galleries.build(tmp_path, other.uri, tmp_path / "gallery")

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, RunError, StoreError
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
 
@@ -119,11 +119,16 @@ class Lease:
         files.write_json(self._uri, self._stamped())
 
     def _read(self) -> dict[str, Any] | None:
-        """Read the lease; None where there is none, {} for one that is cut short."""
+        """Read the lease; None where there is none, {} for one that is cut short.
+
+        Raises StoreError when the object store fails.
+        """
         try:
             value = files.read_json(self._uri)
         except FileNotFoundError:
             return None
+        except StoreError:
+            raise
         except RunError:
             value = {}
         return value if isinstance(value, dict) else {}
@@ -168,7 +173,9 @@ def _why_stale(other: dict[str, Any]) -> str | None:
         return "its lease is damaged"
     if age > STALE_S:
         return f"it gave no sign for {age:.0f} s"
-    if other.get("host") == socket.gethostname() and not _is_alive(pid):
+    # containers may share a host's name, but not its processes: a living one gives signs
+    is_due = age > 2 * BEAT_S
+    if is_due and other.get("host") == socket.gethostname() and not _is_alive(pid):
         return "it has ended"
     return None
 
