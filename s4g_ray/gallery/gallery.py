@@ -17,7 +17,7 @@ from s4g_ray.data.image_table import View
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import CALIBRATION, MODEL, GalleryHeader
-from s4g_ray.gallery.store.images import describe_bytes
+from s4g_ray.gallery.store.images import describe_bytes, is_copied
 from s4g_ray.gallery.store.tiles import TileFiles, Tiles, files_of, read_tiles, tiles_of
 from s4g_ray.gallery.store.vectors import load_index, read_vectors
 from s4g_ray.gallery.store.versions import Version, open_version
@@ -198,7 +198,13 @@ class Gallery:
         """
         snapshot = self._snapshot
         row = int(snapshot.tiles.rows(np.array([tile_id]))[0])
-        uri = files.join(self.uri, snapshot.files.uris[row])
+        name = snapshot.files.uris[row]
+        if snapshot.header.copies_images and not is_copied(name):
+            raise RunError(
+                f"{self.uri} holds copies of its images, but the entry of tile {tile_id} names"
+                f" {name!r}; build the gallery again"
+            )
+        uri = files.join(self.uri, name)
         length = int(snapshot.files.lengths[row])
         place = (None, None) if length < 0 else (int(snapshot.files.offsets[row]), length)
         try:

@@ -358,5 +358,6 @@ def _positions(rows: pa.Table) -> Floats64:
 
 
 def _latest_sources(sources: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-    """Return one entry a data set's URI, the latest."""
-    return tuple({source["uri"]: source for source in sources}.values())
+    """Return the latest entry of the same splits of a data set's URI."""
+    latest = {(source["uri"], json.dumps(source["splits"])): source for source in sources}
+    return tuple(latest.values())

@@ -50,6 +50,12 @@ def describe_bytes(data: bytes) -> tuple[str, str]:
     return "bin", "application/octet-stream"
 
 
+def is_copied(uri: str) -> bool:
+    """Return whether a tile's uri names a file of the gallery's folder images/."""
+    folder, _, name = uri.partition("/")
+    return folder == IMAGES and name not in ("", ".", "..") and not set(name) & set("/\\")
+
+
 @dataclass
 class Staged:
     """The outcome of stage_images."""

@@ -47,6 +47,9 @@ class Lease:
         """Take the lease. Raises InputError when another writer holds it and is alive."""
         if not self._create():
             other = self._read()
+            if other == {}:  # cut short, or written just now where links are missing
+                time.sleep(SETTLE_S)
+                other = self._read()
             if other is not None:
                 why = _why_stale(other)
                 if why is None:
@@ -103,7 +106,7 @@ class Lease:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             whole.write_text(json.dumps(self._stamped()))
-            os.link(whole, target)  # fails where there is one; readers never see a part of it
+            _link(whole, target)
         except FileExistsError:
             return False
         except OSError as error:
@@ -158,6 +161,17 @@ def writing(gallery: str, reporter: Reporter) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
+
+
+def _link(whole: Path, target: Path) -> None:
+    """Give a file another name. Raises FileExistsError where there is a file of that name."""
+    try:
+        os.link(whole, target)  # readers never see a part of it
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as exFAT
+        with target.open("x") as file:
+            file.write(whole.read_text())
 
 
 def _name(other: dict[str, Any]) -> str:

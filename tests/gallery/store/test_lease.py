@@ -68,28 +68,29 @@ def test_the_second_writer_is_refused_and_the_first_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"),
+    ("age_s", "changed", "reason"),
     [
-        ({"heartbeat": time.time() - 500, "host": "elsewhere"}, "it gave no sign for "),
-        ({"pid": 2**22 + 1, "heartbeat": time.time() - 30}, "it has ended"),
-        ({"heartbeat": None}, "its lease is damaged"),
+        (500, {"host": "elsewhere"}, "it gave no sign for "),
+        (30, {"pid": 2**22 + 1}, "it has ended"),
+        (0, {"heartbeat": None}, "its lease is damaged"),
     ],
 )
 def test_a_stale_lease_is_taken_over_with_a_message(
     tmp_path: Path,
     reporter: Reporter,
     lines: io.StringIO,
+    age_s: float,
     changed: dict[str, object],
     reason: str,
 ) -> None:
-    write_lease(tmp_path, **changed)
+    write_lease(tmp_path, **{"heartbeat": time.time() - age_s, **changed})
     with writing(str(tmp_path), reporter) as lease:
         lease.check()
     assert f"took over {tmp_path} from process" in lines.getvalue()
     assert reason in lines.getvalue()
 
 
-@pytest.mark.parametrize(("host", "age_s"), [("elsewhere", 20), (socket.gethostname(), 15)])
+@pytest.mark.parametrize(("host", "age_s"), [("elsewhere", 20), (socket.gethostname(), 5)])
 def test_a_writer_of_another_host_or_container_is_alive_while_it_gives_signs(
     tmp_path: Path, reporter: Reporter, host: str, age_s: float
 ) -> None:
@@ -158,3 +159,20 @@ def test_an_object_store_has_one_writer_too(store: Store, reporter: Reporter) ->
         pass
     with writing("s3://data/written", reporter):
         pass
+
+
+def test_a_file_system_without_links_has_one_writer_too(
+    tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("links are not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with writing(str(tmp_path), reporter) as first:
+        with (
+            pytest.raises(InputError, match="is being written by"),
+            writing(str(tmp_path), reporter),
+        ):
+            pass
+        first.check()
+    assert list(tmp_path.iterdir()) == []
