@@ -67,7 +67,7 @@ def build_gallery(
     source = _describe_source(dataset, splits)
     made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
     if files.exists(files.join(target, HEADER)):
-        return _report_built(target, taken, source, reporter)
+        return _report_built(target, taken, source, copy_images, reporter)
     plan_gallery_index(base.mining, len(table), taken.dim)  # refuses before anything is written
     _claim_target(target, made_with)
     with writing(target, reporter) as lease:
@@ -107,12 +107,22 @@ def _claim_target(target: str, made_with: dict[str, Any]) -> None:
 
 
 def _report_built(
-    target: str, model: GalleryModel, source: dict[str, Any], reporter: Reporter
+    target: str,
+    model: GalleryModel,
+    source: dict[str, Any],
+    copy_images: bool,
+    reporter: Reporter,
 ) -> UpdateReport:
     """Report a gallery that is built already. Raises InputError for one of other inputs."""
     header = GalleryHeader.load(target)
     model.require_same(target, header.model)
-    if not any(one["fingerprint"] == source["fingerprint"] for one in header.sources):
+    if header.copies_images != copy_images:
+        theirs = "with copies of its images" if header.copies_images else "without copied images"
+        raise InputError(
+            f"{target} holds a gallery {theirs} already; build the other kind in another folder"
+        )
+    names = ("fingerprint", "splits")
+    if not any(all(one.get(name) == source[name] for name in names) for one in header.sources):
         raise InputError(
             f"{target} holds a gallery of {header.num_tiles:,} tiles already; add to it with"
             f" `s4g gallery add`, or choose another folder"
@@ -204,7 +214,7 @@ def _choose(gallery: str, update: GalleryUpdate, area: Area | None, ids: Ints | 
         if len(unknown):
             raise InputError(
                 f"{len(unknown)} of {len(wanted)} ids are of no tile in {gallery}, {unknown[0]}"
-                " among them"
+                " among them; removed already?"
             )
         return wanted
     assert area is not None

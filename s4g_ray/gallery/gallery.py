@@ -17,10 +17,10 @@ from s4g_ray.data.image_table import View
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import CALIBRATION, MODEL, GalleryHeader
-from s4g_ray.gallery.store.images import describe_bytes
+from s4g_ray.gallery.store.images import describe_bytes, is_copied
 from s4g_ray.gallery.store.tiles import TileFiles, Tiles, files_of, read_tiles, tiles_of
 from s4g_ray.gallery.store.vectors import load_index, read_vectors
-from s4g_ray.gallery.store.versions import INDEX, Version, open_version
+from s4g_ray.gallery.store.versions import Version, open_version
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
@@ -58,7 +58,7 @@ class Snapshot:
     def _load(cls, gallery: str, header: GalleryHeader, num_threads: int | None) -> Snapshot:
         version = open_version(gallery, header.current)
         table = read_tiles(version.folder, version.parts, OPENED_COLUMNS)
-        index = load_index(files.join(version.folder, INDEX), num_threads)
+        index = load_index(version.index_folder, num_threads)
         tiles = tiles_of(table)
         if len(index) != len(tiles):
             raise RunError(
@@ -198,7 +198,13 @@ class Gallery:
         """
         snapshot = self._snapshot
         row = int(snapshot.tiles.rows(np.array([tile_id]))[0])
-        uri = files.join(self.uri, snapshot.files.uris[row])
+        name = snapshot.files.uris[row]
+        if snapshot.header.copies_images and not is_copied(name):
+            raise RunError(
+                f"{self.uri} holds copies of its images, but the entry of tile {tile_id} names"
+                f" {name!r}; build the gallery again"
+            )
+        uri = files.join(self.uri, name)
         length = int(snapshot.files.lengths[row])
         place = (None, None) if length < 0 else (int(snapshot.files.offsets[row]), length)
         try:

@@ -159,6 +159,7 @@ class GalleryUpdate:
         report.added = len(changed) - report.changed
         rows = merge_rows(self._rows, refreshed, changed)
         if self._old is not None and rows.equals(self._rows.combine_chunks()):
+            self._lease.check()
             files.remove(self._folder)
             report.version = self._header.current
             report.num_tiles = len(rows)
@@ -179,7 +180,7 @@ class GalleryUpdate:
             return finished
         kept = rows_of(ids, self.ids) < 0
         rows = self._rows.filter(pa.array(kept)).combine_chunks()
-        index = load_index(files.join(self._old.folder, INDEX))
+        index = load_index(self._old.index_folder)
         index.remove(ids)
         report = UpdateReport(version=self._number, num_tiles=len(rows), removed=len(ids))
         recall = self._old.info.get("recall")
@@ -224,6 +225,7 @@ class GalleryUpdate:
             key,
             self.ids,
             self._rows["digest"],
+            self._lease,
             copies=self._header.copies_images,
             skip_bad=self._config.data.on_bad_image == "skip",
         )
@@ -243,6 +245,7 @@ class GalleryUpdate:
             changed,
             self._header.dtype,
             self._reporter,
+            self._lease,
         )
         for line in report.lines("tiles"):
             self._reporter.line(line)
@@ -261,7 +264,7 @@ class GalleryUpdate:
                 return build_index(
                     self._config.mining, vectors, rows["id"].to_numpy(), _positions(rows)
                 )
-            index = load_index(files.join(self._old.folder, INDEX))
+            index = load_index(self._old.index_folder)
             if needs_new_plan(index, len(rows)):
                 found = read_vectors(
                     self._gallery,
@@ -291,9 +294,11 @@ class GalleryUpdate:
         key: str,
         sources: tuple[dict[str, Any], ...],
     ) -> UpdateReport:
+        self._lease.check()
         rows = self._join_segments(rows)
-        parts = write_tiles(self._folder, rows)
-        index.save(files.join(self._folder, INDEX))
+        parts = write_tiles(self._folder, rows, self._lease.token)
+        index_name = f"{INDEX}/{self._lease.token}"
+        index.save(files.join(self._folder, index_name))
         report.num_tiles = len(rows)
         report = self._timed(report)
         header = dataclasses.replace(
@@ -313,7 +318,9 @@ class GalleryUpdate:
         }
         stamp = self._model.stamp("", self._header.dtype)
         self._lease.check()
-        publish_version(self._gallery, self._number, parts, stamp, segments, images, info)
+        publish_version(
+            self._gallery, self._number, parts, stamp, segments, images, index_name, info
+        )
         self._put_in_service(header)
         return report
 
@@ -351,5 +358,6 @@ def _positions(rows: pa.Table) -> Floats64:
 
 
 def _latest_sources(sources: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-    """Return one entry a data set's URI, the latest."""
-    return tuple({source["uri"]: source for source in sources}.values())
+    """Return the latest entry of the same splits of a data set's URI."""
+    latest = {(source["uri"], json.dumps(source["splits"])): source for source in sources}
+    return tuple(latest.values())

@@ -19,8 +19,9 @@ from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery import update as updating
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import Gallery, open_gallery
-from s4g_ray.gallery.store import embedding, vectors
+from s4g_ray.gallery.store import embedding, images, lease, vectors
 from s4g_ray.gallery.store.header import GalleryHeader
+from s4g_ray.gallery.store.lease import LEASE
 from s4g_ray.storage import files
 from tests.support import galleries
 
@@ -163,6 +164,10 @@ def test_remove_refuses_what_is_not_there(gallery: str) -> None:
     assert open_gallery(gallery).version == 1
 
 
+def image_versions(gallery: str) -> list[str]:
+    return [name.partition("-")[0] for name in files.list_names(f"{gallery}/images")]
+
+
 def test_two_versions_stay_and_what_they_need(gallery: str, half: str) -> None:
     for tile_id in (1, 2, 3):
         remove_tiles(gallery, ids=np.array([tile_id]))
@@ -171,7 +176,7 @@ def test_two_versions_stay_and_what_they_need(gallery: str, half: str) -> None:
     assert files.exists(f"{gallery}/v=0003/index")
     add_tiles(gallery, half)  # tiles 1, 2 and 3 are back
     assert open_gallery(gallery).num_tiles == 60
-    assert files.list_names(f"{gallery}/images") == ["v=0001-00000.tar", "v=0005-00000.tar"]
+    assert image_versions(gallery) == ["v=0001", "v=0005"]
 
 
 def test_many_small_tables_are_joined(
@@ -231,6 +236,8 @@ def test_an_interrupted_add_leaves_the_old_version_and_resumes(
     assert (report.added, report.changed, report.num_tiles) == (5, 5, 65)
     require_equal(open_gallery(gallery), open_gallery(str(undisturbed / "gallery")))
     assert not files.exists(f"{gallery}/v=0002/_work")
+    for folder in ("tiles", "index"):  # what the interrupted writer left is removed
+        assert len(files.list_names(f"{gallery}/v=0002/{folder}")) == 1
 
 
 def test_what_an_interrupted_add_left_does_not_stay(
@@ -242,7 +249,62 @@ def test_what_an_interrupted_add_left_does_not_stay(
     remove_tiles(gallery, ids=np.array([0]))
     assert open_gallery(gallery).num_tiles == 59
     assert files.list_names(f"{gallery}/v=0002") == ["_MANIFEST.json", "index", "tiles"]
-    assert files.list_names(f"{gallery}/images") == ["v=0001-00000.tar"]
+    assert image_versions(gallery) == ["v=0001"]
+
+
+PLACES: list[tuple[Any, str]] = [
+    (images, "read_ranges"),
+    (updating, "embed_tiles"),
+    (updating, "load_index"),
+    (updating, "write_tiles"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), PLACES)
+def test_a_writer_that_lost_its_lease_alters_nothing_of_the_next(
+    synthetic: GeoDataset,
+    undisturbed: Path,
+    gallery: str,
+    tmp_path: Path,
+    owner: Any,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = getattr(owner, name)
+    other = galleries.write_tiles(tmp_path / "other", synthetic, list(range(70, 80)))
+
+    def lose_lease(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(owner, name, original)
+        files.remove(f"{gallery}/{LEASE}")
+        add_tiles(gallery, other.uri)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, lose_lease)
+    with pytest.raises(InputError, match="was taken over by another process, which has ended"):
+        add_tiles(gallery, str(undisturbed / "more"))
+    opened = open_gallery(gallery)
+    assert opened.tiles.ids.tolist() == [*range(60), *range(70, 80)]
+    for tile_id in (59, 70, 79):
+        path = Path(synthetic.uri, f"images/references/{tile_id}.png")
+        assert opened.read_tile_bytes(tile_id)[0] == path.read_bytes()
+    queries = opened.embedding_of(opened.tiles.ids)
+    assert opened.search(queries, 1)[0][:, 0].tolist() == opened.tiles.ids.tolist()
+
+
+def test_embedding_ends_when_the_lease_is_lost(
+    undisturbed: Path, gallery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_lease(*_: Any, on_progress: Any, **__: Any) -> None:
+        on_progress(1, 10)
+        files.remove(f"{gallery}/{LEASE}")
+        with pytest.raises(InputError, match="was taken over"):
+            on_progress(2, 10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedding, "BEAT_S", 0.0)
+    monkeypatch.setattr(embedding, "embed", lose_lease)
+    with pytest.raises(KeyboardInterrupt):
+        add_tiles(gallery, str(undisturbed / "more"))
 
 
 def build_and_die(folder: Path, dataset: str) -> None:
@@ -266,6 +328,9 @@ def test_a_build_that_was_killed_resumes(
     assert process.exitcode == -signal.SIGKILL
     with pytest.raises(InputError, match="is no gallery"):
         open_gallery(str(tmp_path / "gallery"))
+    with pytest.raises(InputError, match="is being written by"):  # until two beats are missing
+        galleries.build(tmp_path, synthetic.uri, tmp_path / "gallery")
+    monkeypatch.setattr(lease, "BEAT_S", 0.0)
     other = galleries.write_tiles(tmp_path / "other", synthetic, HALF)
     with pytest.raises(InputError, match="was begun with"):
         galleries.build(tmp_path, other.uri, tmp_path / "gallery")

@@ -28,8 +28,9 @@ from s4g_ray.encoder.source import DESCRIPTION, EncoderSource
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import MODEL, GalleryHeader
+from s4g_ray.gallery.store.lease import BEAT_S, Lease
 from s4g_ray.gallery.store.versions import EMBEDDINGS
-from s4g_ray.progress import Reporter
+from s4g_ray.progress import Reporter, Update
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Stamp, is_published, open_published
 from s4g_ray.storage.part_commits import WORK
@@ -141,13 +142,20 @@ class GalleryModel:
 
 
 def embed_tiles(
-    model: GalleryModel, gallery: str, folder: str, table: pa.Table, dtype: str, reporter: Reporter
+    model: GalleryModel,
+    gallery: str,
+    folder: str,
+    table: pa.Table,
+    dtype: str,
+    reporter: Reporter,
+    lease: Lease,
 ) -> EmbeddingReport:
     """Embed the images of a table of tiles into the embedding table of a version's folder.
 
     Up to HERE images are embedded in this process, more by actors on a Ray cluster. Resumes an
-    interrupted job. Raises the errors of embedding_job.embed.
+    interrupted job. Raises the errors of embedding_job.embed, and InputError for a lost lease.
     """
+    lease.check()
     embedding = model.config.embedding.model_copy(update={"dtype": dtype})
     config = model.config.model_copy(update={"embedding": embedding})
     dataset_uri = files.join(folder, WORK, "dataset")
@@ -175,12 +183,22 @@ def embed_tiles(
     lacks_gpu = bool(config.placed_embedding.gpus_per_actor) and not torch.cuda.is_available()
     if len(table) <= HERE and not lacks_gpu:
         with reporter.stage(title) as update:
-            return job(None, on_progress=update)
+            return job(None, on_progress=_checking(lease, update))
     with ray_session(config.ray, config.storage) as nodes:
         await_room(config.ray, partial(_check_room, config), nodes, reporter)
         pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)
         with pool, reporter.stage(title) as update:
-            return job(pool, on_progress=update)
+            return job(pool, on_progress=_checking(lease, update))
+
+
+def _checking(lease: Lease, update: Update) -> Update:
+    """Return an update that checks the lease too, every few seconds."""
+
+    def on_progress(done: int, total: int) -> None:
+        lease.check(every_s=BEAT_S)
+        update(done, total)
+
+    return on_progress
 
 
 def _find_finished(target: str, stamp: Stamp) -> EmbeddingReport | None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from s4g_ray.arrays import Ints
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.gallery.store.header import IMAGES
+from s4g_ray.gallery.store.lease import Lease
 from s4g_ray.gallery.store.tiles import DIGEST_BYTES, SCHEMA, encode_table, read_rows
 from s4g_ray.progress import Update
 from s4g_ray.row_lookup import rows_of
@@ -47,6 +48,12 @@ def describe_bytes(data: bytes) -> tuple[str, str]:
         if data.startswith(start):
             return suffix, content_type
     return "bin", "application/octet-stream"
+
+
+def is_copied(uri: str) -> bool:
+    """Return whether a tile's uri names a file of the gallery's folder images/."""
+    folder, _, name = uri.partition("/")
+    return folder == IMAGES and name not in ("", ".", "..") and not set(name) & set("/\\")
 
 
 @dataclass
@@ -97,6 +104,7 @@ class ImageStage:
         key: str,
         known_ids: Ints,
         known_digests: pa.ChunkedArray,
+        lease: Lease,
         *,
         copies: bool,
         skip_bad: bool,
@@ -107,13 +115,15 @@ class ImageStage:
         self._key = key
         self._known_ids = known_ids
         self._known_digests = known_digests
+        self._lease = lease
         self._copies = copies
         self._skip_bad = skip_bad
 
     def run(self, table: pa.Table, on_progress: Update) -> Staged:
         """Read the images of a table of SCHEMA's rows; stage those with other bytes than known.
 
-        Raises BadImageError for an image without bytes, unless bad ones are skipped.
+        Raises BadImageError for an image without bytes, unless bad ones are skipped; and InputError
+        when the lease is lost.
         """
         order = pc.sort_indices(table, sort_keys=[("uri", "ascending"), ("offset", "ascending")])
         table = table.take(order)
@@ -169,7 +179,8 @@ class ImageStage:
         on_progress: Update,
     ) -> Shard:
         """Read images from row `start` until a shard is full, then write and commit it."""
-        writer = _ShardWriter(f"{IMAGES}/v={self._number:04d}-{number:05d}.tar", self._copies)
+        name = f"{IMAGES}/v={self._number:04d}-{self._lease.token}-{number:05d}.tar"
+        writer = _ShardWriter(name, self._copies)
         row = start
         num_bytes = 0
         bad: list[tuple[int, str]] = []
@@ -187,6 +198,7 @@ class ImageStage:
                     writer.add(row + i, ids[i], data, digest)
             row += len(batch)
             on_progress(row, len(table))
+        self._lease.check()
         rows, images = self._write(table, writer, number)
         shard = Shard(
             rows=rows,

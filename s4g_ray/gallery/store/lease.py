@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, RunError, StoreError
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
 
@@ -39,6 +39,7 @@ class Lease:
             "token": uuid.uuid4().hex,
             "since": time.time(),
         }
+        self._checked = 0.0  # time.time() of the last check
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="gallery-lease", daemon=True)
 
@@ -46,6 +47,9 @@ class Lease:
         """Take the lease. Raises InputError when another writer holds it and is alive."""
         if not self._create():
             other = self._read()
+            if other == {}:  # cut short, or written just now where links are missing
+                time.sleep(SETTLE_S)
+                other = self._read()
             if other is not None:
                 why = _why_stale(other)
                 if why is None:
@@ -58,11 +62,27 @@ class Lease:
         self.check()
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise InputError when another writer has taken the lease."""
+    @property
+    def token(self) -> str:
+        """Eight hex digits that no other lease has, for names of files."""
+        return str(self._value["token"])[:8]
+
+    def check(self, *, every_s: float = 0.0) -> None:
+        """Raise InputError when another writer has taken the lease.
+
+        Does nothing where it was checked less than every_s ago.
+        """
+        now = time.time()
+        if 0 <= now - self._checked < every_s:
+            return
         other = self._read()
         if other is None or other.get("token") != self._value["token"]:
-            raise self._refuse(other or {})
+            taker = _name(other) if other else "another process, which has ended"
+            raise InputError(
+                f"the lease of {self._gallery} was taken over by {taker}; nothing was published;"
+                " run the command again when no other process writes the gallery"
+            )
+        self._checked = now
 
     def release(self) -> None:
         """End the heartbeat and remove the lease, if it is still this one."""
@@ -86,7 +106,7 @@ class Lease:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             whole.write_text(json.dumps(self._stamped()))
-            os.link(whole, target)  # fails where there is one; readers never see a part of it
+            _link(whole, target)
         except FileExistsError:
             return False
         except OSError as error:
@@ -102,11 +122,16 @@ class Lease:
         files.write_json(self._uri, self._stamped())
 
     def _read(self) -> dict[str, Any] | None:
-        """Read the lease; None where there is none, {} for one that is cut short."""
+        """Read the lease; None where there is none, {} for one that is cut short.
+
+        Raises StoreError when the object store fails.
+        """
         try:
             value = files.read_json(self._uri)
         except FileNotFoundError:
             return None
+        except StoreError:
+            raise
         except RunError:
             value = {}
         return value if isinstance(value, dict) else {}
@@ -138,6 +163,17 @@ def writing(gallery: str, reporter: Reporter) -> Iterator[Lease]:
         lease.release()
 
 
+def _link(whole: Path, target: Path) -> None:
+    """Give a file another name. Raises FileExistsError where there is a file of that name."""
+    try:
+        os.link(whole, target)  # readers never see a part of it
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as exFAT
+        with target.open("x") as file:
+            file.write(whole.read_text())
+
+
 def _name(other: dict[str, Any]) -> str:
     return f"process {other.get('pid', '?')} on {other.get('host', '?')}"
 
@@ -151,7 +187,9 @@ def _why_stale(other: dict[str, Any]) -> str | None:
         return "its lease is damaged"
     if age > STALE_S:
         return f"it gave no sign for {age:.0f} s"
-    if other.get("host") == socket.gethostname() and not _is_alive(pid):
+    # containers may share a host's name, but not its processes: a living one gives signs
+    is_due = age > 2 * BEAT_S
+    if is_due and other.get("host") == socket.gethostname() and not _is_alive(pid):
         return "it has ended"
     return None
 

@@ -103,12 +103,15 @@ def files_of(table: pa.Table) -> TileFiles:
     )
 
 
-def write_tiles(folder: str, table: pa.Table) -> list[Part]:
-    """Write a table, sorted by id, as parts of a version's folder, which is published later."""
+def write_tiles(folder: str, table: pa.Table, token: str) -> list[Part]:
+    """Write a table, sorted by id, as parts of a version's folder, which is published later.
+
+    token: of the writer, in the names of the parts.
+    """
     parts = []
     for number, start in enumerate(range(0, max(len(table), 1), ROWS_PER_PART)):
         rows = table.slice(start, ROWS_PER_PART).combine_chunks()
-        name = f"{FOLDER}/part-{number:05d}.parquet"
+        name = f"{FOLDER}/part-{token}-{number:05d}.parquet"
         parts.append(write_part(folder, name, encode_table(rows), len(rows)))
     return parts
 

@@ -105,7 +105,7 @@ def _fit_recall(
 
 def needs_new_plan(index: VectorIndex, num_tiles: int) -> bool:
     """Return whether an index has grown far beyond what it was planned and trained for."""
-    return index.kind not in EXACT_KINDS and num_tiles > GROWTH * index.plan.num_vectors
+    return num_tiles > GROWTH * index.plan.num_vectors
 
 
 def read_vectors(gallery: str, segments: Ints | Rows32, ids: Ints, dim: int) -> Floats32:

@@ -6,12 +6,13 @@ of older tiles stay in the version that brought them. Images lie beside the vers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from s4g_ray.errors import RunError
 from s4g_ray.gallery.store.header import IMAGES
+from s4g_ray.gallery.store.tiles import FOLDER as TILES
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
     Part,
@@ -39,12 +40,18 @@ class Version:
     stamp: Stamp
     segments: tuple[int, ...]  # the versions whose embeddings it needs
     images: tuple[str, ...]  # the files of images/ that it needs
+    index: str  # its folder within that of the version
     info: Mapping[str, Any]
 
     @property
     def folder(self) -> str:
         """Return the folder of the version."""
         return version_folder(self.gallery, self.number)
+
+    @property
+    def index_folder(self) -> str:
+        """Return the folder of the index."""
+        return files.join(self.folder, self.index)
 
 
 def version_folder(gallery: str, number: int) -> str:
@@ -59,10 +66,11 @@ def publish_version(
     stamp: Stamp,
     segments: Sequence[int],
     images: Sequence[str],
+    index: str,
     info: Mapping[str, Any],
 ) -> Version:
     """Publish a version whose files are all written."""
-    own = {**info, "segments": list(segments), "images": list(images)}
+    own = {**info, "segments": list(segments), "images": list(images), "index": index}
     folder = version_folder(gallery, number)
     publish(folder, KIND, parts, stamp, own)
     return open_version(gallery, number)
@@ -73,7 +81,7 @@ def open_version(gallery: str, number: int) -> Version:
     folder = version_folder(gallery, number)
     manifest = open_published(folder, KIND)
     info = manifest.info
-    if manifest.stamp is None or "segments" not in info or "images" not in info:
+    if manifest.stamp is None or not {"segments", "images", "index"} <= set(info):
         raise RunError(f"{folder}: its manifest lacks entries; build the gallery again")
     return Version(
         gallery=gallery,
@@ -82,6 +90,7 @@ def open_version(gallery: str, number: int) -> Version:
         stamp=manifest.stamp,
         segments=tuple(info["segments"]),
         images=tuple(info["images"]),
+        index=str(info["index"]),
         info=info,
     )
 
@@ -108,7 +117,14 @@ def prune_versions(gallery: str, current: int) -> None:
         for name in files.list_names(folder):
             if name != EMBEDDINGS:
                 files.remove(files.join(folder, name))
-    images = {name for version in kept for name in version.images}
-    for name in files.list_names(files.join(gallery, IMAGES)):
-        if f"{IMAGES}/{name}" not in images:
-            files.remove(files.join(gallery, IMAGES, name))
+    _keep_only(gallery, IMAGES, {name for version in kept for name in version.images})
+    for version in kept:
+        _keep_only(version.folder, INDEX, {version.index})
+        _keep_only(version.folder, TILES, {part.name for part in version.parts})
+
+
+def _keep_only(folder: str, name: str, wanted: Set[str]) -> None:
+    """Remove what interrupted writers left in a folder of a folder; wanted: paths in the latter."""
+    for entry in files.list_names(files.join(folder, name)):
+        if f"{name}/{entry}" not in wanted:
+            files.remove(files.join(folder, name, entry))
