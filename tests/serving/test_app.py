@@ -89,6 +89,9 @@ def test_a_bad_parameter_is_refused_with_its_limit(
 
 
 BOMB = make_photo(0, size=1100)
+PIXELS_AT = 33  # of a PNG file: its signature and IHDR chunk come first
+PROFILE = bytes(3) + b"\x06iCCPp\0\0abc" + bytes(4)
+TEXT = bytes(3) + b"\x03tEXtk\0a" + bytes(4)
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
 
 
@@ -101,6 +104,15 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
         pytest.param(make_photo(kind="JPEG")[:-200], 422, "bad_photo", id="truncated"),
         pytest.param(make_photo()[:20], 422, "bad_photo", id="header-alone"),
         pytest.param(BOMB, 413, "too_many_pixels", id="pixels"),
+        pytest.param(
+            make_photo()[:PIXELS_AT] + 2 * PROFILE + make_photo()[PIXELS_AT:],
+            422,
+            "bad_photo",
+            id="two-profiles",
+        ),
+        pytest.param(make_photo()[:-12] + 200 * TEXT, 422, "bad_photo", id="many-chunks"),
+        pytest.param(b"\xff\xd8" + b"\xff" * 900_000, 422, "bad_photo", id="fill-bytes"),
+        pytest.param(b"P6" + b" " * 900_000, 422, "bad_photo", id="blanks"),
         pytest.param(make_photo() + bytes(1_000_000), 413, "too_large", id="bytes"),
     ],
 )
@@ -276,6 +288,24 @@ def test_a_request_that_is_too_late_is_refused(tmp_path: Path) -> None:
     with local_service(slow, max_answer_s=0.3) as (client, _):
         answered = client.locate(make_photo())
     assert (answered.status, answered.code) == (503, "too_late")
+
+
+def test_photos_are_checked_beside_other_requests_and_within_the_time_of_the_answer(
+    gallery: StandInGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+
+    def check_slowly(*_: object) -> None:
+        started = time.monotonic()
+        client.get("/tiles/1")
+        seconds.append(time.monotonic() - started)
+        time.sleep(0.8)
+
+    monkeypatch.setattr("s4g_ray.serving.app.check_photos", check_slowly)
+    with local_service(gallery, max_answer_s=0.4) as (client, _):
+        answered = client.locate(make_photo())
+    assert (answered.status, answered.code) == (503, "too_late")
+    assert max(seconds) < 0.4
 
 
 def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> None:
