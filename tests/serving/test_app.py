@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -174,6 +175,59 @@ def test_a_slow_body_is_refused_after_its_seconds(client: Client) -> None:
         started = time.monotonic()
         assert sender.recv(4096).startswith(b"HTTP/1.1 408 ")
         assert 0.4 < time.monotonic() - started < 5
+
+
+GET = b"GET /tiles/1 HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /locate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        pytest.param(GET, b"a: " + b"b" * 5000 + b"\r\n", id="headers"),
+        pytest.param(GET + b"a: ", b"b" * 65536, id="one-header"),
+        pytest.param(b"GET /", b"b" * 65536, id="address"),
+        pytest.param(b"", b"\r\n" * 5000, id="nothing"),
+        pytest.param(CHUNKED + b"0\r\n", b"a: " + b"b" * 5000 + b"\r\n", id="trailers"),
+        pytest.param(CHUNKED + b"0\r\na: ", b"b" * 65536, id="one-trailer"),
+        pytest.param(CHUNKED + b"1;", b"b" * 65536, id="chunk"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_head_without_end_closes_its_connection(
+    client: Client, start: bytes, more: bytes, is_first: bool
+) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+        if not is_first:
+            sender.sendall(GET + b"\r\n")
+            assert sender.recv(4096).startswith(b"HTTP/1.1 200 ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            sender.sendall(start)
+            while sent < 20_000_000:
+                sender.sendall(more)
+                sent += len(more)
+        assert sent < 20_000_000
+
+
+@pytest.mark.parametrize("start", [b"", b"\r\n", b"GET /tiles/1", GET, GET + b"\r\n" + GET])
+def test_a_head_that_does_not_come_to_its_end_closes_its_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 0.2)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=3) as sender:
+        sender.sendall(start)
+        while sender.recv(4096):
+            pass
+
+
+def test_a_long_answer_outlives_the_time_of_a_head(
+    gallery: StandInGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 0.1)
+    slow = StandInGallery(gallery.uri, seconds=0.4)
+    with local_service(slow) as (client, _):
+        assert client.locate(make_photo(9)).status == 200
 
 
 @pytest.mark.parametrize(
