@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -15,17 +16,18 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from s4g_ray import __version__
-from s4g_ray.serving.backend import Backend, Json, LocateRequest
+from s4g_ray.serving.backend import Backend, Json, Located, LocateRequest
 from s4g_ray.serving.config import ServeConfig
 from s4g_ray.serving.limits import Admission, App, UploadGuard
 from s4g_ray.serving.metrics import ServiceMetrics
 from s4g_ray.serving.options import LOCATE_SCHEMA, RequestOptions, read_bounds, read_count
-from s4g_ray.serving.photo_form import check_photo, read_photos
+from s4g_ray.serving.photo_form import check_photos, read_photos
 from s4g_ray.serving.refusal import Refusal
 
 PAGE = Path(__file__).parent / "page"
 PROBE_S = 2.0  # seconds between questions for the state of the gallery
 STALE_S = 15.0  # without an answer to them: not ready
+CHECKERS = 2  # threads that look at photos' headers
 MAX_ID_DIGITS = 19
 MAX_LISTED = 2000  # tiles in one answer
 # the page loads nothing from elsewhere
@@ -127,6 +129,13 @@ def _add_locate(
     admission: Admission,
     metrics: ServiceMetrics,
 ) -> None:
+    checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="check")
+
+    async def check_and_locate(asked: LocateRequest) -> Located | Refusal:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(checkers, check_photos, asked.photos, config)
+        return await backend.locate(asked)
+
     @app.post("/locate", openapi_extra=LOCATE_SCHEMA)
     async def locate(request: Request) -> Response:
         """Locate one or more photos."""
@@ -134,11 +143,9 @@ def _add_locate(
         with admission.admit():
             options = RequestOptions.from_query(request.query_params)
             photos = await read_photos(request, config)
-            for photo in photos:
-                check_photo(photo, config)
             asked = LocateRequest(tuple(photos), options, time.time() + config.max_answer_s)
             try:
-                found = await asyncio.wait_for(backend.locate(asked), config.max_answer_s)
+                found = await asyncio.wait_for(check_and_locate(asked), config.max_answer_s)
             except TimeoutError:
                 raise Refusal(
                     503,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -12,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Do items in batches, one batch at a time, in a thread.
+    """Do items in batches, one batch at a time, in a thread of its own.
 
     An item that arrives while nothing is done starts at once; those that arrive meanwhile form the
     next batch. `ray.serve.batch` forms a batch before the one in progress has ended, so that
@@ -34,6 +35,7 @@ class Batcher(Generic[Item, Result]):
         self._size_of = size_of
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
 
     def __len__(self) -> int:
         """Return the number of items that wait."""
@@ -48,13 +50,15 @@ class Batcher(Generic[Item, Result]):
         return await future
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 batch = self._take_batch()
                 if not batch:
                     continue
                 try:
-                    results = await asyncio.to_thread(self._work, [item for item, _ in batch])
+                    items = [item for item, _ in batch]
+                    results = await loop.run_in_executor(self._thread, self._work, items)
                 except Exception as error:
                     _fail(batch, error)
                     continue

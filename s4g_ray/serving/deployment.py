@@ -71,7 +71,8 @@ class LocatorReplica:
     async def describe(self) -> Json:
         """Return the facts of the gallery."""
         self._start_watch()
-        return await asyncio.to_thread(self._locator.describe)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._locator.control, self._locator.describe)
 
     async def check_health(self) -> None:
         """Start the watch for new versions, in the event loop that Ray Serve gives a replica."""

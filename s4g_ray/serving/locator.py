@@ -50,6 +50,8 @@ class Locator:
         self._reload_s = reload_s
         self._least = needed_size(gallery)
         self._map_view: tuple[Any, MapView] | None = None  # of the version's tiles
+        # of describe and reload: a page's many tiles do not keep health waiting
+        self.control = ThreadPoolExecutor(2, thread_name_prefix="control")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._batcher: Batcher[_Job, Located | Refusal] = Batcher(
             self._locate_batch, max_size=batch_size, size_of=lambda job: len(job.photos)
@@ -79,8 +81,12 @@ class Locator:
         """Read the image of a tile, as stored."""
         try:
             data, content_type = self.gallery.read_tile_bytes(tile_id)
-        except (KeyError, RunError):
+        except KeyError:
             return Refusal(404, "no_tile", f"the gallery holds no tile {tile_id}")
+        except RunError as error:
+            _logger().error("%s", error)
+            text = f"the image of tile {tile_id} cannot be read now; try again later"
+            return Refusal(503, "no_image", text, retry_after_s=5)
         return TileImage(data, content_type)
 
     def describe(self) -> Json:
@@ -102,9 +108,10 @@ class Locator:
     def list_tiles(self, bounds: tuple[float, float, float, float], limit: int) -> Json:
         """List the tiles that cover the ground within bounds; none if there are more."""
         tiles = self.gallery.tiles
-        if self._map_view is None or self._map_view[0] is not tiles:
-            self._map_view = tiles, MapView(tiles.lat, tiles.lon, tiles.size_m)
-        rows = self._map_view[1].rows(bounds, limit)
+        known = self._map_view
+        if known is None or known[0] is not tiles:
+            self._map_view = known = tiles, MapView(tiles.lat, tiles.lon, tiles.size_m)
+        rows = known[1].rows(bounds, limit)
         found = [
             {
                 "id": int(tiles.ids[row]),
@@ -120,7 +127,7 @@ class Locator:
         """Look for newer versions of the gallery, until cancelled."""
         while True:
             await asyncio.sleep(self._reload_s)
-            await asyncio.to_thread(self.reload)
+            await asyncio.get_running_loop().run_in_executor(self.control, self.reload)
 
     def reload(self) -> bool:
         """Take a newer version of the gallery, if there is one; the present one answers meanwhile.
@@ -151,7 +158,7 @@ class Locator:
             if now <= job.expires_at:
                 groups.setdefault(job.options, []).append(row)
         for options, rows in groups.items():
-            answers = self._locate_group(options, [jobs[row] for row in rows])
+            answers = self._answer_group(options, [jobs[row] for row in rows])
             seconds = time.monotonic() - started
             for row, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, Located):
@@ -159,6 +166,18 @@ class Locator:
                     answer = replace(answer, stages={"wait": waited, "locate": seconds})
                 found[row] = answer
         return found
+
+    def _answer_group(
+        self, options: RequestOptions, jobs: Sequence[_Job]
+    ) -> Sequence[Located | Refusal]:
+        """Locate jobs with the same options; a failure is theirs alone, not the batch's."""
+        try:
+            return self._locate_group(options, jobs)
+        except InputError as error:
+            return [Refusal(422, "bad_parameter", str(error))] * len(jobs)
+        except Exception:
+            _logger().exception("%d requests failed together", len(jobs))
+            return [Refusal(500, "failed", "the service failed to answer")] * len(jobs)
 
     def _locate_group(
         self, options: RequestOptions, jobs: Sequence[_Job]
@@ -170,10 +189,7 @@ class Locator:
             "version": gallery.version,
             "num_tiles": gallery.num_tiles,
         }
-        try:
-            answers: list[Answer] = gallery.locate(photos, **options.keywords())
-        except InputError as error:
-            return [Refusal(422, "bad_parameter", str(error))] * len(jobs)
+        answers: list[Answer] = gallery.locate(photos, **options.keywords())
         found = []
         for job in jobs:
             own = answers[: len(job.photos)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +19,12 @@ from s4g_ray.serving.refusal import Refusal
 FIELD = "photo"
 MAX_FIELDS = 8  # beside photos
 LONGEST_NAME = 120  # characters of a file's name that an answer repeats
+# Pillow reads a header part by part, 3 or 4 reads each. A phone's photo has up to 100 parts; a
+# hostile file has millions.
+MAX_READS = 1024
+MAX_BESIDE = 128  # chunks of a PNG file beside those of its pixels
+MAX_CHUNKS = 100_000
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class Photo(NamedTuple):
@@ -73,11 +80,33 @@ async def read_photos(request: Request, config: ServeConfig) -> list[Photo]:
     return photos
 
 
+class _Metered(io.BytesIO):
+    """A photo's file whose reads are counted."""
+
+    def __init__(self, photo: Photo) -> None:
+        super().__init__(photo.data)
+        self._name = photo.name
+        self._num_reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._num_reads += 1
+        if self._num_reads > MAX_READS:
+            raise _too_many_parts(self._name)
+        return super().read(size)
+
+
+def check_photos(photos: Sequence[Photo], config: ServeConfig) -> None:
+    """Check each photo as check_photo does."""
+    for photo in photos:
+        check_photo(photo, config)
+
+
 def check_photo(photo: Photo, config: ServeConfig) -> None:
     """Check a photo's size, format and pixels by its header; nothing is decoded.
 
-    Raises Refusal: 400 for an empty file, 413 for too many bytes or pixels, 415 for a file of
-    another format.
+    A header may take tenths of a second: call it in a thread. Raises Refusal: 400 for an empty
+    file, 413 for too many bytes or pixels, 415 for a file of another format, 422 for a damaged one
+    or one of too many parts.
     """
     if not photo.data:
         raise Refusal(400, "no_photo", f"{photo.name}: the file is empty")
@@ -88,9 +117,12 @@ def check_photo(photo: Photo, config: ServeConfig) -> None:
             f"{photo.name}: {len(photo.data) / MB:.1f} MB exceed {config.max_photo_mb:g} MB, the"
             " most that is allowed for a photo; make it smaller",
         )
+    _check_chunks(photo)
     try:
-        with Image.open(io.BytesIO(photo.data), formats=list_formats()) as image:
+        with Image.open(_Metered(photo), formats=list_formats()) as image:
             width, height = image.size
+    except Refusal:
+        raise
     except UnidentifiedImageError:
         raise Refusal(
             415,
@@ -105,6 +137,23 @@ def check_photo(photo: Photo, config: ServeConfig) -> None:
         ) from error
     if width * height > config.max_megapixels * 1e6:
         raise _too_many_pixels(photo, f"{width} x {height} pixels", config)
+
+
+def _check_chunks(photo: Photo) -> None:
+    """Refuse a PNG file of too many chunks, before or behind its pixels, or two colour profiles."""
+    data = photo.data
+    if not data.startswith(PNG_START):
+        return
+    position = len(PNG_START)
+    num_chunks = num_beside = num_profiles = 0
+    while position + 8 <= len(data):
+        kind = data[position + 4 : position + 8]
+        num_chunks += 1
+        num_beside += kind != b"IDAT"
+        num_profiles += kind == b"iCCP"  # each is decompressed, to 1 MB
+        if num_beside > MAX_BESIDE or num_profiles > 1 or num_chunks > MAX_CHUNKS:
+            raise _too_many_parts(photo.name)
+        position += 12 + int.from_bytes(data[position : position + 4])
 
 
 @functools.cache
@@ -123,6 +172,14 @@ def clean_name(name: str, number: int) -> str:
     last = name.replace("\\", "/").rpartition("/")[2]
     shown = "".join(letter for letter in last if letter.isprintable())
     return shown[:LONGEST_NAME] or f"photo {number}"
+
+
+def _too_many_parts(name: str) -> Refusal:
+    return Refusal(
+        422,
+        "bad_photo",
+        f"{name}: its header has more parts than a photo needs; save it again without metadata",
+    )
 
 
 def _too_many_pixels(photo: Photo, found: str, config: ServeConfig) -> Refusal:

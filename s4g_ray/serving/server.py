@@ -42,6 +42,7 @@ from s4g_ray.storage import files
 from s4g_ray.storage.s3_settings import StorageConfig
 
 HEADERS_S = 10.0  # to receive a request's head, or to send the first one
+MAX_HEAD = 64_000  # bytes of a request's head
 STOP_S = 10  # for requests in progress, when the service is stopped
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -149,17 +150,98 @@ def await_replicas(name: str, config: ServeConfig) -> None:
 
 
 class HeadTimeoutProtocol(HttpToolsProtocol):
-    """Close a connection that has not sent a request's head within HEADERS_S seconds."""
+    """Close a connection whose request's head takes more than HEADERS_S seconds or MAX_HEAD bytes.
+
+    That holds for each request of a connection, for the trailers of a body, and for bytes that are
+    no request at all.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+    _is_head = True  # no head is complete since the last request
+    _num_head = 0  # bytes of the address and the finished headers
+    _num_held = 0  # bytes that the parser keeps: an unfinished header is shown to nobody
+    _num_steps = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
-        self.loop.call_later(HEADERS_S, self._close_without_request)
+        self._start_timer()
 
-    def _close_without_request(self) -> None:
-        cycle: object | None = self.cycle
-        if cycle is None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes; close the connection when too many bring the request no further."""
+        steps = self._num_steps
+        super().data_received(data)
+        if self._num_steps > steps:
+            self._num_held = 0
+            return
+        self._num_held += len(data)
+        if self._num_held > MAX_HEAD:
             self.transport.close()
+        elif self._is_head:
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        """Start the clock of a request's head."""
+        super().on_message_begin()
+        self._num_steps += 1
+        self._num_head = 0
+        self._is_head = True
+        self._start_timer()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the bytes of an address."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the bytes of a header."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock."""
+        self._num_steps += 1
+        self._is_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Note that the request has come further."""
+        self._num_steps += 1
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that a head comes next."""
+        self._num_steps += 1
+        self._is_head = True
+        super().on_message_complete()
+
+    def _count(self, length: int) -> None:
+        self._num_head += length
+        if self._num_head > MAX_HEAD:
+            raise ValueError  # the server answers 400 and closes
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADERS_S, self._close_without_head)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close_without_head(self) -> None:
+        self._timer = None
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+        else:  # the request before it is being answered
+            self._start_timer()
 
 
 class _Server(uvicorn.Server):

@@ -284,14 +284,19 @@ def test_the_service_is_one_that_serve_accepts_on_the_cluster_that_stays() -> No
     (service,) = manifests("rayservice.yaml")
     cluster = service["spec"]["rayClusterConfig"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    settings = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    # KubeRay makes a Service for the port of this name alone
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    port = head["ports"].pop()
+    assert port == {"name": "serve", "containerPort": settings.http_options.port}
     assert cluster == cluster_spec()
-    settings = yaml.safe_load(service["spec"]["serveConfigV2"])
-    (application,) = ServeDeploySchema.model_validate(settings).applications
+    (application,) = settings.applications
     module, name = application.import_path.split(":")
     assert (module, name) == (build_service.__module__, build_service.__name__)
     config = make_config(application.args)
     (container,) = groups["cpu"]["template"]["spec"]["containers"]
     assert config.cpus_per_replica <= float(container["resources"]["limits"]["cpu"])
+    assert config.threads_per_replica == config.cpus_per_replica
 
 
 def test_a_cluster_in_kubernetes_requires_the_token_and_hides_its_dashboard() -> None:

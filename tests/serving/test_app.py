@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -89,6 +90,9 @@ def test_a_bad_parameter_is_refused_with_its_limit(
 
 
 BOMB = make_photo(0, size=1100)
+PIXELS_AT = 33  # of a PNG file: its signature and IHDR chunk come first
+PROFILE = bytes(3) + b"\x06iCCPp\0\0abc" + bytes(4)
+TEXT = bytes(3) + b"\x03tEXtk\0a" + bytes(4)
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
 
 
@@ -101,6 +105,15 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
         pytest.param(make_photo(kind="JPEG")[:-200], 422, "bad_photo", id="truncated"),
         pytest.param(make_photo()[:20], 422, "bad_photo", id="header-alone"),
         pytest.param(BOMB, 413, "too_many_pixels", id="pixels"),
+        pytest.param(
+            make_photo()[:PIXELS_AT] + 2 * PROFILE + make_photo()[PIXELS_AT:],
+            422,
+            "bad_photo",
+            id="two-profiles",
+        ),
+        pytest.param(make_photo()[:-12] + 200 * TEXT, 422, "bad_photo", id="many-chunks"),
+        pytest.param(b"\xff\xd8" + b"\xff" * 900_000, 422, "bad_photo", id="fill-bytes"),
+        pytest.param(b"P6" + b" " * 900_000, 422, "bad_photo", id="blanks"),
         pytest.param(make_photo() + bytes(1_000_000), 413, "too_large", id="bytes"),
     ],
 )
@@ -162,6 +175,59 @@ def test_a_slow_body_is_refused_after_its_seconds(client: Client) -> None:
         started = time.monotonic()
         assert sender.recv(4096).startswith(b"HTTP/1.1 408 ")
         assert 0.4 < time.monotonic() - started < 5
+
+
+GET = b"GET /tiles/1 HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /locate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        pytest.param(GET, b"a: " + b"b" * 5000 + b"\r\n", id="headers"),
+        pytest.param(GET + b"a: ", b"b" * 65536, id="one-header"),
+        pytest.param(b"GET /", b"b" * 65536, id="address"),
+        pytest.param(b"", b"\r\n" * 5000, id="nothing"),
+        pytest.param(CHUNKED + b"0\r\n", b"a: " + b"b" * 5000 + b"\r\n", id="trailers"),
+        pytest.param(CHUNKED + b"0\r\na: ", b"b" * 65536, id="one-trailer"),
+        pytest.param(CHUNKED + b"1;", b"b" * 65536, id="chunk"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_head_without_end_closes_its_connection(
+    client: Client, start: bytes, more: bytes, is_first: bool
+) -> None:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+        if not is_first:
+            sender.sendall(GET + b"\r\n")
+            assert sender.recv(4096).startswith(b"HTTP/1.1 200 ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            sender.sendall(start)
+            while sent < 20_000_000:
+                sender.sendall(more)
+                sent += len(more)
+        assert sent < 20_000_000
+
+
+@pytest.mark.parametrize("start", [b"", b"\r\n", b"GET /tiles/1", GET, GET + b"\r\n" + GET])
+def test_a_head_that_does_not_come_to_its_end_closes_its_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 0.2)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=3) as sender:
+        sender.sendall(start)
+        while sender.recv(4096):
+            pass
+
+
+def test_a_long_answer_outlives_the_time_of_a_head(
+    gallery: StandInGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 0.1)
+    slow = StandInGallery(gallery.uri, seconds=0.4)
+    with local_service(slow) as (client, _):
+        assert client.locate(make_photo(9)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -276,6 +342,24 @@ def test_a_request_that_is_too_late_is_refused(tmp_path: Path) -> None:
     with local_service(slow, max_answer_s=0.3) as (client, _):
         answered = client.locate(make_photo())
     assert (answered.status, answered.code) == (503, "too_late")
+
+
+def test_photos_are_checked_beside_other_requests_and_within_the_time_of_the_answer(
+    gallery: StandInGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[float] = []
+    with local_service(gallery, max_answer_s=0.4) as (client, _):
+
+        def check_slowly(*_: object) -> None:
+            started = time.monotonic()
+            client.get("/tiles/1")
+            seconds.append(time.monotonic() - started)
+            time.sleep(0.8)
+
+        monkeypatch.setattr("s4g_ray.serving.app.check_photos", check_slowly)
+        answered = client.locate(make_photo())
+    assert (answered.status, answered.code) == (503, "too_late")
+    assert max(seconds) < 10
 
 
 def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> None:

@@ -221,6 +221,23 @@ def test_options_are_sent(page: Page, gallery: SceneGallery, tmp_path: Path) -> 
     }
 
 
+def test_the_answer_that_is_shown_is_saved(
+    page: Page, gallery: SceneGallery, tmp_path: Path
+) -> None:
+    page.set_input_files("#file", photo_of(gallery, 300, tmp_path / "kept.jpg"))
+    expect(page.locator(".candidate")).to_have_count(5)
+    page.locator("#options summary").click()
+    page.get_by_label("Candidates").fill("3")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as JSON").click()
+    (answer,) = json.loads(saved.value.path().read_text())["answers"]
+    assert answer["candidates"][0]["id"] == gallery.ids[300]
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as GeoJSON").click()
+    assert saved.value.suggested_filename == "kept.geojson"
+    assert (gallery.queries[-1]["format"], gallery.queries[-1]["top"]) == ("geojson", "5")
+
+
 def test_a_gallery_without_calibration_says_so(
     browser: Browser, gallery: SceneGallery, tmp_path: Path, faults: list[str]
 ) -> None:

@@ -59,7 +59,7 @@ export async function readGallery() {
   return parseJson(await (await request("gallery")).text());
 }
 
-// The tiles of the gallery whose centres lie in view, thinned; null where the service has no such list.
+// The tiles that cover ground in view, none where they are more than `limit`; null where the service has no such list.
 export async function readTilesInView([west, south, east, north], limit, signal) {
   const query = new URLSearchParams({ bounds: [west, south, east, north].join(","), limit });
   try {
@@ -105,15 +105,14 @@ function locateQuery(options, format) {
   return query;
 }
 
-// Locate one photo. While the service is busy, waits as long as it asks and tries again.
+// Locate one photo; gives the text of the answer. While the service is busy, waits as long as it asks and tries again.
 export async function locate(file, options, { format = "json", onBusy = () => {} } = {}) {
   for (let tries = 1; ; tries += 1) {
     const body = new FormData();
     body.append("photo", file, file.name || "pasted.png");
     try {
       const response = await request(`locate?${locateQuery(options, format)}`, { method: "POST", body });
-      const text = await response.text();
-      return format === "json" ? parseJson(text) : text;
+      return await response.text();
     } catch (error) {
       if (error.status !== 503 || tries >= TRIES_WHEN_BUSY) throw error;
       const waitS = Math.min(error.retryAfterS ?? 1, LONGEST_WAIT_S);

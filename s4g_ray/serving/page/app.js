@@ -1,7 +1,7 @@
 // The page: photos in, answers out. One request a photo, a few at a time.
 
 import { answerTitle, setUpOptions } from "./options.js";
-import { ServiceError, locate, readGallery, setToken, showTile } from "./api.js";
+import { ServiceError, locate, parseJson, readGallery, setToken, showTile } from "./api.js";
 import { isCalibrated, photoPicture, renderAnswer, renderError, renderWaiting, spokenAnswer } from "./answers.js";
 import { count, element, metres } from "./format.js";
 import { AnswerMap, legend } from "./map.js";
@@ -53,7 +53,9 @@ async function search(photo) {
     update(photo);
   };
   try {
-    const body = await locate(photo.file, photo.options ?? options.read(), { onBusy: busy });
+    photo.options = options.read();
+    photo.text = await locate(photo.file, photo.options, { onBusy: busy });
+    const body = parseJson(photo.text);
     photo.answer = body.answers[0];
     photo.seconds = body.seconds;
     photo.state = "done";
@@ -153,12 +155,13 @@ function pick(rank) {
   map.goTo(rank);
 }
 
+// Save the answer that is shown: the service's own text, or the same search as GeoJSON.
 async function save(photo, format) {
   const name = `${photo.file.name.replace(/\.[^.]*$/, "") || "photo"}.${format}`;
   try {
     const text = format === "json"
-      ? JSON.stringify(photo.answer, null, 1)
-      : await locate(photo.file, options.read(), { format });
+      ? photo.text
+      : await locate(photo.file, photo.options, { format });
     const link = element("a", { href: URL.createObjectURL(new Blob([text])), download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
