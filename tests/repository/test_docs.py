@@ -162,7 +162,7 @@ def check_shell(command: Command) -> None:
 
 NOT_RUN = [
     NotRun(
-        r"s4g .*(\[KEY=|\[--|NAME SOURCE|DATASET|CONFIG|RUN\b).*",
+        r"s4g .*(\[KEY=|\[--|NAME SOURCE|imagery SOURCE|build\|add|DATASET|CONFIG|GALLERY|RUN\b).*",
         "shows a form, not a command",
         check_form,
     ),
