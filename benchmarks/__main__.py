@@ -33,6 +33,7 @@ NAMES = (
     "scale",
     "replay",
     "faults",
+    "locate",
     "refine",
     "projection",
 )
