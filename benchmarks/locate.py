@@ -4,7 +4,6 @@
 
 The gallery is built by `s4g gallery build`; photos are JPEG files of the encoder's input size, and
 larger ones. Bare: decoded photos in memory, Gallery.encode alone. Both alternate in one process.
-Nothing is recorded: `--record` writes benchmarks/results/locate.json.
 """
 
 from __future__ import annotations
@@ -101,11 +100,10 @@ def _seconds(function: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    """Measure, print and, if asked, record the table."""
+    """Measure and record the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     rows: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -116,20 +114,19 @@ def main() -> None:
             bare, located, share = measure(gallery, paths, turns, asked.repeats)
             rows.append([side, turns, f"{bare:.0f}", f"{located:.0f}", f"{share:.0%}"])
             print(rows[-1], flush=True)
-    if asked.record:
-        record(
-            "locate",
-            title="Locating photos",
-            text=(
-                "images/s of locating JPEG files (read, decode, embed, search, join, answer) beside"
-                " those of the bare encoder on decoded pixels; a turned view counts as an image."
-            ),
-            command="python -m benchmarks.locate --record",
-            columns=["photo, pixels", "turns", "bare encoder", "locate", "share"],
-            rows=rows,
-            config={"encoder": "tf_efficientnet_lite0", "input": PIXELS, "tiles": NUM_TILES},
-            order=95,
-        )
+    record(
+        "locate",
+        title="Locating photos",
+        text=(
+            "images/s of locating JPEG files (read, decode, embed, search, join, answer) beside"
+            " those of the bare encoder on decoded pixels; a turned view counts as an image."
+        ),
+        command="python -m benchmarks.locate",
+        columns=["photo, pixels", "turns", "bare encoder", "locate", "share"],
+        rows=rows,
+        config={"encoder": "tf_efficientnet_lite0", "input": PIXELS, "tiles": NUM_TILES},
+        order=95,
+    )
 
 
 if __name__ == "__main__":
