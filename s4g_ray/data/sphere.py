@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from s4g_ray.arrays import Floats32, Floats64
+from s4g_ray.arrays import Floats32, Floats64, Rows32
 
 EARTH_RADIUS_M = 6_371_008.8  # mean radius, IUGG
 METRES_A_DEGREE = EARTH_RADIUS_M * np.pi / 180  # of latitude
@@ -26,6 +26,22 @@ def unit_sphere32(lat: Floats64, lon: Floats64) -> Floats32:
         rows = slice(start, start + AT_ONCE)
         xyz[rows] = unit_sphere(lat[rows], lon[rows])
     return xyz
+
+
+def widest_axis(xyz: Floats32, rows: Rows32) -> int:
+    """Return the axis along which rows of xyz[N, 3] spread most, by 4 bytes a row."""
+    return int(np.argmax([float(np.ptp(xyz[rows, axis])) for axis in range(3)]))
+
+
+def span_longitudes(lon: Floats64) -> tuple[float, float]:
+    """Return west and east of the smallest span that holds lon[N], 1 or more, within 360 degrees.
+
+    Both are longitudes of points; east is below west where the span crosses 180 degrees.
+    """
+    lons = np.unique(lon)
+    gaps = np.diff(np.append(lons, lons[0] + 360))
+    widest = int(gaps.argmax())
+    return float(lons[(widest + 1) % len(lons)]), float(lons[widest])
 
 
 def chord_of(radius_m: float) -> float:

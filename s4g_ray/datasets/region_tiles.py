@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, open_dataset
-from s4g_ray.data.sphere import metres_between, unit_sphere
+from s4g_ray.data.sphere import EARTH_RADIUS_M, metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.image_lists import ImageList
 from s4g_ray.datasets.source import SourceFolder
@@ -25,7 +25,6 @@ from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
-EARTH_M = 6_371_008.8  # radius of the sphere of metres_between
 POINTS_AT_ONCE = 1 << 16  # photos whose tiles are found at once
 COLUMNS = ["uri", "offset", "length", "region", "source_id", "size_m"]
 # The split of a tile that photos of several splits show: the first of these. A photo for training
@@ -130,7 +129,7 @@ def _find_holding(tiles: RegionTiles, lat: Floats64, lon: Floats64) -> list[Ints
         rows = np.flatnonzero(tiles.size_m == size)
         tree = cKDTree(unit_sphere(tiles.lat[rows], tiles.lon[rows]))
         # half a diagonal, and what the ellipsoid differs from the sphere
-        near = tree.query_ball_point(points, size * 0.72 / EARTH_M, workers=-1)
+        near = tree.query_ball_point(points, size * 0.72 / EARTH_RADIUS_M, workers=-1)
         for point, candidates in enumerate(near):
             chosen = rows[candidates]
             north = metres_between(tiles.lat[chosen], lon[point], lat[point], lon[point])

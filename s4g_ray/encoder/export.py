@@ -54,19 +54,8 @@ def export(run_dir: str, target: str, *, epoch: int | None = None) -> dict[str, 
     info = open_published(checkpoint, "checkpoint").info
     published = io.BytesIO()
     torch.save(dict(encoder.state_dict()), published)
-    data = config.data.model_dump(mode="json")
-    model = config.model.model_dump(mode="json")
     description = {
-        "format": FORMAT,
-        "version": 1,
-        "architecture": config.model.name,
-        **{key: model[key] for key in MODEL_KEYS},
-        "dim": encoder.dim,
-        "data": {key: data[key] for key in DATA_KEYS},
-        "mean": [round(x / 255, 6) for x in encoder.mean.flatten().tolist()],  # of pixels in 0..1
-        "std": [round(x / 255, 6) for x in encoder.std.flatten().tolist()],
-        "temperature": float((-encoder.logit_scale.detach()).exp()),
-        "weights_sha256": files.fingerprint(weights),
+        **describe_model(config, encoder, files.fingerprint(weights)),
         "trained_on": files.read_json(files.join(run, "run.json"))["dataset"]["name"],
         "epoch": info["epoch"],
         "step": info["step"],

@@ -14,6 +14,7 @@ search/            what is asked; candidates joined on the ground; exact positio
 locate             locate: photos into answers
 answer             Answer: candidates, position and radii; as JSON and GeoJSON
 refinement         refine_position: the exact position within a tile, by local features
+opencv             import OpenCV, which is an extra
 
     from s4g_ray import open_gallery
     gallery = open_gallery("galleries/lake")

@@ -20,7 +20,13 @@ from s4g_ray.gallery.calibration import Judgement
 from s4g_ray.gallery.photos.decode_ahead import batches_of
 from s4g_ray.gallery.photos.photo import Photo, decode_photo, read_photo, shrink
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns, turn_photo
-from s4g_ray.gallery.search.candidates import Found, group_cells, join_turns, weighted_position
+from s4g_ray.gallery.search.candidates import (
+    Found,
+    find_cells,
+    group_cells,
+    join_turns,
+    weighted_position,
+)
 from s4g_ray.gallery.search.options import LocateOptions
 from s4g_ray.gallery.search.refine import refine_answer
 from s4g_ray.gallery.search.usable_calibration import find_calibration
@@ -218,14 +224,7 @@ class _PhotoSearch:
         return Area.circle(photo.exif.lat, photo.exif.lon, self._options.within_m)
 
     def _candidates_of(self, found: Found, snapshot: Snapshot) -> _Candidates:
-        tiles = snapshot.tiles
-        is_found = found.ids >= 0
-        rows = np.zeros(found.ids.shape, np.int64)
-        rows[is_found] = tiles.rows(found.ids[is_found])
-        lat, lon, size_m = (
-            np.where(is_found, column[rows].astype(np.float64), np.nan)
-            for column in (tiles.lat, tiles.lon, tiles.size_m)
-        )
+        lat, lon, size_m = find_cells(found, snapshot.tiles)
         group = group_cells(found, lat, lon, size_m, self._options.top)
         return _Candidates(found, lat, lon, size_m, group)
 

@@ -8,14 +8,13 @@ tiles have 36 inliers in the median, wrong ones 0 and at most 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Floats64
-from s4g_ray.errors import InputError
+from s4g_ray.gallery.opencv import import_cv2
 
 Picture = NDArray[np.uint8]
 SHORT_SIDE = 256  # to which a small picture is enlarged, at most LARGEST_FACTOR times
@@ -57,7 +56,7 @@ class LocalFeatures:
 
 def find_features(picture: Picture) -> LocalFeatures:
     """Find the local features of a picture uint8[H, W, 3]. Raises InputError without OpenCV."""
-    cv2 = _import_opencv()
+    cv2 = import_cv2("refining positions")
     height, width = picture.shape[:2]
     gray = picture.astype(np.float32).mean(axis=2)
     low, high = np.percentile(gray, (1, 99))
@@ -125,7 +124,7 @@ def refine_position(
 
 def _fit_similarity(ours: LocalFeatures, theirs: LocalFeatures) -> tuple[Floats64 | None, int]:
     """Fit a similarity [2, 3] from our pixels to theirs, and count the matches that agree."""
-    cv2 = _import_opencv()
+    cv2 = import_cv2("refining positions")
     rows, columns = _match(ours.descriptors, theirs.descriptors)
     if len(rows) < LEAST_INLIERS:
         return None, 0
@@ -167,13 +166,3 @@ def _match(ours: Floats32, theirs: Floats32) -> tuple[NDArray[Any], NDArray[Any]
 def _count_places(points: Floats32) -> int:
     """Count points[N, 2] that differ by about a pixel."""
     return len(np.unique(np.round(points), axis=0))
-
-
-def _import_opencv() -> ModuleType:
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(
-            "refining positions needs OpenCV, which is not installed; pip install 's4g-ray[locate]'"
-        ) from error
-    return cv2

@@ -20,7 +20,7 @@ from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
 from s4g_ray.data.schema import ProtocolName
-from s4g_ray.data.sphere import unit_sphere32
+from s4g_ray.data.sphere import unit_sphere32, widest_axis
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.sampling.compact_graph import CompactGraph, IdLookup, find_row
@@ -152,9 +152,7 @@ def _sort_located(rows: Rows32, xyz: Floats32) -> Rows32:
     """Sort places by the coordinate that spreads most."""
     if not len(rows):
         return rows
-    # an axis at a time: 4 bytes a place
-    spans = [float(np.ptp(xyz[rows, axis])) for axis in range(3)]
-    return rows[np.argsort(xyz[rows, int(np.argmax(spans))], kind="stable")]
+    return rows[np.argsort(xyz[rows, widest_axis(xyz, rows)], kind="stable")]
 
 
 def _cut_places(ordered: Rows32, weights: Rows32, share: float) -> tuple[Rows32, Rows32]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from s4g_ray.arrays import Floats64
+from s4g_ray.data.area import METRES_PER_DEGREE
+from s4g_ray.data.sphere import span_longitudes
 from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.gallery.locate import needed_size
@@ -25,7 +27,6 @@ from s4g_ray.serving.photo_form import Photo
 from s4g_ray.serving.refusal import Refusal
 
 DECODERS = 2  # threads; each holds one photo as it was taken
-METRES_PER_DEGREE = 111_194.0
 
 
 @dataclass(frozen=True)
@@ -210,14 +211,11 @@ def find_bounds(lat: Floats64, lon: Floats64, size_m: Floats64) -> list[float] |
     half = np.nan_to_num(size_m[known]) / 2 / METRES_PER_DEGREE
     lats = lat[known]
     wide = half / np.maximum(np.cos(np.radians(lats)), 1e-3)
-    lons = np.unique((lon[known] + 180) % 360 - 180)
-    gaps = np.diff(np.append(lons, lons[0] + 360))
-    widest = int(np.argmax(gaps))
-    west = float(lons[(widest + 1) % len(lons)] - wide.max())
-    east = float(lons[widest] + wide.max())
+    west, east = span_longitudes((lon[known] + 180) % 360 - 180)
+    reach = float(wide.max())
     south = float(max(-90.0, (lats - half).min()))
     north = float(min(90.0, (lats + half).max()))
-    return [west, south, east, north]
+    return [west - reach, south, east + reach, north]
 
 
 def _too_late() -> Refusal:

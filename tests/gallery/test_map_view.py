@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from s4g_ray.data.sphere import METRES_A_DEGREE
 from s4g_ray.errors import InputError
-from s4g_ray.gallery.search.map_view import METRES_PER_DEGREE, MapView
+from s4g_ray.gallery.search.map_view import MapView
 
 SIZE = 1000.0
 GLOBE = (-180.0, -85.0, 180.0, 85.0)
@@ -14,7 +15,7 @@ GLOBE = (-180.0, -85.0, 180.0, 85.0)
 
 def grid(lat: float, lon: float, rows: int, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres of rows x rows cells, `step` metres apart, about a point."""
-    offsets = (np.arange(rows) - (rows - 1) / 2) * step / METRES_PER_DEGREE
+    offsets = (np.arange(rows) - (rows - 1) / 2) * step / METRES_A_DEGREE
     lats = np.repeat(lat + offsets, rows)
     lons = lon + np.tile(offsets, rows) / np.cos(np.radians(lats))
     return lats, (lons + 180) % 360 - 180
@@ -30,7 +31,7 @@ def test_no_point_of_the_ground_is_left_out(lat: float, lon: float, overlap: flo
     side = 8000.0
     count = int(side / (SIZE * (1 - overlap)))
     lats, lons = grid(lat, lon, count, SIZE * (1 - overlap))
-    half = (count - 1) / 2 * SIZE * (1 - overlap) / METRES_PER_DEGREE
+    half = (count - 1) / 2 * SIZE * (1 - overlap) / METRES_A_DEGREE
     half_lon = half / np.cos(np.radians(lat))
     bounds = (lon - half_lon, lat - half, lon + half_lon, lat + half)
     rows = view(lats, lons).rows(bounds, 300)
@@ -38,7 +39,7 @@ def test_no_point_of_the_ground_is_left_out(lat: float, lon: float, overlap: flo
     points = np.random.default_rng(0).uniform(-1, 1, (500, 2))
     north = np.abs(lats[rows] - (lat + points[:, :1] * half))
     east = np.abs((lons[rows] - (lon + points[:, 1:] * half_lon) + 180) % 360 - 180)
-    farthest = np.maximum(north, east * np.cos(np.radians(lats[rows]))) * METRES_PER_DEGREE
+    farthest = np.maximum(north, east * np.cos(np.radians(lats[rows]))) * METRES_A_DEGREE
     assert farthest.min(axis=1).max() <= SIZE * 0.51
 
 
@@ -46,7 +47,7 @@ def test_tiles_without_overlap_are_all_shown_and_only_those_in_view() -> None:
     lats, lons = grid(0.01, 10.0, 8, SIZE)
     tiles = view(lats, lons)
     assert len(tiles.rows(GLOBE, 100)) == 64
-    east = 10.0 - 2.1 * SIZE / METRES_PER_DEGREE
+    east = 10.0 - 2.1 * SIZE / METRES_A_DEGREE
     west_part = tiles.rows((9.0, -1.0, east, 1.0), 100)
     assert sorted(west_part) == [row for row in range(64) if row % 8 < 2]
 

@@ -16,12 +16,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 from pyproj import Transformer
-
-from s4g_ray.data.dataset import GeoDataset, write_dataset
 
 Picture = NDArray[np.uint8]
 TRUE_COLOR = (3, 2, 1)
@@ -191,56 +187,3 @@ def cut_query(scene: Scene, lat: float, lon: float, rng: np.random.Generator) ->
     true_lat, true_lon = move(lat, lon, east, north)
     picture = scene.cut(true_lat, true_lon, turn_deg=turn, metres=METRES * scale)
     return Query(picture, float(true_lat), float(true_lon), turn, scale)
-
-
-def write_landsat(
-    folder: Path,
-    places: Places,
-    *,
-    num_queries: int = 1,
-    bands: Sequence[int] = SWIR,
-    name: str = "landsat.tif",
-    train_share: float = 0.62,
-    seed: int = 0,
-) -> GeoDataset:
-    """Write a data set: a true-colour tile of each place, and turned queries of other bands.
-
-    The western train_share of the scene is split `train`, the rest `test`.
-    """
-    rng = np.random.default_rng(seed)
-    tiles = open_scene(name, TRUE_COLOR if name == "landsat.tif" else FALSE_COLOR)
-    scene = open_scene(name, tuple(bands))
-    border = np.quantile(places.lon, train_share)
-    ids = np.arange(len(places))
-    for view in ("references", "queries"):
-        (folder / "images" / view).mkdir(parents=True)
-    queries: list[dict[str, Any]] = []
-    for i in ids:
-        tile = tiles.cut(places.lat[i], places.lon[i])
-        Image.fromarray(tile).save(folder / f"images/references/{i}.png")
-        for j in range(num_queries):
-            query = cut_query(scene, places.lat[i], places.lon[i], rng)
-            uri = f"images/queries/{i}-{j}.png"
-            Image.fromarray(query.picture).save(folder / uri)
-            queries.append(
-                {
-                    "id": int(i) * num_queries + j,
-                    "place_id": int(i) + 1000,
-                    "uri": uri,
-                    "lat": query.lat,
-                    "lon": query.lon,
-                    "split": "train" if places.lon[i] < border else "test",
-                }
-            )
-    references = pa.table(
-        {
-            "id": ids,
-            "place_id": ids + 1000,
-            "uri": [f"images/references/{i}.png" for i in ids],
-            "lat": places.lat,
-            "lon": places.lon,
-            "split": np.where(places.lon < border, "train", "test"),
-            "size_m": np.full(len(ids), METRES * PIXELS, np.float32),
-        }
-    )
-    return write_dataset(str(folder), references, pa.Table.from_pylist(queries), name="landsat")

@@ -28,7 +28,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from s4g_ray.gallery.search.map_view import METRES_PER_DEGREE, MapView
+from s4g_ray.data.sphere import METRES_A_DEGREE
+from s4g_ray.gallery.search.map_view import MapView
 
 PAGE = Path(__file__).parents[2] / "s4g_ray/serving/page"
 PIXELS = 128
@@ -85,9 +86,9 @@ class SceneGallery:
         low, high = np.percentile(bands, (1, 99), axis=(0, 1))
         self.scene: Picture = (np.clip((bands - low) / (high - low), 0, 1) * 255).astype(np.uint8)
         middle = to_lonlat.f + to_lonlat.e * self.scene.shape[0] / 2
-        across = abs(to_lonlat.a) * METRES_PER_DEGREE * np.cos(np.radians(middle))
+        across = abs(to_lonlat.a) * METRES_A_DEGREE * np.cos(np.radians(middle))
         wide = self.size_m / across
-        high_px = self.size_m / (abs(to_lonlat.e) * METRES_PER_DEGREE)
+        high_px = self.size_m / (abs(to_lonlat.e) * METRES_A_DEGREE)
         self.tile_pixels = (round(high_px), round(wide))
         vectors = []
         for top in np.arange(0, self.scene.shape[0] - high_px, high_px / 2):
@@ -112,7 +113,7 @@ class SceneGallery:
 
     def describe(self) -> dict[str, Any]:
         """The answer of GET /gallery."""
-        half = self.size_m / 2 / METRES_PER_DEGREE
+        half = self.size_m / 2 / METRES_A_DEGREE
         return {
             "name": "Great Salt Lake",
             "num_tiles": len(self.ids),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from s4g_ray.datasets.imagery.imagery import Imagery, Source
@@ -67,25 +68,19 @@ def _find_openers(
     end = path.lower()
     if end.endswith(STAC_ENDS):
         chosen = [choose_assets(path, item, assets) for item in read_items(path)]
-        return [
-            lambda addresses=addresses: open_item(addresses, bands=bands, nodata=nodata)  # type: ignore[misc]
-            for addresses in chosen
-        ]
+        return [partial(open_item, item, bands=bands, nodata=nodata) for item in chosen]
     if end.endswith(PYRAMID_ENDS):
-        return [lambda: open_pyramid(path, bands=bands, nodata=nodata)]
+        return [partial(open_pyramid, path, bands=bands, nodata=nodata)]
     if end.endswith(RASTER_ENDS) or (files.is_local(path) and Path(path).is_file()):
-        return [lambda: open_raster(path, bands=bands, nodata=nodata)]
+        return [partial(open_raster, path, bands=bands, nodata=nodata)]
     names = files.list_names(path)
     if is_tile_folder(path, names):
-        return [lambda: open_pyramid(path, bands=bands, nodata=nodata)]
+        return [partial(open_pyramid, path, bands=bands, nodata=nodata)]
     rasters = _list_rasters(path, names, MAX_DEPTH)
     if rasters:
-        return [
-            lambda name=name: open_raster(name, bands=bands, nodata=nodata)  # type: ignore[misc]
-            for name in rasters
-        ]
+        return [partial(open_raster, name, bands=bands, nodata=nodata) for name in rasters]
     if not names and not files.is_local(path):  # an object without a known end
-        return [lambda: open_raster(path, bands=bands, nodata=nodata)]
+        return [partial(open_raster, path, bands=bands, nodata=nodata)]
     raise InputError(
         f"{path} holds no imagery: no {', '.join(RASTER_ENDS)} file and no folders Z/X/Y of tiles;"
         f" it holds {', '.join(names[:5]) or 'nothing'}"

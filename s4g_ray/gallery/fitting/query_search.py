@@ -20,7 +20,7 @@ from s4g_ray.gallery.fitting.held_out import HeldOut, concatenate
 from s4g_ray.gallery.locate import needed_size, read_model_data
 from s4g_ray.gallery.photos.photo import decode_photo
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns, turn_photo
-from s4g_ray.gallery.search.candidates import join_turns
+from s4g_ray.gallery.search.candidates import find_cells, join_turns
 from s4g_ray.storage.byte_ranges import read_ranges
 
 if TYPE_CHECKING:
@@ -87,15 +87,8 @@ class QuerySearch:
         ids, scores = self.gallery.search(embeddings, self.num_found)
         shape = (len(pictures), len(turns), -1)
         found = join_turns(ids.reshape(shape), scores.reshape(shape), self.num_found)
-        is_found = found.ids >= 0
-        tile_rows = np.zeros(found.ids.shape, np.int64)
-        tile_rows[is_found] = self.gallery.rows(found.ids[is_found])
-        tiles = self.gallery.tiles
-        lat, lon, size_m = (
-            np.where(is_found, np.asarray(column, np.float64)[tile_rows], np.nan)
-            for column in (tiles.lat, tiles.lon, tiles.size_m)
-        )
-        size_m = np.where(is_found & np.isnan(size_m), self.default_size_m, size_m)
+        lat, lon, size_m = find_cells(found, self.gallery.tiles)
+        size_m = np.where((found.ids >= 0) & np.isnan(size_m), self.default_size_m, size_m)
         by_turn = embeddings.reshape(*shape[:2], -1)
         return HeldOut(
             ids=found.ids,

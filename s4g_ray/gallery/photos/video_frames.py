@@ -9,6 +9,7 @@ import numpy as np
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.errors import InputError
+from s4g_ray.gallery.opencv import import_cv2
 from s4g_ray.gallery.photos.photo import Photo, shrink
 from s4g_ray.storage import files
 
@@ -59,12 +60,3 @@ def _due_frames(cv2: Any, capture: Any, every_s: float) -> Iterator[tuple[float,
         if is_read:
             yield seconds, image
         due_s += every_s * (1 + max(0, int((seconds - due_s) / every_s)))
-
-
-def import_cv2(purpose: str) -> Any:
-    """Import OpenCV. Raises InputError where it is not installed, with the command that does."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(f"{purpose}: needs OpenCV; pip install 's4g-ray[locate]'") from error
-    return cv2

@@ -8,6 +8,7 @@ import numpy as np
 
 from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.data.sphere import EARTH_RADIUS_M, unit_sphere
+from s4g_ray.gallery.store.tiles import Tiles
 
 # cells nearer than this share of a tile's side show the same place. Half a tile, and a little more:
 # neighbors that overlap by half lie exactly half a tile apart, or a rounding off it
@@ -50,6 +51,18 @@ def join_turns(ids: Ints, scores: Floats32, k: int) -> Found:
         np.where(is_empty, -np.inf, np.take_along_axis(flat_scores, chosen, axis=1)),
         chosen // depth,
     )
+
+
+def find_cells(found: Found, tiles: Tiles) -> tuple[Floats64, Floats64, Floats64]:
+    """Return lat, lon and size_m [M, k] of the tiles that were found; NaN beyond the last one."""
+    is_found = found.ids >= 0
+    rows = np.zeros(found.ids.shape, np.int64)
+    rows[is_found] = tiles.rows(found.ids[is_found])
+    lat, lon, size_m = (
+        np.where(is_found, np.asarray(column, np.float64)[rows], np.nan)
+        for column in (tiles.lat, tiles.lon, tiles.size_m)
+    )
+    return lat, lon, size_m
 
 
 def group_cells(found: Found, lat: Floats64, lon: Floats64, size_m: Floats64, top: int) -> Ints:

@@ -6,10 +6,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
-from s4g_ray.data.sphere import EARTH_RADIUS_M
+from s4g_ray.data.sphere import METRES_A_DEGREE
 from s4g_ray.errors import InputError
 
-METRES_PER_DEGREE = EARTH_RADIUS_M * np.pi / 180
 MAX_TILES = 2000  # images that a browser loads for one view
 ROWS_PER_SIZE = 8  # tiles whose latitudes differ by less than an eighth of their size are one row
 SIZES_PER_DOUBLING = 8  # tiles whose sizes differ by less than about 9 % are covered together
@@ -35,7 +34,7 @@ class MapView:
             for size in np.unique(like)[::-1]
         ]
         self._rows = np.concatenate([np.empty(0, np.int64), *chosen])
-        self._half_lat = self._size_m[self._rows] / 2 / METRES_PER_DEGREE
+        self._half_lat = self._size_m[self._rows] / 2 / METRES_A_DEGREE
         shrink = np.cos(np.radians(self._lat[self._rows]))
         self._half_lon = self._half_lat / np.maximum(shrink, 1e-6)
 
@@ -65,7 +64,7 @@ class MapView:
 
 def _cover(lat: Floats64, lon: Floats64, size_m: Floats64, rows: Ints) -> Ints:
     """Return those of `rows`, tiles of about one size, that cover their ground."""
-    size = float(size_m[rows].min()) / METRES_PER_DEGREE
+    size = float(size_m[rows].min()) / METRES_A_DEGREE
     order = rows[np.lexsort((lon[rows], lat[rows]))]
     starts = np.flatnonzero(np.diff(lat[order], prepend=-np.inf) > size / ROWS_PER_SIZE)
     ends = np.append(starts[1:], len(order))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -281,11 +280,3 @@ def _ranges_of(table: pa.Table) -> list[Range]:
 def _replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     number = SCHEMA.get_field_index(name)
     return table.set_column(number, SCHEMA.field(name), values)
-
-
-def without_ids(table: pa.Table, ids: Ints) -> pa.Table:
-    """Return the rows of a table whose ids are not among ids[n], ascending."""
-    wanted = rows_of(ids, table["id"].to_numpy()) < 0
-    if wanted.all():
-        return table
-    return table.take(np.flatnonzero(wanted))

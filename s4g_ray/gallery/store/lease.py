@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from s4g_ray.distributed.processes import is_alive
 from s4g_ray.errors import InputError, RunError, StoreError
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
@@ -189,16 +190,6 @@ def _why_stale(other: dict[str, Any]) -> str | None:
         return f"it gave no sign for {age:.0f} s"
     # containers may share a host's name, but not its processes: a living one gives signs
     is_due = age > 2 * BEAT_S
-    if is_due and other.get("host") == socket.gethostname() and not _is_alive(pid):
+    if is_due and other.get("host") == socket.gethostname() and not is_alive(pid):
         return "it has ended"
     return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

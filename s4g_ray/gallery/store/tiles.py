@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.data.sphere import span_longitudes
 from s4g_ray.data.tables.arrow_texts import read_texts
 from s4g_ray.data.tables.text_column import TextColumn
 from s4g_ray.errors import RunError
@@ -68,11 +69,8 @@ class Tiles:
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Return west, south, east and north of the centres; east below west across 180 degrees."""
-        lons = np.unique(self.lon)
-        gaps = np.diff(np.append(lons, lons[0] + 360))
-        widest = int(gaps.argmax())
-        west = float(lons[(widest + 1) % len(lons)])
-        return west, float(self.lat.min()), float(lons[widest]), float(self.lat.max())
+        west, east = span_longitudes(self.lon)
+        return west, float(self.lat.min()), east, float(self.lat.max())
 
 
 @dataclass(frozen=True)

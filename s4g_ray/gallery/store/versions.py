@@ -68,12 +68,10 @@ def publish_version(
     images: Sequence[str],
     index: str,
     info: Mapping[str, Any],
-) -> Version:
+) -> None:
     """Publish a version whose files are all written."""
     own = {**info, "segments": list(segments), "images": list(images), "index": index}
-    folder = version_folder(gallery, number)
-    publish(folder, KIND, parts, stamp, own)
-    return open_version(gallery, number)
+    publish(version_folder(gallery, number), KIND, parts, stamp, own)
 
 
 def open_version(gallery: str, number: int) -> Version:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints, Rows32
 from s4g_ray.data.places import Places
-from s4g_ray.data.sphere import unit_sphere32
+from s4g_ray.data.sphere import unit_sphere32, widest_axis
 
 NUM_ADJOINING = 8  # as many as a square has around it
 CANDIDATES = 4 * NUM_ADJOINING  # cells of near centres, among which the nearest boxes are found
@@ -64,9 +64,7 @@ class GeoCells:
 
 def _halve(xyz: Floats32, order: NDArray[np.int32], half: int) -> None:
     """Reorder rows of points so that the first `half` lie below the others, on the longest axis."""
-    # an axis at a time: 4 bytes a place
-    spans = [float(np.ptp(xyz[order, axis])) for axis in range(3)]
-    along = xyz[order, int(np.argmax(spans))]
+    along = xyz[order, widest_axis(xyz, order)]
     order[:] = order[np.argpartition(along, half)]
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from s4g_ray.distributed.processes import is_alive
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 
@@ -62,7 +63,7 @@ def check_idle(uri: str, what: str) -> None:
     age_s = time.time() - value["time"]
     if age_s > STALE_S:
         return
-    if value["machine"] == _name_machine() and not _is_alive(value["pid"]):
+    if value["machine"] == _name_machine() and not is_alive(value["pid"]):
         return
     raise InputError(
         f"{uri}: the run is in progress (process {value['pid']} on {value['machine']}, seen"
@@ -77,13 +78,3 @@ def _name_machine() -> str:
     except OSError:  # no Linux
         namespace = ""
     return f"{socket.gethostname()} {namespace}".strip()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
