@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     from s4g_ray.encoder.actors import EncoderPool
 
 NUM_TRAIN, NUM_TEST, SIZE = 96, 24, 32
+
+# a busy machine is slow, and each run draws the same examples
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def tile(rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -177,7 +177,7 @@ def test_help_needs_no_slow_import() -> None:
         "assert CliRunner().invoke(index_app, ['plan', '--help']).exit_code == 0\n"
         "assert not {'torch', 'faiss', 'numba', 'ray'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_durations_have_a_suitable_unit() -> None:

@@ -28,6 +28,7 @@ from tests.support.dashboards import (
     metric_names,
 )
 from tests.support.faulty_runs import TRAINER, Command, held, records, steps, title_of
+from tests.support.ports import free_ports
 
 HOSTILE = "<script>alert(1)</script>"
 SPLITS = {"evaluation": "test", "validation": "val"}
@@ -169,8 +170,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Scraper, C
     dataset = with_validation(write_synthetic(folder / "source"), folder / "data", name=HOSTILE)
     for view, number in (("queries", 3), ("references", 4)):
         (folder / f"source/images/{view}/{number}.png").write_bytes(b"no image")
-    with socket.create_server(("", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     config = tiny_config(
         folder / "run",
         dataset.uri,
@@ -269,7 +269,8 @@ def test_values_are_those_of_metrics_jsonl(run: tuple[RunConfig, Scraper, Comman
         == sum(len(r["ranks"]) for r in records(config, "lost"))
         > 0
     )
-    assert scraper.of("ray_s4g_workers") == [0.0, 2.0]
+    # 0 between two groups of workers is not always scraped
+    assert scraper.of("ray_s4g_workers") in ([0.0, 2.0], [2.0])
     assert (
         scraper.of("ray_s4g_bad_images_total")[-1]
         == len(read_records(config.run_dir, "bad_images.jsonl"))

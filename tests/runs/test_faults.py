@@ -33,7 +33,7 @@ from tests.support.faulty_runs import (
     records,
     steps,
 )
-from tests.support.two_node_run import RELEASED
+from tests.support.two_node_run import DIED, RELEASED
 
 pytestmark = pytest.mark.cluster
 BATCHES = NUM_TRAIN // 16
@@ -52,18 +52,24 @@ def test_what_dies_in_the_cluster_is_replaced_while_the_command_goes_on(
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
     """A worker; one that uploads a checkpoint; an embedding actor; an index shard; all workers."""
-    config, rng = (
-        configure(tmp_path, synthetic, max_failures=4, loader_processes=1),
-        np.random.default_rng(20),
-    )
+    config = configure(tmp_path, synthetic, max_failures=4, loader_processes=1)
+    rng = np.random.default_rng(20)
     upload = fault(tmp_path, f"checkpoints/step={2 * rng.integers(4, 6):04d}/training_state")
-    killed = tmp_path / "killed"
-    command = Command(config, [upload, held("checkpoints/epoch=0004/training_state", killed)])
+    # the run waits for each death
+    second_epoch, killed = tmp_path / "second_epoch", tmp_path / "killed"
+    part = held("embeddings/v=0001/queries/part-00000.parquet", tmp_path / "part")
+    shard = held("index/v=0001/shard-00000", tmp_path / "shard")
+    waits = [
+        held("plans/epoch=0002", second_epoch),
+        held("checkpoints/epoch=0004/training_state", killed),
+    ]
+    command = Command(config, [upload, part, shard, *waits])
     first = int(rng.integers(1, BATCHES))
     command.wait_for(lambda: steps(config)[-1:] >= [first])
     command.kill(TRAINER)
-    command.kill(f"{ENCODER}.encode")
-    command.kill(f"{SHARD}.")
+    second_epoch.touch()
+    command.kill_while_held(part, ENCODER)
+    command.kill_while_held(shard, SHARD)
     command.wait_for(lambda: Path(upload["marker"]).exists())
     last = int(rng.integers(2 * BATCHES, 3 * BATCHES))
     command.wait_for(lambda: steps(config)[-1:] >= [last])
@@ -87,15 +93,15 @@ def end(config: RunConfig, status: int, *faults: Fault) -> Command:
     return command
 
 
-# Takes more than a minute: each of the eleven commands starts a Ray session, its workers and its
+# Takes more than a minute: each of the ten commands starts a Ray session, its workers and its
 # actors anew. The death of a driver ends them all, and the test is about what such a start finds in
 # the folder.
 def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same_end(
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
     """SIGTERM before and in training; one worker too many lost; a full disk; the coordinator alone
-    dies; the driver dies between the parts of embeddings, while it publishes embeddings, a graph, a
-    plan, and within an epoch.
+    dies; the driver dies between the parts of embeddings, while it publishes a graph and a plan, and
+    within an epoch.
     """
     config, rng = configure(tmp_path, synthetic), np.random.default_rng(21)
     stop_before_training(config)
@@ -103,13 +109,12 @@ def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same
     fill_the_disk(config, fault(tmp_path, "checkpoints/epoch=0002", "full"))
 
     killed = [kill_between_parts(config)]
+    assert not is_published(f"{config.run_dir}/embeddings/v=0001")
     kept = times_of_parts(config)
     assert len(kept) >= 3
-    killed += [end(config, -signal.SIGKILL, fault(tmp_path, "embeddings/v=0001/_MANIFEST"))]
-    assert not is_published(f"{config.run_dir}/embeddings/v=0001")
-    assert kept.items() < times_of_parts(config).items()
     killed += [end(config, -signal.SIGKILL, fault(tmp_path, "neighbors/v=0001/_MANIFEST"))]
     assert is_published(f"{config.run_dir}/embeddings/v=0001")
+    assert {part: part.stat().st_mtime_ns for part in kept} == kept
     killed += [end(config, -signal.SIGKILL, fault(tmp_path, "plans/epoch=0003"))]
     assert is_published(f"{config.run_dir}/neighbors/v=0001")
     killed += [kill_within_an_epoch(config, moment=2 * BATCHES + int(rng.integers(1, 3)))]
@@ -120,7 +125,7 @@ def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same
     last = end(config, 0)
     assert "resuming after epoch" in last.output
     assert_same_end(config, undisturbed)
-    assert [command.left_behind(within_s=100) for command in [*killed, ended, last]] == [[]] * 7
+    assert [command.left_behind(within_s=100) for command in [*killed, ended, last]] == [[]] * 6
 
 
 def stop_before_training(config: RunConfig) -> None:
@@ -233,9 +238,12 @@ def test_a_run_goes_on_with_one_worker_after_the_death_of_a_node_and_with_two_on
     config = override_config(
         config, ["ray.num_cpus=null", "ray.start_timeout_s=25", "mining.every_epochs=2"]
     )
-    # the last epochs are planned when the node has come: the run cannot end before
-    until_two = held("plans/epoch=0005", Path(config.run_dir, RELEASED))
-    command = Command(config, [until_two], module="tests.support.two_node_run")
+    # epochs are planned when the node has died, and has come: the run cannot pass either
+    waits = [
+        held("plans/epoch=0003", Path(config.run_dir, DIED)),
+        held("plans/epoch=0005", Path(config.run_dir, RELEASED)),
+    ]
+    command = Command(config, waits, module="tests.support.two_node_run")
     assert command.wait(600) == 0, command.output
     assert command.left_behind() == []
     assert steps(config) == list(range(1, epochs * BATCHES + 1))

@@ -27,7 +27,8 @@ def read_one_by_one(ranges: list[Range]) -> list[bytes | Exception]:
 
 @pytest.mark.parametrize("scheme", ["local", "memory"])
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=150,
 )
 @given(
     wanted=st.lists(st.tuples(st.sampled_from([*CONTENT, "none"]), OFFSETS, LENGTHS), max_size=12)

@@ -337,7 +337,7 @@ def test_spawned_processes_and_threads_read_after_the_parent_has_read(store: Sto
     uri = "s3://data/apart/process"
     files.write_bytes(uri, b"there")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply_async(files.read_bytes, (uri,)).get(60) == b"there"
+        assert pool.apply_async(files.read_bytes, (uri,)).get(300) == b"there"
     store.proxy.reset(seeded(3, 0.3))
     with ThreadPoolExecutor(16) as threads:
         assert list(threads.map(files.read_bytes, [uri] * 100)) == [b"there"] * 100
@@ -352,13 +352,13 @@ def test_a_forked_process_reads_unless_its_parent_has_used_a_store_and_never_wai
         multiprocessing.get_context("fork").Pool(1) as pool,
         pytest.raises(RunError, match=r"forked from one that has used an object store.*spawn"),
     ):
-        pool.apply_async(files.read_bytes, ("s3://data/apart/forked",)).get(60)
+        pool.apply_async(files.read_bytes, ("s3://data/apart/forked",)).get(300)
     script = """
 import multiprocessing
 from s4g_ray.storage import files, store_filesystem
 with multiprocessing.get_context("fork").Pool(1) as pool:
-    print(pool.apply_async(files.read_bytes, ("s3://data/apart/forked",)).get(60))
+    print(pool.apply_async(files.read_bytes, ("s3://data/apart/forked",)).get(300))
 print(files.read_bytes("s3://data/apart/forked"))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=300)
     assert done.stdout == b"b'there'\n" * 2, done.stderr

@@ -151,11 +151,24 @@ class Command:
 
     def kill(self, title: str, count: int = 1) -> None:
         """Kill so many of its processes of a title, as soon as there are so many."""
-        self.wait_for(lambda: len(self.processes(title)) >= count)
-        for number in sorted(self.processes(title))[:count]:
+        found: list[int] = []
+
+        def look() -> bool:
+            found[:] = sorted(self.processes(title))[:count]
+            return len(found) == count
+
+        self.wait_for(look)
+        for number in found:
             os.kill(number, signal.SIGKILL)
 
-    def left_behind(self, within_s: float = 20, but: Sequence[str] = ()) -> list[str]:
+    def kill_while_held(self, fault: Fault, title: str) -> None:
+        """Kill its process of a title while that waits in a held write; then let the write pass."""
+        marker = Path(fault["marker"])
+        self.wait_for(marker.with_name(f"{marker.name}.held").exists)
+        self.kill(title)
+        marker.touch()
+
+    def left_behind(self, within_s: float = 60, but: Sequence[str] = ()) -> list[str]:
         """Titles of processes that outlive the command by so long, some titles left out."""
         deadline = time.monotonic() + within_s
         while True:

@@ -40,7 +40,7 @@ def main() -> None:
     fits = partial(check_room, needs, [[]])
     nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
     thread = threading.Thread(
-        target=await_room, args=(RayConfig(nodes_timeout_s=60), fits, nodes, Reporter())
+        target=await_room, args=(RayConfig(nodes_timeout_s=300), fits, nodes, Reporter())
     )
     thread.start()
     while not (asked := waiting()) and thread.is_alive():

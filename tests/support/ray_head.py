@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.support.fault_site.fork_request import ADDRESS
 from tests.support.forked_processes import DEPENDENCIES, SITE, serving
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 RAY = ("-m", "ray.scripts.scripts")
@@ -80,7 +81,7 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
             "RAY_AUTH_TOKEN": token,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        port, client, agent = _free_ports(3)
+        port, client, agent = free_ports(3)
         options = {
             "port": 0,
             "node-ip-address": "127.0.0.1",
@@ -117,16 +118,8 @@ def _dependencies_only(folder: Path) -> Path:
     return folder / "bin/python"
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def _await_port(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and head.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
@@ -139,7 +132,7 @@ def _end(head: subprocess.Popen[bytes], token: str, folder: str) -> None:
     head.terminate()
     with suppress(subprocess.TimeoutExpired):
         head.wait(5)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (left := _holders(token, folder)) and time.monotonic() < deadline:
         for number in left:
             with suppress(ProcessLookupError):

@@ -22,7 +22,8 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.driver import run
 from tests.support.faulty_runs import LOOK_EVERY_S, records, steps
 
-RELEASED = "released"  # a file in the run's folder: the node that comes has a worker
+# files in the run's folder: a node has died; the node that comes has a worker
+DIED, RELEASED = "died", "released"
 
 
 def workers(config: RunConfig) -> list[int]:
@@ -30,7 +31,7 @@ def workers(config: RunConfig) -> list[int]:
     return [record["workers"] for record in records(config, "workers")]
 
 
-def until(what: Callable[[], bool], thread: threading.Thread, timeout_s: float = 150) -> None:
+def until(what: Callable[[], bool], thread: threading.Thread, timeout_s: float = 300) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert thread.is_alive(), "the run has ended"
@@ -50,6 +51,7 @@ def main() -> None:
         until(lambda: workers(config) == [2], thread)
         until(lambda: steps(config)[-1:] >= [3], thread)
         cluster.remove_node(other, allow_graceful=False)
+        Path(config.run_dir, DIED).touch()
         until(lambda: workers(config) == [2, 1], thread)
         reached = records(config, "workers")[-1]["after_step"]
         until(lambda: steps(config)[-1:] > [reached + 2], thread)

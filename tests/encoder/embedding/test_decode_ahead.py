@@ -74,7 +74,7 @@ def test_decoding_waits_while_the_encoder_holds_all_buffers(
     waiting.join(0.2)
     assert not third
     decoder.buffers.give_back(held[0].buffer)
-    waiting.join(10)
+    waiting.join(60)
     assert third[0].rows.tolist() == [8, 9, 10, 11]
 
 

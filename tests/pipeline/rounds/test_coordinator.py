@@ -34,7 +34,7 @@ class Held:
 
     def mine(self, epoch: int) -> None:
         self.order.append(f"mine {epoch}")
-        assert self.gates.setdefault(epoch, threading.Event()).wait(10)
+        assert self.gates.setdefault(epoch, threading.Event()).wait(60)
         if self.faults.get(epoch):
             raise self.faults[epoch].pop(0)
 
@@ -57,7 +57,7 @@ def coordinator(
         yield made
 
 
-def ask(made: Coordinator, epoch: int, *, late: bool = False, wait_s: float = 5.0) -> int | None:
+def ask(made: Coordinator, epoch: int, *, late: bool = False, wait_s: float = 60.0) -> int | None:
     """The graph of an epoch; TimeoutError when it is still waited for after a time."""
     deadline = time.monotonic() + wait_s
 
@@ -69,7 +69,7 @@ def ask(made: Coordinator, epoch: int, *, late: bool = False, wait_s: float = 5.
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -4,7 +4,7 @@ S4G_FAULTS is a JSON list of {"at": parts of an object's URI, "do": a fault, "ma
 that object is written: kill writes half of it under a temporary name, then kills the process;
 refuse fails the write; die ends the thread. Each strikes once, which the marker records. full
 refuses that object and all after it, as a full disk does, while the marker exists. hold delays the
-write until the marker exists.
+write until the marker exists; MARKER.held exists once a write waits.
 
 A process that Ray starts as a worker lets the fork server do it, where there is one.
 """
@@ -45,6 +45,7 @@ def _strike(fault: dict[str, str], uri: str, data: bytes) -> None:
     if not _meant(fault, uri) or marker.exists():
         return
     if fault["do"] == "hold":
+        marker.with_name(f"{marker.name}.held").touch()
         while not marker.exists():
             time.sleep(0.1)
         return
