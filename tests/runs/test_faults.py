@@ -100,7 +100,7 @@ def test_a_command_that_ends_at_any_moment_for_any_reason_is_resumed_to_the_same
     synthetic: GeoDataset, undisturbed: RunConfig, tmp_path: Path
 ) -> None:
     """SIGTERM before and in training; one worker too many lost; a full disk; the coordinator alone
-    dies; the driver dies between the parts of embeddings, while it publishes a graph and a plan, and
+    dies; the driver dies between the parts of embeddings, while it publishes a graph, a plan, and
     within an epoch.
     """
     config, rng = configure(tmp_path, synthetic), np.random.default_rng(21)

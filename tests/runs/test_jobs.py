@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from s4g_ray.encoder.source import find_checkpoint
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.run_folder import read_records
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
+from tests.support.faulty_runs import held
 from tests.support.ray_head import Head, ray_head
 
 pytestmark = pytest.mark.cluster
-EPOCHS, K = 16, 9
+EPOCHS, K = 4, 9
 NOTE = "`ray job stop` leaves 3 s for a last checkpoint, below checkpoint.grace_s=25"
 OURS = (
     NOTE,
@@ -96,6 +97,13 @@ def check_lines(output: str) -> None:
     ] == []
 
 
+def wait_for(what: Callable[[], Any], timeout_s: float = 300) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def result_of(done: subprocess.CompletedProcess[str]) -> Any:
     """The JSON that a job has printed."""
     assert done.returncode == 0
@@ -141,16 +149,19 @@ def test_every_script_works_where_only_dependencies_are_and_a_stopped_run_resume
     assert len(dataset.pairs("train")) == NUM_TRAIN
 
     train = ("jobs/train.py", "--config", tiny)
-    variables = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
-    options = ["--no-wait", "--submission-id=first", f"--runtime-env-json={variables}"]
+    # workers wait for the first checkpoint: the run does not end before it is stopped
+    stopping = folder / "stopping"
+    waits = json.dumps([held("halted/checkpoints/epoch=0001/training_state", stopping)])
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": "300", "S4G_FAULTS": waits}
+    given = json.dumps({"env_vars": variables})
+    options = ["--no-wait", "--submission-id=first", f"--runtime-env-json={given}"]
     assert head.submit(*train, f"run_dir={runs}/halted", options=options).returncode == 0
-    deadline = time.monotonic() + 300
-    while (
-        not [r for r in read_records(f"{runs}/halted") if r["kind"] == "step"]
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
-    assert "was stopped" in head.ray("stop", "first").stdout
+    wait_for(lambda: [r for r in read_records(f"{runs}/halted") if r["kind"] == "step"])
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(head.ray, "stop", "first")
+        wait_for(lambda: "SIGTERM: " in head.driver_log("first") or answer.done())
+        stopping.touch()
+    assert "was stopped" in answer.result().stdout
     assert "STOPPED" in head.ray("status", "first").stdout.upper()
     log = head.ray("logs", "first").stdout
     stopped = re.findall(r"the newest checkpoint is that of step (\d+)\n", log)

@@ -12,7 +12,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.pipeline.driver import run
 from tests.conftest import tiny_config
 from tests.support.faulty_runs import Command, assert_same_end, held, records
-from tests.support.three_node_run import SECOND_DIED, SPREAD
+from tests.support.three_node_run import SECOND_DIED, SPREAD, TASKS
 
 pytestmark = pytest.mark.cluster
 EPOCHS = 4
@@ -52,7 +52,7 @@ def test_work_is_spread_over_nodes_and_a_run_that_loses_two_ends_with_the_weight
     nodes = json.loads(Path(config.run_dir, SPREAD).read_text())
     assert len(nodes["RayTrainWorker"]) == len(set(nodes["RayTrainWorker"])) == 2
     assert len(set(nodes["EncoderActor"])) == len(set(nodes["IndexShard"])) == 2
-    for tasks in ("split_graph_part", "plan_cell", "_run_task"):
+    for tasks in TASKS:
         assert len(set(nodes[tasks])) >= 2, (tasks, nodes)
 
     assert_same_end(config, whole)

@@ -201,7 +201,7 @@ def test_credentials_that_expire_are_asked_for_again_between_requests(
         for number in range(3):
             files.write_bytes(f"s3://data/renewed/{number}", b"x")
             time.sleep(0.2)  # obstore asks at most every 0.1 s
-    assert len(calls) == 3
+    assert len(calls) >= 3  # more where a request is repeated
 
 
 @pytest.mark.s3

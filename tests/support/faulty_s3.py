@@ -87,10 +87,13 @@ class Proxy:
         with self.lock:
             self.requests.append((operation, key))
             self.seen[operation, key] += 1
-            fault = self.rule(operation, key, self.seen[operation, key])
-            if fault:
+            number = self.seen[operation, key]
+            rule = self.rule
+        fault = rule(operation, key, number)  # which may wait, while others go on
+        if fault:
+            with self.lock:
                 self.faults[fault] += 1
-            return fault
+        return fault
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -50,6 +50,12 @@ class Head:
         print(done.stdout)  # shown with a test that fails
         return done
 
+    def driver_log(self, job: str) -> str:
+        """Return what the entrypoint of a job has printed so far."""
+        logs = Path(self.environment["HOME"], "ray/session_latest/logs")
+        path = logs / f"job-driver-{job}.log"
+        return path.read_text() if path.exists() else ""
+
     def submit(
         self, *entrypoint: str, options: Sequence[str] = (), **changed: str
     ) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 A node with a worker dies in the second epoch; the two others have room for all. Then the next dies,
 and another comes. spread.json in the run's folder records where everything ran until the first
-death, as numbers of nodes for each name.
+death, as ids of nodes for each name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,36 @@ from tests.conftest import NUM_TRAIN
 from tests.support.faulty_runs import records, steps
 from tests.support.two_node_run import until, workers
 
+# what runs on more than one node: actors by their class, tasks by their name
+ACTORS = ("RayTrainWorker", "EncoderActor", "IndexShard")
+TASKS = ("split_graph_part", "plan_cell", "_run_task")
+WORK = (*ACTORS, *TASKS)
 SPREAD = "spread.json"
 SECOND_DIED = "second_died"  # a file in the run's folder
 
 
-def places() -> list[tuple[str, str]]:
-    """The name and the node of each actor, by its class, and of each task that has run."""
-    actors: list[Any] = list_actors(limit=1000)
-    tasks: list[Any] = list_tasks(limit=10_000, filters=[("type", "=", "NORMAL_TASK")])
-    return [(a.class_name, a.node_id) for a in actors] + [
-        (t.name, t.node_id) for t in tasks if t.node_id
-    ]
+def find_nodes(address: str) -> dict[str, list[str]]:
+    """Return the nodes of all actors of each class, and of all tasks of each name that have run."""
+    actors: list[Any] = list_actors(address, limit=1000)
+    of_tasks = [("type", "=", "NORMAL_TASK")]
+    tasks: list[Any] = list_tasks(address, limit=10_000, filters=of_tasks)
+    found = defaultdict(list)
+    for actor in actors:
+        found[actor.class_name].append(actor.node_id)
+    for task in tasks:
+        if task.node_id:
+            found[task.name].append(task.node_id)
+    return found
+
+
+def find_spread(address: str) -> dict[str, list[str]]:
+    """Return the nodes as soon as Ray knows of two for each name; after a minute as they are."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = find_nodes(address)
+        if all(len(set(found[name])) > 1 for name in WORK) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
 
 
 def main() -> None:
@@ -49,9 +69,7 @@ def main() -> None:
     thread.start()
     try:
         until(lambda: steps(config)[-1:] >= [NUM_TRAIN // config.train.batch_size + 2], thread)
-        found = defaultdict(list)
-        for name, node in places():
-            found[name].append(node)
+        found = find_spread(cluster.address)
         first = next(node for node in others if node.node_id in found["RayTrainWorker"])
         cluster.remove_node(first, allow_graceful=False)
         Path(config.run_dir, SPREAD).write_text(json.dumps(found))
