@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +19,7 @@ from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.distributed.placement_gate import Gate, PlacementGate
 from s4g_ray.encoder.actors import EncoderPool, ReleasedError
 from s4g_ray.errors import RunError
+from tests.support.forked_processes import variables
 
 
 def test_a_gate_admits_actors_while_workers_are_placed_and_kills_them_before_the_next(
@@ -169,8 +169,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        timeout=600,
+        env={**os.environ, **variables()},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -277,24 +277,31 @@ def test_what_the_driver_does_for_a_place_is_the_difference_between_two_trials(
 
 
 BURN = """
-import time
+import sys, time
 held = b"x" * 160_000_000
 while time.process_time() < 0.7:
     pass
+print("done", flush=True)
+sys.stdin.read()  # it lives until it has been watched
 """
 
 
 def test_a_watch_sees_the_time_and_memory_of_a_process_and_its_children() -> None:
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN!r}], check=True)"
+    pipe = subprocess.PIPE
     with (
-        subprocess.Popen([sys.executable, "-c", parent]) as process,
+        subprocess.Popen([sys.executable, "-c", parent], stdin=pipe, stdout=pipe) as process,
         ProcessWatch(process.pid, every_s=0.02) as watch,
     ):
-        assert process.wait() == 0
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"done\n"
+        watch.count_cpu_s()
+        process.communicate()
+        assert process.returncode == 0
     uses = watch.uses()
     assert uses["driver"].num_processes == 1
     assert uses["ray"].num_processes == 1
-    assert 0.4 < uses["ray"].cpu_s < 1.5
+    assert 0.65 < uses["ray"].cpu_s < 1.5
     assert 0.15 < uses["ray"].peak_gb < 0.25
 
 

@@ -35,7 +35,7 @@ Spot = tuple[str, str]  # node, GPU
 STEPS = "steps"  # a file: the step of the newest checkpoint
 STEP_S = 0.02
 RESTART_S = 2.0  # for lost actors to take the GPUs that the lost workers' group has left
-START_S = 40.0  # for workers and actors
+START_S = 120.0  # for workers and actors
 
 
 def find_spot() -> Spot:

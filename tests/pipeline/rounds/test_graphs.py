@@ -66,14 +66,18 @@ def records(config: RunConfig, kind: str) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def near(dataset: GeoDataset, a: int, b: int) -> bool:
-    table = dataset.table("references", ["train"])
-    i, j = table.rows(np.array([a - 1000, b - 1000]))
-    return bool(metres_between(table.lat[i], table.lon[i], table.lat[j], table.lon[j]) <= RADIUS_M)
+@pytest.fixture(scope="module")
+def near(regional: GeoDataset) -> set[tuple[int, int]]:
+    """Pairs of places that are within the radius of each other."""
+    table = regional.table("references", ["train"])
+    lat, lon = table.lat, table.lon
+    metres = metres_between(lat[:, None], lon[:, None], lat, lon)
+    places = table.place_ids
+    return {(int(places[i]), int(places[j])) for i, j in np.argwhere(metres <= RADIUS_M)}
 
 
 def oracle(
-    dataset: GeoDataset, q: EmbeddingTable, r: EmbeddingTable, place: int, k: int
+    near: set[tuple[int, int]], q: EmbeddingTable, r: EmbeddingTable, place: int, k: int
 ) -> dict[int, float]:
     query = q.vectors[q.place_ids == place][0].astype(np.float64)
     scores = {
@@ -82,12 +86,12 @@ def oracle(
         for p, v in zip(r.place_ids, r.vectors, strict=True)
         if p != place
     }
-    allowed = {p: s for p, s in scores.items() if not near(dataset, place, p)}
+    allowed = {p: s for p, s in scores.items() if (place, p) not in near}
     return dict(sorted(allowed.items(), key=lambda item: -item[1])[:k])
 
 
 def test_mined_graphs_are_the_nearest_places_beyond_the_radius_of_each_collection(
-    large: RunConfig, regional: GeoDataset
+    large: RunConfig, near: set[tuple[int, int]]
 ) -> None:
     folder = f"{large.run_dir}/embeddings/v=0003"
     q, r = read_embeddings(folder, "queries"), read_embeddings(folder, "references")
@@ -100,7 +104,7 @@ def test_mined_graphs_are_the_nearest_places_beyond_the_radius_of_each_collectio
         among, shorter = r.take(ids), 0
         assert graph.scores is not None
         for row, place in enumerate(graph.place_ids.tolist()):
-            wanted = oracle(regional, q, among, place, k)
+            wanted = oracle(near, q, among, place, k)
             found = [n for n in graph.neighbors[row].tolist() if n >= 0]
             assert len(found) == len(wanted)
             np.testing.assert_allclose(
@@ -112,7 +116,7 @@ def test_mined_graphs_are_the_nearest_places_beyond_the_radius_of_each_collectio
 
 
 def test_plans_by_cells_use_each_pair_once_and_keep_near_places_and_gallery_tiles_apart(
-    large: RunConfig, regional: GeoDataset
+    large: RunConfig, near: set[tuple[int, int]]
 ) -> None:
     for record in records(large, "epoch"):
         assert record["cells"] >= 3
@@ -131,7 +135,7 @@ def test_plans_by_cells_use_each_pair_once_and_keep_near_places_and_gallery_tile
             assert len(set(tiles.tolist())) == NUM_NEGATIVES
             together = [*batch.tolist(), *tiles.tolist()]
             pairs = [(a, b) for i, a in enumerate(batch.tolist()) for b in together[i + 1 :]]
-            assert not any(near(regional, a + 1000, b + 1000) for a, b in pairs)
+            assert not any((a + 1000, b + 1000) in near for a, b in pairs)
 
 
 def test_gallery_tiles_of_a_batch_are_mined_for_its_queries(large: RunConfig) -> None:
