@@ -32,12 +32,12 @@ demo: $(STAMP)
 	$(BIN)/s4g demo
 
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "$(WITHOUT_CLUSTER)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(WITHOUT_CLUSTER)"
 
 # both run, even when the first fails
 test: $(STAMP)
 	@status=0; \
-	$(BIN)/python -m pytest -n 2 -m "$(WITHOUT_CLUSTER)" || status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(WITHOUT_CLUSTER)" || status=$$?; \
 	$(BIN)/python -m pytest -m "$(WITH_CLUSTER)" || status=$$?; \
 	exit $$status
 

@@ -200,7 +200,7 @@ def test_a_killed_loader_process_is_an_error_with_its_id_and_the_others_end(
             match=rf"loader process {pids[0]} died with exit code -9; .*loader_processes",
         ):
             list(batches)
-        assert time.perf_counter() - started < 30
+        assert time.perf_counter() - started < 60
     assert not any(Path(f"/proc/{pid}/exe").exists() for pid in pids)
 
 
@@ -322,7 +322,7 @@ def test_loader_processes_of_an_actor_load_plan_after_plan_and_end_with_it(
         assert pids in ([], found)
         pids = found
     ray.kill(actor)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}/exe").exists() for pid in pids):
         assert time.monotonic() < deadline, "loader processes outlive their actor"
         time.sleep(0.2)

@@ -22,6 +22,7 @@ LIGHT = (
     "model.pretrained=false",
     "data.query_size=[32,32]",
     "data.reference_size=[32,32]",
+    "mining.num_searchers=1",
 )
 
 

@@ -172,38 +172,41 @@ def step(model: Any, share: tuple[int, int], masks: Masks) -> float:
     return float(loss.item())
 
 
-def rank_main(rank: int, world: int, folder: str, masks: Masks) -> None:
+def rank_main(rank: int, world: int, folder: str, cases: Sequence[Masks]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
     )
-    model = encoder()
-    loss = step(DistributedDataParallel(model), (rank, world), masks)
-    torch.save({"loss": loss, "grad": gradients(model)}, f"{folder}/rank{rank}.pt")
+    found = []
+    for masks in cases:
+        model = encoder()
+        loss = step(DistributedDataParallel(model), (rank, world), masks)
+        found.append({"loss": loss, "grad": gradients(model)})
+    torch.save(found, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("masked", "masked_extras"), [([], None), ([1, 6, 7], None), ([1, 6, 7], [0, 2, 3])]
-)
-def test_two_gloo_ranks_have_the_loss_and_gradient_of_one_process(
-    tmp_path: Path, masked: list[int], masked_extras: Sequence[int] | None
-) -> None:
+def make_masks(masked: list[int], masked_extras: Sequence[int] | None) -> Masks:
     extras = None
     if masked_extras is not None:
         extras = torch.tensor([i not in masked_extras for i in range(EXTRAS)])
-    masks = Masks(torch.tensor([i not in masked for i in range(BATCH)]), extras)
-    single = encoder()
-    loss = step(single, (0, 1), masks)
-    wanted = gradients(single)
-    spawn(rank_main, args=(2, str(tmp_path), masks), nprocs=2)  # type: ignore[no-untyped-call]
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    assert np.mean([rank["loss"] for rank in ranks]) == pytest.approx(loss, rel=1e-12)
-    assert "logit_scale" in wanted
-    assert len(wanted) == len(list(single.parameters()))
-    for rank in ranks:
-        assert rank["grad"].keys() == wanted.keys()
-        for name, gradient in wanted.items():
-            torch.testing.assert_close(rank["grad"][name], gradient, rtol=1e-9, atol=1e-14)
-    assert wanted["logit_scale"].abs() > 1e-6
+    return Masks(torch.tensor([i not in masked for i in range(BATCH)]), extras)
+
+
+def test_two_gloo_ranks_have_the_loss_and_gradient_of_one_process(tmp_path: Path) -> None:
+    cases = [make_masks([], None), make_masks([1, 6, 7], None), make_masks([1, 6, 7], [0, 2, 3])]
+    spawn(rank_main, args=(2, str(tmp_path), cases), nprocs=2)  # type: ignore[no-untyped-call]
+    found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    for masks, *ranks in zip(cases, *found, strict=True):
+        single = encoder()
+        loss = step(single, (0, 1), masks)
+        wanted = gradients(single)
+        assert np.mean([rank["loss"] for rank in ranks]) == pytest.approx(loss, rel=1e-12)
+        assert "logit_scale" in wanted
+        assert len(wanted) == len(list(single.parameters()))
+        for rank in ranks:
+            assert rank["grad"].keys() == wanted.keys()
+            for name, gradient in wanted.items():
+                torch.testing.assert_close(rank["grad"][name], gradient, rtol=1e-9, atol=1e-14)
+        assert wanted["logit_scale"].abs() > 1e-6

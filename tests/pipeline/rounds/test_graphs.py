@@ -46,8 +46,8 @@ def large(
     config = tiny_config(
         tmp_path_factory.mktemp("runs") / "large",
         regional.uri,
-        train={"epochs": 4},
-        checkpoint={"keep": 5},
+        train={"epochs": 3},
+        checkpoint={"keep": 4},
         sampling={
             "gallery_negatives": NUM_NEGATIVES,
             "exclude_radius_m": RADIUS_M,
@@ -93,13 +93,13 @@ def oracle(
 def test_mined_graphs_are_the_nearest_places_beyond_the_radius_of_each_collection(
     large: RunConfig, near: set[tuple[int, int]]
 ) -> None:
-    folder = f"{large.run_dir}/embeddings/v=0003"
+    folder = f"{large.run_dir}/embeddings/v=0002"
     q, r = read_embeddings(folder, "queries"), read_embeddings(folder, "references")
     for name, ids, k in (
         ("neighbors", np.arange(NUM_TRAIN), 12),
         ("gallery_neighbors", GALLERY, NUM_GALLERY),
     ):
-        graph = NeighborGraph.load(f"{large.run_dir}/{name}/v=0003")
+        graph = NeighborGraph.load(f"{large.run_dir}/{name}/v=0002")
         assert sorted(graph.place_ids.tolist()) == list(range(1000, 1000 + NUM_TRAIN))
         among, shorter = r.take(ids), 0
         assert graph.scores is not None
@@ -140,8 +140,8 @@ def test_plans_by_cells_use_each_pair_once_and_keep_near_places_and_gallery_tile
 
 def test_gallery_tiles_of_a_batch_are_mined_for_its_queries(large: RunConfig) -> None:
     """More of a batch's tiles are among the first four of one of its places than by chance."""
-    graph = NeighborGraph.load(f"{large.run_dir}/gallery_neighbors/v=0003")
-    uri = f"{large.run_dir}/plans/epoch=0004.parquet"
+    graph = NeighborGraph.load(f"{large.run_dir}/gallery_neighbors/v=0002")
+    uri = f"{large.run_dir}/plans/epoch=0003.parquet"
     for places, tiles in zip(load_plan(uri)[0] + 1000, load_gallery(uri) + 1000, strict=True):
         rows = np.flatnonzero(np.isin(graph.place_ids, places))
         assert np.isin(tiles, graph.neighbors[rows, :4]).all()
@@ -150,7 +150,7 @@ def test_gallery_tiles_of_a_batch_are_mined_for_its_queries(large: RunConfig) ->
 def test_each_round_logs_the_neighbors_that_it_found_and_dropped(large: RunConfig) -> None:
     rounds = records(large, "mining")
     assert [(r["epoch"], r["collection"]) for r in rounds] == [
-        (e, c) for e in (1, 2, 3) for c in ("pairs", "gallery")
+        (e, c) for e in (1, 2) for c in ("pairs", "gallery")
     ]
     for record in rounds:
         assert record["recall"] == 1
@@ -166,13 +166,13 @@ def test_each_round_logs_the_neighbors_that_it_found_and_dropped(large: RunConfi
         assert record["age"] == 1
         assert record["dropped_near"] > 0
         assert record["dropped_own"] >= (NUM_TRAIN if record["collection"] == "pairs" else 0)
-    graphs = [NeighborGraph.load(f"{large.run_dir}/neighbors/v={v:04d}") for v in (2, 3)]
+    graphs = [NeighborGraph.load(f"{large.run_dir}/neighbors/v={v:04d}") for v in (1, 2)]
     rows = [dict(zip(g.place_ids.tolist(), g.neighbors.tolist(), strict=True)) for g in graphs]
     shared = sum(len(set(rows[0][p]) & set(rows[1][p]) - {-1}) for p in rows[1])
     total = sum(len(set(found) - {-1}) for found in rows[1].values())
     assert rounds[-2]["overlap"] == pytest.approx(shared / total)
     ages = [(record["graph"], record["graph_age"]) for record in records(large, "epoch")]
-    assert ages == [("geographic", 0), *((f"similarity v={v:04d}", 0) for v in (1, 2, 3))]
+    assert ages == [("geographic", 0), *((f"similarity v={v:04d}", 0) for v in (1, 2))]
 
 
 def test_the_margin_to_the_positive_is_not_asked_of_the_gallery_which_holds_no_positive(
@@ -191,7 +191,7 @@ def test_the_margin_to_the_positive_is_not_asked_of_the_gallery_which_holds_no_p
 
 def test_two_versions_of_each_index_are_kept(large: RunConfig) -> None:
     for name in ("index", "gallery_index"):
-        assert files.list_names(f"{large.run_dir}/{name}") == ["v=0002", "v=0003"]
+        assert files.list_names(f"{large.run_dir}/{name}") == ["v=0001", "v=0002"]
 
 
 def test_a_round_interrupted_between_its_graphs_mines_the_missing_one_and_logs_each_once(
@@ -200,10 +200,10 @@ def test_a_round_interrupted_between_its_graphs_mines_the_missing_one_and_logs_e
     """One graph is lost but logged; of the other, the record is lost but the graph exists."""
     whole, part = Path(large.run_dir), tmp_path / "part"
     shutil.copytree(whole, part)
-    for name in ("checkpoints/epoch=0004", "embeddings/v=0004"):
+    for name in ("checkpoints/epoch=0003", "embeddings/v=0003"):
         shutil.rmtree(part / name)
-    (part / "plans/epoch=0004.parquet").unlink()
-    (part / "gallery_neighbors/v=0003/_MANIFEST.json").unlink()
+    (part / "plans/epoch=0003.parquet").unlink()
+    (part / "gallery_neighbors/v=0002/_MANIFEST.json").unlink()
     info = json.loads((part / "run.json").read_text())
     del info["exact_engine"]
     files.write_json(str(part / "run.json"), {**info, "status": "running"})
@@ -211,22 +211,22 @@ def test_a_round_interrupted_between_its_graphs_mines_the_missing_one_and_logs_e
     (lost,) = (
         r
         for r in lines
-        if (r["kind"], r.get("epoch"), r.get("collection")) == ("mining", 3, "pairs")
+        if (r["kind"], r.get("epoch"), r.get("collection")) == ("mining", 2, "pairs")
     )
     (part / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines if r != lost))
-    kept = [part / f"{name}/v=0003/_MANIFEST.json" for name in ("embeddings", "neighbors")]
+    kept = [part / f"{name}/v=0002/_MANIFEST.json" for name in ("embeddings", "neighbors")]
     before = [path.stat().st_mtime_ns for path in kept]
     resumed = large.model_copy(update={"run_dir": str(part)})
     run(resumed, resume=True)
     assert [path.stat().st_mtime_ns for path in kept] == before
     rounds = {(r["epoch"], r["collection"]): r for r in records(resumed, "mining")}
-    assert len(rounds) == len(records(resumed, "mining")) == 6
-    assert {**rounds[3, "pairs"], "time": 0} == {**lost, "time": 0}
+    assert len(rounds) == len(records(resumed, "mining")) == 4
+    assert {**rounds[2, "pairs"], "time": 0} == {**lost, "time": 0}
     assert (
         json.loads((part / "run.json").read_text())["exact_engine"]
-        == rounds[3, "gallery"]["engine"]
+        == rounds[2, "gallery"]["engine"]
     )
-    ours, theirs = (folder / "checkpoints/epoch=0004/model.safetensors" for folder in (part, whole))
+    ours, theirs = (folder / "checkpoints/epoch=0003/model.safetensors" for folder in (part, whole))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
