@@ -77,6 +77,7 @@ SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN_PATH": "/run/token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "120",  # by default 30, which are few on a busy machine
     "GLOO_SOCKET_IFNAME": "eth0",  # by default gloo takes the interface of the host name's address
     # a node that does not answer is dead after 2 x (1 + 5) s; by default after 5 x (3 + 10) s
     "RAY_health_check_period_ms": "1000",

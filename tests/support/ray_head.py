@@ -86,6 +86,9 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray's own 30 s are few on a busy machine
+            "RAY_raylet_start_wait_time_s": "300",
+            "RAY_worker_register_timeout_seconds": "300",
         }
         port, client, agent = free_ports(3)
         options = {
