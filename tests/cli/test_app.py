@@ -34,9 +34,9 @@ def s4g(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def forked_s4g(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that uses Ray, forked: the imports of an interpreter of its own take 7 s."""
-    environment = {**os.environ, **variables()}
+def forked_s4g(*arguments: str, starts_ray: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command forked: the imports of an interpreter of its own take 7 s."""
+    environment = {**os.environ, **(variables() if starts_ray else {})}
     with tempfile.TemporaryDirectory() as folder:
         out, error = Path(folder, "out"), Path(folder, "error")
         status = Forked(MODULE, arguments, environment, out, error).wait(400)
@@ -59,7 +59,8 @@ def config_file(tmp_path: Path, dataset: str, name: str = "config.yaml") -> str:
 def test_bad_input_is_one_message_and_exit_2(
     synthetic: GeoDataset, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = s4g("train", config_file(tmp_path, synthetic.uri), *arguments)
+    path = config_file(tmp_path, synthetic.uri)
+    done = forked_s4g("train", path, *arguments, starts_ray=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -135,7 +136,7 @@ def test_check_shows_a_table_or_json_and_fails_for_a_fault(
 def test_evaluate_answers_bad_input_with_one_line(
     synthetic: GeoDataset, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = s4g("evaluate", str(tmp_path), synthetic.uri, *arguments)
+    done = forked_s4g("evaluate", str(tmp_path), synthetic.uri, *arguments, starts_ray=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
