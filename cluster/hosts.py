@@ -179,8 +179,16 @@ def start_cluster(head: Host, workers: Sequence[Host]) -> None:
 
 
 def join_cluster(worker: Host, head: Host) -> None:
-    """Add a host to a cluster, as a worker."""
-    start_ray(worker, f"--address={head.address}:{RAY_PORT}", "--num-cpus=2")
+    """Add a host to a cluster, as a worker.
+
+    Tries again once: Ray gives up a node whose agents have not started within 15 s.
+    """
+    options = (f"--address={head.address}:{RAY_PORT}", "--num-cpus=2")
+    try:
+        start_ray(worker, *options)
+    except HostsError as error:
+        log_line(f"{worker.name} starts Ray again after: {error}")
+        start_ray(worker, *options)
 
 
 def num_ranks(host: Host) -> int:

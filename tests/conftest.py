@@ -14,9 +14,10 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     RAY_TRAIN_ENABLE_PRINT_PATCH="0",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
-    # a busy machine needs more than Ray's 30 s to start a node, and 60 s to start a worker
+    # a busy machine needs more than Ray's 30 s to start a node or an agent, and 60 s for a worker
     RAY_raylet_start_wait_time_s="300",
     RAY_worker_register_timeout_seconds="300",
+    RAY_agent_register_timeout_ms="300000",
 )
 
 from collections.abc import Iterator

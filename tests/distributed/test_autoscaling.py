@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.autoscaling import await_room
 from s4g_ray.distributed.placement import Need, Node, NoRoomError, check_room
 from s4g_ray.progress import Reporter
+from tests.support.forked_processes import variables
 
 
 def test_without_time_to_wait_needs_that_do_not_fit_are_refused_without_a_cluster() -> None:
@@ -29,6 +31,7 @@ def test_missing_nodes_are_requested_awaited_and_no_longer_requested_once_they_a
         text=True,
         timeout=400,
         check=False,
+        env={**os.environ, **variables()},
     )
     assert done.returncode == 0, done.stderr
     waited, found = done.stdout.splitlines()[-2:]

@@ -27,8 +27,8 @@ from tests.support.dashboards import (
     label_names,
     metric_names,
 )
+from tests.support.fault_site.agent_ports import free_ports
 from tests.support.faulty_runs import TRAINER, Command, held, records, steps, title_of
-from tests.support.ports import free_ports
 
 HOSTILE = "<script>alert(1)</script>"
 SPLITS = {"evaluation": "test", "validation": "val"}

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.fault_site.agent_ports import free_ports
 from tests.support.fault_site.fork_request import ADDRESS
 from tests.support.forked_processes import DEPENDENCIES, SITE, serving
-from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 RAY = ("-m", "ray.scripts.scripts")
@@ -86,9 +86,10 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray's own 30 s are few on a busy machine
+            # Ray's own limits are short for a busy machine
             "RAY_raylet_start_wait_time_s": "300",
             "RAY_worker_register_timeout_seconds": "300",
+            "RAY_agent_register_timeout_ms": "300000",
         }
         port, client, agent = free_ports(3)
         options = {

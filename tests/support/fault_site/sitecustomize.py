@@ -6,7 +6,8 @@ refuse fails the write; die ends the thread. Each strikes once, which the marker
 refuses that object and all after it, as a full disk does, while the marker exists. hold delays the
 write until the marker exists; MARKER.held exists once a write waits.
 
-A process that Ray starts as a worker lets the fork server do it, where there is one.
+A process that Ray starts as a worker lets the fork server do it, where there is one. One that it
+starts as an agent publishes its ports at once (agent_ports.py).
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-if os.environ.get("S4G_FORK_SERVER") and "/default_worker.py" in " ".join(sys.orig_argv):
+COMMAND = " ".join(sys.orig_argv)
+if os.environ.get("S4G_FORK_SERVER") and "/default_worker.py" in COMMAND:
     importlib.import_module("fork_request").replace_process(os.environ["S4G_FORK_SERVER"])
+if "/agent" in COMMAND:
+    importlib.import_module("agent_ports").publish_ports()
 
 FAULTS = json.loads(os.environ.get("S4G_FAULTS", "[]"))
 
