@@ -12,7 +12,7 @@ WITH_CLUSTER := (cluster or s3 or hosts) and not gpu
 
 help:
 	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes"
-	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in less than 4 minutes"
+	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in about six minutes"
 	@echo "make test   run all tests, those with a Ray cluster too, in less than 25 minutes"
 	@echo "make lint   run ruff and mypy"
 	@echo "make bench  run all benchmarks, more than an hour, and write docs/benchmarks.md"
