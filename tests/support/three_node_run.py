@@ -36,8 +36,7 @@ SECOND_DIED = "second_died"  # a file in the run's folder
 def find_nodes(address: str) -> dict[str, list[str]]:
     """Return the nodes of all actors of each class, and of all tasks of each name that have run."""
     actors: list[Any] = list_actors(address, limit=1000)
-    of_tasks = [("type", "=", "NORMAL_TASK")]
-    tasks: list[Any] = list_tasks(address, limit=10_000, filters=of_tasks)
+    tasks: list[Any] = list_tasks(address, [("type", "=", "NORMAL_TASK")], limit=10_000)
     found = defaultdict(list)
     for actor in actors:
         found[actor.class_name].append(actor.node_id)
