@@ -39,7 +39,8 @@ def find_nodes(address: str) -> dict[str, list[str]]:
     tasks: list[Any] = list_tasks(address, [("type", "=", "NORMAL_TASK")], limit=10_000)
     found = defaultdict(list)
     for actor in actors:
-        found[actor.class_name].append(actor.node_id)
+        if actor.node_id:
+            found[actor.class_name].append(actor.node_id)
     for task in tasks:
         if task.node_id:
             found[task.name].append(task.node_id)
