@@ -27,16 +27,17 @@ from s4g_ray.gallery.photos.encode_ahead import (
     embed_ahead,
     plan_encoding,
 )
-from s4g_ray.gallery.photos.encoder_input import InputMaker, needed_pixels
+from s4g_ray.gallery.photos.encoder_input import InputMaker, needed_pixels, take_as_is
 from s4g_ray.gallery.photos.photo import Photo, decode_photo, read_photo, shrink
 from s4g_ray.gallery.photos.photo_files import is_video
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns
 from s4g_ray.gallery.search.candidates import (
     Found,
+    best_positions,
     find_cells,
     group_cells,
     join_turns,
-    weighted_position,
+    list_groups,
 )
 from s4g_ray.gallery.search.options import LocateOptions
 from s4g_ray.gallery.search.refine import refine_answer
@@ -130,7 +131,8 @@ def _as_photo(image: LocatedImage, number: int, least: Size) -> Photo:
 class _Candidates:
     """The tiles that were found for a batch of M photos, best first: arrays [M, k].
 
-    group: number of the candidate that a tile belongs to, -1 for none.
+    group: number of the candidate that a tile belongs to, -1 for none. best_lat, best_lon [M]: the
+    place of the best candidate, NaN where unknown.
     """
 
     found: Found
@@ -138,6 +140,8 @@ class _Candidates:
     lon: Floats64
     size_m: Floats64
     group: Ints
+    best_lat: Floats64
+    best_lon: Floats64
 
 
 class _PhotoSearch:
@@ -149,7 +153,7 @@ class _PhotoSearch:
         self._turns = list_turns(options.turns)
         data = read_model_data(gallery)
         kind = find_view_kind(data) if options.view == "auto" else options.view
-        self._inputs = InputMaker(data, self._turns, kind, keeps_pixels=options.refine)
+        self._inputs = InputMaker(take_as_is(data), self._turns, kind, keeps_pixels=options.refine)
         self._calibration, self._note = find_calibration(gallery, options.turns)
         self._area = options.fixed_area()
         self._check_area()
@@ -288,7 +292,8 @@ class _PhotoSearch:
     def _candidates_of(self, found: Found, snapshot: Snapshot) -> _Candidates:
         lat, lon, size_m = find_cells(found, snapshot.tiles)
         group = group_cells(found, lat, lon, size_m, self._options.top)
-        return _Candidates(found, lat, lon, size_m, group)
+        best_lat, best_lon = best_positions(found, lat, lon, group)
+        return _Candidates(found, lat, lon, size_m, group, best_lat, best_lon)
 
     def _judge(
         self, photos: Sequence[Photo], candidates: _Candidates, embeddings: Floats32
@@ -319,9 +324,13 @@ class _PhotoSearch:
         if not shown:
             return Answer(reason="no tile of the gallery lies where the search may look", **common)
         if judgement is None:
-            lat, lon = self._position(candidates, row)
+            lat, lon = candidates.best_lat[row], candidates.best_lon[row]
             return Answer(
-                lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common
+                lat=None if np.isnan(lat) else float(lat),
+                lon=None if np.isnan(lon) else float(lon),
+                is_located=True,
+                heading_deg=shown[0].turn_deg,
+                **common,
             )
         return Answer(
             lat=judgement.lat,
@@ -338,37 +347,28 @@ class _PhotoSearch:
     def _list_candidates(
         self, candidates: _Candidates, row: int, judgement: Judgement | None
     ) -> list[Candidate]:
-        found = candidates.found
-        group = candidates.group[row]
+        ids = candidates.found.ids[row].tolist()
         shown = []
-        for number in range(int(group.max(initial=-1)) + 1):
-            cells = np.flatnonzero(group == number)
-            best = int(cells[0])
-            turn = self._turns[int(found.turns[row, best])] if len(self._turns) > 1 else None
+        for cells in list_groups(candidates.group[row]):
+            best = cells[0]
+            turn = None
+            if len(self._turns) > 1:
+                turn = self._turns[int(candidates.found.turns[row, best])]
             probability = None
             if judgement is not None:
                 probability = float(judgement.probabilities[cells].sum())
             shown.append(
                 Candidate(
-                    id=int(found.ids[row, best]),
+                    id=ids[best],
                     lat=float(candidates.lat[row, best]),
                     lon=float(candidates.lon[row, best]),
                     size_m=float(candidates.size_m[row, best]),
-                    score=float(found.scores[row, best]),
+                    score=float(candidates.found.scores[row, best]),
                     probability=probability,
                     turn_deg=turn,
-                    cells=tuple(found.ids[row, cells].tolist()),
+                    cells=tuple(ids[cell] for cell in cells),
                 )
             )
         if judgement is not None:
             shown.sort(key=lambda candidate: -(candidate.probability or 0.0))
         return shown
-
-    def _position(self, candidates: _Candidates, row: int) -> tuple[float | None, float | None]:
-        """Return the mean of the best candidate's cells, weighted by how far they stand out."""
-        cells = np.flatnonzero(candidates.group[row] == 0)
-        if not np.isfinite(candidates.lat[row, cells]).all():
-            return None, None
-        scores = candidates.found.scores[row].astype(np.float64)
-        weights = scores[cells] - scores[np.isfinite(scores)].min()
-        return weighted_position(candidates.lat[row, cells], candidates.lon[row, cells], weights)

@@ -14,7 +14,7 @@ from s4g_ray.data.image_table import View
 from s4g_ray.data.images import Pixels, fit_reference
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.gallery.photos.encoder_input import as_tensor, fit_photo
+from s4g_ray.gallery.photos.encoder_input import as_tensor, fit_photo, take_as_is
 
 BATCH = 32  # images of a forward pass
 MOST_CALLS = 4  # at once: each holds the activations of a batch
@@ -31,7 +31,7 @@ class QueryEncoder:
     ) -> None:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(chosen)
-        self._data = config.data
+        self._data = take_as_is(config.data)
         self._numerics = numerics
         self._encoder = load_encoder(config.model, checkpoint).to(self.device).eval()
         numerics.prepare(self._encoder)

@@ -23,14 +23,19 @@ def needed_pixels(data: DataConfig) -> Size:
     return OVERSAMPLED * height, OVERSAMPLED * width
 
 
+def take_as_is(data: DataConfig) -> DataConfig:
+    """Return a preprocessing that does not turn panoramas: the heading of a photo is unknown."""
+    return data.model_copy(update={"query_heading": "as_is"})
+
+
 def fit_photo(pixels: Pixels, data: DataConfig) -> Pixels:
     """Resize and crop pixels[H, W, 3] to the encoder's input uint8 [h, w, 3].
 
-    The heading of a photo is unknown: it is taken as it is. Raises ValueError for other shapes.
+    data: without turning to a heading, as take_as_is returns it. Raises ValueError for other
+    shapes.
     """
-    as_is = data.model_copy(update={"query_heading": "as_is"})
-    fitted = fit_query(as_tensor(pixels), as_is, float("nan"))
-    visible = crop_field_of_view(fitted, as_is, np.random.default_rng(0))
+    fitted = fit_query(as_tensor(pixels), data, float("nan"))
+    visible = crop_field_of_view(fitted, data, np.random.default_rng(0))
     return visible.permute(1, 2, 0).numpy()
 
 
@@ -46,7 +51,7 @@ def as_tensor(pixels: Pixels) -> Tensor:
 class InputMaker:
     """Makes the views of photos, one for each angle of `turns`, in any number of threads.
 
-    keeps_pixels: the photo's own pixels are needed afterwards, too.
+    data: as fit_photo takes it. keeps_pixels: the photo's own pixels are needed afterwards, too.
     """
 
     data: DataConfig
