@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +20,24 @@ from s4g_ray.data.images import Pixels
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.calibration import Judgement
-from s4g_ray.gallery.photos.decode_ahead import batches_of
+from s4g_ray.gallery.photos.decode_ahead import batches_of, map_ahead, read_ahead
+from s4g_ray.gallery.photos.encode_ahead import (
+    MOST_CALLS,
+    EncodePlan,
+    embed_ahead,
+    plan_encoding,
+)
+from s4g_ray.gallery.photos.encoder_input import InputMaker, needed_pixels, take_as_is
 from s4g_ray.gallery.photos.photo import Photo, decode_photo, read_photo, shrink
-from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns, turn_photo
+from s4g_ray.gallery.photos.photo_files import is_video
+from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns
 from s4g_ray.gallery.search.candidates import (
     Found,
+    best_positions,
     find_cells,
     group_cells,
     join_turns,
-    weighted_position,
+    list_groups,
 )
 from s4g_ray.gallery.search.options import LocateOptions
 from s4g_ray.gallery.search.refine import refine_answer
@@ -34,9 +46,8 @@ from s4g_ray.gallery.search.usable_calibration import find_calibration
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery, Snapshot
 
-BATCH_PHOTOS = 64  # encoded at once; divided by the number of turns
 DEPTH = 8  # cells that are searched for each candidate: overlapping ones are joined
-OVERSAMPLED = 2  # photos are made smaller where they stay so many times the encoder's input
+FEW = 16  # images up to which no threads are started
 LocatedImage = Photo | Pixels | bytes | str | Path
 
 
@@ -47,28 +58,49 @@ def locate(gallery: Gallery, images: Sequence[LocatedImage], **options: Any) -> 
     LocateOptions. An image that cannot be read gives an answer that holds the error. Raises
     InputError for options that do not fit, and for an area without a tile of the gallery.
     """
-    chosen = LocateOptions(**options)
+    search = _PhotoSearch(gallery, LocateOptions(**options))
     least = needed_size(gallery)
-    photos = (_as_photo(image, number, least) for number, image in enumerate(images))
-    return list(locate_photos(gallery, photos, chosen))
+
+    def read(number: int) -> Photo:
+        return search.prepare(_as_photo(images[number], number, least))
+
+    numbers = range(len(images))
+    if len(images) <= FEW:
+        plan = search.plan(len(images), most_calls=1)
+        return list(search.answer_all(map(read, numbers), plan))
+    plan = search.plan(len(images))
+    with ThreadPoolExecutor(plan.num_decoders, "decoder") as readers:
+        photos = map_ahead(read, numbers, readers, plan.num_ahead)
+        with closing(photos), closing(search.answer_ahead(photos, plan)) as answers:
+            return list(answers)
 
 
-def locate_photos(
-    gallery: Gallery, photos: Iterable[Photo], options: LocateOptions
-) -> Iterator[Answer]:
-    """Yield the answer of each photo, in order; a batch is held in memory at a time.
+def locate_files(
+    gallery: Gallery, uris: Sequence[str], options: LocateOptions, *, every_s: float = 1.0
+) -> Generator[Answer, None, None]:
+    """Yield the answer of each photo, and of a frame every_s seconds of each video, in order.
 
-    Raises InputError as locate.
+    Photos are decoded while others are encoded; memory holds a bounded number of them. Raises
+    InputError as locate.
     """
     search = _PhotoSearch(gallery, options)
-    for batch in batches_of(iter(photos), max(1, BATCH_PHOTOS // options.turns)):
-        yield from search.answer(batch)
+    has_video = any(is_video(uri) for uri in uris)
+    plan = search.plan(None if has_video else len(uris))
+    photos = read_ahead(
+        uris,
+        every_s=every_s,
+        least=needed_size(gallery),
+        prepare=search.prepare,
+        num_threads=plan.num_decoders,
+        num_ahead=plan.num_ahead,
+    )
+    with closing(photos), closing(search.answer_ahead(photos, plan)) as answers:
+        yield from answers
 
 
 def needed_size(gallery: Gallery) -> Size:
     """Return height and width in pixels, beyond which decoding a photo brings nothing."""
-    height, width = read_model_data(gallery).query_size
-    return OVERSAMPLED * height, OVERSAMPLED * width
+    return needed_pixels(read_model_data(gallery))
 
 
 def read_model_data(gallery: Gallery) -> DataConfig:
@@ -99,7 +131,8 @@ def _as_photo(image: LocatedImage, number: int, least: Size) -> Photo:
 class _Candidates:
     """The tiles that were found for a batch of M photos, best first: arrays [M, k].
 
-    group: number of the candidate that a tile belongs to, -1 for none.
+    group: number of the candidate that a tile belongs to, -1 for none. best_lat, best_lon [M]: the
+    place of the best candidate, NaN where unknown.
     """
 
     found: Found
@@ -107,6 +140,8 @@ class _Candidates:
     lon: Floats64
     size_m: Floats64
     group: Ints
+    best_lat: Floats64
+    best_lon: Floats64
 
 
 class _PhotoSearch:
@@ -116,11 +151,9 @@ class _PhotoSearch:
         self._gallery = gallery
         self._options = options
         self._turns = list_turns(options.turns)
-        self._least = needed_size(gallery)
-        if options.view == "auto":
-            self._kind = find_view_kind(read_model_data(gallery))
-        else:
-            self._kind = options.view
+        data = read_model_data(gallery)
+        kind = find_view_kind(data) if options.view == "auto" else options.view
+        self._inputs = InputMaker(take_as_is(data), self._turns, kind, keeps_pixels=options.refine)
         self._calibration, self._note = find_calibration(gallery, options.turns)
         self._area = options.fixed_area()
         self._check_area()
@@ -136,27 +169,59 @@ class _PhotoSearch:
                 f" {np.nanmin(tiles.lon):.5f} to {np.nanmax(tiles.lon):.5f}"
             )
 
-    def answer(self, photos: Sequence[Photo]) -> list[Answer]:
-        """Return an answer for each photo."""
-        answers: list[Answer | None] = [self._refuse(photo) for photo in photos]
+    def plan(self, num_photos: int | None, *, most_calls: int = MOST_CALLS) -> EncodePlan:
+        """Plan the encoding of so many photos; None: unknown."""
+        data = self._inputs.data
+        height, width = needed_pixels(data)
+        return plan_encoding(
+            data.visible_query_size,
+            self._options.turns,
+            device=self._gallery.encoder.device,
+            num_photos=num_photos,
+            most_calls=most_calls,
+            # of four times the pixels that are needed, at most: shrink
+            photo_bytes=12 * height * width if self._options.refine else 0,
+        )
+
+    def prepare(self, photo: Photo) -> Photo:
+        """Return a photo with the inputs of the encoder; in any thread."""
+        return photo if self._refuse(photo) else self._inputs.prepare(photo)
+
+    def answer_all(self, photos: Iterable[Photo], plan: EncodePlan) -> Iterator[Answer]:
+        """Yield the answer of each prepared photo, in order; all is done in this thread."""
+        for batch in batches_of(photos, plan.batch_photos):
+            yield from self._answer(batch, self._embed(batch, plan.num_views))
+
+    def answer_ahead(
+        self, photos: Iterable[Photo], plan: EncodePlan
+    ) -> Generator[Answer, None, None]:
+        """Yield as answer_all; later photos are encoded meanwhile."""
+        embed = partial(self._embed, num_views=plan.num_views)
+        batches = batches_of(photos, plan.batch_photos)
+        with closing(embed_ahead(batches, embed, plan)) as embedded:
+            for batch, embeddings in embedded:
+                yield from self._answer(batch, embeddings)
+
+    def _answer(self, photos: Sequence[Photo], embeddings: Floats32) -> list[Answer]:
+        """Return an answer for each photo; embeddings [A, T, D] of those that are searched for."""
+        answers = [self._refuse(photo) for photo in photos]
         asked = [i for i, refused in enumerate(answers) if refused is None]
         if asked:
-            located = self._locate([photos[i] for i in asked])
+            located = self._locate([photos[i] for i in asked], embeddings)
             for i, answer in zip(asked, located, strict=True):
                 answers[i] = answer
         return [answer for answer in answers if answer is not None]
 
     def _refuse(self, photo: Photo) -> Answer | None:
         """Return the answer of a photo that cannot be searched for; None for others."""
-        if photo.error is not None or photo.pixels is None:
+        if photo.error is not None or (photo.pixels is None and photo.views is None):
             return Answer.from_error(photo.name, photo.error or "it has no pixels")
         if self._options.near == "exif" and photo.exif is None:
             reason = "the photo has no EXIF position to search near; name one with --near LAT,LON"
             return Answer(photo.name, reason=reason)
         return None
 
-    def _locate(self, photos: Sequence[Photo]) -> list[Answer]:
-        embeddings = self._embed(photos)
+    def _locate(self, photos: Sequence[Photo], embeddings: Floats32) -> list[Answer]:
         candidates = self._find_candidates(photos, embeddings)
         judgements = self._judge(photos, candidates, embeddings)
         answers = []
@@ -168,16 +233,17 @@ class _PhotoSearch:
             answers.append(answer)
         return answers
 
-    def _embed(self, photos: Sequence[Photo]) -> Floats32:
-        """Embed each photo at each turn -> [M, T, D]."""
-        views: list[Pixels] = []
-        for photo in photos:
-            assert photo.pixels is not None
-            pixels = shrink(photo.pixels, self._least)
-            pixels = np.require(pixels, requirements=("C", "W"))  # as torch takes it
-            views.extend(turn_photo(pixels, turn, self._kind) for turn in self._turns)
-        embeddings: Floats32 = self._gallery.encode(views, view="queries")
-        return embeddings.reshape(len(photos), len(self._turns), -1)
+    def _embed(self, photos: Sequence[Photo], num_views: int) -> Floats32:
+        """Embed the photos that are searched for, at each turn -> [A, T, D]."""
+        views = [photo.views for photo in photos if photo.views is not None]
+        if not views:
+            return np.zeros((0, len(self._turns), self._gallery.dim), np.float32)
+        inputs = np.concatenate(views)
+        vectors = [
+            self._gallery.encoder.embed(inputs[start : start + num_views])
+            for start in range(0, len(inputs), num_views)
+        ]
+        return np.concatenate(vectors).reshape(len(views), len(self._turns), -1)
 
     def _find_candidates(self, photos: Sequence[Photo], embeddings: Floats32) -> _Candidates:
         """Search until each photo has `top` candidates, or the gallery holds no more."""
@@ -226,7 +292,8 @@ class _PhotoSearch:
     def _candidates_of(self, found: Found, snapshot: Snapshot) -> _Candidates:
         lat, lon, size_m = find_cells(found, snapshot.tiles)
         group = group_cells(found, lat, lon, size_m, self._options.top)
-        return _Candidates(found, lat, lon, size_m, group)
+        best_lat, best_lon = best_positions(found, lat, lon, group)
+        return _Candidates(found, lat, lon, size_m, group, best_lat, best_lon)
 
     def _judge(
         self, photos: Sequence[Photo], candidates: _Candidates, embeddings: Floats32
@@ -257,9 +324,13 @@ class _PhotoSearch:
         if not shown:
             return Answer(reason="no tile of the gallery lies where the search may look", **common)
         if judgement is None:
-            lat, lon = self._position(candidates, row)
+            lat, lon = candidates.best_lat[row], candidates.best_lon[row]
             return Answer(
-                lat=lat, lon=lon, is_located=True, heading_deg=shown[0].turn_deg, **common
+                lat=None if np.isnan(lat) else float(lat),
+                lon=None if np.isnan(lon) else float(lon),
+                is_located=True,
+                heading_deg=shown[0].turn_deg,
+                **common,
             )
         return Answer(
             lat=judgement.lat,
@@ -276,37 +347,28 @@ class _PhotoSearch:
     def _list_candidates(
         self, candidates: _Candidates, row: int, judgement: Judgement | None
     ) -> list[Candidate]:
-        found = candidates.found
-        group = candidates.group[row]
+        ids = candidates.found.ids[row].tolist()
         shown = []
-        for number in range(int(group.max(initial=-1)) + 1):
-            cells = np.flatnonzero(group == number)
-            best = int(cells[0])
-            turn = self._turns[int(found.turns[row, best])] if len(self._turns) > 1 else None
+        for cells in list_groups(candidates.group[row]):
+            best = cells[0]
+            turn = None
+            if len(self._turns) > 1:
+                turn = self._turns[int(candidates.found.turns[row, best])]
             probability = None
             if judgement is not None:
                 probability = float(judgement.probabilities[cells].sum())
             shown.append(
                 Candidate(
-                    id=int(found.ids[row, best]),
+                    id=ids[best],
                     lat=float(candidates.lat[row, best]),
                     lon=float(candidates.lon[row, best]),
                     size_m=float(candidates.size_m[row, best]),
-                    score=float(found.scores[row, best]),
+                    score=float(candidates.found.scores[row, best]),
                     probability=probability,
                     turn_deg=turn,
-                    cells=tuple(found.ids[row, cells].tolist()),
+                    cells=tuple(ids[cell] for cell in cells),
                 )
             )
         if judgement is not None:
             shown.sort(key=lambda candidate: -(candidate.probability or 0.0))
         return shown
-
-    def _position(self, candidates: _Candidates, row: int) -> tuple[float | None, float | None]:
-        """Return the mean of the best candidate's cells, weighted by how far they stand out."""
-        cells = np.flatnonzero(candidates.group[row] == 0)
-        if not np.isfinite(candidates.lat[row, cells]).all():
-            return None, None
-        scores = candidates.found.scores[row].astype(np.float64)
-        weights = scores[cells] - scores[np.isfinite(scores)].min()
-        return weighted_position(candidates.lat[row, cells], candidates.lon[row, cells], weights)

@@ -88,6 +88,11 @@ def test_tasks_that_encode_nothing_start_without_torch_and_timm() -> None:
             ("training.trainer",), ("timm", "torchvision", "matplotlib"), id="ray-train-controller"
         ),
         pytest.param(("index.vector_index",), ("ray", "torch", "pyarrow"), id="vector-index"),
+        pytest.param(
+            ("gallery.locate", "gallery.query_encoder", "gallery.store.embedding"),
+            ("ray",),
+            id="locate",
+        ),
         pytest.param(("cli.app",), ("ray", "torch", "numpy", "pydantic", "fsspec"), id="help"),
     ],
 )

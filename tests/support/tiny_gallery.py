@@ -110,16 +110,29 @@ class TinyGallery:
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return ids - 100
 
+    @property
+    def encoder(self) -> Any:
+        """What embeds inputs of the encoder's size, in any thread: the gallery itself."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
     def encode(self, images: list[NDArray[np.uint8]], view: str = "queries") -> NDArray[np.float32]:
-        self.num_encoded += len(images)
-        self.batch_sizes.append(len(images))
         fitted = []
         rng = np.random.default_rng(0)
         for image in images:
             pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
             fitted.append(crop_field_of_view(fit_query(pixels, self._data, 0.0), self._data, rng))
+        return self.embed(torch.stack(fitted).permute(0, 2, 3, 1).numpy())
+
+    def embed(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.num_encoded += len(inputs)
+        self.batch_sizes.append(len(inputs))
+        images = torch.from_numpy(inputs).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            vectors = encoder_of(self._data.query_size).embed(torch.stack(fitted), "queries")
+            vectors = encoder_of(self._data.query_size).embed(images, "queries")
             return torch.nn.functional.normalize(vectors, dim=1).numpy()
 
     def search(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
     from s4g_ray.gallery.search.options import LocateOptions
     from s4g_ray.progress import Reporter
-
-AHEAD = 96  # photos that are decoded before they are encoded: more than a batch
 
 
 GalleryUri = Annotated[str, typer.Argument(help="A gallery: a folder or s3://...")]
@@ -121,20 +118,13 @@ def _choose_format(as_json: bool, as_geojson: bool, as_csv: bool) -> str | None:
 def _locate_files(
     gallery: Gallery, uris: list[str], options: LocateOptions, every_s: float, reporter: Reporter
 ) -> Iterator[Answer]:
-    """Yield the answers of files; photos are decoded while others are encoded."""
-    from s4g_ray.gallery.locate import locate_photos, needed_size
-    from s4g_ray.gallery.photos.decode_ahead import read_ahead
+    """Yield the answers of files, with progress."""
+    from s4g_ray.gallery.locate import locate_files
 
-    photos = read_ahead(
-        uris,
-        every_s=every_s,
-        least=needed_size(gallery),
-        num_threads=min(4, os.cpu_count() or 1),
-        num_ahead=AHEAD,
-    )
-    with closing(photos), reporter.stage("locating photos") as update:
+    found = locate_files(gallery, uris, options, every_s=every_s)
+    with closing(found), reporter.stage("locating photos") as update:
         update(0, len(uris))
-        for number, answer in enumerate(locate_photos(gallery, photos, options), 1):
+        for number, answer in enumerate(found, 1):
             update(number, max(number, len(uris)))
             yield answer
 

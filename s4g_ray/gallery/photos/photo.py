@@ -27,12 +27,16 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo to be located: pixels[H, W, 3], or the error that keeps it from being read."""
+    """A photo to be located: pixels[H, W, 3], or the error that keeps it from being read.
+
+    views: the encoder's input uint8 [T, h, w, 3], once it is made; pixels may then be None.
+    """
 
     name: str
     pixels: Pixels | None
     exif: ExifPosition | None = None
     error: str | None = None
+    views: Pixels | None = None
 
 
 def read_photo(uri: str, *, least: Size | None = None) -> Photo:

@@ -90,9 +90,28 @@ def group_cells(found: Found, lat: Floats64, lon: Floats64, size_m: Floats64, to
     return group
 
 
-def weighted_position(lat: Floats64, lon: Floats64, weights: Floats64) -> tuple[float, float]:
-    """Return the mean lat, lon of points near each other, by weights that may all be 0."""
-    if not weights.sum() > 0:
-        weights = np.ones_like(weights)
-    x, y, z = (unit_sphere(lat, lon) * weights[:, None]).sum(axis=0)
-    return float(np.degrees(np.arctan2(z, np.hypot(x, y)))), float(np.degrees(np.arctan2(y, x)))
+def list_groups(group: Ints) -> list[list[int]]:
+    """Return the numbers of the cells of each group of one photo, group[k], the best first."""
+    groups: list[list[int]] = [[] for _ in range(int(group.max(initial=-1)) + 1)]
+    for cell, number in enumerate(group.tolist()):
+        if number >= 0:
+            groups[number].append(cell)
+    return groups
+
+
+def best_positions(
+    found: Found, lat: Floats64, lon: Floats64, group: Ints
+) -> tuple[Floats64, Floats64]:
+    """Return lat, lon [M]: the mean of the best group's cells, weighted by how they stand out.
+
+    A cell's weight is its score above the lowest that was found. NaN where a coordinate is unknown.
+    """
+    scores = found.scores.astype(np.float64)
+    lowest = np.min(scores, axis=1, where=np.isfinite(scores), initial=np.inf)
+    is_best = group == 0
+    weights = np.subtract(scores, lowest[:, None], where=is_best, out=np.zeros_like(scores))
+    is_flat = ~(weights.sum(axis=1) > 0)
+    weights[is_flat] = is_best[is_flat]
+    xyz = np.where(is_best[..., None], unit_sphere(lat, lon), 0.0)
+    x, y, z = np.einsum("mk,mkd->dm", weights, xyz)
+    return np.degrees(np.arctan2(z, np.hypot(x, y))), np.degrees(np.arctan2(y, x))

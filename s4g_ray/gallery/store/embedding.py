@@ -13,14 +13,10 @@ import torch
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import open_dataset, write_dataset
 from s4g_ray.data.schema import SCHEMAS
-from s4g_ray.distributed.autoscaling import await_room
 from s4g_ray.distributed.placement import Node, actor_need, check_room
-from s4g_ray.distributed.session import ray_session
-from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import Checkpoint, publish_checkpoint
 from s4g_ray.encoder.embedding.report import EmbeddingReport
-from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.export import describe_model
 from s4g_ray.encoder.precision import Numerics
@@ -155,6 +151,9 @@ def embed_tiles(
     Up to HERE images are embedded in this process, more by actors on a Ray cluster. Resumes an
     interrupted job. Raises the errors of embedding_job.embed, and InputError for a lost lease.
     """
+    # imports Ray, which takes seconds; galleries that answer do not need it
+    from s4g_ray.encoder.embedding_job import embed
+
     lease.check()
     embedding = model.config.embedding.model_copy(update={"dtype": dtype})
     config = model.config.model_copy(update={"embedding": embedding})
@@ -184,6 +183,10 @@ def embed_tiles(
     if len(table) <= HERE and not lacks_gpu:
         with reporter.stage(title) as update:
             return job(None, on_progress=_checking(lease, update))
+    from s4g_ray.distributed.autoscaling import await_room
+    from s4g_ray.distributed.session import ray_session
+    from s4g_ray.encoder.actors import EncoderPool
+
     with ray_session(config.ray, config.storage) as nodes:
         await_room(config.ray, partial(_check_room, config), nodes, reporter)
         pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)

@@ -17,6 +17,10 @@ from s4g_ray.storage import files
 from tests.support.faulty_s3 import Store
 
 
+def unchanged(photo: Photo) -> Photo:
+    return photo
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("b.jpg", "a.PNG", "c/d.webp", "c/e.mp4", "note.txt", ".hidden.jpg", ".git/f.jpg"):
@@ -64,7 +68,9 @@ def test_photos_come_in_order_with_errors_in_their_place(tmp_path: Path) -> None
         Image.new("RGB", (8, 8), (i, i, i)).save(path)
         paths.append(str(path))
     (tmp_path / "7.png").write_bytes(b"torn")
-    photos = list(read_ahead(paths, every_s=1, least=None, num_threads=3, num_ahead=5))
+    photos = list(
+        read_ahead(paths, every_s=1, least=None, prepare=unchanged, num_threads=3, num_ahead=5)
+    )
     assert [photo.name for photo in photos] == paths
     assert [i for i, photo in enumerate(photos) if photo.error] == [7]
     assert all(p.pixels is None or p.pixels[0, 0, 0] == i for i, p in enumerate(photos))
@@ -73,7 +79,9 @@ def test_photos_come_in_order_with_errors_in_their_place(tmp_path: Path) -> None
 def test_reading_stops_when_nobody_asks_for_more(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
-    photos = read_ahead([str(path)] * 1000, every_s=1, least=None, num_threads=2, num_ahead=4)
+    photos = read_ahead(
+        [str(path)] * 1000, every_s=1, least=None, prepare=unchanged, num_threads=2, num_ahead=4
+    )
     next(photos)
     photos.close()
 
@@ -97,7 +105,7 @@ def test_photos_in_an_object_store_are_listed_and_read(store: Store) -> None:
     uris = list_photos([folder, f"{folder}/missing.jpg"])
     assert uris == [f"{folder}/{name}" for name in ("a.PNG", "b.png", "c/d/e.png", "missing.jpg")]
     first, second, third, missing = read_ahead(
-        uris, every_s=1, least=None, num_threads=2, num_ahead=4
+        uris, every_s=1, least=None, prepare=unchanged, num_threads=2, num_ahead=4
     )
     assert (first.name, first.error, second.error, third.error) == (uris[0], None, None, None)
     assert missing.error is not None

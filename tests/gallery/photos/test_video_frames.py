@@ -17,6 +17,10 @@ RATE = 10
 NUM_FRAMES = 45
 
 
+def unchanged(photo: Photo) -> Photo:
+    return photo
+
+
 @pytest.fixture(scope="module", params=["mp4", "avi"])
 def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Frame i is of grey 5 * i."""
@@ -57,7 +61,9 @@ def test_the_first_frame_at_or_after_each_time_is_read(
 
 def test_frames_read_ahead_come_in_order_between_photos(video: str) -> None:
     uris = [video, "missing.jpg", video]
-    photos = list(read_ahead(uris, every_s=0.2, least=None, num_threads=3, num_ahead=4))
+    photos = list(
+        read_ahead(uris, every_s=0.2, least=None, prepare=unchanged, num_threads=3, num_ahead=4)
+    )
     middle = [i for i, photo in enumerate(photos) if photo.name == "missing.jpg"]
     assert middle == [23]
     assert numbers(photos[:23]) == numbers(photos[24:]) == list(range(0, NUM_FRAMES, 2))
@@ -76,7 +82,9 @@ def test_a_video_is_an_error_among_photos_where_opencv_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     uris = ["missing.jpg", video, "gone.jpg"]
-    photos = list(read_ahead(uris, every_s=1, least=None, num_threads=2, num_ahead=4))
+    photos = list(
+        read_ahead(uris, every_s=1, least=None, prepare=unchanged, num_threads=2, num_ahead=4)
+    )
     assert [photo.name for photo in photos] == uris
     assert "pip install 's4g-ray[locate]'" in str(photos[1].error)
 
