@@ -25,12 +25,16 @@ class ServeConfig(Section):
     # replicas, each with the encoder and the index; [min, max]: Ray Serve adds and removes them
     replicas: Count | tuple[Count, Count] = 1
     requests_per_replica: float = Field(8, gt=0)  # in progress; more start a replica, if allowed
+    upscale_after_s: float = Field(5, ge=0)  # of more requests, until a replica is added
+    downscale_after_s: float = Field(120, ge=0)  # of fewer requests, until one is removed
     cpus_per_replica: float = Field(1, ge=0)  # logical, for Ray's scheduler
     cpus_of_front: float = Field(0.5, ge=0)  # of the application behind Serve's own proxies
     gpus_per_replica: float = Field(0, ge=0)
     # of the encoder, on CPUs; none: the processors of the node, shared by its replicas
     threads_per_replica: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)  # photos that a replica encodes together
+    # of Ray's /metrics, where Ray starts on this machine; none: a free port
+    metrics_port: int | None = Field(None, ge=1, le=65535)
     token_env: str | None = None  # the environment variable that holds the bearer token
     reload_s: float = Field(5, gt=0)  # seconds between looks for a new version of the gallery
     start_timeout_s: float = Field(300, gt=0)  # for all replicas to open the gallery

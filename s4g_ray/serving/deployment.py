@@ -25,8 +25,6 @@ from s4g_ray.serving.refusal import Refusal
 LOCATOR = "locator"
 FRONT = "front"
 BESIDE = 64  # calls for tiles and facts that a replica takes beside those of the queue
-UPSCALE_S = 5.0  # seconds of more requests before a replica is added
-DOWNSCALE_S = 120.0
 RETRY_PAUSE_S = 0.2  # while Serve notices that a replica is gone
 
 
@@ -97,8 +95,8 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
             min_replicas=least,
             max_replicas=most,
             target_ongoing_requests=config.requests_per_replica,
-            upscale_delay_s=UPSCALE_S,
-            downscale_delay_s=DOWNSCALE_S,
+            upscale_delay_s=config.upscale_after_s,
+            downscale_delay_s=config.downscale_after_s,
         )
         options = {"autoscaling_config": autoscaling}
     make: Any = serve.deployment(

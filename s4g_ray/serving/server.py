@@ -97,7 +97,7 @@ def run_service(
     token = read_token(config)
     with contextlib.closing(open_port(config)) as listening:
         port = listening.getsockname()[1]
-        cluster = cluster or RayConfig()
+        cluster = cluster or RayConfig(metrics_port=config.metrics_port)
         with ray_session(cluster, storage or StorageConfig()) as nodes:
             if not (cluster.address or os.environ.get("RAY_ADDRESS")):
                 check_room(config, nodes)
