@@ -26,7 +26,7 @@ export class AnswerMap {
     });
     L.control.zoom({ position: "topright" }).addTo(this.map);
     L.control.scale({ imperial: false, position: "bottomright" }).addTo(this.map);
-    this.map.attributionControl.setPrefix("Leaflet").addAttribution("outline: Natural Earth");
+    this.map.attributionControl.setPrefix(false).addAttribution("outline: Natural Earth").addAttribution("map: Leaflet");
     this.map.createPane("world").style.zIndex = 150;
     this.map.createPane("region").style.zIndex = 200;
     this.map.createPane("mosaic").style.zIndex = 250;
@@ -76,9 +76,7 @@ export class AnswerMap {
   // As text: an attribution comes from a file. Long ones are cut until the pointer or the focus is on them.
   showAttribution(attribution) {
     const control = this.map.attributionControl;
-    if (this.attribution) control.removeAttribution(this.attribution);
-    this.attribution = attribution ? element("bdi", {}, String(attribution)).outerHTML : null;
-    if (this.attribution) control.addAttribution(this.attribution);
+    control.setPrefix(attribution ? element("bdi", {}, String(attribution)).outerHTML : false);
     const place = control.getContainer();
     place.title = place.textContent;
     place.tabIndex = 0;
