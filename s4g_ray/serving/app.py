@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +39,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 CODES = {404: "not_found", 405: "bad_method", 400: "bad_request"}
 
@@ -83,12 +84,14 @@ def build_app(
     config: ServeConfig,
     *,
     token: str | None = None,
+    hosts: Sequence[str] = (),
     metrics: ServiceMetrics | None = None,
     page: Path = PAGE,
 ) -> App:
     """Return the ASGI application of a service.
 
-    token: that requests must send; None: none. page: the folder of the page's files.
+    token: that requests must send; None: none. hosts: the names by which they may call the service;
+    none: any. page: the folder of the page's files.
     """
     metrics = metrics or ServiceMetrics()
     admission = Admission(config.max_queue)
@@ -102,7 +105,12 @@ def build_app(
 
     # /docs and /redoc load scripts from elsewhere
     app = FastAPI(
-        title="s4g serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="s4g serve",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # they would lead to the host that the request names
+        lifespan=lifespan,
     )
     _add_errors(app, metrics)
     _add_locate(app, backend, config, admission, metrics)
@@ -119,7 +127,7 @@ def build_app(
         metrics.count_refusal(refusal.code)
         metrics.count_request(_route_of(path), refusal.status)
 
-    return UploadGuard(app, config, token=token, admission=admission, on_refusal=count)
+    return UploadGuard(app, config, token=token, hosts=hosts, admission=admission, on_refusal=count)
 
 
 def _add_locate(

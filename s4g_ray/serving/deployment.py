@@ -135,7 +135,9 @@ def bind_service(config: ServeConfig, opener: Opener) -> serve.Application:
         metrics = ServiceMetrics(RayMirror())
         handle = serve.get_deployment_handle(LOCATOR, app_name=name)
         backend = HandleBackend(handle, config.retries, metrics.count_retry)
-        return build_app(backend, config, token=read_token(config), metrics=metrics)
+        return build_app(
+            backend, config, token=read_token(config), hosts=config.hosts, metrics=metrics
+        )
 
     ingress: Any = serve.ingress(make_app)
     make: Any = serve.deployment(

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 BODILESS = ("GET", "HEAD", "OPTIONS")
 # without a token: the page asks for one, and a probe of Kubernetes has none
-OPEN_PATHS = ("/", "/healthz", "/favicon.ico")
+PROBE = "/healthz"
+OPEN_PATHS = ("/", PROBE, "/favicon.ico")
 OPEN_FOLDER = "/static/"
 DRAINED = 4  # a body of up to so many times its limit is read to its end, so that its sender hears
 DRAIN_S = 2.0  # and for so long
@@ -69,8 +70,9 @@ class UploadGuard:
 
     A body is held in memory, never in a file. What arrives beyond a limit is not kept.
 
-    admission: of the application behind; None where it is in another process. on_refusal: is given
-    the path and the refusal.
+    hosts: the names by which requests may call the service; none: any. admission: of the
+    application behind; None where it is in another process. on_refusal: is given the path and the
+    refusal.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class UploadGuard:
         config: ServeConfig,
         *,
         token: str | None = None,
+        hosts: Sequence[str] = (),
         admission: Admission | None = None,
         on_refusal: Callable[[str, Refusal], None] = lambda _path, _refusal: None,
     ) -> None:
         self._app = app
         self._token = token.encode() if token else None
+        self._hosts = frozenset(name.lower().encode() for name in hosts)
         self._max_body = round(config.max_request_mb * MB)
         self._max_buffered = round(config.max_buffered_mb * MB)
         self._max_upload_s = config.max_upload_s
@@ -99,6 +103,8 @@ class UploadGuard:
             return
         body = _Body(self)
         try:
+            self._check_host(scope)
+            self._check_site(scope)
             self._check_token(scope)
             if scope["method"] not in BODILESS:
                 await self._receive_body(scope, receive, body)
@@ -113,6 +119,31 @@ class UploadGuard:
                 await self._app(scope, body.replay(receive), send)
             finally:
                 body.release()
+
+    def _check_host(self, scope: MutableMapping[str, Any]) -> None:
+        """Refuse another name: a site may let its own name point here, to read the answers."""
+        host = _header(scope, b"host").lower()
+        name = host if host.endswith(b"]") else host.rpartition(b":")[0] or host
+        if not self._hosts or not name or name in self._hosts or scope["path"] == PROBE:
+            return
+        shown = name.decode("ascii", "replace")[:80]
+        raise Refusal(
+            421,
+            "wrong_host",
+            f"this service does not answer to the name {shown!r}; start it with"
+            f" 'hosts=[{shown}]' to allow it",
+        )
+
+    def _check_site(self, scope: MutableMapping[str, Any]) -> None:
+        """Refuse what a page of another site asks for; it may link to the page."""
+        path = scope["path"]
+        if _header(scope, b"sec-fetch-site") != b"cross-site" or path in OPEN_PATHS:
+            return
+        raise Refusal(
+            403,
+            "cross_site",
+            "a page of another site asks; use the page of this service, or a program",
+        )
 
     def _check_token(self, scope: MutableMapping[str, Any]) -> None:
         path = scope["path"]

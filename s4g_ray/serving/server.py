@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,7 @@ from s4g_ray.storage.s3_settings import StorageConfig
 
 HEADERS_S = 10.0  # to receive a request's head, or to send the first one
 MAX_HEAD = 64_000  # bytes of a request's head
+WRITE_S = 30.0  # for a client to take what is sent
 STOP_S = 10  # for requests in progress, when the service is stopped
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -105,7 +107,9 @@ def run_service(
             metrics = ServiceMetrics(RayMirror())
             with running_replicas(config, name, opener) as handle:
                 backend = HandleBackend(handle, config.retries, metrics.count_retry)
-                app = build_app(backend, config, token=token, metrics=metrics)
+                app = build_app(
+                    backend, config, token=token, hosts=config.allowed_hosts, metrics=metrics
+                )
                 host = f"[{config.host}]" if ":" in config.host else config.host
                 listen(app, listening, lambda: on_start(f"http://{host}:{port}/"))
 
@@ -157,6 +161,7 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
     _is_head = True  # no head is complete since the last request
     _num_head = 0  # bytes of the address and the finished headers
     _num_held = 0  # bytes that the parser keeps: an unfinished header is shown to nobody
@@ -170,7 +175,19 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the clock of a client that does not read: what is sent to it fills memory."""
+        super().pause_writing()
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        self._stop_write_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes; close the connection when too many bring the request no further."""
@@ -235,6 +252,11 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
     def _close_without_head(self) -> None:
         self._timer = None
         cycle: Any = self.cycle
@@ -245,7 +267,7 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that calls a function once it listens."""
+    """A server that calls a function once it listens, and returns after SIGINT and SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
         super().__init__(config)
@@ -256,12 +278,20 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_start()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop by a signal; uvicorn would raise it again, before the replicas have ended."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
 
 def listen(app: App, listening: socket.socket, on_start: Callable[[], None]) -> None:
     """Answer requests on a socket until SIGINT or SIGTERM."""
     _raise_file_limit()
-    # it warns of each damaged form
+    # they warn of each damaged form and photo
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="PIL")
     config = uvicorn.Config(
         app,
         http=HeadTimeoutProtocol,
@@ -273,8 +303,7 @@ def listen(app: App, listening: socket.socket, on_start: Callable[[], None]) -> 
         timeout_keep_alive=15,
         timeout_graceful_shutdown=STOP_S,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has stopped
-        _Server(config, on_start).run(sockets=[listening])
+    _Server(config, on_start).run(sockets=[listening])
 
 
 def _raise_file_limit() -> None:
