@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from s4g_ray import __version__
 from s4g_ray.serving.backend import Backend, Json, Located, LocateRequest
 from s4g_ray.serving.config import ServeConfig
-from s4g_ray.serving.limits import Admission, App, UploadGuard
+from s4g_ray.serving.limits import Admission, App, MemoryTrimmer, UploadGuard
 from s4g_ray.serving.metrics import ServiceMetrics
 from s4g_ray.serving.options import LOCATE_SCHEMA, RequestOptions, read_bounds, read_count
 from s4g_ray.serving.photo_form import check_photos, read_photos
@@ -54,10 +54,12 @@ class GalleryState:
         self._answered = -STALE_S
 
     async def watch(self) -> None:
-        """Ask every PROBE_S seconds, until cancelled."""
+        """Ask every PROBE_S seconds, and give memory back, until cancelled."""
+        trimmer = MemoryTrimmer()
         while True:
             with contextlib.suppress(Exception):
                 await self.refresh()
+            await asyncio.to_thread(trimmer.trim)
             await asyncio.sleep(PROBE_S)
 
     async def refresh(self) -> None:

@@ -6,11 +6,14 @@ UploadGuard is plain ASGI: it stands before the application, in the process that
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import resource
 import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -30,6 +33,7 @@ OPEN_PATHS = ("/", PROBE, "/favicon.ico")
 OPEN_FOLDER = "/static/"
 DRAINED = 4  # a body of up to so many times its limit is read to its end, so that its sender hears
 DRAIN_S = 2.0  # and for so long
+KEPT_MB = 200  # of freed memory that a process keeps
 LATENCIES = 16  # of the last answers, whose mean tells when to try again
 
 
@@ -221,6 +225,35 @@ class UploadGuard:
             f"{num_received} bytes of the request arrived within {self._max_upload_s:g} s, the most"
             " that is allowed; send smaller photos or use a faster connection",
         )
+
+
+class MemoryTrimmer:
+    """Give freed memory back to the system; the C library keeps it for itself.
+
+    In a trial, 900 MB of two threads that had decoded photos of 64 million pixels.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+        self._least_mb = read_resident_mb()
+
+    def trim(self) -> None:
+        """Give back what is free, when the process has grown by KEPT_MB: tenths of seconds."""
+        resident_mb = read_resident_mb()
+        if resident_mb > self._least_mb + KEPT_MB and hasattr(self._libc, "malloc_trim"):
+            self._libc.malloc_trim(0)
+            resident_mb = read_resident_mb()
+            self._least_mb = resident_mb
+        self._least_mb = min(self._least_mb, resident_mb)
+
+
+def read_resident_mb() -> float:
+    """Return the memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize() / MB
 
 
 def guard_proxy() -> list[Middleware]:

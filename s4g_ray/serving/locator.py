@@ -22,6 +22,7 @@ from s4g_ray.gallery.photos.photo import decode_photo
 from s4g_ray.gallery.search.map_view import MapView
 from s4g_ray.serving.backend import Json, Located, LocateRequest, TileImage
 from s4g_ray.serving.batching import Batcher
+from s4g_ray.serving.limits import MemoryTrimmer
 from s4g_ray.serving.options import RequestOptions
 from s4g_ray.serving.photo_form import Photo
 from s4g_ray.serving.refusal import Refusal
@@ -125,10 +126,13 @@ class Locator:
         return {"tiles": found}
 
     async def watch_versions(self) -> None:
-        """Look for newer versions of the gallery, until cancelled."""
+        """Look for newer versions of the gallery, and give memory back, until cancelled."""
+        loop = asyncio.get_running_loop()
+        trimmer = MemoryTrimmer()
         while True:
             await asyncio.sleep(self._reload_s)
-            await asyncio.get_running_loop().run_in_executor(self.control, self.reload)
+            await loop.run_in_executor(self.control, self.reload)
+            await loop.run_in_executor(self.control, trimmer.trim)
 
     def reload(self) -> bool:
         """Take a newer version of the gallery, if there is one; the present one answers meanwhile.
