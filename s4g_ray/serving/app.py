@@ -96,7 +96,7 @@ def build_app(
     none: any. page: the folder of the page's files.
     """
     metrics = metrics or ServiceMetrics()
-    admission = Admission(config.max_queue)
+    admission = Admission(config.max_queue, metrics.set_queue)
     state = GalleryState(backend, metrics)
 
     @contextlib.asynccontextmanager
@@ -122,7 +122,6 @@ def build_app(
     @app.get("/metrics", response_class=Response)
     async def read_metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        metrics.set_queue(admission.num_admitted)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def count(path: str, refusal: Refusal) -> None:

@@ -38,10 +38,16 @@ LATENCIES = 16  # of the last answers, whose mean tells when to try again
 
 
 class Admission:
-    """Count the requests that wait or are answered, and refuse those beyond a limit."""
+    """Count the requests that wait or are answered, and refuse those beyond a limit.
 
-    def __init__(self, max_queue: int) -> None:
+    on_change: is given each new count.
+    """
+
+    def __init__(
+        self, max_queue: int, on_change: Callable[[int], None] = lambda _num_admitted: None
+    ) -> None:
         self.max_queue = max_queue
+        self._on_change = on_change
         self.num_admitted = 0
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
 
@@ -61,11 +67,13 @@ class Admission:
         """Hold a place in the queue within the block. Raises Refusal (503) while it is full."""
         self.check()
         self.num_admitted += 1
+        self._on_change(self.num_admitted)
         started = time.monotonic()
         try:
             yield
         finally:
             self.num_admitted -= 1
+            self._on_change(self.num_admitted)
             self._latencies.append(time.monotonic() - started)
 
 

@@ -63,7 +63,8 @@ def open_port(config: ServeConfig) -> socket.socket:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)  # its text repeats the address
+        reason = os.strerror(number) if number and number > 0 else error
         raise InputError(
             f"port {config.port} of {config.host} cannot be used: {reason}; choose another with"
             " --port, or stop what uses it"
@@ -133,6 +134,8 @@ def running_replicas(
     finally:
         with contextlib.suppress(Exception):
             serve.delete(name)
+            if not serve.status().applications:  # else later ones would have no HTTP proxy
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def await_replicas(name: str, config: ServeConfig) -> None:
