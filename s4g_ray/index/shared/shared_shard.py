@@ -53,8 +53,8 @@ class SharedShard(IndexShard):
     def leave(self, user: str) -> None:
         """Count a user out. The last one stops the shard."""
         with self._lock:
-            was_user = self._signs.pop(user, None) is not None
-            is_last = was_user and not self._signs
+            self._signs.pop(user, None)
+            is_last = not self._signs
         if is_last:
             self._end()
 
