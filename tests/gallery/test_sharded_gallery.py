@@ -19,7 +19,7 @@ from tests.conftest import NUM_TEST, NUM_TRAIN
 from tests.support import galleries
 
 COUNT = NUM_TRAIN + NUM_TEST
-SHARDS = ["mining.num_shards=3", "mining.index_threads=1", "mining.exact_engine=torch"]
+SHARDS = ["mining.num_shards=3", "mining.index_threads=1", "mining.exact_engine=faiss"]
 AREA = Area.bounds(-60, -40, 90, 40)
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("one_thread", "ray_cluster")]
 

@@ -25,9 +25,9 @@ from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.area import Area
 from s4g_ray.distributed.actors import describe_late, kill
 from s4g_ray.distributed.placement import nodes_of, shard_need
-from s4g_ray.errors import RunError, reason_of
+from s4g_ray.errors import RunError, UnavailableError, reason_of
 from s4g_ray.index.plan import PROCESS_GB, IndexPlan
-from s4g_ray.index.sharded.client import IndexClient
+from s4g_ray.index.sharded.client import IndexClient, LostShardError
 from s4g_ray.index.sharded.shard_group import shard_options, spread_shards
 from s4g_ray.index.sharded.versions import ShardSetup, version_folder
 from s4g_ray.index.shared.shared_shard import SharedShard
@@ -98,7 +98,8 @@ class SharedIndex:
     def search(self, queries: Floats32, k: int, *, area: Area | None = None) -> Found:
         """Search as VectorIndex.search does: queries[M, D] -> ids[M, k], scores[M, k].
 
-        Raises ValueError as it does, and RunError when a shard stays away.
+        Raises ValueError as it does, and UnavailableError when a shard stays away for longer than
+        start_timeout_s.
         """
         if not 1 <= k <= len(self):
             raise ValueError(f"k={k} is not within 1..{len(self)}, the size of the index")
@@ -111,11 +112,13 @@ class SharedIndex:
             client = self._client
             try:
                 return client.search(self._version, queries, k, area=area)
+            except LostShardError as error:
+                raise UnavailableError(str(error)) from error
             except RunError as error:
                 if not isinstance(error.__cause__, RayActorError) or self._membership.is_over:
                     raise
                 if time.monotonic() >= deadline:
-                    raise
+                    raise UnavailableError(str(error)) from error
             self._attach_again(client)
 
     def close(self) -> None:
@@ -142,7 +145,7 @@ class SharedIndex:
                 waiting = [s for s, call in zip(shards, ready, strict=True) if call in late]
                 message = describe_late(len(late), need, self._start_timeout_s)
                 kill(waiting)  # nobody may need them any more, and they cannot end by themselves
-                raise RunError(message)
+                raise UnavailableError(message)
             client = IndexClient(shards, need.of_each, self._start_timeout_s)
             try:
                 ray.get(ready)
@@ -152,7 +155,8 @@ class SharedIndex:
                 if not isinstance(cause, RayActorError):
                     raise
                 if time.monotonic() >= deadline:
-                    raise RunError(f"an index shard cannot start: {reason_of(cause)}") from error
+                    reason = reason_of(cause)
+                    raise UnavailableError(f"an index shard cannot start: {reason}") from error
                 time.sleep(PAUSE_S)  # it was ended by its last user just now
                 continue
             self._membership.shards = shards
