@@ -48,9 +48,9 @@ def connect(
     if not is_connected() and not find_address(cluster):
         raise InputError(
             f"the index of {uri} is held by {facts.num_shards} shards of {facts.shard_gb:.3g} GB"
-            " on a Ray cluster, and none is named: set RAY_ADDRESS (`ray start --head` starts a"
-            " cluster; RAY_ADDRESS=local takes this machine for as long as the command runs), or"
-            " build the gallery again with mining.num_shards=1 on a machine that holds it whole"
+            " on a Ray cluster, and none is named: set RAY_ADDRESS to that of a cluster"
+            " (`ray start --head` starts one here, for RAY_ADDRESS=auto), or build the gallery"
+            " again with mining.num_shards=1, for a machine that holds it whole"
         )
     _session.enter(cluster, storage)
     return _session.leave
