@@ -76,6 +76,12 @@ class LocatorReplica:
         """Start the watch for new versions, in the event loop that Ray Serve gives a replica."""
         self._start_watch()
 
+    def __del__(self) -> None:
+        """Leave the shards of the gallery; Ray Serve calls it when it stops the replica."""
+        locator = getattr(self, "_locator", None)  # none where the gallery could not be opened
+        if locator is not None:
+            locator.close()
+
     def _start_watch(self) -> None:
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._locator.watch_versions())
