@@ -35,6 +35,13 @@ class StoreError(RunError, OSError):
     """
 
 
+class UnavailableError(RunError):
+    """A part that is away and is started again, such as an index shard. Exit code 1.
+
+    The same request may be answered later.
+    """
+
+
 class DeadProcessError(RuntimeError):
     """A process that a worker depends on has died. The worker is restarted as if it had died."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from s4g_ray.arrays import Bools, Floats64
-from s4g_ray.data.sphere import metres_between
+from s4g_ray.data.sphere import half_sides, metres_between
 from s4g_ray.errors import InputError
 
 Extent = tuple[float, float, float, float]  # west, south, east, north; east may exceed 180
@@ -188,7 +188,19 @@ class Area:
         return found
 
 
-def join_extents(extents: Sequence[Extent]) -> Extent:
+def extent_of_squares(lat: Floats64, lon: Floats64, size_m: Floats64) -> Extent:
+    """Return the extent around squares of ground, size_m[N] wide, with their centres at lat, lon.
+
+    A square of unknown size (NaN) counts as its centre.
+    """
+    half_lat, half_lon = half_sides(lat, size_m)
+    half_lon = np.minimum(half_lon, 180.0)
+    south = np.maximum(lat - half_lat, -90.0)
+    north = np.minimum(lat + half_lat, 90.0)
+    return join_extents(np.stack([lon - half_lon, south, lon + half_lon, north], axis=1))
+
+
+def join_extents(extents: Sequence[Extent] | Floats64) -> Extent:
     """Return the smallest extent around all: west within -180..180, east at most 360 more."""
     west, south, east, north = np.array(extents, np.float64).T
     width = np.minimum(east - west, 360)

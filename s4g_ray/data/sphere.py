@@ -44,6 +44,16 @@ def span_longitudes(lon: Floats64) -> tuple[float, float]:
     return float(lons[(widest + 1) % len(lons)]), float(lons[widest])
 
 
+def half_sides(lat: ArrayLike, size_m: ArrayLike) -> tuple[Floats64, Floats64]:
+    """Return half the sides of squares of ground, size_m[N] wide, in degrees of lat and of lon.
+
+    At a pole the second is large, but finite. 0 for an unknown size (NaN).
+    """
+    half_lat = np.nan_to_num(np.asarray(size_m, np.float64)) / 2 / METRES_A_DEGREE
+    shrink = np.cos(np.radians(np.asarray(lat, np.float64)))
+    return half_lat, half_lat / np.maximum(shrink, 1e-6)
+
+
 def chord_of(radius_m: float) -> float:
     """Return the chord on the unit sphere that spans `radius_m` plus 6 micrometres.
 

@@ -35,7 +35,7 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
     if ray.is_initialized():
         yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = find_address(cluster)
     _set_ray_variables(has_nodes=bool(address))
     warnings.filterwarnings("ignore", module="ray")
     store_variables = s3_settings.apply(storage)
@@ -47,6 +47,16 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
             yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
+
+
+def is_connected() -> bool:
+    """Return whether this process has a Ray session."""
+    return bool(ray.is_initialized())
+
+
+def find_address(cluster: RayConfig) -> str | None:
+    """Return the address of the cluster that is to be used; None: one started on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def _set_ray_variables(*, has_nodes: bool) -> None:

@@ -19,9 +19,9 @@ from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.store.embedding import GalleryModel
 from s4g_ray.gallery.store.header import HEADER, MODEL, GalleryHeader
+from s4g_ray.gallery.store.index_writer import index_cluster
 from s4g_ray.gallery.store.lease import LEASE, writing
 from s4g_ray.gallery.store.source_tiles import read_source_tiles
-from s4g_ray.gallery.store.vectors import plan_gallery_index
 from s4g_ray.gallery.update import GalleryUpdate, UpdateReport, now
 from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
@@ -52,8 +52,11 @@ def build_gallery(
     gallery, which is then complete in itself. After an interruption the same call resumes.
 
     Raises InputError for bad input, such as a target that holds another gallery, references
-    without coordinates, and an index that does not fit the memory of this machine; and the errors
-    of embedding_job.embed.
+    without coordinates, and an index that fits neither this machine nor the Ray cluster that is
+    named; and the errors of embedding_job.embed.
+
+    The index is held by one process where it fits; else, and where mining.num_shards is above 1, by
+    shards on the cluster, which all readers share.
     """
     reporter = reporter or Reporter()
     target = files.absolute(target)
@@ -68,13 +71,13 @@ def build_gallery(
     made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
     if files.exists(files.join(target, HEADER)):
         return _report_built(target, taken, source, copy_images, reporter)
-    plan_gallery_index(base.mining, len(table), taken.dim)  # refuses before anything is written
-    _claim_target(target, made_with)
-    with writing(target, reporter) as lease:
-        taken.save(opened)
-        header = _empty_header(taken, name or dataset.name, attribution, copy_images)
-        report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
-        files.remove(files.join(target, MARKER))
+    with index_cluster(base, len(table), taken.dim):  # refuses before anything is written
+        _claim_target(target, made_with)
+        with writing(target, reporter) as lease:
+            taken.save(opened)
+            header = _empty_header(taken, name or dataset.name, attribution, copy_images)
+            report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
+            files.remove(files.join(target, MARKER))
     reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
     return report
 
@@ -91,6 +94,7 @@ def _empty_header(
         dim=model.dim,
         dtype=model.config.embedding.dtype,
         num_tiles=0,
+        index={},
         copies_images=copies_images,
         sources=(),
         created=now(),

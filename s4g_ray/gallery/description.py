@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from s4g_ray.gallery.gallery import Snapshot
+from s4g_ray.gallery.store.header import CALIBRATION, GalleryHeader
+from s4g_ray.gallery.store.tiles import Tiles, read_tiles, tiles_of
+from s4g_ray.gallery.store.versions import Version, open_version
+from s4g_ray.storage import files
 
 SIZES = 8  # that are listed
 
 
-def describe_snapshot(uri: str, snapshot: Snapshot, *, has_calibration: bool) -> dict[str, Any]:
-    """Return the facts about an opened version."""
-    header = snapshot.header
-    info = snapshot.version.info
+def describe_gallery(uri: str) -> dict[str, Any]:
+    """Return the facts about a gallery; reads neither its index nor its model.
+
+    Raises InputError for a folder that is no gallery, and RunError for missing or altered files.
+    """
+    uri = files.absolute(uri)
+    header = GalleryHeader.load(uri)
+    version = open_version(uri, header.current)
+    tiles = tiles_of(read_tiles(version.folder, version.parts, ("id", "lat", "lon", "size_m")))
+    return describe_version(header, version, tiles)
+
+
+def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> dict[str, Any]:
+    """Return the facts about a version; asks the store for a calibration."""
+    info = version.info
+    facts = version.facts
     return {
-        "uri": uri,
+        "uri": version.gallery,
         "name": header.name,
-        "version": snapshot.version.number,
-        "num_tiles": len(snapshot.tiles),
-        "size_m": list_sizes(snapshot.tiles.size_m),
-        "bounds": list(snapshot.tiles.bounds()),
+        "version": version.number,
+        "num_tiles": len(tiles),
+        "size_m": list_sizes(tiles.size_m),
+        "bounds": list(tiles.bounds()),
         "dim": header.dim,
         "dtype": header.dtype,
         "index": {
-            "kind": snapshot.index.kind,
-            "effort": snapshot.index.effort,
-            "recall@10": info.get("recall"),
-            "memory_gb": snapshot.index.plan.memory_gb,
+            **facts.summary(),
+            "effort": facts.effort,
+            "recall@10": facts.recall,
+            "memory_gb": facts.memory_gb,
         },
         "model": dict(header.model),
         "copies_images": header.copies_images,
-        "has_calibration": has_calibration,
+        "has_calibration": files.exists(files.join(version.gallery, CALIBRATION)),
         "sources": [dict(source) for source in header.sources],
         "attribution": header.attribution,
         "created": header.created,
@@ -72,6 +86,9 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = info["model"]
     index = info["index"]
     recall = "exact" if index["recall@10"] is None else f"recall@10 {index['recall@10']:.3f}"
+    held = f"{index['memory_gb']:.3g} GB"
+    if index["is_sharded"]:
+        held += f" in {index['num_shards']} shards of {index['shard_gb']:.3g} GB on a Ray cluster"
     calibration = "yes" if info["has_calibration"] else "none; see `s4g gallery calibrate`"
     images = "copied into the gallery" if info["copies_images"] else "at their source"
     rows = [
@@ -84,7 +101,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
             "model",
             f"{model['architecture']}, D={info['dim']}, weights {model['weights_sha256'][:12]}",
         ),
-        ("index", f"{index['kind']}, {recall}, {index['memory_gb']:.3g} GB"),
+        ("index", f"{index['kind']}, {recall}, {held}"),
         ("images", images),
         ("calibration", calibration),
     ]

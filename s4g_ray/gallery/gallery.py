@@ -1,12 +1,15 @@
-"""Open a gallery: tiles with an index and an encoder, which answer without the run; no Ray."""
+"""Open a gallery: tiles with an index and an encoder, which answer without the run.
+
+Ray is imported only for a gallery whose index is held by shards.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,8 @@ from s4g_ray.gallery.store.images import describe_bytes, is_copied
 from s4g_ray.gallery.store.tiles import TileFiles, Tiles, files_of, read_tiles, tiles_of
 from s4g_ray.gallery.store.vectors import load_index, read_vectors
 from s4g_ray.gallery.store.versions import Version, open_version
-from s4g_ray.index.vector_index import VectorIndex
+from s4g_ray.index.plan import IndexPlan
+from s4g_ray.index.top_k import Found
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
 
@@ -33,6 +37,53 @@ if TYPE_CHECKING:  # torch takes seconds to import
 OPENED_COLUMNS = ("id", "lat", "lon", "size_m")
 
 
+class GalleryIndex(Protocol):
+    """The index of a version: VectorIndex, or SharedIndex over the shards of a cluster."""
+
+    @property
+    def plan(self) -> IndexPlan:
+        """Kind and sizes, as they were planned."""
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+
+    def search(self, queries: Floats32, k: int, *, area: Area | None = None) -> Found:
+        """Search queries[M, D] -> ids[M, k], scores[M, k] (cosine), best first."""
+
+
+@dataclass
+class IndexOpener:
+    """Opens the index of a version: in this process, or by its shards on a Ray cluster."""
+
+    num_threads: int | None
+    address: str | None
+    storage: StorageConfig
+    start_timeout_s: float
+    _disconnect: list[Callable[[], None]] = field(default_factory=list)
+
+    def open(self, version: Version) -> GalleryIndex:
+        """Open it. Raises InputError for shards without a cluster, and RunError."""
+        if not version.facts.is_sharded:
+            return load_index(version.index_folder, self.num_threads)
+        from s4g_ray.gallery.store.cluster import connect
+        from s4g_ray.index.shared.shared_index import SharedIndex
+
+        if not self._disconnect:
+            leave = connect(version.gallery, version.facts, self.address, self.storage)
+            self._disconnect.append(leave)
+        return SharedIndex.open(
+            version.index_folder, version.number, start_timeout_s=self.start_timeout_s
+        )
+
+    def close(self, index: GalleryIndex | None) -> None:
+        """Leave the shards of an index, if it has some, and the cluster."""
+        leave_shards = getattr(index, "close", None)
+        if leave_shards is not None:
+            leave_shards()
+        while self._disconnect:
+            self._disconnect.pop()()
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """One version in memory. Searches that began on it finish on it."""
@@ -40,26 +91,25 @@ class Snapshot:
     header: GalleryHeader
     version: Version
     tiles: Tiles
-    index: VectorIndex
+    index: GalleryIndex
 
     @classmethod
-    def load(cls, gallery: str, num_threads: int | None) -> Snapshot:
+    def load(cls, gallery: str, opener: IndexOpener) -> Snapshot:
         """Read the current version; once more where it was replaced and removed meanwhile."""
         header = GalleryHeader.load(gallery)
         try:
-            return cls._load(gallery, header, num_threads)
+            return cls._load(gallery, header, opener)
         except RunError:
             newer = GalleryHeader.load(gallery)
             if newer.current == header.current:
                 raise
-            return cls._load(gallery, newer, num_threads)
+            return cls._load(gallery, newer, opener)
 
     @classmethod
-    def _load(cls, gallery: str, header: GalleryHeader, num_threads: int | None) -> Snapshot:
+    def _load(cls, gallery: str, header: GalleryHeader, opener: IndexOpener) -> Snapshot:
         version = open_version(gallery, header.current)
-        table = read_tiles(version.folder, version.parts, OPENED_COLUMNS)
-        index = load_index(version.index_folder, num_threads)
-        tiles = tiles_of(table)
+        tiles = tiles_of(read_tiles(version.folder, version.parts, OPENED_COLUMNS))
+        index = opener.open(version)
         if len(index) != len(tiles):
             raise RunError(
                 f"{version.folder} has {len(tiles)} tiles, but {len(index)} in its index; build"
@@ -81,15 +131,15 @@ class Snapshot:
 
 
 class Gallery:
-    """An opened gallery. Any number of threads may use it."""
+    """An opened gallery, a context manager. Any number of threads may use it."""
 
     def __init__(
-        self, uri: str, snapshot: Snapshot, device: str | None, num_threads: int | None
+        self, uri: str, snapshot: Snapshot, device: str | None, opener: IndexOpener
     ) -> None:
         self.uri = uri
         self._snapshot = snapshot
         self._device = device
-        self._num_threads = num_threads
+        self._opener = opener
         self._encoder: QueryEncoder | None = None
         self._lock = threading.Lock()
 
@@ -119,7 +169,7 @@ class Gallery:
         return self._snapshot.tiles
 
     @property
-    def index(self) -> VectorIndex:
+    def index(self) -> GalleryIndex:
         """The index of the tiles."""
         return self._snapshot.index
 
@@ -131,9 +181,10 @@ class Gallery:
     @property
     def info(self) -> Mapping[str, Any]:
         """Facts about the gallery, as JSON has them: what `s4g gallery info --json` prints."""
-        from s4g_ray.gallery.description import describe_snapshot
+        from s4g_ray.gallery.description import describe_version
 
-        return describe_snapshot(self.uri, self._snapshot, has_calibration=self.has_calibration)
+        snapshot = self._snapshot
+        return describe_version(snapshot.header, snapshot.version, snapshot.tiles)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -164,7 +215,8 @@ class Gallery:
 
     def count_within(self, area: Area) -> int:
         """Return the number of tiles with their centre in an area."""
-        return self._snapshot.index.count_allowed(area=area)
+        tiles = self._snapshot.tiles
+        return int(area.contains(tiles.lat, tiles.lon).sum())
 
     def encode(self, images: Sequence[NDArray[np.uint8]], view: View = "queries") -> Floats32:
         """Embed uint8 images [H, W, 3] of any sizes -> float32 [M, D], each of length 1.
@@ -229,7 +281,7 @@ class Gallery:
         snapshot = self._snapshot
         wanted = np.asarray(ids, np.int64)
         segments = snapshot.segments[snapshot.tiles.rows(wanted)]
-        return read_vectors(self.uri, segments, wanted, self.dim)
+        return read_vectors(self.uri, snapshot.version.segments, segments, wanted, self.dim)
 
     def locate(self, images: Sequence[Any], **options: Any) -> list[Answer]:
         """Say where photos were taken; options as gallery.locate.locate has them."""
@@ -246,13 +298,26 @@ class Gallery:
         header = GalleryHeader.load(self.uri)
         if header.current == self.version:
             return False
-        snapshot = Snapshot.load(self.uri, self._num_threads)
+        snapshot = Snapshot.load(self.uri, self._opener)
         with self._lock:
             if snapshot.header.model != self._snapshot.header.model:
                 self._encoder = None
                 self.__dict__.pop("config", None)
             self._snapshot = snapshot
         return True
+
+    def close(self) -> None:
+        """Leave the shards and the cluster that hold the index, if there are any.
+
+        The shards stop with their last user. A closed gallery cannot be searched.
+        """
+        self._opener.close(self._snapshot.index)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_gallery(
@@ -261,16 +326,31 @@ def open_gallery(
     storage: StorageConfig | None = None,
     device: str | None = None,
     num_threads: int | None = None,
+    address: str | None = None,
+    start_timeout_s: float = 120.0,
 ) -> Gallery:
     """Open a gallery: a folder or s3://..., as `s4g gallery build` writes it.
 
     storage: settings of the object store; None: those of the environment. device: of the encoder,
-    such as cpu; None: a GPU where there is one. num_threads: of a search. Raises InputError for a
-    folder that is no gallery, and RunError for one with missing or altered files.
+    such as cpu; None: a GPU where there is one. num_threads: of a search in this process.
+
+    A gallery whose index is held by shards takes them from a Ray cluster: that of the process's own
+    session, else of `address`, else of RAY_ADDRESS. All processes share one set of shards; the
+    first one starts it, and `close` of the last one stops it. start_timeout_s: for shards to start,
+    and in a search for one that died to be back.
+
+    Raises InputError for a folder that is no gallery, and where shards are needed and no cluster is
+    named; RunError for missing or altered files, and for shards without room.
     """
     if storage is not None:
         s3_settings.apply(storage)
     uri = files.absolute(uri)
     if device is not None and device.partition(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"device {device!r} is none of cpu and cuda")
-    return Gallery(uri, Snapshot.load(uri, num_threads), device, num_threads)
+    opener = IndexOpener(num_threads, address, storage or StorageConfig(), start_timeout_s)
+    try:
+        snapshot = Snapshot.load(uri, opener)
+    except BaseException:
+        opener.close(None)
+        raise
+    return Gallery(uri, snapshot, device, opener)

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.tables.embedding_table import encode_part
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.embedding import GalleryModel, embed_tiles
 from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.images import ImageStage, Staged
+from s4g_ray.gallery.store.index_facts import IndexFacts
+from s4g_ray.gallery.store.index_writer import IndexWriter, needs_new_plan
 from s4g_ray.gallery.store.lease import Lease
 from s4g_ray.gallery.store.source_tiles import (
     have_moved,
@@ -31,31 +33,26 @@ from s4g_ray.gallery.store.source_tiles import (
     refuse_other_places,
 )
 from s4g_ray.gallery.store.tiles import SCHEMA, read_tiles, write_tiles
-from s4g_ray.gallery.store.vectors import (
-    build_index,
-    load_index,
-    needs_new_plan,
-    read_segment,
-    read_vectors,
-)
+from s4g_ray.gallery.store.vectors import read_embedded_ids, read_vectors
 from s4g_ray.gallery.store.versions import (
     EMBEDDINGS,
     INDEX,
+    KEY,
     Version,
     open_version,
     prune_versions,
     publish_version,
     version_folder,
 )
-from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
-from s4g_ray.storage.manifest import is_published, publish, write_part
+from s4g_ray.storage.manifest import Part, is_published, publish, write_part
 from s4g_ray.storage.part_commits import WORK
 
 MARKER = "update.json"  # in the folder of a version's work: what it is made from
 MAX_SEGMENTS = 8  # embedding tables that a version needs; more are written as one
+READ_VALUES = 2**27  # of embeddings that are in memory together when they are: 0.5 GB
 
 
 @dataclass
@@ -109,9 +106,12 @@ class GalleryUpdate:
         self._folder = version_folder(gallery, self._number)
         self._old: Version | None = None
         self._rows = SCHEMA.empty_table()
+        # the embedding table of each version, relative to the gallery
+        self._tables: dict[int, str] = {}
         if header.current:
             self._old = open_version(gallery, header.current)
             self._rows = read_tiles(self._old.folder, self._old.parts)
+            self._tables = dict(self._old.segments)
 
     @property
     def _config(self) -> RunConfig:
@@ -139,7 +139,7 @@ class GalleryUpdate:
         if finished is not None:
             return finished
         staged = self._stage(table, key)
-        changed, vectors, bad = self._embed(staged)
+        changed, bad = self._embed(staged)
         left_out = set(staged.bad_ids) | set(staged.table["id"].to_pylist())
         same_ids = np.array([one for one in table["id"].to_pylist() if one not in left_out], int)
         unchanged = table.take(rows_of(table["id"].to_numpy(), same_ids))
@@ -166,9 +166,11 @@ class GalleryUpdate:
             return self._timed(report)
         if not len(rows):
             raise InputError(f"none of the {len(table)} images can be read: {report.bad_images[0]}")
-        index, recall = self._change_index(rows, refreshed, changed, vectors)
+        moved = refreshed.filter(pa.array(have_moved(self._rows, refreshed)))
+        put = np.sort(np.concatenate([moved["id"].to_numpy(), changed["id"].to_numpy()]))
         sources = (*self._header.sources, {**source, "tiles": len(table)})
-        return self._publish(rows, index, recall, report, key, _latest_sources(sources))
+        no_ids = np.empty(0, np.int64)
+        return self._publish(rows, put, no_ids, report, key, _latest_sources(sources))
 
     def remove(self, ids: Ints) -> UpdateReport:
         """Remove the tiles of ids[n], ascending, which the gallery has."""
@@ -180,11 +182,8 @@ class GalleryUpdate:
             return finished
         kept = rows_of(ids, self.ids) < 0
         rows = self._rows.filter(pa.array(kept)).combine_chunks()
-        index = load_index(self._old.index_folder)
-        index.remove(ids)
         report = UpdateReport(version=self._number, num_tiles=len(rows), removed=len(ids))
-        recall = self._old.info.get("recall")
-        return self._publish(rows, index, recall, report, key, self._header.sources)
+        return self._publish(rows, ids[:0], ids, report, key, self._header.sources)
 
     def _claim(self, inputs: dict[str, Any]) -> str:
         """Begin the folder of the version, or resume in it; return the key of the inputs."""
@@ -200,12 +199,31 @@ class GalleryUpdate:
         if is_published(self._folder):
             if open_version(self._gallery, self._number).info.get("key") == key:
                 return key
-        elif files.exists(marker) and files.read_json(marker).get("key") == key:
-            self._reporter.line(f"resuming version {self._number} of {self._gallery}")
-            return key
+        elif files.exists(marker):
+            begun = files.read_json(marker)
+            if begun.get("key") == key:
+                self._reporter.line(f"resuming version {self._number} of {self._gallery}")
+                self._tables[self._number] = self._table_named(str(begun["embeddings"]))
+                return key
         files.remove(self._folder)  # of an update that nobody ends
-        files.write_json(marker, {"key": key, **values})
+        name = self._lease.token
+        files.write_json(marker, {"key": key, "embeddings": name, **values})
+        self._tables[self._number] = self._table_named(name)
         return key
+
+    def _table_named(self, name: str) -> str:
+        """Return the folder of an embedding table of this version, relative to the gallery."""
+        return f"{KEY}={self._number:04d}/{EMBEDDINGS}/{name}"
+
+    def _read(self, rows: pa.Table) -> Floats32:
+        """Read the embeddings of rows -> vectors[n, D]."""
+        return read_vectors(
+            self._gallery,
+            self._tables,
+            rows["embedded_in"].to_numpy(),
+            rows["id"].to_numpy(),
+            self._model.dim,
+        )
 
     def _finish_published(self) -> UpdateReport | None:
         """Name a version that is published, where only gallery.json was not written yet."""
@@ -232,16 +250,17 @@ class GalleryUpdate:
         with self._reporter.stage("reading images") as update:
             return stage.run(table, update)
 
-    def _embed(self, staged: Staged) -> tuple[pa.Table, np.ndarray[Any, Any], tuple[str, ...]]:
-        """Embed the staged images -> rows and vectors[n, D] by ascending id, and the bad images."""
+    def _embed(self, staged: Staged) -> tuple[pa.Table, tuple[str, ...]]:
+        """Embed the staged images -> their rows by ascending id, and the bad images."""
         changed = staged.table.take(pa.array(np.argsort(staged.table["id"].to_numpy())))
-        dim = self._model.dim
         if not len(changed):
-            return changed, np.zeros((0, dim), np.float32), ()
+            return changed, ()
+        table = files.join(self._gallery, self._tables[self._number])
         report = embed_tiles(
             self._model,
             self._gallery,
             self._folder,
+            table,
             changed,
             self._header.dtype,
             self._reporter,
@@ -249,77 +268,71 @@ class GalleryUpdate:
         )
         for line in report.lines("tiles"):
             self._reporter.line(line)
-        table = read_segment(self._gallery, self._number)
-        order = np.argsort(table.ids)
-        ids = table.ids[order]
-        rows = rows_of(changed["id"].to_numpy(), ids)
-        return changed.take(pa.array(rows)), table.vectors[order], report.bad_images
+        rows = rows_of(changed["id"].to_numpy(), read_embedded_ids(table))
+        return changed.take(pa.array(rows)), report.bad_images
 
-    def _change_index(
-        self, rows: pa.Table, refreshed: pa.Table, changed: pa.Table, vectors: Any
-    ) -> tuple[VectorIndex, float | None]:
-        """Return the index of rows, and its recall; changed are the rows of vectors[n, D]."""
+    def _write_index(
+        self, rows: pa.Table, put: Ints, removed: Ints, name: str
+    ) -> tuple[pa.Table, IndexFacts]:
+        """Write the index of all rows into a folder of the version; put, removed: ids, ascending.
+
+        Returns the rows too: their embeddings may be written as one table.
+        """
+        is_replanned = self._old is not None and needs_new_plan(self._old, len(rows))
+        num_segments = len(np.unique(rows["embedded_in"].to_numpy()))
+        if is_replanned or num_segments > MAX_SEGMENTS:
+            rows = self._join_segments(rows)
+        folder = files.join(self._folder, name)
+        writer = IndexWriter(
+            self._config, folder, self._number, self._model.dim, self._read, self._reporter
+        )
         with self._reporter.stage("building the index"):
-            if self._old is None:
-                return build_index(
-                    self._config.mining, vectors, rows["id"].to_numpy(), _positions(rows)
-                )
-            index = load_index(self._old.index_folder)
-            if needs_new_plan(index, len(rows)):
-                found = read_vectors(
-                    self._gallery,
-                    rows["embedded_in"].to_numpy(),
-                    rows["id"].to_numpy(),
-                    self._model.dim,
-                )
-                return build_index(
-                    self._config.mining, found, rows["id"].to_numpy(), _positions(rows)
-                )
-            moved = refreshed.filter(pa.array(have_moved(self._rows, refreshed)))
-            if len(moved):
-                moved_ids = moved["id"].to_numpy()
-                segments = moved["embedded_in"].to_numpy()
-                found = read_vectors(self._gallery, segments, moved_ids, self._model.dim)
-                index.replace(found, moved_ids, _positions(moved))
-            if len(changed):
-                index.replace(vectors, changed["id"].to_numpy(), _positions(changed))
-            return index, self._old.info.get("recall")
+            try:
+                if self._old is None or is_replanned:
+                    table = files.join(self._gallery, self._tables[self._number])
+                    return rows, writer.build(rows, table)
+                changed = rows.take(pa.array(rows_of(rows["id"].to_numpy(), put)))
+                return rows, writer.change(self._old, changed, removed)
+            except RunError:
+                self._lease.check()  # a writer that took it over has removed this one's files
+                raise
 
     def _publish(
         self,
         rows: pa.Table,
-        index: VectorIndex,
-        recall: float | None,
+        put: Ints,
+        removed: Ints,
         report: UpdateReport,
         key: str,
         sources: tuple[dict[str, Any], ...],
     ) -> UpdateReport:
         self._lease.check()
-        rows = self._join_segments(rows)
-        parts = write_tiles(self._folder, rows, self._lease.token)
         index_name = f"{INDEX}/{self._lease.token}"
-        index.save(files.join(self._folder, index_name))
+        rows, facts = self._write_index(rows, put, removed, index_name)
+        self._lease.check()
+        parts = write_tiles(self._folder, rows, self._lease.token)
         report.num_tiles = len(rows)
         report = self._timed(report)
         header = dataclasses.replace(
             self._header,
             current=self._number,
             num_tiles=len(rows),
+            index=facts.summary(),
             sources=sources,
             updated=now(),
         )
         images = sorted(set(rows["uri"].to_pylist())) if self._header.copies_images else []
-        segments = np.unique(rows["embedded_in"].to_numpy()).tolist()
+        needed = np.unique(rows["embedded_in"].to_numpy()).tolist()
+        segments = {number: self._tables[number] for number in needed}
         info = {
             "key": key,
-            "recall": recall,
             "change": report.as_dict(),
             "header": dataclasses.asdict(header),
         }
         stamp = self._model.stamp("", self._header.dtype)
         self._lease.check()
         publish_version(
-            self._gallery, self._number, parts, stamp, segments, images, index_name, info
+            self._gallery, self._number, parts, stamp, segments, images, index_name, facts, info
         )
         self._put_in_service(header)
         return report
@@ -331,18 +344,23 @@ class GalleryUpdate:
         prune_versions(self._gallery, self._number)
 
     def _join_segments(self, rows: pa.Table) -> pa.Table:
-        """Write all embeddings as one table of this version, where they lie in many."""
-        segments = rows["embedded_in"].to_numpy()
-        if len(np.unique(segments)) <= MAX_SEGMENTS:
-            return rows
-        ids = rows["id"].to_numpy()
-        vectors = read_vectors(self._gallery, segments, ids, self._model.dim)
-        folder = files.join(self._folder, EMBEDDINGS)
-        files.remove(folder)
-        data = encode_part(ids, rows["place_id"].to_numpy(), vectors, self._header.dtype)
-        part = write_part(folder, "references/part-00000.parquet", data, len(ids))
+        """Write the embeddings of all rows as one table of this version, a part at a time."""
+        name = self._table_named(f"{self._lease.token}-joined")
+        joined = files.join(self._gallery, name)
+        parts: list[Part] = []
+        for start in range(0, len(rows), max(1, READ_VALUES // self._model.dim)):
+            block = rows.slice(start, max(1, READ_VALUES // self._model.dim))
+            data = encode_part(
+                block["id"].to_numpy(),
+                block["place_id"].to_numpy(),
+                self._read(block),
+                self._header.dtype,
+            )
+            file = f"references/part-{len(parts):05d}.parquet"
+            parts.append(write_part(joined, file, data, len(block)))
         stamp = self._model.stamp("", self._header.dtype)
-        publish(folder, "embeddings", [part], stamp, {"splits": ["gallery"], "bad_images": []})
+        publish(joined, "embeddings", parts, stamp, {"splits": ["gallery"], "bad_images": []})
+        self._tables[self._number] = name
         column = SCHEMA.get_field_index("embedded_in")
         values = pa.array(np.full(len(rows), self._number, np.int32))
         return rows.set_column(column, SCHEMA.field("embedded_in"), values)
@@ -350,11 +368,6 @@ class GalleryUpdate:
     def _timed(self, report: UpdateReport) -> UpdateReport:
         report.seconds = round(time.perf_counter() - self._started, 3)
         return report
-
-
-def _positions(rows: pa.Table) -> Floats64:
-    """Return lat and lon [N, 2]."""
-    return np.stack([rows["lat"].to_numpy(), rows["lon"].to_numpy()], axis=1)
 
 
 def _latest_sources(sources: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:

@@ -1,4 +1,4 @@
-"""Find the k nearest vectors, in one process (sharded/: over Ray actors).
+"""Find the k nearest vectors, in one process (sharded/, shared/: over Ray actors).
 
 plan                choose kind, sizes and shards of an index from room and time; no FAISS
 cost                expected times: counted work times rates; no FAISS
@@ -13,6 +13,7 @@ exact_search        search exactly, by faiss or torch
 top_k               Found, the type of an answer; select the k best scores (compiled)
 faiss_library       import exactly one FAISS build, with fast BLAS kernels
 sharded/            the same over Ray actors
+shared/             the shards of one published version, for all processes of a cluster
 
     index = VectorIndex.build(vectors, ids, coordinates=positions, memory_gb=4)
     ids, scores = index.search(queries, k=10, area=Area.circle(47.4, 8.5, 2000))

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s4g_ray.arrays import Ints
 from s4g_ray.index.plan import IndexPlan
 from s4g_ray.index.row_table import RowTable
 from s4g_ray.index.stores.dense import DenseStore
 from s4g_ray.index.stores.hnsw import HnswStore
 from s4g_ray.index.stores.ivf import IvfStore
 from s4g_ray.index.stores.store import Store
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import Part
 
 DENSE_TYPES: dict[str, type] = {"flat": np.float32, "sqfp16": np.float16}
 HEADER = 4  # format, rows, whether coordinates follow, 0
@@ -61,3 +64,15 @@ def from_bytes(data: bytes, plan: IndexPlan) -> tuple[RowTable, Store]:
     if len(store) != rows:
         raise ValueError(f"{len(store)} codes for {rows} ids")
     return RowTable(ids, coordinates), store
+
+
+def read_ids(folder: str, part: Part) -> Ints:
+    """Read the ids[N] of a published file, and no more of it; rows that are gone have GONE.
+
+    Does not notice bytes that were altered in place. Raises ValueError for another format.
+    """
+    uri = files.join(folder, part.name)
+    number, rows, _, _ = np.frombuffer(files.read_bytes(uri, 0, 8 * HEADER), np.int64).tolist()
+    if number != FORMAT:
+        raise ValueError(f"{uri} is of another format")
+    return np.frombuffer(files.read_bytes(uri, 8 * HEADER, 8 * rows), np.int64)

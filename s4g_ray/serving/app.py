@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from s4g_ray import __version__
 from s4g_ray.serving.backend import Backend, Json, Located, LocateRequest
 from s4g_ray.serving.config import ServeConfig
-from s4g_ray.serving.limits import Admission, App, UploadGuard
+from s4g_ray.serving.limits import Admission, App, MemoryTrimmer, UploadGuard
 from s4g_ray.serving.metrics import ServiceMetrics
 from s4g_ray.serving.options import LOCATE_SCHEMA, RequestOptions, read_bounds, read_count
 from s4g_ray.serving.photo_form import check_photos, read_photos
@@ -39,6 +39,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 CODES = {404: "not_found", 405: "bad_method", 400: "bad_request"}
 
@@ -53,10 +54,12 @@ class GalleryState:
         self._answered = -STALE_S
 
     async def watch(self) -> None:
-        """Ask every PROBE_S seconds, until cancelled."""
+        """Ask every PROBE_S seconds, and give memory back, until cancelled."""
+        trimmer = MemoryTrimmer()
         while True:
             with contextlib.suppress(Exception):
                 await self.refresh()
+            await asyncio.to_thread(trimmer.trim)
             await asyncio.sleep(PROBE_S)
 
     async def refresh(self) -> None:
@@ -83,15 +86,17 @@ def build_app(
     config: ServeConfig,
     *,
     token: str | None = None,
+    hosts: Sequence[str] = (),
     metrics: ServiceMetrics | None = None,
     page: Path = PAGE,
 ) -> App:
     """Return the ASGI application of a service.
 
-    token: that requests must send; None: none. page: the folder of the page's files.
+    token: that requests must send; None: none. hosts: the names by which they may call the service;
+    none: any. page: the folder of the page's files.
     """
     metrics = metrics or ServiceMetrics()
-    admission = Admission(config.max_queue)
+    admission = Admission(config.max_queue, metrics.set_queue)
     state = GalleryState(backend, metrics)
 
     @contextlib.asynccontextmanager
@@ -102,7 +107,12 @@ def build_app(
 
     # /docs and /redoc load scripts from elsewhere
     app = FastAPI(
-        title="s4g serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="s4g serve",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # they would lead to the host that the request names
+        lifespan=lifespan,
     )
     _add_errors(app, metrics)
     _add_locate(app, backend, config, admission, metrics)
@@ -112,14 +122,13 @@ def build_app(
     @app.get("/metrics", response_class=Response)
     async def read_metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        metrics.set_queue(admission.num_admitted)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def count(path: str, refusal: Refusal) -> None:
         metrics.count_refusal(refusal.code)
         metrics.count_request(_route_of(path), refusal.status)
 
-    return UploadGuard(app, config, token=token, admission=admission, on_refusal=count)
+    return UploadGuard(app, config, token=token, hosts=hosts, admission=admission, on_refusal=count)
 
 
 def _add_locate(

@@ -14,6 +14,8 @@ from s4g_ray.errors import InputError
 
 MB = 1_000_000
 Count = Annotated[int, Field(ge=1)]
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
+SHORTEST_TOKEN = 16  # characters: a shorter one may be guessed
 
 
 class ServeConfig(Section):
@@ -21,16 +23,23 @@ class ServeConfig(Section):
 
     gallery: str  # a folder or s3://...
     host: str = "127.0.0.1"  # 0.0.0.0: reachable from other machines; then set token_env
+    # names by which requests may call the service, without the port; none: those of this machine
+    # where host is one of them (a page of another site cannot ask by a name of its own), else any
+    hosts: tuple[str, ...] = ()
     port: int = Field(8000, ge=0, le=65535)  # 0: a free one
     # replicas, each with the encoder and the index; [min, max]: Ray Serve adds and removes them
     replicas: Count | tuple[Count, Count] = 1
     requests_per_replica: float = Field(8, gt=0)  # in progress; more start a replica, if allowed
+    upscale_after_s: float = Field(5, ge=0)  # of more requests, until a replica is added
+    downscale_after_s: float = Field(120, ge=0)  # of fewer requests, until one is removed
     cpus_per_replica: float = Field(1, ge=0)  # logical, for Ray's scheduler
     cpus_of_front: float = Field(0.5, ge=0)  # of the application behind Serve's own proxies
     gpus_per_replica: float = Field(0, ge=0)
     # of the encoder, on CPUs; none: the processors of the node, shared by its replicas
     threads_per_replica: int | None = Field(None, ge=1)
     batch_size: int = Field(16, ge=1)  # photos that a replica encodes together
+    # of Ray's /metrics, where Ray starts on this machine; none: a free port
+    metrics_port: int | None = Field(None, ge=1, le=65535)
     token_env: str | None = None  # the environment variable that holds the bearer token
     reload_s: float = Field(5, gt=0)  # seconds between looks for a new version of the gallery
     start_timeout_s: float = Field(300, gt=0)  # for all replicas to open the gallery
@@ -44,6 +53,13 @@ class ServeConfig(Section):
     max_queue: int = Field(64, ge=1)  # requests that wait or are answered; more are refused (503)
     max_upload_s: float = Field(20, gt=0)  # to receive a request's body (408)
     max_answer_s: float = Field(30, gt=0)  # to answer a request that has been received (503)
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """Return the names by which requests may call a service on `host`; none: any."""
+        if self.hosts or self.host not in LOCAL_HOSTS:
+            return self.hosts
+        return LOCAL_HOSTS
 
     @property
     def replica_range(self) -> tuple[int, int]:
@@ -103,6 +119,11 @@ def read_token(config: ServeConfig) -> str | None:
         raise InputError(
             f"the environment variable {config.token_env} holds no token; set it, or leave"
             " --token-env away"
+        )
+    if len(token) < SHORTEST_TOKEN or not token.isascii():
+        raise InputError(
+            f"the token in the environment variable {config.token_env} has {len(token)} characters;"
+            f" give at least {SHORTEST_TOKEN} of ASCII, such as those of `openssl rand -hex 16`"
         )
     return token
 

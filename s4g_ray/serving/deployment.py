@@ -25,8 +25,6 @@ from s4g_ray.serving.refusal import Refusal
 LOCATOR = "locator"
 FRONT = "front"
 BESIDE = 64  # calls for tiles and facts that a replica takes beside those of the queue
-UPSCALE_S = 5.0  # seconds of more requests before a replica is added
-DOWNSCALE_S = 120.0
 RETRY_PAUSE_S = 0.2  # while Serve notices that a replica is gone
 
 
@@ -78,6 +76,12 @@ class LocatorReplica:
         """Start the watch for new versions, in the event loop that Ray Serve gives a replica."""
         self._start_watch()
 
+    def __del__(self) -> None:
+        """Leave the shards of the gallery; Ray Serve calls it when it stops the replica."""
+        locator = getattr(self, "_locator", None)  # none where the gallery could not be opened
+        if locator is not None:
+            locator.close()
+
     def _start_watch(self) -> None:
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._locator.watch_versions())
@@ -97,8 +101,8 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
             min_replicas=least,
             max_replicas=most,
             target_ongoing_requests=config.requests_per_replica,
-            upscale_delay_s=UPSCALE_S,
-            downscale_delay_s=DOWNSCALE_S,
+            upscale_delay_s=config.upscale_after_s,
+            downscale_delay_s=config.downscale_after_s,
         )
         options = {"autoscaling_config": autoscaling}
     make: Any = serve.deployment(
@@ -137,7 +141,9 @@ def bind_service(config: ServeConfig, opener: Opener) -> serve.Application:
         metrics = ServiceMetrics(RayMirror())
         handle = serve.get_deployment_handle(LOCATOR, app_name=name)
         backend = HandleBackend(handle, config.retries, metrics.count_retry)
-        return build_app(backend, config, token=read_token(config), metrics=metrics)
+        return build_app(
+            backend, config, token=read_token(config), hosts=config.hosts, metrics=metrics
+        )
 
     ingress: Any = serve.ingress(make_app)
     make: Any = serve.deployment(

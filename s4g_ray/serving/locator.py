@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from s4g_ray.arrays import Floats64
-from s4g_ray.data.area import METRES_PER_DEGREE
-from s4g_ray.data.sphere import span_longitudes
-from s4g_ray.errors import BadImageError, InputError, RunError
+from s4g_ray.data.area import extent_of_squares
+from s4g_ray.errors import BadImageError, InputError, RunError, UnavailableError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.gallery.locate import needed_size
 from s4g_ray.gallery.photos.photo import Photo as DecodedPhoto
@@ -22,6 +21,7 @@ from s4g_ray.gallery.photos.photo import decode_photo
 from s4g_ray.gallery.search.map_view import MapView
 from s4g_ray.serving.backend import Json, Located, LocateRequest, TileImage
 from s4g_ray.serving.batching import Batcher
+from s4g_ray.serving.limits import MemoryTrimmer
 from s4g_ray.serving.options import RequestOptions
 from s4g_ray.serving.photo_form import Photo
 from s4g_ray.serving.refusal import Refusal
@@ -124,11 +124,18 @@ class Locator:
         ]
         return {"tiles": found}
 
+    def close(self) -> None:
+        """Leave what the gallery holds on a cluster."""
+        self.gallery.close()
+
     async def watch_versions(self) -> None:
-        """Look for newer versions of the gallery, until cancelled."""
+        """Look for newer versions of the gallery, and give memory back, until cancelled."""
+        loop = asyncio.get_running_loop()
+        trimmer = MemoryTrimmer()
         while True:
             await asyncio.sleep(self._reload_s)
-            await asyncio.get_running_loop().run_in_executor(self.control, self.reload)
+            await loop.run_in_executor(self.control, self.reload)
+            await loop.run_in_executor(self.control, trimmer.trim)
 
     def reload(self) -> bool:
         """Take a newer version of the gallery, if there is one; the present one answers meanwhile.
@@ -176,6 +183,10 @@ class Locator:
             return self._locate_group(options, jobs)
         except InputError as error:
             return [Refusal(422, "bad_parameter", str(error))] * len(jobs)
+        except UnavailableError as error:
+            _logger().error("%s", error)
+            text = "a part of the index is away and is started again; try again later"
+            return [Refusal(503, "no_index", text, retry_after_s=5)] * len(jobs)
         except Exception:
             _logger().exception("%d requests failed together", len(jobs))
             return [Refusal(500, "failed", "the service failed to answer")] * len(jobs)
@@ -201,21 +212,16 @@ class Locator:
 
 
 def find_bounds(lat: Floats64, lon: Floats64, size_m: Floats64) -> list[float] | None:
-    """Return west, south, east, north of tiles [N]; east < west where they cross the antimeridian.
+    """Return west, south, east, north around the ground of tiles [N]; None without coordinates.
 
-    The longitudes are those outside the widest gap between tiles. None without coordinates.
+    East is below west where they cross the antimeridian. The longitudes are those outside the
+    widest gap between tiles.
     """
     known = np.isfinite(lat) & np.isfinite(lon)
     if not known.any():
         return None
-    half = np.nan_to_num(size_m[known]) / 2 / METRES_PER_DEGREE
-    lats = lat[known]
-    wide = half / np.maximum(np.cos(np.radians(lats)), 1e-3)
-    west, east = span_longitudes((lon[known] + 180) % 360 - 180)
-    reach = float(wide.max())
-    south = float(max(-90.0, (lats - half).min()))
-    north = float(min(90.0, (lats + half).max()))
-    return [west - reach, south, east + reach, north]
+    west, south, east, north = extent_of_squares(lat[known], lon[known], size_m[known])
+    return [west, south, east - 360 if east > 180 else east, north]
 
 
 def _too_late() -> Refusal:

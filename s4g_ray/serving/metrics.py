@@ -13,7 +13,7 @@ REQUESTS = ("s4g_serve_requests", "Requests by route and status", ("route", "sta
 REFUSALS = ("s4g_serve_refusals", "Refused requests by the code of their error", ("code",))
 SECONDS = (
     "s4g_serve_seconds",
-    "Seconds of a request in each stage: receive, wait, decode, locate, total",
+    "Seconds of a request in each stage: decode, wait, locate, total",
     ("stage",),
 )
 QUEUE = ("s4g_serve_queue", "Requests that wait or are answered", ())

@@ -85,7 +85,7 @@ def _refuse(message: str) -> Refusal:
 
 def _read_number(name: str, text: str) -> float:
     try:
-        value = float(text)
+        value = float(text if text.isascii() and "_" not in text else "-")
     except ValueError:
         raise _refuse(f"{name}={text[:40]!r} is not a number") from None
     if not math.isfinite(value):

@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,7 @@ from s4g_ray.storage.s3_settings import StorageConfig
 
 HEADERS_S = 10.0  # to receive a request's head, or to send the first one
 MAX_HEAD = 64_000  # bytes of a request's head
+WRITE_S = 30.0  # for a client to take what is sent
 STOP_S = 10  # for requests in progress, when the service is stopped
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -61,7 +63,8 @@ def open_port(config: ServeConfig) -> socket.socket:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None)  # its text repeats the address
+        reason = os.strerror(number) if number and number > 0 else error
         raise InputError(
             f"port {config.port} of {config.host} cannot be used: {reason}; choose another with"
             " --port, or stop what uses it"
@@ -97,7 +100,7 @@ def run_service(
     token = read_token(config)
     with contextlib.closing(open_port(config)) as listening:
         port = listening.getsockname()[1]
-        cluster = cluster or RayConfig()
+        cluster = cluster or RayConfig(metrics_port=config.metrics_port)
         with ray_session(cluster, storage or StorageConfig()) as nodes:
             if not (cluster.address or os.environ.get("RAY_ADDRESS")):
                 check_room(config, nodes)
@@ -105,7 +108,9 @@ def run_service(
             metrics = ServiceMetrics(RayMirror())
             with running_replicas(config, name, opener) as handle:
                 backend = HandleBackend(handle, config.retries, metrics.count_retry)
-                app = build_app(backend, config, token=token, metrics=metrics)
+                app = build_app(
+                    backend, config, token=token, hosts=config.allowed_hosts, metrics=metrics
+                )
                 host = f"[{config.host}]" if ":" in config.host else config.host
                 listen(app, listening, lambda: on_start(f"http://{host}:{port}/"))
 
@@ -129,6 +134,8 @@ def running_replicas(
     finally:
         with contextlib.suppress(Exception):
             serve.delete(name)
+            if not serve.status().applications:  # else later ones would have no HTTP proxy
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def await_replicas(name: str, config: ServeConfig) -> None:
@@ -157,6 +164,7 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
     _is_head = True  # no head is complete since the last request
     _num_head = 0  # bytes of the address and the finished headers
     _num_held = 0  # bytes that the parser keeps: an unfinished header is shown to nobody
@@ -170,7 +178,19 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the clock of a client that does not read: what is sent to it fills memory."""
+        super().pause_writing()
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        self._stop_write_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes; close the connection when too many bring the request no further."""
@@ -235,6 +255,11 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
     def _close_without_head(self) -> None:
         self._timer = None
         cycle: Any = self.cycle
@@ -245,7 +270,7 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that calls a function once it listens."""
+    """A server that calls a function once it listens, and returns after SIGINT and SIGTERM."""
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
         super().__init__(config)
@@ -256,12 +281,20 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_start()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop by a signal; uvicorn would raise it again, before the replicas have ended."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
 
 def listen(app: App, listening: socket.socket, on_start: Callable[[], None]) -> None:
     """Answer requests on a socket until SIGINT or SIGTERM."""
     _raise_file_limit()
-    # it warns of each damaged form
+    # they warn of each damaged form and photo
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="PIL")
     config = uvicorn.Config(
         app,
         http=HeadTimeoutProtocol,
@@ -273,8 +306,7 @@ def listen(app: App, listening: socket.socket, on_start: Callable[[], None]) -> 
         timeout_keep_alive=15,
         timeout_graceful_shutdown=STOP_S,
     )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after it has stopped
-        _Server(config, on_start).run(sockets=[listening])
+    _Server(config, on_start).run(sockets=[listening])
 
 
 def _raise_file_limit() -> None:

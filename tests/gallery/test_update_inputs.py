@@ -13,7 +13,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import open_gallery
-from s4g_ray.gallery.store import tiles, vectors
+from s4g_ray.gallery.store import index_writer, tiles, vectors
 from s4g_ray.gallery.store.images import is_copied
 from s4g_ray.gallery.store.versions import open_version, publish_version
 from tests.support import galleries
@@ -42,7 +42,8 @@ def test_an_exact_index_is_planned_anew_where_it_doubled(
     assert open_gallery(gallery).index.plan.is_exact
     with monkeypatch.context() as patch:
         patch.setattr(vectors, "available_memory_gb", lambda: 0.01)
-        with pytest.raises(InputError, match=r"that of 120 tiles does not fit in 0\.008 GB"):
+        patch.setattr(index_writer, "is_connected", lambda: False)
+        with pytest.raises(InputError, match=r"index of 120 tiles does not fit in 0\.008 GB"):
             add_tiles(gallery, synthetic.uri)
     assert add_tiles(gallery, synthetic.uri).num_tiles == 120
     opened = open_gallery(gallery)
@@ -83,7 +84,15 @@ def test_a_gallery_with_copies_reads_no_other_files(gallery: str, uri: str) -> N
     rows = rows.set_column(column, tiles.SCHEMA.field("uri"), values)
     parts = tiles.write_tiles(version.folder, rows, "altered")
     publish_version(
-        gallery, 1, parts, version.stamp, [1], version.images, version.index, version.info
+        gallery,
+        1,
+        parts,
+        version.stamp,
+        version.segments,
+        version.images,
+        version.index,
+        version.facts,
+        version.info,
     )
     opened = open_gallery(gallery)
     with pytest.raises(RunError, match=r"holds copies of its images, but the entry of tile \d+"):

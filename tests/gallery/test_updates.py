@@ -19,7 +19,7 @@ from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery import update as updating
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import Gallery, open_gallery
-from s4g_ray.gallery.store import embedding, images, lease, vectors
+from s4g_ray.gallery.store import embedding, images, index_writer, lease, vectors
 from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.lease import LEASE
 from s4g_ray.storage import files
@@ -202,7 +202,7 @@ def fail_at(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt the next update at a point, once."""
     places: dict[str, tuple[Any, str]] = {
         "stage": (updating, "embed_tiles"),
-        "embed": (updating, "read_segment"),
+        "embed": (updating, "read_embedded_ids"),
         "index": (updating, "write_tiles"),
         "publish": (updating, "publish_version"),
         "header": (GalleryHeader, "save"),
@@ -255,7 +255,7 @@ def test_what_an_interrupted_add_left_does_not_stay(
 PLACES: list[tuple[Any, str]] = [
     (images, "read_ranges"),
     (updating, "embed_tiles"),
-    (updating, "load_index"),
+    (index_writer, "load_index"),
     (updating, "write_tiles"),
 ]
 
@@ -371,7 +371,8 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="split 'tset' is none of"):
         galleries.build(tmp_path, synthetic.uri, target, splits=["tset"])
     monkeypatch.setattr(vectors, "available_memory_gb", lambda: 0.01)
-    with pytest.raises(InputError, match=r"held by one process.* does not fit in 0\.008 GB"):
+    monkeypatch.setattr(index_writer, "is_connected", lambda: False)
+    with pytest.raises(InputError, match=r"does not fit in 0\.008 GB .* name a Ray cluster"):
         galleries.build(tmp_path, synthetic.uri, target)
     assert not target.exists()
     with pytest.raises(InputError, match="is no gallery"):

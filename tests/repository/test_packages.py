@@ -73,6 +73,7 @@ RAY = {
     "s4g_ray/distributed/worker_warnings.py",
     "s4g_ray/encoder/actors.py",
     "s4g_ray/encoder/embedding_job.py",
+    "s4g_ray/index/shared/shared_index.py",
     "s4g_ray/index/sharded/build.py",
     "s4g_ray/index/sharded/client.py",
     "s4g_ray/index/sharded/planning.py",

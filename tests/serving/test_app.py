@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from s4g_ray.serving.config import ServeConfig
+from s4g_ray.serving.server import HeadTimeoutProtocol
 from tests.support.local_service import BOUNDARY, Client, local_service, make_form, make_photo
 from tests.support.stand_in_gallery import NUM_TILES, StandInGallery, write_stand_in
 
@@ -74,6 +76,7 @@ def test_geojson_names_the_photo_of_each_feature(client: Client) -> None:
         ("?near=91,0&within_km=1", "not on the Earth"),
         ("?near=nan,0&within_km=1", "finite"),
         ("?near=40&within_km=1", "LAT,LON"),
+        ("?near=4_0,1&within_km=1", "not a number"),
         ("?near=40,-112&within_km=-1", "0..20040"),
         ("?near=0,0&within_km=1", "no tile of the gallery"),
         ("?format=xml", "geojson"),
@@ -245,6 +248,8 @@ def test_a_long_answer_outlives_the_time_of_a_head(
         "/static/..%2fapp.py",
         "/static/%2e%2e/app.py",
         "/static//etc/passwd",
+        "/tiles//",
+        "/metrics/",  # no redirect to the host that the request names
         "/docs",
         "/redoc",
     ],
@@ -299,6 +304,49 @@ def test_a_token_is_asked_for_but_not_by_the_page_and_the_probe(gallery: StandIn
         right = {"Authorization": "Bearer secret"}
         assert client.locate(make_photo(), **right).status == 200
         assert client.get("/tiles/1", **right).status == 200
+
+
+def test_a_page_of_another_site_can_neither_ask_nor_point_its_name_here(
+    gallery: StandInGallery,
+) -> None:
+    names = ServeConfig(gallery=gallery.uri).allowed_hosts
+    with local_service(gallery, hosts=names) as (client, _):
+        for own in ("localhost", "127.0.0.1:80", "[::1]:8000", "LOCALHOST:1"):
+            assert client.get("/gallery", Host=own).status == 200
+        for other in ("evil.example", "localhost.evil.example:80", "127.0.0.1.nip.io", "[::2]"):
+            answered = client.get("/gallery", Host=other)
+            assert (answered.status, answered.code) == (421, "wrong_host")
+            assert client.get("/healthz", Host=other).status == 200
+        site = {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil.example"}
+        for answered in (client.locate(make_photo(), **site), client.get("/tiles/1", **site)):
+            assert (answered.status, answered.code) == (403, "cross_site")
+            assert "access-control-allow-origin" not in answered.headers
+        assert client.get("/", **site).status == 200  # a link
+        own_page = {"Sec-Fetch-Site": "same-origin"}
+        assert client.locate(make_photo(), **own_page).status == 200
+    assert ServeConfig(gallery="x", host="0.0.0.0").allowed_hosts == ()
+
+
+def test_a_client_that_does_not_read_is_cut_off(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s4g_ray.serving.server.WRITE_S", 0.2)
+    lost = threading.Event()
+    end = HeadTimeoutProtocol.connection_lost
+
+    def note_end(protocol: HeadTimeoutProtocol, error: Exception | None) -> None:
+        end(protocol, error)
+        lost.set()
+
+    monkeypatch.setattr(HeadTimeoutProtocol, "connection_lost", note_end)
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(60)
+        reader.connect(("127.0.0.1", client.port))
+        for _ in range(40):  # answers of 350 kB each
+            reader.sendall(b"GET /static/world.geojson HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert lost.wait(60)
+    assert client.get("/static/world.geojson").status == 200
 
 
 def test_more_requests_than_the_queue_holds_are_refused_at_once(tmp_path: Path) -> None:

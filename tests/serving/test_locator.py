@@ -13,6 +13,7 @@ import pytest
 from s4g_ray.errors import StoreError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.serving.backend import Located, LocateRequest
+from s4g_ray.serving.limits import MemoryTrimmer, read_resident_mb
 from s4g_ray.serving.locator import Locator
 from s4g_ray.serving.options import RequestOptions
 from s4g_ray.serving.photo_form import Photo
@@ -89,3 +90,17 @@ def test_a_store_that_does_not_answer_is_no_missing_tile(gallery: FaultyGallery)
     locator = Locator(gallery)
     found = [locator.read_tile(tile_id) for tile_id in (7, 10**6)]
     assert [one.status for one in found if isinstance(one, Refusal)] == [503, 404]
+
+
+def test_memory_that_the_c_library_keeps_goes_back_to_the_system() -> None:
+    trimmer = MemoryTrimmer()
+    before_mb = read_resident_mb()
+    # below the size that the C library always gives back, between blocks that stay
+    blocks = [bytes([number % 256]) * 100_000 for number in range(4000)]
+    kept = blocks[::40]
+    held_mb = read_resident_mb()
+    blocks.clear()
+    trimmer.trim()
+    assert held_mb > before_mb + 350
+    assert read_resident_mb() < before_mb + 100
+    assert len(kept) == 100

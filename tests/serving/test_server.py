@@ -203,8 +203,12 @@ def test_a_missing_token_and_replicas_without_room_are_refused(
     monkeypatch.delenv("S4G_TOKEN", raising=False)
     with pytest.raises(InputError, match="S4G_TOKEN"):
         read_token(config)
-    monkeypatch.setenv("S4G_TOKEN", "secret")
-    assert read_token(config) == "secret"
+    for guessable in ("secret", "ein-Schlüssel-von-zwanzig"):
+        monkeypatch.setenv("S4G_TOKEN", guessable)
+        with pytest.raises(InputError, match="at least 16 of ASCII"):
+            read_token(config)
+    monkeypatch.setenv("S4G_TOKEN", " 0123456789abcdef\n")
+    assert read_token(config) == "0123456789abcdef"
     check_room(config, [Node(2), Node(1)])
     with pytest.raises(InputError, match="room for 2"):
         check_room(config, [Node(2)])

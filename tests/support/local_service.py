@@ -112,13 +112,13 @@ def make_photo(grey: int = 100, size: int = 48, kind: str = "PNG") -> bytes:
 
 @contextlib.contextmanager
 def local_service(
-    gallery: Any, token: str | None = None, **settings: Any
+    gallery: Any, token: str | None = None, hosts: Sequence[str] = (), **settings: Any
 ) -> Iterator[tuple[Client, ServiceMetrics]]:
     """Serve a gallery of this process."""
     config = ServeConfig(gallery=gallery.uri, **settings)
     metrics = ServiceMetrics()
     backend = LocalBackend(Locator(gallery, batch_size=config.batch_size))
-    with served(build_app(backend, config, token=token, metrics=metrics)) as client:
+    with served(build_app(backend, config, token=token, hosts=hosts, metrics=metrics)) as client:
         yield client, metrics
 
 

@@ -37,6 +37,7 @@ class StandInGallery:
     has_calibration: bool = False
     num_tiles: int = NUM_TILES
     batches: list[int] = field(default_factory=list)  # photos of each
+    is_closed: bool = False
 
     def __post_init__(self) -> None:
         data = DataConfig(uri="-", query_size=(32, 32), reference_size=(32, 32))
@@ -61,6 +62,9 @@ class StandInGallery:
         is_newer = stored != self.version
         self.version = stored
         return is_newer
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def read_tile_bytes(self, tile_id: int) -> tuple[bytes, str]:
         if not 0 <= tile_id < NUM_TILES:

@@ -156,13 +156,12 @@ def remove(
 @gallery_app.command()
 def info(gallery: GalleryUri, as_json: AsJson = False) -> None:
     """Describe a gallery: tiles, extent, model, index and sources."""
-    from s4g_ray.gallery.description import info_table
-    from s4g_ray.gallery.gallery import open_gallery
+    from s4g_ray.gallery.description import describe_gallery, info_table
 
-    found = open_gallery(gallery).info
+    found = describe_gallery(gallery)
     if not as_json:
         make_reporter(as_json).console.print(info_table(found))
-    print_json(as_json, dict(found))
+    print_json(as_json, found)
 
 
 gallery_app.command()(calibrate)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
-from s4g_ray.data.sphere import METRES_A_DEGREE
+from s4g_ray.data.sphere import METRES_A_DEGREE, half_sides
 from s4g_ray.errors import InputError
 
 MAX_TILES = 2000  # images that a browser loads for one view
@@ -34,9 +34,7 @@ class MapView:
             for size in np.unique(like)[::-1]
         ]
         self._rows = np.concatenate([np.empty(0, np.int64), *chosen])
-        self._half_lat = self._size_m[self._rows] / 2 / METRES_A_DEGREE
-        shrink = np.cos(np.radians(self._lat[self._rows]))
-        self._half_lon = self._half_lat / np.maximum(shrink, 1e-6)
+        self._half_lat, self._half_lon = half_sides(self._lat[self._rows], self._size_m[self._rows])
 
     def rows(self, bounds: tuple[float, float, float, float], limit: int) -> Ints:
         """Return the rows of the arrays whose tiles meet (west, south, east, north) in degrees.

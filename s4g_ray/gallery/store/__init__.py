@@ -7,5 +7,8 @@ lease            one writer at a time, with a heartbeat
 source_tiles     the rows of a data set that become tiles
 images           copy new and changed images into tar shards of the gallery
 embedding        embed those images, here or on the actors of a cluster
-vectors          the index of a version, and embeddings by id
+index_facts      IndexFacts: kind and size of the index, and where it is held
+index_writer     write the index of a version: of one process, or in shards
+cluster          the Ray session of galleries in shards
+vectors          the index of one process, and embeddings by id
 """

@@ -25,7 +25,6 @@ from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import MODEL, GalleryHeader
 from s4g_ray.gallery.store.lease import BEAT_S, Lease
-from s4g_ray.gallery.store.versions import EMBEDDINGS
 from s4g_ray.progress import Reporter, Update
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Stamp, is_published, open_published
@@ -141,15 +140,17 @@ def embed_tiles(
     model: GalleryModel,
     gallery: str,
     folder: str,
+    target: str,
     table: pa.Table,
     dtype: str,
     reporter: Reporter,
     lease: Lease,
 ) -> EmbeddingReport:
-    """Embed the images of a table of tiles into the embedding table of a version's folder.
+    """Embed the images of a table of tiles into the embedding table `target`.
 
-    Up to HERE images are embedded in this process, more by actors on a Ray cluster. Resumes an
-    interrupted job. Raises the errors of embedding_job.embed, and InputError for a lost lease.
+    folder: of the version, for what is needed meanwhile. Up to HERE images are embedded in this
+    process, more by actors on a Ray cluster. Resumes an interrupted job. Raises the errors of
+    embedding_job.embed, and InputError for a lost lease.
     """
     # imports Ray, which takes seconds; galleries that answer do not need it
     from s4g_ray.encoder.embedding_job import embed
@@ -162,7 +163,6 @@ def embed_tiles(
     _write_dataset(dataset_uri, gallery, table)
     dataset = open_dataset(dataset_uri)
     config = config.model_copy(update={"data": config.data.model_copy(update={"uri": dataset_uri})})
-    target = files.join(folder, EMBEDDINGS)
     stamp = model.stamp(dataset.fingerprint, dtype)
     finished = _find_finished(target, stamp)
     if finished is not None:

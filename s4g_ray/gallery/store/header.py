@@ -29,6 +29,7 @@ class GalleryHeader:
     dim: int
     dtype: str  # of the embeddings
     num_tiles: int
+    index: dict[str, Any]  # of IndexFacts.summary
     copies_images: bool
     sources: tuple[dict[str, Any], ...]  # name, uri, fingerprint and tiles of each data set
     created: str  # ISO 8601, UTC

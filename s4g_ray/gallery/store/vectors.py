@@ -1,9 +1,10 @@
-"""Plan, build and change the index of a version, and read embeddings by id."""
+"""Plan and build the index that one process holds, and read embeddings by id."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,10 @@ from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.tables.embedding_table import (
     EmbeddingTable,
     open_embeddings,
-    read_embedding_parts,
     read_groups,
     read_part_head,
 )
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.gallery.store.versions import EMBEDDINGS, version_folder
 from s4g_ray.index.plan import EXACT_KINDS, IndexPlan, Resources, plan_for
 from s4g_ray.index.recall import RecallEstimate, effort_range, measure_recall, raise_effort
 from s4g_ray.index.vector_index import VectorIndex
@@ -27,7 +26,7 @@ from s4g_ray.storage import files
 
 QUERIES = 10_000  # that a gallery's index answers within mining.max_search_hours
 RECALL_K = 10
-GROWTH = 2.0  # times the vectors that an index was planned for, from which it is planned anew
+GROUPS_AT_ONCE = 32  # row groups that are in memory together
 SHARE_OF_MEMORY = 0.8  # of what is free on this machine
 
 
@@ -44,9 +43,10 @@ def plan_gallery_index(cfg: MiningConfig, num_tiles: int, dim: int) -> IndexPlan
         return plan_for(one, num_tiles, dim, room, num_queries=QUERIES)
     except ValueError as error:
         raise InputError(
-            f"a gallery's index is held by one process, and that of {num_tiles:,} tiles does not"
-            f" fit in {free_gb:.3g} GB: {error}; use a machine with more memory, an encoder with a"
-            " lower model.embedding_dim, or divide the region into several galleries"
+            f"the index of {num_tiles:,} tiles does not fit in {free_gb:.3g} GB of this machine:"
+            f" {error}; name a Ray cluster by ray.address or RAY_ADDRESS, which then holds it in"
+            " shards, or use a machine with more memory or an encoder with a lower"
+            " model.embedding_dim"
         ) from error
 
 
@@ -103,24 +103,21 @@ def _fit_recall(
     return recall.mean
 
 
-def needs_new_plan(index: VectorIndex, num_tiles: int) -> bool:
-    """Return whether an index has grown far beyond what it was planned and trained for."""
-    return num_tiles > GROWTH * index.plan.num_vectors
+def read_vectors(
+    gallery: str, tables: Mapping[int, str], segments: Ints | Rows32, ids: Ints, dim: int
+) -> Floats32:
+    """Read the embeddings of ids[n] -> vectors[n, D]; segments[n]: the version of each.
 
-
-def read_vectors(gallery: str, segments: Ints | Rows32, ids: Ints, dim: int) -> Floats32:
-    """Read the embeddings of ids[n] -> vectors[n, D]; segments: of the version of each id.
-
-    Reads the row groups that hold them. Raises KeyError for an id that is not in its segment.
+    tables: the embedding table of each version, relative to the gallery. Reads the row groups that
+    hold them. Raises KeyError for an id that is not in its segment.
     """
     vectors = np.zeros((len(ids), dim), np.float32)
     for number in np.unique(segments).tolist():
         rows = np.flatnonzero(segments == number)
-        folder = files.join(version_folder(gallery, number), EMBEDDINGS)
         order = rows[np.argsort(ids[rows])]
         wanted = ids[order]
         is_found = np.zeros(len(wanted), bool)
-        for table in _tables_with(folder, wanted):
+        for table in _tables_with(files.join(gallery, tables[number]), wanted):
             places = rows_of(wanted, table.ids)
             held = places >= 0
             vectors[order[places[held]]] = table.vectors[held]
@@ -130,23 +127,22 @@ def read_vectors(gallery: str, segments: Ints | Rows32, ids: Ints, dim: int) -> 
     return vectors
 
 
-def _tables_with(folder: str, wanted: Ints) -> list[EmbeddingTable]:
-    """Read the row groups of a table that hold some of wanted[n], ascending."""
-    tables: list[EmbeddingTable] = []
+def _tables_with(folder: str, wanted: Ints) -> Iterator[EmbeddingTable]:
+    """Yield the row groups of a table that hold some of wanted[n], ascending."""
     for part in open_embeddings(folder, "references").parts:
         head = read_part_head(folder, part)
         starts = np.cumsum([0, *head.group_rows])
         hits = np.flatnonzero(rows_of(wanted, head.ids) >= 0)
         groups = np.unique(np.searchsorted(starts, hits, side="right") - 1)
-        if len(groups):
-            tables.extend(read_groups(folder, part, groups.tolist()))
-    return tables
+        for first in range(0, len(groups), GROUPS_AT_ONCE):
+            yield from read_groups(folder, part, groups[first : first + GROUPS_AT_ONCE].tolist())
 
 
-def read_segment(gallery: str, number: int) -> EmbeddingTable:
-    """Read the embeddings that a version brought."""
-    folder = files.join(version_folder(gallery, number), EMBEDDINGS)
-    return EmbeddingTable.concatenate(list(read_embedding_parts(folder, "references")))
+def read_embedded_ids(folder: str) -> Ints:
+    """Read the ids of an embedding table of references, ascending."""
+    parts = open_embeddings(folder, "references").parts
+    ids: Ints = np.sort(np.concatenate([read_part_head(folder, part).ids for part in parts]))
+    return ids
 
 
 def load_index(folder: str, num_threads: int | None = None) -> VectorIndex:

@@ -2,16 +2,19 @@
 
 A version `v=0001` holds tiles/, index/ and the embeddings of the tiles that it brought; embeddings
 of older tiles stay in the version that brought them. Images lie beside the versions, in images/.
+All that a writer writes has a name of its own: one that lost its lease overwrites nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from s4g_ray.errors import RunError
 from s4g_ray.gallery.store.header import IMAGES
+from s4g_ray.gallery.store.index_facts import IndexFacts
 from s4g_ray.gallery.store.tiles import FOLDER as TILES
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (
@@ -28,6 +31,7 @@ KEEP = 2  # versions that answer: the current one and the one before
 EMBEDDINGS = "embeddings"
 INDEX = "index"
 KEY = "v"
+SEGMENT = r"v=\d{4,}/embeddings/[0-9a-z-]+"  # of an embedding table
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ class Version:
     number: int
     parts: tuple[Part, ...]
     stamp: Stamp
-    segments: tuple[int, ...]  # the versions whose embeddings it needs
+    # by the number of the version that brought them: the folders, in the gallery, of its embeddings
+    segments: Mapping[int, str]
     images: tuple[str, ...]  # the files of images/ that it needs
     index: str  # its folder within that of the version
+    facts: IndexFacts
     info: Mapping[str, Any]
 
     @property
@@ -64,13 +70,20 @@ def publish_version(
     number: int,
     parts: Sequence[Part],
     stamp: Stamp,
-    segments: Sequence[int],
+    segments: Mapping[int, str],
     images: Sequence[str],
     index: str,
+    facts: IndexFacts,
     info: Mapping[str, Any],
 ) -> None:
     """Publish a version whose files are all written."""
-    own = {**info, "segments": list(segments), "images": list(images), "index": index}
+    own = {
+        **info,
+        "segments": {str(key): folder for key, folder in segments.items()},
+        "images": list(images),
+        "index": index,
+        "index_facts": facts.as_dict(),
+    }
     publish(version_folder(gallery, number), KIND, parts, stamp, own)
 
 
@@ -81,14 +94,17 @@ def open_version(gallery: str, number: int) -> Version:
     info = manifest.info
     if manifest.stamp is None or not {"segments", "images", "index"} <= set(info):
         raise RunError(f"{folder}: its manifest lacks entries; build the gallery again")
+    if not all(re.fullmatch(SEGMENT, path) for path in dict(info["segments"]).values()):
+        raise RunError(f"{folder}: its manifest names other folders; build the gallery again")
     return Version(
         gallery=gallery,
         number=number,
         parts=manifest.parts,
         stamp=manifest.stamp,
-        segments=tuple(info["segments"]),
+        segments={int(key): str(path) for key, path in info["segments"].items()},
         images=tuple(info["images"]),
         index=str(info["index"]),
+        facts=IndexFacts.from_info(folder, info),
         info=info,
     )
 
@@ -104,17 +120,20 @@ def prune_versions(gallery: str, current: int) -> None:
         if number <= current and is_published(version_folder(gallery, number))
     ]
     kept = [open_version(gallery, number) for number in published[-KEEP:]]
-    segments = {number for version in kept for number in version.segments}
+    tables = {path for version in kept for path in version.segments.values()}
     for number in list_versions(gallery, KEY):
-        folder = version_folder(gallery, number)
+        name = f"{KEY}={number:04d}"
+        folder = files.join(gallery, name)
+        own = {path.removeprefix(f"{name}/") for path in tables if path.startswith(f"{name}/")}
+        _keep_only(folder, EMBEDDINGS, own)
         if number in {version.number for version in kept}:
             continue
-        if number not in segments:
+        if not own:
             files.remove(folder)
             continue
-        for name in files.list_names(folder):
-            if name != EMBEDDINGS:
-                files.remove(files.join(folder, name))
+        for entry in files.list_names(folder):
+            if entry != EMBEDDINGS:
+                files.remove(files.join(folder, entry))
     _keep_only(gallery, IMAGES, {name for version in kept for name in version.images})
     for version in kept:
         _keep_only(version.folder, INDEX, {version.index})

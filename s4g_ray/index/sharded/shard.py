@@ -99,7 +99,7 @@ class IndexShard:
         for queries that lacked results. Raises RunError for a version that is not in service,
         ValueError for queries or k that do not fit it.
         """
-        served = self._require(version)
+        served = self.require_version(version)
         if not 1 <= k <= served.num_vectors:
             raise ValueError(
                 f"k={k} is not within 1..{served.num_vectors}, the size of version {version}"
@@ -116,7 +116,7 @@ class IndexShard:
         with self._counting:
             return self._efforts.get(version, SearchEffort())
 
-    def _require(self, version: int) -> ServedVersion:
+    def require_version(self, version: int) -> ServedVersion:
         """Return the version in service. Raises RunError when it is another one, or none."""
         served = self._served
         if self._previous is not None and self._previous.version == version:
@@ -224,12 +224,12 @@ class IndexShard:
 
     def find_ids(self, version: int, ids: Ints) -> Bools:
         """Return which of ids[n] this shard holds in the version in service."""
-        return self._require(version).index.holds(ids)
+        return self.require_version(version).index.holds(ids)
 
     def stage_change(self, base: int, version: int, change: Change | None) -> Staged:
         """Make a version from the one in service, and write its file. None: it is the same here."""
         setup = self._setup
-        served = self._require(base)
+        served = self.require_version(base)
         manifest = open_shards(setup, base)
         part = manifest.parts[setup.number]
         folder = version_folder(setup.folder, version)

@@ -25,6 +25,11 @@ export function renderError(photo, onRetry) {
 }
 
 function errorTitle(error) {
+  const byCode = {
+    bad_photo: "The photo cannot be read",
+    bad_parameter: "The search options do not fit",
+    too_late: "The service took too long",
+  };
   const titles = {
     0: "The service cannot be reached",
     400: "The request was refused",
@@ -36,11 +41,13 @@ function errorTitle(error) {
     422: "The photo cannot be located",
     503: "The service is busy",
   };
-  return titles[error.status] ?? "The photo could not be located";
+  return byCode[error.code] ?? titles[error.status] ?? "The photo could not be located";
 }
 
 export function renderWaiting(photo) {
-  const words = photo.busyS ? `The service is busy. Trying again in ${Math.ceil(photo.busyS)} s …` : "Searching the gallery …";
+  let words = photo.state === "waiting" ? "Waits for the photos before it …" : "Searching the gallery …";
+  if (photo.isSlow) words = "Still searching. The service has much to do, or the photo is large …";
+  if (photo.busyS) words = `The service is busy. Trying again in ${Math.ceil(photo.busyS)} s …`;
   return element("div", { class: "card waiting" }, element("span", { class: "spinner", "aria-hidden": "true" }), words);
 }
 
@@ -86,7 +93,8 @@ function renderSummary(photo, calibrated) {
   if (answer.refined) facts.push(refinedLine(answer.refined));
   return element("div", { class: "card summary", id: "summary" },
     element("p", { class: "label" }, calibrated ? "Most probable place" : "Best match"),
-    element("div", { class: "row" }, element("output", { class: "position" }, position(answer.lat, answer.lon)), copyButton(answer)),
+    element("div", { class: "row" }, element("output", { class: "position" }, position(answer.lat, answer.lon)),
+      copyButton(answer, "Copy the position"), appLink(answer)),
     ...facts, exifLine(answer));
 }
 
@@ -97,7 +105,13 @@ function sentence(words) {
 
 function refinedLine(refined) {
   return element("p", {}, "Exact position by details: ", element("strong", {}, position(refined.lat, refined.lon)),
-    ` (${count(refined.inliers, "matching point")}).`);
+    ` (${count(refined.inliers, "matching point")}). `, copyButton(refined, "Copy the exact position"));
+}
+
+// Opens the position in the map program of a phone; the style shows it on screens that are touched.
+function appLink({ lat, lon }) {
+  const place = position(lat, lon).replace(" ", "");
+  return element("a", { class: "button small app-link", href: `geo:${place}?q=${place}` }, "Open in a map app");
 }
 
 function exifLine(answer) {
@@ -105,31 +119,40 @@ function exifLine(answer) {
   return element("p", { class: "hint" }, `The photo itself says ${exifWords(answer)}. It was not used for the search unless you asked.`);
 }
 
-function copyButton(answer) {
-  const button = element("button", { type: "button", class: "small", "aria-label": "Copy the position" }, "Copy");
+function copyButton(place, words) {
+  const button = element("button", { type: "button", class: "small", title: words }, "Copy");
   button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(position(answer.lat, answer.lon));
-      button.textContent = "Copied";
-    } catch {
-      button.textContent = "Copy is not allowed";
-    }
+    button.textContent = (await copyText(position(place.lat, place.lon))) ? "Copied" : "Copy is not allowed";
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
   return button;
+}
+
+// Browsers offer a clipboard only to https and localhost; elsewhere a selected text can be copied.
+async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const field = element("textarea", { class: "visually-hidden", readonly: true });
+  field.value = text;
+  const focused = document.activeElement;
+  document.body.append(field);
+  field.select();
+  const isDone = document.execCommand("copy");
+  field.remove();
+  focused?.focus();
+  return isDone;
 }
 
 function renderComparison(photo) {
   const image = element("img", { id: "compared-tile", alt: "Tile of candidate 1" });
   showTile(image, photo.answer.candidates[0].id);
   return element("div", { class: "comparison" },
-    element("figure", {}, photoPicture(photo, `Your photo ${photo.file.name}`), element("figcaption", {}, "Your photo")),
+    element("figure", {}, photoPicture(photo, `Your photo ${photo.name}`), element("figcaption", {}, "Your photo")),
     element("figure", {}, image, element("figcaption", { id: "compared-caption" }, "Candidate 1")));
 }
 
 // The photo, or its name where the browser cannot decode it (HEIC, TIFF).
 export function photoPicture(photo, alt, words = "no preview in this browser") {
-  const image = element("img", { src: photo.url, alt });
+  const image = element("img", { src: photo.url, alt, decoding: "async" });
   image.addEventListener("error", () => {
     image.replaceWith(element("span", { class: "no-preview" }, words));
   });

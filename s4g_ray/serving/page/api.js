@@ -2,6 +2,7 @@
 
 const TRIES_WHEN_BUSY = 6;
 const LONGEST_WAIT_S = 15;
+const LONGEST_ANSWER_MS = 90_000; // the service refuses what takes it longer than its own limits, by default 50 s
 const TOKEN = "s4g-token";
 
 export class ServiceError extends Error {
@@ -20,6 +21,10 @@ export function parseJson(text) {
   return JSON.parse(safe);
 }
 
+export function hasToken() {
+  return Boolean(sessionStorage.getItem(TOKEN));
+}
+
 export function setToken(token) {
   sessionStorage.setItem(TOKEN, token);
 }
@@ -29,12 +34,15 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-async function request(address, init = {}) {
+async function request(address, { signal = AbortSignal.timeout(LONGEST_ANSWER_MS), ...init } = {}) {
   let response;
   try {
-    response = await fetch(address, { ...init, headers: headers(), cache: "no-cache" });
+    response = await fetch(address, { ...init, headers: headers(), cache: "no-cache", signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (error.name === "TimeoutError") {
+      throw new ServiceError(0, "unreachable", `The service did not answer within ${LONGEST_ANSWER_MS / 1000} s.`);
+    }
     throw new ServiceError(0, "unreachable", "The service does not answer. Is it still running?");
   }
   if (!response.ok) throw await readError(response);
@@ -76,7 +84,7 @@ const tileAddresses = new Map();
 // The address of a tile's image: fetched with the token where there is one, which <img> cannot send.
 export function tileAddress(id) {
   const plain = `tiles/${id}`;
-  if (!sessionStorage.getItem(TOKEN)) return Promise.resolve(plain);
+  if (!hasToken()) return Promise.resolve(plain);
   if (!tileAddresses.has(id)) {
     const loaded = request(plain).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob));
     loaded.catch(() => tileAddresses.delete(id));

@@ -1,29 +1,31 @@
 // The page: photos in, answers out. One request a photo, a few at a time.
 
-import { answerTitle, setUpOptions } from "./options.js";
-import { ServiceError, locate, parseJson, readGallery, setToken, showTile } from "./api.js";
+import { setUpOptions } from "./options.js";
+import { ServiceError, hasToken, locate, parseJson, readGallery, setToken, showTile } from "./api.js";
 import { isCalibrated, photoPicture, renderAnswer, renderError, renderWaiting, spokenAnswer } from "./answers.js";
-import { count, element, metres } from "./format.js";
+import { count, element, metres, shownName } from "./format.js";
 import { AnswerMap, legend } from "./map.js";
 
 const AT_ONCE = 2; // requests
 const RETRY_GALLERY_MS = 3000;
+const SLOW_MS = 6000; // then a waiting person is told that the search goes on
 
 const byId = (id) => document.getElementById(id);
 const photos = [];
 let selected = null;
 let running = 0;
+let galleryVersion = null;
 
-const map = new AnswerMap(byId("map"), { onHover: hover, onPick: pick });
+const map = new AnswerMap(byId("map"), { onHover: hover, onPick: pick, onHint: showHint });
 const options = setUpOptions({ centre: () => map.centre(), onAgain: () => selected && searchAgain(selected) });
 
 function addFiles(files) {
-  const added = [...files].map((file) => ({ file, url: URL.createObjectURL(file), state: "waiting" }));
+  const added = [...files].map((file) => ({ file, name: shownName(file.name) || "Pasted photo", url: URL.createObjectURL(file), state: "waiting" }));
   if (added.length === 0) return;
   for (const photo of added) {
     if (photo.file.type && !photo.file.type.startsWith("image/")) {
       photo.state = "failed";
-      photo.error = new ServiceError(415, "no_photo", `${photo.file.name} is ${photo.file.type}. Give a JPEG, PNG, WebP, TIFF or HEIC image.`);
+      photo.error = new ServiceError(415, "no_photo", `${photo.name} is ${photo.file.type}. Give a JPEG, PNG, WebP, TIFF or HEIC image.`);
     }
   }
   photos.push(...added);
@@ -47,6 +49,10 @@ function next() {
 async function search(photo) {
   photo.state = "searching";
   photo.error = null;
+  const slow = setTimeout(() => {
+    photo.isSlow = true;
+    update(photo);
+  }, SLOW_MS);
   update(photo);
   const busy = (waitS) => {
     photo.busyS = waitS;
@@ -59,12 +65,15 @@ async function search(photo) {
     photo.answer = body.answers[0];
     photo.seconds = body.seconds;
     photo.state = "done";
-    announce(spokenAnswer(photo.answer, photo.file.name));
+    announce(spokenAnswer(photo.answer, photo.name));
+    if (body.gallery.version !== galleryVersion) openGallery();
   } catch (error) {
     photo.error = error;
     photo.state = "failed";
     if (error.status === 401) askForToken();
   }
+  clearTimeout(slow);
+  photo.isSlow = false;
   photo.busyS = null;
   update(photo);
 }
@@ -77,7 +86,7 @@ function searchAgain(photo) {
 }
 
 function update(photo) {
-  renderStrip();
+  renderThumb(photo);
   if (photo === selected) show(photo);
 }
 
@@ -102,33 +111,41 @@ function show(photo) {
     return;
   }
   map.clear();
-  const picture = element("figure", { class: "alone" }, photoPicture(photo, `Your photo ${photo.file.name}`));
+  map.showWhole();
+  const picture = element("figure", { class: "alone" }, photoPicture(photo, `Your photo ${photo.name}`));
   const words = photo.state === "failed" ? renderError(photo, () => searchAgain(photo)) : renderWaiting(photo);
   place.replaceChildren(...titled(photo, [words, picture]));
 }
 
 function titled(photo, parts) {
-  return photos.length > 1 ? [element("h2", { class: "name" }, answerTitle(photo)), ...parts] : parts;
+  return photos.length > 1 ? [element("h2", { class: "name", dir: "auto", title: photo.name }, photo.name), ...parts] : parts;
 }
 
+// One button a photo, made once: a strip of hundreds is not decoded anew for each answer.
 function renderStrip() {
   const strip = byId("photos");
   strip.hidden = photos.length < 2;
-  const focused = strip.contains(document.activeElement) ? document.activeElement.dataset.row : null;
-  strip.replaceChildren(...photos.map((photo, row) => {
-    const state = stateWords(photo);
-    const button = element("button", {
-      type: "button",
-      class: `thumb ${state.kind}`,
-      "data-row": row,
-      "aria-pressed": String(photo === selected),
-      "aria-label": `${photo.file.name}: ${state.words}`,
-      title: `${photo.file.name}: ${state.words}`,
-      onclick: () => select(photo),
-    }, photoPicture(photo, "", photo.file.name.split(".").pop().slice(0, 5)), element("span", { class: "mark", "aria-hidden": "true" }, state.mark));
-    return button;
-  }));
-  if (focused !== null) strip.children[focused]?.focus();
+  for (const photo of photos) {
+    if (!photo.button) {
+      const ending = photo.name.split(".").pop().slice(0, 5);
+      const mark = element("span", { class: "mark", "aria-hidden": "true" });
+      photo.button = element("button", { type: "button", onclick: () => select(photo) }, photoPicture(photo, "", ending), mark);
+      strip.append(photo.button);
+    }
+    renderThumb(photo);
+  }
+}
+
+function renderThumb(photo) {
+  const { button } = photo;
+  if (!button) return;
+  const state = stateWords(photo);
+  const words = `${photo.name}: ${state.words}`;
+  button.className = `thumb ${state.kind}`;
+  button.setAttribute("aria-pressed", String(photo === selected));
+  button.setAttribute("aria-label", words);
+  button.title = words;
+  button.lastElementChild.textContent = state.mark;
 }
 
 function stateWords(photo) {
@@ -157,7 +174,7 @@ function pick(rank) {
 
 // Save the answer that is shown: the service's own text, or the same search as GeoJSON.
 async function save(photo, format) {
-  const name = `${photo.file.name.replace(/\.[^.]*$/, "") || "photo"}.${format}`;
+  const name = `${photo.name.replace(/\.[^.]*$/, "") || "photo"}.${format}`;
   try {
     const text = format === "json"
       ? photo.text
@@ -169,6 +186,11 @@ async function save(photo, format) {
     announce(error.message);
     banner(error.message, "bad");
   }
+}
+
+function showHint(words) {
+  byId("map-hint").textContent = words;
+  byId("map-hint").hidden = !words;
 }
 
 function announce(words) {
@@ -184,6 +206,7 @@ function banner(words, kind) {
 
 function askForToken() {
   byId("token-form").hidden = false;
+  byId("token-refused").hidden = !hasToken();
   byId("token").focus();
 }
 
@@ -191,6 +214,7 @@ async function openGallery() {
   try {
     const gallery = await readGallery();
     byId("banner").hidden = true;
+    galleryVersion = gallery.version;
     showFacts(gallery);
     map.showGallery(gallery);
     if (!gallery.has_calibration) {
@@ -207,7 +231,9 @@ async function openGallery() {
 function showFacts(gallery) {
   const sizes = [gallery.size_m ?? []].flat().filter((size) => size > 0).map(metres);
   const facts = [gallery.name, count(gallery.num_tiles, "tile"), sizes.length ? `of ${sizes.join(", ")}` : null, `version ${gallery.version}`];
-  byId("gallery-facts").textContent = facts.filter(Boolean).join(" · ").replace(" · of ", " of ");
+  const words = facts.filter(Boolean).join(" · ").replace(" · of ", " of ");
+  byId("gallery-facts").textContent = words;
+  byId("gallery-facts").title = words;
 }
 
 function listen() {

@@ -14,6 +14,11 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// A file's name for people: without control characters, nor those that turn the direction of what follows.
+export function shownName(name) {
+  return name.replace(/[\p{Cc}\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu, "");
+}
+
 export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 }

@@ -10,8 +10,9 @@ const WAIT_MS = 150; // after the last movement of the map
 const still = globalThis.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 export class AnswerMap {
-  constructor(container, { onHover, onPick }) {
+  constructor(container, { onHover, onPick, onHint }) {
     this.onHover = onHover;
+    this.onHint = onHint;
     this.onPick = onPick;
     this.map = L.map(container, {
       zoomControl: false,
@@ -25,7 +26,7 @@ export class AnswerMap {
     });
     L.control.zoom({ position: "topright" }).addTo(this.map);
     L.control.scale({ imperial: false, position: "bottomright" }).addTo(this.map);
-    this.map.attributionControl.setPrefix("Leaflet").addAttribution("outline: Natural Earth");
+    this.map.attributionControl.setPrefix(false).addAttribution("outline: Natural Earth").addAttribution("map: Leaflet");
     this.map.createPane("world").style.zIndex = 150;
     this.map.createPane("region").style.zIndex = 200;
     this.map.createPane("mosaic").style.zIndex = 250;
@@ -53,22 +54,32 @@ export class AnswerMap {
 
   // Show where the gallery lies, and its tiles where the view is close enough.
   showGallery(gallery) {
-    if (gallery.attribution) {
-      const words = element("span", {}, String(gallery.attribution));
-      this.map.attributionControl.addAttribution(words.innerHTML);
-    }
+    this.showAttribution(gallery.attribution);
+    this.region?.remove();
     if (!gallery.bounds) return;
+    const isFirst = !this.galleryBounds;
     const [west, south] = gallery.bounds;
     const east = gallery.bounds[2] < west ? gallery.bounds[2] + 360 : gallery.bounds[2];
     const north = gallery.bounds[3];
     if (east > 180 || west < -180) this.copies = [-360, 0, 360];
     this.middleLon = (west + east) / 2;
     this.galleryBounds = L.latLngBounds([south, west], [north, east]);
-    L.rectangle(this.galleryBounds, { pane: "region", className: "gallery-bounds", weight: 1.5, interactive: false })
+    this.region = L.rectangle(this.galleryBounds, { pane: "region", className: "gallery-bounds", weight: 1.5, interactive: false })
       .addTo(this.map);
-    this.map.fitBounds(this.galleryBounds, { animate: false, padding: [24, 24] });
-    this.map.on("moveend", () => this.scheduleMosaic());
+    if (isFirst) {
+      this.map.fitBounds(this.galleryBounds, { animate: false, padding: [24, 24] });
+      this.map.on("moveend", () => this.scheduleMosaic());
+    }
     this.scheduleMosaic();
+  }
+
+  // As text: an attribution comes from a file. Long ones are cut until the pointer or the focus is on them.
+  showAttribution(attribution) {
+    const control = this.map.attributionControl;
+    control.setPrefix(attribution ? element("bdi", {}, String(attribution)).outerHTML : false);
+    const place = control.getContainer();
+    place.title = place.textContent;
+    place.tabIndex = 0;
   }
 
   scheduleMosaic() {
@@ -86,6 +97,8 @@ export class AnswerMap {
       this.map.off("moveend");
       return;
     }
+    const isFar = answer.tiles.length === 0 && this.galleryBounds && this.map.getZoom() < 15 && view.intersects(this.galleryBounds);
+    this.onHint(isFar ? "Zoom in to see the tiles" : "");
     const wanted = new Set(answer.tiles.map((tile) => tile.id));
     for (const [id, layer] of this.mosaic) {
       if (!wanted.has(id)) {

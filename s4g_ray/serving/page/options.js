@@ -35,7 +35,3 @@ function readNear() {
   field.setAttribute("aria-invalid", String(!good));
   return good ? numbers : parts;
 }
-
-export function answerTitle(photo) {
-  return photo.file.name || "Pasted photo";
-}
