@@ -21,6 +21,7 @@ from s4g_ray.arrays import Floats, Floats32, Floats64
 from s4g_ray.data.area import Area
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.ground_mass import GroundMass
+from s4g_ray.gallery.search.appearance import Appearance
 from s4g_ray.storage import files
 
 FORMAT = "s4g-calibration"
@@ -93,7 +94,8 @@ class Calibration:
     outside_share: float = 0.1  # of queries, expected before looking
     typical_query: tuple[float, ...] = ()
     region: tuple[tuple[float, float], ...] = ()  # lat, lon of a sample of the gallery's tiles
-    min_inliers: int | None = None  # of a refinement that is accepted; None: none was measured
+    min_inliers: int | None = None  # of a refinement that is accepted; None: nothing is refined
+    appearance: Appearance | None = None  # of photos that are refined; None: of any
     gallery_version: int | None = None
     weights_sha256: str | None = None
     report: dict[str, Any] = field(default_factory=dict)
@@ -246,6 +248,8 @@ class Calibration:
         for name in ("weights", "center", "scale"):
             none[name] = tuple(float(x) for x in none[name])
         fields["none"] = NoneModel(**none)
+        if fields.get("appearance") is not None:
+            fields["appearance"] = Appearance.from_json(fields["appearance"])
         fields["region"] = tuple((float(lat), float(lon)) for lat, lon in fields["region"])
         for name in ("offsets", "levels", "typical_query"):
             fields[name] = tuple(float(x) for x in fields[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -81,21 +81,24 @@ def make_table(report: CalibrationReport) -> Table:
 
     found = report.assessment
     table = Table(title="on queries that were not fitted on", show_header=False, box=None)
+    answered = f"{found.num_located:,} of {found.num_inside:,}, {found.share_located:.1%}"
     rows = [
         ("queries inside, outside", f"{found.num_inside:,}, {found.num_outside:,}"),
         ("outside", report.outside),
         ("best candidate right", f"{found.recall_at_1:.1%}"),
-        ("calibration error (ECE)", f"{found.ece:.3f}"),
-        ("Brier score (0 to 2)", f"{found.brier:.3f}"),
-        ("located of inside", f"{found.share_located:.1%}"),
-        ("`none` of outside", f"{found.none_outside:.1%}"),
+        ("calibration error (ECE)", f"{found.ece:.3f} ± {found.ece_error:.3f}"),
+        ("Brier score (0 to 2)", f"{found.brier:.3f} ± {found.brier_error:.3f}"),
+        ("answered of inside", answered),
+        ("`none` of inside", _describe_share(found.none_inside, found.none_inside_interval)),
+        ("`none` of outside", _describe_share(found.none_outside, found.none_outside_interval)),
     ]
-    for name, share, radius_m in (
-        ("50 %", found.coverage_50, found.median_radius_50_m),
-        ("90 %", found.coverage_90, found.median_radius_90_m),
+    for name, share, interval, radius_m in (
+        ("50 %", found.coverage_50, found.coverage_50_interval, found.median_radius_50_m),
+        ("90 %", found.coverage_90, found.coverage_90_interval, found.median_radius_90_m),
     ):
-        if share is not None and radius_m is not None:
-            rows.append((f"within the radius of {name}", f"{share:.1%}, median {radius_m:,.0f} m"))
+        if share is not None and interval is not None and radius_m is not None:
+            text = f"{_describe_share(share, interval)}; median radius {radius_m:,.0f} m"
+            rows.append((f"within the radius of {name}", text))
     rows.append(("inliers of an exact position", _describe_inliers(report.refinement)))
     if report.num_unreadable:
         rows.append(("unreadable queries", f"{report.num_unreadable:,}"))
@@ -104,10 +107,19 @@ def make_table(report: CalibrationReport) -> Table:
     return table
 
 
-def _describe_inliers(refinement: dict[str, object]) -> str:
+def _describe_share(share: float, interval: tuple[float, float]) -> str:
+    return f"{share:.1%} (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def _describe_inliers(refinement: dict[str, Any]) -> str:
     least = refinement.get("min_inliers")
     if least is None:
         return f"none: {refinement.get('reason', 'not measured')}"
-    found = refinement.get("found_of_right_tiles")
-    wrong = refinement.get("wrong_of_accepted")
-    return f"{least} or more: {found:.0%} of right tiles, {wrong:.1%} of positions wrong"
+    found = refinement["found_of_right_tiles"]
+    wrong = refinement["wrong_of_accepted"]
+    return (
+        f"{least} or more: {found:.0%} of {refinement['num_right_tiles']} right tiles,"
+        f" {wrong:.1%} of positions wrong; {refinement['false_of_elsewhere']} of"
+        f" {refinement['num_elsewhere']} tiles elsewhere accepted (below"
+        f" {refinement['most_false']:.1%} with 95 %)"
+    )

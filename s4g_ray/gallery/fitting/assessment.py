@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from s4g_ray.arrays import Bools, Floats64
+from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.gallery.calibration import Calibration, Judgement
 from s4g_ray.gallery.fitting.held_out import HeldOut
+from s4g_ray.gallery.fitting.sampling_errors import (
+    resampled_error,
+    share_interval,
+    standard_error,
+)
 
 NUM_BINS = 10
 
@@ -20,19 +26,29 @@ class Assessment:
 
     ece, brier: over both kinds, those from outside weighing as calibrated (outside_share). Shares
     lie in 0..1. coverage and radii: of located queries from inside; None when no position is known.
+    An `error` is a standard error, an `interval` one of 95 %: by how much these figures may differ
+    from those of all queries of the kind, as queries of the same place are alike.
     """
 
     num_inside: int
     num_outside: int
+    num_located: int  # of queries from inside; the others get no answer
     recall_at_1: float  # of queries from inside, whether located or not
     ece: float  # expected calibration error of the best candidate's probability
+    ece_error: float
     brier: float  # of all candidates, the rest and `none`: 0..2
+    brier_error: float
     share_located: float  # of queries from inside
     recall_at_1_located: float
     none_inside: float
+    none_inside_interval: tuple[float, float]
     none_outside: float
+    none_outside_interval: tuple[float, float]
+    num_covered: int  # located queries from inside with a known position: those of the coverage
     coverage_50: float | None
+    coverage_50_interval: tuple[float, float] | None
     coverage_90: float | None
+    coverage_90_interval: tuple[float, float] | None
     median_radius_50_m: float | None
     median_radius_90_m: float | None
     median_error_m: float | None
@@ -52,30 +68,47 @@ def assess(calibration: Calibration, inside: HeldOut, outside: HeldOut) -> Asses
     weights = np.repeat(
         [(1 - share) / len(judged), share / len(others)], [len(judged), len(others)]
     )
-    ece = expected_calibration_error(
-        np.concatenate([confidence, other_confidence]),
-        np.concatenate([is_right, np.zeros(len(others), bool)]),
-        weights,
-    )
+    confidences = np.concatenate([confidence, other_confidence])
+    hits = np.concatenate([is_right, np.zeros(len(others), bool)])
+    # places of queries from outside have numbers of their own
+    places = np.concatenate([_number(inside.places), -1 - _number(outside.places)])
     brier = np.concatenate(
         [
             [_brier(j, int(r), is_inside=True) for j, r in zip(judged, right, strict=True)],
             [_brier(j, -1, is_inside=False) for j in others],
         ]
     )
-    coverage = _cover(judged, inside)
+    is_none = ~located
+    is_other_none = np.array([not j.is_located for j in others])
     return Assessment(
         num_inside=len(judged),
         num_outside=len(others),
+        num_located=int(located.sum()),
         recall_at_1=float(is_right.mean()),
-        ece=ece,
+        ece=expected_calibration_error(confidences, hits, weights),
+        ece_error=resampled_error(
+            lambda times: expected_calibration_error(confidences, hits, weights * times), places
+        ),
         brier=float((weights * brier).sum()),
+        brier_error=float(
+            np.hypot(
+                (1 - share) * standard_error(brier[: len(judged)], inside.places),
+                share * standard_error(brier[len(judged) :], outside.places),
+            )
+        ),
         share_located=float(located.mean()),
         recall_at_1_located=float(is_right[located].mean()) if located.any() else 0.0,
-        none_inside=float(1 - located.mean()),
-        none_outside=float(np.mean([not j.is_located for j in others])),
-        **coverage,
+        none_inside=float(is_none.mean()),
+        none_inside_interval=share_interval(is_none, inside.places),
+        none_outside=float(is_other_none.mean()),
+        none_outside_interval=share_interval(is_other_none, outside.places),
+        **_cover(judged, inside),
     )
+
+
+def _number(places: Ints) -> Ints:
+    """Number places from 0."""
+    return np.asarray(np.unique(places, return_inverse=True)[1], np.int64)
 
 
 def expected_calibration_error(
@@ -113,35 +146,30 @@ def _brier(judgement: Judgement, right: int, *, is_inside: bool) -> float:
     return float(((told - truth) ** 2).sum())
 
 
-def _cover(judged: list[Judgement], inside: HeldOut) -> dict[str, float | None]:
-    """Compute the shares of true positions within the radii, and medians."""
-    found = [
-        (
-            float(metres_between(j.lat, j.lon, inside.true_lat[i], inside.true_lon[i])),
-            j.radius_50_m,
-            j.radius_90_m,
-        )
-        for i, j in enumerate(judged)
-        if j.lat is not None
-        and j.lon is not None
-        and j.radius_50_m is not None
-        and np.isfinite(inside.true_lat[i])
+def _cover(judged: list[Judgement], inside: HeldOut) -> dict[str, Any]:
+    """Compute the shares of true positions within the radii, their intervals, and medians."""
+    rows = np.array(
+        [i for i, j in enumerate(judged) if j.lat is not None and np.isfinite(inside.true_lat[i])],
+        np.int64,
+    )
+    if not len(rows):
+        names = [
+            name for name in Assessment.__dataclass_fields__ if name.startswith(("cov", "med"))
+        ]
+        return {"num_covered": 0, **dict.fromkeys(names)}
+    columns = [
+        (judged[i].lat, judged[i].lon, judged[i].radius_50_m, judged[i].radius_90_m) for i in rows
     ]
-    names = (
-        "coverage_50",
-        "coverage_90",
-        "median_radius_50_m",
-        "median_radius_90_m",
-        "median_error_m",
-    )
-    if not found:
-        return dict.fromkeys(names)
-    error, small, large = np.array(found, np.float64).T
-    values = (
-        (error <= small).mean(),
-        (error <= large).mean(),
-        np.median(small),
-        np.median(large),
-        np.median(error),
-    )
-    return {name: float(value) for name, value in zip(names, values, strict=True)}
+    lat, lon, small, large = np.array(columns, np.float64).T
+    error = metres_between(lat, lon, inside.true_lat[rows], inside.true_lon[rows])
+    places = inside.places[rows]
+    return {
+        "num_covered": len(rows),
+        "coverage_50": float((error <= small).mean()),
+        "coverage_50_interval": share_interval(error <= small, places),
+        "coverage_90": float((error <= large).mean()),
+        "coverage_90_interval": share_interval(error <= large, places),
+        "median_radius_50_m": float(np.median(small)),
+        "median_radius_90_m": float(np.median(large)),
+        "median_error_m": float(np.median(error)),
+    }

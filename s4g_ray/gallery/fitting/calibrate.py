@@ -15,7 +15,7 @@ from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.fitting.assessment import Assessment, assess
 from s4g_ray.gallery.fitting.calibration_fit import FEWEST_QUERIES, fit
 from s4g_ray.gallery.fitting.held_out import HeldOut, halves
-from s4g_ray.gallery.fitting.inlier_choice import measure_min_inliers
+from s4g_ray.gallery.fitting.inlier_choice import RefinementRule, measure_refinement
 from s4g_ray.gallery.fitting.query_search import QuerySearch, sample_region
 from s4g_ray.progress import Reporter
 
@@ -64,13 +64,17 @@ class CalibrationReport:
     calibration: Calibration
     assessment: Assessment
     outside: str  # the data set of queries from outside, or how they were simulated
-    refinement: dict[str, object]
+    refinement: dict[str, Any]
     num_unreadable: int
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON has it."""
+        measured = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.assessment).items()
+        }
         return {
-            **asdict(self.assessment),
+            **measured,
             "temperature": self.calibration.temperature,
             "num_candidates": self.calibration.num_candidates,
             "turns": self.calibration.turns,
@@ -150,21 +154,21 @@ def fit_gallery(
         outside_share=options.outside_share,
         max_false_none=options.max_false_none,
     )
-    min_inliers: int | None = None
-    refinement: dict[str, object] = {"min_inliers": None, "reason": "not asked for"}
+    rule = RefinementRule(None, report={"min_inliers": None, "reason": "not asked for"})
     if options.refine:
-        min_inliers, refinement = measure_min_inliers(
+        rule = measure_refinement(
             gallery, queries, known.take(first), known.take(second), calibration
         )
     model = gallery.info.get("model", {})
     calibration = replace(
         calibration,
-        min_inliers=min_inliers,
+        min_inliers=rule.min_inliers,
+        appearance=rule.appearance,
         gallery_version=gallery.version,
         weights_sha256=model.get("weights_sha256"),
     )
     assessment = assess(calibration, known.take(second), away.take(rest))
-    report = CalibrationReport(calibration, assessment, origin, refinement, num_unreadable)
+    report = CalibrationReport(calibration, assessment, origin, rule.report, num_unreadable)
     return replace(report, calibration=replace(calibration, report=report.to_json()))
 
 

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import log_expit
 
 from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.errors import InputError
-from s4g_ray.gallery.calibration import FEATURES, Calibration, NoneModel
-from s4g_ray.gallery.fitting.held_out import HeldOut
-from s4g_ray.gallery.fitting.typical_queries import (
-    cross_fitted_typicality,
-    find_direction,
-)
+from s4g_ray.gallery.calibration import Calibration
+from s4g_ray.gallery.fitting.held_out import HeldOut, deal_folds
+from s4g_ray.gallery.fitting.none_fit import UNFITTED, fit_none
+from s4g_ray.gallery.fitting.typical_queries import SHRINKAGES, find_typicality
 
 NUM_OFFSETS = 16
 NOMINAL = (0.5, 0.9)  # shares of true positions that the radii hold
 FEWEST_QUERIES = 20  # on which something can be fitted at all
-RIDGE = 0.02  # on the weights of the logistic model, whose features have unit variance
 LIKELY_SIDE_SHARE = 0.38  # mean distance of a uniform point in a square from its centre
-# of the limit on queries from inside that are not located: the other half differs by chance
-CAUTION = 0.7
+NUM_FOLDS = 5  # by which the levels of the radii are found
+# on the log of the temperature, about that of the scores' spread: scores that say nothing would
+# let it grow without limit
+PRIOR = 1e-3
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a fit takes beside the queries; see fit."""
+
+    num_candidates: int
+    region: Floats64
+    default_size_m: float
+    turns: int
+    outside_share: float
+    max_false_none: float
 
 
 def fit(
@@ -50,32 +60,43 @@ def fit(
                 f"{len(queries)} queries from {name} the gallery are too few to fit on; give at"
                 f" least {2 * FEWEST_QUERIES}, half of which are fitted on"
             )
-    direction = find_direction(inside, outside)
-    nothing = NoneModel(
-        (0.0,) * len(FEATURES), (0.0,) * len(FEATURES), (1.0,) * len(FEATURES), 0, 0
+    settings = _Settings(
+        num_candidates, region, default_size_m, turns, outside_share, max_false_none
     )
+    calibration, shrinkage = _fit_model(inside, outside, settings, SHRINKAGES)
+    held = _cross_fitted_mass(inside, outside, settings, shrinkage)
+    return replace(calibration, levels=_choose_levels(held))
+
+
+def _fit_model(
+    inside: HeldOut, outside: HeldOut, settings: _Settings, shrinkages: tuple[float, ...]
+) -> tuple[Calibration, float]:
+    """Fit all but the levels -> the calibration, and the shrinkage that was chosen."""
+    typicality = find_typicality(inside, outside, shrinkages)
     calibration = Calibration(
         temperature=1.0,
         rest_logit=0.0,
-        none=nothing,
-        offsets=_fit_offsets(inside, default_size_m),
+        none=UNFITTED,
+        offsets=_fit_offsets(inside, settings.default_size_m),
         levels=NOMINAL,
-        num_candidates=num_candidates,
-        turns=turns,
-        default_size_m=default_size_m,
-        outside_share=outside_share,
-        typical_query=tuple(direction.tolist()),
-        region=tuple((float(lat), float(lon)) for lat, lon in region),
+        num_candidates=settings.num_candidates,
+        turns=settings.turns,
+        default_size_m=settings.default_size_m,
+        outside_share=settings.outside_share,
+        typical_query=tuple(typicality.direction.tolist()),
+        region=tuple((float(lat), float(lon)) for lat, lon in settings.region),
     )
     calibration = _fit_shares(calibration, inside)
-    calibration = _fit_none(calibration, inside, outside, max_false_none)
-    return _fit_levels(calibration, inside)
+    none = fit_none(calibration, inside, outside, typicality, settings.max_false_none)
+    return replace(calibration, none=none), typicality.shrinkage
 
 
 def _fit_shares(calibration: Calibration, inside: HeldOut) -> Calibration:
     """Fit temperature and weight of the rest: the likelihood of the right candidates."""
     right = inside.right()
     rows = np.arange(len(right))
+    spread = float(np.std(inside.scores[np.isfinite(inside.scores)]))
+    start = np.array([np.log(max(spread / 2, 1e-4)), 1.0])
 
     def with_parameters(values: Floats64) -> Calibration:
         return replace(
@@ -87,68 +108,44 @@ def _fit_shares(calibration: Calibration, inside: HeldOut) -> Calibration:
     def loss(values: Floats64) -> float:
         shares, rest = with_parameters(values).shares(inside.scores)
         likelihood = np.where(right >= 0, shares[rows, np.maximum(right, 0)], rest)
-        prior = 1e-3 * float(values[1] ** 2)  # without a query beyond its list, it has no limit
+        prior = PRIOR * float((values[0] - start[0]) ** 2 + values[1] ** 2)
         return float(-np.log(np.maximum(likelihood, 1e-12)).mean()) + prior
 
-    spread = float(np.std(inside.scores[np.isfinite(inside.scores)]))
-    start = np.array([np.log(max(spread / 2, 1e-4)), 1.0])
     found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6})
     return with_parameters(found.x)
 
 
-def _fit_none(
-    calibration: Calibration, inside: HeldOut, outside: HeldOut, max_false_none: float
-) -> Calibration:
-    """Fit the logistic model of lying outside, both kinds of queries weighing the same."""
-    own = calibration.features(inside.scores, inside.queries)
-    others = calibration.features(outside.scores, outside.queries)
-    column = FEATURES.index("typicality")
-    own[:, column], others[:, column] = cross_fitted_typicality(inside, outside)
-    both = np.concatenate([own, others])
-    center = both.mean(axis=0)
-    scale = np.maximum(both.std(axis=0), 1e-6)
-    model = NoneModel(
-        (0.0,) * len(FEATURES), tuple(center.tolist()), tuple(scale.tolist()), 0.0, 0.0
-    )
-    labels = np.repeat([-1.0, 1.0], [len(own), len(others)])
-    weights = np.repeat([0.5 / len(own), 0.5 / len(others)], [len(own), len(others)])
+def _cross_fitted_mass(
+    inside: HeldOut, outside: HeldOut, settings: _Settings, shrinkage: float
+) -> list[float]:
+    """Compute the mass at the truth of each located query, by a model fitted without it.
 
-    def with_parameters(values: Floats64) -> NoneModel:
-        return replace(model, weights=tuple(values[:-1].tolist()), bias=float(values[-1]))
-
-    def loss(values: Floats64) -> float:
-        odds = with_parameters(values).log_odds(both)
-        ridge = RIDGE / 2 * float((values[:-1] ** 2).sum())
-        return float(-(weights * log_expit(labels * odds)).sum()) + ridge
-
-    found = minimize(loss, np.zeros(len(FEATURES) + 1), method="L-BFGS-B")
-    model = with_parameters(found.x)
-    prior = np.log(calibration.outside_share / (1 - calibration.outside_share))
-    model = replace(model, bias=model.bias + float(prior))
-    threshold = _choose_threshold(model.log_odds(own), model.log_odds(others), max_false_none)
-    return replace(calibration, none=replace(model, threshold=threshold))
-
-
-def _choose_threshold(own: Floats64, others: Floats64, max_false_none: float) -> float:
-    """Choose the log-odds above which a query is not located.
-
-    As many from outside as possible are found while at most max_false_none of those from inside
-    are; halfway, where there is room between both.
+    A model's own queries lie nearer to its answers than others do: radii that are chosen on them
+    would hold too few.
     """
-    least = float(np.quantile(own, 1 - CAUTION * max_false_none))
-    most = float(np.quantile(others, 0.05))
-    return max(least, (least + most) / 2)
+    fold = deal_folds(inside.places, NUM_FOLDS)
+    other_fold = deal_folds(outside.places, NUM_FOLDS)
+    held: list[float] = []
+    for number in range(NUM_FOLDS):
+        is_kept = fold != number
+        is_other_kept = other_fold != number
+        if not (is_kept.any() and (~is_kept).any() and is_other_kept.any()):
+            continue
+        model, _ = _fit_model(
+            inside.take(is_kept), outside.take(is_other_kept), settings, (shrinkage,)
+        )
+        held.extend(mass_at_truth(model, inside.take(~is_kept)))
+    return held
 
 
-def _fit_levels(calibration: Calibration, inside: HeldOut) -> Calibration:
-    """Fit the levels of mass at which the radii hold their nominal shares of true positions."""
-    held = np.array(mass_at_truth(calibration, inside))
-    if len(held) < FEWEST_QUERIES:
-        return calibration
+def _choose_levels(held: list[float]) -> tuple[float, float]:
+    """Choose the levels of mass at which radii hold their nominal shares of true positions."""
+    if len(held) < FEWEST_QUERIES // 2:
+        return NOMINAL
     low, high = (
         float(np.quantile(held, min(nominal * (1 + 1 / len(held)), 1.0))) for nominal in NOMINAL
     )
-    return replace(calibration, levels=(low, max(low, high)))
+    return low, max(low, high)
 
 
 def mass_at_truth(calibration: Calibration, queries: HeldOut) -> list[float]:

@@ -113,6 +113,13 @@ def halves(places: Ints, seed: int = 0) -> tuple[Bools, Bools]:
     return is_first, ~is_first
 
 
+def deal_folds(places: Ints, num_folds: int, seed: int = 1) -> Ints:
+    """Deal queries to folds at random -> fold[M]; queries of a place share one."""
+    number = np.unique(places, return_inverse=True)[1]
+    order = np.random.default_rng(seed).permutation(int(number.max(initial=-1)) + 1)
+    return np.asarray(order[number] % num_folds, np.int64)
+
+
 def concatenate(parts: Sequence[HeldOut]) -> HeldOut:
     """Join queries with as many candidates each."""
     columns: dict[str, Any] = {

@@ -1,117 +1,111 @@
-"""Choose how many inliers a refined position needs, on queries whose position is known."""
+"""Choose how many inliers a refined position needs, and which photos are refined at all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.arrays import Bools
 from s4g_ray.data.image_table import ImageTable
-from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.fitting.held_out import HeldOut
-from s4g_ray.gallery.fitting.query_search import read_queries
-from s4g_ray.gallery.refinement import LEAST_INLIERS, find_features, refine_position
-from s4g_ray.gallery.search.candidates import Found, group_cells
-from s4g_ray.gallery.search.options import LocateOptions
-from s4g_ray.gallery.search.refine import NUM_REFINED
+from s4g_ray.gallery.fitting.refinement_trials import RefinementTrials, refine_queries
+from s4g_ray.gallery.fitting.sampling_errors import upper_bound
+from s4g_ray.gallery.refinement import LEAST_INLIERS
+from s4g_ray.gallery.search.appearance import Appearance
 
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
 
-MOST_QUERIES = 150  # that are refined: 0.1 to 0.2 s each
-TOLERANCE_SIZES = 0.025  # of a right position, in tile sides: 48 m of 1,920
 MOST_WRONG = 0.05  # of the positions that are accepted
+# of the queries with a right tile, that must be placed: features that find fewer match by chance
+# of the scene, and nothing tells for which
+LEAST_PLACED = 0.5
 FEWEST_ACCEPTED = 10  # below which nothing can be said about them
 LARGEST = 200
 
 
 @dataclass(frozen=True)
-class Refinements:
-    """The best refined position of each of M queries: inliers[M], 0 for none, and error_m[M]."""
+class RefinementRule:
+    """Which positions are accepted; min_inliers None: none. report: as JSON has it."""
 
-    inliers: Ints
-    error_m: Floats64
-    size_m: Floats64  # of its tile
-    has_right_tile: Ints  # 1: a compared candidate is the right one
+    min_inliers: int | None
+    appearance: Appearance | None = None
+    report: dict[str, Any] = field(default_factory=dict)
 
-    def is_wrong(self) -> Ints:
-        """Return 1 for positions farther off than TOLERANCE_SIZES."""
-        return (self.error_m > TOLERANCE_SIZES * self.size_m).astype(np.int64)
+    def accepts(self, trials: RefinementTrials) -> Bools:
+        """Return which of M trials give a position that is accepted."""
+        if self.min_inliers is None:
+            return np.zeros(len(trials), bool)
+        is_accepted = trials.inliers >= self.min_inliers
+        if self.appearance is not None:
+            is_accepted &= self.appearance.distances(trials.looks) <= self.appearance.limit
+        return is_accepted
 
 
-def compared_columns(held: HeldOut, calibration: Calibration) -> list[list[int]]:
-    """Choose the candidates that locating compares with each of M queries -> their columns.
+def measure_refinement(
+    gallery: Gallery,
+    queries: ImageTable,
+    first: HeldOut,
+    second: HeldOut,
+    calibration: Calibration,
+) -> RefinementRule:
+    """Choose a rule on the first half of the queries, and describe it on the second.
 
-    They are the best tiles of the most probable groups of overlapping ones.
+    It accepts nothing, and gives the reason, where OpenCV is not installed or local features do
+    not place the queries reliably.
     """
-    found = Found(held.ids, held.scores, np.zeros_like(held.ids))
-    groups = group_cells(found, held.lat, held.lon, held.size_m, LocateOptions.top)
-    shares, _ = calibration.shares(held.scores)
-    chosen = []
-    for group, share in zip(groups, shares, strict=True):
-        is_grouped = group >= 0
-        order = np.argsort(-np.bincount(group[is_grouped], share[is_grouped]), kind="stable")
-        chosen.append([int(np.argmax(group == number)) for number in order[:NUM_REFINED]])
-    return chosen
+    try:
+        fitted = refine_queries(gallery, queries, first, calibration)
+    except InputError as error:
+        return RefinementRule(None, report={"min_inliers": None, "reason": str(error)})
+    rule = choose_rule(fitted)
+    if rule.min_inliers is None:
+        return rule
+    tested = refine_queries(gallery, queries, second, calibration)
+    return RefinementRule(rule.min_inliers, rule.appearance, describe_rule(rule, tested))
 
 
-def refine_queries(
-    gallery: Gallery, queries: ImageTable, held: HeldOut, calibration: Calibration
-) -> Refinements:
-    """Refine up to MOST_QUERIES queries by their best candidates; the most inliers count."""
-    rows = np.flatnonzero(np.isfinite(held.true_lat))
-    if len(rows) > MOST_QUERIES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_QUERIES, replace=False))
-    chosen = held.take(rows)
-    right = chosen.right()
-    compared = compared_columns(chosen, calibration)
-    found = []
-    for row in range(len(chosen)):
-        picture = read_queries(queries, chosen.rows[row : row + 1], None)[0]
-        if picture is None:
-            continue
-        ours = find_features(picture)
-        best = (0, np.inf, float(chosen.size_m[row, 0]))
-        for column in compared[row]:
-            size_m = float(chosen.size_m[row, column])
-            if not np.isfinite([size_m, chosen.lat[row, column], chosen.lon[row, column]]).all():
-                continue
-            refined = refine_position(
-                ours,
-                gallery.read_tile(int(chosen.ids[row, column])),
-                lat=float(chosen.lat[row, column]),
-                lon=float(chosen.lon[row, column]),
-                size_m=size_m,
-                min_inliers=LEAST_INLIERS,
-            )
-            if refined is not None and refined.inliers > best[0]:
-                error = metres_between(
-                    refined.lat, refined.lon, chosen.true_lat[row], chosen.true_lon[row]
-                )
-                best = (refined.inliers, float(error), size_m)
-        found.append((*best, int(right[row] in compared[row])))
-    columns = np.array(found, np.float64).reshape(-1, 4)
-    return Refinements(
-        inliers=columns[:, 0].astype(np.int64),
-        error_m=columns[:, 1],
-        size_m=columns[:, 2],
-        has_right_tile=columns[:, 3].astype(np.int64),
-    )
+def choose_rule(trials: RefinementTrials) -> RefinementRule:
+    """Choose the least inliers, and the look of photos that are refined.
+
+    Accepts nothing where local features do not place such photos reliably: too few positions, too
+    many wrong ones, or fewer than LEAST_PLACED of the queries whose right tile was compared.
+    """
+    least = choose_min_inliers(trials)
+    if least is None:
+        return _refuse(trials, "local features place too few of the queries")
+    is_placed = (trials.inliers >= least) & ~trials.is_wrong()
+    num_right = int(trials.has_right_tile.sum())
+    num_placed = int((is_placed & trials.has_right_tile).sum())
+    if num_placed < LEAST_PLACED * num_right:
+        return _refuse(
+            trials,
+            f"local features place {num_placed} of {num_right} queries whose tile is right;"
+            f" {LEAST_PLACED:.0%} are needed to rely on them",
+        )
+    return RefinementRule(least, Appearance.fit(trials.looks[is_placed]))
 
 
-def choose_min_inliers(refinements: Refinements) -> int | None:
+def _refuse(trials: RefinementTrials, reason: str) -> RefinementRule:
+    report = {"num_queries": len(trials), "min_inliers": None, "reason": reason}
+    return RefinementRule(None, report=report)
+
+
+def choose_min_inliers(trials: RefinementTrials) -> int | None:
     """Choose the least inliers from which on less than MOST_WRONG of the positions are wrong.
 
-    Counts one wrong position more than was seen (Laplace). None where fewer than FEWEST_ACCEPTED
-    are accepted: such queries show nothing that local features could find.
+    Counts one wrong position more than was seen (Laplace). They are more than any comparison with
+    a tile elsewhere has. None where fewer than FEWEST_ACCEPTED are accepted: such queries show
+    nothing that local features could find.
     """
-    wrong = refinements.is_wrong()
-    for least in range(LEAST_INLIERS + 1, LARGEST):
-        is_accepted = refinements.inliers >= least
+    wrong = trials.is_wrong()
+    first = max(LEAST_INLIERS, int(trials.elsewhere_inliers.max(initial=0))) + 1
+    for least in range(first, LARGEST):
+        is_accepted = trials.inliers >= least
         count = int(is_accepted.sum())
         if count < FEWEST_ACCEPTED:
             return None
@@ -122,43 +116,33 @@ def choose_min_inliers(refinements: Refinements) -> int | None:
     return None
 
 
-def describe_refinements(refinements: Refinements, min_inliers: int | None) -> dict[str, object]:
-    """Describe what a number of inliers accepts, as JSON has it."""
-    if min_inliers is None:
-        return {"num_queries": len(refinements.inliers), "min_inliers": None}
-    is_accepted = refinements.inliers >= min_inliers
-    wrong = refinements.is_wrong()
-    has_right = refinements.has_right_tile > 0
-    return {
-        "num_queries": len(refinements.inliers),
-        "min_inliers": min_inliers,
-        "accepted": float(is_accepted.mean()),
-        "wrong_of_accepted": float(wrong[is_accepted].mean()) if is_accepted.any() else 0.0,
-        "found_of_right_tiles": float(is_accepted[has_right].mean()) if has_right.any() else 0.0,
-        "median_error_m": float(np.median(refinements.error_m[is_accepted]))
-        if is_accepted.any()
-        else None,
-    }
+def describe_rule(rule: RefinementRule, trials: RefinementTrials) -> dict[str, Any]:
+    """Describe what a rule accepts of queries that it was not chosen on, as JSON has it.
 
-
-def measure_min_inliers(
-    gallery: Gallery,
-    queries: ImageTable,
-    first: HeldOut,
-    second: HeldOut,
-    calibration: Calibration,
-) -> tuple[int | None, dict[str, object]]:
-    """Choose min_inliers on the first half of the queries, and describe it on the second.
-
-    None, with the reason, where OpenCV is not installed or nothing can be said.
+    most_false: the 95 % bound on the share of tiles elsewhere that are taken for a position.
     """
-    try:
-        fitted = refine_queries(gallery, queries, first, calibration)
-    except InputError as error:
-        return None, {"min_inliers": None, "reason": str(error)}
-    chosen = choose_min_inliers(fitted)
-    if chosen is None:
-        report = describe_refinements(fitted, None)
-        return None, {**report, "reason": "local features place too few of the queries"}
-    tested = refine_queries(gallery, queries, second, calibration)
-    return chosen, describe_refinements(tested, chosen)
+    is_accepted = rule.accepts(trials)
+    is_wrong = trials.is_wrong()
+    has_right = trials.has_right_tile
+    least = rule.min_inliers
+    num_false = 0 if least is None else int((trials.elsewhere_inliers >= least).sum())
+    num_elsewhere = len(trials.elsewhere_inliers)
+    looks_unusual = None
+    if rule.appearance is not None and len(trials):
+        distances = rule.appearance.distances(trials.looks)
+        looks_unusual = float((distances > rule.appearance.limit).mean())
+    return {
+        "num_queries": len(trials),
+        "min_inliers": least,
+        "accepted": float(is_accepted.mean()) if len(trials) else 0.0,
+        "looks_unusual": looks_unusual,
+        "wrong_of_accepted": float(is_wrong[is_accepted].mean()) if is_accepted.any() else 0.0,
+        "num_right_tiles": int(has_right.sum()),
+        "found_of_right_tiles": float(is_accepted[has_right].mean()) if has_right.any() else 0.0,
+        "num_elsewhere": num_elsewhere,
+        "false_of_elsewhere": num_false,
+        "most_false": upper_bound(num_false, num_elsewhere),
+        "median_error_m": (
+            float(np.median(trials.error_m[is_accepted])) if is_accepted.any() else None
+        ),
+    }

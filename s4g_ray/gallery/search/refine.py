@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from s4g_ray.errors import RunError, first_line
 from s4g_ray.gallery.answer import Answer, Candidate
+from s4g_ray.gallery.search.appearance import describe_look
 
 if TYPE_CHECKING:
     from s4g_ray.gallery.calibration import Calibration
@@ -20,6 +21,10 @@ _UNCALIBRATED = (
     "not refined: no calibration chose how many inliers an exact position needs; run"
     " `s4g gallery calibrate`"
 )
+_UNUSUAL = (
+    "not refined: the photo looks unlike those of the calibration that were placed exactly; for"
+    " another camera, run `s4g gallery calibrate` on its photos"
+)
 _REMOVED = "not compared: tile {} was removed from the gallery meanwhile"
 _NO_GROUND = "not refined: the position or the ground size of the best tiles is unknown"
 
@@ -30,15 +35,22 @@ def refine_answer(
     """Return the answer with its exact position, where one of its best candidates gives it.
 
     The position with the most inliers counts, if it has as many as the calibration asks for.
-    Without a calibration, or tiles of known size, nothing is refined, and the note says so. A tile
-    that cannot be read, or was removed meanwhile, is left out, and the note names it.
+    Without a calibration, or tiles of known size, or for a photo unlike those of the calibration,
+    nothing is refined, and the note says so. A tile that cannot be read, or was removed meanwhile,
+    is left out, and the note names it.
     """
     from s4g_ray.gallery.refinement import find_features, refine_position
 
     if not answer.is_located or photo.pixels is None:
         return answer
-    if calibration is None or calibration.min_inliers is None:
+    if calibration is None:
         return _add_note(answer, _UNCALIBRATED)
+    if calibration.min_inliers is None:
+        reason = calibration.report.get("refinement", {}).get("reason")
+        return _add_note(answer, f"not refined: {reason}" if reason else _UNCALIBRATED)
+    appearance = calibration.appearance
+    if appearance is not None and not appearance.is_usual(describe_look(photo.pixels)):
+        return _add_note(answer, _UNUSUAL)
     compared = [one for one in answer.candidates[:NUM_REFINED] if _has_ground(one)]
     if not compared:
         return _add_note(answer, _NO_GROUND)

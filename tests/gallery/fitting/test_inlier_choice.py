@@ -12,38 +12,54 @@ from s4g_ray.gallery.fitting.held_out import HeldOut
 from s4g_ray.gallery.fitting.inlier_choice import (
     FEWEST_ACCEPTED,
     MOST_WRONG,
-    Refinements,
     choose_min_inliers,
-    compared_columns,
-    describe_refinements,
+    choose_rule,
+    describe_rule,
 )
+from s4g_ray.gallery.fitting.refinement_trials import RefinementTrials, compared_columns
 from s4g_ray.gallery.locate import locate
+from s4g_ray.gallery.search.appearance import NUM_VALUES
 from s4g_ray.gallery.search.refine import NUM_REFINED
 from tests.gallery.test_locate import calibration
 from tests.support.tiny_gallery import TinyGallery
 
 
-def make(inliers: list[int], errors: list[float]) -> Refinements:
+def make(
+    inliers: list[int], errors: list[float], *, elsewhere: int = 0, look: float = 0.0
+) -> RefinementTrials:
+    """Trials whose right tile was compared; elsewhere: most inliers with another tile."""
     count = len(inliers)
-    return Refinements(
+    looks = np.random.default_rng(count).normal(look, 1, (count, NUM_VALUES))
+    return RefinementTrials(
         np.array(inliers),
         np.array(errors, np.float64),
         np.full(count, 1000.0),
-        np.ones(count, np.int64),
+        np.ones(count, bool),
+        looks,
+        np.array([0] * 50 + [elsewhere]),
     )
 
 
 def test_wrong_positions_push_the_limit_above_their_inliers() -> None:
     found = make([5] * 20 + [6] * 20 + [30] * 80, [500.0] * 40 + [10.0] * 80)
-    chosen = choose_min_inliers(found)
-    assert chosen == 7
-    told = describe_refinements(found, chosen)
+    rule = choose_rule(found)
+    assert rule.min_inliers == 7
+    told = describe_rule(rule, found)
     assert told["wrong_of_accepted"] == 0
-    assert told["accepted"] == 80 / 120
+    assert told["accepted"] == pytest.approx(80 / 120, abs=0.03)  # unusual looks are refused
 
 
 def test_without_wrong_positions_the_least_is_chosen() -> None:
     assert choose_min_inliers(make([40] * 50, [5.0] * 50)) == 5
+
+
+def test_a_tile_elsewhere_is_never_accepted_again() -> None:
+    found = make([40] * 50, [5.0] * 50, elsewhere=11)
+    rule = choose_rule(found)
+    assert rule.min_inliers == 12
+    told = describe_rule(rule, found)
+    assert (told["false_of_elsewhere"], told["num_elsewhere"]) == (0, 51)
+    assert told["most_false"] == pytest.approx(1 - 0.05 ** (1 / 51))  # none of 51, with 95 %
 
 
 def test_queries_without_a_chance_choose_nothing() -> None:
@@ -51,6 +67,25 @@ def test_queries_without_a_chance_choose_nothing() -> None:
     few = FEWEST_ACCEPTED - 1
     assert choose_min_inliers(make([40] * few, [5.0] * few)) is None
     assert choose_min_inliers(make([8] * 50, [900.0] * 50)) is None
+
+
+def test_queries_that_are_seldom_placed_are_all_refused() -> None:
+    """As thermal ones: an eighth is placed well, and nothing tells which of the others could be."""
+    found = make([0] * 140 + [20] * 20, [np.inf] * 140 + [5.0] * 20)
+    assert choose_min_inliers(found) == 5
+    rule = choose_rule(found)
+    assert rule.min_inliers is None
+    assert "20 of 160 queries whose tile is right" in rule.report["reason"]
+    assert not rule.accepts(found).any()
+
+
+def test_photos_of_another_look_are_not_accepted() -> None:
+    rule = choose_rule(make([40] * 60, [5.0] * 60))
+    alike = make([40] * 61, [5.0] * 61)
+    other = make([40] * 61, [5.0] * 61, look=4.0)
+    assert rule.accepts(alike).mean() > 0.9
+    assert not rule.accepts(other).any()
+    assert describe_rule(rule, other)["looks_unusual"] == 1
 
 
 def test_the_share_of_wrong_positions_stays_below_its_limit() -> None:
