@@ -23,7 +23,7 @@ FIXED = 2.0**SHIFT
 MASK = (1 << SHIFT) - 1  # of the part of a position within a pixel
 WHOLE = 16  # bytes that are computed together
 FINE = 22  # of such a part in 32 bits
-MAX_SLIP = 1 << (SHIFT - 3)  # of a point against the pixel of the window: runs of 8 and more
+MAX_SLIP = 1 << (SHIFT - 2)  # of a point against the pixel of the window: longer runs pay
 
 
 def resample(
@@ -150,7 +150,7 @@ def _fill_inside(
     y_step = int(line[3] * FIXED)
     x_slip = x_step - (1 << SHIFT)  # of a point against the pixel of the window
     num_points = len(pixels) // 3
-    if max(abs(x_slip), abs(y_step)) > MAX_SLIP:
+    if abs(x_slip) + abs(y_step) > MAX_SLIP:
         _fill_points(window, stride, (x, y, x_step, y_step), pixels)
         return
     done = 0
@@ -240,10 +240,13 @@ def _fill_points(
             right = k + np.uint64(3)
             a = np.int32(window[at + k])
             b = np.int32(window[below + k])
-            upper = (a << BITS) + (np.int32(window[at + right]) - a) * u
-            lower = (b << BITS) + (np.int32(window[below + right]) - b) * u
-            value = (upper << BITS) + (lower - upper) * v
-            pixels[np.uint64(3 * j) + k] = np.uint8((value + HALF) >> (2 * BITS))
+            wide = np.int32(np.int32(window[at + right]) - a)
+            upper = np.int32(np.int32(a << BITS) + np.int32(wide * u))
+            wide = np.int32(np.int32(window[below + right]) - b)
+            lower = np.int32(np.int32(b << BITS) + np.int32(wide * u))
+            down = np.int32(np.int32(lower - upper) * v)
+            value = np.int32(np.int32(np.int32(upper << BITS) + down) + HALF)
+            pixels[np.uint64(3 * j) + k] = np.uint8(value >> np.int32(2 * BITS))
         x += x_step
         y += y_step
 
