@@ -20,6 +20,10 @@ ONE = np.int32(1 << BITS)
 HALF = np.int32(1 << (2 * BITS - 1))
 SHIFT = 32  # of a position in whole numbers
 FIXED = 2.0**SHIFT
+MASK = (1 << SHIFT) - 1  # of the part of a position within a pixel
+WHOLE = 16  # bytes that are computed together
+FINE = 22  # of such a part in 32 bits
+MAX_SLIP = 1 << (SHIFT - 2)  # of a point against the pixel of the window: longer runs pay
 
 
 def resample(
@@ -62,6 +66,7 @@ def _resample(
     size = tile.shape[0]
     cells = points.shape[0] - 1
     masked = valid.shape[0] > 0
+    thirds = np.arange(3 * size, dtype=np.int32) // np.int32(3)
     count = 0
     for i in range(size):
         for cell in range(cells):
@@ -89,11 +94,12 @@ def _resample(
                 low, high = _find_inside(x_0, x_step, width, first, last)
                 low, high = _find_inside(y_0, y_step, height, low, high)
                 starts = (x_0 + x_step * low - 0.5, y_0 + y_step * low - 0.5, x_step, y_step)
-                _fill_inside(flat, 3 * width, starts, tile[i, low:high].reshape(-1))
+                _fill_inside(flat, 3 * width, starts, thirds, tile[i, low:high].reshape(-1))
                 filled[i, low:high] = 1
                 count += high - low
-            for j in range(first, last):
-                if low <= j < high or filled[i, j]:
+            for k in range(first, last - high + low):
+                j = k if k < low else k + high - low
+                if filled[i, j]:
                     continue
                 x = x_0 + x_step * j
                 y = y_0 + y_step * j
@@ -127,17 +133,103 @@ def _fill_inside(
     window: NDArray[np.uint8],
     stride: int,
     line: tuple[float, float, float, float],
+    thirds: NDArray[np.int32],
     pixels: NDArray[np.uint8],
 ) -> None:
-    """Interpolate points along a line within a window, in whole numbers: 2.5 ns a pixel.
+    """Interpolate points along a line within a window, in whole numbers.
 
     window: flat, `stride` bytes a row. line: the first column and row, of pixel centres, and the
-    steps. pixels: flat, three bytes a point.
+    steps. thirds: 0, 0, 0, 1, 1, 1, ... pixels: flat, three bytes a point.
+
+    Where steps are near to a pixel of the window along its rows, many points follow each other
+    whose pixels lie side by side: those are computed together.
     """
-    x = np.int64(line[0] * FIXED)
-    y = np.int64(line[1] * FIXED)
-    x_step = np.int64(line[2] * FIXED)
-    y_step = np.int64(line[3] * FIXED)
+    x = int(line[0] * FIXED)
+    y = int(line[1] * FIXED)
+    x_step = int(line[2] * FIXED)
+    y_step = int(line[3] * FIXED)
+    x_slip = x_step - (1 << SHIFT)  # of a point against the pixel of the window
+    num_points = len(pixels) // 3
+    if abs(x_slip) + abs(y_step) > MAX_SLIP:
+        _fill_points(window, stride, (x, y, x_step, y_step), pixels)
+        return
+    done = 0
+    while done < num_points:
+        count = min(_run_length(x, x_slip), _run_length(y, y_step), num_points - done)
+        at = (y >> SHIFT) * stride + (x >> SHIFT) * 3
+        part = (_to_fine(x & MASK), _to_fine(x_slip), _to_fine(y & MASK), _to_fine(y_step))
+        # points beyond the run are computed again: vectors of equal length are faster
+        size = min((3 * count + WHOLE - 1) // WHOLE * WHOLE, len(pixels) - 3 * done)
+        size = min(size, len(window) - at - stride - 3)
+        _fill_run(window, at, stride, part, thirds, pixels[3 * done : 3 * done + size])
+        x += x_step * count
+        y += y_step * count
+        done += count
+
+
+@numba.njit(cache=True, nogil=True)
+def _run_length(position: int, slip: int) -> int:
+    """Return how many points have the same whole part, from a position on, `slip` apart."""
+    part = position & MASK
+    if slip > 0:
+        return (MASK - part) // slip + 1
+    return part // -slip + 1 if slip else MASK
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_fine(value: int) -> np.int32:
+    """Return a position as a whole number of 1 / 2**FINE, rounded towards 0.
+
+    So sums of a part and of slips stay within the run: at least 0, below 1.
+    """
+    coarser = SHIFT - FINE
+    return np.int32(value >> coarser) if value >= 0 else np.int32(-(-value >> coarser))
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_run(
+    window: NDArray[np.uint8],
+    at: int,
+    stride: int,
+    part: tuple[np.int32, np.int32, np.int32, np.int32],
+    thirds: NDArray[np.int32],
+    pixels: NDArray[np.uint8],
+) -> None:
+    """Interpolate points whose pixels lie side by side: vectorized, 0.4 ns a byte.
+
+    part: of the first point, right of and below its first pixel, and how they change, in
+    1 / 2**FINE. Casts keep the compiler from widening everything to 64 bits.
+    """
+    count = len(pixels)
+    upper_left = window[at : at + count]
+    upper_right = window[at + 3 : at + 3 + count]
+    lower_left = window[at + stride : at + stride + count]
+    lower_right = window[at + stride + 3 : at + stride + 3 + count]
+    x, x_slip, y, y_slip = part
+    for k in range(count):
+        point = thirds[k]
+        u = np.int32(np.int32(x + np.int32(point * x_slip)) >> (FINE - BITS))
+        v = np.int32(np.int32(y + np.int32(point * y_slip)) >> (FINE - BITS))
+        a = np.int32(upper_left[k])
+        b = np.int32(lower_left[k])
+        right = np.int32(np.int32(upper_right[k]) - a)
+        upper = np.int32(np.int32(a << BITS) + np.int32(right * u))
+        right = np.int32(np.int32(lower_right[k]) - b)
+        lower = np.int32(np.int32(b << BITS) + np.int32(right * u))
+        down = np.int32(np.int32(lower - upper) * v)
+        value = np.int32(np.int32(np.int32(upper << BITS) + down) + HALF)
+        pixels[k] = np.uint8(value >> np.int32(2 * BITS))
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_points(
+    window: NDArray[np.uint8],
+    stride: int,
+    line: tuple[int, int, int, int],
+    pixels: NDArray[np.uint8],
+) -> None:
+    """Interpolate points one by one. line: first column and row, steps, in 1 / FIXED."""
+    x, y, x_step, y_step = line
     for j in range(len(pixels) // 3):
         at = np.uint64((y >> SHIFT) * stride + (x >> SHIFT) * 3)
         below = at + np.uint64(stride)
@@ -148,10 +240,13 @@ def _fill_inside(
             right = k + np.uint64(3)
             a = np.int32(window[at + k])
             b = np.int32(window[below + k])
-            upper = (a << BITS) + (np.int32(window[at + right]) - a) * u
-            lower = (b << BITS) + (np.int32(window[below + right]) - b) * u
-            value = (upper << BITS) + (lower - upper) * v
-            pixels[np.uint64(3 * j) + k] = np.uint8((value + HALF) >> (2 * BITS))
+            wide = np.int32(np.int32(window[at + right]) - a)
+            upper = np.int32(np.int32(a << BITS) + np.int32(wide * u))
+            wide = np.int32(np.int32(window[below + right]) - b)
+            lower = np.int32(np.int32(b << BITS) + np.int32(wide * u))
+            down = np.int32(np.int32(lower - upper) * v)
+            value = np.int32(np.int32(np.int32(upper << BITS) + down) + HALF)
+            pixels[np.uint64(3 * j) + k] = np.uint8(value >> np.int32(2 * BITS))
         x += x_step
         y += y_step
 

@@ -225,7 +225,8 @@ def _divide(placed: _Placed, source: Source, pixels: int) -> Iterator[_Placed]:
     _, _, width, height = _window(placed, source.georeference)
     read = width * height / placed.factor**2
     used = len(placed.rows) * (pixels * placed.scale / placed.factor) ** 2
-    item = 4 * np.dtype(source.dtype).itemsize + 4  # bands with a mask, and the bytes of them
+    # bands with an alpha band, the same beside each other, and bytes with a mask
+    item = 7 * np.dtype(source.dtype).itemsize + 4
     wasteful = read > MIN_WINDOW and read > MAX_WASTE * used
     if len(placed.rows) == 1 or not (read * item > MAX_WINDOW_BYTES or wasteful):
         yield placed

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import numba
 import numpy as np
 import pyproj
 import rasterio
@@ -91,20 +92,20 @@ class Raster:
         chosen = numbers if alpha is None else [*numbers, alpha]
         is_plain = shape == (window.height, window.width) or self.palette
         method = Resampling.nearest if is_plain else Resampling.average
-        values = np.empty((*shape, len(chosen)), self.dtype)
+        bands = np.empty((len(chosen), *shape), self.dtype)
         valid = ALL_VALID
         with reading(uri) as source:
-            source.read(chosen, window=window, out=values.transpose(2, 0, 1), resampling=method)
+            source.read(chosen, window=window, out=bands, resampling=method)
             if uri in self.masks:
                 mask = source.read_masks(
                     chosen[0], window=window, out_shape=shape, resampling=method
                 )
                 valid = (mask >= 128).astype(np.uint8)
         if alpha is not None:
-            full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-            valid = _merge(valid, (values[..., -1] > full / 2).astype(np.uint8))
-            values = np.ascontiguousarray(values[..., :-1])
-        return Piece(values, valid)
+            full = np.iinfo(bands.dtype).max if bands.dtype.kind in "iu" else 1
+            valid = _merge(valid, (bands[-1] > full / 2).astype(np.uint8))
+            bands = bands[:-1]
+        return Piece(_interleave(bands), valid)
 
     def list_files(self) -> list[str]:
         """Return the files that pixels come from: those that a VRT names too."""
@@ -122,6 +123,30 @@ class Raster:
             "dtype": self.dtype,
             "nodata": list(self.nodata),
         }
+
+
+def _interleave(bands: NDArray[Any]) -> NDArray[Any]:
+    """Return values[h, w, C] of bands[C, h, w].
+
+    GDAL writes to values[h, w, 3] in 2.1 ns a pixel more than to bands, this takes 0.7 ns.
+    """
+    num_bands, height, width = bands.shape
+    if num_bands != 3:
+        return np.ascontiguousarray(bands.transpose(1, 2, 0))
+    values = np.empty((height, width, 3), bands.dtype)
+    _interleave_three(bands.reshape(3, -1), values.reshape(-1))
+    return values
+
+
+@numba.njit(cache=True, nogil=True)
+def _interleave_three(bands: NDArray[Any], values: NDArray[Any]) -> None:
+    red = bands[0]
+    green = bands[1]
+    blue = bands[2]
+    for i in range(len(red)):
+        values[3 * i] = red[i]
+        values[3 * i + 1] = green[i]
+        values[3 * i + 2] = blue[i]
 
 
 def _find_valid(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.uint8]:
