@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
-from s4g_ray.cli.imagery import imagery
+from s4g_ray.cli.imagery import check_libraries, imagery
 from s4g_ray.distributed.submitted_job import check_kept
 
 convert_app = typer.Typer(
@@ -245,6 +245,42 @@ def earth(
     with interruptible(), reporter.stage("cutting tiles") as update:
         dataset = earth.convert(source, target, on_progress=update, **options)
     _finish(dataset, [], reporter, as_json)
+
+
+@convert_app.command()
+def landsat(
+    source: Annotated[
+        str, typer.Argument(help="localtileserver, the package, or the path of its landsat.tif.")
+    ],
+    target: Target,
+    size_m: Annotated[float, typer.Option(help="Side of a tile, metres of ground.")] = 1920,
+    pixels: Annotated[int, typer.Option(help="Side of a tile and of a query, pixels.")] = 64,
+    queries_per_tile: Annotated[int, typer.Option(help="Queries of each place.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the queries' angle, shift and scale.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Cut infrared queries and true-colour tiles of a Landsat scene.
+
+    The tiles are in TARGET/region too, as `s4g convert imagery` cuts them; some further photos in
+    TARGET/photos.
+    """
+    check_libraries()
+    from s4g_ray.datasets import landsat
+
+    options = {
+        "size_m": size_m,
+        "pixels": pixels,
+        "queries_per_tile": queries_per_tile,
+        "seed": seed,
+    }
+    check_kept("TARGET", target)
+    reporter = make_reporter(as_json)
+    notes: list[str] = []
+    with interruptible(), reporter.stage("cutting queries") as update:
+        dataset = landsat.convert(
+            source, target, report=notes.append, on_progress=update, **options
+        )
+    _finish(dataset, notes, reporter, as_json)
 
 
 def _convert(

@@ -8,7 +8,6 @@ turned by any angle, shifted and scaled. The east of the scene is held out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Bools, Floats64, Ints
+from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.data.dataset import GeoDataset, refuse_existing, write_dataset
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.imagery.convert import convert as convert_imagery
@@ -45,7 +44,9 @@ MAX_SHIFT = 0.125  # queries: share of the tile's side, on each axis
 SCALES = (0.85, 1.18)  # queries: range of the side, relative to the tile's
 MIN_TEXTURE = 8.0  # standard deviation of grey levels, in both sensors, of a place with queries
 REGION = "region"  # the folder of the tiles, within the data set's
-QUALITY = 95  # of the queries' JPEG
+PHOTOS = "photos"  # that of the photos that no split holds, and of positions.csv
+NUM_PHOTOS = 8
+QUALITY = 95  # of JPEG
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ def convert(
     north_up = Pose(0.0, 0.0, 0.0, 1.0)
     is_textured = np.array(
         [
-            all(_texture(one.cut(cfg, *at, north_up)) >= MIN_TEXTURE for one in (true_color, infrared))
+            all(
+                _texture(one.cut(cfg, *at, north_up)) >= MIN_TEXTURE
+                for one in (true_color, infrared)
+            )
             for at in zip(lat, lon, strict=True)
         ]
     )
@@ -147,6 +151,7 @@ def convert(
     report(f"test tiles without queries, at the scene's border or plain: {num_plain:,}")
     rows = np.flatnonzero(is_kept & has_queries)
     queries = _cut_queries(cfg, target, infrared, tiles.take(rows), split[rows], on_progress)
+    _cut_photos(cfg, target, infrared, tiles.take(rows[split[rows] == "test"]))
     uris = [f"{REGION}/{uri}" for uri in tiles["uri"].to_pylist()]
     tiles = tiles.set_column(tiles.schema.get_field_index("uri"), "uri", pa.array(uris))
     tiles = tiles.set_column(tiles.schema.get_field_index("split"), "split", pa.array(split))
@@ -254,32 +259,47 @@ def _cut_queries(
 ) -> pa.Table:
     """Write the queries of tiles, and return their rows."""
     rows: list[dict[str, Any]] = []
-    lat = tiles["lat"].to_numpy()
-    lon = tiles["lon"].to_numpy()
-    for row, number in _numbered(len(tiles), options.queries_per_tile):
-        tile_id = int(tiles["id"][row].as_py())
-        pose = draw_pose(options, tile_id, number)
-        name = f"images/queries/{len(rows):05d}.jpg"
-        picture = sensor.cut(options, lat[row], lon[row], pose)
-        data = simplejpeg.encode_jpeg(picture, quality=QUALITY, colorsubsampling="444")
-        files.write_bytes(files.join(target, name), data)
-        moved = _move(lat[row], lon[row], np.array([pose.east_m]), np.array([pose.north_m]))
-        rows.append(
-            {
-                "id": len(rows),
-                "place_id": tile_id,
-                "uri": name,
-                "lat": float(moved[0][0]),
-                "lon": float(moved[1][0]),
-                "split": str(split[row]),
-                "source_id": f"turned {pose.azimuth_deg:.1f} degrees, scaled {pose.scale:.3f}",
-            }
-        )
-        on_progress(len(rows), len(tiles) * options.queries_per_tile)
+    total = len(tiles) * options.queries_per_tile
+    for row, tile in enumerate(tiles.select(["id", "lat", "lon"]).to_pylist()):
+        for number in range(options.queries_per_tile):
+            name = f"images/queries/{len(rows):05d}.jpg"
+            pose = draw_pose(options, tile["id"], number)
+            lat, lon = _write_picture(options, files.join(target, name), sensor, tile, pose)
+            rows.append(
+                {
+                    "id": len(rows),
+                    "place_id": tile["id"],
+                    "uri": name,
+                    "lat": lat,
+                    "lon": lon,
+                    "split": str(split[row]),
+                    "source_id": f"turned {pose.azimuth_deg:.1f} degrees, scaled {pose.scale:.3f}",
+                }
+            )
+            on_progress(len(rows), total)
     return pa.Table.from_pylist(rows)
 
 
-def _numbered(num_tiles: int, per_tile: int) -> Iterator[tuple[int, int]]:
-    for row in range(num_tiles):
-        for number in range(per_tile):
-            yield row, number
+def _cut_photos(options: LandsatOptions, target: str, sensor: Sensor, tiles: pa.Table) -> None:
+    """Write a further query of some places of the split test, and their positions as CSV."""
+    rng = np.random.default_rng(options.seed)
+    chosen = rng.permutation(len(tiles))[:NUM_PHOTOS]
+    lines = ["path,lat,lon"]
+    for number, tile in enumerate(tiles.select(["id", "lat", "lon"]).take(chosen).to_pylist(), 1):
+        pose = draw_pose(options, tile["id"], options.queries_per_tile)
+        name = f"{number}.jpg"
+        uri = files.join(target, PHOTOS, name)
+        lat, lon = _write_picture(options, uri, sensor, tile, pose)
+        lines.append(f"{name},{lat:.6f},{lon:.6f}")
+    text = "\n".join([*lines, ""])
+    files.write_bytes(files.join(target, PHOTOS, "positions.csv"), text.encode())
+
+
+def _write_picture(
+    options: LandsatOptions, uri: str, sensor: Sensor, tile: dict[str, Any], pose: Pose
+) -> tuple[float, float]:
+    """Write the picture of a pose about a tile's centre, and return its own centre."""
+    picture = sensor.cut(options, tile["lat"], tile["lon"], pose)
+    files.write_bytes(uri, simplejpeg.encode_jpeg(picture, quality=QUALITY, colorsubsampling="444"))
+    centre = _move(tile["lat"], tile["lon"], np.array([pose.east_m]), np.array([pose.north_m]))
+    return float(centre[0][0]), float(centre[1][0])
