@@ -119,49 +119,45 @@ def convert(
     path = find_scene(source)
     infrared = Sensor.open(path, INFRARED)
     true_color = Sensor.open(path, TRUE_COLOR)
+    tiles = _cut_region(cfg, path, target)
+    lat = tiles["lat"].to_numpy()
+    lon = tiles["lon"].to_numpy()
+    split = split_places(cfg, lat, lon)
+    has_queries = infrared.holds(lat, lon, cfg.reach_m)
+    has_queries &= infrared.is_textured(cfg, lat, lon) & true_color.is_textured(cfg, lat, lon)
+    is_kept = (split == "test") | ((split == "train") & has_queries)
+    num_without = int((is_kept & ~has_queries).sum())
+    report(f"test tiles without queries, at the scene's border or plain: {num_without:,}")
+    rows = np.flatnonzero(is_kept & has_queries)
+    queries = _cut_queries(cfg, target, infrared, tiles.take(rows), split[rows], on_progress)
+    _cut_photos(cfg, target, infrared, tiles.take(rows[split[rows] == "test"]))
+    uris = [f"{REGION}/{uri}" for uri in tiles["uri"].to_pylist()]
+    for name, values in (("uri", uris), ("split", split.tolist())):
+        column = tiles.schema.get_field_index(name)
+        tiles = tiles.set_column(column, name, pa.array(values))
+    views = {
+        "references": f"true-colour tile; {ATTRIBUTION}",
+        "queries": "infrared image of bands 7, 5 and 4, turned, shifted and scaled",
+    }
+    references = tiles.filter(pa.array(is_kept))
+    return write_dataset(target, references, queries, name="landsat", views=views)
+
+
+def _cut_region(options: LandsatOptions, path: str, target: str) -> pa.Table:
+    """Cut the tiles of the scene into a data set of their own, and return its references."""
     region = convert_imagery(
         path,
         files.join(target, REGION),
-        size_m=cfg.size_m,
+        size_m=options.size_m,
         overlap=OVERLAP,
-        pixels=cfg.pixels,
+        pixels=options.pixels,
         bands=TRUE_COLOR,
         stretch=STRETCH,
         quality=QUALITY,
         name=f"landsat {REGION}",
         num_tasks=0,
     )
-    tiles = region.references.to_table().sort_by("id")
-    lat = tiles["lat"].to_numpy()
-    lon = tiles["lon"].to_numpy()
-    split = split_places(cfg, lat, lon)
-    north_up = Pose(0.0, 0.0, 0.0, 1.0)
-    is_textured = np.array(
-        [
-            all(
-                _texture(one.cut(cfg, *at, north_up)) >= MIN_TEXTURE
-                for one in (true_color, infrared)
-            )
-            for at in zip(lat, lon, strict=True)
-        ]
-    )
-    has_queries = is_textured & infrared.holds(lat, lon, cfg.reach_m)
-    is_kept = (split == "test") | ((split == "train") & has_queries)
-    num_plain = int((is_kept & ~has_queries).sum())
-    report(f"test tiles without queries, at the scene's border or plain: {num_plain:,}")
-    rows = np.flatnonzero(is_kept & has_queries)
-    queries = _cut_queries(cfg, target, infrared, tiles.take(rows), split[rows], on_progress)
-    _cut_photos(cfg, target, infrared, tiles.take(rows[split[rows] == "test"]))
-    uris = [f"{REGION}/{uri}" for uri in tiles["uri"].to_pylist()]
-    tiles = tiles.set_column(tiles.schema.get_field_index("uri"), "uri", pa.array(uris))
-    tiles = tiles.set_column(tiles.schema.get_field_index("split"), "split", pa.array(split))
-    views = {
-        "references": f"true-colour tile; {ATTRIBUTION}",
-        "queries": "infrared image of bands 7, 5 and 4, turned, shifted and scaled",
-    }
-    return write_dataset(
-        target, tiles.filter(pa.array(is_kept)), queries, name="landsat", views=views
-    )
+    return region.references.to_table().sort_by("id")
 
 
 def find_scene(source: str) -> str:
@@ -213,6 +209,12 @@ class Sensor:
         inside = (column >= 0) & (column <= width) & (row >= 0) & (row <= height)
         return np.asarray(inside.all(axis=1))
 
+    def is_textured(self, options: LandsatOptions, lat: Floats64, lon: Floats64) -> Bools:
+        """Return whether tiles about points [N] show more than a plain surface."""
+        north_up = Pose(0.0, 0.0, 0.0, 1.0)
+        pictures = (self.cut(options, *at, north_up) for at in zip(lat, lon, strict=True))
+        return np.array([picture.mean(axis=2).std() >= MIN_TEXTURE for picture in pictures])
+
     def cut(self, options: LandsatOptions, lat: float, lon: float, pose: Pose) -> Pixels:
         """Cut the picture of a pose about a tile's centre: [pixels, pixels, 3]."""
         centre = _move(lat, lon, np.array([pose.east_m]), np.array([pose.north_m]))
@@ -242,11 +244,6 @@ def _move(lat: Any, lon: Any, east_m: Floats64, north_m: Floats64) -> tuple[Floa
     )
     moved_lon, moved_lat, _ = GEOD.fwd(lon.ravel(), lat.ravel(), azimuth.ravel(), metres.ravel())
     return np.asarray(moved_lat).reshape(lat.shape), np.asarray(moved_lon).reshape(lat.shape)
-
-
-def _texture(picture: Pixels) -> float:
-    """Return the standard deviation of grey levels."""
-    return float(picture.mean(axis=2).std())
 
 
 def _cut_queries(
