@@ -11,7 +11,7 @@ WITH_CLUSTER := (cluster or s3 or hosts) and not gpu
 .PHONY: help demo check test lint bench clean
 
 help:
-	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes"
+	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes; ends with located photos"
 	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in less than 4 minutes"
 	@echo "make test   run all tests, those with a Ray cluster too, in less than 25 minutes"
 	@echo "make lint   run ruff and mypy"
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (about 7 GB, some minutes) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),demo,imagery,locate,heic,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),demo,heic,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt localtileserver
 	touch $@
 
