@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import typer
@@ -273,20 +274,22 @@ def landsat(
         "queries_per_tile": queries_per_tile,
         "seed": seed,
     }
-    check_kept("TARGET", target)
-    reporter = make_reporter(as_json)
-    notes: list[str] = []
-    with interruptible(), reporter.stage("cutting queries") as update:
-        dataset = landsat.convert(
-            source, target, report=notes.append, on_progress=update, **options
-        )
-    _finish(dataset, notes, reporter, as_json)
+    _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)
 
 
 def _convert(
-    convert: Callable[..., Any], source: str, target: str, as_json: bool, **options: Any
+    convert: Callable[..., Any],
+    source: str,
+    target: str,
+    as_json: bool,
+    *,
+    stage: str | None = None,
+    **options: Any,
 ) -> None:
-    """Run a converter; report what it leaves out, then what it made."""
+    """Run a converter; report what it leaves out, then what it made.
+
+    stage: the title of its progress, for a converter that takes `on_progress`.
+    """
     check_kept("TARGET", target)
     reporter = make_reporter(as_json)
     notes: list[str] = []
@@ -295,7 +298,9 @@ def _convert(
         notes.append(line)
         reporter.line(line)
 
-    with interruptible():
+    with interruptible(), ExitStack() as stack:
+        if stage is not None:
+            options["on_progress"] = stack.enter_context(reporter.stage(stage))
         dataset = convert(source, target, report=report, **options)
     _finish(dataset, notes, reporter, as_json)
 
