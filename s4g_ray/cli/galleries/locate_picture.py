@@ -43,7 +43,9 @@ def draw_answer(
     away_m = float(metres_between(answer.lat, answer.lon, *truth))
     figure = Figure(figsize=(12, 7.5))
     figure.suptitle(_describe(answer, away_m), x=0.02, ha="left", fontsize=14)
-    parts = figure.add_gridspec(1, 2, width_ratios=[1, 1.35], left=0.02, right=0.99, bottom=0.06)
+    parts = figure.add_gridspec(
+        1, 2, width_ratios=[1, 1.35], left=0.02, right=0.98, bottom=0.12, top=0.9, wspace=0.12
+    )
     pictures = parts[0].subgridspec(3, 2, height_ratios=[1.5, 1, 1], hspace=0.28, wspace=0.06)
     _show(figure.add_subplot(pictures[0, :]), photo, "photo")
     for rank, candidate in enumerate(answer.candidates[:NUM_SHOWN]):
@@ -58,7 +60,8 @@ def draw_answer(
 
 
 def _describe(answer: Answer, away_m: float) -> str:
-    text = f"{answer.photo}: {answer.lat:.4f}, {answer.lon:.4f}"
+    name = answer.photo.rsplit("/", 1)[-1]
+    text = f"{name}: {answer.lat:.4f}, {answer.lon:.4f}"
     if answer.radius_90_m is not None:
         text += f", 90 % within {format_metres(answer.radius_90_m)}"
     return f"{text}; the truth is {format_metres(away_m)} away"
@@ -103,7 +106,7 @@ def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, f
     axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))
     axes.tick_params(labelsize=8)
     axes.ticklabel_format(useOffset=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=4, frameon=False, fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=4, frameon=False, fontsize=9)
 
 
 def _draw_outline(
