@@ -99,9 +99,9 @@ def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, f
             circle = circle_geometry(answer.lat or 0.0, answer.lon or 0.0, radius_m)
             label = f"{name} within {format_metres(radius_m)}"
             _draw_outline(axes, circle, color=BLUE, linewidth=2, linestyle=line, label=label)
-    mark = {"s": 90, "edgecolors": "white", "linewidths": 1.2, "zorder": 5}
-    axes.scatter([answer.lon], [answer.lat], color=RED, marker="o", label="answer", **mark)
-    axes.scatter([truth[1]], [truth[0]], color=GREEN, marker="*", label="truth", **mark)
+    mark: dict[str, Any] = {"edgecolors": "white", "linewidths": 1.2, "zorder": 5}
+    axes.scatter([answer.lon], [answer.lat], s=90, color=RED, label="answer", **mark)
+    axes.scatter([truth[1]], [truth[0]], s=200, color=GREEN, marker="*", label="truth", **mark)
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))
     axes.tick_params(labelsize=8)
