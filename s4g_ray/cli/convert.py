@@ -196,7 +196,7 @@ def folder(
     """
     from s4g_ray.datasets import folder
 
-    options = {
+    options: dict[str, Any] = {
         "queries": queries,
         "references": references,
         "path_column": path_column,
@@ -268,7 +268,7 @@ def landsat(
     check_libraries()
     from s4g_ray.datasets import landsat
 
-    options = {
+    options: dict[str, Any] = {
         "size_m": size_m,
         "pixels": pixels,
         "queries_per_tile": queries_per_tile,

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,13 +52,13 @@ def test_the_demo_ends_with_a_table_a_picture_and_located_photos_and_resumes(
     data = tmp_path / "data"
     overrides = [*TINY, f"data.uri={data}", f"run_dir={tmp_path}/run"]
     reporter = Reporter(Console(file=io.StringIO()))
-    options = {"size_m": 3840.0, "pixels": 32, "queries_per_tile": 2}
+    options: dict[str, Any] = {"size_m": 3840.0, "pixels": 32, "queries_per_tile": 2}
     demo.convert_landsat("localtileserver", str(data), reporter, **options)
     result, printed = run(overrides)
     assert result.run.finished
     for row in ("untrained encoder", "gradient correlation", "trained, epoch 1"):
-        assert re.search(rf"{row} .*%.*%.*% .* m\b", printed), printed
-    assert printed.count("R@10 ") == 2, printed  # in the epoch's line, and in one table
+        assert re.search(rf"{row} .*%.*%.*% .* k?m\b", printed), printed
+    assert printed.count("median error ") == 3, printed  # two lines of evaluations, one table
 
     gallery = open_gallery(f"{tmp_path}/run/gallery")
     assert gallery.has_calibration
@@ -71,12 +72,12 @@ def test_the_demo_ends_with_a_table_a_picture_and_located_photos_and_resumes(
     assert picture.shape == (750, 1200, 3)
     rows = list(csv.DictReader((data / "photos/positions.csv").open()))
     assert len(result.located) == len(rows) == 8
-    for one, row in zip(result.located, rows, strict=True):
-        line = next(line for line in last if line.startswith(f"  {row['path']}: "))
+    for one, position in zip(result.located, rows, strict=True):
+        line = next(line for line in last if line.startswith(f"  {position['path']}: "))
         if one.error_m is None:
             assert f"no answer: {one.answer.reason}" in line
             continue
-        truth = (float(row["lon"]), float(row["lat"]))
+        truth = (float(position["lon"]), float(position["lat"]))
         _, _, away = Geod(ellps="sphere").inv(one.answer.lon, one.answer.lat, *truth)
         assert one.error_m == pytest.approx(away, rel=1e-3)
         assert f"{one.answer.lat:.4f}, {one.answer.lon:.4f}" in line

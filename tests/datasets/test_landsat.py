@@ -196,6 +196,7 @@ def test_wrong_options_and_sources_are_refused(
     target = str(tmp_path / "x")
     with pytest.raises(InputError, match="options are size_m, pixels, queries_per_tile, seed"):
         landsat.convert("localtileserver", target, tile_m=3)
+    wrong: dict[str, Any]
     for wrong in ({"size_m": 0}, {"pixels": 4}, {"queries_per_tile": 0}, {"seed": -1}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             landsat.convert("localtileserver", target, **wrong)
