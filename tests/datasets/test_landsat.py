@@ -196,10 +196,10 @@ def test_wrong_options_and_sources_are_refused(
     target = str(tmp_path / "x")
     with pytest.raises(InputError, match="options are size_m, pixels, queries_per_tile, seed"):
         landsat.convert("localtileserver", target, tile_m=3)
-    wrong: dict[str, Any]
-    for wrong in ({"size_m": 0}, {"pixels": 4}, {"queries_per_tile": 0}, {"seed": -1}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            landsat.convert("localtileserver", target, **wrong)
+    too_small: dict[str, Any] = {"size_m": 0, "pixels": 4, "queries_per_tile": 0, "seed": -1}
+    for name, value in too_small.items():
+        with pytest.raises(InputError, match=name):
+            landsat.convert("localtileserver", target, **{name: value})
     with pytest.raises(InputError, match="does not exist"):
         landsat.convert(str(tmp_path / "landsat.tif"), target)
     other = files.resolve_package("package://localtileserver/tiler/data/landsat7.tif")
