@@ -11,7 +11,7 @@ WITH_CLUSTER := (cluster or s3 or hosts) and not gpu
 .PHONY: help demo check test lint bench clean
 
 help:
-	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes"
+	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes; ends with located photos"
 	@echo "make check  run ruff, mypy and the tests that start no Ray cluster, in about six minutes"
 	@echo "make test   run all tests, those with a Ray cluster too, in less than 25 minutes"
 	@echo "make lint   run ruff and mypy"

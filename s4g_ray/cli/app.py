@@ -65,17 +65,21 @@ ConfigOfWeights = Annotated[
 def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run the whole loop on real imagery, on this machine, in minutes.
 
-    Ends with a table of results and report.html.
+    Ends with a table of results, report.html, a gallery, and photos that it locates. run_dir=
+    resumes an earlier call.
     """
-    from s4g_ray.cli.demo import demo as run_demo
+    from s4g_ray.cli.demo import Demo
 
-    with interruptible(RESUME_HINT):
-        result = run_demo(overrides or [], make_reporter(as_json))
+    made = Demo.from_overrides(overrides or [])
+    with interruptible(f"interrupted; published files stay: to resume, run `{made.again}`"):
+        result = made.run(make_reporter(as_json))
     values = {
-        "run_dir": result.run_dir,
-        "untrained": result.untrained,
-        "trained": result.metrics,
-        "finished": result.finished,
+        "run_dir": result.run.run_dir,
+        "untrained": result.run.untrained,
+        "trained": result.run.metrics,
+        "finished": result.run.finished,
+        "located": [one.to_json() for one in result.located],
+        "files": list(result.paths),
     }
     print_json(as_json, values)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
-from s4g_ray.cli.imagery import imagery
+from s4g_ray.cli.imagery import check_libraries, imagery
 from s4g_ray.distributed.submitted_job import check_kept
 
 convert_app = typer.Typer(
@@ -195,7 +196,7 @@ def folder(
     """
     from s4g_ray.datasets import folder
 
-    options = {
+    options: dict[str, Any] = {
         "queries": queries,
         "references": references,
         "path_column": path_column,
@@ -247,10 +248,48 @@ def earth(
     _finish(dataset, [], reporter, as_json)
 
 
-def _convert(
-    convert: Callable[..., Any], source: str, target: str, as_json: bool, **options: Any
+@convert_app.command()
+def landsat(
+    source: Annotated[
+        str, typer.Argument(help="localtileserver, the package, or the path of its landsat.tif.")
+    ],
+    target: Target,
+    size_m: Annotated[float, typer.Option(help="Side of a tile, metres of ground.")] = 1920,
+    pixels: Annotated[int, typer.Option(help="Side of a tile and of a query, pixels.")] = 64,
+    queries_per_tile: Annotated[int, typer.Option(help="Queries of each place.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the queries' angle, shift and scale.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a converter; report what it leaves out, then what it made."""
+    """Cut infrared queries and true-colour tiles of a Landsat scene.
+
+    The tiles are in TARGET/region too, as `s4g convert imagery` cuts them; some further photos in
+    TARGET/photos.
+    """
+    check_libraries()
+    from s4g_ray.datasets import landsat
+
+    options: dict[str, Any] = {
+        "size_m": size_m,
+        "pixels": pixels,
+        "queries_per_tile": queries_per_tile,
+        "seed": seed,
+    }
+    _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)
+
+
+def _convert(
+    convert: Callable[..., Any],
+    source: str,
+    target: str,
+    as_json: bool,
+    *,
+    stage: str | None = None,
+    **options: Any,
+) -> None:
+    """Run a converter; report what it leaves out, then what it made.
+
+    stage: the title of its progress, for a converter that takes `on_progress`.
+    """
     check_kept("TARGET", target)
     reporter = make_reporter(as_json)
     notes: list[str] = []
@@ -259,7 +298,9 @@ def _convert(
         notes.append(line)
         reporter.line(line)
 
-    with interruptible():
+    with interruptible(), ExitStack() as stack:
+        if stage is not None:
+            options["on_progress"] = stack.enter_context(reporter.stage(stage))
         dataset = convert(source, target, report=report, **options)
     _finish(dataset, notes, reporter, as_json)
 

@@ -103,7 +103,7 @@ def imagery(
         "bands": _parse_bands(bands),
         "bounds": None if bounds is None else parse_bounds(bounds),
     }
-    _check_libraries()
+    check_libraries()
     from s4g_ray.datasets.imagery.convert import convert
     from s4g_ray.datasets.imagery.cutting.summary import read_summary
     from s4g_ray.datasets.imagery.stretch import Stretch
@@ -138,7 +138,7 @@ def _parse_bands(text: str | None) -> list[int] | None:
         raise InputError(f"--bands {text} is not a list of bands such as 3,2,1") from error
 
 
-def _check_libraries() -> None:
+def check_libraries() -> None:
     """Raise InputError when a library that reads imagery is not installed."""
     missing = [
         name for name in ("rasterio", "pyproj", "shapely") if importlib.util.find_spec(name) is None

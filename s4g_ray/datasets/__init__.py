@@ -7,11 +7,10 @@ cvact           CVACT: street panoramas and satellite images of Canberra
 vigor           VIGOR: street panoramas of four cities, satellite tiles that overlap
 university1652  University-1652: drone, satellite, street and web images of buildings
 folder          a folder of images with two lists of them
-image_lists     the lists of a folder, whole, as columns
-list_files      a list in CSV or Parquet, read in chunks
-list_columns    the columns of a list: found, and parsed by Arrow or row by row
 region_tiles    photos of a folder paired with the tiles of a data set
 earth           Blue Marble and relief tiles, cut from a package's maps
+landsat         tiles and infrared queries of one Landsat scene, cut from a package's file
+lists/          read the lists of a folder's images
 imagery/        cut tiles out of georeferenced imagery, for `s4g convert imagery`
 inspection/     check rows and images, for `s4g check`
 packing/        pack images into tar shards, for `s4g pack`

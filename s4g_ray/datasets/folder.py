@@ -16,8 +16,8 @@ from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.sphere import metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
-from s4g_ray.datasets.image_lists import ImageList, number_keys, read_list
-from s4g_ray.datasets.list_columns import ListOptions, Pair
+from s4g_ray.datasets.lists.image_lists import ImageList, number_keys, read_list
+from s4g_ray.datasets.lists.list_columns import ListOptions, Pair
 from s4g_ray.datasets.region_tiles import (
     is_region,
     make_tile_rows,

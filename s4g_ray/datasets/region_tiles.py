@@ -19,7 +19,7 @@ from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.sphere import EARTH_RADIUS_M, metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
-from s4g_ray.datasets.image_lists import ImageList
+from s4g_ray.datasets.lists.image_lists import ImageList
 from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError

@@ -64,11 +64,6 @@ def check_form(command: Command) -> None:
     assert {word for word in words if word.startswith("--")} <= known, command
 
 
-def check_demo(command: Command) -> None:
-    """Its configuration loads with the overrides."""
-    load_config(ROOT / "configs/earth.yaml", command.words[2:])
-
-
 def check_ray(command: Command) -> None:
     """Ray's command line accepts it, its files exist; a submitted script accepts its arguments."""
     from ray.scripts.scripts import cli

@@ -32,7 +32,7 @@ TASKS = (
     "encoder.actors",
     "encoder.embedding_job",
 )
-CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "folder", "earth")
+CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "folder", "earth", "landsat")
 
 
 def faults(script: str, barred: tuple[str, ...], *arguments: str) -> list[str]:

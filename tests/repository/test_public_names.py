@@ -44,7 +44,7 @@ PUBLIC = (
     "symmetric_info_nce",
     "write_dataset",
 )
-CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "earth", "folder")
+CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "earth", "landsat", "folder")
 
 
 def test_the_stub_lists_exactly_the_public_names() -> None:

