@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,24 @@ def warp(
         * Affine.translation(shift[0] - side / 2, shift[1] - side / 2)
     )
     found = np.zeros((len(bands), side, side), np.float64)
-    with rasterio.open(landsat.find_scene("localtileserver")) as scene:
-        reproject(
-            scene.read(list(bands)).astype(np.float64),
-            found,
-            src_transform=scene.transform,
-            src_crs=scene.crs,
-            dst_transform=to_ground,
-            dst_crs=local.to_wkt(),
-            resampling=Resampling.average,
-        )
+    pixels, place, crs = read_scene(bands)
+    reproject(
+        pixels,
+        found,
+        src_transform=place,
+        src_crs=crs,
+        dst_transform=to_ground,
+        dst_crs=local.to_wkt(),
+        resampling=Resampling.average,
+    )
     return found
+
+
+@cache
+def read_scene(bands: tuple[int, ...]) -> tuple[NDArray[np.float64], Affine, Any]:
+    """The scene's bands, its transform and its reference system."""
+    with rasterio.open(landsat.find_scene("localtileserver")) as scene:
+        return scene.read(list(bands)).astype(np.float64), scene.transform, scene.crs
 
 
 def likeness(picture: NDArray[np.uint8], warped: NDArray[np.float64]) -> float:
@@ -165,29 +173,30 @@ def test_the_photos_are_further_queries_of_the_test_split(converted: GeoDataset)
         assert (folder / name).read_bytes() not in used
 
 
-def test_converting_is_seeded_and_keeps_a_data_set(converted: GeoDataset, tmp_path: Path) -> None:
-    path = landsat.find_scene("localtileserver")
+def test_the_command_makes_the_same_data_set_says_what_it_left_out_and_keeps_it(
+    tmp_path: Path,
+) -> None:
     options = {**SMALL, "size_m": 7680.0, "pixels": 16}
-    made = [
-        landsat.convert(path, str(tmp_path / name), **options, seed=seed)
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
-    assert made[0].fingerprint == made[1].fingerprint != made[2].fingerprint
-    names = ["images/queries/00007.jpg", "photos/2.jpg", "region/dataset.json"]
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    with pytest.raises(InputError, match="holds a data set already"):
-        landsat.convert(path, str(tmp_path / "a"), **options)
-
-
-def test_the_command_says_what_it_made_and_what_it_left_out(tmp_path: Path) -> None:
-    words = ["convert", "landsat", "localtileserver", str(tmp_path / "x"), "--json"]
-    done = CliRunner().invoke(app, [*words, "--size-m", "7680", "--pixels", "16"])
+    path = landsat.find_scene("localtileserver")
+    made = landsat.convert(path, str(tmp_path / "a"), **options)
+    words = ["convert", "landsat", "localtileserver", str(tmp_path / "b"), "--json"]
+    words += ["--size-m", "7680", "--pixels", "16", "--queries-per-tile", "2"]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["name"] == "landsat"
+    assert found["fingerprint"] == made.fingerprint
     assert "test tiles without queries" in found["notes"][0]
-    assert found["counts"]["queries"]["test"] % 4 == 0
+    assert found["counts"]["queries"]["test"] % 2 == 0
+    for name in ("images/queries/00007.jpg", "photos/2.jpg", "region/dataset.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert CliRunner().invoke(app, words).exit_code != 0
+    with pytest.raises(InputError, match="holds a data set already"):
+        landsat.convert(path, str(tmp_path / "a"), **options)
+    poses = {
+        draw_pose(LandsatOptions(seed=seed), 7, number) for seed in (1, 2) for number in (0, 1)
+    }
+    assert len(poses) == 4
 
 
 def test_wrong_options_and_sources_are_refused(
