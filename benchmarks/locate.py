@@ -26,9 +26,9 @@ import torch
 from PIL import Image
 
 from benchmarks.support.record import Cell, record
+from s4g_ray.arrays import Floats32
 from s4g_ray.config.loading import load_config
 from s4g_ray.data.dataset import write_dataset
-from s4g_ray.data.images import Pixels
 from s4g_ray.gallery.build import build_gallery
 from s4g_ray.gallery.gallery import Gallery, open_gallery
 from s4g_ray.gallery.locate import locate_files, needed_size
@@ -145,9 +145,9 @@ class Case:
         return [self._maker.prepare(read_photo(path, least=self._least)) for path in self.paths]
 
     def _encode(self, plan: EncodePlan, photos: list[Photo]) -> None:
-        def embed(batch: list[Photo]) -> Pixels:
+        def embed(batch: list[Photo]) -> Floats32:
             inputs = np.concatenate([photo.views for photo in batch if photo.views is not None])
-            return np.asarray(self._gallery.encoder.embed(inputs))
+            return self._gallery.encoder.embed(inputs)
 
         size = plan.batch_photos
         batches = [photos[start : start + size] for start in range(0, len(photos), size)]

@@ -4,5 +4,7 @@ gallery        `s4g gallery build | add | remove | info`
 calibrate      `s4g gallery calibrate`
 locate         `s4g locate`
 locate_output  its answers as a table, JSON, GeoJSON or CSV
+locate_rows    a row for each of many answers, as they come
+locate_words   words and numbers of answers
 serve          `s4g serve`
 """

@@ -13,6 +13,8 @@ from s4g_ray.cli.console import interruptible, make_reporter
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from s4g_ray.gallery.answer import Answer
     from s4g_ray.gallery.gallery import Gallery
     from s4g_ray.gallery.search.options import LocateOptions
@@ -95,13 +97,16 @@ def locate(
     )
     uris = list_photos(photos)
     is_single = len(uris) == 1  # frames of a video that can be read have no errors
-    reporter = make_reporter(wanted is not None)
+    output = make_reporter(False)
+    # progress is kept apart from answers that go to a file or another program
+    shares = wanted is None and output.console.is_terminal
+    reporter = output if shares else make_reporter(True)
     with interruptible():
         from s4g_ray.gallery.gallery import open_gallery
 
         opened = open_gallery(gallery)
         answers = _locate_files(opened, uris, options, every_s, reporter)
-        num_bad = _print_answers(answers, wanted, is_single, reporter)
+        num_bad = _print_answers(answers, wanted, is_single, output.console)
     if num_bad:
         raise typer.Exit(1)
 
@@ -130,7 +135,7 @@ def _locate_files(
 
 
 def _print_answers(
-    answers: Iterator[Answer], wanted: str | None, is_single: bool, reporter: Reporter
+    answers: Iterator[Answer], wanted: str | None, is_single: bool, console: Console
 ) -> int:
     """Print the answers as asked, and return how many photos cannot be read.
 
@@ -153,8 +158,9 @@ def _print_answers(
         for text in locate_output.FORMATS[wanted](checked()):
             typer.echo(text)
     else:
-        for shown in locate_output.tables(list(checked())):
-            reporter.console.print(shown)
+        width = console.width if console.is_terminal else None
+        for shown in locate_output.tables(checked(), width):
+            console.print(shown)
     return num_bad
 
 
