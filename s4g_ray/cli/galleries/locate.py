@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,18 +99,33 @@ def locate(
     )
     uris = list_photos(photos)
     is_single = len(uris) == 1  # frames of a video that can be read have no errors
-    output = make_reporter(False)
-    # progress is kept apart from answers that go to a file or another program
-    shares = wanted is None and output.console.is_terminal
-    reporter = output if shares else make_reporter(True)
+    console = make_reporter(False).console
     with interruptible():
         from s4g_ray.gallery.gallery import open_gallery
 
         opened = open_gallery(gallery)
+        reporter = _make_progress(console, wanted)
         answers = _locate_files(opened, uris, options, every_s, reporter)
-        num_bad = _print_answers(answers, wanted, is_single, output.console)
+        num_bad = _print_answers(answers, wanted, is_single, console)
     if num_bad:
         raise typer.Exit(1)
+
+
+def _make_progress(console: Console, wanted: str | None) -> Reporter:
+    """Make what shows progress: apart from answers that go to a file or another program.
+
+    Such a program may write to the same terminal, where a bar would be in its way: it gets lines.
+    """
+    from rich.console import Console
+
+    from s4g_ray.progress import Reporter
+
+    if wanted is None and console.is_terminal:
+        return Reporter(console)
+    is_terminal = False if stat.S_ISFIFO(os.fstat(1).st_mode) else None
+    return Reporter(
+        Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+    )
 
 
 def _choose_format(as_json: bool, as_geojson: bool, as_csv: bool) -> str | None:
