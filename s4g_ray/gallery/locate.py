@@ -20,6 +20,7 @@ from s4g_ray.data.images import Pixels
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.calibration import Judgement
+from s4g_ray.gallery.opencv import import_cv2
 from s4g_ray.gallery.photos.decode_ahead import batches_of, map_ahead, read_ahead
 from s4g_ray.gallery.photos.encode_ahead import (
     MOST_CALLS,
@@ -148,6 +149,8 @@ class _PhotoSearch:
     """Answers batches of photos with the same options."""
 
     def __init__(self, gallery: Gallery, options: LocateOptions) -> None:
+        if options.refine:
+            import_cv2("finding exact positions (refine)")
         self._gallery = gallery
         self._options = options
         self._turns = list_turns(options.turns)

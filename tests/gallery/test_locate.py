@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
@@ -16,8 +20,9 @@ from s4g_ray.data.area import Area
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.calibration import Calibration, NoneModel
-from s4g_ray.gallery.locate import DEPTH, locate, needed_size
+from s4g_ray.gallery.locate import DEPTH, locate, locate_files, needed_size
 from s4g_ray.gallery.photos.photo import Photo
+from s4g_ray.gallery.search.options import LocateOptions
 from tests.support.tiny_gallery import COLUMNS, PIXELS, SIZE_M, TinyGallery, position_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -358,3 +363,58 @@ def test_large_photos_are_made_smaller_and_found(gallery: TinyGallery) -> None:
     from_jpeg, from_pixels = ask(gallery, [data.getvalue(), np.asarray(large)], top=1)
     assert from_jpeg.candidates[0].id == from_pixels.candidates[0].id == 119
     assert from_jpeg.candidates[0].score > 0.99
+
+
+def test_exact_positions_without_opencv_name_the_command(
+    gallery: TinyGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(InputError, match=re.escape("pip install 's4g-ray[locate]'")):
+        ask(gallery, [gallery.images[9]], refine=True)
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_files_are_answered_in_order_as_each_photo_alone(
+    gallery: TinyGallery, tmp_path: Path, turns: int
+) -> None:
+    paths = []
+    for number, image in enumerate(gallery.images):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(b"torn" if number == 7 else png(image))
+        paths.append(str(path))
+    options = LocateOptions(turns=turns, top=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = list(locate_files(gallery, paths, options))  # type: ignore[arg-type]
+        many = ask(gallery, paths, turns=turns, top=3)
+        num_threads = torch.get_num_threads()
+        in_new_thread = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+    finally:
+        torch.set_num_threads(before)
+    assert (num_threads, in_new_thread) == (3, 3)  # as they were set
+    assert [answer.photo for answer in found] == [answer.photo for answer in many] == paths
+    for number in (0, 7, 19, 47):
+        (alone,) = ask(gallery, [paths[number]], turns=turns, top=3)
+        for answer in (found[number], many[number]):
+            assert answer.error == alone.error
+            assert [c.cells for c in answer.candidates] == [c.cells for c in alone.candidates]
+            scores = [c.score for c in answer.candidates]
+            assert scores == pytest.approx([c.score for c in alone.candidates], abs=1e-5)
+
+
+def test_answers_come_before_all_photos_are_read(
+    gallery: TinyGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def read_tile(uri: str, **_: Any) -> Photo:
+        read.append(uri)
+        return Photo(uri, gallery.images[len(read) % 48])
+
+    monkeypatch.setattr("s4g_ray.gallery.photos.decode_ahead.read_photo", read_tile)
+    uris = [f"{number}.jpg" for number in range(100_000)]
+    found = locate_files(gallery, uris, LocateOptions())  # type: ignore[arg-type]
+    assert next(found).photo == "0.jpg"
+    found.close()
+    assert len(read) < 1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +15,8 @@ from s4g_ray.cli.console import interruptible, make_reporter
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from s4g_ray.gallery.answer import Answer
     from s4g_ray.gallery.gallery import Gallery
     from s4g_ray.gallery.search.options import LocateOptions
@@ -95,15 +99,33 @@ def locate(
     )
     uris = list_photos(photos)
     is_single = len(uris) == 1  # frames of a video that can be read have no errors
-    reporter = make_reporter(wanted is not None)
+    console = make_reporter(False).console
     with interruptible():
         from s4g_ray.gallery.gallery import open_gallery
 
         opened = open_gallery(gallery)
+        reporter = _make_progress(console, wanted)
         answers = _locate_files(opened, uris, options, every_s, reporter)
-        num_bad = _print_answers(answers, wanted, is_single, reporter)
+        num_bad = _print_answers(answers, wanted, is_single, console)
     if num_bad:
         raise typer.Exit(1)
+
+
+def _make_progress(console: Console, wanted: str | None) -> Reporter:
+    """Make what shows progress: apart from answers that go to a file or another program.
+
+    Such a program may write to the same terminal, where a bar would be in its way: it gets lines.
+    """
+    from rich.console import Console
+
+    from s4g_ray.progress import Reporter
+
+    if wanted is None and console.is_terminal:
+        return Reporter(console)
+    is_terminal = False if stat.S_ISFIFO(os.fstat(1).st_mode) else None
+    return Reporter(
+        Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+    )
 
 
 def _choose_format(as_json: bool, as_geojson: bool, as_csv: bool) -> str | None:
@@ -130,7 +152,7 @@ def _locate_files(
 
 
 def _print_answers(
-    answers: Iterator[Answer], wanted: str | None, is_single: bool, reporter: Reporter
+    answers: Iterator[Answer], wanted: str | None, is_single: bool, console: Console
 ) -> int:
     """Print the answers as asked, and return how many photos cannot be read.
 
@@ -153,8 +175,9 @@ def _print_answers(
         for text in locate_output.FORMATS[wanted](checked()):
             typer.echo(text)
     else:
-        for shown in locate_output.tables(list(checked())):
-            reporter.console.print(shown)
+        width = console.width if console.is_terminal else None
+        for shown in locate_output.tables(checked(), width):
+            console.print(shown)
     return num_bad
 
 

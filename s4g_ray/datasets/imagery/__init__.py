@@ -1,5 +1,6 @@
 """Cut tiles of equal ground size out of georeferenced imagery.
 
+libraries    libraries that read imagery, an extra: its modules import it first
 world_grid   WorldGrid: the cells of a grid over the Earth; ids that never change
 sources      open_imagery: files, folders, lists and catalogs into one Imagery
 rasters/     read a window of a raster of any kind

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import s4g_ray.datasets.imagery.libraries  # noqa: F401 - first: it names the extra
+
+# isort: split
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import s4g_ray.datasets.imagery.libraries  # noqa: F401 - first: it names the extra
+
+# isort: split
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property

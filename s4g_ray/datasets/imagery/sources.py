@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import s4g_ray.datasets.imagery.libraries  # noqa: F401 - first: it names the extra
+
+# isort: split
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

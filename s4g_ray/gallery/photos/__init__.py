@@ -6,4 +6,6 @@ photo_files    files, folders, globs and videos as a list of what is to be read
 video_frames   frames of a video at even times
 decode_ahead   decode photos in threads ahead of the encoder, in batches
 turned_views   a photo at several rotations or shifts
+encoder_input  InputMaker: the encoder's input of a photo at each turn
+encode_ahead   encode batches in threads, while others are decoded and answers are made
 """

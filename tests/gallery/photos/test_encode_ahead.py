@@ -1,0 +1,66 @@
+"""How photos are encoded: batches, threads and memory, for any number and size of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from s4g_ray.gallery.photos.encode_ahead import AHEAD_BYTES, EncodePlan, embed_ahead, plan_encoding
+from s4g_ray.gallery.photos.photo import Photo
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch seem to have eight threads."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+
+
+def plan(size: int = 64, turns: int = 1, **options: int) -> EncodePlan:
+    return plan_encoding((size, size), turns, device=CPU, **options)
+
+
+def test_threads_are_shared_by_batches_at_once() -> None:
+    assert (plan().num_calls, plan().num_threads) == (4, 2)
+    assert (plan(num_photos=1).num_calls, plan(num_photos=1).num_threads) == (1, 8)
+    on_gpu = plan_encoding((64, 64), 1, device=torch.device("cuda"))
+    assert on_gpu.num_calls == 1
+    assert on_gpu.num_views > plan().num_views
+
+
+def test_few_photos_keep_all_batches_busy() -> None:
+    assert plan(num_photos=8).batch_photos == 2
+    assert plan(num_photos=3).batch_photos == 1
+    assert plan(num_photos=1000).batch_photos == plan().batch_photos == 32
+
+
+@pytest.mark.parametrize("turns", [1, 4, 360])
+@pytest.mark.parametrize("size", [64, 384])
+def test_what_is_decoded_ahead_fits_its_memory(size: int, turns: int) -> None:
+    for photo_bytes in (0, 30_000_000):
+        found = plan(size, turns, photo_bytes=photo_bytes)
+        of_photo = 3 * size**2 * turns + photo_bytes
+        assert found.num_ahead * of_photo <= max(AHEAD_BYTES, 2 * of_photo)
+        assert found.batch_photos * turns <= max(found.num_views, turns)
+
+
+def test_batches_come_in_order_with_their_embeddings() -> None:
+    batches = [[Photo(f"{number}", None)] for number in range(20)]
+
+    def embed(batch: list[Photo]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return np.array([float(photo.name) for photo in batch], np.float32)
+
+    found = list(embed_ahead(batches, embed, plan()))
+    assert [batch[0].name for batch, _ in found] == [str(number) for number in range(20)]
+    assert [float(vector[0]) for _, vector in found] == list(range(20))
+
+
+def test_an_error_of_the_encoder_ends_the_work() -> None:
+    def embed(batch: list[Photo]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(embed_ahead([[Photo("a", None)]] * 5, embed, plan()))
