@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ def test_the_application_runs_behind_the_proxies_of_serve_too(service: Service) 
 
 
 @pytest.mark.cluster
-def test_ctrl_c_stops_the_service_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_stopped_service_answers_what_it_has_accepted_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
     folder = write_stand_in(tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.stand_in_service", folder],
@@ -150,10 +153,15 @@ def test_ctrl_c_stops_the_service_and_leaves_no_process(tmp_path: Path) -> None:
     client = Client(int(address.rstrip("/").rpartition(":")[2]))
     assert client.locate(make_photo(7)).status == 200
     assert len(_marked(folder)) > 2
-    process.send_signal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as asking:
+        accepted = asking.submit(client.locate, make_photo(8))
+        while b"s4g_serve_queue 1.0" not in client.get("/metrics").data and accepted.running():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert accepted.result(60).status == 200
     assert process.stdout.read().strip() == "stopped"
-    assert process.wait(30) == 0
-    deadline = time.monotonic() + 10
+    assert process.wait(60) == 0
+    deadline = time.monotonic() + 60
     while _marked(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert _marked(folder) == []

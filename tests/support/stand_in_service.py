@@ -1,7 +1,11 @@
-"""Serve a stand-in gallery as `s4g serve` does: python -m tests.support.stand_in_service FOLDER."""
+"""Serve a stand-in gallery as `s4g serve` does: python -m tests.support.stand_in_service FOLDER.
+
+Its batches take half a second.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from s4g_ray.config.schema import RayConfig
@@ -16,5 +20,6 @@ def say(address: str) -> None:
 
 if __name__ == "__main__":
     config = ServeConfig(gallery=sys.argv[1], port=0, cpus_per_replica=0.5)
-    run_service(config, cluster=RayConfig(num_cpus=1), opener=open_stand_in, on_start=say)
+    opener = functools.partial(open_stand_in, seconds=0.5)
+    run_service(config, cluster=RayConfig(num_cpus=1), opener=opener, on_start=say)
     print("stopped", flush=True)

@@ -153,9 +153,11 @@ export class AnswerMap {
   }
 
   addPoint(point, kind, words) {
-    L.circleMarker([point.lat, this.beside(point.lon)], { radius: 6, className: `point point-${kind}`, weight: 2 })
+    const marker = L.circleMarker([point.lat, this.beside(point.lon)], { radius: 6, className: `point point-${kind}`, weight: 2 })
       .bindTooltip(words)
       .addTo(this.answerLayer);
+    marker.getElement().setAttribute("role", "img");
+    marker.getElement().setAttribute("aria-label", words);
   }
 
   addCandidate(candidate, rank, calibrated) {
@@ -172,6 +174,7 @@ export class AnswerMap {
       icon: L.divIcon({ className: `badge${first}`, html: String(rank), iconSize: [26, 26] }),
       zIndexOffset: 1000 - rank,
     }).addTo(this.answerLayer);
+    box.getElement().setAttribute("tabindex", "-1"); // the keyboard reaches the badge
     const value = calibrated ? percent(candidate.probability ?? 0) : `score ${candidate.score.toFixed(3)}`;
     badge.getElement().setAttribute("aria-label", `Candidate ${rank}, ${value}. Enter goes to it.`);
     for (const layer of [box, badge]) {
