@@ -13,6 +13,7 @@ from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import FEATURES, FILE, Calibration, NoneModel
 from s4g_ray.gallery.ground_mass import GroundMass
+from s4g_ray.gallery.search.appearance import Appearance
 
 USUAL = NoneModel((0.0,) * 5, (0.0,) * 5, (1.0,) * 5, bias=-30.0, threshold=0.0)
 OFFSETS = tuple(np.sqrt((np.arange(16) + 0.5) / 16) * 0.5)  # uniform in a disc of half a side
@@ -181,7 +182,10 @@ def test_the_point_lies_between_overlapping_candidates_that_agree() -> None:
 
 
 def test_a_saved_calibration_is_read_back_as_it_was(tmp_path: Path) -> None:
-    calibration = make(typical_query=(0.5, 0.5), min_inliers=7, report={"ece": 0.1})
+    look = Appearance.fit(np.random.default_rng(0).normal(0, 1, (30, 13)))
+    calibration = make(
+        typical_query=(0.5, 0.5), min_inliers=7, appearance=look, report={"ece": 0.1}
+    )
     calibration.save(str(tmp_path))
     assert Calibration.load(str(tmp_path)) == calibration
     assert Calibration.load(str(tmp_path / "elsewhere")) is None

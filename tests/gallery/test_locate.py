@@ -22,6 +22,7 @@ from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.calibration import Calibration, NoneModel
 from s4g_ray.gallery.locate import DEPTH, locate, locate_files, needed_size
 from s4g_ray.gallery.photos.photo import Photo
+from s4g_ray.gallery.search.appearance import Appearance, describe_look
 from s4g_ray.gallery.search.options import LocateOptions
 from tests.support.tiny_gallery import COLUMNS, PIXELS, SIZE_M, TinyGallery, position_of
 
@@ -312,6 +313,31 @@ def test_an_unclear_refinement_changes_nothing(detailed: TinyGallery) -> None:
     detailed.version += 1
     plain, answer = (ask(detailed, [detailed.images[9]], refine=r)[0] for r in (False, True))
     assert answer == plain
+
+
+def test_a_photo_unlike_those_of_the_calibration_is_not_refined(detailed: TinyGallery) -> None:
+    pytest.importorskip("cv2")
+    looks = np.stack([describe_look(image) for image in detailed.images[:40]])
+    usual = calibration(threshold=0.0, min_inliers=15, appearance=Appearance.fit(looks))
+    usual.save(detailed.uri)
+    detailed.version += 1
+    photo = detailed.images[44]
+    other = np.repeat(photo.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    (refined,) = ask(detailed, [photo], refine=True)
+    assert refined.refined is not None
+    plain, answer = (ask(detailed, [other], refine=refine)[0] for refine in (False, True))
+    assert "looks unlike those of the calibration" in answer.note
+    assert dataclasses.replace(answer, note=plain.note) == plain
+
+
+def test_a_refused_kind_of_photo_says_why(detailed: TinyGallery) -> None:
+    pytest.importorskip("cv2")
+    report = {"refinement": {"min_inliers": None, "reason": "features place 9 of 99"}}
+    calibration(threshold=0.0, report=report).save(detailed.uri)
+    detailed.version += 1
+    (answer,) = ask(detailed, [detailed.images[9]], refine=True)
+    assert answer.refined is None
+    assert "not refined: features place 9 of 99" in answer.note
 
 
 @pytest.mark.parametrize("fault", [KeyError(7), RunError("the image of tile 7 cannot be read")])

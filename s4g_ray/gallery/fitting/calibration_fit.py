@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -12,7 +12,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.fitting.held_out import HeldOut, deal_folds
 from s4g_ray.gallery.fitting.none_fit import UNFITTED, fit_none
-from s4g_ray.gallery.fitting.typical_queries import SHRINKAGES, find_typicality
+from s4g_ray.gallery.fitting.typical_queries import find_typicality
 
 NUM_OFFSETS = 16
 NOMINAL = (0.5, 0.9)  # shares of true positions that the radii hold
@@ -22,18 +22,6 @@ NUM_FOLDS = 5  # by which the levels of the radii are found
 # on the log of the temperature, about that of the scores' spread: scores that say nothing would
 # let it grow without limit
 PRIOR = 1e-3
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What a fit takes beside the queries; see fit."""
-
-    num_candidates: int
-    region: Floats64
-    default_size_m: float
-    turns: int
-    outside_share: float
-    max_false_none: float
 
 
 def fit(
@@ -60,35 +48,24 @@ def fit(
                 f"{len(queries)} queries from {name} the gallery are too few to fit on; give at"
                 f" least {2 * FEWEST_QUERIES}, half of which are fitted on"
             )
-    settings = _Settings(
-        num_candidates, region, default_size_m, turns, outside_share, max_false_none
-    )
-    calibration, shrinkage = _fit_model(inside, outside, settings, SHRINKAGES)
-    held = _cross_fitted_mass(inside, outside, settings, shrinkage)
-    return replace(calibration, levels=_choose_levels(held))
-
-
-def _fit_model(
-    inside: HeldOut, outside: HeldOut, settings: _Settings, shrinkages: tuple[float, ...]
-) -> tuple[Calibration, float]:
-    """Fit all but the levels -> the calibration, and the shrinkage that was chosen."""
-    typicality = find_typicality(inside, outside, shrinkages)
+    typicality = find_typicality(inside, outside)
     calibration = Calibration(
         temperature=1.0,
         rest_logit=0.0,
         none=UNFITTED,
-        offsets=_fit_offsets(inside, settings.default_size_m),
+        offsets=_fit_offsets(inside, default_size_m),
         levels=NOMINAL,
-        num_candidates=settings.num_candidates,
-        turns=settings.turns,
-        default_size_m=settings.default_size_m,
-        outside_share=settings.outside_share,
+        num_candidates=num_candidates,
+        turns=turns,
+        default_size_m=default_size_m,
+        outside_share=outside_share,
         typical_query=tuple(typicality.direction.tolist()),
-        region=tuple((float(lat), float(lon)) for lat, lon in settings.region),
+        region=tuple((float(lat), float(lon)) for lat, lon in region),
     )
     calibration = _fit_shares(calibration, inside)
-    none = fit_none(calibration, inside, outside, typicality, settings.max_false_none)
-    return replace(calibration, none=none), typicality.shrinkage
+    none, is_located = fit_none(calibration, inside, outside, typicality, max_false_none)
+    levels = _choose_levels(cross_fitted_mass(calibration, inside.take(is_located)))
+    return replace(calibration, none=none, levels=levels)
 
 
 def _fit_shares(calibration: Calibration, inside: HeldOut) -> Calibration:
@@ -115,26 +92,21 @@ def _fit_shares(calibration: Calibration, inside: HeldOut) -> Calibration:
     return with_parameters(found.x)
 
 
-def _cross_fitted_mass(
-    inside: HeldOut, outside: HeldOut, settings: _Settings, shrinkage: float
-) -> list[float]:
-    """Compute the mass at the truth of each located query, by a model fitted without it.
+def cross_fitted_mass(calibration: Calibration, located: HeldOut) -> list[float]:
+    """Compute the mass at the truth of each located query, by shares fitted without it.
 
     A model's own queries lie nearer to its answers than others do: radii that are chosen on them
     would hold too few.
     """
-    fold = deal_folds(inside.places, NUM_FOLDS)
-    other_fold = deal_folds(outside.places, NUM_FOLDS)
+    fold = deal_folds(located.places, NUM_FOLDS)
     held: list[float] = []
     for number in range(NUM_FOLDS):
-        is_kept = fold != number
-        is_other_kept = other_fold != number
-        if not (is_kept.any() and (~is_kept).any() and is_other_kept.any()):
+        others = located.take(fold != number)
+        if not len(others):
             continue
-        model, _ = _fit_model(
-            inside.take(is_kept), outside.take(is_other_kept), settings, (shrinkage,)
-        )
-        held.extend(mass_at_truth(model, inside.take(~is_kept)))
+        offsets = _fit_offsets(others, calibration.default_size_m)
+        model = _fit_shares(replace(calibration, offsets=offsets), others)
+        held.extend(mass_at_truth(model, located.take(fold == number)))
     return held
 
 
@@ -149,13 +121,10 @@ def _choose_levels(held: list[float]) -> tuple[float, float]:
 
 
 def mass_at_truth(calibration: Calibration, queries: HeldOut) -> list[float]:
-    """Compute the probability within the distance of each located query's true position."""
-    odds = calibration.none.log_odds(calibration.features(queries.scores, queries.queries))
+    """Compute the probability within the distance of each query's true position, if known."""
     shares, rest = calibration.shares(queries.scores)
     found = []
-    for row in range(len(queries)):
-        if odds[row] > calibration.none.threshold or not np.isfinite(queries.true_lat[row]):
-            continue
+    for row in np.flatnonzero(np.isfinite(queries.true_lat)):
         mass = calibration.ground_mass(
             shares[row], float(rest[row]), queries.lat[row], queries.lon[row], queries.size_m[row]
         )

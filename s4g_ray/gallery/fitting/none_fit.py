@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
-from s4g_ray.arrays import Floats64
+from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.gallery.calibration import FEATURES, Calibration, NoneModel
 from s4g_ray.gallery.fitting.held_out import HeldOut
 from s4g_ray.gallery.fitting.typical_queries import Typicality
@@ -27,8 +27,12 @@ def fit_none(
     outside: HeldOut,
     typicality: Typicality,
     max_false_none: float,
-) -> NoneModel:
-    """Fit the logistic model of lying outside, both kinds of queries weighing the same."""
+) -> tuple[NoneModel, Bools]:
+    """Fit the logistic model of lying outside, both kinds of queries weighing the same.
+
+    Returns it, and which queries from inside are located, their typicality being that of a
+    direction that was found without them.
+    """
     own = calibration.features(inside.scores, inside.queries)
     others = calibration.features(outside.scores, outside.queries)
     column = FEATURES.index("typicality")
@@ -54,7 +58,7 @@ def fit_none(
     prior = np.log(calibration.outside_share / (1 - calibration.outside_share))
     model = replace(model, bias=model.bias + float(prior))
     threshold = _choose_threshold(model.log_odds(own), model.log_odds(others), max_false_none)
-    return replace(model, threshold=threshold)
+    return replace(model, threshold=threshold), model.log_odds(own) <= threshold
 
 
 def _choose_threshold(own: Floats64, others: Floats64, max_false_none: float) -> float:

@@ -30,7 +30,8 @@ def share_interval(hits: Bools, places: Ints, level: float = LEVEL) -> tuple[flo
     z = float(norm.ppf((1 + level) / 2))
     middle = (share + z**2 / (2 * worth)) / (1 + z**2 / worth)
     reach = z / (1 + z**2 / worth) * np.sqrt(share * (1 - share) / worth + z**2 / (4 * worth**2))
-    return max(float(middle - reach), 0.0), min(float(middle + reach), 1.0)
+    # without rounding errors about 0 and 1
+    return min(max(float(middle - reach), 0.0), share), max(min(float(middle + reach), 1.0), share)
 
 
 def upper_bound(count: int, total: int, level: float = LEVEL) -> float:

@@ -75,6 +75,44 @@ def test_alike_queries_are_located_all_the_same() -> None:
     assert found.none_outside < 0.2
 
 
+def test_radii_hold_their_shares_of_other_queries_when_few_are_fitted_on() -> None:
+    others = make_queries(300, seed=99)
+    outside = make_queries(40, lift=-0.4, is_inside=False, seed=3)
+    found = [
+        assess(fit_on(make_queries(40, seed=seed), outside), others, outside)
+        for seed in range(100, 112)
+    ]
+    assert np.mean([one.coverage_50 for one in found]) == pytest.approx(0.5, abs=0.06)
+    assert np.mean([one.coverage_90 for one in found]) == pytest.approx(0.9, abs=0.04)
+
+
+def test_scores_that_say_nothing_leave_the_temperature_near_their_spread() -> None:
+    outside = make_queries(40, lift=-0.4, is_inside=False, seed=3)
+    for seed in range(4):
+        found = fit_on(make_queries(40, temperature=1e3, seed=seed), outside)
+        assert 0.01 < found.temperature < 100
+
+
+def test_intervals_hold_and_queries_without_an_answer_are_counted(
+    calibration: Calibration,
+) -> None:
+    outside = make_queries(100, lift=-0.4, is_inside=False, seed=4)
+    few = assess(calibration, make_queries(60, seed=7), outside)
+    many = assess(calibration, make_queries(600, seed=8), outside)
+    for found in (few, many):
+        assert found.num_located == round(found.share_located * found.num_inside)
+        assert found.num_covered == found.num_located
+        assert found.coverage_50_interval is not None
+        assert found.coverage_50_interval[0] < 0.5 < found.coverage_50_interval[1]
+        assert found.none_inside_interval[0] <= found.none_inside <= found.none_inside_interval[1]
+    assert few.coverage_50_interval is not None
+    assert many.coverage_50_interval is not None
+    narrow, wide = (np.diff(one.coverage_50_interval)[0] for one in (many, few))
+    assert wide == pytest.approx(np.sqrt(10) * narrow, rel=0.2)
+    assert few.brier_error > 2 * many.brier_error > 0
+    assert few.ece_error > many.ece_error > 0
+
+
 def test_without_true_positions_the_radii_keep_their_nominal_levels() -> None:
     inside = make_queries(60, is_inside=False, seed=1)
     by_place = HeldOut(
@@ -92,7 +130,9 @@ def test_without_true_positions_the_radii_keep_their_nominal_levels() -> None:
 
 
 def test_too_few_queries_are_refused() -> None:
-    with pytest.raises(InputError, match="19 queries from outside"):
+    with pytest.raises(
+        InputError, match=r"19 queries from outside .* give at least 40, half of which"
+    ):
         fit_on(make_queries(50), make_queries(19))
 
 
