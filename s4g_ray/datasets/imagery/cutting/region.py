@@ -235,6 +235,7 @@ def _publish(
     name: str,
 ) -> GeoDataset:
     """Publish the shards, then the data set that refers to them."""
+    _remove_leftovers(plan.shards)
     shards = [outcome.shard for outcome in outcomes if outcome.shard is not None]
     info = {"key": plan.key, "images": summary.tiles, "summary": summary.to_json()}
     publish(plan.shards, KIND, shards, info=info)
@@ -268,6 +269,13 @@ def _make_references(plan: CutPlan, grid: WorldGrid, outcome: CutBlock) -> pa.Ta
             "size_m": np.full(len(tiles), grid.size_m, np.float32),
         }
     )
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove files of writes that were cut off when a process was killed."""
+    for name in files.list_names(folder):
+        if name.startswith(".") and name.endswith(".tmp"):
+            files.remove(files.join(folder, name))
 
 
 def _remove_work(target: str) -> None:

@@ -24,6 +24,7 @@ from s4g_ray.storage.manifest import Part, open_part, read_part, write_part
 from s4g_ray.storage.parquet import refuse_extension_types
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
 
+SUBSAMPLING = "420"  # of colors in JPEG
 ReadTiles = Callable[[GridCells], Iterable[Tile | Dropped]]
 # of each cell of a block: the byte range of its tile, or the reason why there is none
 ROWS = pa.schema(
@@ -132,7 +133,7 @@ def _next_tile(
 
 def _encode(tile: Tile, quality: int) -> bytes:
     pixels = np.ascontiguousarray(tile.pixels)
-    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=SUBSAMPLING)
     return encoded
 
 
