@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from s4g_ray.errors import InputError, RunError, StoreError
 
 if TYPE_CHECKING:
     from s4g_ray.data.area import Area
+
+IN_DEGREES = ("CRS84", "EPSG:4326", "EPSG::4326", "CRS:84")  # ends of names
 
 
 def read_area(uri: str) -> Area:
@@ -28,10 +30,23 @@ def read_area(uri: str) -> Area:
         raise InputError(f"{uri} cannot be read: {error}") from error
     except RunError as error:
         raise InputError(f"{uri} is not GeoJSON: {error}") from error
+    _check_degrees(uri, value)
     try:
         return Area.from_geojson(value)
     except InputError as error:
         raise InputError(f"{uri}: {error}") from error
+
+
+def _check_degrees(uri: str, value: Any) -> None:
+    """Raise InputError for an older GeoJSON that names another reference system than degrees."""
+    crs = value.get("crs") if isinstance(value, dict) else None
+    properties = crs.get("properties") if isinstance(crs, dict) else None
+    name = properties.get("name") if isinstance(properties, dict) else None
+    if isinstance(name, str) and not name.upper().endswith(IN_DEGREES):
+        raise InputError(
+            f"{uri}: its coordinates are in {name}, not in degrees of longitude and latitude; write"
+            f" a copy with `ogr2ogr -t_srs EPSG:4326 -lco RFC7946=YES COPY.geojson {uri}`"
+        )
 
 
 def parse_bounds(text: str) -> tuple[float, float, float, float]:

@@ -262,7 +262,7 @@ def _shapes_of(value: Mapping[str, Any]) -> list[_Shape]:
     if kind == "FeatureCollection":
         return [shape for feature in value["features"] for shape in _shapes_of(feature)]
     if kind == "Feature":
-        return _shapes_of(value["geometry"])
+        return [] if value["geometry"] is None else _shapes_of(value["geometry"])
     if kind == "GeometryCollection":
         return [shape for geometry in value["geometries"] for shape in _shapes_of(geometry)]
     if kind == "Polygon":

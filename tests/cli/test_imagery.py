@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from s4g_ray.cli.areas import read_area
 from s4g_ray.cli.convert import convert_app
+from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.errors import InputError
 from tests.datasets.imagery.test_convert import NORTH, WEST, write_raster
@@ -40,6 +42,27 @@ def test_the_command_cuts_an_area_and_prints_a_summary(source: str, tmp_path: Pa
     again = run(source, str(tmp_path / "r"), "--size-m", "120")
     assert isinstance(again.exception, InputError)  # run_app shows it, with exit code 2
     assert "holds a data set already" in str(again.exception)
+
+
+def test_areas_are_in_degrees_and_features_without_geometry_are_left_out(tmp_path: Path) -> None:
+    ring = [[WEST, NORTH], [WEST + 0.01, NORTH], [WEST, NORTH - 0.01], [WEST, NORTH]]
+    polygon = {"type": "Polygon", "coordinates": [ring]}
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": geometry} for geometry in (polygon, None)
+    ]
+    area = tmp_path / "area.geojson"
+    for crs, is_known in (("urn:ogc:def:crs:OGC:1.3:CRS84", True), ("EPSG:3067", False)):
+        value = {
+            "type": "FeatureCollection",
+            "crs": {"type": "name", "properties": {"name": crs}},
+            "features": features,
+        }
+        area.write_text(json.dumps(value))
+        if is_known:
+            assert read_area(str(area)).extent == Area.from_geojson(polygon).extent
+        else:
+            with pytest.raises(InputError, match=r"are in EPSG:3067, not in degrees.*ogr2ogr"):
+                read_area(str(area))
 
 
 @pytest.mark.parametrize(

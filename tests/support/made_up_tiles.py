@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,21 @@ class MadeUpReader:
             share = 0.1 if id_ % 11 == 0 else 0.0
             place = (float(cells.lat[number]), float(cells.lon[number]))
             yield Tile(id_, *place, cells.size_m, pixels, share)
+
+
+@dataclass(frozen=True)
+class KillingReader:
+    """Makes the same tiles; kills the first process that asks for some, and creates a file then."""
+
+    file: str
+
+    def __call__(self, cells: GridCells) -> Iterator[Tile | Dropped]:
+        try:
+            Path(self.file).touch(exist_ok=False)
+        except FileExistsError:
+            return MadeUpReader()(cells)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("a process outlived SIGKILL")
 
 
 def make_source(**changes: Any) -> TileSource:

@@ -7,6 +7,7 @@ import s4g_ray.datasets.imagery.libraries  # noqa: F401 - first: it names the ex
 # isort: split
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from s4g_ray.data.area import Area
@@ -94,21 +95,37 @@ def convert(
     check_grids(list(grids.values()))
     imagery = open_imagery(source, bands=bands)
     parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
+    identity = imagery.identity  # of the files before any pixel is read
     chosen = choose_stretch(imagery, stretch)
     _note_resolution(imagery, sizes, pixels, report)
     if num_tasks is None and sum(len(part.cells) for part in parts) * pixels**2 <= FEW_PIXELS:
         num_tasks = 0
     tiles = TileSource(
         read=ImageryReader(imagery, chosen, pixels, grids),
-        identity=imagery.identity,
+        identity=identity,
         stretch=chosen.describe(),
         native_resolution_m=imagery.native_resolution_m,
         footprint=imagery.footprint,
     )
-    name = name or _name_of(imagery)
     return cut_region(
-        target, tiles, parts, options, name=name, num_tasks=num_tasks, on_progress=on_progress
+        target,
+        tiles,
+        parts,
+        options,
+        name=name or _name_of(imagery),
+        num_tasks=num_tasks,
+        on_progress=on_progress,
+        before_publishing=partial(_check_unchanged, imagery, identity, target),
     )
+
+
+def _check_unchanged(imagery: Imagery, identity: str, target: str) -> None:
+    """Raise InputError when files of the imagery have changed since its identity was looked up."""
+    if imagery.identity != identity:
+        raise InputError(
+            f"files of the imagery were changed or removed while {target} was cut from them; remove"
+            f" {target}, then run the same command again"
+        )
 
 
 def _note_resolution(imagery: Imagery, sizes: Sequence[float], pixels: int, report: Report) -> None:

@@ -83,7 +83,7 @@ class Imagery:
         found = [source.georeference.resolution_m for source in self.sources]
         return float(np.nanmin(found))
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Return a text that differs for other rasters, and once a file of them is rewritten."""
         names = [name for source in self.sources for name in source.list_files()]
@@ -133,11 +133,16 @@ def find_cells(
     if area is not None:
         cells = cells.take(area.contains(cells.lat, cells.lon))
     if not len(cells):
-        wanted_extent = "the whole Earth" if area is None else _format(area.extent)
+        if area is None:
+            raise InputError(
+                f"no cell of {grid.size_m:g} m has its centre in the imagery, which spans"
+                f" {_format(imagery.extent)} (west, south, east, north in degrees); give a smaller"
+                " size"
+            )
         raise InputError(
             f"no cell of {grid.size_m:g} m has its centre in both the imagery"
-            f" ({_format(imagery.extent)}) and the area ({wanted_extent}); extents are west, south,"
-            " east, north in degrees: give an area within the imagery, or smaller cells"
+            f" ({_format(imagery.extent)}) and the area ({_format(area.extent)}); extents are west,"
+            " south, east, north in degrees: give an area within the imagery, or smaller cells"
         )
     return cells
 

@@ -175,6 +175,23 @@ def test_rewritten_imagery_is_not_resumed_with(tmp_path: Path, kind: str) -> Non
     check_resuming(source, str(tmp_path / "r"), lambda: rewritten.write_bytes(data))
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_imagery_that_changes_while_it_is_cut_is_refused(tmp_path: Path, change: str) -> None:
+    source = Path(write_raster(tmp_path / "s/a.tif"))
+
+    def rewrite(done: int, total: int) -> None:
+        source.unlink(missing_ok=True)
+        if change == "replaced":
+            write_raster(source, first_row=100)
+
+    options: dict[str, Any] = {"size_m": 120, "pixels": 16, "num_tasks": 0}
+    target = tmp_path / "r"
+    with pytest.raises(InputError, match=r"changed or removed while .* was cut from them"):
+        convert(str(source), str(target), on_progress=rewrite, **options)
+    assert not (target / "dataset.json").exists()
+    close_files()
+
+
 @pytest.mark.s3
 def test_a_rewritten_object_is_not_resumed_with(tmp_path: Path, store: Any) -> None:
     source = "s3://data/a.tif"

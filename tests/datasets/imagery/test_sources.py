@@ -14,7 +14,7 @@ from rasterio.warp import transform as transform_points
 from shapely.geometry import Point
 
 from s4g_ray.datasets.imagery.imagery import choose_stretch, find_cells
-from s4g_ray.datasets.imagery.rasters.raster import Raster
+from s4g_ray.datasets.imagery.rasters.raster import Raster, close_files
 from s4g_ray.datasets.imagery.sources import open_imagery
 from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Tile, read_tiles
@@ -340,6 +340,11 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     Path(uri).write_bytes(data)
     with pytest.raises(InputError, match=r"a\.tif cannot be read"):
         read_all(uri)
+    close_files()
+    Path(uri).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"a\.tif cannot be read as a raster: .*(?<!details\.)$"):
+        read_all(uri)
+    close_files()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -103,11 +103,13 @@ def cut_region(
     name: str,
     num_tasks: int | None,
     on_progress: Update,
+    before_publishing: Callable[[], None] = lambda: None,
 ) -> GeoDataset:
     """Cut the cells of some grids into a data set of references, without queries.
 
     num_tasks: Ray tasks at a time, None: two a processor of the cluster; 0: in this process,
-    without Ray. Calling it again with the same arguments resumes an interrupted call. Raises
+    without Ray. before_publishing: called once all tiles are cut; its error leaves the target
+    unpublished. Calling it again with the same arguments resumes an interrupted call. Raises
     InputError for a target that holds something else, and where no tile is left.
     """
     target = files.absolute(target)
@@ -122,6 +124,7 @@ def cut_region(
 
         outcomes = cut_as_tasks(plan, blocks, num_cells, num_tasks, on_progress)
         check_reached(plan.work, [outcome.rows for outcome in outcomes])
+    before_publishing()
     _check_tiles(target, outcomes)
     summary = _describe_region(plan, source, options, outcomes, name)
     return _publish(plan, parts, outcomes, summary, name)
@@ -235,6 +238,7 @@ def _publish(
     name: str,
 ) -> GeoDataset:
     """Publish the shards, then the data set that refers to them."""
+    _remove_leftovers(plan.shards)
     shards = [outcome.shard for outcome in outcomes if outcome.shard is not None]
     info = {"key": plan.key, "images": summary.tiles, "summary": summary.to_json()}
     publish(plan.shards, KIND, shards, info=info)
@@ -268,6 +272,13 @@ def _make_references(plan: CutPlan, grid: WorldGrid, outcome: CutBlock) -> pa.Ta
             "size_m": np.full(len(tiles), grid.size_m, np.float32),
         }
     )
+
+
+def _remove_leftovers(folder: str) -> None:
+    """Remove files of writes that were cut off when a process was killed."""
+    for name in files.list_names(folder):
+        if name.startswith(".") and name.endswith(".tmp"):
+            files.remove(files.join(folder, name))
 
 
 def _remove_work(target: str) -> None:

@@ -25,6 +25,7 @@ from s4g_ray.storage.parquet import refuse_extension_types
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
 from s4g_ray.storage.tar_writer import TarWriter
 
+SUBSAMPLING = "420"  # of colors in JPEG
 ReadTiles = Callable[[GridCells], Iterable[Tile | Dropped]]
 # of each cell of a block: the byte range of its tile, or the reason why there is none
 ROWS = pa.schema(
@@ -133,7 +134,7 @@ def _next_tile(
 
 def _encode(tile: Tile, quality: int) -> bytes:
     pixels = np.ascontiguousarray(tile.pixels)
-    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=SUBSAMPLING)
     return encoded
 
 

@@ -290,7 +290,8 @@ def reading(uri: str) -> Iterator[Any]:
             yield found[uri]
     except (RasterioError, RasterioIOError) as error:
         found.pop(uri, None)
-        reason = first_line(error).removeprefix(f"{uri}: ")
+        # rasterio's own error of a read says no more than that it failed
+        reason = first_line(error.__cause__ or error).removeprefix(f"{uri}: ")
         raise InputError(f"{uri} cannot be read as a raster: {reason}") from error
 
 

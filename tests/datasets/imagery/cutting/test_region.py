@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +23,14 @@ from s4g_ray.datasets.imagery.cutting.summary import read_summary
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.progress import ignore
 from s4g_ray.storage import files
-from tests.support.made_up_tiles import SMALL, MadeUpReader, contents, make_part, make_source
+from tests.support.made_up_tiles import (
+    SMALL,
+    KillingReader,
+    MadeUpReader,
+    contents,
+    make_part,
+    make_source,
+)
 
 ROOT = Path(__file__).parents[4]
 KILLED = """
@@ -33,7 +42,10 @@ def die(done, total):
     if done >= total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-cut_region(sys.argv[1], make_source(), [make_part()], SMALL, name="r", num_tasks=0, on_progress=die)
+num_tasks = int(sys.argv[2])
+cut_region(
+    sys.argv[1], make_source(), [make_part()], SMALL, name="r", num_tasks=num_tasks, on_progress=die
+)
 """
 
 
@@ -119,7 +131,7 @@ def test_shards_are_tar_files_with_a_key_for_each_image(tmp_path: Path) -> None:
 
 
 def test_a_killed_cut_resumes_and_writes_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), "0"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(InputError, match="no data set at"):
@@ -152,6 +164,33 @@ def test_shards_have_the_same_bytes_for_any_number_of_tasks(
         assert contents(tmp_path / str(num_tasks)) == contents(tmp_path / "0")
     with pytest.raises(RunError, match="the reader gave no result for cells"):
         cut(tmp_path / "lost", source=lossy_source(), num_tasks=2)
+
+
+@pytest.mark.cluster
+def test_a_cut_whose_driver_and_whose_task_were_killed_writes_the_bytes_of_an_uninterrupted_one(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    import ray
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(killed), "2"]
+    address = ray.get_runtime_context().gcs_address
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (killed / "shards/.references-gallery-00000.tar.0123.tmp").write_bytes(b"cut off")
+    source = dataclasses.replace(make_source(), read=KillingReader(str(tmp_path / "died")))
+    resumed = cut(killed, source=source, num_tasks=2)
+    assert (tmp_path / "died").exists()
+    summary = read_summary(resumed.uri)
+    assert 0 < summary.reused_shards < summary.shards
+    cut(tmp_path / "whole")
+    manifest = "shards/_MANIFEST.json"  # tells how many shards were reused
+    found, wanted = contents(killed), contents(tmp_path / "whole")
+    assert found.pop(manifest) != wanted.pop(manifest)
+    assert found == wanted
 
 
 def lossy_source() -> TileSource:
