@@ -44,7 +44,7 @@ class Head:
             env={**self.environment, **changed},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=400,
+            timeout=900,
             check=False,
         )
         print(done.stdout)  # shown with a test that fails
