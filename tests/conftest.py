@@ -18,6 +18,7 @@ os.environ.update(
     RAY_raylet_start_wait_time_s="300",
     RAY_worker_register_timeout_seconds="300",
     RAY_agent_register_timeout_ms="300000",
+    RAY_memory_monitor_refresh_ms="0",  # it kills tasks for the memory that others use
 )
 
 from collections.abc import Iterator

@@ -29,7 +29,7 @@ def s4g(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **changed},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
 
@@ -39,7 +39,7 @@ def forked_s4g(*arguments: str, starts_ray: bool = True) -> subprocess.Completed
     environment = {**os.environ, **(variables() if starts_ray else {})}
     with tempfile.TemporaryDirectory() as folder:
         out, error = Path(folder, "out"), Path(folder, "error")
-        status = Forked(MODULE, arguments, environment, out, error).wait(400)
+        status = Forked(MODULE, arguments, environment, out, error).wait(900)
         return subprocess.CompletedProcess(arguments, status, out.read_text(), error.read_text())
 
 

@@ -29,7 +29,7 @@ def test_missing_nodes_are_requested_awaited_and_no_longer_requested_once_they_a
         [sys.executable, "-m", "tests.support.growing_cluster"],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
         env={**os.environ, **variables()},
     )

@@ -169,7 +169,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=900,
         env={**os.environ, **variables()},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -201,7 +201,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Scraper, C
         ]
         command.kill(TRAINER)
         (folder / "killed").touch()
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 900
         while command.process.poll() is None and time.monotonic() < deadline:
             scraper.scrape()
             time.sleep(0.2)

@@ -244,7 +244,7 @@ def test_a_run_goes_on_with_one_worker_after_the_death_of_a_node_and_with_two_on
         held("plans/epoch=0005", Path(config.run_dir, RELEASED)),
     ]
     command = Command(config, waits, module="tests.support.two_node_run")
-    assert command.wait(600) == 0, command.output
+    assert command.wait() == 0, command.output
     assert command.left_behind() == []
     assert steps(config) == list(range(1, epochs * BATCHES + 1))
     lines = records(config, "epoch")

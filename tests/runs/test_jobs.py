@@ -97,7 +97,7 @@ def check_lines(output: str) -> None:
     ] == []
 
 
-def wait_for(what: Callable[[], Any], timeout_s: float = 300) -> None:
+def wait_for(what: Callable[[], Any], timeout_s: float = 600) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline

@@ -93,7 +93,7 @@ class Command:
         """What it has printed."""
         return self._log.read_text()
 
-    def wait(self, timeout_s: float = 400) -> int:
+    def wait(self, timeout_s: float = 900) -> int:
         """Wait for the exit status; kill a command that does not end, with all its processes."""
         try:
             return self.process.wait(timeout_s)
@@ -109,7 +109,7 @@ class Command:
         self.process.wait()
 
     def wait_for(
-        self, what: Callable[[], Any], timeout_s: float = 400, until_it_ends: bool = False
+        self, what: Callable[[], Any], timeout_s: float = 900, until_it_ends: bool = False
     ) -> None:
         """Wait until something has happened; fail if the command ends first, unless allowed."""
         deadline = time.monotonic() + timeout_s

@@ -44,7 +44,7 @@ class Head:
             env={**self.environment, **changed},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=400,
+            timeout=900,
             check=False,
         )
         print(done.stdout)  # shown with a test that fails
@@ -90,6 +90,7 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
             "RAY_raylet_start_wait_time_s": "300",
             "RAY_worker_register_timeout_seconds": "300",
             "RAY_agent_register_timeout_ms": "300000",
+            "RAY_memory_monitor_refresh_ms": "0",
         }
         port, client, agent = free_ports(3)
         options = {

@@ -31,7 +31,7 @@ def workers(config: RunConfig) -> list[int]:
     return [record["workers"] for record in records(config, "workers")]
 
 
-def until(what: Callable[[], bool], thread: threading.Thread, timeout_s: float = 300) -> None:
+def until(what: Callable[[], bool], thread: threading.Thread, timeout_s: float = 600) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert thread.is_alive(), "the run has ended"
