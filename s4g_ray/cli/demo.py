@@ -125,12 +125,15 @@ class Demo:
         """Export the model, build a gallery of all tiles of the scene, and calibrate it."""
         from s4g_ray.datasets import landsat
         from s4g_ray.encoder.export import export
+        from s4g_ray.encoder.source import DESCRIPTION
         from s4g_ray.gallery.build import build_gallery
         from s4g_ray.gallery.fitting.calibrate import CalibrationOptions, calibrate
 
         model = files.join(self.config.run_dir, "model")
         gallery = files.join(self.config.run_dir, "gallery")
-        export(self.config.run_dir, model)
+        if not files.exists(files.join(model, DESCRIPTION)):
+            files.remove(model)  # what an interrupted call left
+            export(self.config.run_dir, model)
         region = files.join(self.config.data.uri, landsat.REGION)
         build_gallery(model, region, gallery, attribution=landsat.ATTRIBUTION, reporter=reporter)
         options = CalibrationOptions(splits=(self.config.data.test_split,))

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from s4g_ray.cli.app import app
@@ -113,13 +115,20 @@ def test_the_guides_configuration_trains_the_model_that_its_gallery_holds(
     run = folder / config.run_dir
     (epoch,) = [record for record in read_records(str(run)) if record["kind"] == "epoch"]
     assert epoch["loss"] > 0
-    trained = len(open_dataset(str(folder / "data/lake_photos")).pairs("train"))
-    assert trained > 100
-    weights = (run / "checkpoints/epoch=0001/model.safetensors").read_bytes()
-    untrained = (run / "checkpoints/epoch=0000/model.safetensors").read_bytes()
-    assert weights != untrained
+    assert len(open_dataset(str(folder / "data/lake_photos")).pairs("train")) > 100
+    trained, untrained, exported = (
+        load_file(path / "model.safetensors")
+        for path in (
+            run / "checkpoints/epoch=0001",
+            run / "checkpoints/epoch=0000",
+            folder / "models/lake",
+        )
+    )
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert not all(torch.equal(exported[name], untrained[name]) for name in trained)
+    data = (folder / "models/lake/model.safetensors").read_bytes()
     header = open_gallery(str(folder / "data/lake_gallery")).info["model"]
-    assert header["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert header["weights_sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_the_photos_get_candidates_in_the_region(outputs: dict[str, str], folder: Path) -> None:
