@@ -7,6 +7,7 @@ files              read, write, list, move and remove: local paths and object st
 manifest           published folders: parts, checksums, stamps, versions
 part_commits       the finished parts of a job that can resume
 byte_ranges        many byte ranges of many files in few reads
+tar_writer         uncompressed tar files of images
 parquet            refuse extension types, which may hold pickled objects
 s3_settings        StorageConfig, RetryPolicy, and the environment variables that carry them
 s3_access          credentials, region and address of S3, by AWS's standards

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from s4g_ray.errors import StoreError
+from s4g_ray.errors import StoreError, UnavailableError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.serving.backend import Located, LocateRequest
+from s4g_ray.serving.config import ServeConfig
+from s4g_ray.serving.deployment import LocatorReplica
 from s4g_ray.serving.limits import MemoryTrimmer, read_resident_mb
 from s4g_ray.serving.locator import Locator
 from s4g_ray.serving.options import RequestOptions
@@ -23,11 +25,13 @@ from tests.support.stand_in_gallery import StandInGallery, write_stand_in
 
 
 class FaultyGallery(StandInGallery):
-    """Fails to locate with two turns, and to read tile 7."""
+    """Fails to locate with two turns, lacks a shard with three, and fails to read tile 7."""
 
     def locate(self, images: Sequence[Any], **options: Any) -> list[Answer]:
         if options["turns"] == 2:
             raise RuntimeError("on cue")
+        if options["turns"] == 3:
+            raise UnavailableError("index shard 1 is lost")
         return super().locate(images, **options)
 
     def read_tile_bytes(self, tile_id: int) -> tuple[bytes, str]:
@@ -52,13 +56,14 @@ def test_a_failure_is_that_of_the_requests_with_its_options_alone(gallery: Fault
         first = asyncio.create_task(locator.locate(request(1)))
         while not gallery.batches:  # the others wait for it, and form one batch
             await asyncio.sleep(0.01)
-        others = [locator.locate(request(grey, turns)) for grey, turns in ((2, 1), (3, 2), (4, 1))]
+        turns_of = {2: 1, 3: 2, 4: 1, 5: 3}
+        others = [locator.locate(request(grey, turns)) for grey, turns in turns_of.items()]
         return await asyncio.gather(first, *others)
 
     found = asyncio.run(ask())
     assert gallery.batches == [1, 2]
     statuses = [one.status if isinstance(one, Refusal) else 200 for one in found]
-    assert statuses == [200, 200, 500, 200]
+    assert statuses == [200, 200, 500, 200, 503]
 
 
 def test_waiting_page_views_keep_neither_photos_nor_health_waiting(
@@ -104,3 +109,12 @@ def test_memory_that_the_c_library_keeps_goes_back_to_the_system() -> None:
     assert held_mb > before_mb + 350
     assert read_resident_mb() < before_mb + 100
     assert len(kept) == 100
+
+
+def test_a_replica_that_is_stopped_leaves_the_shards_of_its_gallery(
+    gallery: FaultyGallery, one_thread: None
+) -> None:
+    replica = LocatorReplica(ServeConfig(gallery=gallery.uri), lambda _uri: gallery)
+    assert not gallery.is_closed
+    del replica
+    assert gallery.is_closed

@@ -38,13 +38,14 @@ from s4g_ray.datasets.packing.packed_tables import (
     WrittenShard,
     make_packed_tables,
 )
-from s4g_ray.datasets.packing.tar_shards import TarWriter, new_object, verify
+from s4g_ray.datasets.packing.tar_shards import new_object, verify
 from s4g_ray.errors import BadImageError, InputError, RunError, StoreError
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import read_ranges
 from s4g_ray.storage.manifest import Manifest, Part, open_part, open_published, publish
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
+from s4g_ray.storage.tar_writer import TarWriter
 
 KIND = "image shards"
 # names of shards, and of the files that a killed process leaves

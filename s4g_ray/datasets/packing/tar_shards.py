@@ -1,68 +1,21 @@
-"""Write uncompressed tar files of images, and read them back to verify them.
-
-Equal members make equal bytes.
-"""
+"""Write objects of any length, and read tar files back to verify them."""
 
 from __future__ import annotations
 
 import hashlib
-import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from s4g_ray.errors import RunError, WriteError
 from s4g_ray.storage import files
+from s4g_ray.storage.tar_writer import Member
 
 READ_BACK = 2**24  # bytes, at a time
 REMEDY = "check the store, then run the same command again"
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file within a tar file."""
-
-    name: str
-    offset: int  # bytes, of its data
-    length: int  # bytes
-    sha256: str
-
-
-class TarWriter:
-    """Adds members to a tar file (POSIX ustar): readable by anyone, without owner or time."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.num_bytes = 0
-        self.members: list[Member] = []
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def add(self, name: str, data: bytes) -> Member:
-        """Write a member. Raises ValueError for a name outside the folder it is extracted to."""
-        if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"{name!r} is not a name of a tar member: it leads out of the folder")
-        header = tarfile.TarInfo(name)  # mode 644, at time 0
-        header.size = len(data)
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        member = Member(name, self.num_bytes, len(data), hashlib.sha256(data).hexdigest())
-        self._write(data)
-        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        self.members.append(member)
-        return member
-
-    def close(self) -> str:
-        """Write the end, and return the sha256 of the whole file."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        return self._digest.hexdigest()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.num_bytes += len(data)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ class _Session:
         with self._lock:
             if not self._count:
                 self._stack.enter_context(ray_session(cluster, storage))
+                # of a process that closes no gallery; after the galleries have left their shards
+                atexit.register(self._stack.close)
             self._count += 1
 
     def leave(self) -> None:
@@ -32,6 +35,7 @@ class _Session:
             self._count -= 1
             if not self._count:
                 self._stack.close()
+                atexit.unregister(self._stack.close)
 
 
 _session = _Session()

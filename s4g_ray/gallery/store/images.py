@@ -7,7 +7,7 @@ that an interrupted job resumes after the last one.
 from __future__ import annotations
 
 import hashlib
-import tarfile
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +26,7 @@ from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 from s4g_ray.storage.manifest import Part, write_part
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
+from s4g_ray.storage.tar_writer import TarWriter
 
 SHARD_BYTES = 64_000_000  # of a shard, at least; the last may be smaller
 READ_AT_ONCE = 512  # images whose bytes are in memory together
@@ -240,7 +241,7 @@ class ImageStage:
 
 
 class _ShardWriter:
-    """The members of a tar shard (POSIX ustar, without owner or time), and their rows."""
+    """A tar shard in memory, and the rows of its members; without copies the rows alone."""
 
     def __init__(self, name: str, copies: bool) -> None:
         self.name = name
@@ -249,27 +250,26 @@ class _ShardWriter:
         self.lengths: list[int] = []
         self.digests: list[bytes] = []
         self.num_bytes = 0
-        self._copies = copies
-        self._pieces: list[bytes] = []
+        self._file = io.BytesIO()
+        self._tar = TarWriter(self._file) if copies else None
 
     def add(self, row: int, tile_id: int, data: bytes, digest: bytes) -> None:
         """Append an image."""
         self.rows.append(row)
         self.digests.append(digest)
-        if not self._copies:
+        if self._tar is None:
             self.num_bytes += len(data)  # a shard's rows are committed alike
             return
-        header = tarfile.TarInfo(f"{tile_id}.{describe_bytes(data)[0]}")
-        header.size = len(data)
-        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-        self.offsets.append(self.num_bytes + tarfile.BLOCKSIZE)
-        self.lengths.append(len(data))
-        self._pieces.extend([header.tobuf(tarfile.USTAR_FORMAT), data, padding])
-        self.num_bytes += tarfile.BLOCKSIZE + len(data) + len(padding)
+        member = self._tar.add(f"{tile_id}.{describe_bytes(data)[0]}", data)
+        self.offsets.append(member.offset)
+        self.lengths.append(member.length)
+        self.num_bytes = self._tar.num_bytes
 
     def finish(self) -> bytes:
         """Return the bytes of the tar file."""
-        return b"".join([*self._pieces, bytes(2 * tarfile.BLOCKSIZE)])
+        assert self._tar is not None
+        self._tar.close()
+        return self._file.getvalue()
 
 
 def _ranges_of(table: pa.Table) -> list[Range]:

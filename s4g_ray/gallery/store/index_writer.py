@@ -26,14 +26,16 @@ from s4g_ray.gallery.store.vectors import (
     plan_gallery_index,
 )
 from s4g_ray.gallery.store.versions import Version
-from s4g_ray.index.plan import PROCESS_GB, IndexPlan, plan_for
+from s4g_ray.index.plan import IndexPlan, plan_for
 from s4g_ray.index.sharded.planning import find_resources
 from s4g_ray.index.sharded.requests import Coordinates
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.index.sharded.versions import version_folder
 from s4g_ray.index.shared.shard_files import ShardChange, change_shards
+from s4g_ray.index.shared.shared_index import find_memory_gb
 from s4g_ray.index.vector_index import VectorIndex
 from s4g_ray.progress import Reporter
+from s4g_ray.storage.manifest import open_published
 
 GROWTH = 2.0  # times the tiles that an index was planned for, from which it is planned anew
 
@@ -164,7 +166,7 @@ class IndexWriter:
             kind=report.kind,
             is_sharded=True,
             num_shards=report.num_shards,
-            shard_gb=report.memory_gb / report.num_shards + PROCESS_GB,
+            shard_gb=self._find_shard_gb(),
             memory_gb=report.memory_gb,
             planned_tiles=len(rows),
             effort=report.effort,
@@ -183,8 +185,11 @@ class IndexWriter:
         with self._reporter.stage("changing shards") as update:
             info = change_shards(source, target, change, update)
         memory_gb = float(info["memory_gb"])
-        shard_gb = memory_gb / old.facts.num_shards + PROCESS_GB
-        return dataclasses.replace(old.facts, memory_gb=memory_gb, shard_gb=shard_gb)
+        return dataclasses.replace(old.facts, memory_gb=memory_gb, shard_gb=self._find_shard_gb())
+
+    def _find_shard_gb(self) -> float:
+        """Return the memory of a shard of the version that was written."""
+        return find_memory_gb(open_published(version_folder(self._folder, self._number), "index"))
 
 
 def needs_new_plan(old: Version, num_tiles: int) -> bool:

@@ -17,12 +17,13 @@ from s4g_ray.datasets.imagery.cutting.cell_blocks import Block
 from s4g_ray.datasets.imagery.tile_reader import Dropped, Tile
 from s4g_ray.datasets.imagery.world_grid import GridCells
 from s4g_ray.datasets.packing.packed_tables import SHARDS
-from s4g_ray.datasets.packing.tar_shards import TarWriter, new_object, verify
+from s4g_ray.datasets.packing.tar_shards import new_object, verify
 from s4g_ray.errors import RunError, StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_part, read_part, write_part
 from s4g_ray.storage.parquet import refuse_extension_types
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
+from s4g_ray.storage.tar_writer import TarWriter
 
 ReadTiles = Callable[[GridCells], Iterable[Tile | Dropped]]
 # of each cell of a block: the byte range of its tile, or the reason why there is none
