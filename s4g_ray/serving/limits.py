@@ -34,6 +34,7 @@ OPEN_FOLDER = "/static/"
 DRAINED = 4  # a body of up to so many times its limit is read to its end, so that its sender hears
 DRAIN_S = 2.0  # and for so long
 KEPT_MB = 200  # of freed memory that a process keeps
+TRIM_S = 15.0
 LATENCIES = 16  # of the last answers, whose mean tells when to try again
 
 
@@ -243,16 +244,20 @@ class MemoryTrimmer:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
-        self._least_mb = read_resident_mb()
+        self._start_mb = read_resident_mb()
+        self._trimmed_at = -TRIM_S
 
     def trim(self) -> None:
-        """Give back what is free, when the process has grown by KEPT_MB: tenths of seconds."""
-        resident_mb = read_resident_mb()
-        if resident_mb > self._least_mb + KEPT_MB and hasattr(self._libc, "malloc_trim"):
+        """Give back what is free while the process is KEPT_MB larger than it was at first.
+
+        That takes tenths of seconds, and is done every TRIM_S seconds at most: what is freed later
+        is not seen in the size of the process.
+        """
+        now = time.monotonic()
+        is_large = read_resident_mb() > self._start_mb + KEPT_MB
+        if is_large and now - self._trimmed_at >= TRIM_S and hasattr(self._libc, "malloc_trim"):
             self._libc.malloc_trim(0)
-            resident_mb = read_resident_mb()
-            self._least_mb = resident_mb
-        self._least_mb = min(self._least_mb, resident_mb)
+            self._trimmed_at = time.monotonic()
 
 
 def read_resident_mb() -> float:

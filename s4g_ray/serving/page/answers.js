@@ -20,8 +20,13 @@ export function renderError(photo, onRetry) {
   const { error } = photo;
   return element("div", { class: "callout bad", role: "alert" },
     element("strong", {}, errorTitle(error)),
-    element("p", {}, error.message),
-    photo.file.size > 0 ? element("button", { type: "button", onclick: onRetry }, "Try again") : null);
+    element("p", {}, error.message.startsWith(photo.name) ? error.message : sentence(error.message)),
+    isWorthATry(error) ? element("button", { type: "button", onclick: onRetry }, "Try again") : null);
+}
+
+// A photo that is too large or damaged stays so.
+function isWorthATry({ status, code }) {
+  return status < 400 || status >= 500 || [401, 408, 429].includes(status) || code === "bad_parameter";
 }
 
 function errorTitle(error) {

@@ -114,6 +114,7 @@ export class AnswerMap {
   addTile(tile, pane) {
     const corners = square(tile.lat, tile.lon, tile.size_m, this.middleLon);
     const layer = L.imageOverlay("", corners, { pane, className: "map-tile", alt: "" });
+    layer.on("error", () => layer.remove()); // the ground stays empty
     tileAddress(tile.id).then((address) => layer.setUrl(address).addTo(this.map), () => {});
     return layer;
   }
@@ -166,6 +167,7 @@ export class AnswerMap {
     const bounds = L.latLngBounds(corners);
     const first = rank === 1 ? " first" : "";
     const tile = L.imageOverlay("", corners, { pane: "candidateTiles", className: "map-tile", alt: "" });
+    tile.on("error", () => tile.remove());
     if (size > 0) {
       tileAddress(candidate.id).then((address) => tile.setUrl(address).addTo(this.answerLayer), () => {});
     }
