@@ -23,7 +23,7 @@ from s4g_ray.gallery.search.refine import NUM_REFINED
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
 
-MOST_QUERIES = 200  # that are refined: 0.1 to 0.2 s each
+MOST_QUERIES = 150  # that are refined: 0.1 to 0.2 s each
 TOLERANCE_SIZES = 0.025  # of a right position, in tile sides: 48 m of 1,920
 
 

@@ -20,11 +20,20 @@ def looks_of(bands: tuple[int, ...], count: int, seed: int) -> np.ndarray:
 
 
 def test_another_band_looks_unusual_and_the_same_bands_do_not() -> None:
-    fitted = Appearance.fit(looks_of(landsat.SWIR, 120, seed=1))
-    own = looks_of(landsat.SWIR, 100, seed=2)
-    thermal = looks_of(landsat.THERMAL, 100, seed=3)
-    assert np.mean([fitted.is_usual(look) for look in own]) >= 0.9
+    fitted = Appearance.fit(looks_of(landsat.SWIR, 60, seed=1))
+    own = looks_of(landsat.SWIR, 60, seed=2)
+    thermal = looks_of(landsat.THERMAL, 60, seed=3)
+    assert np.mean([fitted.is_usual(look) for look in own]) >= 0.8
     assert np.mean([fitted.is_usual(look) for look in thermal]) <= 0.02
+
+
+def test_a_photo_like_no_other_does_not_let_everything_pass() -> None:
+    rng = np.random.default_rng(1)
+    looks = rng.normal(0, 1, (50, 13))
+    looks[7] = 300.0
+    fitted = Appearance.fit(looks)
+    assert np.mean([fitted.is_usual(look) for look in rng.normal(0, 1, (200, 13))]) > 0.8
+    assert not fitted.is_usual(looks[7])
 
 
 def test_turned_and_smaller_pictures_look_the_same() -> None:
@@ -50,4 +59,4 @@ def test_distances_are_those_of_mahalanobis() -> None:
         expected = away @ np.linalg.solve(covariance, away)
         assert fitted.distances(look[None])[0] == pytest.approx(expected)
     refused = np.mean([not fitted.is_usual(look) for look in looks[300:]])
-    assert refused == pytest.approx(0.02, abs=0.02)
+    assert refused == pytest.approx(0.05, abs=0.03)
