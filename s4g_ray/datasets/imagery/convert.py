@@ -92,27 +92,21 @@ def convert(
     check_grids(list(grids.values()))
     imagery = open_imagery(source, bands=bands)
     parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
-    identity = imagery.identity  # of the files before any pixel is read
     chosen = choose_stretch(imagery, stretch)
     _note_resolution(imagery, sizes, pixels, report)
     if num_tasks is None and sum(len(part.cells) for part in parts) * pixels**2 <= FEW_PIXELS:
         num_tasks = 0
     tiles = TileSource(
         read=ImageryReader(imagery, chosen, pixels, grids),
-        identity=identity,
+        identity=imagery.identity,
         stretch=chosen.describe(),
         native_resolution_m=imagery.native_resolution_m,
         footprint=imagery.footprint,
+        check_unchanged=partial(_check_unchanged, imagery, imagery.identity, target),
     )
+    name = name or _name_of(imagery)
     return cut_region(
-        target,
-        tiles,
-        parts,
-        options,
-        name=name or _name_of(imagery),
-        num_tasks=num_tasks,
-        on_progress=on_progress,
-        before_publishing=partial(_check_unchanged, imagery, identity, target),
+        target, tiles, parts, options, name=name, num_tasks=num_tasks, on_progress=on_progress
     )
 
 
