@@ -77,8 +77,7 @@ def convert(
     Ids and place_ids are those of the cells, the same in every run. The tiles are in tar shards;
     `summary.read_summary` reads what was cut and dropped; coverage.png and coverage.geojson show
     the ground. The bytes do not depend on num_tasks: Ray tasks at a time, 0 for none and no Ray;
-    None: two a processor of the cluster, none where there are few tiles. Calling it again with the
-    same arguments resumes an interrupted call.
+    None: two a processor of the cluster, none for few tiles. The same call again resumes.
 
     Raises InputError for the errors of open_imagery, for options out of range, for an area that
     meets no imagery, where no tile is left, and for a target that holds something else.
