@@ -80,8 +80,7 @@ def convert(
     Ids and place_ids are those of the cells, the same in every run. The tiles are in tar shards;
     `summary.read_summary` reads what was cut and dropped; coverage.png and coverage.geojson show
     the ground. The bytes do not depend on num_tasks: Ray tasks at a time, 0 for none and no Ray;
-    None: two a processor of the cluster, none where there are few tiles. Calling it again with the
-    same arguments resumes an interrupted call.
+    None: two a processor of the cluster, none for few tiles. The same call again resumes.
 
     Raises InputError for the errors of open_imagery, for options out of range, for an area that
     meets no imagery, where no tile is left, and for a target that holds something else.
@@ -95,27 +94,21 @@ def convert(
     check_grids(list(grids.values()))
     imagery = open_imagery(source, bands=bands)
     parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
-    identity = imagery.identity  # of the files before any pixel is read
     chosen = choose_stretch(imagery, stretch)
     _note_resolution(imagery, sizes, pixels, report)
     if num_tasks is None and sum(len(part.cells) for part in parts) * pixels**2 <= FEW_PIXELS:
         num_tasks = 0
     tiles = TileSource(
         read=ImageryReader(imagery, chosen, pixels, grids),
-        identity=identity,
+        identity=imagery.identity,
         stretch=chosen.describe(),
         native_resolution_m=imagery.native_resolution_m,
         footprint=imagery.footprint,
+        check_unchanged=partial(_check_unchanged, imagery, imagery.identity, target),
     )
+    name = name or _name_of(imagery)
     return cut_region(
-        target,
-        tiles,
-        parts,
-        options,
-        name=name or _name_of(imagery),
-        num_tasks=num_tasks,
-        on_progress=on_progress,
-        before_publishing=partial(_check_unchanged, imagery, identity, target),
+        target, tiles, parts, options, name=name, num_tasks=num_tasks, on_progress=on_progress
     )
 
 

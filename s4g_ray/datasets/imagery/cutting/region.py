@@ -76,6 +76,7 @@ class TileSource:
     stretch: str
     native_resolution_m: float
     footprint: Any  # shapely, lon and lat
+    check_unchanged: Callable[[], None] = lambda: None  # raises InputError, before publishing
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,11 @@ def cut_region(
     name: str,
     num_tasks: int | None,
     on_progress: Update,
-    before_publishing: Callable[[], None] = lambda: None,
 ) -> GeoDataset:
     """Cut the cells of some grids into a data set of references, without queries.
 
     num_tasks: Ray tasks at a time, None: two a processor of the cluster; 0: in this process,
-    without Ray. before_publishing: called once all tiles are cut; its error leaves the target
-    unpublished. Calling it again with the same arguments resumes an interrupted call. Raises
+    without Ray. Calling it again with the same arguments resumes an interrupted call. Raises
     InputError for a target that holds something else, and where no tile is left.
     """
     target = files.absolute(target)
@@ -124,7 +123,7 @@ def cut_region(
 
         outcomes = cut_as_tasks(plan, blocks, num_cells, num_tasks, on_progress)
         check_reached(plan.work, [outcome.rows for outcome in outcomes])
-    before_publishing()
+    source.check_unchanged()
     _check_tiles(target, outcomes)
     summary = _describe_region(plan, source, options, outcomes, name)
     return _publish(plan, parts, outcomes, summary, name)
