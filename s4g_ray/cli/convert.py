@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
-from s4g_ray.cli.imagery import check_libraries, imagery
+from s4g_ray.cli.imagery import imagery
 from s4g_ray.distributed.submitted_job import check_kept
 
 convert_app = typer.Typer(
@@ -265,7 +265,6 @@ def landsat(
     The tiles are in TARGET/region too, as `s4g convert imagery` cuts them; some further photos in
     TARGET/photos.
     """
-    check_libraries()
     from s4g_ray.datasets import landsat
 
     options: dict[str, Any] = {

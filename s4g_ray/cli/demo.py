@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.table import Table
 
-from s4g_ray.cli.imagery import check_libraries
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.sphere import format_metres, metres_between
@@ -87,6 +86,8 @@ class Demo:
                 f"{CONFIG} is missing: `s4g demo` runs from a checkout, installed with"
                 " pip install -e '.[cpu,demo]'"
             )
+        from s4g_ray.datasets.imagery.libraries import check_libraries
+
         check_libraries()
         config = load_config(CONFIG, overrides)
         if any(override.startswith("run_dir=") for override in overrides):

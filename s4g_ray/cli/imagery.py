@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated, Any
 
 import typer
@@ -103,7 +102,6 @@ def imagery(
         "bands": _parse_bands(bands),
         "bounds": None if bounds is None else parse_bounds(bounds),
     }
-    check_libraries()
     from s4g_ray.datasets.imagery.convert import convert
     from s4g_ray.datasets.imagery.cutting.summary import read_summary
     from s4g_ray.datasets.imagery.stretch import Stretch
@@ -136,14 +134,3 @@ def _parse_bands(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"--bands {text} is not a list of bands such as 3,2,1") from error
-
-
-def check_libraries() -> None:
-    """Raise InputError when a library that reads imagery is not installed."""
-    missing = [
-        name for name in ("rasterio", "pyproj", "shapely") if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise InputError(
-            f"reading imagery needs {', '.join(missing)}: pip install 's4g-ray[imagery]'"
-        )

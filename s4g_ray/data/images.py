@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ImageArray = NDArray[np.uint8]  # [3, H, W]
 Pixels = NDArray[np.uint8]  # [H, W, 3]
+LARGEST_JPEG = 65_500  # pixels a side
 MAX_PIXELS = 200_000_000  # of an image: its pixels take three times as many bytes
 # Formats that Pillow decodes itself. Its own list has EPS, a program that it hands to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "BMP", "GIF", "PPM", "AVIF")

@@ -26,8 +26,8 @@ from s4g_ray.data.batches.augmentation_draws import (
     gaussian_weights,
     panorama_shift,
 )
+from s4g_ray.data.images import LARGEST_JPEG
 
-LARGEST_JPEG = 65_500  # pixels a side
 Fit = Callable[[Tensor], Tensor]
 _GREY = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 

@@ -16,9 +16,8 @@ from PIL import Image
 
 from s4g_ray.arrays import Ints, group
 from s4g_ray.config.data_schema import Size
-from s4g_ray.data.batches.augmentation import LARGEST_JPEG
 from s4g_ray.data.image_table import View
-from s4g_ray.data.images import FORMATS, decode, resize
+from s4g_ray.data.images import FORMATS, LARGEST_JPEG, decode, resize
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.datasets.packing.s2_curve import order_along_curve
 from s4g_ray.errors import InputError, RunError
