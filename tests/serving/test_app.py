@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from s4g_ray.serving.config import ServeConfig
 from s4g_ray.serving.server import HeadTimeoutProtocol
 from tests.support.local_service import BOUNDARY, Client, local_service, make_form, make_photo
-from tests.support.stand_in_gallery import NUM_TILES, StandInGallery, write_stand_in
+from tests.support.stand_in_gallery import HOLD, NUM_TILES, StandInGallery, write_stand_in
 
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
@@ -177,7 +177,7 @@ def test_a_slow_body_is_refused_after_its_seconds(client: Client) -> None:
         sender.sendall(head.encode())
         started = time.monotonic()
         assert sender.recv(4096).startswith(b"HTTP/1.1 408 ")
-        assert 0.4 < time.monotonic() - started < 5
+        assert 0.4 < time.monotonic() - started < 60
 
 
 GET = b"GET /tiles/1 HTTP/1.1\r\nHost: x\r\n"
@@ -218,7 +218,7 @@ def test_a_head_that_does_not_come_to_its_end_closes_its_connection(
     client: Client, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
     monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 0.2)
-    with socket.create_connection(("127.0.0.1", client.port), timeout=3) as sender:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=60) as sender:
         sender.sendall(start)
         while sender.recv(4096):
             pass
@@ -349,15 +349,22 @@ def test_a_client_that_does_not_read_is_cut_off(
     assert client.get("/static/world.geojson").status == 200
 
 
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_more_requests_than_the_queue_holds_are_refused_at_once(tmp_path: Path) -> None:
-    slow = StandInGallery(write_stand_in(tmp_path), seconds=0.5)
-    with local_service(slow, max_queue=4, batch_size=2) as (client, _):
-        found: list[tuple[int, float]] = []
+    held = StandInGallery(write_stand_in(tmp_path))
+    (tmp_path / HOLD).touch()
+    with local_service(held, max_queue=4, batch_size=2) as (client, _):
+        found: list[int] = []
 
         def ask() -> None:
-            started = time.monotonic()
             answered = client.locate(make_photo())
-            found.append((answered.status, time.monotonic() - started))
+            found.append(answered.status)
             if answered.status == 503:
                 assert answered.code == "overloaded"
                 assert int(answered.headers["retry-after"]) >= 1
@@ -365,24 +372,28 @@ def test_more_requests_than_the_queue_holds_are_refused_at_once(tmp_path: Path) 
         threads = [threading.Thread(target=ask) for _ in range(12)]
         for thread in threads:
             thread.start()
+        wait_until(lambda: len(found) == 8)
+        assert found == [503] * 8  # before any batch has ended
+        (tmp_path / HOLD).unlink()
         for thread in threads:
             thread.join()
-        refused = [seconds for status, seconds in found if status == 503]
-        assert sorted(status for status, _ in found) == [200] * 4 + [503] * 8
-        assert max(refused) < 0.4  # less than one batch
+        assert sorted(found) == [200] * 4 + [503] * 8
         assert client.locate(make_photo()).status == 200  # it has recovered
 
 
 def test_requests_that_wait_are_located_together(tmp_path: Path) -> None:
-    slow = StandInGallery(write_stand_in(tmp_path), seconds=0.2)
-    with local_service(slow, batch_size=8) as (client, _):
+    held = StandInGallery(write_stand_in(tmp_path))
+    (tmp_path / HOLD).touch()
+    with local_service(held, batch_size=8) as (client, _):
         threads = [threading.Thread(target=client.locate, args=(make_photo(),)) for _ in range(9)]
         for thread in threads:
             thread.start()
+        wait_until(lambda: b"s4g_serve_queue 9.0" in client.get("/metrics").data)
+        (tmp_path / HOLD).unlink()
         for thread in threads:
             thread.join()
-    assert sum(slow.batches) == 9
-    assert len(slow.batches) <= 4
+    assert sum(held.batches) == 9
+    assert len(held.batches) <= 3  # one that waited, and the others in two
 
 
 def test_a_request_that_is_too_late_is_refused(tmp_path: Path) -> None:
@@ -407,7 +418,7 @@ def test_photos_are_checked_beside_other_requests_and_within_the_time_of_the_ans
         monkeypatch.setattr("s4g_ray.serving.app.check_photos", check_slowly)
         answered = client.locate(make_photo())
     assert (answered.status, answered.code) == (503, "too_late")
-    assert max(seconds) < 10
+    assert max(seconds) < 60
 
 
 def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from s4g_ray.serving.deployment import HandleBackend, bind_service
 from s4g_ray.serving.metrics import ServiceMetrics
 from s4g_ray.serving.server import check_room, open_port, running_replicas
 from tests.support.local_service import Client, make_photo, served
-from tests.support.stand_in_gallery import open_stand_in, write_stand_in
+from tests.support.stand_in_gallery import BEGUN, HOLD, open_stand_in, write_stand_in
 
 ROOT = Path(__file__).parents[2]
 Service = tuple[Client, ServiceMetrics, Path]
@@ -34,7 +33,7 @@ Service = tuple[Client, ServiceMetrics, Path]
 
 @pytest.fixture(scope="module")
 def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Two replicas whose batches take 0.4 s."""
+    """Two replicas."""
     from ray import serve
 
     folder = tmp_path_factory.mktemp("gallery")
@@ -46,8 +45,7 @@ def service(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         reload_s=0.2,
     )
     metrics = ServiceMetrics()
-    opener = functools.partial(open_stand_in, seconds=0.4)
-    with running_replicas(config, "test", opener) as handle:
+    with running_replicas(config, "test", open_stand_in) as handle:
         backend = HandleBackend(handle, config.retries, metrics.count_retry)
         with served(build_app(backend, config, metrics=metrics)) as client:
             yield client, metrics, folder
@@ -59,7 +57,7 @@ def test_a_new_version_of_the_gallery_answers_without_a_restart(service: Service
     client, _, folder = service
     before = client.get("/gallery").json["version"]
     write_stand_in(folder, version=before + 1)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     versions: set[int] = set()
     while versions != {before + 1} and time.monotonic() < deadline:
         # of both replicas
@@ -72,7 +70,8 @@ def test_a_new_version_of_the_gallery_answers_without_a_restart(service: Service
 def test_a_killed_replica_loses_no_request(service: Service) -> None:
     import ray
 
-    client, metrics, _ = service
+    client, metrics, folder = service
+    (folder / HOLD).touch()
     found: list[tuple[int, int]] = []
 
     def ask(grey: int) -> None:
@@ -83,9 +82,12 @@ def test_a_killed_replica_loses_no_request(service: Service) -> None:
     threads = [threading.Thread(target=ask, args=(grey,)) for grey in range(20, 36)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
-    replica = _replicas()[0]
-    ray.kill(replica)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(f"{BEGUN}*"))) < 2:  # each replica has a batch
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    ray.kill(_replicas()[0])
+    (folder / HOLD).unlink()
     for thread in threads:
         thread.join()
     assert sorted(found) == [(200, grey) for grey in range(20, 36)]

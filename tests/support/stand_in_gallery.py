@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 
 NUM_TILES = 256
+HOLD = "hold"  # a file of the folder: while it is there, batches wait
+BEGUN = "begun-"  # and the process's number: files of the processes in which a batch waited
 
 
 @dataclass
@@ -76,6 +79,10 @@ class StandInGallery:
             raise InputError("no tile of the gallery has its centre in the area to search")
         self.batches.append(len(images))
         time.sleep(self.seconds)
+        hold = Path(self.uri, HOLD)
+        while hold.exists():
+            Path(self.uri, f"{BEGUN}{os.getpid()}").touch()
+            time.sleep(0.01)
         return [self._answer(image, options["top"]) for image in images]
 
     def _answer(self, photo: Any, top: int) -> Answer:
@@ -100,7 +107,9 @@ class StandInGallery:
 
 def write_stand_in(folder: Path, version: int = 1) -> str:
     """Write what open_stand_in reads."""
-    (folder / "version").write_text(str(version))
+    made = folder / "version.new"
+    made.write_text(str(version))
+    made.replace(folder / "version")  # it may be read now
     return str(folder)
 
 

@@ -48,7 +48,7 @@ def write_lease(folder: Path, **changed: object) -> None:
 
 
 def wait_for(is_done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not is_done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
