@@ -143,7 +143,7 @@ class Calibration:
                     radius_50_m=mass.radius(self.levels[0]) if mass else None,
                     radius_90_m=mass.radius(self.levels[1]) if mass else None,
                     is_located=is_located,
-                    reason=None if is_located else _reason(has_candidates, float(outside[row])),
+                    reason=None if is_located else self._reason(has_candidates, outside[row]),
                     rest_probability=float(rest[row]) * inside,
                 )
             )
@@ -220,6 +220,16 @@ class Calibration:
         value = {"format": FORMAT, "version": VERSION, **asdict(self)}
         files.write_json(files.join(gallery_uri, FILE), value)
 
+    def _reason(self, has_candidates: bool, outside: float) -> str:
+        """Tell why there is no answer. outside: the probability."""
+        if not has_candidates:
+            return "the gallery has no tile there"
+        most = 1 / (1 + np.exp(-self.none.threshold))
+        return (
+            f"it lies outside of the gallery with a probability of {outside:.0%}; no place is"
+            f" given from {most:.0%} on"
+        )
+
     @classmethod
     def load(cls, gallery_uri: str) -> Self | None:
         """Read the calibration of a gallery; None when it has none. Raises InputError."""
@@ -254,12 +264,3 @@ class Calibration:
         for name in ("offsets", "levels", "typical_query"):
             fields[name] = tuple(float(x) for x in fields[name])
         return cls(**fields)
-
-
-def _reason(has_candidates: bool, outside: float) -> str:
-    if not has_candidates:
-        return "the gallery has no tile there"
-    return (
-        "no tile of the gallery resembles the photo enough: it lies outside with a probability of"
-        f" {outside:.0%}"
-    )
