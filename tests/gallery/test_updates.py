@@ -15,6 +15,7 @@ import pytest
 
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.encoder import embedding_job
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery import update as updating
 from s4g_ray.gallery.build import add_tiles, remove_tiles
@@ -231,7 +232,7 @@ def test_an_interrupted_add_leaves_the_old_version_and_resumes(
     old = open_gallery(gallery)
     assert (old.version, old.num_tiles) == (1, 60)
     if point != "stage":  # the embeddings are not computed again
-        monkeypatch.setattr(embedding, "embed", None)
+        monkeypatch.setattr(embedding_job, "embed", None)
     report = add_tiles(gallery, more)
     assert (report.added, report.changed, report.num_tiles) == (5, 5, 65)
     require_equal(open_gallery(gallery), open_gallery(str(undisturbed / "gallery")))
@@ -302,7 +303,7 @@ def test_embedding_ends_when_the_lease_is_lost(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(embedding, "BEAT_S", 0.0)
-    monkeypatch.setattr(embedding, "embed", lose_lease)
+    monkeypatch.setattr(embedding_job, "embed", lose_lease)
     with pytest.raises(KeyboardInterrupt):
         add_tiles(gallery, str(undisturbed / "more"))
 
@@ -334,7 +335,7 @@ def test_a_build_that_was_killed_resumes(
     other = galleries.write_tiles(tmp_path / "other", synthetic, HALF)
     with pytest.raises(InputError, match="was begun with"):
         galleries.build(tmp_path, other.uri, tmp_path / "gallery")
-    monkeypatch.setattr(embedding, "embed", None)  # nothing is left to embed
+    monkeypatch.setattr(embedding_job, "embed", None)  # nothing is left to embed
     report = galleries.build(tmp_path, synthetic.uri, tmp_path / "gallery")
     assert report.num_tiles == 120
     names = files.list_names(str(tmp_path / "gallery"))
