@@ -256,7 +256,12 @@ def landsat(
     target: Target,
     size_m: Annotated[float, typer.Option(help="Side of a tile, metres of ground.")] = 1920,
     pixels: Annotated[int, typer.Option(help="Side of a tile and of a query, pixels.")] = 64,
-    queries_per_tile: Annotated[int, typer.Option(help="Queries of each place.")] = 4,
+    queries_per_tile: Annotated[
+        int, typer.Option(help="Queries of each place that is trained.")
+    ] = 16,
+    test_queries_per_tile: Annotated[
+        int, typer.Option(help="Queries of each place that is tested.")
+    ] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the queries' angle, shift and scale.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -271,6 +276,7 @@ def landsat(
         "size_m": size_m,
         "pixels": pixels,
         "queries_per_tile": queries_per_tile,
+        "test_queries_per_tile": test_queries_per_tile,
         "seed": seed,
     }
     _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)

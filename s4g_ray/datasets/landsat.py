@@ -17,7 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats64
-from s4g_ray.data.dataset import GeoDataset, refuse_existing, write_dataset
+from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.imagery.convert import convert as convert_imagery
 from s4g_ray.datasets.imagery.imagery import Source, choose_stretch
@@ -44,6 +44,7 @@ MAX_SHIFT = 0.125  # queries: share of the tile's side, on each axis
 SCALES = (0.85, 1.18)  # queries: range of the side, relative to the tile's
 MIN_TEXTURE = 8.0  # standard deviation of grey levels, in both sensors, of a place with queries
 REGION = "region"  # the folder of the tiles, within the data set's
+REGION_NAME = "landsat region"  # of that data set
 PHOTOS = "photos"  # that of the photos that no split holds, and of positions.csv
 NUM_PHOTOS = 8
 QUALITY = 95  # of JPEG
@@ -55,11 +56,18 @@ class LandsatOptions:
 
     size_m: float = 1920.0  # side of a tile, metres of ground
     pixels: int = 64  # side of a tile and of a query
-    queries_per_tile: int = 4
+    queries_per_tile: int = 16  # of the split train
+    test_queries_per_tile: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("size_m", 1), ("pixels", 8), ("queries_per_tile", 1), ("seed", 0)):
+        for name, least in (
+            ("size_m", 1),
+            ("pixels", 8),
+            ("queries_per_tile", 1),
+            ("test_queries_per_tile", 1),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if not least <= value < 1e6:
                 raise InputError(f"convert landsat: {name}={value} is not within {least}..1e6")
@@ -129,6 +137,11 @@ def convert(
     num_without = int((is_kept & ~has_queries).sum())
     report(f"test tiles without queries, at the scene's border or plain: {num_without:,}")
     rows = np.flatnonzero(is_kept & has_queries)
+    if not len(rows):
+        raise InputError(
+            f"no place of the scene is seen by both sensors over {cfg.size_m:.0f} m and more; give"
+            " a smaller size_m"
+        )
     queries = _cut_queries(cfg, target, infrared, tiles.take(rows), split[rows], on_progress)
     _cut_photos(cfg, target, infrared, tiles.take(rows[split[rows] == "test"]))
     uris = [f"{REGION}/{uri}" for uri in tiles["uri"].to_pylist()]
@@ -144,17 +157,23 @@ def convert(
 
 
 def _cut_region(options: LandsatOptions, path: str, target: str) -> pa.Table:
-    """Cut the tiles of the scene into a data set of their own, and return its references."""
+    """Cut the tiles of the scene into a data set of their own, and return its references.
+
+    The region of an interrupted call is made again.
+    """
+    uri = files.join(target, REGION)
+    if files.exists(files.join(uri, "dataset.json")) and open_dataset(uri).name == REGION_NAME:
+        files.remove(uri)
     region = convert_imagery(
         path,
-        files.join(target, REGION),
+        uri,
         size_m=options.size_m,
         overlap=OVERLAP,
         pixels=options.pixels,
         bands=TRUE_COLOR,
         stretch=STRETCH,
         quality=QUALITY,
-        name=f"landsat {REGION}",
+        name=REGION_NAME,
         num_tasks=0,
     )
     return region.references.to_table().sort_by("id")
@@ -256,9 +275,11 @@ def _cut_queries(
 ) -> pa.Table:
     """Write the queries of tiles, and return their rows."""
     rows: list[dict[str, Any]] = []
-    total = len(tiles) * options.queries_per_tile
+    is_test = split == "test"
+    counts = np.where(is_test, options.test_queries_per_tile, options.queries_per_tile)
+    total = int(counts.sum())
     for row, tile in enumerate(tiles.select(["id", "lat", "lon"]).to_pylist()):
-        for number in range(options.queries_per_tile):
+        for number in range(counts[row]):
             name = f"images/queries/{len(rows):05d}.jpg"
             pose = draw_pose(options, tile["id"], number)
             lat, lon = _write_picture(options, files.join(target, name), sensor, tile, pose)
@@ -283,7 +304,7 @@ def _cut_photos(options: LandsatOptions, target: str, sensor: Sensor, tiles: pa.
     chosen = rng.permutation(len(tiles))[:NUM_PHOTOS]
     lines = ["path,lat,lon"]
     for number, tile in enumerate(tiles.select(["id", "lat", "lon"]).take(chosen).to_pylist(), 1):
-        pose = draw_pose(options, tile["id"], options.queries_per_tile)
+        pose = draw_pose(options, tile["id"], options.test_queries_per_tile)
         name = f"{number}.jpg"
         uri = files.join(target, PHOTOS, name)
         lat, lon = _write_picture(options, uri, sensor, tile, pose)

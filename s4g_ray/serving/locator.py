@@ -51,6 +51,7 @@ class Locator:
         self._reload_s = reload_s
         self._least = needed_size(gallery)
         self._map_view: tuple[Any, MapView] | None = None  # of the version's tiles
+        self._bounds: tuple[Any, list[float] | None] | None = None  # likewise
         # of describe and reload: a page's many tiles do not keep health waiting
         self.control = ThreadPoolExecutor(2, thread_name_prefix="control")
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
@@ -95,12 +96,16 @@ class Locator:
         gallery = self.gallery
         info = gallery.info
         tiles = gallery.tiles
+        known = self._bounds
+        if known is None or known[0] is not tiles:
+            known = tiles, find_bounds(tiles.lat, tiles.lon, tiles.size_m)
+            self._bounds = known
         return {
             "name": info["name"],
             "version": gallery.version,
             "num_tiles": gallery.num_tiles,
             "size_m": info["size_m"],
-            "bounds": find_bounds(tiles.lat, tiles.lon, tiles.size_m),
+            "bounds": known[1],
             "has_calibration": info["has_calibration"],
             "model": info["model"],
             "attribution": info["attribution"],

@@ -52,7 +52,12 @@ def test_the_demo_ends_with_a_table_a_picture_and_located_photos_and_resumes(
     data = tmp_path / "data"
     overrides = [*TINY, f"data.uri={data}", f"run_dir={tmp_path}/run"]
     reporter = Reporter(Console(file=io.StringIO()))
-    options: dict[str, Any] = {"size_m": 3840.0, "pixels": 32, "queries_per_tile": 2}
+    options: dict[str, Any] = {
+        "size_m": 3840.0,
+        "pixels": 32,
+        "queries_per_tile": 2,
+        "test_queries_per_tile": 2,
+    }
     demo.convert_landsat("localtileserver", str(data), reporter, **options)
     result, printed = run(overrides)
     assert result.run.finished

@@ -25,7 +25,12 @@ from s4g_ray.datasets.landsat import LandsatOptions, Pose, draw_pose
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
-SMALL: dict[str, Any] = {"size_m": 3840.0, "pixels": 64, "queries_per_tile": 2}
+SMALL: dict[str, Any] = {
+    "size_m": 3840.0,
+    "pixels": 64,
+    "queries_per_tile": 2,
+    "test_queries_per_tile": 2,
+}
 NORTH_UP = Pose(0.0, 0.0, 0.0, 1.0)
 
 
@@ -176,21 +181,25 @@ def test_the_photos_are_further_queries_of_the_test_split(converted: GeoDataset)
 def test_the_command_makes_the_same_data_set_says_what_it_left_out_and_keeps_it(
     tmp_path: Path,
 ) -> None:
-    options = {**SMALL, "size_m": 7680.0, "pixels": 16}
+    options = {**SMALL, "size_m": 7680.0, "pixels": 16, "test_queries_per_tile": 3}
     path = landsat.find_scene("localtileserver")
     made = landsat.convert(path, str(tmp_path / "a"), **options)
     words = ["convert", "landsat", "localtileserver", str(tmp_path / "b"), "--json"]
     words += ["--size-m", "7680", "--pixels", "16", "--queries-per-tile", "2"]
+    words += ["--test-queries-per-tile", "3"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["name"] == "landsat"
     assert found["fingerprint"] == made.fingerprint
     assert "test tiles without queries" in found["notes"][0]
-    assert found["counts"]["queries"]["test"] % 2 == 0
+    assert found["counts"]["queries"]["test"] % 3 == 0
     for name in ("images/queries/00007.jpg", "photos/2.jpg", "region/dataset.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert CliRunner().invoke(app, words).exit_code != 0
+    (tmp_path / "b/dataset.json").unlink()  # as after an interruption while queries are cut
+    again = CliRunner().invoke(app, words)
+    assert json.loads(again.stdout.splitlines()[-1])["fingerprint"] == made.fingerprint
     with pytest.raises(InputError, match="holds a data set already"):
         landsat.convert(path, str(tmp_path / "a"), **options)
     poses = {
@@ -203,7 +212,7 @@ def test_wrong_options_and_sources_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = str(tmp_path / "x")
-    with pytest.raises(InputError, match="options are size_m, pixels, queries_per_tile, seed"):
+    with pytest.raises(InputError, match="options are size_m, pixels, queries_per_tile, test"):
         landsat.convert("localtileserver", target, tile_m=3)
     too_small: dict[str, Any] = {"size_m": 0, "pixels": 4, "queries_per_tile": 0, "seed": -1}
     for name, value in too_small.items():

@@ -167,7 +167,8 @@ def test_the_page_shows_the_answer_of_a_gallery_that_was_copied(
         page.goto(address)
         page.set_input_files("#file", photo)
         first = page.locator(".candidate").first
-        sync_api.expect(first).to_have_attribute("data-tile", best, timeout=20_000)
+        sync_api.expect.set_options(timeout=90_000)
+        sync_api.expect(first).to_have_attribute("data-tile", best)
         sync_api.expect(page.locator("path.square.first")).to_be_visible()
         sync_api.expect(page.locator(".leaflet-mosaic-pane img").first).to_be_visible()
         page.screenshot(path=str(tmp_path / "page.png"))

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from s4g_ray.serving.batching import Batcher
 from s4g_ray.serving.config import ServeConfig
 from s4g_ray.serving.server import HeadTimeoutProtocol
 from tests.support.local_service import BOUNDARY, Client, local_service, make_form, make_photo
@@ -31,7 +33,6 @@ def client(gallery: StandInGallery) -> Iterator[Client]:
         max_request_mb=2,
         max_photos=4,
         max_megapixels=1,
-        max_upload_s=0.5,
     ) as (client, _):
         yield client
 
@@ -171,11 +172,14 @@ def test_a_body_without_a_length_is_measured_as_it_arrives(client: Client) -> No
         assert sent < 20_000_000
 
 
-def test_a_slow_body_is_refused_after_its_seconds(client: Client) -> None:
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as sender:
+def test_a_slow_body_is_refused_after_its_seconds(gallery: StandInGallery) -> None:
+    with (
+        local_service(gallery, max_upload_s=0.5) as (client, _),
+        socket.create_connection(("127.0.0.1", client.port), timeout=60) as sender,
+    ):
         head = "POST /locate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nslow"
-        sender.sendall(head.encode())
         started = time.monotonic()
+        sender.sendall(head.encode())
         assert sender.recv(4096).startswith(b"HTTP/1.1 408 ")
         assert 0.4 < time.monotonic() - started < 60
 
@@ -227,8 +231,8 @@ def test_a_head_that_does_not_come_to_its_end_closes_its_connection(
 def test_a_long_answer_outlives_the_time_of_a_head(
     gallery: StandInGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 0.1)
-    slow = StandInGallery(gallery.uri, seconds=0.4)
+    monkeypatch.setattr("s4g_ray.serving.server.HEADERS_S", 1.0)
+    slow = StandInGallery(gallery.uri, seconds=1.5)
     with local_service(slow) as (client, _):
         assert client.locate(make_photo(9)).status == 200
 
@@ -381,14 +385,24 @@ def test_more_requests_than_the_queue_holds_are_refused_at_once(tmp_path: Path) 
         assert client.locate(make_photo()).status == 200  # it has recovered
 
 
-def test_requests_that_wait_are_located_together(tmp_path: Path) -> None:
+def test_requests_that_wait_are_located_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[object] = []
+    submit = Batcher.submit
+
+    async def note(self: Any, item: Any) -> Any:
+        submitted.append(item)
+        return await submit(self, item)
+
+    monkeypatch.setattr(Batcher, "submit", note)
     held = StandInGallery(write_stand_in(tmp_path))
     (tmp_path / HOLD).touch()
     with local_service(held, batch_size=8) as (client, _):
         threads = [threading.Thread(target=client.locate, args=(make_photo(),)) for _ in range(9)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: b"s4g_serve_queue 9.0" in client.get("/metrics").data)
+        wait_until(lambda: len(submitted) == 9)  # decoded
         (tmp_path / HOLD).unlink()
         for thread in threads:
             thread.join()

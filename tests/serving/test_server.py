@@ -24,6 +24,7 @@ from s4g_ray.serving.config import ServeConfig, make_config, read_token
 from s4g_ray.serving.deployment import HandleBackend, bind_service
 from s4g_ray.serving.metrics import ServiceMetrics
 from s4g_ray.serving.server import check_room, open_port, running_replicas
+from tests.support.forked_processes import python_path
 from tests.support.local_service import Client, make_photo, served
 from tests.support.stand_in_gallery import BEGUN, HOLD, open_stand_in, write_stand_in
 
@@ -87,6 +88,9 @@ def test_a_killed_replica_loses_no_request(service: Service) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     ray.kill(_replicas()[0])
+    while b"s4g_serve_retries_total 0.0" in metrics.text():  # it dies with its batch, later
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     (folder / HOLD).unlink()
     for thread in threads:
         thread.join()
@@ -147,7 +151,7 @@ def test_a_stopped_service_answers_what_it_has_accepted_and_leaves_no_process(
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "S4G_TEST_MARK": folder},
+        env={**os.environ, "PYTHONPATH": python_path(), "S4G_TEST_MARK": folder},
         start_new_session=True,
     )
     assert process.stdout is not None

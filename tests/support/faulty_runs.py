@@ -188,7 +188,7 @@ def title_of(number: int) -> str:
     """The command line of a process."""
     try:
         return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    except FileNotFoundError:  # it has ended meanwhile
+    except OSError:  # it has ended meanwhile
         return "Z"
 
 

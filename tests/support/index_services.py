@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.index.sharded.service import IndexService
@@ -28,3 +32,13 @@ class Collection:
 class Started:
     service: IndexService
     folder: Path
+
+
+def kill_shard(shard: Any, *, no_restart: bool = False) -> None:
+    """Kill a shard, and wait until its process is gone: ray.kill returns before."""
+    number = ray.get(shard.__ray_call__.remote(lambda _: os.getpid()))
+    ray.kill(shard, no_restart=no_restart)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{number}/exe").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -133,7 +133,8 @@ class _Counts:
             return
         reason = answer.reason or ""
         if answer.none_probability is not None:
-            reason = reason.partition(":")[0]  # after it follows this photo's probability
+            # after it follows this photo's probability
+            reason = reason.partition(" with a probability")[0]
         self.num_with[reason] = self.num_with.get(reason, 0) + 1
         names = self.reasons.setdefault(reason, [])
         if len(names) < NUM_NAMED:

@@ -101,16 +101,16 @@ def calibrate(
     """
     from s4g_ray.gallery.gallery import open_gallery
 
-    gallery = open_gallery(gallery_uri)
     outside = None if outside_uri is None else open_dataset(outside_uri)
-    report = fit_gallery(
-        gallery,
-        open_dataset(dataset_uri),
-        outside,
-        options=options or CalibrationOptions(),
-        reporter=reporter,
-    )
-    report.calibration.save(gallery.uri)
+    with open_gallery(gallery_uri) as gallery:
+        report = fit_gallery(
+            gallery,
+            open_dataset(dataset_uri),
+            outside,
+            options=options or CalibrationOptions(),
+            reporter=reporter,
+        )
+        report.calibration.save(gallery.uri)
     return report
 
 

@@ -17,15 +17,17 @@ def share_interval(hits: Bools, places: Ints, level: float = LEVEL) -> tuple[flo
     """Compute the interval of a share: hits[M] of queries, of places[M] -> low, high in 0..1.
 
     Wilson's interval (1927), of as many queries as the independent ones among them are worth:
-    those of the same place succeed and fail together (Kish 1965, design effect).
+    those of the same place succeed and fail together (Kish 1965, design effect). Where all of them
+    do, a place counts as one query.
     """
     count = len(hits)
     if not count:
         return 0.0, 1.0
     share = float(hits.mean())
     chance = share * (1 - share) / count
-    worth = float(count)
-    if chance > 0:
+    if chance == 0:
+        worth = float(len(np.unique(places)))
+    else:
         worth = count / max(_variance_of_mean(hits.astype(np.float64), places) / chance, 1.0)
     z = float(norm.ppf((1 + level) / 2))
     middle = (share + z**2 / (2 * worth)) / (1 + z**2 / worth)

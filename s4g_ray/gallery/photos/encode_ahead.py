@@ -72,7 +72,7 @@ def plan_encoding(
         num_views=num_views,
         batch_photos=batch_photos,
         num_calls=num_calls,
-        num_threads=num_threads // num_calls,
+        num_threads=-(-num_threads // num_calls),
         num_ahead=min(max(num_ahead, 2), 2 * num_calls * batch_photos),
         num_decoders=min(MOST_DECODERS, os.cpu_count() or 1),
     )

@@ -92,7 +92,8 @@ def open_version(gallery: str, number: int) -> Version:
     folder = version_folder(gallery, number)
     manifest = open_published(folder, KIND)
     info = manifest.info
-    if manifest.stamp is None or not {"segments", "images", "index"} <= set(info):
+    is_whole = {"segments", "images", "index"} <= set(info) and isinstance(info["segments"], dict)
+    if manifest.stamp is None or not is_whole:
         raise RunError(f"{folder}: its manifest lacks entries; build the gallery again")
     if not all(re.fullmatch(SEGMENT, path) for path in dict(info["segments"]).values()):
         raise RunError(f"{folder}: its manifest names other folders; build the gallery again")

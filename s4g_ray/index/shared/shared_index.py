@@ -151,6 +151,8 @@ class SharedIndex:
             try:
                 ray.get(ready)
                 self._join(client)
+            except LostShardError as error:
+                raise UnavailableError(str(error)) from error
             except (RayActorError, RunError) as error:
                 cause = error if isinstance(error, RayActorError) else error.__cause__
                 if not isinstance(cause, RayActorError):

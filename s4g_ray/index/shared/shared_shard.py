@@ -33,6 +33,7 @@ class SharedShard(IndexShard):
         self._user_s = user_s
         self._lock = threading.Lock()
         self._signs: dict[str, float] = {}  # time.monotonic() of each user's last sign
+        self._num_joining = 0  # users that wait for the version to be loaded give no signs
         self._empty_until = time.monotonic() + start_s
         self._is_stopping = threading.Event()
         threading.Thread(target=self._watch, name="users", daemon=True).start()
@@ -42,8 +43,14 @@ class SharedShard(IndexShard):
 
         Raises RunError for a version that cannot be loaded.
         """
-        self.beat(user)
-        return self.require_version(version).num_vectors
+        with self._lock:
+            self._num_joining += 1
+        try:
+            return self.require_version(version).num_vectors
+        finally:
+            with self._lock:
+                self._num_joining -= 1
+                self._signs[user] = time.monotonic()
 
     def beat(self, user: str) -> None:
         """Take a sign of a user."""
@@ -54,7 +61,7 @@ class SharedShard(IndexShard):
         """Count a user out. The last one stops the shard."""
         with self._lock:
             self._signs.pop(user, None)
-            is_last = not self._signs
+            is_last = not self._signs and not self._num_joining
         if is_last:
             self._end()
 
@@ -75,7 +82,7 @@ class SharedShard(IndexShard):
         with self._lock:
             for user in [one for one, sign in self._signs.items() if now > sign + self._user_s]:
                 del self._signs[user]
-            return bool(self._signs) or now < self._empty_until
+            return bool(self._signs) or self._num_joining > 0 or now < self._empty_until
 
     def _end(self) -> None:
         with self._lock:

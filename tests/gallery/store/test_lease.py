@@ -58,7 +58,7 @@ def test_the_second_writer_is_refused_and_the_first_goes_on(
     tmp_path: Path, reporter: Reporter
 ) -> None:
     with writing(str(tmp_path), reporter) as first:
-        message = rf"is being written by process {os.getpid()} on \S+ \(last sign 0 s ago\)"
+        message = rf"is being written by process {os.getpid()} on \S+ \(last sign \d+ s ago\)"
         with pytest.raises(InputError, match=message), writing(str(tmp_path), reporter):
             pass
         first.check()

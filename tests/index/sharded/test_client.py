@@ -84,6 +84,7 @@ def test_late_calls_that_have_not_begun_are_cancelled(
     for _ in range(6):  # the first of them keeps running
         with pytest.raises(RunError, match="no shard answered"):
             client.search_partial(1, queries, 1, timeout_s=0.1)
+    time.sleep(1)  # the last cancellation is on its way
     (tmp_path / "go").touch()
     assert client.search(1, queries, 1)[0][0] == 3
     ray.kill(shard)
@@ -113,6 +114,7 @@ def test_a_shard_that_cannot_return_is_an_error_in_time_and_a_slow_one_is_waited
     ray.get([one.__ray_ready__.remote() for one in client.shards], timeout=60)
     assert client.search(1, queries, 2)[0][0].tolist() == [0, 1]  # 3 s, but it answers meanwhile
     hog: Any = ray.remote(num_cpus=free)(Hog).remote()
+    time.sleep(1)  # the hog waits for the room by then
     ray.kill(lost, no_restart=False)
     assert ray.get(hog.is_there.remote(), timeout=60)
     started = time.monotonic()

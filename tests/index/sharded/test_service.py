@@ -26,7 +26,7 @@ from tests.support.embedding_tables import (
     write_parts,
     write_table,
 )
-from tests.support.index_services import Collection, K, Started, config
+from tests.support.index_services import Collection, K, Started, config, kill_shard
 
 pytestmark = pytest.mark.cluster
 
@@ -258,14 +258,14 @@ def test_a_shard_that_dies_answers_again_from_its_file_and_a_damaged_one_is_name
     service = started.service
     service.build(40, collection.tables, k=K)
     wanted, scores = service.search(40, queries, K)
-    ray.kill(service.client.shards[1], no_restart=False)
+    kill_shard(service.client.shards[1])
     again, again_scores = service.search(40, queries, K)
     np.testing.assert_array_equal(again, wanted)
     np.testing.assert_array_equal(again_scores, scores)
     assert service.is_alive()
 
     break_part("altered")(started.folder / "v=0040/shard-00001.faiss")
-    ray.kill(service.client.shards[1], no_restart=False)
+    kill_shard(service.client.shards[1])
     with pytest.raises(
         RunError,
         match=r"index shard 1: \S*/v=0040/shard-00001.faiss differs from the published file",
@@ -350,11 +350,11 @@ def test_search_effort_is_raised_until_recall_suffices_and_low_recall_is_refused
         one.add(vectors, ids)
         one.effort = report.effort
         np.testing.assert_array_equal(found, one.search(queries, K)[0])
-        ray.kill(other.client.shards[1], no_restart=False)
+        kill_shard(other.client.shards[1])
         # the restarted shard searches with the search effort of the manifest
         np.testing.assert_array_equal(other.search(51, queries, K)[1], scores)
 
-        ray.kill(other.client.shards[0])
+        kill_shard(other.client.shards[0], no_restart=True)
         with pytest.raises(RunError, match="index shard 0 is dead"):
             other.search(51, queries, K)
         assert other.search_partial(51, queries, K).missing_shards == (0,)
