@@ -14,7 +14,7 @@ import ray
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Node, nodes_of
 from s4g_ray.distributed.ray_output import without_ray_lines
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
 
@@ -95,6 +95,12 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
         )
     except ConnectionError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray raises it as a plain Exception
+            raise
+        raise RunError(
+            "Ray did not start on this machine in time, which is busy; run the command again"
+        ) from error
 
 
 def _check_free(port: int | None) -> None:

@@ -87,7 +87,9 @@ def claim_folder(folder: str, marker: str, made_with: dict[str, Any], by: str) -
         begun_with = files.read_json(uri)
         if begun_with != made_with:
             theirs, ours = _differing_values(begun_with, made_with)
-            raise InputError(f"{folder} was begun with {theirs}, not {ours}; choose another folder")
+            raise InputError(
+                f"{folder} was begun with {theirs}, not {ours}; remove it or choose another folder"
+            )
         return
     if names:
         raise InputError(f"{folder} is not empty, and was not begun by {by}; choose another folder")

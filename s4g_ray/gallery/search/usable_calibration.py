@@ -17,7 +17,6 @@ _LOCK = threading.Lock()
 _READ: weakref.WeakKeyDictionary[Gallery, tuple[int, float, Calibration | None]] = (
     weakref.WeakKeyDictionary()
 )
-_MISSING = "probabilities and radii are unknown: {reason}; run `s4g gallery calibrate`"
 
 
 def find_calibration(gallery: Gallery, turns: int) -> tuple[Calibration | None, str | None]:
@@ -28,22 +27,29 @@ def find_calibration(gallery: Gallery, turns: int) -> tuple[Calibration | None, 
     """
     found = _read(gallery)
     if found is None:
-        return None, _MISSING.format(reason="the gallery is not calibrated")
+        return None, _missing("the gallery is not calibrated")
     weights = gallery.snapshot.header.model.get("weights_sha256")
     if weights and found.weights_sha256 and weights != found.weights_sha256:
         reason = (
             f"calibrated for weights {found.weights_sha256[:12]}, the gallery has {weights[:12]}"
         )
-        return None, _MISSING.format(reason=reason)
+        return None, _missing(reason)
     if found.turns != turns:
         reason = f"calibrated with turns={found.turns}, and searched with turns={turns}"
-        return None, f"{_MISSING.format(reason=reason)} --turns {turns}"
+        return None, _missing(reason, f" --turns {turns}") + f", or search with {found.turns}"
     if found.gallery_version is not None and found.gallery_version != gallery.version:
         return found, (
             f"calibrated on version {found.gallery_version} of the gallery, searched in version"
             f" {gallery.version}"
         )
     return found, None
+
+
+def _missing(reason: str, options: str = "") -> str:
+    return (
+        f"probabilities and radii are unknown: {reason}; run"
+        f" `s4g gallery calibrate GALLERY DATASET{options}`"
+    )
 
 
 def _read(gallery: Gallery) -> Calibration | None:
