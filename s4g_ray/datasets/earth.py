@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.data.dataset import GeoDataset, refuse_existing, write_dataset
 from s4g_ray.data.sphere import EARTH_RADIUS_M, unit_sphere
+from s4g_ray.datasets.source import make_options
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
@@ -99,12 +100,7 @@ def convert(
     same data set. Raises InputError when a map is missing, an option is wrong, or the target holds
     a data set already.
     """
-    try:
-        cfg = EarthOptions(**options)
-    except TypeError as error:
-        raise InputError(
-            f"convert earth: {error}; options are {', '.join(EarthOptions.__annotations__)}"
-        ) from error
+    cfg = make_options(EarthOptions, "earth", options)
     target = files.absolute(target)
     refuse_existing(target)
     satellite = _read_map(source, "bmng.jpg")

@@ -25,7 +25,7 @@ from s4g_ray.datasets.imagery.rasters.georeference import GEOD
 from s4g_ray.datasets.imagery.resampling import resample
 from s4g_ray.datasets.imagery.sources import open_imagery
 from s4g_ray.datasets.imagery.stretch import Stretch
-from s4g_ray.datasets.source import Report, ignore_report
+from s4g_ray.datasets.source import Report, ignore_report, make_options
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
@@ -116,12 +116,7 @@ def convert(
     Raises InputError for a source that is not there, or is no such scene, for options out of range,
     and for a target that holds a data set already.
     """
-    try:
-        cfg = LandsatOptions(**options)
-    except TypeError as error:
-        raise InputError(
-            f"convert landsat: {error}; options are {', '.join(LandsatOptions.__annotations__)}"
-        ) from error
+    cfg = make_options(LandsatOptions, "landsat", options)
     target = files.absolute(target)
     refuse_existing(target)
     path = find_scene(source)

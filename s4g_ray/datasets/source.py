@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from s4g_ray.datasets.source_rows import Row, ViewRows, split_paths
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
 
+Options = TypeVar("Options")
 Report = Callable[[str], None]  # takes one line about rows, images or files that were left out
 SIGNS = {  # names at the top of each source that has a converter
     "cvusa": {"bingmap", "streetview"},
@@ -34,6 +35,15 @@ SIGNS = {  # names at the top of each source that has a converter
 NUM_LISTED = 10  # names in one message
 IMAGES_AT_ONCE = 1 << 21  # that has_images looks for
 NUM_LISTINGS = 16  # folders listed at a time: object stores answer slowly, but many at once
+
+
+def make_options(kind: type[Options], converter: str, values: Mapping[str, Any]) -> Options:
+    """Make a converter's options, a dataclass. Raises InputError that lists the names it has."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        names = ", ".join(kind.__annotations__)
+        raise InputError(f"convert {converter}: {error}; options are {names}") from error
 
 
 def ignore_report(line: str) -> None:

@@ -20,20 +20,12 @@ from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.gallery.gallery import open_gallery
 from s4g_ray.progress import Reporter
+from tests.support.tiny_training import TINY_TRAINING
 
 TINY = [
     "data.query_size=[32,32]",
     "data.reference_size=[32,32]",
-    "model.name=test_convnext",
-    "model.pretrained=false",
-    "train.epochs=1",
-    "train.batch_size=16",
-    "train.num_workers=1",
-    "train.precision=fp32",
-    "train.channels_last=false",
-    "sampling.num_hard_negatives=8",
-    "sampling.neighbor_pool_size=16",
-    "embedding.num_actors=1",
+    *TINY_TRAINING,
 ]
 
 

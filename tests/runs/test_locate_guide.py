@@ -23,6 +23,7 @@ from tests.support.doc_commands import ROOT, Command, commands
 from tests.support.lake_photos import write_lake_photos
 from tests.support.local_service import local_service
 from tests.support.page_server import landsat
+from tests.support.tiny_training import TINY_TRAINING
 
 TEN = [command for command in commands(ROOT / "docs/locate.md") if command.program == "s4g"]
 STEPS = [
@@ -42,16 +43,7 @@ STEPS = [
 SMALLER = {
     "convert imagery": ["--bounds", "-112.75,40.65,-112.62,40.80", "--workers", "0"],
     "train": [
-        "model.name=test_convnext",
-        "model.pretrained=false",
-        "train.epochs=1",
-        "train.batch_size=16",
-        "train.num_workers=1",
-        "train.precision=fp32",
-        "train.channels_last=false",
-        "sampling.num_hard_negatives=8",
-        "sampling.neighbor_pool_size=16",
-        "embedding.num_actors=1",
+        *TINY_TRAINING,
         "evaluation.before_training=false",
         "evaluation.correlation_baseline=false",
     ],

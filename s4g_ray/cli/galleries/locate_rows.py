@@ -14,6 +14,7 @@ from s4g_ray.cli.galleries.locate_words import (
     format_position,
     measure_exif_distance,
     printable,
+    shown_point,
     wrapped,
 )
 from s4g_ray.data.sphere import format_metres
@@ -110,7 +111,7 @@ def _where(answer: Answer) -> tuple[str, str]:
         return "unreadable", "red"
     if not answer.is_located:
         return "no answer", "yellow"
-    point = answer if answer.refined is None else answer.refined
+    point = shown_point(answer)
     return format_position(point.lat, point.lon, 5), ""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 from rich.text import Text
 
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.gallery.answer import Answer
+
+if TYPE_CHECKING:
+    from s4g_ray.gallery.refinement import Refined
 
 
 def printable(text: str) -> str:
@@ -35,9 +40,14 @@ def format_percent(share: float | None) -> str:
     return f"{share:.1%}" if share >= 0.0005 else "< 0.1%"
 
 
+def shown_point(answer: Answer) -> Answer | Refined:
+    """Return what holds the position that is shown: the exact one, where it was found."""
+    return answer if answer.refined is None else answer.refined
+
+
 def measure_exif_distance(answer: Answer) -> float | None:
     """Return the metres between an answer and its photo's EXIF position; None without one."""
-    point = answer if answer.refined is None else answer.refined
+    point = shown_point(answer)
     if answer.exif is None or point.lat is None or point.lon is None:
         return None
     return float(metres_between(point.lat, point.lon, answer.exif.lat, answer.exif.lon))
