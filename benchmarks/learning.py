@@ -1,6 +1,6 @@
 """Compare ways of choosing negatives: what is learned at equal steps, over seeds, with error bars.
 
-    python -m benchmarks.learning [--data landsat earth] [--seeds 5] [--processes 2] [--arms NAME ...]
+    python -m benchmarks.learning [--data landsat earth] [--arms NAME ...] [--seeds 5]
     python -m benchmarks.learning --table   # of the runs that are there
 
 Each run trains in a process of its own, on one core (benchmarks/support/learning_run.py), and is
@@ -97,3 +97,205 @@ def main() -> None:
         if not args.table:
             run_missing(name, args.arms, range(1, args.seeds + 1), args.processes)
         write_table(name)
+
+
+def run_missing(name: str, arms: Iterable[str], seeds: Sequence[int], processes: int) -> None:
+    """Train each arm with each seed that has no run yet, and keep each run when it ends.
+
+    All arms of a seed come before the next seed, so that an interrupted call leaves pairs.
+    """
+    kept = read_runs(name)
+    missing = [(arm, seed) for seed in seeds for arm in arms if (arm, seed) not in kept]
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        uris = {half: make_data(name, Path(folder), half=half) for half in (False, True)}
+        with ProcessPoolExecutor(processes, get_context("spawn"), _use_one_thread) as pool:
+            running = {
+                pool.submit(train, name, arm, seed, uris[ARMS[arm].half]): (arm, seed)
+                for arm, seed in missing
+            }
+            for number, done in enumerate(as_completed(running), 1):
+                arm, seed = running[done]
+                run = {"arm": arm, "seed": seed, **describe_run(name, arm), **done.result()}
+                keep_run(name, run)
+                last = run["metrics"][-1]["recall@1"]
+                said = f"{time.strftime('%H:%M')} {number} of {len(missing)}: {name}, {arm}, {seed}"
+                print(f"{said}: R@1 {last:.1%}, {run['cpu_s']} s", flush=True)
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.nice(10)
+
+
+def make_data(name: str, folder: Path, *, half: bool) -> str:
+    """Convert a data set; half: without the queries of every other train place. Return its URI."""
+    from importlib import import_module
+
+    from s4g_ray.data.dataset import open_dataset, write_dataset
+    from s4g_ray.storage import files
+
+    data = DATA[name]
+    whole = str(folder / name)
+    if not files.exists(f"{whole}/dataset.json"):
+        import_module(f"s4g_ray.datasets.{data.converter}").convert(
+            data.source, whole, **data.options
+        )
+    if not half:
+        return whole
+    dataset = open_dataset(whole)
+    queries = dataset.queries.to_table()
+    is_train = queries["split"].to_numpy(zero_copy_only=False) == "train"
+    places = queries["place_id"].to_numpy()
+    order = np.unique(places[is_train])
+    dropped = np.isin(places, order[np.random.default_rng(0).permutation(len(order))[::2]])
+    tables = [dataset.references.to_table(), queries.filter(dropped <= ~is_train)]
+    for view, table in enumerate(tables):
+        uris = [f"{whole}/{uri}" for uri in table["uri"].to_pylist()]
+        column = table.schema.get_field_index("uri")
+        tables[view] = table.set_column(column, "uri", [uris])
+    return write_dataset(f"{whole}-half", *tables, name=f"{name}, half").uri
+
+
+def describe_run(name: str, arm: str) -> dict[str, Any]:
+    """Return the settings of an arm's runs; a run with others is not taken for one of them."""
+    data = DATA[name]
+    settings = [*SHARED, *data.overrides, *ARMS[arm].overrides]
+    return {"settings": settings, "options": data.options, "num_steps": data.num_steps}
+
+
+def train(name: str, arm: str, seed: int, uri: str) -> dict[str, Any]:
+    """Train one run in this process; return its curve."""
+    from benchmarks.support.learning_run import LearningRun
+    from s4g_ray.config.loading import load_config
+
+    data = DATA[name]
+    overrides = [*SHARED, *data.overrides, *ARMS[arm].overrides, f"seed={seed}", f"data.uri={uri}"]
+    config = load_config(f"configs/{name}.yaml", overrides)
+    return LearningRun(config, data.num_steps, NUM_POINTS).run().record()
+
+
+def read_runs(name: str) -> dict[Key, dict[str, Any]]:
+    """Read the runs on a data set that have the settings of today."""
+    path = RUNS / f"{name}.jsonl"
+    runs: dict[Key, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        run = json.loads(line)
+        arm = run["arm"]
+        wanted = describe_run(name, arm) if arm in ARMS else None
+        if wanted is not None and all(run[key] == value for key, value in wanted.items()):
+            runs[arm, run["seed"]] = run
+    return runs
+
+
+def keep_run(name: str, run: dict[str, Any]) -> None:
+    """Append a run to the file of its data set."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with (RUNS / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(run) + "\n")
+
+
+def write_table(name: str) -> None:
+    """Record the comparison of all runs on a data set."""
+    runs = read_runs(name)
+    if not runs:
+        return
+    hours = sum(run["cpu_s"] for run in runs.values()) / 3600
+    data = DATA[name]
+    record(
+        f"learning_{name}",
+        title=f"Choosing negatives, on {name}",
+        text=TEXT,
+        command=f"python -m benchmarks.learning --data {name}",
+        columns=COLUMNS,
+        rows=[describe_arm(runs, arm) for arm in ARMS if seeds_of(runs, arm)],
+        config={
+            **data.options,
+            "steps": data.num_steps,
+            "core-hours": round(hours, 1),
+            "shared": " ".join([*SHARED, *data.overrides]),
+        },
+        order=110 + list(DATA).index(name),
+    )
+
+
+TEXT = (
+    "test recall at equal steps, over seeds: mean and standard error, in percent. Difference: to"
+    " the arm it is compared with, seed by seed, and the p-value of a paired t-test (two-sided). Steps:"
+    " until R@1 is what the compared arm has at its end, by the mean curves. Train R@1: of train"
+    " queries among the train references. Hardness: neighbors that share a batch with an anchor,"
+    " mean of the last epoch's plan."
+)
+COLUMNS = [
+    *("arm", "seeds", "R@1", "R@5", "R@10", "median error, m"),
+    *("difference of R@1", "p", "steps to its end", "train R@1", "hardness"),
+]
+
+
+def seeds_of(runs: dict[Key, dict[str, Any]], arm: str) -> list[int]:
+    """Return the seeds that an arm has runs of."""
+    return sorted(seed for name, seed in runs if name == arm)
+
+
+def describe_arm(runs: dict[Key, dict[str, Any]], arm: str) -> list[Cell]:
+    """Return an arm's row of the table."""
+    seeds = seeds_of(runs, arm)
+    final = [runs[arm, seed]["metrics"][-1] for seed in seeds]
+    row: list[Cell] = [arm, len(seeds)]
+    ranks = ("recall@1", "recall@5", "recall@10")
+    row.extend(_show([100 * point[name] for point in final]) for name in ranks)
+    row.append(f"{np.mean([point['median_error_m'] for point in final]):,.0f}")
+    row.extend(_compare(runs, arm, seeds))
+    row.append(f"{100 * np.mean([runs[arm, seed]['train_recall'][-1] for seed in seeds]):.1f}")
+    row.append(f"{np.mean([runs[arm, seed]['hardness'][-1] for seed in seeds]):.2f}")
+    return row
+
+
+def _compare(runs: dict[Key, dict[str, Any]], arm: str, seeds: list[int]) -> list[Cell]:
+    """Return difference, p-value and steps of an arm against the one that it is compared with."""
+    against = ARMS[arm].against
+    if against is None:
+        return ["", "", ""]
+    paired = [seed for seed in seeds if (against, seed) in runs]
+    if len(paired) < 2:
+        return [f"to {against}: {len(paired)} pairs", "", ""]
+    curves = {
+        name: 100 * np.array([_recalls(runs[name, seed]) for seed in paired])
+        for name in (arm, against)
+    }
+    differences = curves[arm][:, -1] - curves[against][:, -1]
+    p = float(stats.ttest_rel(curves[arm][:, -1], curves[against][:, -1]).pvalue)
+    steps = np.array(runs[arm, paired[0]]["steps"])
+    reached = _first_step(steps, curves[arm].mean(axis=0), curves[against][:, -1].mean())
+    return [f"{_show(differences.tolist(), '+')} to {against}", f"{p:.3f}", reached]
+
+
+def _recalls(run: dict[str, Any]) -> list[float]:
+    return [point["recall@1"] for point in run["metrics"]]
+
+
+def _first_step(steps: Floats64, curve: Floats64, level: float) -> str:
+    """Return the step at which a curve first reaches a level, on the line between its points."""
+    reached = np.flatnonzero(curve >= level)
+    if not len(reached):
+        return "not reached"
+    last = reached[0]
+    if last == 0:
+        return "0"
+    share = (level - curve[last - 1]) / (curve[last] - curve[last - 1])
+    return f"{steps[last - 1] + share * (steps[last] - steps[last - 1]):,.0f}"
+
+
+def _show(values: list[float], sign: str = "") -> str:
+    """Return mean and standard error; the mean alone of one value."""
+    mean = f"{np.mean(values):{sign}.1f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.1f}"
+
+
+if __name__ == "__main__":
+    main()
