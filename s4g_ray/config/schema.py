@@ -294,6 +294,7 @@ class RunConfig(Section):
         self._check_splits()
         self._check_rotation()
         self._check_loggers()
+        self._check_protocol()
         return self
 
     def _check_workers(self) -> None:
@@ -322,6 +323,14 @@ class RunConfig(Section):
     def _check_loggers(self) -> None:
         if len(set(self.loggers)) < len(self.loggers):
             raise ValueError(f"loggers={list(self.loggers)} names one twice; name each once")
+
+    def _check_protocol(self) -> None:
+        """Raise ValueError for signals of learning that the published method does not have."""
+        if self.protocol == "paper" and self.train.soft_labels:
+            raise ValueError(
+                f"train.soft_labels={self.train.soft_labels:g} is no part of the published method;"
+                " set it to 0, or use protocol=strict"
+            )
 
     def _check_rotation(self) -> None:
         """Raise ValueError for an image that is turned by 90 degrees and not square."""

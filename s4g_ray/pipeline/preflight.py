@@ -61,6 +61,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     if config.data.val_split is not None:
         check_scored(config, dataset, "val_split", config.data.val_split)
     check_headings(config, dataset, config.data.train_split)
+    check_sizes(config, dataset)
     places = split.places
     faults = []
     if len(places.ids) < config.train.batch_size:
@@ -178,6 +179,24 @@ def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
             f"data.query_heading=known, but {num_unknown} of {len(headings)} {split} queries have"
             " no heading_deg; add it, or set data.query_heading=as_is (images that are no panoramas"
             " are never turned)"
+        )
+
+
+def check_sizes(config: RunConfig, dataset: GeoDataset) -> None:
+    """Raise InputError when targets are to be shared and train tiles are of unknown ground."""
+    if not config.train.soft_labels:
+        return
+    split = config.data.train_split
+    names = [name for name in ("lat", "lon", "size_m") if name in dataset.references.schema.names]
+    columns = dataset.columns("references", [split], names)
+    num_unknown = int((~np.isfinite(columns)).any(axis=0).sum())
+    if len(names) < 3:
+        num_unknown = len(columns[0])
+    if num_unknown:
+        raise InputError(
+            f"train.soft_labels={config.train.soft_labels:g} needs lat, lon and size_m of tiles,"
+            f" but {num_unknown} of {len(columns[0])} {split} references lack one; add them, or set"
+            " train.soft_labels=0"
         )
 
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s4g_ray.config.data_schema import DataConfig
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.images import fit_reference, load_raw
-from s4g_ray.data.pair_loader import PairBatch, PairLoader
+from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.errors import BadImageError, DeadProcessError
 from tests.conftest import NUM_TRAIN, SIZE
 from tests.support.sample_images import augment_config, loader, with_uris
