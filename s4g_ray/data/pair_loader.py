@@ -34,6 +34,7 @@ from s4g_ray.data.batches.augmentation_draws import (
 from s4g_ray.data.batches.batch_sources import BatchSource, ProcessSource, ThreadSource
 from s4g_ray.data.batches.common_ground import find_gallery_ground, find_pair_ground
 from s4g_ray.data.batches.pair_batch import PairBatch
+from s4g_ray.data.batches.query_shift import shift_query
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import (
     ImageFile,
@@ -280,6 +281,7 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
         self, file: ImageFile, query: Tensor, reference: Tensor, epoch: int
     ) -> tuple[_Item, _Item]:
         rng = np.random.default_rng((self.seed, epoch, file.id, _AUGMENT_STREAM))
+        query = shift_query(query, self.augment, (self.seed, epoch, file.id))
         fits = (
             partial(fit_query, data=self.data, heading=file.heading),
             partial(fit_reference, data=self.data),

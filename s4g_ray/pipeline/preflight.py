@@ -73,6 +73,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
         faults += _rotation_faults(config, split)
+    faults += _positive_faults(config, split)
     faults += _gallery_faults(config, dataset, split)
     faults += _cell_faults(config, split)
     if faults:
@@ -119,6 +120,17 @@ def _rotation_faults(config: RunConfig, split: TrainSplit) -> list[str]:
             " sampling.gallery_negatives; raise the share, or set mining.refresh=full"
         )
     return faults
+
+
+def _positive_faults(config: RunConfig, split: TrainSplit) -> list[str]:
+    """Return a fault where hard positives are asked for and no place has several queries."""
+    num_queries = 1 + int(np.count_nonzero(np.diff(split.pairs.query_ids)))
+    if not config.sampling.hard_positives or num_queries > len(split.places):
+        return []
+    return [
+        f"sampling.hard_positives={config.sampling.hard_positives:g} chooses among the queries of a"
+        f" place, but each of {len(split.places)} train places has one; set it to 0"
+    ]
 
 
 def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> list[str]:
