@@ -57,11 +57,8 @@ class GeoDataset:
         (tables/node_cache.py), which shares the memory with the other processes of its node.
         """
         columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "region"]
-        if view == "queries":
-            columns.append("heading_deg")
+        columns.append("heading_deg" if view == "queries" else "size_m")
         source: pads.Dataset = getattr(self, view)
-        if "size_m" in source.schema.names:
-            columns.append("size_m")
         table = source.to_table(columns=columns, filter=pc.field("split").isin(list(splits)))
         table = sort_by_id(table)
         return ImageTable(
@@ -265,9 +262,9 @@ def _read_floats(column: pa.ChunkedArray) -> Floats64:
 def _read_optional(table: pa.Table, name: str) -> Floats32:
     """Read a float column, NaN for null or without it.
 
-    One value takes the memory where all are equal.
+    It has no memory of its own where all values are equal, or all are null.
     """
-    if name not in table.column_names:
+    if name not in table.column_names or table[name].null_count == len(table):
         return np.broadcast_to(np.float32(np.nan), len(table))
     values = _read_floats(table[name]).astype(np.float32)
     if len(values) and (values == values[0]).all():

@@ -199,11 +199,8 @@ def check_sizes(config: RunConfig, dataset: GeoDataset) -> None:
     if not config.train.soft_labels:
         return
     split = config.data.train_split
-    names = [name for name in ("lat", "lon", "size_m") if name in dataset.references.schema.names]
-    columns = dataset.columns("references", [split], names)
+    columns = dataset.columns("references", [split], ["lat", "lon", "size_m"])
     num_unknown = int((~np.isfinite(columns)).any(axis=0).sum())
-    if len(names) < 3:
-        num_unknown = len(columns[0])
     if num_unknown:
         raise InputError(
             f"train.soft_labels={config.train.soft_labels:g} needs lat, lon and size_m of tiles,"
