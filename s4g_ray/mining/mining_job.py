@@ -100,16 +100,14 @@ def mine(
     (ascending) are mined. reference_ids[R] (ascending) and reference_places[R]: the references in
     `version` of the index that `search` asks; a CellSearch asks none. exclusions: places that are
     never negatives of each other. previous: the graph that is replaced, for the overlap.
-    carry_from: a graph whose rows are kept for places without a mined query. scores_positives:
-    publish query_scores with the graph. Commits of an interrupted job are kept where they were
-    computed from the same inputs and an index of the same INDEX_SETTINGS in `info`; a published
-    graph at `target` is replaced. The manifest holds the metrics, and `info` beside them, as
-    info["round"].
+    carry_from: a graph whose rows are kept for places without a mined query. scores_positives: with
+    query_scores. Commits of an interrupted job are kept where they are of the same inputs and an
+    index of the same INDEX_SETTINGS in `info`; a published graph at `target` is replaced. The
+    manifest holds the metrics, and `info` beside them, as info["round"].
 
     Raises InputError for impossible k and ids; RunError for embeddings that are unpublished,
     altered, out of order, not made from `stamp` or lack queries, for errors of the index and of
-    Ray, and where nothing progresses. Source: dynamic similarity sampling, arXiv 2303.11851,
-    section 3.3.
+    Ray, and where nothing progresses. Source: arXiv 2303.11851, section 3.3 (similarity sampling).
     """
     started = time.perf_counter()
     _check_not_own(target, previous, carry_from)
@@ -129,12 +127,11 @@ def mine(
         files.remove(target)
     with _make_runner(job, key, plan, stamp.dim, on_progress) as runner:
         outcomes = _search(runner, job, search, plan, stamp)
-        width = k
-        if carry_from is not None:
-            width = max(k, _carry(runner, carry_from, plan.places, job, outcomes))
+        width = _carry(runner, carry_from, plan.places, job, outcomes)
         scored = _score_positives(runner, job, plan, carry_from) if scores_positives else []
-    seconds = time.perf_counter() - started
-    report = _report(runner, k, plan, seconds, has_previous=previous is not None)
+    report = _report(
+        runner, k, plan, time.perf_counter() - started, has_previous=previous is not None
+    )
     metrics = {**(info or {}), **report.metrics()}
     _publish(target, written_parts(outcomes), scored, width, stamp, metrics)
     return report
@@ -222,13 +219,15 @@ def _search(
 
 
 def _carry(
-    runner: TaskRunner, source: str, mined: Ints, job: MiningJob, outcomes: list[MinedPart]
+    runner: TaskRunner, source: str | None, mined: Ints, job: MiningJob, outcomes: list[MinedPart]
 ) -> int:
-    """Carry rows of an earlier graph over, add the outcomes; return that graph's k."""
+    """Carry rows of an earlier graph over, if any, and add the outcomes; return the greater k."""
+    if source is None:
+        return job.k
     plan = CarryPlan.from_graph(source, mined, job.cfg.part_mb, len(outcomes))
     shared = ray.put(Carrying(source, job.target, mined, plan.k))
     outcomes += runner.run(carry_group, "carry", shared, plan.rows)
-    return plan.k
+    return max(job.k, plan.k)
 
 
 def _score_positives(

@@ -96,45 +96,79 @@ def symmetric_info_nce(
     and its weighted InfoNCE.
     """
     _check_shapes(queries, references, extra_references)
-    dim = queries.shape[1]
     dtype = torch.promote_types(queries.dtype, torch.float32)
     with torch.autocast(queries.device.type, enabled=False):
-        local_q = F.normalize(queries.to(dtype), dim=1)
-        local_r = F.normalize(references.to(dtype), dim=1)
-        keep = _keep_column(valid, queries, dtype)
-        blocks = [torch.cat([local_q, local_r, keep], dim=1)]
+        local = _LocalRows.from_pairs(queries, references, valid, dtype)
+        extra = None
         if extra_references is not None:
-            extra_rows = F.normalize(extra_references.to(dtype), dim=1)
-            extra_keep = _keep_column(extra_valid, extra_references, dtype)
-            blocks.append(torch.cat([extra_rows, extra_keep], dim=1))
-        pairs, *extras = gather_blocks(blocks, group)
-        all_q = pairs[:, :dim]
-        pairs_keep = pairs[:, -1].detach()
-        columns = pairs[:, dim:-1]  # references that a query is compared with
-        columns_keep = pairs_keep
-        for extra in extras:
-            columns = torch.cat([columns, extra[:, :-1]])
-            columns_keep = torch.cat([columns_keep, extra[:, -1].detach()])
-        world_size = len(pairs) // len(queries)
+            extra = torch.cat(_prepare(extra_references, extra_valid, dtype), dim=1)
+        batch = local.gather(extra, group)
+        world_size = len(batch.queries) // len(queries)
         first = dist.get_rank(group) * len(queries) if world_size > 1 else 0
         targets = torch.arange(first, first + len(queries), device=queries.device)
         forward = _masked_cross_entropy(
-            scale * local_q @ columns.T,
+            scale * local.queries @ batch.references.T,
             targets,
-            columns_keep,
+            batch.keep_references,
             label_smoothing,
             None if shared is None else shared.queries,
         )
         backward = _masked_cross_entropy(
-            scale * local_r @ all_q.T,
+            scale * local.references @ batch.queries.T,
             targets,
-            pairs_keep,
+            batch.keep_queries,
             label_smoothing,
             None if shared is None else shared.references,
         )
-        total = ((forward + backward) / 2 * keep[:, 0]).sum()
-        loss: Tensor = total * world_size / pairs_keep.sum().clamp(min=1)
+        total = ((forward + backward) / 2 * local.keep[:, 0]).sum()
+        loss: Tensor = total * world_size / batch.keep_queries.sum().clamp(min=1)
         return loss
+
+
+class _GlobalRows(NamedTuple):
+    """The normalised rows of the global batch, and which of them count: 1, else 0."""
+
+    queries: Tensor  # [N, D]
+    references: Tensor  # [N + E, D], those without a query last
+    keep_queries: Tensor  # [N]
+    keep_references: Tensor  # [N + E]
+
+
+class _LocalRows(NamedTuple):
+    """The normalised rows of this rank's pairs, and which of them count: 1, else 0."""
+
+    queries: Tensor  # [b, D]
+    references: Tensor  # [b, D]
+    keep: Tensor  # [b, 1]
+
+    @classmethod
+    def from_pairs(
+        cls, queries: Tensor, references: Tensor, valid: Tensor | None, dtype: torch.dtype
+    ) -> _LocalRows:
+        """Normalise pairs of rows [b, D]; valid[b] bool: which of them count, None: all."""
+        local_q, keep = _prepare(queries, valid, dtype)
+        local_r, _ = _prepare(references, valid, dtype)
+        return cls(local_q, local_r, keep)
+
+    def gather(self, extra: Tensor | None, group: dist.ProcessGroup | None) -> _GlobalRows:
+        """Gather the rows of all ranks in one collective; extra[e, D + 1]: others with keep."""
+        dim = self.queries.shape[1]
+        blocks = [torch.cat(self, dim=1)]
+        if extra is not None:
+            blocks.append(extra)
+        pairs, *extras = gather_blocks(blocks, group)
+        keep = pairs[:, -1].detach()
+        references = torch.cat([pairs[:, dim:-1], *(rows[:, :-1] for rows in extras)])
+        keep_references = torch.cat([keep, *(rows[:, -1].detach() for rows in extras)])
+        return _GlobalRows(pairs[:, :dim], references, keep, keep_references)
+
+
+def _prepare(rows: Tensor, valid: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return rows[n, D] L2-normalised in a dtype, and a column [n, 1]: 1 where valid, else 0."""
+    keep = torch.ones(len(rows), 1, device=rows.device, dtype=dtype)
+    if valid is not None:
+        keep = valid.to(dtype)[:, None]
+    return F.normalize(rows.to(dtype), dim=1), keep
 
 
 def share_targets(
@@ -187,13 +221,6 @@ def _check_shapes(queries: Tensor, references: Tensor, extra_references: Tensor 
     dim = queries.shape[1]
     if extra_references.ndim != 2 or extra_references.shape[1] != dim:
         raise ValueError(f"extra_references{list(extra_references.shape)} is not [e, {dim}]")
-
-
-def _keep_column(valid: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a column [n, 1]: 1 for each valid row, 0 for the others; None: all rows are valid."""
-    if valid is None:
-        return torch.ones((len(rows), 1), device=rows.device, dtype=dtype)
-    return valid.to(dtype)[:, None]
 
 
 def _masked_cross_entropy(
