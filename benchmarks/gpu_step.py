@@ -19,7 +19,7 @@ import torch
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig, TrainConfig
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.checkpoint_writer import Snapshot

@@ -78,6 +78,7 @@ def make_table(paths: list[str]) -> ImageTable:
         lat=unknown,
         lon=unknown,
         headings=np.zeros(len(paths), dtype=np.float32),
+        sizes=np.full(len(paths), np.nan, dtype=np.float32),
         regions=TextColumn.from_texts([""] * len(paths)),
     )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.support.record import Cell, Meter, apart, record
 from s4g_ray.config.training_schema import ModelConfig, TrainConfig
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.step import TrainingStep

@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks.published.training import PublishedStep
 from benchmarks.support.record import Cell, apart, record
 from s4g_ray.config.training_schema import ModelConfig, TrainConfig
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.encoder.checkpoint import publish_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics

@@ -87,6 +87,12 @@ class AugmentConfig(Section):
     # roll with it; planar: both turn; reference, query: that view alone (where the orientation of
     # the other is unknown)
     rotate: Literal["none", "panorama", "planar", "reference", "query"] = "none"
+    # overhead queries. The centre of a training query is shifted by up to this share of its side,
+    # along each axis; ground beyond the picture is mirrored
+    query_shift: float = Field(0.0, ge=0, le=0.5)
+    # overhead queries, [smallest, largest]: side of what is kept of a training query, over the
+    # picture's side
+    query_scale: tuple[float, float] = (1.0, 1.0)
     # where images are augmented. cpu: as they are loaded; device: a batch at a time on the device
     # that trains, with the same random draws, and JPEG compression simulated after the resizing;
     # auto: device where that is a GPU
@@ -97,7 +103,17 @@ class AugmentConfig(Section):
         low, high = self.jpeg_quality
         if not 1 <= low <= high <= 100:
             raise ValueError(f"jpeg_quality={[low, high]} must be two rising values within 1..100")
+        smallest, largest = self.query_scale
+        if not 0.25 <= smallest <= largest <= 2:
+            raise ValueError(
+                f"query_scale={[smallest, largest]} must be two rising values within 0.25..2"
+            )
         return self
+
+    @property
+    def shifts_queries(self) -> bool:
+        """Return whether training queries are shifted or scaled."""
+        return self.query_shift > 0 or self.query_scale != (1.0, 1.0)
 
     def is_on_device(self, device_type: str) -> bool:
         """Return whether images are augmented on a device of the type `cpu`, `cuda` or another."""

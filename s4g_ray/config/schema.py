@@ -114,6 +114,10 @@ class SamplingConfig(Section):
     gallery_negatives: int = Field(0, ge=0)
     # the splits that those references are taken from
     gallery_splits: tuple[Literal["train", "gallery"], ...] = Field(("train",), min_length=1)
+    # mode=similarity, strict protocol, places with several queries: so much of the harder half of a
+    # place's queries, by the last round's scores, come twice an epoch, in place of as many of the
+    # easier half. 0: each once
+    hard_positives: float = Field(0.0, ge=0, le=1)
     # more are divided into geographic cells: a plan of so many, from a pool of 128 neighbors, takes
     # 0.6 GB of the driver
     max_pairs_per_cell: int = Field(1_000_000, ge=2)
@@ -126,6 +130,11 @@ class SamplingConfig(Section):
             raise ValueError(
                 f"num_hard_negatives={self.num_hard_negatives} exceeds neighbor_pool_size="
                 f"{self.neighbor_pool_size}; lower the first or raise the second"
+            )
+        if self.hard_positives and self.mode != "similarity":
+            raise ValueError(
+                f"hard_positives={self.hard_positives:g} needs the scores of mining rounds, but"
+                f" mode={self.mode} has none; set mode=similarity, or hard_positives=0"
             )
         return self
 
@@ -294,6 +303,7 @@ class RunConfig(Section):
         self._check_splits()
         self._check_rotation()
         self._check_loggers()
+        self._check_protocol()
         return self
 
     def _check_workers(self) -> None:
@@ -323,8 +333,35 @@ class RunConfig(Section):
         if len(set(self.loggers)) < len(self.loggers):
             raise ValueError(f"loggers={list(self.loggers)} names one twice; name each once")
 
+    def _check_protocol(self) -> None:
+        """Raise ValueError for signals of learning that the published method does not have."""
+        if self.protocol != "paper":
+            return
+        signals = {
+            "train.soft_labels": (self.train.soft_labels, 0.0),
+            "sampling.hard_positives": (self.sampling.hard_positives, 0.0),
+            "augment.query_shift": (self.augment.query_shift, 0.0),
+            "augment.query_scale": (self.augment.query_scale, (1.0, 1.0)),
+        }
+        for key, (value, off) in signals.items():
+            if value != off:
+                raise ValueError(
+                    f"{key}={value} is no part of the published method; leave it out, or use"
+                    " protocol=strict"
+                )
+
     def _check_rotation(self) -> None:
-        """Raise ValueError for an image that is turned by 90 degrees and not square."""
+        """Raise ValueError for an image that is turned by 90 degrees and not square.
+
+        Also for a panorama that would be shifted: its place is no window of the picture.
+        """
+        is_panorama = self.augment.rotate == "panorama" or self.data.query_heading != "as_is"
+        if self.augment.shifts_queries and is_panorama:
+            raise ValueError(
+                "augment.query_shift and query_scale are for overhead queries, but"
+                f" augment.rotate={self.augment.rotate} and"
+                f" data.query_heading={self.data.query_heading} are for panoramas; leave them out"
+            )
         for name in TURNED_SIZES[self.augment.rotate]:
             height, width = getattr(self.data, name)
             if height != width:

@@ -91,6 +91,12 @@ class TrainConfig(Section):
     # whether weight_decay acts on norms, biases and logit_scale too; none: only with protocol=paper
     decay_norms: bool | None = None
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    # strict protocol. 0: a query's target is its own tile. Above: other tiles of the batch that
+    # show the same ground share it, and count so much times as their share of common ground; needs
+    # size_m, and sampling.exclude_radius_m below the distance of such tiles
+    soft_labels: float = Field(0.0, ge=0, le=1)
+    # common ground over the ground that either shows, below which tiles do not share a target
+    soft_label_min_share: float = Field(0.1, ge=0, le=1)
     clip_value: float = Field(100.0, gt=0)  # largest absolute value of a gradient's element
     clip_norm: float | None = Field(None, gt=0)  # largest norm of the whole gradient; none: any
     max_logit_scale: float | None = Field(None, gt=0)  # largest 1 / temperature; none: any

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Floats64, Ints, Rows32
+from s4g_ray.arrays import Floats32, Floats64, Ints, Rows32
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pairs import PairTable, join_pairs
 from s4g_ray.data.schema import FORMAT
@@ -57,15 +57,10 @@ class GeoDataset:
         (tables/node_cache.py), which shares the memory with the other processes of its node.
         """
         columns = ["id", "place_id", "uri", "offset", "length", "lat", "lon", "region"]
-        if view == "queries":
-            columns.append("heading_deg")
+        columns.append("heading_deg" if view == "queries" else "size_m")
         source: pads.Dataset = getattr(self, view)
         table = source.to_table(columns=columns, filter=pc.field("split").isin(list(splits)))
         table = sort_by_id(table)
-        if view == "queries":
-            headings = _read_floats(table["heading_deg"]).astype(np.float32)
-        else:
-            headings = np.broadcast_to(np.float32(np.nan), len(table))
         return ImageTable(
             ids=table["id"].to_numpy(),
             place_ids=table["place_id"].to_numpy(),
@@ -74,7 +69,8 @@ class GeoDataset:
             lengths=_read_positions(table["length"]),
             lat=_read_floats(table["lat"]),
             lon=_read_floats(table["lon"]),
-            headings=headings,
+            headings=_read_optional(table, "heading_deg"),
+            sizes=_read_optional(table, "size_m"),
             regions=read_texts(pc.fill_null(table["region"], "")),
         )
 
@@ -261,6 +257,19 @@ def refuse_existing(uri: str) -> None:
 
 def _read_floats(column: pa.ChunkedArray) -> Floats64:
     return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
+
+
+def _read_optional(table: pa.Table, name: str) -> Floats32:
+    """Read a float column, NaN for null or without it.
+
+    It has no memory of its own where all values are equal, or all are null.
+    """
+    if name not in table.column_names or table[name].null_count == len(table):
+        return np.broadcast_to(np.float32(np.nan), len(table))
+    values = _read_floats(table[name]).astype(np.float32)
+    if len(values) and (values == values[0]).all():
+        return np.broadcast_to(values[0], len(values))
+    return values
 
 
 def _read_positions(column: pa.ChunkedArray) -> Ints | Rows32:

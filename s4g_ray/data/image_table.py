@@ -21,7 +21,7 @@ class ImageTable:
     """Images of N rows, in row order: where each is stored, and its place.
 
     Each field holds N values, in memory or mapped from files (tables/mapped_table.py). Coordinates
-    and headings are NaN where the data set has null.
+    headings and sizes are NaN where the data set has null.
     """
 
     ids: Ints
@@ -32,6 +32,7 @@ class ImageTable:
     lat: Floats64
     lon: Floats64
     headings: Floats32  # degrees; NaN for references
+    sizes: Floats32  # metres, the side of a tile's ground; NaN for queries
     regions: TextColumn  # "" where the data set has null
 
     def __len__(self) -> int:
@@ -75,5 +76,6 @@ class ImageTable:
             self.lat[rows],
             self.lon[rows],
             self.headings[rows],
+            self.sizes[rows],
             self.regions.take(rows),
         )

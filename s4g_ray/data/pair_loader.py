@@ -11,8 +11,8 @@ PairBatch.augment applies them, in the process that trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from s4g_ray.arrays import Ints
+from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
 from s4g_ray.data.batches.augmentation import augment_pair, augment_reference
 from s4g_ray.data.batches.augmentation_draws import (
@@ -32,7 +32,9 @@ from s4g_ray.data.batches.augmentation_draws import (
     draw_reference,
 )
 from s4g_ray.data.batches.batch_sources import BatchSource, ProcessSource, ThreadSource
-from s4g_ray.data.batches.device_augmentation import augment_batch
+from s4g_ray.data.batches.common_ground import find_gallery_ground, find_pair_ground
+from s4g_ray.data.batches.pair_batch import PairBatch
+from s4g_ray.data.batches.query_shift import shift_query
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import (
     ImageFile,
@@ -54,102 +56,6 @@ _Item = tuple[Tensor, ImageDraws]  # an image, and what is left to do to it
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """A rank's share of a global batch: uint8 [b, 3, H, W] for each view, valid[b] bool.
-
-    gallery: references without a query, uint8 [e, 3, H, W], of gallery_ids[e], gallery_valid[e]
-    bool; None where the plan has none. Draws: what augment() is to do to the images of each view;
-    None where nothing is left to do.
-    """
-
-    number: int  # of the batch in its plan
-    query_ids: Ints  # -1: an empty slot
-    queries: Tensor
-    references: Tensor
-    valid: Tensor  # false: an empty slot, or an undecodable image (data.on_bad_image=skip)
-    bad_images: tuple[str, ...]  # reasons
-    gallery: Tensor | None = None
-    gallery_ids: Ints | None = None
-    gallery_valid: Tensor | None = None  # false: undecodable as above, or its id is -1
-    query_draws: BatchDraws | None = None
-    reference_draws: BatchDraws | None = None
-    gallery_draws: BatchDraws | None = None
-    # pairs and gallery images that could not be decoded, where `valid` has left the CPU: counting
-    # there would wait for the device
-    masked: tuple[int, int] | None = None
-
-    @property
-    def pairs_masked(self) -> int:
-        """Count the pairs that could not be decoded."""
-        if self.masked is not None:
-            return self.masked[0]
-        return int((self.query_ids >= 0).sum() - self.valid.sum())
-
-    @property
-    def gallery_masked(self) -> int:
-        """Count the gallery images that could not be decoded."""
-        if self.masked is not None:
-            return self.masked[1]
-        if self.gallery_ids is None or self.gallery_valid is None:
-            return 0
-        return int((self.gallery_ids >= 0).sum() - self.gallery_valid.sum())
-
-    def pin(self) -> Self:
-        """Return the batch in page-locked memory, from which copies to a GPU run by themselves."""
-        return self._move(lambda tensor: tensor.pin_memory())
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch with all tensors on a device.
-
-        From page-locked memory to a GPU, it returns before the copies are done.
-        """
-        return self._move(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
-
-    def augment(self) -> Self:
-        """Apply the draws to the images, on the device where they are; see augment_batch.
-
-        Returns the batch itself if it has no draws.
-        """
-        if self.query_draws is None or self.reference_draws is None:
-            return self
-        gallery = self.gallery
-        if gallery is not None and self.gallery_draws is not None:
-            gallery = augment_batch(gallery, self.gallery_draws)
-        return replace(
-            self,
-            queries=augment_batch(self.queries, self.query_draws),
-            references=augment_batch(self.references, self.reference_draws),
-            gallery=gallery,
-            query_draws=None,
-            reference_draws=None,
-            gallery_draws=None,
-        )
-
-    def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory of the images until a CUDA stream has used it."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                value.record_stream(stream)
-
-    def without_images(self) -> Self:
-        """Return the batch with ids, flags and counts alone."""
-        none = torch.empty(0)  # a slice would keep the memory of all
-        return replace(self, queries=none, references=none, gallery=None)
-
-    def _move(self, change: Callable[[Tensor], Tensor]) -> Self:
-        moved: dict[str, Tensor | BatchDraws] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                moved[field.name] = change(value)
-            elif isinstance(value, BatchDraws):
-                moved[field.name] = value.move(change)
-        masked = (self.pairs_masked, self.gallery_masked)
-        return replace(self, masked=masked, **moved)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
 class _BatchOrder:
     """A batch to load: all that is sent to a loader process.
 
@@ -163,6 +69,8 @@ class _BatchOrder:
     references: list[ImageFile]
     gallery_ids: Ints | None
     gallery: list[ImageFile]
+    ground: Floats64 | None
+    gallery_ground: Floats64 | None
 
 
 class PairLoader:
@@ -171,7 +79,7 @@ class PairLoader:
     num_processes: loader processes. They start at once, serve all epochs, and end with close() or
     some seconds after the process that made them died. 0: threads of this process load instead.
     Every number gives the same batches. on_device: batches are not augmented yet, but carry their
-    draws (AugmentConfig.is_on_device decides).
+    draws (AugmentConfig.is_on_device decides). with_ground: batches carry squares of ground.
     """
 
     def __init__(
@@ -184,9 +92,11 @@ class PairLoader:
         seed: int,
         num_processes: int = 0,
         on_device: bool = False,
+        with_ground: bool = False,
     ) -> None:
         self.queries = queries
         self.references = references
+        self._with_ground = with_ground
         maker = _BatchMaker(data, augment, seed, on_device)
         self._source: BatchSource[_BatchOrder, PairBatch]
         if num_processes:
@@ -250,7 +160,19 @@ class PairLoader:
                 _find_files(self.references, reference_ids[number]),
                 gallery,
                 [] if gallery is None else _find_files(self.references, gallery),
+                *self._find_ground(query_ids[number], reference_ids[number], gallery),
             )
+
+    def _find_ground(
+        self, query_ids: Ints, reference_ids: Ints, gallery_ids: Ints | None
+    ) -> tuple[Floats64 | None, Floats64 | None]:
+        """Return the squares of a batch's pairs and gallery; None where they are not needed."""
+        if not self._with_ground:
+            return None, None
+        pairs = find_pair_ground(self.queries, self.references, query_ids, reference_ids)
+        if gallery_ids is None:
+            return pairs, None
+        return pairs, find_gallery_ground(self.references, gallery_ids)
 
 
 def _find_files(table: ImageTable, ids: Ints) -> list[ImageFile]:
@@ -316,6 +238,8 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
             queries.pack_draws(self.data.visible_query_size[1]),
             references.pack_draws(self.data.reference_size[1]),
             None if gallery is None else gallery.pack_draws(self.data.reference_size[1]),
+            ground=_to_tensor(order.ground),
+            gallery_ground=_to_tensor(order.gallery_ground),
         )
 
     @property
@@ -357,6 +281,7 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
         self, file: ImageFile, query: Tensor, reference: Tensor, epoch: int
     ) -> tuple[_Item, _Item]:
         rng = np.random.default_rng((self.seed, epoch, file.id, _AUGMENT_STREAM))
+        query = shift_query(query, self.augment, (self.seed, epoch, file.id))
         fits = (
             partial(fit_query, data=self.data, heading=file.heading),
             partial(fit_reference, data=self.data),
@@ -393,6 +318,10 @@ class _View:
     def pack_draws(self, width: int) -> BatchDraws | None:
         """Pack the draws for the device; width: the columns that are kept at last."""
         return None if self._draws is None else BatchDraws.from_images(self._draws, width)
+
+
+def _to_tensor(values: Floats64 | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def _find_filled_slots(ids: Ints) -> list[int]:

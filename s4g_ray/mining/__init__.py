@@ -9,6 +9,7 @@ groups             functions that group the parts of a job and compute its key (
 task_runner        TaskRunner: a bounded number of Ray tasks, with progress, each committed once
 stall_guard        StallGuard: find that a job has stopped, by its own pace
 group_tasks        the tasks: mine a group of parts, carry rows of an earlier graph over
+positive_scores    score queries against their own place
 carried_rows       which rows of an earlier graph are kept
 cells/             the same within geographic cells
 candidates         filter candidates and count them, widen the search, merge by place

@@ -9,7 +9,6 @@ places and counts and, for the overlap, a sample of the previous graph.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +19,7 @@ from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.tables.neighbor_graph import publish_graph
+from s4g_ray.data.tables.query_scores import PREFIX, describe_query_scores
 from s4g_ray.errors import InputError
 from s4g_ray.mining.candidates import Filters, References, Widths, check_ascending
 from s4g_ray.mining.carried_rows import CarryPlan
@@ -43,12 +43,13 @@ from s4g_ray.mining.group_tasks import (
 from s4g_ray.mining.groups import compute_job_key
 from s4g_ray.mining.job_plan import MinedPart, MiningPlan
 from s4g_ray.mining.overlap import SampledRows
+from s4g_ray.mining.positive_scores import Scoring, carry_scores, score_group, written_parts
 from s4g_ray.mining.report import MiningReport
 from s4g_ray.mining.stall_guard import StallGuard, expected_block_s
 from s4g_ray.mining.task_runner import TaskRunner
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
-from s4g_ray.storage.manifest import Stamp, is_published, open_published
+from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published
 from s4g_ray.storage.part_commits import WORK, check_reached
 
 # settings of the index and the filters that determine the graph; the other settings change only
@@ -90,6 +91,7 @@ def mine(
     info: dict[str, Any] | None = None,
     previous: str | None = None,
     carry_from: str | None = None,
+    scores_positives: bool = False,
     on_progress: Update = ignore,
 ) -> MiningReport:
     """Publish at `target` the graph of the k visually nearest other places of each query place.
@@ -98,15 +100,14 @@ def mine(
     (ascending) are mined. reference_ids[R] (ascending) and reference_places[R]: the references in
     `version` of the index that `search` asks; a CellSearch asks none. exclusions: places that are
     never negatives of each other. previous: the graph that is replaced, for the overlap.
-    carry_from: a graph whose rows are kept for places without a mined query. Commits of an
-    interrupted job are kept where they were computed from the same inputs and an index of the same
-    INDEX_SETTINGS in `info`; a published graph at `target` is replaced. The manifest holds the
-    metrics, and `info` beside them, as info["round"].
+    carry_from: a graph whose rows are kept for places without a mined query. scores_positives: with
+    query_scores. Commits of an interrupted job are kept where they are of the same inputs and an
+    index of the same INDEX_SETTINGS in `info`; a published graph at `target` is replaced. The
+    manifest holds the metrics, and `info` beside them, as info["round"].
 
     Raises InputError for impossible k and ids; RunError for embeddings that are unpublished,
     altered, out of order, not made from `stamp` or lack queries, for errors of the index and of
-    Ray, and where nothing progresses. Source: dynamic similarity sampling, arXiv 2303.11851,
-    section 3.3.
+    Ray, and where nothing progresses. Source: arXiv 2303.11851, section 3.3 (similarity sampling).
     """
     started = time.perf_counter()
     _check_not_own(target, previous, carry_from)
@@ -126,12 +127,13 @@ def mine(
         files.remove(target)
     with _make_runner(job, key, plan, stamp.dim, on_progress) as runner:
         outcomes = _search(runner, job, search, plan, stamp)
-        width = k
-        if carry_from is not None:
-            width = max(k, _carry(runner, carry_from, plan.places, job, outcomes))
-    seconds = time.perf_counter() - started
-    report = _report(runner, k, plan, seconds, has_previous=previous is not None)
-    _publish(target, outcomes, width, stamp, {**(info or {}), **report.metrics()})
+        width = _carry(runner, carry_from, plan.places, job, outcomes)
+        scored = _score_positives(runner, job, plan, carry_from) if scores_positives else []
+    report = _report(
+        runner, k, plan, time.perf_counter() - started, has_previous=previous is not None
+    )
+    metrics = {**(info or {}), **report.metrics()}
+    _publish(target, written_parts(outcomes), scored, width, stamp, metrics)
     return report
 
 
@@ -217,13 +219,28 @@ def _search(
 
 
 def _carry(
-    runner: TaskRunner, source: str, mined: Ints, job: MiningJob, outcomes: list[MinedPart]
+    runner: TaskRunner, source: str | None, mined: Ints, job: MiningJob, outcomes: list[MinedPart]
 ) -> int:
-    """Carry rows of an earlier graph over, add the outcomes; return that graph's k."""
+    """Carry rows of an earlier graph over, if any, and add the outcomes; return the greater k."""
+    if source is None:
+        return job.k
     plan = CarryPlan.from_graph(source, mined, job.cfg.part_mb, len(outcomes))
     shared = ray.put(Carrying(source, job.target, mined, plan.k))
     outcomes += runner.run(carry_group, "carry", shared, plan.rows)
-    return plan.k
+    return max(job.k, plan.k)
+
+
+def _score_positives(
+    runner: TaskRunner, job: MiningJob, plan: MiningPlan, carry_from: str | None
+) -> list[Part]:
+    """Score queries against their own places; carry scores of an earlier graph over."""
+    scoring = Scoring.from_embeddings(job.embeddings, job.target, job.query_ids, job.references.ids)
+    scored = written_parts(runner.run(score_group, "score", ray.put(scoring), plan.rows))
+    if carry_from is not None:
+        carried = carry_scores(carry_from, job.query_ids, job.target, len(plan.rows))
+        if carried is not None:
+            scored.append(carried)
+    return scored
 
 
 def _report(
@@ -240,18 +257,25 @@ def _report(
 
 
 def _publish(
-    target: str, outcomes: Sequence[MinedPart], k: int, stamp: Stamp, metrics: dict[str, Any]
+    target: str,
+    parts: list[Part],
+    scored: list[Part],
+    k: int,
+    stamp: Stamp,
+    metrics: dict[str, Any],
 ) -> None:
     """Publish the written parts, and remove files of earlier jobs beside them.
 
     Raises RunError for lost parts.
     """
-    parts = [outcome.part for outcome in outcomes if outcome.part is not None]
     parts.sort(key=lambda part: part.name)
-    check_reached(target, parts)
-    names = {part.name for part in parts}
+    check_reached(target, [*parts, *scored])
+    names = {part.name for part in [*parts, *scored]}
     for name in files.list_names(target):
-        if name.startswith("part-") and name not in names:
+        if name.startswith(("part-", PREFIX)) and name not in names:
             files.remove(files.join(target, name))
-    publish_graph(target, parts, k, stamp=stamp, info={"source": "similarity", "round": metrics})
+    info: dict[str, Any] = {"source": "similarity", "round": metrics}
+    if scored:
+        info.update(describe_query_scores(scored))
+    publish_graph(target, parts, k, stamp=stamp, info=info)
     files.remove(files.join(target, WORK))

@@ -8,12 +8,14 @@ from typing import Any
 
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.tables.batch_plan import BatchPlan
+from s4g_ray.data.tables.query_scores import read_query_scores
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.rounds.graphs import Collection, RunGraphs
 from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.sampling.cell_tasks import plan_cells_on_cluster
 from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import choose_gallery
+from s4g_ray.sampling.hard_positives import choose_hard_positives
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage.manifest import open_published
 
@@ -54,6 +56,8 @@ class Planner:
             "graph_age": None if version is None else epoch - 1 - version,
             "graph_late": int(version != due),
         }
+        if version and self._graphs.sampling.hard_positives:
+            plan, record["positives_repeated"] = self._prefer_hard(plan, epoch, version)
         if self._split.gallery is not None:
             plan, counts = self._add_gallery(plan, epoch, version)
             record.update(counts)
@@ -94,6 +98,18 @@ class Planner:
                 **options,
             )
         return plan_batches(pairs, self._read_compact(version), **options)
+
+    def _prefer_hard(self, plan: BatchPlan, epoch: int, version: int) -> tuple[BatchPlan, int]:
+        """Return the plan with hard queries in place of easy ones, and in how many slots."""
+        chosen = choose_hard_positives(
+            self._split.pairs,
+            read_query_scores(self._checked_uri(version)),
+            share=self._graphs.sampling.hard_positives,
+            seed=self._seed,
+            epoch=epoch,
+        )
+        batches = chosen[plan.batches]
+        return replace(plan, batches=batches), int((batches != plan.batches).sum())
 
     def _add_gallery(
         self, plan: BatchPlan, epoch: int, version: int | None

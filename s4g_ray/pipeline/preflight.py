@@ -61,6 +61,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     if config.data.val_split is not None:
         check_scored(config, dataset, "val_split", config.data.val_split)
     check_headings(config, dataset, config.data.train_split)
+    check_sizes(config, dataset)
     places = split.places
     faults = []
     if len(places.ids) < config.train.batch_size:
@@ -72,6 +73,7 @@ def check_against_dataset(config: RunConfig, dataset: GeoDataset, split: TrainSp
     if config.sampling.mode != "random":
         faults += _sampling_faults(config, places)
         faults += _rotation_faults(config, split)
+    faults += _positive_faults(config, split)
     faults += _gallery_faults(config, dataset, split)
     faults += _cell_faults(config, split)
     if faults:
@@ -118,6 +120,17 @@ def _rotation_faults(config: RunConfig, split: TrainSplit) -> list[str]:
             " sampling.gallery_negatives; raise the share, or set mining.refresh=full"
         )
     return faults
+
+
+def _positive_faults(config: RunConfig, split: TrainSplit) -> list[str]:
+    """Return a fault where hard positives are asked for and no place has several queries."""
+    num_queries = 1 + int(np.count_nonzero(np.diff(split.pairs.query_ids)))
+    if not config.sampling.hard_positives or num_queries > len(split.places):
+        return []
+    return [
+        f"sampling.hard_positives={config.sampling.hard_positives:g} chooses among the queries of a"
+        f" place, but each of {len(split.places)} train places has one; set it to 0"
+    ]
 
 
 def _gallery_faults(config: RunConfig, dataset: GeoDataset, split: TrainSplit) -> list[str]:
@@ -178,6 +191,21 @@ def check_headings(config: RunConfig, dataset: GeoDataset, split: str) -> None:
             f"data.query_heading=known, but {num_unknown} of {len(headings)} {split} queries have"
             " no heading_deg; add it, or set data.query_heading=as_is (images that are no panoramas"
             " are never turned)"
+        )
+
+
+def check_sizes(config: RunConfig, dataset: GeoDataset) -> None:
+    """Raise InputError when targets are to be shared and train tiles are of unknown ground."""
+    if not config.train.soft_labels:
+        return
+    split = config.data.train_split
+    columns = dataset.columns("references", [split], ["lat", "lon", "size_m"])
+    num_unknown = int((~np.isfinite(columns)).any(axis=0).sum())
+    if num_unknown:
+        raise InputError(
+            f"train.soft_labels={config.train.soft_labels:g} needs lat, lon and size_m of tiles,"
+            f" but {num_unknown} of {len(columns[0])} {split} references lack one; add them, or set"
+            " train.soft_labels=0"
         )
 
 

@@ -15,5 +15,6 @@ exclusion_table       exclusions in the flat form that the kernels read
 hardness              count the hard negatives of batches
 cells                 plans over a tree of geographic cells, for very many pairs
 cell_tasks            the same, with cells as Ray tasks
+hard_positives        the hardest queries of a place, preferred
 gallery_negatives     references without a query, chosen for each batch
 """

@@ -1,6 +1,6 @@
 """Train an encoder on batch plans, and publish checkpoints.
 
-loss               symmetric_info_nce, exact across ranks
+loss               symmetric_info_nce, exact across ranks; targets shared by common ground
 gradient_cache     the gradient of batches larger than memory, in chunks (GradCache)
 optimizer          AdamW over groups of parameters, the learning rate, averaged weights
 step               TrainingStep: gradients, clipping and update of one step

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 
 
 class DevicePrefetch:

@@ -20,12 +20,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from s4g_ray.config.training_schema import TrainConfig
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics, allow_tf32
 from s4g_ray.encoder.training_state import restore_state
 from s4g_ray.training.gradient_cache import Chunk, backward_in_chunks, divide_batch
-from s4g_ray.training.loss import symmetric_info_nce
+from s4g_ray.training.loss import SharedTargets, share_targets, symmetric_info_nce
 from s4g_ray.training.optimizer import Optimizer, WeightAverage, trained_parameters
 
 INITIAL_GRADIENT_SCALE = 2.0**10  # of fp16, as published
@@ -170,9 +170,21 @@ class TrainingStep:
             valid=batch.valid,
             extra_references=gallery_rows,
             extra_valid=batch.gallery_valid,
+            shared=self._share_targets(batch),
         )
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), rows.detach().isfinite().all(dim=1).logical_not()
+
+    def _share_targets(self, batch: PairBatch) -> SharedTargets | None:
+        """Return how targets are shared among tiles; None where they are not."""
+        if not self.cfg.soft_labels or batch.ground is None:
+            return None
+        return share_targets(
+            batch.ground,
+            batch.gallery_ground,
+            strength=self.cfg.soft_labels,
+            min_share=self.cfg.soft_label_min_share,
+        )
 
 
 def _wrap(encoder: Encoder, cfg: TrainConfig) -> DistributedDataParallel:

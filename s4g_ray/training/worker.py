@@ -22,8 +22,9 @@ import torch.distributed as dist
 from ray.train.torch import get_device
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.data.image_table import View
-from s4g_ray.data.pair_loader import PairBatch, PairLoader
+from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.tables.batch_plan import (
     load_gallery_share,
     load_plan_share,
@@ -119,6 +120,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
         seed=config.seed,
         num_processes=config.train.loader_processes,
         on_device=config.augment.is_on_device(get_device().type),
+        with_ground=config.train.soft_labels > 0,
     )
 
 

@@ -278,8 +278,17 @@ def test_sizes_of_tiles_are_written_where_they_are_given_and_read_as_null_elsewh
     )
     for dataset, sizes in ((plain, [None] * 4), (given, [60.0, 120.0, None, 60.0])):
         opened = open_dataset(dataset.uri)
+        read = np.array(sizes, dtype=np.float32)
         for one in (dataset, opened):
             assert one.references.to_table(columns=["size_m"])["size_m"].to_pylist() == sizes
+            np.testing.assert_array_equal(one.table("references", ["train"]).sizes, read)
+            assert np.isnan(one.table("queries", ["train"]).sizes).all()
+    alike = references.append_column("size_m", pa.array([60.0] * 4))
+    found = write_dataset(str(tmp_path / "alike"), alike, queries, name="a")
+    for dataset, value in ((plain, np.nan), (found, 60.0)):  # one value takes the memory of all
+        column = dataset.table("references", ["train"]).sizes
+        np.testing.assert_array_equal(column, [np.float32(value)] * 4)
+        assert column.strides == (0,)
     part = pq.read_schema(tmp_path / "plain/references/part-00000.parquet")
     assert "size_m" not in part.names
     wrong = references.append_column("size_m", pa.array([1.0, 0.0, 1.0, 1.0]))

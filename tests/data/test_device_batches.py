@@ -13,8 +13,9 @@ from torch import Tensor
 
 from s4g_ray.config.data_schema import AugmentConfig
 from s4g_ray.data.batches.augmentation_draws import BatchDraws
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.data.pair_loader import PairBatch, PairLoader
+from s4g_ray.data.pair_loader import PairLoader
 from tests.conftest import SIZE
 from tests.support.sample_images import augment_config, loader, with_uris
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s4g_ray.config.data_schema import DataConfig
+from s4g_ray.data.batches.common_ground import find_gallery_ground, find_pair_ground
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.images import fit_reference, load_raw
-from s4g_ray.data.pair_loader import PairBatch, PairLoader
+from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.errors import BadImageError, DeadProcessError
 from tests.conftest import NUM_TRAIN, SIZE
 from tests.support.sample_images import augment_config, loader, with_uris
@@ -75,6 +78,36 @@ def test_batches_are_the_same_for_every_number_of_processes_and_every_first(
     for source in (loader(synthetic), processes):
         assert_same(list(source.load(IDS, IDS, epoch=2, gallery_ids=GALLERY, first=1)), wanted[1:])
         assert list(source.load(IDS, IDS, epoch=2, first=3)) == []
+
+
+@pytest.mark.parametrize("num_processes", [0, 1])
+def test_a_batch_carries_the_ground_of_its_pairs_and_gallery_where_it_is_needed(
+    synthetic: GeoDataset, num_processes: int
+) -> None:
+    plain = loader(synthetic)
+    assert all(batch.ground is None for batch in plain.load(IDS, IDS, epoch=1))
+    sizes = np.arange(len(plain.references), dtype=np.float32) + 50
+    with PairLoader(
+        plain.queries,
+        replace(plain.references, sizes=sizes),
+        DataConfig(uri=synthetic.uri, query_size=(SIZE, SIZE), reference_size=(SIZE, SIZE)),
+        augment_config(),
+        seed=1,
+        num_processes=num_processes,
+        with_ground=True,
+    ) as made:
+        ids = np.where(IDS == 5, -1, IDS)
+        batches = list(made.load(ids, ids, epoch=1, gallery_ids=GALLERY))
+        for number, batch in enumerate(batches):
+            assert batch.ground is not None
+            assert batch.gallery_ground is not None
+            pairs = find_pair_ground(made.queries, made.references, ids[number], ids[number])
+            np.testing.assert_array_equal(batch.ground, pairs)
+            gallery = find_gallery_ground(made.references, GALLERY[number])
+            np.testing.assert_array_equal(batch.gallery_ground, gallery)
+            moved = batch.to(torch.device("cpu"))
+            assert moved.ground is not None
+            np.testing.assert_array_equal(moved.ground, pairs)
 
 
 def test_a_load_after_an_unfinished_one_gives_batches_of_its_own_plan(

@@ -19,11 +19,12 @@ from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.exclusions import Exclusions, PlacePairs
 from s4g_ray.data.places import Places
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph
+from s4g_ray.data.tables.query_scores import read_query_scores
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.mining.mining_job import mine
 from s4g_ray.storage.files import MANIFEST, list_names
 from s4g_ray.storage.manifest import open_published, publish
-from tests.support.mining_tables import STAMP, write_queries
+from tests.support.mining_tables import STAMP, write_queries, write_view
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
@@ -205,6 +206,52 @@ def test_the_graph_and_its_figures_equal_those_of_the_full_similarity(
     assert all(report.dropped[name] > 0 for name in ("own", "semi_positive", "near", *cfg))
     assert sorted(seen) == seen
     assert seen[-1] == (NUM_QUERIES, NUM_QUERIES)
+
+
+def test_scores_of_queries_against_their_own_place_are_published_with_the_graph(case: Case) -> None:
+    """Then rows and scores of the places that a round does not take are carried on."""
+    order = np.argsort(case.reference_places, kind="stable")
+    table = str(case.folder / "e")
+    parts = [
+        *open_published(table, "embeddings").parts,
+        *write_view(
+            table,
+            "references",
+            case.reference_ids[order],
+            case.reference_places[order],
+            case.references[order],
+            PART_ROWS,
+        ),
+    ]
+    publish(table, "embeddings", parts, STAMP)
+    wanted = {}
+    for query, place, vector in zip(
+        case.query_ids.tolist(), case.query_places, case.queries, strict=True
+    ):
+        if (case.query_places == place).sum() > 1:
+            own = case.references[case.reference_places == place]
+            wanted[query] = float((own @ vector).max())
+    case.mine("plain", case.search(), {})
+    case.mine("g", case.search(), {}, scores_positives=True)
+    share = case.query_ids[case.query_places < 4]
+    case.mine(
+        "h",
+        case.search(),
+        {},
+        query_ids=share,
+        carry_from=str(case.folder / "g"),
+        scores_positives=True,
+    )
+    assert 0 < np.isin(list(wanted), share).sum() < len(wanted)
+    for name in ("g", "h"):
+        found = read_query_scores(str(case.folder / name))
+        assert found.query_ids.tolist() == sorted(wanted)
+        scores = [wanted[query] for query in sorted(wanted)]
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
+    plain, scored = (
+        open_published(str(case.folder / name), "neighbors").parts for name in ("plain", "g")
+    )
+    assert plain == scored
 
 
 def test_embeddings_of_half_precision_are_searched_in_float32(case: Case) -> None:

@@ -14,6 +14,12 @@ import pytest
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.tables.batch_plan import load_gallery, load_plan, load_record
+from s4g_ray.data.tables.neighbor_graph import publish_graph, write_graph_part
+from s4g_ray.data.tables.query_scores import (
+    QueryScores,
+    describe_query_scores,
+    write_query_scores,
+)
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.errors import RunError
 from s4g_ray.pipeline.planner import Planner
@@ -21,7 +27,7 @@ from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.run_folder import RunFolder
 from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import choose_gallery
-from s4g_ray.sampling.geographic_neighbors import nearest_places
+from s4g_ray.sampling.geographic_neighbors import geographic_graph, nearest_places
 from tests.conftest import tables, tiny_config
 
 
@@ -70,6 +76,40 @@ def test_a_plan_is_made_from_the_graphs_of_its_version_and_records_it(graphs: Ru
     assert np.array_equal(load_gallery(uri), wanted)
     known = pq.read_schema(uri).metadata
     assert (known[b"s4g.num_pairs"], known[b"s4g.num_cells"]) == (b"24", b"1")
+
+
+def test_hard_queries_come_once_more_in_place_of_easy_ones(tmp_path: Path) -> None:
+    """24 places of two queries each, the second of which scores lower."""
+    references, queries = tables(24)
+    second = queries.set_column(0, "id", pa.array(np.arange(24) + 50))
+    dataset = write_dataset(
+        str(tmp_path / "data"), references, pa.concat_tables([queries, second]), name="two"
+    )
+    config = tiny_config(
+        tmp_path / "run", dataset.uri, train={"batch_size": 8}, sampling={"hard_positives": 1.0}
+    )
+    split = TrainSplit.read(config, dataset)
+    folder = RunFolder.open(config, dataset, resume=False)
+    graphs = RunGraphs.from_config(config, split, dataset.fingerprint, folder)
+    k = config.sampling.neighbor_pool_size
+    for version in (1, 2):  # as a round publishes them; the first without scores
+        uri = graphs.uri(version)
+        part = write_graph_part(uri, 0, geographic_graph(split.places, k))
+        info: dict[str, Any] = {"dataset": dataset.fingerprint}
+        if version == 2:
+            ids = np.concatenate([np.arange(24), np.arange(24) + 50])
+            scores = QueryScores(ids, np.repeat([0.9, 0.1], 24).astype(np.float32))
+            info.update(describe_query_scores([write_query_scores(uri, 0, scores)]))
+        publish_graph(uri, [part], k, info=info)
+    planner = Planner(graphs, seed=3, protocol="strict")
+    assert planner.plan_epoch(2, 1, due=1)["positives_repeated"] == 0
+    each_once, _ = load_plan(planner.plan_uri(2))
+    assert len(np.unique(each_once)) == each_once.size
+    record = planner.plan_epoch(2, 2, due=2)
+    query_ids, reference_ids = load_plan(planner.plan_uri(2))
+    assert record["positives_repeated"] == (each_once < 50).sum() > 0
+    np.testing.assert_array_equal(query_ids, each_once % 50 + 50)
+    np.testing.assert_array_equal(reference_ids, each_once % 50)
 
 
 @pytest.mark.parametrize("name", ["neighbors", "gallery_neighbors"])

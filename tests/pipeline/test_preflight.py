@@ -305,6 +305,41 @@ def test_more_gallery_negatives_than_the_gallery_has_places_are_refused_with_the
         check_against_dataset(config, with_gallery, split)
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"train": {"soft_labels": 0.5}},
+            "train.soft_labels=0.5 needs lat, lon and size_m of tiles, but 3 of 24 train references"
+            " lack one",
+        ),
+        (
+            {"sampling": {"hard_positives": 0.5}},
+            "sampling.hard_positives=0.5 chooses among the queries of a place, but each of 24 train"
+            " places has one",
+        ),
+    ],
+)
+def test_signals_that_the_data_set_cannot_give_are_refused(
+    tmp_path: Path, sections: dict[str, dict[str, Any]], message: str
+) -> None:
+    references, queries = tables(24)
+    test = queries.slice(0, 1).set_column(0, "id", pa.array([90]))
+    test = test.set_column(1, "place_id", pa.array([400]))
+    test = test.set_column(test.column_names.index("split"), "split", pa.array(["test"]))
+    more = queries.slice(0, 1).set_column(0, "id", pa.array([60]))
+
+    def check(sizes: list[float | None], queries: list[pa.Table], name: str) -> None:
+        sized = references.append_column("size_m", pa.array(sizes, pa.float32()))
+        dataset = write_dataset(str(tmp_path / name), [sized, test], queries, name=name)
+        config = tiny_config("r", dataset.uri, **sections)
+        check_against_dataset(config, dataset, TrainSplit.read(config, dataset))
+
+    check([60.0] * 24, [queries, more, test], "good")
+    with pytest.raises(InputError, match=re.escape(message)):
+        check([None] * 3 + [60.0] * 21, [queries, test], "bad")
+
+
 def test_cells_of_gallery_places_without_coordinates_are_refused(with_gallery: GeoDataset) -> None:
     sampling = {"gallery_negatives": 2}
     for scope in ("global", "cells"):

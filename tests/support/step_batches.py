@@ -14,15 +14,17 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from s4g_ray.config.training_schema import TrainConfig
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
+from s4g_ray.data.sphere import METRES_A_DEGREE
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.training.loss import symmetric_info_nce
+from s4g_ray.training.loss import share_targets, symmetric_info_nce
 from s4g_ray.training.step import TrainingStep, seed_draws
 
 PAIRS = 8
 GALLERY = 6
 SEED = 11
+SOFT_LABELS = 0.7
 CPU = torch.device("cpu")
 SQUARE = (32, 32)
 WIDE = (32, 48)
@@ -52,6 +54,26 @@ def encoder(
 def images(count: int, size: tuple[int, int], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
+
+
+def draw_ground(num_pairs: int, num_gallery: int) -> tuple[Tensor, Tensor]:
+    """Draw squares of ground that overlap: [num_pairs, 6] and [num_gallery, 3]."""
+    rng = np.random.default_rng(6)
+    metre = 1 / METRES_A_DEGREE
+    tiles = np.empty((num_pairs + num_gallery, 3))
+    tiles[:, :2] = rng.uniform(0, 150 * metre, (len(tiles), 2))
+    tiles[:, 2] = rng.choice([60.0, 90.0], len(tiles))
+    queries = tiles[:num_pairs].copy()
+    queries[:, :2] += rng.uniform(-20 * metre, 20 * metre, (num_pairs, 2))
+    pairs = np.concatenate([queries, tiles[:num_pairs]], axis=1)
+    return torch.from_numpy(pairs), torch.from_numpy(tiles[num_pairs:].copy())
+
+
+def make_soft_batch() -> PairBatch:
+    """Make a batch whose tiles overlap, for train.soft_labels."""
+    ground, gallery_ground = draw_ground(PAIRS, GALLERY)
+    batch = make_batch(gallery=GALLERY, masked=[2], masked_gallery=[1])
+    return replace(batch, ground=ground, gallery_ground=gallery_ground)
 
 
 def make_batch(
@@ -89,11 +111,13 @@ BATCHES: dict[str, Callable[[], PairBatch]] = {
     "sizes": lambda: make_batch(size=WIDE),
     "gallery": lambda: make_batch(gallery=GALLERY, masked_gallery=[0, 4]),
     "masks": lambda: make_batch(size=WIDE, gallery=2, masked=[1, 6, 7], masked_gallery=[1]),
+    "soft": make_soft_batch,
 }
 
 
 def config(micro: int | None = None, **train: Any) -> TrainConfig:
-    settings = {"epochs": 3, **train}
+    # soft_labels: without effect on batches without squares of ground
+    settings = {"epochs": 3, "soft_labels": SOFT_LABELS, **train}
     return TrainConfig(batch_size=PAIRS, num_workers=1, micro_batch_size=micro, **settings)
 
 
@@ -140,6 +164,11 @@ def oracle(
         queries.append(q)
         references.append(t[:count])
         gallery.append(t[count:])
+    shared = None
+    if batch.ground is not None:
+        shared = share_targets(
+            batch.ground, batch.gallery_ground, strength=SOFT_LABELS, min_share=0.1
+        )
     loss = symmetric_info_nce(
         torch.cat(queries),
         torch.cat(references),
@@ -148,6 +177,7 @@ def oracle(
         valid=batch.valid,
         extra_references=None if batch.gallery is None else torch.cat(gallery),
         extra_valid=batch.gallery_valid,
+        shared=shared,
     )
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.item(), gradients(model)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.training.prefetch import DevicePrefetch
 from tests.support.step_batches import CPU, GALLERY, make_batch
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.multiprocessing.spawn import spawn
 
-from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.encoder.precision import Numerics, Precision
 from s4g_ray.training.step import TrainingStep
 from tests.support.step_batches import (
@@ -51,7 +51,10 @@ def share(batch: PairBatch, rank: int, world: int) -> PairBatch:
     )
     if batch.gallery is None:
         return own
-    return replace(own, gallery=part(batch.gallery), gallery_valid=part(batch.gallery_valid))
+    own = replace(own, gallery=part(batch.gallery), gallery_valid=part(batch.gallery_valid))
+    if batch.ground is None:
+        return own
+    return replace(own, ground=part(batch.ground), gallery_ground=part(batch.gallery_ground))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ batch_sources        load batches in threads or processes
 augmentation_draws   draw what augmentation does to each image; BatchDraws, the draws of a batch
 jpeg_simulation      compress and decode batches as JPEG does, by matrix products
 device_augmentation  augment a batch of images on any device
+query_shift          shift and scale query pictures
+common_ground        squares of ground of a batch, and the share that they have in common
+pair_batch           PairBatch: a rank's share of a global batch
 
     batch = next(loader.load(query_ids, reference_ids, epoch=1))
     batch = batch.to(torch.device("cuda")).augment()

@@ -2,6 +2,7 @@
 
 embedding_table  ids, places and vectors of images: write a part; read parts, ids or a sample
 neighbor_graph   NeighborGraph, the nearest places of each place, and its Parquet files
+query_scores     QueryScores, how queries score against their own place, beside a graph
 batch_plan       BatchPlan, which pairs share which batch, and its Parquet file
 view_columns     the compact columns of a view that validation has read
 part_writer      write the rows of a view as Parquet parts, as they come

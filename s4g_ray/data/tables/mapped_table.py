@@ -19,7 +19,7 @@ from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.tables.text_column import TextColumn
 
 HEADER = "table.json"
-_COLUMNS = ("ids", "place_ids", "offsets", "lengths", "lat", "lon", "headings")
+_COLUMNS = ("ids", "place_ids", "offsets", "lengths", "lat", "lon", "headings", "sizes")
 _TEXTS = ("uris", "regions")
 
 

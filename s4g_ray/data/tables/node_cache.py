@@ -39,7 +39,7 @@ SMALL_BYTES = 500_000
 KEEP_DAYS = 30  # a table that no process opened for so long is removed
 # what a listing gives of a file's state: the first of local files, the last of object stores
 _MARKS = ("name", "size", "mtime", "ino", "ETag", "LastModified")
-_VERSION = 1  # of the format of mapped tables
+_VERSION = 2  # of the format of mapped tables
 _README = f"""Tables of where the images of data sets lie, shared by the processes of this machine.
 They take about 50 bytes an image. They are made when they are needed, and removed when they were
 not used for {KEEP_DAYS} days; you may remove them whenever no run is being started.

@@ -19,10 +19,11 @@ import pyarrow.dataset as pads
 import torch
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.batches.pair_batch import PairBatch
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.images import load_pixels
-from s4g_ray.data.pair_loader import PairBatch, PairLoader
+from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.places import Places
 from s4g_ray.encoder.encoder import Encoder

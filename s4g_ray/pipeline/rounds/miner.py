@@ -119,6 +119,7 @@ class Miner:
                 info={**info, "age": epoch - (previous or 0)},
                 on_progress=update,
                 carry_from=None if share is None else previous_uri,
+                scores_positives=collection == "pairs" and graphs.sampling.hard_positives > 0,
             )
         effort = "" if service is None else service.effort_taken(epoch).describe()
         self._log_summary(collection, found, effort)

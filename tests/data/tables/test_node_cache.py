@@ -104,7 +104,9 @@ def dataset(tmp_path: Path) -> GeoDataset:
         )
     headings = pa.array(rng.uniform(0, 360, 40).astype(np.float32), mask=np.arange(40) % 7 == 0)
     queries = made["queries"].append_column("heading_deg", headings)
-    return write_dataset(str(tmp_path / "data"), made["references"], queries, name="mixed")
+    sizes = pa.array(rng.choice([60.0, 120.0], 40).astype(np.float32), mask=np.arange(40) % 9 == 0)
+    references = made["references"].append_column("size_m", sizes)
+    return write_dataset(str(tmp_path / "data"), references, queries, name="mixed")
 
 
 def assert_equal(found: ImageTable, wanted: ImageTable) -> None:
