@@ -76,11 +76,54 @@ DATA = {
 RANDOM = "sampling.mode=random"
 GEOGRAPHIC = "sampling.mode=geographic"
 NO_RADIUS = "sampling.exclude_radius_m=0"
+SMALL = (
+    "train.batch_size=16",
+    "sampling.num_hard_negatives=8",
+    "sampling.neighbor_pool_size=16",
+)
+LARGE = (
+    "train.batch_size=128",
+    "sampling.num_hard_negatives=64",
+    "sampling.neighbor_pool_size=128",
+)
+HALF = "sampling.gallery_negatives=32"
 ARMS = {
     "random": Arm((RANDOM,), None),
     "geographic": Arm((GEOGRAPHIC,)),
     "mined": Arm(()),
+    # what decides
     "mined, overlap (lag 1)": Arm(("mining.schedule=overlap", "mining.lag_epochs=1"), "mined"),
+    "mined every 2nd epoch": Arm(("mining.every_epochs=2",), "mined"),
+    "mined in cells": Arm(
+        ("mining.scope=cells", "mining.cell_places=256", "mining.far_references=256"), "mined"
+    ),
+    "mined, relative margin 0.05": Arm(("mining.relative_margin=0.05",), "mined"),
+    "mined, k = 48 of 64": Arm(("sampling.num_hard_negatives=48",), "mined"),
+    "mined, k = 16 of 64": Arm(("sampling.num_hard_negatives=16",), "mined"),
+    "mined, k = 32 of 256": Arm(("sampling.neighbor_pool_size=256",), "mined"),
+    # tiles that overlap meet in a batch
+    "random, no radius": Arm((RANDOM, NO_RADIUS)),
+    "geographic, no radius": Arm((GEOGRAPHIC, NO_RADIUS)),
+    "mined, no radius": Arm((NO_RADIUS,), "mined"),
+    "mined, no radius, soft labels": Arm((NO_RADIUS, "train.soft_labels=1"), "mined, no radius"),
+    "random, no radius, soft labels": Arm(
+        (RANDOM, NO_RADIUS, "train.soft_labels=1"), "random, no radius"
+    ),
+    # more signals
+    "mined, hard positives": Arm(("sampling.hard_positives=0.5",), "mined"),
+    "mined, queries shifted": Arm(
+        ("augment.query_shift=0.1", "augment.query_scale=[0.85,1.15]"), "mined"
+    ),
+    "random, half": Arm((RANDOM,), None, half=True),
+    "mined, half": Arm((), "random, half", half=True),
+    "mined, half, gallery negatives": Arm((HALF,), "mined, half", half=True),
+    # batch size and temperature
+    "random, batch of 16": Arm((RANDOM, *SMALL), None),
+    "mined, batch of 16": Arm(SMALL, "random, batch of 16"),
+    "random, batch of 128": Arm((RANDOM, *LARGE), None),
+    "mined, batch of 128": Arm(LARGE, "random, batch of 128"),
+    "random, temperature 0.07": Arm((RANDOM, "model.temperature=0.07")),
+    "mined, temperature 0.07": Arm(("model.temperature=0.07",), "random, temperature 0.07"),
 }
 
 
@@ -224,10 +267,10 @@ def write_table(name: str) -> None:
 
 TEXT = (
     "test recall at equal steps, over seeds: mean and standard error, in percent. Difference: to"
-    " the arm it is compared with, seed by seed, and the p-value of a paired t-test (two-sided). Steps:"
-    " until R@1 is what the compared arm has at its end, by the mean curves. Train R@1: of train"
-    " queries among the train references. Hardness: neighbors that share a batch with an anchor,"
-    " mean of the last epoch's plan."
+    " the arm it is compared with, seed by seed, and the p-value of a paired t-test (two-sided)."
+    " Steps: until R@1 is what the compared arm has at its end, by the mean curves. Train R@1: of"
+    " train queries among the train references. Hardness: neighbors that share a batch with an"
+    " anchor, mean of the last epoch's plan."
 )
 COLUMNS = [
     *("arm", "seeds", "R@1", "R@5", "R@10", "median error, m"),

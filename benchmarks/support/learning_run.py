@@ -22,6 +22,7 @@ from s4g_ray.data.images import load_view
 from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, join_graphs
+from s4g_ray.data.tables.query_scores import QueryScores
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -42,6 +43,7 @@ from s4g_ray.pipeline.rounds.schedule import GEOGRAPHIC, Schedule
 from s4g_ray.sampling.compact_graph import CompactGraph
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.geographic_neighbors import geographic_graph, nearest_places
+from s4g_ray.sampling.hard_positives import choose_hard_positives
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.training.step import TrainingStep, step_seed
 
@@ -95,6 +97,7 @@ class LearningRun:
         self.schedule = Schedule(config)
         self.graphs: dict[int, CompactGraph] = {}
         self.gallery_graphs: dict[int, CompactGraph] = {}
+        self.query_scores: dict[int, QueryScores] = {}
         self.curve = Curve()
         self._losses: list[float] = []
         self._done = 0
@@ -129,6 +132,7 @@ class LearningRun:
             cfg.data,
             cfg.augment,
             seed=cfg.seed,
+            with_ground=cfg.train.soft_labels > 0,
         )
 
     def _train_epoch(self, loader: PairLoader, epoch: int) -> None:
@@ -170,6 +174,8 @@ class LearningRun:
             protocol=cfg.protocol,
             exclusions=self.split.exclusions,
         )
+        if version in self.query_scores and cfg.sampling.hard_positives:
+            plan = self._prefer_hard(plan, epoch, self.query_scores[version])
         if self.split.gallery is None:
             return plan
         gallery, _ = choose_gallery(
@@ -182,6 +188,16 @@ class LearningRun:
             exclusions=self.split.exclusions,
         )
         return BatchPlan(plan.batches, plan.stats, gallery)
+
+    def _prefer_hard(self, plan: BatchPlan, epoch: int, scores: QueryScores) -> BatchPlan:
+        chosen = choose_hard_positives(
+            self.split.pairs,
+            scores,
+            share=self.config.sampling.hard_positives,
+            seed=self.config.seed,
+            epoch=epoch,
+        )
+        return BatchPlan(chosen[plan.batches], plan.stats)
 
     def _graph(self, version: int) -> CompactGraph:
         """Return the graph of a version; the geographic one is made when it is first used."""
@@ -225,6 +241,9 @@ class LearningRun:
         found = References(references.ids[order][is_paired], references.place_ids[order][is_paired])
         k = min(self.config.sampling.neighbor_pool_size, len(split.places))
         self._keep(epoch, self._find(queries, own, vectors[is_paired], found, k, epoch))
+        self.query_scores[epoch] = score_queries(
+            table.ids, queries, own, vectors[is_paired], found.places
+        )
         if split.gallery is None:
             return
         table = self.dataset.table("references", list(self.config.sampling.gallery_splits))
@@ -310,6 +329,18 @@ class LearningRun:
             references.place_ids,
         )
         return float(metrics["recall@1"])
+
+
+def score_queries(
+    ids: Ints, queries: Floats32, own: Ints, vectors: Floats32, places: Ints
+) -> QueryScores:
+    """Score queries[M, D] against the best reference of their own place."""
+    order = np.argsort(ids)
+    scores = np.full(len(ids), -np.inf, np.float32)
+    for place in np.unique(own):
+        rows = np.flatnonzero(own == place)
+        scores[rows] = (queries[rows] @ vectors[places == place].T).max(axis=1)
+    return QueryScores(ids[order], scores[order])
 
 
 def find(
