@@ -29,7 +29,7 @@ from benchmarks.support.record import RESULTS, Cell, record
 from s4g_ray.arrays import Floats64
 
 RUNS = RESULTS / "learning"
-NUM_POINTS = 10  # of a curve, beside the untrained encoder's
+NUM_POINTS = 6  # of a curve, beside the untrained encoder's
 Key = tuple[str, int]  # the name of an arm, and a seed
 
 
