@@ -1,10 +1,11 @@
 """Measure what a training rank holds of a data set, in a process of its own; print it as JSON.
 
-    python -m benchmarks.support.rank_probe DATASET PLAN CACHE_DIR FORM... [--ranks 2]
+    python -m benchmarks.support.rank_probe DATASET PLAN CACHE_DIR FORM... [--ranks 2] [--positions]
 
 FORMS: `mapped`, tables as a rank opens them; `arrays`, the same tables in memory; `lists`, columns
 as Python lists. Private bytes are those of pages that no other process maps: keep the tables mapped
-by another process meanwhile, as another rank does.
+by another process meanwhile, as another rank does. --positions: coordinates and sizes are read too,
+as soft labels need them.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def write_places(folder: Path, count: int, *, packed: bool) -> str:
             columns["offset"] = ids % SHARD * 100_000
         if view == "queries":
             columns["heading_deg"] = rng.uniform(0, 360, count).astype(np.float32)
+        else:
+            columns["size_m"] = rng.uniform(50, 200, count).astype(np.float32)
         made[view] = pa.table(columns)
     write_dataset(str(folder / "data"), made["references"], made["queries"], name="places")
     return str(folder / "data")
@@ -83,14 +86,19 @@ def read_private() -> int:
     return 1024 * sum(kilobytes)
 
 
-def touch(tables: Mapping[View, ImageTable]) -> int:
-    """Read all that loading needs of all rows, as random access does in time; return the bytes."""
+def touch(tables: Mapping[View, ImageTable], *, positions: bool = False) -> int:
+    """Read all that loading needs of all rows, as random access does in time; return the bytes.
+
+    positions: coordinates and sizes too.
+    """
     num_bytes = 0
     for table in tables.values():
         arrays: list[NDArray[Any]] = [table.ids, table.offsets, table.lengths, table.headings]
         arrays.extend([table.uris.heap, table.uris.bounds])
         if table.uris.codes is not None:
             arrays.append(table.uris.codes)
+        if positions:
+            arrays.extend([table.lat, table.lon, table.sizes])
         for array in arrays:
             array.sum()
             num_bytes += 0 if array.strides == (0,) else array.nbytes
@@ -116,7 +124,9 @@ def read_lists(uri: str) -> dict[View, list[Any]]:
     return tables
 
 
-def measure(uri: str, plan: str, cache_dir: str, form: str, num_ranks: int) -> dict[str, float]:
+def measure(
+    uri: str, plan: str, cache_dir: str, form: str, num_ranks: int, *, positions: bool = False
+) -> dict[str, float]:
     """Measure bytes of all places, and seconds of opening and of looking a batch up.
 
     share: bytes of the plan's share alone, without what reading it left behind.
@@ -134,7 +144,7 @@ def measure(uri: str, plan: str, cache_dir: str, form: str, num_ranks: int) -> d
     found = {"open_s": time.perf_counter() - started, "shared": 0.0}
     if form != "lists":
         found["look_up_s"] = look_up(tables)
-        found["shared"] = touch(tables) if form == "mapped" else 0
+        found["shared"] = touch(tables, positions=positions) if form == "mapped" else 0
     found["tables"] = read_private() - before
     share = load_plan_share(plan, num_ranks, 0)
     found["plan"] = read_private() - before - found["tables"]
@@ -164,6 +174,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("cache_dir")
     parser.add_argument("forms", nargs="+", choices=["mapped", "arrays", "lists"])
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--positions", action="store_true")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         small = (
@@ -175,7 +186,14 @@ def main(arguments: list[str]) -> None:
     print(
         json.dumps(
             {
-                form: measure(given.dataset, given.plan, given.cache_dir, form, given.ranks)
+                form: measure(
+                    given.dataset,
+                    given.plan,
+                    given.cache_dir,
+                    form,
+                    given.ranks,
+                    positions=given.positions,
+                )
                 for form in given.forms
             }
         )

@@ -389,9 +389,12 @@ def test_a_rank_holds_at_most_32_bytes_a_place(tmp_path: Path, packed: bool) -> 
     folder = make_cache_folder(str(tmp_path))
     build_tables(folder, [source for source in sources if source is not None])
     opened = open_image_tables(uri, SPLITS, str(tmp_path))
+    assert touch(opened, positions=True) > touch(opened) + 32 * count
     assert touch(opened) > 32 * count
     command = [sys.executable, "-m", "benchmarks.support.rank_probe", uri, plan, str(tmp_path)]
-    done = subprocess.run([*command, "mapped", "arrays"], check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [*command, "mapped", "arrays", "--positions"], check=True, stdout=subprocess.PIPE
+    )
     found = json.loads(done.stdout)
     held = found["mapped"]
     assert held["share"] == pytest.approx(num_pairs * 16 / 2, rel=0.01)  # of two ranks
