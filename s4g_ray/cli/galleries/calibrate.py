@@ -71,6 +71,8 @@ def calibrate(
     print_json(as_json, report.to_json())
     if not as_json:
         reporter.console.print(make_table(report))
+        for warning in report.warnings:
+            reporter.line(f"warning: {warning}")
         reporter.line(f"wrote calibration.json into {gallery}")
 
 
