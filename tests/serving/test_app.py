@@ -121,13 +121,31 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
         pytest.param(make_photo() + bytes(1_000_000), 413, "too_large", id="bytes"),
     ],
 )
-def test_a_bad_photo_is_refused_by_name_and_the_next_one_answered(
+def test_a_bad_photo_is_refused_by_name_and_those_beside_it_are_answered(
     client: Client, photo: bytes, status: int, code: str
 ) -> None:
-    answered = client.locate(make_photo(), photo, names=["good.png", "../../bad\x07.png"])
+    name = "../../bad\x07.png"
+    answered = client.locate(photo, names=[name])
     assert (answered.status, answered.code) == (status, code)
-    assert answered.json["error"]["message"].startswith("bad.png: ")
-    assert client.locate(make_photo(8)).status == 200
+    file, _, reason = answered.json["error"]["message"].partition(": ")
+    assert file == "bad.png"
+    together = client.locate(make_photo(9), photo, make_photo(8), names=["a.png", name, "c.png"])
+    assert together.status == 200
+    first, bad, last = together.json["answers"]
+    assert [first["candidates"][0]["id"], last["candidates"][0]["id"]] == [9, 8]
+    assert (bad["photo"], bad["error"]) == ("bad.png", reason)
+    assert not bad["is_located"]
+    assert bad["candidates"] == []
+
+
+def test_photos_that_are_all_bad_have_their_errors_in_geojson_too(client: Client) -> None:
+    answered = client.locate(b"", b"text", query="?format=geojson")
+    assert answered.status == 200
+    found = [one["properties"] for one in answered.json["features"]]
+    assert [(one["photo_number"], one["error"][:24]) for one in found] == [
+        (0, "the file is empty"),
+        (1, "not an image file of a k"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +303,9 @@ def test_the_gallery_and_its_health_are_described(client: Client) -> None:
 
 
 def test_tiles_in_view_are_listed_unless_they_are_too_many(client: Client) -> None:
+    unknown = client.get("/gallery/tiles?bound=-112,40,-111,41")
+    assert (unknown.status, unknown.code) == (422, "bad_parameter")
+    assert "unknown parameter 'bound'; there are bounds, limit" in unknown.json["error"]["message"]
     few = client.get("/gallery/tiles?bounds=-112.001,39.999,-111.979,40.001").json["tiles"]
     assert [tile["id"] for tile in few] == [0, 1, 2]
     assert client.get("/gallery/tiles?limit=1").json["tiles"] == []
@@ -437,7 +458,7 @@ def test_photos_are_checked_beside_other_requests_and_within_the_time_of_the_ans
 
 def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> None:
     with local_service(gallery) as (client, _):
-        client.locate(make_photo(50))
+        client.locate(make_photo(50), b"no photo")
         client.locate(make_photo(0))
         client.locate(b"no photo")
         client.get("/nowhere/../else")
@@ -452,6 +473,7 @@ def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> 
     assert values["s4g_serve_requests_total", ("route", "other"), ("status", "404")] == 1
     assert values["s4g_serve_photos_total", ("answer", "located")] == 1
     assert values["s4g_serve_photos_total", ("answer", "none")] == 1
+    assert values["s4g_serve_photos_total", ("answer", "unreadable")] == 1
     assert values["s4g_serve_refusals_total", ("code", "no_photo")] == 1
     for stage in ("decode", "wait", "locate", "total"):
         assert values["s4g_serve_seconds_count", ("stage", stage)] == 2
