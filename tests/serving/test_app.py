@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
 
 from s4g_ray.serving.batching import Batcher
 from s4g_ray.serving.config import ServeConfig
-from s4g_ray.serving.server import HeadTimeoutProtocol
+from s4g_ray.serving.server import LEAST_READ, HeadTimeoutProtocol
 from tests.support.local_service import BOUNDARY, Client, local_service, make_form, make_photo
 from tests.support.stand_in_gallery import HOLD, NUM_TILES, StandInGallery, write_stand_in
 
@@ -372,6 +376,49 @@ def test_a_client_that_does_not_read_is_cut_off(
             reader.sendall(b"GET /static/world.geojson HTTP/1.1\r\nHost: x\r\n\r\n")
         assert lost.wait(60)
     assert client.get("/static/world.geojson").status == 200
+
+
+class _Clock:
+    """A loop whose timers run when they are told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def call_later(self, _seconds: float, check: Callable[[], None]) -> Any:
+        self.waiting.append(check)
+        return SimpleNamespace(cancel=lambda: self.waiting.remove(check))
+
+    def run_next(self) -> None:
+        self.waiting.pop()()
+
+
+def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
+    config = uvicorn.Config(lambda: None, http=HeadTimeoutProtocol)
+    clock: Any = _Clock()
+    protocol = HeadTimeoutProtocol(config, ServerState(), {}, clock)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(bytes(50_000))  # the system holds them
+        buffered = [90_000]
+        aborted: list[bool] = []
+        transport: Any = SimpleNamespace(
+            get_write_buffer_size=lambda: buffered[0],
+            get_extra_info=lambda name: ours if name == "socket" else None,
+            abort=lambda: aborted.append(True),
+            pause_reading=lambda: None,
+        )
+        protocol.transport = transport
+        protocol.flow = FlowControl(transport)
+        protocol.pause_writing()
+        theirs.recv(50_000, socket.MSG_WAITALL)  # from the system's queue
+        clock.run_next()
+        buffered[0] -= 30_000  # from the process
+        clock.run_next()
+        assert not aborted
+        buffered[0] -= LEAST_READ - 1
+        clock.run_next()
+        assert aborted
+        assert not clock.waiting
 
 
 def wait_until(what: Callable[[], bool]) -> None:
