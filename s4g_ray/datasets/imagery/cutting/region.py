@@ -42,6 +42,10 @@ from s4g_ray.storage.part_commits import WORK, check_reached, claim_folder
 
 MARKER = "_cutting.json"  # in the target until it is published: what is being cut there
 BY = "s4g convert imagery"
+MEANINGS = {
+    "imagery": "imagery (SOURCE or --bands, or a file of it was rewritten)",
+    "cells": "cells (--size-m, --overlap, --area or --bounds)",
+}
 VIEWS = {"references": "aerial image", "queries": "photo"}
 LARGEST_TILE = 8192  # pixels
 
@@ -142,7 +146,7 @@ def _claim_target(
         "cells": cells,
         **asdict(options),
     }
-    claim_folder(target, MARKER, made_with, BY)
+    claim_folder(target, MARKER, made_with, BY, MEANINGS)
     key = files.fingerprint(json.dumps(made_with, sort_keys=True).encode())
     return CutPlan(source.read, target, key, options.split, options.quality, options.max_nodata)
 
