@@ -106,6 +106,7 @@ def _start_encoders(plan: EncodePlan) -> ThreadPoolExecutor:
     started = threading.Barrier(plan.num_calls)
 
     def prepare() -> None:
+        torch.get_num_threads()  # the first use in a thread takes the last setting of any
         torch.set_num_threads(plan.num_threads)
         started.wait()  # so that each thread takes one of these calls
 

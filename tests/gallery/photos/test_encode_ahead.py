@@ -73,7 +73,7 @@ def test_threads_of_the_encoder_leave_those_of_others_alone() -> None:
         return np.array([torch.get_num_threads()], np.float32)
 
     def call() -> tuple[list[float], int]:
-        found = []
+        found: list[float] = []
         for _, vector in embed_ahead([[Photo("a", None)]] * 8, embed, plan()):
             if not found:
                 inside.wait(60)
