@@ -150,7 +150,7 @@ def check_photo(photo: Photo, config: ServeConfig) -> None:
         raise _too_many_pixels(photo, "its pixels", config) from None
     except Exception as error:  # for a damaged header Pillow raises many kinds
         raise Refusal(
-            422, "bad_photo", f"{photo.name}: the file is damaged ({type(error).__name__})"
+            422, "bad_photo", f"{photo.name}: the file is damaged or cut short"
         ) from error
     if width * height > config.max_megapixels * 1e6:
         raise _too_many_pixels(photo, f"{width} x {height} pixels", config)
