@@ -161,10 +161,11 @@ class Demo:
         for one in located:
             photo = read_photo(one.uri).pixels
             if one.error_m is not None and photo is not None:
-                gallery = open_gallery(gallery_uri)
-                picture = draw_answer(
-                    gallery, photo, one.answer, (one.lat, one.lon), attribution=ATTRIBUTION
-                )
+                truth = (one.lat, one.lon)
+                with open_gallery(gallery_uri) as gallery:
+                    picture = draw_answer(
+                        gallery, photo, one.answer, truth, attribution=ATTRIBUTION
+                    )
                 path = files.join(self.config.run_dir, "located.png")
                 files.write_bytes(path, picture)
                 return [path]
@@ -205,7 +206,8 @@ def _locate_photos(gallery_uri: str, data_uri: str, reporter: Reporter) -> Itera
     text = files.read_bytes(files.join(folder, "positions.csv")).decode()
     rows = list(csv.DictReader(io.StringIO(text)))
     uris = [files.join(folder, row["path"]) for row in rows]
-    answers = open_gallery(gallery_uri).locate([read_photo(uri) for uri in uris])
+    with open_gallery(gallery_uri) as gallery:
+        answers = gallery.locate([read_photo(uri) for uri in uris])
     reporter.line(f"{len(rows)} further photos of the held-out region:")
     for uri, row, answer in zip(uris, rows, answers, strict=True):
         located = Located(uri, answer, float(row["lat"]), float(row["lon"]))

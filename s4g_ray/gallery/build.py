@@ -19,7 +19,7 @@ from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.store.embedding import GalleryModel
 from s4g_ray.gallery.store.header import HEADER, MODEL, GalleryHeader
-from s4g_ray.gallery.store.index_writer import index_cluster
+from s4g_ray.gallery.store.index_writer import as_overrides, index_cluster, settings_of
 from s4g_ray.gallery.store.lease import LEASE, writing
 from s4g_ray.gallery.store.source_tiles import read_source_tiles
 from s4g_ray.gallery.update import GalleryUpdate, UpdateReport, now
@@ -100,6 +100,7 @@ def _empty_header(
         created=now(),
         updated=now(),
         attribution=attribution,
+        index_settings=settings_of(model.config),
     )
 
 
@@ -200,10 +201,13 @@ def remove_tiles(
 
 
 def open_source_of(gallery: str, data_uri: str, overrides: Sequence[str]) -> RunConfig:
-    """Return the configuration of a gallery's encoder, with overrides. Raises InputError."""
-    GalleryHeader.load(gallery)  # its error is clearer than that of a missing model
+    """Return the configuration of a gallery: of its encoder and its index, with overrides.
+
+    Raises InputError.
+    """
+    header = GalleryHeader.load(gallery)  # its error is clearer than that of a missing model
     config = open_source(files.join(gallery, MODEL), data_uri).config
-    config = override_config(config, overrides)
+    config = override_config(config, [*as_overrides(header.index_settings), *overrides])
     s3_settings.apply(config.storage)
     return config
 

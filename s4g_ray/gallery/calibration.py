@@ -23,6 +23,7 @@ from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.ground_mass import GroundMass
 from s4g_ray.gallery.search.appearance import Appearance
 from s4g_ray.storage import files
+from s4g_ray.storage.store_errors import reraise_outage
 
 FORMAT = "s4g-calibration"
 VERSION = 1
@@ -98,6 +99,7 @@ class Calibration:
     appearance: Appearance | None = None  # of photos that are refined; None: of any
     gallery_version: int | None = None
     weights_sha256: str | None = None
+    created: str = ""  # ISO 8601, UTC
     report: dict[str, Any] = field(default_factory=dict)
 
     def judge(
@@ -240,6 +242,7 @@ class Calibration:
         try:
             value = files.read_json(uri)
         except RunError as error:
+            reraise_outage(error)
             raise InputError(f"{error}; {remedy}") from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise InputError(f"{uri} is not of format {FORMAT!r}; {remedy}")

@@ -9,7 +9,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from s4g_ray.gallery.store.header import CALIBRATION, GalleryHeader
+from s4g_ray.errors import InputError
+from s4g_ray.gallery.calibration import Calibration
+from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.tiles import Tiles, read_tiles, tiles_of
 from s4g_ray.gallery.store.versions import Version, open_version
 from s4g_ray.storage import files
@@ -30,7 +32,8 @@ def describe_gallery(uri: str) -> dict[str, Any]:
 
 
 def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> dict[str, Any]:
-    """Return the facts about a version; asks the store for a calibration."""
+    """Return the facts about a version; reads the calibration of the gallery, if there is one."""
+    calibration = describe_calibration(version.gallery)
     info = version.info
     facts = version.facts
     return {
@@ -50,12 +53,32 @@ def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> d
         },
         "model": dict(header.model),
         "copies_images": header.copies_images,
-        "has_calibration": files.exists(files.join(version.gallery, CALIBRATION)),
+        "has_calibration": calibration is not None,
+        "calibration": calibration,
         "sources": [dict(source) for source in header.sources],
         "attribution": header.attribution,
         "created": header.created,
         "updated": header.updated,
         "last_change": dict(info.get("change", {})),
+    }
+
+
+def describe_calibration(gallery: str) -> dict[str, Any] | None:
+    """Return when a gallery was calibrated, and for which turns; None when it was not.
+
+    For a file that cannot be read the entry `error` gives the reason.
+    """
+    try:
+        found = Calibration.load(gallery)
+    except InputError as error:
+        return {"error": str(error)}
+    if found is None:
+        return None
+    return {
+        "turns": found.turns,
+        "created": found.created,
+        "gallery_version": found.gallery_version,
+        "weights_sha256": found.weights_sha256,
     }
 
 
@@ -89,7 +112,6 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     held = f"{index['memory_gb']:.3g} GB"
     if index["is_sharded"]:
         held += f" in {index['num_shards']} shards of {index['shard_gb']:.3g} GB on a Ray cluster"
-    calibration = "yes" if info["has_calibration"] else "none; see `s4g gallery calibrate`"
     images = "copied into the gallery" if info["copies_images"] else "at their source"
     rows = [
         ("gallery", f"{info['name']} ({info['uri']})"),
@@ -103,7 +125,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("index", f"{index['kind']}, {recall}, {held}"),
         ("images", images),
-        ("calibration", calibration),
+        ("calibration", _name_calibration(info["calibration"])),
     ]
     rows.extend(
         ("source", f"{one['name']} ({one['uri']}), {one['tiles']:,} tiles")
@@ -112,3 +134,14 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     if info["attribution"]:
         rows.append(("attribution", info["attribution"]))
     return rows
+
+
+def _name_calibration(found: Mapping[str, Any] | None) -> str:
+    """Return what a user must know of a calibration."""
+    if found is None:
+        return "none; see `s4g gallery calibrate`"
+    if "error" in found:
+        return str(found["error"])
+    turns = found["turns"]
+    searched = f"searches with --turns {turns}" if turns > 1 else "searches without --turns"
+    return f"for {searched}, of {found['created']}, on version {found['gallery_version']}"

@@ -24,7 +24,7 @@ from s4g_ray.gallery.store.embedding import GalleryModel, embed_tiles
 from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.images import ImageStage, Staged
 from s4g_ray.gallery.store.index_facts import IndexFacts
-from s4g_ray.gallery.store.index_writer import IndexWriter, needs_new_plan
+from s4g_ray.gallery.store.index_writer import IndexWriter, needs_new_plan, settings_of
 from s4g_ray.gallery.store.lease import Lease
 from s4g_ray.gallery.store.source_tiles import (
     have_moved,
@@ -318,6 +318,7 @@ class GalleryUpdate:
             current=self._number,
             num_tiles=len(rows),
             index=facts.summary(),
+            index_settings=settings_of(self._config),
             sources=sources,
             updated=now(),
         )

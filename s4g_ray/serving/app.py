@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -20,7 +21,13 @@ from s4g_ray.serving.backend import Backend, Json, Located, LocateRequest
 from s4g_ray.serving.config import ServeConfig
 from s4g_ray.serving.limits import Admission, App, MemoryTrimmer, UploadGuard
 from s4g_ray.serving.metrics import ServiceMetrics
-from s4g_ray.serving.options import LOCATE_SCHEMA, RequestOptions, read_bounds, read_count
+from s4g_ray.serving.options import (
+    LOCATE_SCHEMA,
+    RequestOptions,
+    check_names,
+    read_bounds,
+    read_count,
+)
 from s4g_ray.serving.photo_form import check_photos, read_photos
 from s4g_ray.serving.refusal import Refusal
 
@@ -142,12 +149,12 @@ def _add_locate(
 
     async def check_and_locate(asked: LocateRequest) -> Located | Refusal:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(checkers, check_photos, asked.photos, config)
-        return await backend.locate(asked)
+        photos = await loop.run_in_executor(checkers, check_photos, asked.photos, config)
+        return await backend.locate(replace(asked, photos=photos))
 
     @app.post("/locate", openapi_extra=LOCATE_SCHEMA)
     async def locate(request: Request) -> Response:
-        """Locate one or more photos."""
+        """Locate one or more photos. A bad one among several has its error in its answer."""
         started = time.monotonic()
         with admission.admit():
             options = RequestOptions.from_query(request.query_params)
@@ -167,7 +174,7 @@ def _add_locate(
             raise found
         seconds = time.monotonic() - started
         metrics.observe_stages({**found.stages, "total": seconds})
-        metrics.count_answers(["located" if one else "none" for one in found.are_located])
+        metrics.count_answers(found.kinds)
         body = {
             "answers": found.answers,
             "gallery": found.gallery,
@@ -196,8 +203,11 @@ def _add_gallery(app: FastAPI, backend: Backend, state: GalleryState) -> None:
         return await state.read()
 
     @app.get("/gallery/tiles")
-    async def list_tiles(bounds: str = "-180,-90,180,90", limit: str = "200") -> Json:
+    async def list_tiles(
+        request: Request, bounds: str = "-180,-90,180,90", limit: str = "200"
+    ) -> Json:
         """List tiles that cover the ground within bounds=W,S,E,N; none if more than `limit`."""
+        check_names(request.query_params, ("bounds", "limit"))
         asked = read_bounds(bounds)
         return await backend.list_tiles(asked, read_count("limit", limit, MAX_LISTED))
 

@@ -23,10 +23,13 @@ class LocateRequest:
 
 @dataclass(frozen=True)
 class Located:
-    """The answers of a request, one a photo: those of Answer.to_json, or of Answer.to_geojson."""
+    """The answers of a request, one a photo: those of Answer.to_json, or of Answer.to_geojson.
+
+    kinds: of each answer: located, none or unreadable.
+    """
 
     answers: list[Json]
-    are_located: list[bool]
+    kinds: list[str]
     gallery: Json  # uri, version, num_tiles
     stages: dict[str, float] = field(default_factory=dict)  # seconds by stage
 

@@ -60,7 +60,11 @@ class Locator:
         )
 
     async def locate(self, request: LocateRequest) -> Located | Refusal:
-        """Locate the photos of a request; a refusal (422) names the photo that is damaged."""
+        """Locate the photos of a request.
+
+        A single photo that is damaged is refused (422); one among several has an answer that holds
+        its error.
+        """
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         decoded = await asyncio.gather(
@@ -73,6 +77,8 @@ class Locator:
             if isinstance(one, Refusal):
                 return one
         photos = [one for one in decoded if isinstance(one, DecodedPhoto)]
+        if len(photos) == 1 and photos[0].error is not None:
+            return Refusal(422, "bad_photo", f"{photos[0].name}: {photos[0].error}")
         seconds = time.monotonic() - started
         found = await self._batcher.submit(_Job(photos, request.options, request.expires_at))
         if isinstance(found, Refusal):
@@ -156,10 +162,13 @@ class Locator:
     def _decode(self, photo: Photo, expires_at: float) -> DecodedPhoto | Refusal:
         if time.time() > expires_at:
             return _too_late()
+        if photo.error is not None:
+            return DecodedPhoto(photo.name, None, error=photo.error)
         try:
             return decode_photo(photo.data, photo.name, least=self._least)
         except BadImageError as error:
-            return Refusal(422, "bad_photo", str(error))
+            reason = str(error).removeprefix(f"{photo.name}: ")
+            return DecodedPhoto(photo.name, None, error=reason)
 
     def _locate_batch(self, jobs: Sequence[_Job]) -> list[Located | Refusal]:
         """Locate jobs with equal options together; leave out those that nobody waits for."""
@@ -212,8 +221,14 @@ class Locator:
             own = answers[: len(job.photos)]
             answers = answers[len(job.photos) :]
             shown = [one.to_geojson() if options.as_geojson else one.to_json() for one in own]
-            found.append(Located(shown, [one.is_located for one in own], about))
+            found.append(Located(shown, [_kind_of(one) for one in own], about))
         return found
+
+
+def _kind_of(answer: Answer) -> str:
+    if answer.error is not None:
+        return "unreadable"
+    return "located" if answer.is_located else "none"
 
 
 def find_bounds(lat: Floats64, lon: Floats64, size_m: Floats64) -> list[float] | None:

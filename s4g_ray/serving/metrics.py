@@ -17,7 +17,7 @@ SECONDS = (
     ("stage",),
 )
 QUEUE = ("s4g_serve_queue", "Requests that wait or are answered", ())
-PHOTOS = ("s4g_serve_photos", "Photos by answer: located or none", ("answer",))
+PHOTOS = ("s4g_serve_photos", "Photos by answer: located, none or unreadable", ("answer",))
 RETRIES = ("s4g_serve_retries", "Requests sent to another replica after theirs had died", ())
 VERSION = ("s4g_serve_gallery_version", "Version of the gallery that answers", ())
 TILES = ("s4g_serve_gallery_tiles", "Tiles of the gallery that answers", ())
@@ -60,7 +60,7 @@ class ServiceMetrics:
         self._add(REFUSALS, {"code": code})
 
     def count_answers(self, kinds: Sequence[str]) -> None:
-        """Count photos by their answer: located or none."""
+        """Count photos by their answer: located, none or unreadable."""
         for kind in kinds:
             self._add(PHOTOS, {"answer": kind})
 

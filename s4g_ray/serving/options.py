@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -28,10 +28,7 @@ class RequestOptions:
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> Self:
         """Read the query parameters. Raises Refusal (422) with the parameter, limit and remedy."""
-        known = ("top", "near", "within_km", "turns", "refine", "format")
-        unknown = [name for name in query if name not in known]
-        if unknown:
-            raise _refuse(f"unknown parameter {unknown[0]!r}; there are {', '.join(known)}")
+        check_names(query, ("top", "near", "within_km", "turns", "refine", "format"))
         near = _read_near(query["near"]) if "near" in query else None
         within_km = _read_number("within_km", query["within_km"]) if "within_km" in query else None
         if (near is None) != (within_km is None):
@@ -59,6 +56,13 @@ class RequestOptions:
             "turns": self.turns,
             "refine": self.refine,
         }
+
+
+def check_names(query: Mapping[str, str], known: Sequence[str]) -> None:
+    """Check the names of query parameters. Raises Refusal (422) for one that is not known."""
+    for name in query:
+        if name not in known:
+            raise _refuse(f"unknown parameter {name[:40]!r}; there are {', '.join(known)}")
 
 
 def read_bounds(text: str) -> tuple[float, float, float, float]:

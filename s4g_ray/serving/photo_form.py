@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from s4g_ray.data.images import FORMATS
+from s4g_ray.gallery.photos.photo import describe_unknown
 from s4g_ray.serving.config import MB, ServeConfig
 from s4g_ray.serving.refusal import Refusal
 
@@ -28,10 +29,14 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 class Photo(NamedTuple):
-    """A photo's file as it was sent; `name` is for messages alone and never a path."""
+    """A photo's file as it was sent; `name` is for messages alone and never a path.
+
+    error: why it cannot be located beside the other photos of its request; data is then empty.
+    """
 
     name: str
     data: bytes
+    error: str | None = None
 
 
 class _MemoryParser(MultiPartParser):
@@ -95,10 +100,22 @@ class _Metered(io.BytesIO):
         return super().read(size)
 
 
-def check_photos(photos: Sequence[Photo], config: ServeConfig) -> None:
-    """Check each photo as check_photo does."""
+def check_photos(photos: Sequence[Photo], config: ServeConfig) -> tuple[Photo, ...]:
+    """Check each photo as check_photo does; a bad one among several holds its error.
+
+    Raises Refusal for a single photo that is bad.
+    """
+    checked = []
     for photo in photos:
-        check_photo(photo, config)
+        try:
+            check_photo(photo, config)
+            checked.append(photo)
+        except Refusal as refusal:
+            if len(photos) == 1:
+                raise
+            error = refusal.message.removeprefix(f"{photo.name}: ")
+            checked.append(Photo(photo.name, b"", error))
+    return tuple(checked)
 
 
 def check_photo(photo: Photo, config: ServeConfig) -> None:
@@ -127,13 +144,13 @@ def check_photo(photo: Photo, config: ServeConfig) -> None:
         raise Refusal(
             415,
             "no_photo",
-            f"{photo.name}: not a photo of a known format; send JPEG, PNG, WEBP or TIFF",
+            f"{photo.name}: {describe_unknown(photo.data)}; send JPEG, PNG, WEBP or TIFF",
         ) from None
     except Image.DecompressionBombError:
         raise _too_many_pixels(photo, "its pixels", config) from None
     except Exception as error:  # for a damaged header Pillow raises many kinds
         raise Refusal(
-            422, "bad_photo", f"{photo.name}: the file is damaged ({type(error).__name__})"
+            422, "bad_photo", f"{photo.name}: the file is damaged or cut short"
         ) from error
     if width * height > config.max_megapixels * 1e6:
         raise _too_many_pixels(photo, f"{width} x {height} pixels", config)

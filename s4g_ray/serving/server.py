@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import resource
 import socket
+import sys
+import termios
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,7 +47,8 @@ from s4g_ray.storage.s3_settings import StorageConfig
 
 HEADERS_S = 10.0  # to receive a request's head, or to send the first one
 MAX_HEAD = 64_000  # bytes of a request's head
-WRITE_S = 30.0  # for a client to take what is sent
+WRITE_S = 30.0  # for a client to take a part of what is sent
+LEAST_READ = 4_000  # bytes of that part: each connection that waits holds an answer in memory
 STOP_S = 10  # for requests in progress, when the service is stopped
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -89,16 +93,19 @@ def run_service(
     cluster: RayConfig | None = None,
     storage: StorageConfig | None = None,
     opener: Opener = open_for_service,
+    on_open: Callable[[], None] = lambda: None,
     on_start: Callable[[str], None] = lambda _address: None,
 ) -> None:
     """Serve a gallery until SIGINT or SIGTERM; requests in progress are answered first.
 
-    opener: opens the gallery in a replica. on_start: is given the address, once the service
-    answers. Raises InputError for a port in use,
-    a missing token and replicas without room; RunError when the replicas cannot start.
+    opener: opens the gallery in a replica. on_open: is called before anything starts, once the
+    token and the port are known to be good. on_start: is given the address, once the service
+    answers. Raises InputError for a missing token, a port in use and replicas without room;
+    RunError when the replicas cannot start.
     """
     token = read_token(config)
     with contextlib.closing(open_port(config)) as listening:
+        on_open()
         port = listening.getsockname()[1]
         cluster = cluster or RayConfig(metrics_port=config.metrics_port)
         with ray_session(cluster, storage or StorageConfig()) as nodes:
@@ -156,6 +163,21 @@ def await_replicas(name: str, config: ServeConfig) -> None:
     )
 
 
+def count_unread(transport: asyncio.Transport) -> int:
+    """Return the bytes that a client has not received: in this process and in the system.
+
+    The system's queue holds megabytes, which a slow client reads for minutes.
+    """
+    waiting = transport.get_write_buffer_size()
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return waiting
+    queued = bytearray(4)
+    with contextlib.suppress(OSError):  # a system that does not count them
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, queued)
+    return waiting + int.from_bytes(queued, sys.byteorder)
+
+
 class HeadTimeoutProtocol(HttpToolsProtocol):
     """Close a connection whose request's head takes more than HEADERS_S seconds or MAX_HEAD bytes.
 
@@ -185,7 +207,19 @@ class HeadTimeoutProtocol(HttpToolsProtocol):
         """Start the clock of a client that does not read: what is sent to it fills memory."""
         super().pause_writing()
         self._stop_write_timer()
-        self._write_timer = self.loop.call_later(WRITE_S, self.transport.abort)
+        self._await_reading()
+
+    def _await_reading(self) -> None:
+        """Close the connection in WRITE_S, unless the client takes LEAST_READ bytes or more."""
+        waiting = count_unread(self.transport)
+
+        def check() -> None:
+            if count_unread(self.transport) <= waiting - LEAST_READ:
+                self._await_reading()
+            else:
+                self.transport.abort()
+
+        self._write_timer = self.loop.call_later(WRITE_S, check)
 
     def resume_writing(self) -> None:
         """Stop that clock."""

@@ -7,6 +7,7 @@ job's folder holds the values that the job was begun with.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -74,11 +75,18 @@ def _is_intact(folder: str, part: Part) -> bool:
     return True
 
 
-def claim_folder(folder: str, marker: str, made_with: dict[str, Any], by: str) -> None:
+def claim_folder(
+    folder: str,
+    marker: str,
+    made_with: dict[str, Any],
+    by: str,
+    meanings: Mapping[str, str] | None = None,
+) -> None:
     """Take an empty folder, or resume in one that `by` has begun with the same values.
 
-    The file `marker` in the folder holds the values. Raises InputError for a folder that was begun
-    with other values, one that holds other files, and one that cannot be written to.
+    The file `marker` in the folder holds the values. meanings: the words for those that are
+    digests, which say nothing to a reader. Raises InputError for a folder that was begun with other
+    values, one that holds other files, and one that cannot be written to.
     """
     uri = files.join(folder, marker)
     names = [name for name in files.list_names(folder) if not _is_temporary(name)]
@@ -86,10 +94,8 @@ def claim_folder(folder: str, marker: str, made_with: dict[str, Any], by: str) -
     if marker in names:
         begun_with = files.read_json(uri)
         if begun_with != made_with:
-            theirs, ours = _differing_values(begun_with, made_with)
-            raise InputError(
-                f"{folder} was begun with {theirs}, not {ours}; remove it or choose another folder"
-            )
+            found = _describe_differences(begun_with, made_with, meanings or {})
+            raise InputError(f"{folder} was begun with {found}; remove it or choose another folder")
         return
     if names:
         raise InputError(f"{folder} is not empty, and was not begun by {by}; choose another folder")
@@ -104,10 +110,41 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
+def _describe_differences(
+    begun_with: Mapping[str, Any], made_with: Mapping[str, Any], meanings: Mapping[str, str]
+) -> str:
+    """Return the values that differ: as they are, and of digests the names."""
+    digests: list[str] = []
+    theirs, ours = _differing_values(begun_with, made_with, digests)
+    parts = [f"{theirs}, not {ours}"] if theirs else []
+    if digests:
+        names = dict.fromkeys(meanings.get(name, name) for name in digests)
+        parts.append(f"other {' and other '.join(names)}")
+    return ", and with ".join(parts)
+
+
 def _differing_values(
-    begun_with: Mapping[str, Any], made_with: Mapping[str, Any]
+    begun_with: Mapping[str, Any], made_with: Mapping[str, Any], digests: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    keys = [key for key in {**begun_with, **made_with} if begun_with.get(key) != made_with.get(key)]
-    theirs = {key: begun_with.get(key) for key in keys}
-    ours = {key: made_with.get(key) for key in keys}
+    """Return the values that differ, of mappings within them too; append the names of digests."""
+    theirs: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
+    for key in {**begun_with, **made_with}:
+        before = begun_with.get(key)
+        now = made_with.get(key)
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            before, now = _differing_values(before, now, digests)
+            if not before:
+                continue
+        elif _is_digest(before) or _is_digest(now):
+            digests.append(key)
+            continue
+        theirs[key] = before
+        ours[key] = now
     return theirs, ours
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

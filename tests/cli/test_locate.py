@@ -84,6 +84,7 @@ def test_a_photo_that_cannot_be_read_ends_with_2_alone_and_1_among_others(photos
     assert among.exit_code == 1
     assert "4 of 5 photos located" in among.stdout
     assert "no answer for in/[b]torn.jpg: the photo cannot be read" in among.stdout
+    assert max(map(len, among.stdout.splitlines())) > 80  # a pipe has no columns to break lines at
 
 
 def test_a_video_that_cannot_be_read_ends_as_a_photo(photos: Path) -> None:
@@ -193,6 +194,25 @@ def test_names_cannot_control_the_terminal() -> None:
     answer = Answer("a\x1b[31m\n.jpg", reason="torn\x1b[0m")
     for answers in ([answer], [answer] * 5):
         assert "\x1b" not in render(answers, 80)
+
+
+def test_photos_without_an_answer_are_grouped_by_their_reason() -> None:
+    outside = "it lies outside of the gallery with a probability of {}; no place is given from 50%"
+    answers = [
+        Answer(f"{i}.jpg", (CANDIDATE,), reason=outside.format(share), none_probability=share)
+        for i, share in enumerate((0.62, 0.99, 0.7))
+    ]
+    reason = "the photo has no EXIF position to search near, with a probability of its own"
+    answers += [Answer(f"{i}.jpg", reason=reason) for i in range(3, 10)]
+    nowhere = "the gallery has no tile there"
+    answers.append(Answer("10.jpg", reason=nowhere, none_probability=1.0))
+    lines = [" ".join(line.split()) for line in render(answers, 300).splitlines()[-3:]]
+    assert lines == [
+        "no answer for 0.jpg, 1.jpg, 2.jpg: outside of the gallery with a probability of 62% to"
+        " 99%",
+        f"no answer for 3.jpg, 4.jpg, 5.jpg, 6.jpg, 7.jpg and 2 more: {reason}",
+        f"no answer for 10.jpg: {nowhere}",
+    ]
 
 
 def test_an_exact_position_and_no_answer_are_told() -> None:

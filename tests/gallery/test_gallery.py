@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import s4g_ray
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.gallery.calibration import Calibration, NoneModel
 from s4g_ray.gallery.description import info_table
 from s4g_ray.gallery.gallery import Gallery, open_gallery
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
@@ -138,10 +143,42 @@ def test_info_tells_the_facts(opened: Gallery, built: Path) -> None:
     assert info["attribution"] == "made up"
     assert info["sources"][0]["tiles"] == COUNT
     assert not info["has_calibration"]
-    (built / "calibration.json").write_text("{}")
-    assert opened.has_calibration
-    (built / "calibration.json").unlink()
     assert info_table(info).row_count >= 9
+
+
+def test_info_tells_the_turns_and_the_date_of_a_calibration(opened: Gallery, built: Path) -> None:
+    none = NoneModel((0.0,) * 5, (0.0,) * 5, (1.0,) * 5, bias=0.0, threshold=0.0)
+    calibration = Calibration(
+        temperature=0.1,
+        rest_logit=0.5,
+        none=none,
+        offsets=(0.1, 0.2),
+        levels=(0.5, 0.9),
+        num_candidates=3,
+        turns=4,
+        gallery_version=1,
+        created="2026-11-26T18:40:00+00:00",
+    )
+    path = built / "calibration.json"
+    try:
+        calibration.save(str(built))
+        assert opened.has_calibration
+        assert opened.info["has_calibration"]
+        assert opened.info["calibration"]["turns"] == 4
+        shown = show(opened.info)
+        assert "searches with --turns 4, of 2026-11-26T18:40:00+00:00, on version 1" in shown
+        path.write_text("{}")
+        assert "is not of format 's4g-calibration'; run" in show(opened.info)
+    finally:
+        path.unlink()
+    assert "none; see `s4g gallery calibrate`" in show(opened.info)
+
+
+def show(info: Mapping[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    console.print(info_table(info))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_the_public_name_opens_a_gallery(built: Path) -> None:

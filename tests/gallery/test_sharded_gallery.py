@@ -14,6 +14,8 @@ from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import Gallery, open_gallery
+from s4g_ray.gallery.store import index_writer
+from s4g_ray.gallery.store.versions import open_version
 from s4g_ray.index.shared.shared_index import NAMESPACE, SharedIndex
 from tests.conftest import NUM_TEST, NUM_TRAIN
 from tests.support import galleries
@@ -106,7 +108,11 @@ def test_a_search_survives_a_killed_shard(
 
 
 def test_a_new_version_is_loaded_beside_the_old_and_frees_it(
-    synthetic: GeoDataset, folder: Path, sharded: Gallery, tmp_path: Path
+    synthetic: GeoDataset,
+    folder: Path,
+    sharded: Gallery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uris = {i: f"{synthetic.uri}/images/references/{i + 40}.png" for i in range(50, 55)}
     more = galleries.write_tiles(tmp_path / "more", synthetic, list(range(50, 100)), uri=uris)
@@ -123,3 +129,8 @@ def test_a_new_version_is_loaded_beside_the_old_and_frees_it(
         require_same_answers(sharded, whole)
     del before
     await_true(lambda: len(shards_alive()) == 3)
+    monkeypatch.setattr(index_writer, "GROWTH", 1.1)
+    grown = galleries.write_tiles(tmp_path / "grown", synthetic, list(range(100, 110)))
+    assert add_tiles(str(folder / "sharded"), grown.uri).num_tiles == 107
+    version = open_version(str(folder / "sharded"), sharded.version + 1)
+    assert (version.facts.planned_tiles, version.facts.num_shards) == (107, 3)

@@ -23,9 +23,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def built(synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a gallery of the 24 tiles of split `test`."""
+    """A folder with a gallery of the 24 tiles of split `test`, in half precision as asked."""
     folder = tmp_path_factory.mktemp("built")
-    galleries.build(folder, synthetic.uri, folder / "gallery", splits=["test"])
+    overrides = ["mining.index_kind=sqfp16"]
+    galleries.build(folder, synthetic.uri, folder / "gallery", splits=["test"], overrides=overrides)
     return folder
 
 
@@ -36,10 +37,10 @@ def gallery(built: Path, tmp_path: Path) -> str:
     return str(tmp_path / "gallery")
 
 
-def test_an_exact_index_is_planned_anew_where_it_doubled(
+def test_an_index_is_planned_anew_as_it_was_asked_for_where_it_doubled(
     synthetic: GeoDataset, gallery: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert open_gallery(gallery).index.plan.is_exact
+    assert open_gallery(gallery).index.plan.kind == "sqfp16"
     with monkeypatch.context() as patch:
         patch.setattr(vectors, "available_memory_gb", lambda: 0.01)
         patch.setattr(index_writer, "is_connected", lambda: False)
@@ -47,7 +48,7 @@ def test_an_exact_index_is_planned_anew_where_it_doubled(
             add_tiles(gallery, synthetic.uri)
     assert add_tiles(gallery, synthetic.uri).num_tiles == 120
     opened = open_gallery(gallery)
-    assert opened.index.plan.num_vectors == 120
+    assert (opened.index.plan.num_vectors, opened.index.plan.kind) == (120, "sqfp16")
     queries = opened.embedding_of(opened.tiles.ids)
     np.testing.assert_array_equal(opened.search(queries, 1)[0][:, 0], opened.tiles.ids)
 

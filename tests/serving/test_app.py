@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
 
 from s4g_ray.serving.batching import Batcher
 from s4g_ray.serving.config import ServeConfig
-from s4g_ray.serving.server import HeadTimeoutProtocol
+from s4g_ray.serving.server import LEAST_READ, HeadTimeoutProtocol
 from tests.support.local_service import BOUNDARY, Client, local_service, make_form, make_photo
 from tests.support.stand_in_gallery import HOLD, NUM_TILES, StandInGallery, write_stand_in
 
@@ -121,13 +125,31 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
         pytest.param(make_photo() + bytes(1_000_000), 413, "too_large", id="bytes"),
     ],
 )
-def test_a_bad_photo_is_refused_by_name_and_the_next_one_answered(
+def test_a_bad_photo_is_refused_by_name_and_those_beside_it_are_answered(
     client: Client, photo: bytes, status: int, code: str
 ) -> None:
-    answered = client.locate(make_photo(), photo, names=["good.png", "../../bad\x07.png"])
+    name = "../../bad\x07.png"
+    answered = client.locate(photo, names=[name])
     assert (answered.status, answered.code) == (status, code)
-    assert answered.json["error"]["message"].startswith("bad.png: ")
-    assert client.locate(make_photo(8)).status == 200
+    file, _, reason = answered.json["error"]["message"].partition(": ")
+    assert file == "bad.png"
+    together = client.locate(make_photo(9), photo, make_photo(8), names=["a.png", name, "c.png"])
+    assert together.status == 200
+    first, bad, last = together.json["answers"]
+    assert [first["candidates"][0]["id"], last["candidates"][0]["id"]] == [9, 8]
+    assert (bad["photo"], bad["error"]) == ("bad.png", reason)
+    assert not bad["is_located"]
+    assert bad["candidates"] == []
+
+
+def test_photos_that_are_all_bad_have_their_errors_in_geojson_too(client: Client) -> None:
+    answered = client.locate(b"", b"text", query="?format=geojson")
+    assert answered.status == 200
+    found = [one["properties"] for one in answered.json["features"]]
+    assert [(one["photo_number"], one["error"][:24]) for one in found] == [
+        (0, "the file is empty"),
+        (1, "not an image file of a k"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +307,9 @@ def test_the_gallery_and_its_health_are_described(client: Client) -> None:
 
 
 def test_tiles_in_view_are_listed_unless_they_are_too_many(client: Client) -> None:
+    unknown = client.get("/gallery/tiles?bound=-112,40,-111,41")
+    assert (unknown.status, unknown.code) == (422, "bad_parameter")
+    assert "unknown parameter 'bound'; there are bounds, limit" in unknown.json["error"]["message"]
     few = client.get("/gallery/tiles?bounds=-112.001,39.999,-111.979,40.001").json["tiles"]
     assert [tile["id"] for tile in few] == [0, 1, 2]
     assert client.get("/gallery/tiles?limit=1").json["tiles"] == []
@@ -351,6 +376,49 @@ def test_a_client_that_does_not_read_is_cut_off(
             reader.sendall(b"GET /static/world.geojson HTTP/1.1\r\nHost: x\r\n\r\n")
         assert lost.wait(60)
     assert client.get("/static/world.geojson").status == 200
+
+
+class _Clock:
+    """A loop whose timers run when they are told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def call_later(self, _seconds: float, check: Callable[[], None]) -> Any:
+        self.waiting.append(check)
+        return SimpleNamespace(cancel=lambda: self.waiting.remove(check))
+
+    def run_next(self) -> None:
+        self.waiting.pop()()
+
+
+def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
+    config = uvicorn.Config(lambda: None, http=HeadTimeoutProtocol)
+    clock: Any = _Clock()
+    protocol = HeadTimeoutProtocol(config, ServerState(), {}, clock)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(bytes(50_000))  # the system holds them
+        buffered = [90_000]
+        aborted: list[bool] = []
+        transport: Any = SimpleNamespace(
+            get_write_buffer_size=lambda: buffered[0],
+            get_extra_info=lambda name: ours if name == "socket" else None,
+            abort=lambda: aborted.append(True),
+            pause_reading=lambda: None,
+        )
+        protocol.transport = transport
+        protocol.flow = FlowControl(transport)
+        protocol.pause_writing()
+        theirs.recv(50_000, socket.MSG_WAITALL)  # from the system's queue
+        clock.run_next()
+        buffered[0] -= 30_000  # from the process
+        clock.run_next()
+        assert not aborted
+        buffered[0] -= LEAST_READ - 1
+        clock.run_next()
+        assert aborted
+        assert not clock.waiting
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -437,7 +505,7 @@ def test_photos_are_checked_beside_other_requests_and_within_the_time_of_the_ans
 
 def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> None:
     with local_service(gallery) as (client, _):
-        client.locate(make_photo(50))
+        client.locate(make_photo(50), b"no photo")
         client.locate(make_photo(0))
         client.locate(b"no photo")
         client.get("/nowhere/../else")
@@ -452,6 +520,7 @@ def test_metrics_count_requests_answers_and_seconds(gallery: StandInGallery) -> 
     assert values["s4g_serve_requests_total", ("route", "other"), ("status", "404")] == 1
     assert values["s4g_serve_photos_total", ("answer", "located")] == 1
     assert values["s4g_serve_photos_total", ("answer", "none")] == 1
+    assert values["s4g_serve_photos_total", ("answer", "unreadable")] == 1
     assert values["s4g_serve_refusals_total", ("code", "no_photo")] == 1
     for stage in ("decode", "wait", "locate", "total"):
         assert values["s4g_serve_seconds_count", ("stage", stage)] == 2

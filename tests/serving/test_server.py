@@ -210,6 +210,21 @@ def test_a_bad_setting_is_one_message(arguments: list[str], message: str) -> Non
     assert message in str(done.exception)
 
 
+def test_token_and_port_are_checked_before_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*arguments: str) -> str:
+        done = CliRunner().invoke(commands, ["serve", "no-gallery", *arguments])
+        assert isinstance(done.exception, InputError)
+        assert done.stdout == ""
+        return str(done.exception)
+
+    monkeypatch.delenv("S4G_TOKEN", raising=False)
+    assert "S4G_TOKEN holds no token" in serve("--token-env", "S4G_TOKEN")
+    with open_port(ServeConfig(gallery="x", port=0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} of 127.0.0.1 cannot be used" in serve("--port", str(port))
+    assert "no-gallery is no gallery" in serve("--port", "0")
+
+
 def test_a_missing_token_and_replicas_without_room_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -23,6 +23,27 @@ def test_a_folder_whose_first_write_was_cut_off_can_be_claimed_and_one_with_othe
         claim_folder(str(tmp_path / "other"), "embedding.json", {"seed": 1}, "an embedding job")
 
 
+def test_values_that_differ_are_named_and_digests_in_words(tmp_path: Path) -> None:
+    def claim(cells: str, weights: str, **changes: object) -> None:
+        model = {"name": "tiny", "weights": files.fingerprint(weights.encode())}
+        digest = files.fingerprint(cells.encode())
+        values = {"seed": 1, "cells": digest, "model": model, **changes}
+        claim_folder(str(tmp_path), "job.json", values, "a job", {"cells": "cells (--area)"})
+
+    claim("a", "w")
+    claim("a", "w")
+    for arguments, changes, message in (
+        (("b", "w"), {}, r"was begun with other cells \(--area\); remove it or choose"),
+        (("a", "x"), {}, "was begun with other weights; remove"),
+        (("b", "x"), {}, r"was begun with other cells \(--area\) and other weights; remove"),
+        (("a", "w"), {"seed": 2}, r"was begun with \{'seed': 1\}, not \{'seed': 2\}; remove"),
+        (("a", "w"), {"model": None}, r"was begun with \{'model': \{'name': .*, not .*None"),
+        (("b", "w"), {"seed": 2}, r"\{'seed': 1\}, not \{'seed': 2\}, and with other cells"),
+    ):
+        with pytest.raises(InputError, match=message):
+            claim(*arguments, **changes)
+
+
 def test_the_error_of_parts_that_only_other_nodes_have_counts_them_and_names_one(
     tmp_path: Path,
 ) -> None:

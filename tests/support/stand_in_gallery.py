@@ -86,6 +86,8 @@ class StandInGallery:
         return [self._answer(image, options["top"]) for image in images]
 
     def _answer(self, photo: Any, top: int) -> Answer:
+        if photo.error is not None:
+            return Answer.from_error(photo.name, photo.error)
         best = round(float(photo.pixels.mean()))
         ids = [(best + step) % NUM_TILES for step in range(top)]
         candidates = tuple(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -106,6 +106,12 @@ class TinyGallery:
 
     def __len__(self) -> int:
         return self.num_tiles
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return ids - 100

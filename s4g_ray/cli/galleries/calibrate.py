@@ -54,6 +54,7 @@ def calibrate(
 
     Afterwards `s4g locate` gives probabilities, radii, exact positions and `none`.
     """
+    from s4g_ray.cli.galleries.locate_words import widen
     from s4g_ray.gallery.fitting.calibrate import CalibrationOptions
     from s4g_ray.gallery.fitting.calibrate import calibrate as calibrate_gallery
 
@@ -70,7 +71,9 @@ def calibrate(
         report = calibrate_gallery(gallery, dataset, outside, options=options, reporter=reporter)
     print_json(as_json, report.to_json())
     if not as_json:
-        reporter.console.print(make_table(report))
+        widen(reporter.console).print(make_table(report))
+        for warning in report.warnings:
+            reporter.line(f"warning: {warning}")
         reporter.line(f"wrote calibration.json into {gallery}")
 
 

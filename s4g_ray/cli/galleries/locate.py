@@ -103,10 +103,10 @@ def locate(
     with interruptible():
         from s4g_ray.gallery.gallery import open_gallery
 
-        opened = open_gallery(gallery)
-        reporter = _make_progress(console, wanted)
-        answers = _locate_files(opened, uris, options, every_s, reporter)
-        num_bad = _print_answers(answers, wanted, is_single, console)
+        with open_gallery(gallery) as opened:
+            reporter = _make_progress(console, wanted)
+            answers = _locate_files(opened, uris, options, every_s, reporter)
+            num_bad = _print_answers(answers, wanted, is_single, console)
     if num_bad:
         raise typer.Exit(1)
 
@@ -158,7 +158,7 @@ def _print_answers(
 
     Raises InputError when the only photo cannot be read.
     """
-    from s4g_ray.cli.galleries import locate_output
+    from s4g_ray.cli.galleries import locate_output, locate_words
 
     num_bad = 0
 
@@ -176,6 +176,7 @@ def _print_answers(
             typer.echo(text)
     else:
         width = console.width if console.is_terminal else None
+        locate_words.widen(console)
         for shown in locate_output.tables(checked(), width):
             console.print(shown)
     return num_bad

@@ -26,6 +26,7 @@ EXIF_WIDTH = len("  12 km from EXIF")
 NUM_NAMED = 5  # photos that are named beside a reason
 _BEST = (("90 % within", 11), ("prob.", 6))  # columns of a calibrated gallery
 _SCORE = (("score", 7),)
+_OUTSIDE = "outside of the gallery"  # of photos whose candidates are not probable enough
 
 
 def answer_rows(answers: Iterable[Answer], width: int | None) -> Iterator[RenderableType]:
@@ -115,6 +116,32 @@ def _where(answer: Answer) -> tuple[str, str]:
     return format_position(point.lat, point.lon, 5), ""
 
 
+class _Group:
+    """Photos without an answer for the same reason."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []  # names
+        self._count = 0
+        self._probabilities: list[float] = []  # the least and the most, of lying outside
+
+    def add(self, name: str, probability: float | None) -> None:
+        self._count += 1
+        if len(self._first) < NUM_NAMED:
+            self._first.append(name)
+        if probability is not None:
+            known = [*self._probabilities, probability]
+            self._probabilities = [min(known), max(known)]
+
+    def names(self) -> str:
+        more = self._count - len(self._first)
+        return ", ".join(self._first) + (f" and {more:,} more" if more else "")
+
+    def shares(self) -> str:
+        """Return the probabilities of lying outside; nothing for other reasons."""
+        shown = list(dict.fromkeys(f"{probability:.0%}" for probability in self._probabilities))
+        return f" with a probability of {' to '.join(shown)}" if shown else ""
+
+
 class _Counts:
     """Counts answers, and the photos without one by their reason."""
 
@@ -122,8 +149,7 @@ class _Counts:
         self.num_photos = 0
         self.num_located = 0
         self.notes: dict[str, None] = {}
-        self.reasons: dict[str, list[str]] = {}  # the first names
-        self.num_with: dict[str, int] = {}
+        self.groups: dict[str, _Group] = {}  # by the reason
 
     def add(self, answer: Answer) -> None:
         self.num_photos += 1
@@ -132,21 +158,14 @@ class _Counts:
             self.notes[answer.note] = None
         if answer.is_located:
             return
-        reason = answer.reason or ""
-        if answer.none_probability is not None:
-            # after it follows this photo's probability
-            reason = reason.partition(" with a probability")[0]
-        self.num_with[reason] = self.num_with.get(reason, 0) + 1
-        names = self.reasons.setdefault(reason, [])
-        if len(names) < NUM_NAMED:
-            names.append(answer.photo)
+        probability = answer.none_probability if answer.candidates else None
+        reason = answer.reason or "" if probability is None else _OUTSIDE
+        self.groups.setdefault(reason, _Group()).add(answer.photo, probability)
 
     def lines(self) -> Iterator[RenderableType]:
         """Yield how many photos are located, and the reasons of the others, with their photos."""
         yield Text(f"\n{self.num_located:,} of {self.num_photos:,} photos located")
-        for reason, names in self.reasons.items():
-            more = self.num_with[reason] - len(names)
-            named = ", ".join(names) + (f" and {more:,} more" if more else "")
-            yield wrapped(f"no answer for {named}: {reason}", "yellow")
+        for reason, group in self.groups.items():
+            yield wrapped(f"no answer for {group.names()}: {reason}{group.shares()}", "yellow")
         for note in self.notes:
             yield wrapped(f"note: {note}", "yellow")

@@ -58,14 +58,18 @@ def serve_as_configured(config: ServeConfig) -> None:
     from s4g_ray.serving.server import check_gallery, run_service
 
     reporter = make_reporter(as_json=False)
-    about = check_gallery(config.gallery)
-    reporter.line(f"opening {about}")
-    if config.host not in LOCAL and config.token_env is None:
-        reporter.line(
-            f"anyone who reaches port {config.port} may ask; --token-env NAME asks for a token"
-        )
+
+    def announce() -> None:
+        reporter.line(f"opening {check_gallery(config.gallery)}")
+        if config.host not in LOCAL and config.token_env is None:
+            reporter.line(
+                f"anyone who reaches port {config.port} may ask; --token-env NAME asks for a token"
+            )
+
     run_service(
-        config, on_start=lambda address: reporter.line(f"serving at {address} (Ctrl-C stops)")
+        config,
+        on_open=announce,
+        on_start=lambda address: reporter.line(f"serving at {address} (Ctrl-C stops)"),
     )
     reporter.line("stopped")
 

@@ -31,7 +31,9 @@ from s4g_ray.storage import files
 
 TILES_BYTES = 64e6  # of tiles that are in memory at once: 4 bytes a pixel
 MAX_SIDE = 16  # cells
-FEW_PIXELS = 1e8  # of tiles: cut in a second or two, sooner than Ray starts
+FEW_PIXELS = (
+    1e9  # of tiles: 10 to 25 s of processor time, over all threads; starting Ray takes 10 s
+)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class Source(Protocol):
     def dtype(self) -> str:
         """Name the type of its values."""
 
+    @property
+    def highest(self) -> int:
+        """Return the largest value, of bytes."""
+
     def choose_factor(self, scale: float) -> int:
         """Return how many pixels (on an axis) reading averages, for tiles of scale pixels."""
 
@@ -169,12 +173,19 @@ def _format(extent: Extent) -> str:
 def choose_stretch(imagery: Imagery, stretch: Stretch | None = None) -> Stretch:
     """Return a stretch that can be applied: percentiles are looked up in a sample of the imagery.
 
-    stretch: None stands for `full` where all rasters hold bytes, else for percentiles 2 and 98.
+    stretch: None stands for `full` where all rasters hold bytes, for 0 to the largest value where
+    they hold fewer bits, else for percentiles 2 and 98.
     The same imagery gives the same stretch. Raises InputError for imagery without data.
     """
     if stretch is None:
         is_bytes = all(source.dtype == "uint8" for source in imagery.sources)
-        stretch = Stretch() if is_bytes else Stretch(percentiles=(2.0, 98.0))
+        highest = max(source.highest for source in imagery.sources)
+        if not is_bytes:
+            stretch = Stretch(percentiles=(2.0, 98.0))
+        elif highest < 255:
+            stretch = Stretch((0.0,), (float(highest),))
+        else:
+            stretch = Stretch()
     if stretch.percentiles is None or stretch.low is not None:
         for source in imagery.sources:
             stretch.range_for(np.dtype(source.dtype), len(stretch.low or (0,)))

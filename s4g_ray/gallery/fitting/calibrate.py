@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 NUM_CANDIDATES = 50
 LEFT_OUT = 30  # candidates beyond them, which follow where true tiles are left out
 MOST_QUERIES = 5000
+FEW_COVERED = (
+    150  # photos below which the share within the 90 % radius is known to 5 points at best
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,20 @@ class CalibrationReport:
     refinement: dict[str, Any]
     num_unreadable: int
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user must know before relying on the figures."""
+        found = self.assessment
+        interval = found.coverage_90_interval
+        if interval is None or found.num_covered >= FEW_COVERED:
+            return ()
+        reach = (interval[1] - interval[0]) / 2
+        return (
+            f"{found.num_covered} photos tell how many positions lie within the radii: the share"
+            f" within that of 90 % is known to ± {100 * reach:.0f} points; give {2 * FEW_COVERED}"
+            " photos or more, half of which are measured on, for ± 5 points",
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON has it."""
         measured = {
@@ -82,6 +100,7 @@ class CalibrationReport:
             "outside_share": self.calibration.outside_share,
             "refinement": self.refinement,
             "num_unreadable": self.num_unreadable,
+            "warnings": list(self.warnings),
         }
 
 
@@ -166,6 +185,7 @@ def fit_gallery(
         appearance=rule.appearance,
         gallery_version=gallery.version,
         weights_sha256=model.get("weights_sha256"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     assessment = assess(calibration, known.take(second), away.take(rest))
     report = CalibrationReport(calibration, assessment, origin, rule.report, num_unreadable)

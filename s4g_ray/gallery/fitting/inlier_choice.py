@@ -12,8 +12,13 @@ from s4g_ray.data.image_table import ImageTable
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.fitting.held_out import HeldOut
-from s4g_ray.gallery.fitting.refinement_trials import RefinementTrials, refine_queries
+from s4g_ray.gallery.fitting.refinement_trials import (
+    RefinementTrials,
+    TileFeatures,
+    refine_queries,
+)
 from s4g_ray.gallery.fitting.sampling_errors import upper_bound
+from s4g_ray.gallery.locate import needed_size
 from s4g_ray.gallery.refinement import LEAST_INLIERS
 from s4g_ray.gallery.search.appearance import Appearance
 
@@ -58,14 +63,16 @@ def measure_refinement(
     It accepts nothing, and gives the reason, where OpenCV is not installed or local features do
     not place the queries reliably.
     """
+    tiles = TileFeatures(gallery)
+    least = needed_size(gallery)
     try:
-        fitted = refine_queries(gallery, queries, first, calibration)
+        fitted = refine_queries(tiles, queries, first, calibration, least)
     except InputError as error:
         return RefinementRule(None, report={"min_inliers": None, "reason": str(error)})
     rule = choose_rule(fitted)
     if rule.min_inliers is None:
         return rule
-    tested = refine_queries(gallery, queries, second, calibration)
+    tested = refine_queries(tiles, queries, second, calibration, least)
     return RefinementRule(rule.min_inliers, rule.appearance, describe_rule(rule, tested))
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from s4g_ray.arrays import Bools, Floats64, Ints
+from s4g_ray.config.data_schema import Size
 from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.fitting.held_out import APART_SIZES, HeldOut
 from s4g_ray.gallery.fitting.query_search import read_queries
-from s4g_ray.gallery.locate import needed_size
-from s4g_ray.gallery.refinement import LEAST_INLIERS, find_features, refine_position
+from s4g_ray.gallery.refinement import (
+    LEAST_INLIERS,
+    LocalFeatures,
+    find_features,
+    refine_position,
+)
 from s4g_ray.gallery.search.appearance import NUM_VALUES, describe_look
 from s4g_ray.gallery.search.candidates import Found, group_cells
 from s4g_ray.gallery.search.options import LocateOptions
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
 
 MOST_QUERIES = 150  # that are refined: 0.1 to 0.2 s each
+FEATURE_BYTES = 256_000_000  # of tiles' features that are kept
 TOLERANCE_SIZES = 0.025  # of a right position, in tile sides: 48 m of 1,920
 
 
@@ -50,12 +57,43 @@ class RefinementTrials:
         return np.asarray(self.error_m > TOLERANCE_SIZES * self.size_m)
 
 
+class TileFeatures:
+    """The local features of a gallery's tiles, kept up to FEATURE_BYTES.
+
+    Queries of one region share candidates: on Landsat a tile is compared with 3 of 300 queries.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery = gallery
+        self._known: OrderedDict[int, LocalFeatures] = OrderedDict()
+        self._num_bytes = 0
+
+    def find(self, tile_id: int) -> LocalFeatures:
+        """Return the features of a tile. Raises KeyError and RunError as Gallery.read_tile."""
+        known = self._known.pop(tile_id, None)
+        if known is None:
+            known = find_features(self._gallery.read_tile(tile_id))
+            self._num_bytes += _count_bytes(known)
+        self._known[tile_id] = known  # the latest comes last
+        while self._num_bytes > FEATURE_BYTES and len(self._known) > 1:
+            self._num_bytes -= _count_bytes(self._known.popitem(last=False)[1])
+        return known
+
+
+def _count_bytes(features: LocalFeatures) -> int:
+    return features.points.nbytes + features.descriptors.nbytes
+
+
 def refine_queries(
-    gallery: Gallery, queries: ImageTable, held: HeldOut, calibration: Calibration
+    tiles: TileFeatures,
+    queries: ImageTable,
+    held: HeldOut,
+    calibration: Calibration,
+    least: Size | None,
 ) -> RefinementTrials:
     """Refine up to MOST_QUERIES queries by their best candidates; the most inliers count.
 
-    Raises InputError without OpenCV.
+    least: height and width of a photo in pixels that suffice. Raises InputError without OpenCV.
     """
     rows = np.flatnonzero(np.isfinite(held.true_lat))
     if len(rows) > MOST_QUERIES:
@@ -67,10 +105,10 @@ def refine_queries(
     looks: list[Floats64] = []
     elsewhere: list[int] = []
     for row in range(len(chosen)):
-        picture = read_queries(queries, chosen.rows[row : row + 1], needed_size(gallery))[0]
+        picture = read_queries(queries, chosen.rows[row : row + 1], least)[0]
         if picture is None:
             continue
-        best, wrong = _refine_query(gallery, picture, chosen, row, compared[row])
+        best, wrong = _refine_query(tiles, picture, chosen, row, compared[row])
         found.append((*best, right[row] in compared[row]))
         looks.append(describe_look(picture))
         elsewhere.extend(wrong)
@@ -86,7 +124,7 @@ def refine_queries(
 
 
 def _refine_query(
-    gallery: Gallery, picture: Any, chosen: HeldOut, row: int, columns: list[int]
+    tiles: TileFeatures, picture: Any, chosen: HeldOut, row: int, columns: list[int]
 ) -> tuple[tuple[int, float, float], list[int]]:
     """Compare one query -> its best (inliers, error_m, size_m), and inliers of tiles elsewhere."""
     ours = find_features(picture)
@@ -100,7 +138,7 @@ def _refine_query(
             continue
         refined = refine_position(
             ours,
-            gallery.read_tile(int(chosen.ids[row, column])),
+            tiles.find(int(chosen.ids[row, column])),
             lat=lat,
             lon=lon,
             size_m=size_m,

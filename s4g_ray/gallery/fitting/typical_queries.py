@@ -36,10 +36,12 @@ def find_typicality(
     """Find the direction that tells queries[M, D] from inside and outside apart.
 
     Fisher's linear discriminant with a shrunk covariance (Friedman 1989); the shrinkage has the
-    best likelihood in cross-validation. The direction is 0 where both are the same queries, with
-    their true tiles left out of the candidates: nothing tells them apart.
+    best likelihood in cross-validation. The direction is 0, and says nothing, where both are the
+    same queries, with their true tiles left out of the candidates: nothing tells them apart; and
+    where either come from a single place: no other is left to find a direction without them.
     """
-    if np.array_equal(inside.queries, outside.queries) or not len(inside) or not len(outside):
+    is_same = np.array_equal(inside.queries, outside.queries)
+    if is_same or _count_places(inside) < 2 or _count_places(outside) < 2:
         nothing = np.zeros(inside.queries.shape[1])
         return Typicality(nothing, np.zeros(len(inside)), np.zeros(len(outside)), shrinkages[0])
     found = [_cross_fit(inside, outside, shrinkage) for shrinkage in shrinkages]
@@ -58,13 +60,15 @@ def _cross_fit(inside: HeldOut, outside: HeldOut, shrinkage: float) -> Typicalit
     for number in range(NUM_FOLDS):
         kept = fold != number
         other_kept = other_fold != number
-        if not kept.any() or not other_kept.any():
-            continue
         found, between = _discriminant(inside, outside, kept, other_kept, shrinkage)
         shift = float(direction @ middle - found @ between)
         values[~kept] = inside.queries[~kept] @ found + shift
         other_values[~other_kept] = outside.queries[~other_kept] @ found + shift
     return Typicality(direction, values, other_values, shrinkage)
+
+
+def _count_places(queries: HeldOut) -> int:
+    return len(np.unique(queries.places))
 
 
 def _held_out_loss(found: Typicality) -> float:

@@ -7,6 +7,7 @@ for each other after every operation, and leave cores idle.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MOST_DECODERS = 16
 AHEAD_BYTES = 256_000_000  # of inputs and pixels that are decoded ahead
 # pixels of a batch's inputs: larger batches are no faster on a CPU, and answers come later
 BATCH_PIXELS = {"cpu": 1 << 19, "cuda": 1 << 23}
+_SETTING = threading.Lock()  # held while torch's number of threads is another
 BATCH_VIEWS = {"cpu": (4, 32), "cuda": (16, 256)}  # fewest and most
 
 
@@ -62,7 +64,8 @@ def plan_encoding(
     fewest, most = BATCH_VIEWS[device.type]
     num_views = min(max(BATCH_PIXELS[device.type] // pixels, fewest), most)
     batch_photos = max(1, num_views // turns)
-    num_threads = torch.get_num_threads()
+    with _SETTING:
+        num_threads = torch.get_num_threads()
     num_calls = min(most_calls, num_threads) if device.type == "cpu" else 1
     if num_photos is not None:
         num_calls = max(1, min(num_calls, num_photos))
@@ -82,19 +85,36 @@ def embed_ahead(
     batches: Iterable[list[Photo]], embed: Callable[[list[Photo]], Floats32], plan: EncodePlan
 ) -> Generator[tuple[list[Photo], Floats32], None, None]:
     """Yield each batch of photos with embed(batch), in order, computed by threads ahead."""
-    before = torch.get_num_threads()
 
     def encode(batch: list[Photo]) -> tuple[list[Photo], Floats32]:
         return batch, embed(batch)
 
-    encoders = ThreadPoolExecutor(
-        plan.num_calls,
-        "encoder",
-        initializer=torch.set_num_threads,
-        initargs=(plan.num_threads,),
-    )
+    encoders = _start_encoders(plan)
     try:
         yield from map_ahead(encode, batches, encoders, plan.num_calls)
     finally:
         encoders.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # threads that are started later follow the last setting
+
+
+def _start_encoders(plan: EncodePlan) -> ThreadPoolExecutor:
+    """Start num_calls threads, each of which computes by num_threads threads.
+
+    A thread keeps the setting that it made; threads that begin to use torch later follow the last
+    setting of any. So it is put back at once, before other callers read it.
+    """
+    encoders = ThreadPoolExecutor(plan.num_calls, "encoder")
+    started = threading.Barrier(plan.num_calls)
+
+    def prepare() -> None:
+        torch.get_num_threads()  # the first use in a thread takes the last setting of any
+        torch.set_num_threads(plan.num_threads)
+        started.wait()  # so that each thread takes one of these calls
+
+    with _SETTING:
+        before = torch.get_num_threads()
+        try:
+            for call in [encoders.submit(prepare) for _ in range(plan.num_calls)]:
+                call.result()
+        finally:
+            torch.set_num_threads(before)
+    return encoders

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ from PIL import ExifTags, Image
 _GPS = ExifTags.GPS
 # what Pillow and its readers of rationals raise for tags that are damaged or of another type
 _DAMAGED = (TypeError, ValueError, ZeroDivisionError, IndexError, KeyError, OSError, SyntaxError)
-# Pillow reads what it can of damaged tags, and warns
-warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
 from s4g_ray.errors import BadImageError, RunError, first_line
 from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
+from s4g_ray.gallery.photos.quiet_decoders import silence_decoders
 from s4g_ray.storage import files
 
+silence_decoders()
 MOST_ASPECT = 4  # of a picture whose aspect is kept
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -51,7 +54,7 @@ def read_photo(uri: str, *, least: Size | None = None) -> Photo:
         raise
     except Exception as error:  # of many kinds: each scheme of a URI has its own
         reason = getattr(error, "strerror", None) or first_line(error)
-        return Photo(name, None, error=f"{type(error).__name__}: {reason}")
+        return Photo(name, None, error=f"the file cannot be opened: {reason}")
     try:
         return decode_photo(data, name, least=least)
     except BadImageError as error:
@@ -77,16 +80,44 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             elif "xmp" in image.info:  # may hold an orientation: decode_pixels knows
                 orientation = 0
+            if image.mode == "F":  # Pillow would clip the values to bytes: black
+                raise _OtherValuesError
             if image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation:
                 pixels = _decode_jpeg(data, image.size, orientation, least)
+    except _OtherValuesError as error:
+        raise BadImageError(f"{name}: {describe_unknown(data)}") from error
     except Exception:  # of many kinds; decode_pixels raises its message again
         pixels = None
     if pixels is None:
         try:
             pixels = decode_pixels(data).transpose(1, 2, 0)
         except ValueError as error:
-            raise BadImageError(f"{name}: {error}") from error
+            raise BadImageError(f"{name}: {_reason_of(error, data)}") from error
     return Photo(name, shrink(pixels, least), exif)
+
+
+class _OtherValuesError(Exception):
+    """An image whose values are no brightness."""
+
+
+def describe_unknown(data: bytes) -> str:
+    """Return why a file that Pillow does not know is no photo, with the remedy."""
+    if not data.startswith(_TIFF_STARTS):
+        return "not an image file of a known format"
+    return (
+        "a TIFF that is damaged, or whose bands are not those of a photo (1 or 3 of 8 or 16 bits);"
+        " save it as such, as by `gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT`"
+    )
+
+
+def _reason_of(error: ValueError, data: bytes) -> str:
+    """Return why decode_pixels refuses a file; without the names of Pillow's exceptions."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, Image.DecompressionBombError):
+        return str(error)
+    if isinstance(cause, UnidentifiedImageError):
+        return describe_unknown(data)
+    return f"the file is damaged or cut short ({first_line(cause)})"
 
 
 def shrink(pixels: Pixels, least: Size | None) -> Pixels:
@@ -154,5 +185,7 @@ def _decode_heif(data: bytes, name: str, least: Size | None) -> Photo:
             exif = read_exif(image)
             pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # a damaged file raises many kinds
-        raise BadImageError(f"{name}: {type(error).__name__}: {first_line(error)}") from error
+        raise BadImageError(
+            f"{name}: the file is damaged or cut short ({first_line(error)})"
+        ) from error
     return Photo(name, shrink(pixels, least), exif)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from s4g_ray.errors import InputError, RunError
@@ -35,6 +35,8 @@ class GalleryHeader:
     created: str  # ISO 8601, UTC
     updated: str
     attribution: str = ""
+    # of section mining, as they were asked for: a gallery that is planned anew keeps them
+    index_settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, gallery: str) -> None:
         """Write gallery.json: from then on readers open this version."""

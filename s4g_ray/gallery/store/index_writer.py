@@ -1,14 +1,17 @@
 """Write the index of a version: held by one process, or by the shards of a Ray cluster.
 
 mining.num_shards above 1, or an index that does not fit this machine, makes shards where a cluster
-is connected or named. A changed index stays where the one before is, until it is planned anew.
+is connected or named. A changed index stays where the one before is, until it is planned anew, by
+the settings that the gallery was built with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +41,8 @@ from s4g_ray.progress import Reporter
 from s4g_ray.storage.manifest import open_published
 
 GROWTH = 2.0  # times the tiles that an index was planned for, from which it is planned anew
+# of section mining, that choose the kind and the place of an index
+SETTINGS = ("index_kind", "index_memory_gb", "nprobe", "ef_search", "min_recall", "num_shards")
 
 
 def plan_one_process(config: RunConfig, num_tiles: int, dim: int) -> IndexPlan | None:
@@ -190,6 +195,17 @@ class IndexWriter:
     def _find_shard_gb(self) -> float:
         """Return the memory of a shard of the version that was written."""
         return find_memory_gb(open_published(version_folder(self._folder, self._number), "index"))
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return the SETTINGS that differ from their defaults, as JSON has them."""
+    asked = config.mining.model_dump(mode="json", include=set(SETTINGS), exclude_defaults=True)
+    return {name: asked[name] for name in SETTINGS if name in asked}
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of settings_of as overrides of a configuration."""
+    return [f"mining.{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
 def needs_new_plan(old: Version, num_tiles: int) -> bool:

@@ -13,14 +13,14 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.area import Area
-from s4g_ray.errors import RunError, first_line
+from s4g_ray.errors import RunError, UnavailableError, first_line
 from s4g_ray.index.sharded.merging import ShardAnswer, merge_found, search_filled
 from s4g_ray.index.top_k import Found
 
 PATIENCE_S = 5.0  # a call that takes longer may wait for a shard that is lost
 
 
-class LostShardError(RunError):
+class LostShardError(UnavailableError):
     """The error of a shard that died and does not start again in time."""
 
 

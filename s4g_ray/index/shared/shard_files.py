@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats64, Ints, is_among
-from s4g_ray.errors import RunError
+from s4g_ray.errors import RunError, StoreError
 from s4g_ray.index.index_file import read_ids
 from s4g_ray.index.vector_index import VectorIndex
-from s4g_ray.storage.manifest import Manifest, Part, open_published, publish, read_part, write_part
+from s4g_ray.storage import files
+from s4g_ray.storage.manifest import (
+    Manifest,
+    Part,
+    open_part,
+    open_published,
+    publish,
+    read_part,
+    write_part,
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,30 @@ def _find_homes(source: str, manifest: Manifest, change: ShardChange) -> Ints:
     home = np.full(len(change.ids), -1)
     sizes = []
     for number, part in enumerate(manifest.parts):
-        held = np.sort(read_ids(source, part))
+        held = np.sort(_read_ids(source, part))
         home[is_among(change.ids, held)] = number
         sizes.append(part.rows - int(is_among(change.removed, held).sum()))
     new = np.flatnonzero(home < 0)
     home[new] = np.argsort(sizes, kind="stable")[np.arange(len(new)) % len(sizes)]
     return home
+
+
+def _read_ids(source: str, part: Part) -> Ints:
+    """Read the ids of a shard's file. Raises RunError for one that is missing or damaged."""
+    try:
+        open_part(source, part).close()
+        return read_ids(source, part)
+    except StoreError:
+        raise
+    except (RunError, ValueError) as error:
+        raise _damaged(source, part) from error
+
+
+def _damaged(source: str, part: Part) -> RunError:
+    return RunError(
+        f"{files.join(source, part.name)}, a shard of the index, is missing, cut short or altered;"
+        " restore this file, or build the index again in another folder"
+    )
 
 
 def _change_shard(
@@ -84,7 +111,12 @@ def _change_shard(
 ) -> Part:
     """Write one shard of the new version. own[n]: which of change.ids it is to hold."""
     part = manifest.parts[number]
-    index = VectorIndex.load_part(source, part, manifest.info, engine=manifest.info["engine"])
+    try:
+        index = VectorIndex.load_part(source, part, manifest.info, engine=manifest.info["engine"])
+    except StoreError:
+        raise
+    except RunError as error:
+        raise _damaged(source, part) from error
     num_removed = index.remove(change.removed)
     if not num_removed and not own.any():
         return write_part(target, part.name, read_part(source, part), part.rows)

@@ -27,7 +27,7 @@ from s4g_ray.distributed.actors import describe_late, kill
 from s4g_ray.distributed.placement import nodes_of, shard_need
 from s4g_ray.errors import RunError, UnavailableError, reason_of
 from s4g_ray.index.plan import PROCESS_GB, IndexPlan
-from s4g_ray.index.sharded.client import IndexClient, LostShardError
+from s4g_ray.index.sharded.client import IndexClient
 from s4g_ray.index.sharded.shard_group import shard_options, spread_shards
 from s4g_ray.index.sharded.versions import ShardSetup, version_folder
 from s4g_ray.index.shared.shared_shard import SharedShard
@@ -113,8 +113,6 @@ class SharedIndex:
             client = self._client
             try:
                 return client.search(self._version, queries, k, area=area)
-            except LostShardError as error:
-                raise UnavailableError(str(error)) from error
             except RunError as error:
                 if not isinstance(error.__cause__, RayActorError) or self._membership.is_over:
                     raise
@@ -151,8 +149,6 @@ class SharedIndex:
             try:
                 ray.get(ready)
                 self._join(client)
-            except LostShardError as error:
-                raise UnavailableError(str(error)) from error
             except (RayActorError, RunError) as error:
                 cause = error if isinstance(error, RayActorError) else error.__cause__
                 if not isinstance(cause, RayActorError):

@@ -114,6 +114,9 @@ def test_several_sizes_and_sources_make_one_region(tmp_path: Path) -> None:
     small = (WEST + 0.001, NORTH - 0.00105, WEST + 0.0011, NORTH - 0.001)
     convert(sources, str(tmp_path / "s1"), size_m=1, pixels=8, bounds=small, report=notes.append)
     assert "tiles of 1 m are smaller than a pixel of the imagery" in notes[-1]
+    lines = read_summary(str(tmp_path / "s1")).describe()
+    assert any("tiles of 1 m are smaller than a pixel of the imagery" in line for line in lines)
+    assert not any("smaller than" in line for line in summary.describe())
 
 
 def test_what_cannot_be_cut_is_refused_and_leaves_no_target(tmp_path: Path) -> None:
@@ -153,7 +156,9 @@ def check_resuming(source: str, target: str, rewrite: Callable[[], object]) -> N
             convert(source, target, on_progress=stop, **options)
     rewrite()
     close_files()
-    with pytest.raises(InputError, match=r"begun with \{'imagery'.*choose another folder"):
+    with pytest.raises(
+        InputError, match=r"was begun with other imagery \(SOURCE or .*choose another"
+    ):
         convert(source, target, **options)
 
 

@@ -188,6 +188,22 @@ def test_bands_are_those_that_are_asked_for_or_shown(tmp_path: Path) -> None:
         open_imagery(other, bands=[1, 2])
 
 
+@pytest.mark.parametrize(("bits", "bands"), [(1, 1), (1, 3), (2, 1), (4, 3)])
+def test_bytes_of_fewer_bits_span_all_greys(tmp_path: Path, bits: int, bands: int) -> None:
+    most = 2**bits - 1
+    values = np.arange(10_000).reshape(1, 100, 100) // 50 % (most + 1)
+    values = values.astype(np.uint8).repeat(bands, axis=0)
+    path = write_raster(tmp_path / "a.tif", values, UTM, PLACE, nbits=bits)
+    has_palette = bits == bands == 1  # GDAL gives it one
+    stretch = "full" if has_palette else f"0,{most}"
+    assert choose_stretch(open_imagery(path)).describe() == stretch
+    pixels = np.concatenate([tile.pixels.ravel() for tile in read_all(path).values()])
+    assert pixels.min() < 20
+    assert pixels.max() > 235
+    of_bytes = write_raster(tmp_path / "b.tif", plain(200)[:bands], UTM, PLACE)
+    assert choose_stretch(open_imagery([path, of_bytes])).describe() == "full"
+
+
 def test_a_palette_gives_its_colors(tmp_path: Path) -> None:
     values = np.array([[[0, 1], [1, 0]]], np.uint8).repeat(20, 1).repeat(20, 2)
     uri = write_raster(tmp_path / "a.tif", values, UTM, PLACE, photometric="palette")
@@ -314,6 +330,9 @@ def test_bad_sources_are_refused_in_one_message(tmp_path: Path) -> None:
             'LOCAL_CS["site",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]',
             PLACE,
         ): "unknown coordinate reference system",
+        write_raster(
+            tmp_path / "geocentric.tif", picture, "EPSG:4978", PLACE
+        ): "counts metres from the centre of the Earth",
         str(tmp_path / "absent.tif"): "does not exist",
         str(tmp_path / "absent/*.tif"): "does not exist",
         str(tmp_path / "empty"): "holds no imagery",

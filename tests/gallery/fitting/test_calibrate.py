@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,12 @@ def test_a_calibration_is_fitted_assessed_and_used(
     assert report.assessment.ece < 0.25  # of 60 queries
     assert report.calibration.weights_sha256 == "a" * 64
     assert report.calibration.report["turns"] == 1
+    low, high = report.assessment.coverage_90_interval or (0, 0)
+    (warning,) = report.warnings
+    assert f"{report.assessment.num_covered} photos tell" in warning
+    assert f"known to ± {50 * (high - low):.0f} points" in warning
+    assert report.calibration.report["warnings"] == [warning]
+    assert datetime.fromisoformat(report.calibration.created) <= datetime.now(UTC)
     report.calibration.save(gallery.uri)
     assert Calibration.load(gallery.uri) == report.calibration
     gallery.has_calibration = True

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s4g_ray.errors import InputError
-from s4g_ray.gallery.calibration import Calibration
+from s4g_ray.gallery.calibration import FEATURES, Calibration
 from s4g_ray.gallery.fitting.assessment import assess, expected_calibration_error
 from s4g_ray.gallery.fitting.calibration_fit import fit
 from s4g_ray.gallery.fitting.held_out import HeldOut, halves
@@ -65,6 +65,23 @@ def test_queries_that_only_look_unusual_are_told_from_others() -> None:
     )
     assert found.none_outside > 0.9
     assert found.none_inside < 0.1
+
+
+@pytest.mark.parametrize("is_inside_single", [True, False])
+def test_looks_of_a_single_place_are_not_relied_on(is_inside_single: bool) -> None:
+    inside = make_queries(200, seed=1)
+    outside = make_queries(200, unusual=8.0, is_inside=False, seed=3)
+    single = np.zeros(200, np.int64)
+    if is_inside_single:
+        inside = dataclasses.replace(inside, places=single)
+    else:
+        outside = dataclasses.replace(outside, places=single)
+    calibration = fit_on(inside, outside)
+    assert not np.any(calibration.typical_query)
+    weight = calibration.none.weights[FEATURES.index("typicality")]
+    assert weight == pytest.approx(0, abs=1e-6)
+    found = assess(calibration, make_queries(200, seed=5), outside)
+    assert found.none_inside < 0.2
 
 
 def test_alike_queries_are_located_all_the_same() -> None:

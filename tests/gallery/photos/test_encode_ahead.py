@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from s4g_ray.gallery.photos.encode_ahead import AHEAD_BYTES, EncodePlan, embed_ahead, plan_encoding
 from s4g_ray.gallery.photos.photo import Photo
@@ -13,10 +18,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch seem to have eight threads."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+def threads() -> Iterator[None]:
+    """Give torch eight threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
 
 
 def plan(size: int = 64, turns: int = 1, **options: int) -> EncodePlan:
@@ -50,7 +57,7 @@ def test_what_is_decoded_ahead_fits_its_memory(size: int, turns: int) -> None:
 def test_batches_come_in_order_with_their_embeddings() -> None:
     batches = [[Photo(f"{number}", None)] for number in range(20)]
 
-    def embed(batch: list[Photo]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def embed(batch: list[Photo]) -> NDArray[np.float32]:
         return np.array([float(photo.name) for photo in batch], np.float32)
 
     found = list(embed_ahead(batches, embed, plan()))
@@ -58,8 +65,30 @@ def test_batches_come_in_order_with_their_embeddings() -> None:
     assert [float(vector[0]) for _, vector in found] == list(range(20))
 
 
+def test_threads_of_the_encoder_leave_those_of_others_alone() -> None:
+    """Two callers at once: neither sees, nor leaves, the few threads of the other's encoders."""
+    inside = threading.Barrier(2)
+
+    def embed(batch: list[Photo]) -> NDArray[np.float32]:
+        return np.array([torch.get_num_threads()], np.float32)
+
+    def call() -> tuple[list[float], int]:
+        found: list[float] = []
+        for _, vector in embed_ahead([[Photo("a", None)]] * 8, embed, plan()):
+            if not found:
+                inside.wait(60)
+            found.append(float(vector[0]))
+        return found, torch.get_num_threads()
+
+    with ThreadPoolExecutor(2) as callers:
+        waiting = [callers.submit(call) for _ in range(2)]
+        assert [one.result(60) for one in waiting] == [([2.0] * 8, 8)] * 2
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 8
+
+
 def test_an_error_of_the_encoder_ends_the_work() -> None:
-    def embed(batch: list[Photo]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def embed(batch: list[Photo]) -> NDArray[np.float32]:
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):

@@ -112,3 +112,25 @@ def test_an_index_of_nothing_is_refused(version: tuple[str, Array, Array], tmp_p
         change_shards(folder, str(tmp_path / "new"), everything, lambda *_: None)
     with pytest.raises(RunError, match="holds no published index"):
         open_published(str(tmp_path / "new"), "index")
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut short", "another file", "altered in place"])
+def test_a_damaged_shard_is_named_with_its_remedy(
+    version: tuple[str, Array, Array], tmp_path: Path, damage: str
+) -> None:
+    folder, ids, _ = version
+    path = Path(folder, open_published(folder, "index").parts[1].name)
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut short":
+        path.write_bytes(data[:16])
+    elif damage == "another file":
+        path.write_bytes(b"\1" * len(data))
+    else:
+        path.write_bytes(data[:-4] + b"\1\1\1\1")
+    change = ShardChange(
+        np.sort(ids[20:41]), ids[:0], np.empty((0, 8), np.float32), places(ids[:0])
+    )
+    with pytest.raises(RunError, match=rf"{path.name}, a shard .* restore this file, or build"):
+        change_shards(folder, str(tmp_path / "new"), change, lambda *_: None)

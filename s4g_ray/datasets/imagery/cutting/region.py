@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -42,8 +44,13 @@ from s4g_ray.storage.part_commits import WORK, check_reached, claim_folder
 
 MARKER = "_cutting.json"  # in the target until it is published: what is being cut there
 BY = "s4g convert imagery"
+MEANINGS = {
+    "imagery": "imagery (SOURCE or --bands, or a file of it was rewritten)",
+    "cells": "cells (--size-m, --overlap, --area or --bounds)",
+}
 VIEWS = {"references": "aerial image", "queries": "photo"}
 LARGEST_TILE = 8192  # pixels
+MOST_THREADS = 8  # without Ray: each holds some hundred megabytes of tiles and of their window
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,9 @@ def cut_region(
 ) -> GeoDataset:
     """Cut the cells of some grids into a data set of references, without queries.
 
-    num_tasks: Ray tasks at a time, None: two a processor of the cluster; 0: in this process,
-    without Ray. Calling it again with the same arguments resumes an interrupted call. Raises
-    InputError for a target that holds something else, and where no tile is left.
+    num_tasks: Ray tasks at a time, None: two a processor of the cluster; 0: by threads of this
+    process, without Ray. Calling it again with the same arguments resumes an interrupted call.
+    Raises InputError for a target that holds something else, and where no tile is left.
     """
     target = files.absolute(target)
     num_cells = sum(len(part.cells) for part in parts)
@@ -142,7 +149,7 @@ def _claim_target(
         "cells": cells,
         **asdict(options),
     }
-    claim_folder(target, MARKER, made_with, BY)
+    claim_folder(target, MARKER, made_with, BY, MEANINGS)
     key = files.fingerprint(json.dumps(made_with, sort_keys=True).encode())
     return CutPlan(source.read, target, key, options.split, options.quality, options.max_nodata)
 
@@ -159,12 +166,23 @@ def _divide(parts: Sequence[GridPart], pixels: int) -> Iterator[Block]:
 def _cut_here(
     plan: CutPlan, blocks: Iterator[Block], num_cells: int, on_progress: Update
 ) -> list[CutBlock]:
+    """Cut blocks by threads: reading, resampling and encoding leave Python's lock free."""
     outcomes = []
     done = 0
-    for block in blocks:
-        outcomes.append(cut_block(plan, block))
-        done += len(block.cells)
-        on_progress(done, num_cells)
+    num_threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(num_threads, "cutter") as cutters:
+        started = (cutters.submit(cut_block, plan, block) for block in blocks)
+        waiting = deque(islice(started, num_threads))
+        try:
+            while waiting:
+                outcome = waiting.popleft().result()
+                waiting.extend(islice(started, 1))
+                outcomes.append(outcome)
+                done += outcome.num_cells
+                on_progress(done, num_cells)
+        finally:
+            for call in waiting:
+                call.cancel()
     return outcomes
 
 

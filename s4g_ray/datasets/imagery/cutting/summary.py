@@ -75,6 +75,12 @@ class Summary:
             f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB; imagery of"
             f" {self.native_resolution_m:.3g} m, stretch {self.stretch}",
         ]
+        finer = [size for size in self.tiles_by_size if float(size) < self.native_resolution_m]
+        if finer:
+            lines.append(
+                f"tiles of {' and '.join(finer)} m are smaller than a pixel of the imagery and show"
+                " little more than its color"
+            )
         if self.reused_shards:
             lines.append(f"{self.reused_shards:,} shards were written by an earlier call")
         lines += [f"dropped: {count:,} cells: {reason}" for reason, count in self.dropped.items()]

@@ -58,6 +58,7 @@ class Raster:
     alphas: tuple[tuple[str, int], ...]  # uri and number of bands that tell where data is
     masks: tuple[str, ...]  # files whose masks beside the bands tell it
     palette: bytes | None = None  # red, green, blue of 256 values
+    highest: int = 255  # of bytes: less where the file stores fewer bits
 
     def choose_factor(self, scale: float) -> int:
         """Return the whole number of pixels that reading may average, for tiles of scale pixels."""
@@ -196,6 +197,7 @@ def open_raster(
         flags = source.mask_flag_enums[chosen[0] - 1]
         alpha = [i + 1 for i, kind in enumerate(source.colorinterp) if kind is ColorInterp.alpha]
         own = nodata is None
+        palette = _read_palette(source, chosen)
         return Raster(
             uri,
             georeference,
@@ -206,7 +208,8 @@ def open_raster(
             (uri,)
             if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags and own
             else (),
-            _read_palette(source, chosen),
+            palette,
+            255 if palette else _read_highest(source, chosen),
         )
 
 
@@ -216,23 +219,29 @@ def _read_georeference(uri: str, source: Any) -> Georeference:
         raise InputError(
             f"{uri} is placed by ground control points only; write a copy with `gdalwarp`"
         )
-    if source.crs is None:
+    crs = source.crs
+    if crs is None:
         raise InputError(
             f"{uri} has no georeference: no coordinate reference system; write one with"
             " `gdal_edit.py -a_srs EPSG:... FILE`, or convert its original"
         )
     if transform.is_identity or transform.is_degenerate:
-        raise InputError(f"{uri} has no georeference: nothing places its pixels in {source.crs}")
-    georeference = Georeference(
-        source.crs.to_wkt(), tuple(transform)[:6], source.width, source.height
-    )
+        raise InputError(f"{uri} has no georeference: nothing places its pixels in {crs}")
+    georeference = Georeference(crs.to_wkt(), tuple(transform)[:6], source.width, source.height)
     try:
-        has_border = len(georeference.border) > 3
+        is_geocentric = pyproj.CRS.from_user_input(georeference.crs).is_geocentric
+        has_border = is_geocentric or len(georeference.border) > 3
     except pyproj.exceptions.ProjError as error:
         raise InputError(
             f"{uri}: unknown coordinate reference system ({first_line(error)}); write a copy in a"
             " known one with `gdalwarp -t_srs EPSG:...`"
         ) from error
+    if is_geocentric:
+        raise InputError(
+            f"{uri}: its coordinate reference system {crs} counts metres from the centre of the"
+            " Earth, which places no pixels on the ground; give the image the system of its"
+            " pixels with `gdal_edit.py -a_srs EPSG:... FILE`, or convert its original"
+        )
     if not has_border:
         raise InputError(f"{uri}: no pixel of it lies on the Earth, by its reference system")
     return georeference
@@ -266,6 +275,12 @@ def _read_palette(source: Any, bands: Sequence[int]) -> bytes | None:
     for value, color in source.colormap(bands[0]).items():
         table[value] = color[:3]
     return table.tobytes()
+
+
+def _read_highest(source: Any, bands: Sequence[int]) -> int:
+    """Return the largest value of bands of bytes of which a file stores fewer than 8 bits."""
+    tags = [source.tags(band, ns="IMAGE_STRUCTURE") for band in bands]
+    return (1 << max(int(tag.get("NBITS", 8)) for tag in tags)) - 1
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Pyramid:
     bands: tuple[int, ...]  # from 1
     nodata: float | None
     dtype: str = "uint8"
+    highest: int = 255
 
     def choose_factor(self, scale: float) -> int:
         """Return how many pixels of the last zoom a pixel of the best zoom for a tile spans.

@@ -33,7 +33,7 @@ def test_a_shard_of_many_large_tiles_is_about_64_megabytes() -> None:
     side = block_side(10**7, 384)
     assert 40e6 < side**2 * (384**2 * 0.45 + 768) <= 64e6
     assert block_side(10**9, 16) == 64
-    assert block_side(1, 384) == 8
+    assert block_side(1, 384) == 11
     assert (
         list(divide_cells(WorldGrid(60.0).cells_in(bounds=(0, 0, 0, 0)), WorldGrid(60.0), 64)) == []
     )
