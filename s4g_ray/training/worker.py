@@ -115,7 +115,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
         tables["queries"],
         tables["references"],
         config.data,
-        config.augment,
+        config.augmentation,
         seed=config.seed,
         num_processes=config.train.loader_processes,
         on_device=config.augment.is_on_device(get_device().type),

@@ -136,12 +136,17 @@ def test_draws_of_references_are_those_of_the_loader() -> None:
 
 
 EACH: ImageDraws = {
+    "flip_first": (),
     "jpeg": (93,),
-    "color": (1.1, 0.9, 1.1, 0.1),
+    "brightness": (1.1,),
+    "contrast": (0.9,),
+    "saturation": (1.1,),
+    "hue": (0.1,),
     "blur": (0.8,),
     "sharpen": (1.6,),
+    "filter": (*[0.04] * 24, 0.05),
     "grid": (8, 3, 2, 5),
-    "squares": (1, 2, 5, 7, 4, 5),
+    "holes": (1, 2, 5, 3, 7, 4, 5, 6),
     "flip": (),
     "turn_90": (),
     "turn_180": (),
