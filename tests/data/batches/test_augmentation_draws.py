@@ -121,7 +121,7 @@ def test_colours_are_applied_in_the_order_of_each_image() -> None:
         ["hue", "brightness", "contrast"],
     ]
     images: list[ImageDraws] = [
-        {"jpeg": (90,), **{name: (1.0,) for name in order}, "flip": ()} for order in orders
+        {"jpeg": (90,), **dict.fromkeys(order, (1.0,)), "flip": ()} for order in orders
     ]
     steps = [(name, rows.tolist()) for name, rows, _ in BatchDraws.from_images(images, 9).unpack()]
     assert steps[0] == ("jpeg", [0, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""The published form of augmentation against plain restatements of it, by the loader and a device."""
+"""The published form of augmentation against plain restatements, by the loader and in batches."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_blur_is_a_generalised_gaussian_with_noise() -> None:
         found = draw_reference(cfg, generator(number), SMALL[1])["filter"]
         assert np.array(found).reshape(side, side) == pytest.approx(wanted, abs=1e-9)
         shapes.append(shape)
-    assert 10 < sum(shape > 1 for shape in shapes) < len(shapes) - 10 or len(shapes) < 25
+    assert min(shapes) < 1 < max(shapes)
 
 
 def test_the_four_colours_change_in_each_order_as_often() -> None:
