@@ -51,8 +51,8 @@ def test_each_published_setting_names_a_test_that_is_there() -> None:
 
 
 def test_each_published_setting_names_keys_that_are_there() -> None:
-    keys = valid_keys(RunConfig)
+    keys = set(valid_keys(RunConfig))
     for setting, here, _ in read_rows():
         named = re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)(?:=[^`]*)?`", here)
         assert named, setting
-        assert set(named) <= set(keys), setting
+        assert set(named) <= keys, setting

@@ -243,9 +243,11 @@ def test_nothing_is_read_back_from_the_device() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_result_of_the_cpu_and_is_never_waited_for() -> None:
+@pytest.mark.parametrize("published", [False, True])
+def test_a_gpu_gives_the_result_of_the_cpu_and_is_never_waited_for(published: bool) -> None:
+    cfg = AugmentConfig(published=published)
     draws = BatchDraws.from_images(
-        [draw_reference(AugmentConfig(), generator(i), SQUARE) for i in range(64)], 33
+        [draw_reference(cfg, generator(i), SQUARE) for i in range(64)], 33
     )
     images = make_images(64, SQUARE)
     wanted = augment_batch(images, draws)
