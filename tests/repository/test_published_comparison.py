@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.usefixtures("one_thread")
 def test_both_forms_have_the_same_losses_neighbors_and_recalls(tmp_path: Path) -> None:
-    write_tree(tmp_path / "tree", 96, 64)
+    write_tree(tmp_path / "tree", 96, 120)
     found = train_both(tmp_path, batch_size=16, num_steps=5, num_hard=4)
     published, here = (np.array(losses) for losses in found.losses)
     assert len(published) == 5
