@@ -278,9 +278,10 @@ def train_here(
     )
     step = TrainingStep(encoder, Numerics(), cfg, CPU, decay_norms=True)
     clock = StepClock.from_plan(plan, is_published=True)
-    tables = (dataset.table(view, ["train"]) for view in ("queries", "references"))
-    losses = []
-    with PairLoader(*tables, data, OFF, seed=0) as loader:
+    queries = dataset.table("queries", ["train"])
+    references = dataset.table("references", ["train"])
+    losses: list[float] = []
+    with PairLoader(queries, references, data, OFF, seed=0) as loader:
         for batch in loader.load(query_ids[:num_steps], reference_ids[:num_steps], epoch=1):
             position = clock.position(0, batch.number, len(losses))
             losses.append(step.step(batch, seed=0, position=position).loss.item())
@@ -329,8 +330,9 @@ def main() -> None:
     lat, lon = draw_positions(arguments.places)
     on_ground = dict(enumerate(nearest(lat, lon, 128).tolist()))
     vectors = np.random.default_rng(2).normal(size=(2, arguments.places, 16)).astype(np.float32)
-    vectors[1] += vectors[0]
-    mined = nearest_places(*(torch.from_numpy(_normalise_rows(side)) for side in vectors), 128)
+    queries = torch.from_numpy(_normalise_rows(vectors[0]))
+    references = torch.from_numpy(_normalise_rows(vectors[0] + vectors[1]))
+    mined = nearest_places(queries, references, 128)
     rows = []
     for name, neighbors in (("geographic", on_ground), ("mined", mined)):
         both = compose(neighbors, arguments.epochs, (128, 64, 128))

@@ -64,7 +64,7 @@ def test_the_learning_rate_follows_the_published_schedule_batch_by_batch(
     clock = StepClock.from_plan(
         str(tmp_path / "plan.parquet"), is_published=config.protocol == "paper"
     )
-    found = []
+    found: list[float] = []
     for epoch in range(config.train.epochs):
         for batch in range(num_batches):
             position = clock.position(epoch, batch, len(found))

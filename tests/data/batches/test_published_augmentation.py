@@ -261,7 +261,8 @@ def blur_loop(
             at = np.array([column - side // 2, row - side // 2])
             power = (at @ np.linalg.inv(covariance) @ at) ** shape
             weights[row, column] = np.exp(-0.5 * power) * noise[row, column]
-    return weights / weights.sum()
+    unit: NDArray[np.float64] = weights / weights.sum()
+    return unit
 
 
 def test_blur_is_a_generalised_gaussian_with_noise() -> None:
