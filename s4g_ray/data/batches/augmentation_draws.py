@@ -19,7 +19,7 @@ from torch import Tensor
 
 from s4g_ray.config.data_schema import AugmentConfig, Size
 from s4g_ray.data.batches import published_draws
-from s4g_ray.data.batches.published_draws import LARGEST_FILTER, View
+from s4g_ray.data.batches.published_draws import View
 
 Operation = Literal[
     "flip_first",
@@ -227,13 +227,6 @@ def _pad_holes(*holes: float) -> tuple[float, ...]:
     return holes + (0.0,) * (4 * MAX_HOLES - len(holes))
 
 
-def _pad_filter(*weights: float) -> tuple[float, ...]:
-    """Return the weights of a square of LARGEST_FILTER pixels, 0 around the given ones."""
-    side = math.isqrt(len(weights))
-    square = np.array(weights).reshape(side, side)
-    return tuple(np.pad(square, (LARGEST_FILTER - side) // 2).ravel().tolist())
-
-
 def _and_rest(share: float) -> tuple[float, float]:
     return share, 1 - share
 
@@ -246,7 +239,6 @@ _CONVERSIONS: Mapping[Operation, Callable[..., tuple[float, ...]]] = {
     "hue": lambda share: (6 * share,),
     "blur": gaussian_weights,
     "sharpen": lambda factor: (factor - 1,),
-    "filter": _pad_filter,
     "holes": _pad_holes,
 }
 
@@ -271,10 +263,12 @@ class BatchDraws:
         steps: list[tuple[Operation, int, int]] = []
         for operation, rows in _list_steps(images):
             convert = _CONVERSIONS.get(operation, _keep_values)
-            values = [convert(*images[row][operation]) for row in rows]
-            steps.append((operation, len(rows), len(values[0])))
-            parts.append(np.array(rows, dtype=np.float64))
-            parts.append(np.array(values, dtype=np.float64).ravel())
+            values = {row: convert(*images[row][operation]) for row in rows}
+            for length in sorted({len(of_row) for of_row in values.values()}):  # filters differ
+                alike = [row for row in rows if len(values[row]) == length]
+                steps.append((operation, len(alike), length))
+                parts.append(np.array(alike, dtype=np.float64))
+                parts.append(np.array([values[row] for row in alike], dtype=np.float64).ravel())
         packed = torch.from_numpy(np.concatenate(parts).astype(np.float32))
         return cls(packed, tuple(steps), width)
 

@@ -8,6 +8,7 @@ known to the process that loads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from s4g_ray.data.batches.augmentation import clip_and_floor, compute_grey, mean_around, turn_hue
 from s4g_ray.data.batches.augmentation_draws import MAX_HOLES, BatchDraws, Operation
 from s4g_ray.data.batches.jpeg_simulation import simulate_jpeg
-from s4g_ray.data.batches.published_draws import LARGEST_FILTER
 
 IMAGES_AT_ONCE = 32  # bounds memory: 32 images of 384 x 384 take 57 MB as float32
 
@@ -100,14 +100,15 @@ def _sharpen(images: Tensor, values: Tensor) -> Tensor:
 
 
 def _filter(images: Tensor, values: Tensor) -> Tensor:
-    """Filter as augmentation.filter_pixels does. values: LARGEST_FILTER x LARGEST_FILTER."""
-    margin = LARGEST_FILTER // 2
+    """Filter as augmentation.filter_pixels does. values: weights of squares of one size."""
+    side = math.isqrt(values.shape[1])
+    margin = side // 2
     height, width = images.shape[-2:]
     around = torch.nn.functional.pad(images.float(), (margin,) * 4, mode="reflect")
-    weights = values.view(-1, LARGEST_FILTER**2, 1, 1, 1).unbind(1)
+    weights = values.view(*values.shape, 1, 1, 1).unbind(1)
     total = torch.zeros_like(images, dtype=torch.float32)
     for i, weight in enumerate(weights):
-        row, column = divmod(i, LARGEST_FILTER)
+        row, column = divmod(i, side)
         total.addcmul_(around.narrow(2, row, height).narrow(3, column, width), weight)
     return total.round_().clamp_(0, 255).to(torch.uint8)
 

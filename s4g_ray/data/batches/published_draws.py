@@ -12,7 +12,7 @@ import numpy as np
 from s4g_ray.config.data_schema import Size
 
 View = Literal["query", "reference"]
-LARGEST_FILTER = 7  # pixels a side
+_BLUR_SIDES = (3, 5, 7)  # pixels
 _GROUND_RATIO = 0.5  # of a hole's side in a grid to that of its cell
 _OVERHEAD_RATIO = 0.4
 _OVERHEAD_QUERIES = ("planar", "reference", "query")  # augment.rotate where both views are overhead
@@ -40,7 +40,7 @@ def _draw_blur(rng: np.random.Generator) -> tuple[float, ...]:
 
     Its standard deviations are 0.2..1 pixels, its shape 0.5..8 (1: a Gaussian).
     """
-    side = int(rng.choice((3, 5, LARGEST_FILTER)))
+    side = int(rng.choice(_BLUR_SIDES))
     deviations = rng.uniform(0.2, 1.0, 2)
     angle = rng.uniform(-np.pi / 2, np.pi / 2)
     shape = rng.uniform(0.5, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, 8.0)

@@ -109,8 +109,21 @@ def test_draws_are_packed_into_one_tensor_and_come_back() -> None:
     assert found["roll"] == ([1, 2], [[5], [-70_001]])
     assert found["hue"] == ([1], [pytest.approx([0.6])])  # in sixths of the circle
     assert found["contrast"] == ([1], [pytest.approx([0.9, 0.1])])  # and 1 - contrast
-    assert found["filter"][1] == [pytest.approx(np.pad(np.full((3, 3), 0.1), 2).ravel())]
+    assert found["filter"] == ([1], [pytest.approx([0.1] * 9)])
     assert found["holes"] == ([1], [[1, 2, 5, 3, 7, 4, 5, 6, *[0] * 92]])
+
+
+def test_filters_of_several_sizes_are_packed_apart() -> None:
+    images: list[ImageDraws] = [{"filter": (float(n),) * n} for n in (9, 25, 9, 49)]
+    found = [
+        (name, rows.tolist(), values.tolist())
+        for name, rows, values in BatchDraws.from_images(images, 9).unpack()
+    ]
+    assert found == [
+        ("filter", [0, 2], [[9.0] * 9] * 2),
+        ("filter", [1], [[25.0] * 25]),
+        ("filter", [3], [[49.0] * 49]),
+    ]
 
 
 def test_colours_are_applied_in_the_order_of_each_image() -> None:
