@@ -115,16 +115,10 @@ def test_a_step_clips_gradients_at_100_and_decays_all_weights() -> None:
     for name, parameter in model.named_parameters():
         gradient = factor * gradients[name]
         num_clipped += int((gradient.abs() > 100).sum())
-        for found, start, slope in zip(
-            parameter.detach().flatten().tolist(),
-            before[name].flatten().tolist(),
-            gradient.flatten().tolist(),
-            strict=True,
-        ):
-            clipped = min(max(slope, -100.0), 100.0)
-            start -= rate * 0.01 * start
-            wanted = start - rate * clipped / (abs(clipped) + 1e-8)
-            assert abs(found - wanted) < 1e-9, name
+        clipped = gradient.clamp(-100, 100)
+        # the first moment is 0.1 g, the second 0.001 g^2, both corrected for the first step
+        wanted = before[name] * (1 - rate * 0.01) - rate * clipped / (clipped.abs() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), wanted, rtol=0, atol=1e-9)
     assert num_clipped > 5
 
 
@@ -148,7 +142,7 @@ def loss_loop(queries: Tensor, references: Tensor) -> float:
     return total / (2 * count)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["cvusa", "university1652"])
 def test_the_loss_has_the_published_temperature_and_label_smoothing(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     model = Encoder.build(
@@ -165,7 +159,7 @@ def test_the_loss_has_the_published_temperature_and_label_smoothing(name: str) -
     assert found.item() == pytest.approx(loss_loop(queries, references), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["cvusa", "university1652"])
 def test_fp16_gradients_are_scaled_by_1024_at_first(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert config.train.precision == "fp16"
