@@ -50,8 +50,7 @@ from s4g_ray.evaluation.metrics import retrieval_metrics
 from s4g_ray.index.exact_search import exact_top_k
 from s4g_ray.sampling.geographic_neighbors import geographic_neighbors
 from s4g_ray.sampling.sampler import plan_batches
-from s4g_ray.training.optimizer import StepClock
-from s4g_ray.training.step import TrainingStep
+from s4g_ray.training.step import StepClock, TrainingStep
 
 OFF = AugmentConfig(
     jpeg_probability=0,

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s4g_ray.config.training_schema import TrainConfig
-from s4g_ray.data.tables.batch_plan import load_size
 from s4g_ray.encoder.architecture.parameter_groups import is_norm_or_bias, layer_of_parameters
 from s4g_ray.encoder.encoder import Encoder
-
-
-@dataclass(frozen=True)
-class StepClock:
-    """Tells the position in epochs of the steps that train on a plan.
-
-    batches: of the plan, or, as published, of all its pairs, those that it leaves out included.
-    """
-
-    batches: int
-    is_published: bool = False
-
-    @classmethod
-    def from_plan(cls, uri: str, *, is_published: bool) -> Self:
-        """Read the size of a saved plan."""
-        size = load_size(uri)
-        if is_published:
-            return cls(-(-size.num_pairs // size.batch_size), is_published)
-        return cls(size.num_batches)
-
-    def position(self, num_epochs: int, batch: int, num_steps: int) -> float:
-        """Return the position of a batch, given the finished epochs and steps of the run.
-
-        It is the batch's middle. As published it is its start, and steps are counted through all
-        epochs: the first step of a run has a learning rate of 0, and the last does not reach 0
-        again where plans leave pairs out.
-        """
-        if self.is_published:
-            return num_steps / self.batches
-        return num_epochs + (batch + 0.5) / self.batches
 
 
 def learning_rate(cfg: TrainConfig, position: float) -> float:

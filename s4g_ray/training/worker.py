@@ -56,9 +56,8 @@ from s4g_ray.training.metrics.instruments import (
     measure_gpu_memory,
 )
 from s4g_ray.training.metrics.skipped_steps import SkippedSteps
-from s4g_ray.training.optimizer import StepClock
 from s4g_ray.training.prefetch import DevicePrefetch
-from s4g_ray.training.step import TrainingStep, step_seed
+from s4g_ray.training.step import StepClock, TrainingStep, step_seed
 
 # an epoch's lines of metrics.jsonl that its checkpoints keep: a driver that dies may not have
 # written them

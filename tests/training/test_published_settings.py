@@ -17,8 +17,8 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.training.loss import symmetric_info_nce
-from s4g_ray.training.optimizer import StepClock, group_parameters, learning_rate
-from s4g_ray.training.step import TrainingStep
+from s4g_ray.training.optimizer import group_parameters, learning_rate
+from s4g_ray.training.step import StepClock, TrainingStep
 from tests.support.step_batches import CPU, encoder, make_batch, oracle
 
 CONFIGS = Path(__file__).parents[2] / "configs"
