@@ -158,6 +158,16 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(help="Keep embeddings and result.json in this folder.")
     ] = None,
+    queries_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what is found for each query: a .parquet or .csv file, or s3://...",
+        ),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(help="With --queries-out: the number of references a query.")
+    ] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run or weights on a data set.
@@ -186,6 +196,8 @@ def evaluate(
             fovs=fovs,
             heading=heading,
             out=out,
+            queries_out=queries_out,
+            top=top,
             reporter=reporter,
         )
     chosen = [name for name in PROTOCOLS if protocol in (name, "both")]
