@@ -267,11 +267,48 @@ def check(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
-    """Write a run's report.html again."""
-    from s4g_ray.pipeline.report.page import write_report
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="A run's folder, or several to compare.")
+    ],
+    gallery: Annotated[
+        str | None,
+        typer.Option(help="Of one run: show the calibration of this gallery, too."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of several runs: the page, or s3://...  [default: comparison.html]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report.html again, or a page that compares several runs.
 
-    typer.echo(write_report(run))
+    The comparison shows curves, results, what differs in the configurations, and means over seeds.
+    """
+    if len(runs) > 1 and gallery is not None:
+        raise InputError(
+            "--gallery belongs to the report of one run; give one run, or leave it out"
+        )
+    if len(runs) == 1 and out is not None:
+        raise InputError("--out is for several runs; the report of one run is RUN/report.html")
+    if len(runs) == 1:
+        from s4g_ray.pipeline.report.page import result_values, write_report
+
+        page = write_report(runs[0], gallery=gallery)
+        values = result_values(runs[0])
+    else:
+        from s4g_ray.pipeline.report.comparison import write_comparison
+
+        page = out or "comparison.html"
+        check_kept("--out", page)
+        values = write_comparison(runs, page).to_json()
+    if not as_json:
+        typer.echo(page)
+    print_json(as_json, {"report": page, **values})
 
 
 def _parse_numbers(option: str, text: str | None) -> list[float]:
