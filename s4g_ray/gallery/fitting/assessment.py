@@ -26,9 +26,10 @@ class Assessment:
 
     ece, brier: over both kinds, those from outside weighing as calibrated (outside_share). Shares
     lie in 0..1. coverage and radii: of located queries from inside; None when no position is known.
-    reliability: a bin of probabilities each, with the means `confidence` and `accuracy`, weighed as
-    the ECE, and its number of `queries`. An `error` is a standard error, an `interval` one of 95 %: by how much these figures may differ
-    from those of all queries of the kind, as queries of the same place are alike.
+    reliability: for each bin of the ECE the means `confidence` and `accuracy`, weighed as there,
+    and the number of `queries`. An `error` is a standard error, an `interval` one of 95 %: by how
+    much these figures may differ from those of all queries of the kind, as queries of the same
+    place are alike.
     """
 
     num_inside: int
