@@ -23,7 +23,7 @@ def draw_loss_chart(records: list[Record]) -> str:
     epochs = [record for record in records if record["kind"] == "epoch"]
     figure, axes = make_axes()
     x, y = _columns(steps, "step", "loss")
-    axes.plot(x, y, color=BLUE, alpha=0.35, linewidth=1)
+    axes.plot(x, y, color=BLUE, alpha=0.6, linewidth=1)
     x, y = _columns(epochs, "step", "loss")
     axes.plot(x, y, "o-", color=BLUE, markersize=4, label="epoch")
     mined = {record["epoch"] for record in records if record["kind"] == "mining"}

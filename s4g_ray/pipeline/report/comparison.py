@@ -1,7 +1,7 @@
 """write_comparison: one page about several runs: curves, results, and what differs in them.
 
-Runs whose configurations differ in the seed alone form a group: its mean, its standard error, and
-its differences to the first group, paired by seed.
+Runs that differ in the seed alone form a group: its mean, its standard error, and its differences
+to the first group, paired by seed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 
 from s4g_ray.config.loading import flatten_config
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.report.comparison_charts import Line, draw_curves
+from s4g_ray.pipeline.report.comparison_charts import Line, color_of, draw_curves
+from s4g_ray.pipeline.report.examples import shorten_middle
 from s4g_ray.pipeline.report.page import EvaluatedRun
 from s4g_ray.pipeline.report.templates import render_page
-from s4g_ray.pipeline.run_folder import Record
+from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, Record
 from s4g_ray.storage import files
 
 RESULTS = {
@@ -205,25 +206,38 @@ def name_apart(uris: Sequence[str]) -> list[str]:
 
 
 def _group(runs: Sequence[ComparedRun], differing: Sequence[str]) -> list[RunGroup]:
-    """Group runs whose values differ in the seed alone, in the order of their first runs."""
-    told = [key for key in differing if key != SEED]
+    """Group runs that differ in the seed alone, in the order of their first runs.
+
+    Values of how and where a run computes may differ, too.
+    """
+    told = [key for key in differing if key != SEED and key not in FREE_ON_RESUME]
     members: dict[str, list[ComparedRun]] = {}
     for run in runs:
         members.setdefault(repr([run.values.get(key) for key in told]), []).append(run)
-    groups = []
-    for group in members.values():
-        label = group[0].name
-        if len(members) < len(runs):
-            label = _label(group[0], told) or "all runs"
-        groups.append(RunGroup(label, group))
-    return groups
+    groups = list(members.values())
+    if len(groups) == len(runs):
+        return [RunGroup(group[0].name, group) for group in groups]
+    keys = _choose_keys([group[0] for group in groups], told)
+    return [RunGroup(_label(group[0], keys), group) for group in groups]
+
+
+def _choose_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[str]:
+    """Choose few keys whose values tell all runs apart: each time the one that splits most."""
+    chosen: list[str] = []
+    while _count_apart(runs, chosen) < len(runs):
+        best = max(keys, key=lambda key: _count_apart(runs, [*chosen, key]))
+        chosen.append(best)
+    return chosen
+
+
+def _count_apart(runs: Sequence[ComparedRun], keys: Sequence[str]) -> int:
+    return len({repr([run.values.get(key) for key in keys]) for run in runs})
 
 
 def _label(run: ComparedRun, keys: Sequence[str]) -> str:
     """Return what tells a group from others; the names of keys without their sections."""
     parts = [f"{key.rsplit('.', 1)[-1]} {format_value(run.values.get(key))}" for key in keys]
-    text = ", ".join(parts)
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+    return shorten_middle(", ".join(parts) or "all runs", LONGEST_LABEL)
 
 
 def format_value(value: Any) -> str:
@@ -257,6 +271,7 @@ def write_comparison(run_dirs: Sequence[str], target: str) -> Comparison:
         },
         format_value=format_value,
         is_finite=math.isfinite,
+        legend=[(color_of(i), group.label) for i, group in enumerate(compared.groups)],
         charts=_draw_charts(compared),
     )
     files.write_bytes(files.absolute(target), page)
@@ -279,7 +294,7 @@ def _draw_charts(compared: Comparison) -> list[tuple[str, str]]:
             for run in group.runs:
                 at, values = run.curve(kind, key, x)
                 scale = 100 if key.startswith("recall") else 1
-                lines.append(Line(number, group.label, at, [scale * value for value in values]))
+                lines.append(Line(number, at, [scale * value for value in values]))
         if any(line.x for line in lines):
             charts.append((draw_curves(lines, x, label), caption))
     return charts

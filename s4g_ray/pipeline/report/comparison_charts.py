@@ -7,19 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s4g_ray.pipeline.report.svg_charts import COLORS, add_legend, label_text, make_axes, to_svg
+from s4g_ray.pipeline.report.svg_charts import COLORS, make_axes, to_svg
 
 STYLES = ("-", "--", ":", "-.")  # of lines, where there are more groups than colors
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of one run, of a group."""
+    """A curve of one run; the number of its group."""
 
     group: int
-    label: str
     x: list[float]
     y: list[float]
+
+
+def color_of(group: int) -> str:
+    """Return the color of a group."""
+    return COLORS[group % len(COLORS)]
 
 
 def draw_curves(lines: Sequence[Line], x_label: str, y_label: str) -> str:
@@ -29,18 +33,15 @@ def draw_curves(lines: Sequence[Line], x_label: str, y_label: str) -> str:
         own = [line for line in lines if line.group == group and line.x]
         if not own:
             continue
-        color = COLORS[group % len(COLORS)]
         style = STYLES[group // len(COLORS) % len(STYLES)]
         if len(own) > 1:
             for line in own:
-                axes.plot(line.x, line.y, style, color=color, linewidth=0.8, alpha=0.4)
+                axes.plot(line.x, line.y, style, color=color_of(group), linewidth=0.8, alpha=0.45)
         x, y = _mean(own)
-        options = {"color": color, "markersize": 3.5, "linewidth": 1.8}
-        axes.plot(x, y, f"o{style}", label=label_text(own[0].label), **options)
+        axes.plot(x, y, f"o{style}", color=color_of(group), markersize=3.5, linewidth=1.8)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.margins(y=0.08)
-    add_legend(axes, fontsize=8)
     return to_svg(figure)
 
 

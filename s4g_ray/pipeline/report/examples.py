@@ -26,7 +26,7 @@ from s4g_ray.storage.manifest import latest_version
 
 NUM_EXAMPLES = 8
 NUM_TOP = 5
-NUM_WRONG = 4  # references beside a mistake
+NUM_WRONG = 3  # references beside a mistake
 LONGEST_NAME = 30  # characters of a file's name
 THUMBNAIL = (96, 96)
 WIDEST = 168  # pixels, of a panorama's thumbnail
@@ -76,18 +76,23 @@ def find_retrievals(results: QueryResults, config: RunConfig) -> Iterator[Exampl
 
 
 def find_hardest(results: QueryResults, config: RunConfig) -> Iterator[Example]:
-    """Yield the queries that a wrong reference outscores their own one by most, largest first."""
+    """Yield the queries that a wrong reference outscores their own one by most, largest first.
+
+    One query of a place: others of it tend to be mistaken alike.
+    """
     is_wrong = ~results.is_right()[:, 0] & (results.own >= 0)
     rows = np.flatnonzero(is_wrong)
     margins = results.scores[rows, 0] - results.own_scores[rows]
-    rows = rows[np.argsort(-margins, kind="stable")][:NUM_EXAMPLES]
+    rows = rows[np.argsort(-margins, kind="stable")]
+    _, first = np.unique(results.queries.place_ids[rows], return_index=True)
+    rows = rows[np.sort(first)[:NUM_EXAMPLES]]
     namer = ImageNamer(results.dataset)
     gallery = results.gallery
     wrong = [row[row >= 0][:NUM_WRONG] for row in results.top[rows]]
     namer.read("queries", results.queries.ids[rows])
     namer.read("references", gallery.ids[np.concatenate([results.own[rows], *wrong])])
     right = results.is_right()
-    for row, references in zip(rows, wrong, strict=True):
+    for row, references in zip(rows.tolist(), wrong, strict=True):
         picture = _thumbnail(results.queries, row, config.data.query_size)
         details, source = namer.describe("queries", results.queries, row)
         tiles = [Tile(picture, "query", "query", details, source)]

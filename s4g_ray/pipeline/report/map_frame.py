@@ -17,7 +17,7 @@ from s4g_ray.data.sphere import METRES_A_DEGREE, half_sides, span_longitudes, un
 
 MARGIN = 0.06  # of the extent, on each side
 SMALLEST_M = 200.0  # half a side
-ASPECT = (0.45, 0.85)  # height by width
+ASPECT = (0.45, 1.6)  # height by width
 STEPS = (1.0, 2.0, 5.0)  # of scale bars and graticules, times a power of ten
 DEGREES = (10.0, 15.0, 30.0, 45.0)  # steps of wide graticules
 CELLS = 8  # along an extent: areas are apart where a cell between them is empty

@@ -26,7 +26,8 @@ from s4g_ray.storage import files
 NUM_LINES = 250  # queries on a map
 MAX_MAPS = 4  # of areas
 SMALLEST_AREA = 0.02  # of the queries, that gets a map
-WIDTH_IN = 12.0
+WIDEST_IN = 12.0
+HIGHEST_IN = 11.0
 DPI = 110
 LEAST_COVERED = 0.02  # of a map, by tiles: with fewer they are shown as dots
 NUM_DOTS = 4000  # references that are shown where there is no imagery
@@ -79,7 +80,8 @@ def _draw_map(results: QueryResults, rows: Ints, size_m: Floats64) -> MapPicture
     queries = results.queries
     frame = MapFrame.around(queries.lat[rows], queries.lon[rows])
     drawn = rows[spread_rows(len(rows), NUM_LINES, 0)]
-    figure = Figure(figsize=(WIDTH_IN, WIDTH_IN * frame.aspect))
+    width = _width_in(frame)
+    figure = Figure(figsize=(width, width * frame.aspect))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(
@@ -97,6 +99,11 @@ def _draw_map(results: QueryResults, rows: Ints, size_m: Floats64) -> MapPicture
     return MapPicture(
         encode_data_uri(buffer.getvalue()), _describe(frame, len(drawn), len(rows), num_outside)
     )
+
+
+def _width_in(frame: MapFrame) -> float:
+    """Return the width of a map on the page, inches."""
+    return min(WIDEST_IN, HIGHEST_IN / frame.aspect)
 
 
 def _describe(frame: MapFrame, num_drawn: int, num_queries: int, num_outside: int) -> str:
@@ -148,7 +155,7 @@ def _draw_background(axes: Any, frame: MapFrame, results: QueryResults, size_m: 
 
     Without either, dots where references lie.
     """
-    width = round(WIDTH_IN * DPI)
+    width = round(_width_in(frame) * DPI)
     shape = (round(width * frame.aspect), width)
     extent = (-frame.half_width_m, frame.half_width_m, -frame.half_height_m, frame.half_height_m)
     axes.add_patch(
@@ -245,7 +252,7 @@ def _draw_scale(axes: Any, frame: MapFrame) -> None:
     bar = frame.bar_m()
     right = 0.94 * frame.half_width_m
     bottom = -0.93 * frame.half_height_m
-    unit = frame.half_width_m / (WIDTH_IN * 72 / 2)  # metres of a point
+    unit = 2 * frame.half_width_m / (72 * _width_in(frame))  # metres of a point
     for color, width in (("white", 7.0), (INK, 3.5)):
         axes.plot(
             [right - bar, right],
@@ -277,9 +284,10 @@ def _draw_locator(figure: Figure, frame: MapFrame) -> None:
     marble = read_marble()
     if marble is None:
         return
-    width = 0.17
+    width = 2.0 / _width_in(frame)
     height = width / 2 / frame.aspect
-    inset = figure.add_axes((0.008, 1 - height - 0.008 / frame.aspect, width, height))
+    margin = 0.1 / _width_in(frame)
+    inset = figure.add_axes((margin, 1 - height - margin / frame.aspect, width, height))
     inset.imshow(marble, extent=(-180, 180, -90, 90), aspect="auto")
     inset.set(xticks=[], yticks=[])
     for side in inset.spines.values():

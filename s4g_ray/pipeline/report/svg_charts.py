@@ -32,7 +32,7 @@ def make_axes(width: float = 6.2, height: float = 3.0) -> tuple[Figure, Any]:
     axes.tick_params(colors=SOFT, labelcolor=INK)
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
@@ -42,12 +42,6 @@ def add_legend(axes: Any, **options: Any) -> None:
     """Add a legend without a frame, where a line has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, labelcolor=INK, **options)
-
-
-def label_text(text: str) -> str:
-    """Return a user's text as a label: matplotlib reads `$` as mathematics, and hides `_x`."""
-    escaped = text.replace("$", r"\$")
-    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 
 
 def to_svg(figure: Figure) -> str:

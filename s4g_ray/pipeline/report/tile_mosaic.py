@@ -24,7 +24,7 @@ MAX_CANDIDATES = 30_000  # tiles whose ground is compared with what is covered
 MAX_TILES = 1500  # that are read for one map
 MAX_SECONDS = 12.0  # of reading for one map
 LARGEST = 4  # times the canvas: larger tiles are left out
-LEAST_NEW = (0.9, 0.3)  # share of a tile's ground that is not covered yet, in each pass
+LEAST_NEW = (0.9, 0.3, 0.03)  # share of a tile's ground that is not covered yet, in each pass
 
 
 def draw_mosaic(
@@ -59,7 +59,7 @@ def _to_pixels(frame: MapFrame, boxes: Floats64, shape: tuple[int, int]) -> Ints
     left, right, bottom, top = boxes.T
     columns = [(left + frame.half_width_m) * scale, (right + frame.half_width_m) * scale]
     rows = [(frame.half_height_m - top) * scale, (frame.half_height_m - bottom) * scale]
-    return np.rint(np.stack([*columns, *rows], axis=1)).astype(np.int64)
+    return np.asarray(np.rint(np.stack([*columns, *rows], axis=1)), np.int64)
 
 
 def _clip(box: Ints, shape: tuple[int, ...]) -> tuple[slice, slice]:
