@@ -59,6 +59,25 @@ Source = Annotated[
 ConfigOfWeights = Annotated[
     str | None, typer.Option(help="Architecture and sizes for bare weights: a YAML file.")
 ]
+Split = Annotated[str | None, typer.Option(help="train, val or test.  [default: as configured]")]
+Epoch = Annotated[
+    int | None, typer.Option(help="A run's checkpoint of this epoch.  [default: the last]")
+]
+Fov = Annotated[
+    str | None, typer.Option(help="Fields of view of panoramas, degrees, e.g. 360,180,90,70")
+]
+Heading = Annotated[
+    str | None,
+    typer.Option(help="Panoramas: known (turned to north), random (seeded), or as_is."),
+]
+QueriesOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write what is found for each query: a .parquet or .csv file, or s3://...",
+    ),
+]
+NumTop = Annotated[int, typer.Option(help="With --queries-out: the number of references a query.")]
 
 
 @app.command()
@@ -141,33 +160,16 @@ def evaluate(
     ],
     overrides: Overrides = None,
     config: ConfigOfWeights = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, val or test.  [default: as configured]")
-    ] = None,
-    epoch: Annotated[
-        int | None, typer.Option(help="A run's checkpoint of this epoch.  [default: the last]")
-    ] = None,
+    split: Split = None,
+    epoch: Epoch = None,
     protocol: Annotated[str, typer.Option(help="strict, paper or both.")] = "both",
-    fov: Annotated[
-        str | None, typer.Option(help="Fields of view of panoramas, degrees, e.g. 360,180,90,70")
-    ] = None,
-    heading: Annotated[
-        str | None,
-        typer.Option(help="Panoramas: known (turned to north), random (seeded), or as_is."),
-    ] = None,
+    fov: Fov = None,
+    heading: Heading = None,
     out: Annotated[
         str | None, typer.Option(help="Keep embeddings and result.json in this folder.")
     ] = None,
-    queries_out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write what is found for each query: a .parquet or .csv file, or s3://...",
-        ),
-    ] = None,
-    top: Annotated[
-        int, typer.Option(help="With --queries-out: the number of references a query.")
-    ] = 10,
+    queries_out: QueriesOut = None,
+    top: NumTop = 10,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run or weights on a data set.

@@ -73,16 +73,9 @@ def evaluate(
     s3_settings.apply(base.storage)
     dataset = open_dataset(base.data.uri)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
-    heading = heading or base.data.query_heading
-    configs = [
-        _with_data(base, query_fov_deg=fov, query_heading=heading)
-        for fov in fovs or [base.data.query_fov_deg]
-    ]
+    configs = _list_views(base, fovs, heading)
     check_test_split(configs[0], dataset)
-    model = base.model
-    for one_fov in configs:
-        model = fit_model_to_sizes(model, one_fov.data)
-    base = base.model_copy(update={"model": model})
+    base = _fit_model(base, configs)
     numerics = opened.numerics_for(base.train)
     made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(_describe(base, numerics))
@@ -114,6 +107,23 @@ def _check_queries_out(uri: str, top: int) -> str:
     uri = files.absolute(uri)
     check_results_uri(uri)
     return uri
+
+
+def _list_views(base: RunConfig, fovs: Sequence[float], heading: str | None) -> list[RunConfig]:
+    """Return a configuration for each field of view, or for the configured one."""
+    heading = heading or base.data.query_heading
+    return [
+        _with_data(base, query_fov_deg=fov, query_heading=heading)
+        for fov in fovs or [base.data.query_fov_deg]
+    ]
+
+
+def _fit_model(base: RunConfig, configs: Sequence[RunConfig]) -> RunConfig:
+    """Return the configuration with a model that takes the image sizes of all of `configs`."""
+    model = base.model
+    for config in configs:
+        model = fit_model_to_sizes(model, config.data)
+    return base.model_copy(update={"model": model})
 
 
 def _describe(config: RunConfig, numerics: Numerics) -> str:
