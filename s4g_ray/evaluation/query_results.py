@@ -88,7 +88,9 @@ class QueryResults:
         columns: dict[str, Any] = {
             "query_id": self.queries.ids,
             "query_uri": list(self.queries.uris),
-            "query_source_id": read_source_ids(self.dataset, "queries", self.queries.ids),
+            "query_source_id": pa.array(
+                read_source_ids(self.dataset, "queries", self.queries.ids), pa.string()
+            ),
             "place_id": self.queries.place_ids,
             "region": list(self.queries.regions),
             "lat": _nullable(self.queries.lat),

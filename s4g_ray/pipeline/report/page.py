@@ -44,15 +44,11 @@ class EvaluatedRun:
         uri = files.absolute(run_dir)
         if not files.exists(files.join(uri, "run.json")):
             raise InputError(f"{uri} is no run's folder: run.json is missing")
-        run = cls(
-            uri,
-            load_config(files.join(uri, "config.yaml")),
-            files.read_json(files.join(uri, "run.json")),
-            read_records(uri),
-        )
-        if not run.of_kind("evaluation"):
+        records = read_records(uri)
+        if not any(record["kind"] == "evaluation" for record in records):
             raise InputError(f"{uri} holds no evaluated run: nothing to report yet")
-        return run
+        config = load_config(files.join(uri, "config.yaml"))
+        return cls(uri, config, files.read_json(files.join(uri, "run.json")), records)
 
     @property
     def name(self) -> str:
