@@ -59,6 +59,25 @@ Source = Annotated[
 ConfigOfWeights = Annotated[
     str | None, typer.Option(help="Architecture and sizes for bare weights: a YAML file.")
 ]
+Split = Annotated[str | None, typer.Option(help="train, val or test.  [default: as configured]")]
+Epoch = Annotated[
+    int | None, typer.Option(help="A run's checkpoint of this epoch.  [default: the last]")
+]
+Fov = Annotated[
+    str | None, typer.Option(help="Fields of view of panoramas, degrees, e.g. 360,180,90,70")
+]
+Heading = Annotated[
+    str | None,
+    typer.Option(help="Panoramas: known (turned to north), random (seeded), or as_is."),
+]
+QueriesOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write what is found for each query: a .parquet or .csv file, or s3://...",
+    ),
+]
+NumTop = Annotated[int, typer.Option(help="With --queries-out: the number of references a query.")]
 
 
 @app.command()
@@ -141,23 +160,16 @@ def evaluate(
     ],
     overrides: Overrides = None,
     config: ConfigOfWeights = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, val or test.  [default: as configured]")
-    ] = None,
-    epoch: Annotated[
-        int | None, typer.Option(help="A run's checkpoint of this epoch.  [default: the last]")
-    ] = None,
+    split: Split = None,
+    epoch: Epoch = None,
     protocol: Annotated[str, typer.Option(help="strict, paper or both.")] = "both",
-    fov: Annotated[
-        str | None, typer.Option(help="Fields of view of panoramas, degrees, e.g. 360,180,90,70")
-    ] = None,
-    heading: Annotated[
-        str | None,
-        typer.Option(help="Panoramas: known (turned to north), random (seeded), or as_is."),
-    ] = None,
+    fov: Fov = None,
+    heading: Heading = None,
     out: Annotated[
         str | None, typer.Option(help="Keep embeddings and result.json in this folder.")
     ] = None,
+    queries_out: QueriesOut = None,
+    top: NumTop = 10,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run or weights on a data set.
@@ -186,6 +198,8 @@ def evaluate(
             fovs=fovs,
             heading=heading,
             out=out,
+            queries_out=queries_out,
+            top=top,
             reporter=reporter,
         )
     chosen = [name for name in PROTOCOLS if protocol in (name, "both")]
@@ -255,11 +269,48 @@ def check(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="A run's folder.")]) -> None:
-    """Write a run's report.html again."""
-    from s4g_ray.pipeline.report.page import write_report
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="A run's folder, or several to compare.")
+    ],
+    gallery: Annotated[
+        str | None,
+        typer.Option(help="Of one run: show the calibration of this gallery, too."),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of several runs: the page, or s3://...  [default: comparison.html]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's report.html again, or a page that compares several runs.
 
-    typer.echo(write_report(run))
+    The comparison shows curves, results, what differs in the configurations, and means over seeds.
+    """
+    if len(runs) > 1 and gallery is not None:
+        raise InputError(
+            "--gallery belongs to the report of one run; give one run, or leave it out"
+        )
+    if len(runs) == 1 and out is not None:
+        raise InputError("--out is for several runs; the report of one run is RUN/report.html")
+    if len(runs) == 1:
+        from s4g_ray.pipeline.report.page import result_values, write_report
+
+        page = write_report(runs[0], gallery=gallery)
+        values = result_values(runs[0])
+    else:
+        from s4g_ray.pipeline.report.comparison import write_comparison
+
+        page = out or "comparison.html"
+        check_kept("--out", page)
+        values = write_comparison(runs, page).to_json()
+    if not as_json:
+        typer.echo(page)
+    print_json(as_json, {"report": page, **values})
 
 
 def _parse_numbers(option: str, text: str | None) -> list[float]:

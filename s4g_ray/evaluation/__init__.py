@@ -6,6 +6,7 @@ gallery_search        the ranks of all queries over the parts of a gallery
 metrics               retrieval_metrics: recall@k, AP, hit rate, metres; both protocols
 top_references        the first few references of each query
 scores                metrics of a split, as a whole and by region
+query_results         what was found for each query, as Parquet or CSV
 tables                Evaluation, and its tables for a terminal
 gradient_correlation  a baseline without learning
 

@@ -17,6 +17,7 @@ from s4g_ray.arrays import Floats, Floats32, Floats64, Ints
 from s4g_ray.data.pairs import Pairs
 from s4g_ray.evaluation.gallery_parts import GalleryPart, NearbyReferences, RowsByPlace
 from s4g_ray.evaluation.ranking import TIE, Block, normalise, score_pairs
+from s4g_ray.evaluation.top_references import TopReferences
 
 BLOCK_SCORES = 16_000_000  # scores in one block of the matrix product: 64 MB
 
@@ -92,16 +93,19 @@ class GallerySearch:
     (strict), and of higher ones (paper). They count references other than the query's own.
     """
 
-    def __init__(self, queries: QuerySide) -> None:
+    def __init__(self, queries: QuerySide, num_top: int = 0) -> None:
+        """num_top: the length of each query's list of references; 0: none is made."""
         self.queries = queries
         self.num_references = 0
         self._own: list[tuple[Ints, Floats64]] = []
+        self._own_references: list[Ints] = []
         self._semi: list[tuple[Ints, Floats64]] = []
         size = len(queries)
         self.best_near = {radius: np.full(size, -np.inf) for radius in queries.radii_m}
         self.top = np.zeros(size, np.int64)  # rows of the gallery
         self.top_latlon = np.full((size, 2), np.nan)
         self._top_score = np.full(size, -np.inf, np.float32)
+        self._others = TopReferences(size, num_top) if num_top else None
         self._first = 0  # of the part that is counted
         self._buffer = np.empty(0, np.float32)
 
@@ -111,8 +115,9 @@ class GallerySearch:
         Raises RunError for embeddings that are not finite, ValueError for shapes that do not fit.
         """
         references = self._normalise(part, self.num_references)
-        self.num_references += len(references)
         pairs = _PartPairs.find(self.queries, part)
+        self._own_references.append(self.num_references + pairs.own.columns)
+        self.num_references += len(references)
         self._own.append((pairs.own.rows, self._score(references, pairs.own)))
         if pairs.semi is not None:
             self._semi.append((pairs.semi.rows, self._score(references, pairs.semi)))
@@ -132,6 +137,8 @@ class GallerySearch:
         order = np.lexsort((-scores, rows))
         self.own_rows = rows[order]
         self.own_scores = scores[order]
+        self.own_references = np.concatenate([np.zeros(0, np.int64), *self._own_references])[order]
+        self._own_references.clear()
         self.own_above = np.zeros((2, len(rows)), np.int64)
         self.best_own = np.full(size, -np.inf)
         np.maximum.at(self.best_own, rows, scores)
@@ -167,6 +174,9 @@ class GallerySearch:
                 self.near_above[radius][:, rows] += _count_above_best(
                     block, self.best_near[radius][rows], near.take(rows)
                 )
+            if self._others is not None:
+                # last: it overwrites the scores of own references
+                self._others.add_block(block, start, self._first, pairs.own.take(rows))
         self._first += len(references)
 
     def _normalise(self, part: GalleryPart, first: int) -> Floats32:
@@ -198,6 +208,17 @@ class GallerySearch:
         self.top[chosen] = self._first + columns[better]
         if part.latlon is not None:
             self.top_latlon[chosen] = part.latlon[columns[better]]
+
+    def list_top(self) -> TopReferences | None:
+        """List the first references of each query, its own where `strict` ranks them.
+
+        Of references that tie, its own come last, and the others in the order of the gallery.
+        """
+        if self._others is None:
+            return None
+        first = np.searchsorted(self.own_rows, self.own_rows)
+        positions = self.own_above[0] + np.arange(len(first)) - first
+        return self._others.insert(self.own_rows, self.own_references, self.own_scores, positions)
 
     def count_semi_above(self, *, strict: bool) -> Ints:
         """Count the semi-positives of each query that score above its best own reference."""

@@ -19,6 +19,7 @@ from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import RunError
 from s4g_ray.evaluation.gallery_parts import GalleryPart, GalleryParts, cut_gallery
 from s4g_ray.evaluation.gallery_search import GallerySearch, QuerySide, rank_found
+from s4g_ray.evaluation.top_references import TopReferences
 
 # The order of the first axis of arrays that hold both protocols.
 PROTOCOLS: tuple[ProtocolName, ProtocolName] = ("strict", "paper")
@@ -35,6 +36,10 @@ class Retrieval:
     retrieval_metrics; None without semi-positives. within: by radius in metres, ranks[2, Q] of the
     best reference in that radius; located[Q]: whether a query has coordinates. error_m[Q]: metres
     to the top reference, NaN where unknown.
+
+    Where lists were asked for, else None: listed, the first references of each query, as `strict`
+    ranks them; own_best[Q] and own_scores[Q], the row and the score of its best own reference, -1
+    and -inf where it has none.
     """
 
     top: Ints
@@ -47,6 +52,9 @@ class Retrieval:
     within: dict[float, Ints] = field(default_factory=dict)
     located: Bools | None = None
     error_m: Floats64 | None = None
+    listed: TopReferences | None = None
+    own_best: Ints | None = None
+    own_scores: Floats64 | None = None
 
     @classmethod
     def from_search(cls, search: GallerySearch, num_left_out: int = 0) -> Retrieval:
@@ -58,6 +66,11 @@ class Retrieval:
         ranks = np.zeros((2, len(queries)), np.int64)
         first = np.flatnonzero(np.diff(search.own_rows, prepend=-1))  # the best pair of each query
         ranks[:, search.own_rows[first]] = search.own_above[:, first] + 1
+        listed = search.list_top()
+        own_best = None
+        if listed is not None:
+            own_best = np.full(len(queries), -1)
+            own_best[search.own_rows[first]] = search.own_references[first]
         hits = None
         literal_hits = None
         if queries.semi is not None:
@@ -84,6 +97,9 @@ class Retrieval:
             within=within,
             located=located,
             error_m=error_m,
+            listed=listed,
+            own_best=own_best,
+            own_scores=None if listed is None else search.best_own,
         )
 
     def metrics(
@@ -246,17 +262,21 @@ def retrieve_parts(
     *,
     has_distractors: bool,
     protocols: Sequence[ProtocolName] = PROTOCOLS,
+    num_top: int = 0,
 ) -> dict[ProtocolName, Retrieval]:
     """Search every query in a gallery that is read part by part, twice; memory O(part + queries).
 
     One search serves both protocols, unless there are distractors, which `paper` leaves out. The
-    ranks, and all metrics of them, do not depend on the parts. Raises RunError for non-finite
+    ranks, and all metrics of them, do not depend on the parts. num_top: so many references are
+    listed for each query, in the search of the whole gallery. Raises RunError for non-finite
     embeddings, ValueError for shapes that do not fit.
     """
     searches: dict[bool, GallerySearch] = {}  # by whether they leave distractors out
     num_distractors = 0
     for protocol in protocols:
-        searches.setdefault(has_distractors and protocol == "paper", GallerySearch(queries))
+        leaves_out = has_distractors and protocol == "paper"
+        if leaves_out not in searches:
+            searches[leaves_out] = GallerySearch(queries, 0 if leaves_out else num_top)
     for part in parts():
         if part.distractors is not None:
             num_distractors += int(part.distractors.sum())

@@ -44,7 +44,7 @@ def normalise(embeddings: Floats, places: Ints, kind: str, first: int = 0) -> Fl
         )
     unit = np.array(embeddings, np.float32, order="C")
     norms = np.empty(len(unit))
-    _run_on_threads(lambda start, stop: _divide_by_norms(start, stop, unit, norms), len(unit))
+    run_on_threads(lambda start, stop: _divide_by_norms(start, stop, unit, norms), len(unit))
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
         raise RunError(
@@ -60,7 +60,7 @@ def score_pairs(queries: Floats32, references: Floats32, pairs: Pairs) -> Floats
     def score_range(start: int, stop: int) -> None:
         _score_pairs(start, stop, queries, references, pairs.rows, pairs.columns, scores)
 
-    _run_on_threads(score_range, len(scores))
+    run_on_threads(score_range, len(scores))
     return scores
 
 
@@ -90,7 +90,7 @@ class Block:
         """Find the reference that scores highest for each query; the first of equal ones."""
         if not len(self.references):
             return np.zeros(len(self.queries), np.int64)
-        parts = _run_on_threads(
+        parts = run_on_threads(
             lambda start, stop: self.scores[start:stop].argmax(axis=1), len(self.queries)
         )
         return np.concatenate(parts)
@@ -120,7 +120,7 @@ class Block:
                 start, stop, self.scores, rows, low, high, MAX_NEAR_TIES, num_clear, num_close
             )
 
-        found = _run_on_threads(scan, len(rows))
+        found = run_on_threads(scan, len(rows))
         is_clear = self.scores[rows[own.rows], own.columns] > high[own.rows]
         num_clear -= np.bincount(own.rows[is_clear], minlength=len(rows))
         above = np.stack([num_clear, num_clear])
@@ -171,7 +171,7 @@ class Block:
         return above
 
 
-def _run_on_threads(function: Callable[[int, int], Result], count: int) -> list[Result]:
+def run_on_threads(function: Callable[[int, int], Result], count: int) -> list[Result]:
     """Call by_rows with as many threads as torch has."""
     import torch
 

@@ -15,9 +15,9 @@ from s4g_ray.data.schema import ProtocolName, gallery_splits
 from s4g_ray.data.sphere import format_metres
 from s4g_ray.data.tables.embedding_table import read_embedded_rows, read_embedding_parts
 from s4g_ray.data.tables.view_columns import SemiPositives
-from s4g_ray.evaluation.gallery_parts import GalleryPart, GalleryParts, cut_gallery
+from s4g_ray.evaluation.gallery_parts import GalleryPart, cut_gallery
 from s4g_ray.evaluation.gallery_search import QuerySide
-from s4g_ray.evaluation.metrics import PROTOCOLS, pair_semi_positives, retrieve_parts
+from s4g_ray.evaluation.metrics import PROTOCOLS, Retrieval, pair_semi_positives, retrieve_parts
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage.manifest import Stamp
 
@@ -61,6 +61,35 @@ class Score:
         return {**metrics, "protocol": protocol, "regions": regions, other: differing}
 
 
+@dataclass(frozen=True)
+class SplitSearch:
+    """The retrieval of a split's queries, by protocol.
+
+    gallery_ids[R]: of the gallery's rows, in the order in which it was read; empty where no list
+    of references was asked for.
+    """
+
+    queries: ImageTable
+    found: dict[ProtocolName, Retrieval]
+    gallery_ids: Ints
+
+    def score(self) -> Score:
+        """Compute the metrics. Raises RunError when no query has a reference in the gallery."""
+        found = self.found
+        metrics = {protocol: found[protocol].metrics(protocol) for protocol in PROTOCOLS}
+        names = np.array(list(self.queries.regions), dtype=str)
+        regions: dict[str, dict[ProtocolName, Metrics]] = {}
+        if len(np.unique(names)) < 2:
+            return Score(metrics, regions)
+        for name in np.unique(names[names != ""]):
+            rows = names == name
+            if all((rows & (found[protocol].ranks[0] > 0)).any() for protocol in PROTOCOLS):
+                regions[str(name)] = {
+                    protocol: found[protocol].metrics(protocol, rows=rows) for protocol in PROTOCOLS
+                }
+        return Score(metrics, regions)
+
+
 def score_tables(
     dataset: GeoDataset,
     split: str,
@@ -72,16 +101,37 @@ def score_tables(
 ) -> Score:
     """Score a split from the published embedding tables of its queries and of its references.
 
-    The references are read part by part, twice; of each, 24 bytes stay in memory. Raises RunError
-    when a table is unpublished, altered, or the queries are not made from `stamp`.
+    Raises RunError as search_tables does.
+    """
+    found = search_tables(dataset, split, queries, references, stamp=stamp, radii_m=radii_m)
+    return found.score()
+
+
+def search_tables(
+    dataset: GeoDataset,
+    split: str,
+    queries: str,
+    references: str,
+    *,
+    stamp: Stamp | None = None,
+    radii_m: Sequence[float] = (),
+    num_top: int = 0,
+) -> SplitSearch:
+    """Search a split's queries by the published embedding tables of them and of its references.
+
+    The references are read part by part, twice; of each, 24 bytes stay in memory, and 8 more where
+    `num_top` references are listed for each query. Raises RunError when a table is unpublished,
+    altered, or the queries are not made from `stamp`.
     """
     embedded, query_rows = read_embedded_rows(
         queries, "queries", dataset.table("queries", [split]), stamp=stamp
     )
     ids, lat, lon = dataset.columns("references", gallery_splits(split), ["id", "lat", "lon"])
     distractor_ids = _find_distractors(dataset, query_rows)
+    gallery_ids: list[Ints] = []
 
     def read_parts() -> Iterator[GalleryPart]:
+        gallery_ids.clear()  # of an earlier pass
         for table in read_embedding_parts(references, "references"):
             rows = rows_of(ids, table.ids)
             known = rows >= 0  # others are of other splits
@@ -89,11 +139,14 @@ def score_tables(
             latlon[known] = np.stack([lat[rows[known]], lon[rows[known]]], axis=1)
             is_distractor = rows_of(distractor_ids, table.ids) >= 0
             part = GalleryPart(table.vectors, table.place_ids, latlon, is_distractor)
+            if num_top:
+                gallery_ids.append(table.ids[known])
             yield part.take(known)
 
-    return _score_parts(
-        dataset, split, query_rows, embedded.vectors, read_parts, len(distractor_ids) > 0, radii_m
-    )
+    side = _query_side(dataset, split, query_rows, embedded.vectors, radii_m)
+    has_distractors = len(distractor_ids) > 0
+    found = retrieve_parts(side, read_parts, has_distractors=has_distractors, num_top=num_top)
+    return SplitSearch(query_rows, found, np.concatenate([np.zeros(0, np.int64), *gallery_ids]))
 
 
 def score(
@@ -117,40 +170,26 @@ def score(
         rows_of(distractor_ids, gallery.ids) >= 0,
     )
     has_distractors = len(distractor_ids) > 0
-    parts = cut_gallery(whole)
-    return _score_parts(dataset, split, queries, embeddings[0], parts, has_distractors, radii_m)
+    side = _query_side(dataset, split, queries, embeddings[0], radii_m)
+    found = retrieve_parts(side, cut_gallery(whole), has_distractors=has_distractors)
+    return SplitSearch(queries, found, np.zeros(0, np.int64)).score()
 
 
-def _score_parts(
+def _query_side(
     dataset: GeoDataset,
     split: str,
     queries: ImageTable,
     vectors: Floats,
-    parts: GalleryParts,
-    has_distractors: bool,
     radii_m: Sequence[float],
-) -> Score:
-    """Score vectors[Q, D] of queries in a gallery of parts."""
-    side = QuerySide(
+) -> QuerySide:
+    """Return the queries of a split with vectors[Q, D], ready to be searched."""
+    return QuerySide(
         vectors,
         queries.place_ids,
         semi_positives=_pair_semi_positives(dataset.semi_positives(split), queries),
         latlon=np.stack([queries.lat, queries.lon], axis=1),
         radii_m=radii_m,
     )
-    found = retrieve_parts(side, parts, has_distractors=has_distractors)
-    metrics = {protocol: found[protocol].metrics(protocol) for protocol in PROTOCOLS}
-    names = np.array(list(queries.regions), dtype=str)
-    regions: dict[str, dict[ProtocolName, Metrics]] = {}
-    if len(np.unique(names)) < 2:
-        return Score(metrics, regions)
-    for name in np.unique(names[names != ""]):
-        rows = names == name
-        if all((rows & (found[protocol].ranks[0] > 0)).any() for protocol in PROTOCOLS):
-            regions[str(name)] = {
-                protocol: found[protocol].metrics(protocol, rows=rows) for protocol in PROTOCOLS
-            }
-    return Score(metrics, regions)
 
 
 def _pair_semi_positives(semi: SemiPositives, queries: ImageTable) -> Pairs | None:

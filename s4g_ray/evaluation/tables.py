@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import format_metres
@@ -71,10 +72,10 @@ def evaluation_tables(
     title = f"{results[0].dataset}, split {results[0].split}"
     if results[0].bad_images:
         title += f" ({len(results[0].bad_images)} images left out)"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     for label, _ in columns:
-        table.add_column(label, justify="right")
+        table.add_column(Text(label), justify="right")
     for key in results[0].score.metrics[protocols[0]]:
         cells = [_format_cell(key, metrics.get(key)) for _, metrics in columns]
         table.add_row(key, *cells, end_section=key == "median_error_m")
@@ -88,7 +89,8 @@ def _build_region_table(result: Evaluation, protocols: Sequence[ProtocolName]) -
         name: _list_columns(metrics, protocols) for name, metrics in result.score.regions.items()
     }
     agree = all(len(rows) == 1 for rows in regions.values())
-    table = Table(title=f"by region, {result.fov_deg:g}° {result.heading}", title_justify="left")
+    title = Text(f"by region, {result.fov_deg:g}° {result.heading}")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     keys = [key for key in REGION_COLUMNS if key in result.score.metrics[protocols[0]]]
     for key in keys:
@@ -96,7 +98,8 @@ def _build_region_table(result: Evaluation, protocols: Sequence[ProtocolName]) -
     for name, rows in regions.items():
         for label, metrics in rows:
             cells = [_format_cell(key, metrics.get(key)) for key in keys]
-            table.add_row(name if agree else f"{name}, {label}", *cells)
+            # Text: a name may hold what rich reads as markup
+            table.add_row(Text(name if agree else f"{name}, {label}"), *cells)
     return table
 
 

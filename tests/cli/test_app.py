@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from s4g_ray.encoder.checkpoint import save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.pipeline.run_folder import RunFolder
 from tests.conftest import NUM_TEST, tiny_config
+from tests.support.evaluated_runs import GRID, write_ground, write_run
 from tests.support.forked_processes import Forked, variables
 
 MODULE = "s4g_ray.cli.app"
@@ -130,6 +133,8 @@ def test_check_shows_a_table_or_json_and_fails_for_a_fault(
         (["--protocol", "loose"], "--protocol loose is none of strict, paper and both"),
         (["--fov", "360,wide"], "--fov 360,wide is not a list of numbers"),
         (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+        (["--queries-out", "q.json"], "neither Parquet nor CSV"),
+        (["--queries-out", "q.csv", "--top", "0"], "--top 0 is below 1"),
         ([], "is no run, no export and no .pth or .safetensors file"),
     ],
 )
@@ -140,6 +145,33 @@ def test_evaluate_answers_bad_input_with_one_line(
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
+
+
+def test_reports_of_one_run_and_of_two_are_written_and_told_as_json(tmp_path: Path) -> None:
+    dataset = write_ground(tmp_path / "data")
+    vectors = np.eye(GRID * GRID)
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    for run in runs:
+        write_run(Path(run), dataset, queries=vectors, references=vectors)
+    done = forked_s4g("report", runs[0], "--json", starts_ray=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["report"] == f"{runs[0]}/report.html"
+    assert Path(told["report"]).exists()
+    assert told["results"][-1]["name"] == "trained, epoch 2"
+    page = str(tmp_path / "both.html")
+    done = forked_s4g("report", *runs, "--out", page, "--json", starts_ray=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"] == page
+    assert Path(page).exists()
+    for arguments, message in (
+        ([*runs, "--gallery", "g"], "--gallery belongs to the report of one run"),
+        ([runs[0], "--out", page], "--out is for several runs"),
+        ([runs[0], runs[0]], "is given 2 times; give each run once"),
+    ):
+        done = forked_s4g("report", *arguments, starts_ray=False)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.cluster
@@ -155,10 +187,13 @@ def test_an_export_is_evaluated_from_the_command_line(
     assert done.stdout == f"test_convnext after epoch 0, D=64: {tmp_path / 'model'}\n"
     missing = forked_s4g("export", str(tmp_path / "run"), str(tmp_path / "other"), "--epoch", "7")
     assert missing.returncode == 2
-    done = forked_s4g(
-        "evaluate", str(tmp_path / "model"), synthetic.uri, "--protocol", "paper", "--json"
-    )
+    queries = tmp_path / "queries.csv"
+    options = ["--protocol", "paper", "--queries-out", str(queries), "--top", "3", "--json"]
+    done = forked_s4g("evaluate", str(tmp_path / "model"), synthetic.uri, *options)
     assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(queries.open()))
+    assert len(rows) == NUM_TEST
+    assert all(row["top_uris_3"].endswith(".png") and "top_ids_4" not in row for row in rows)
     (result,) = json.loads(done.stdout)
     assert result["paper"]["queries"] == NUM_TEST
     assert "strict" not in result

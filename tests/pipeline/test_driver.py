@@ -32,7 +32,6 @@ from s4g_ray.evaluation.gradient_correlation import gradient_correlation_embeddi
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.records import EmbeddingRecord, RunRecord
-from s4g_ray.pipeline.report.charts import great_circle
 from s4g_ray.pipeline.report.examples import Example
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
@@ -478,12 +477,3 @@ def test_gradient_correlation_is_pearsons(synthetic: GeoDataset) -> None:
         )[0, 1]
         > 0.9
     )
-
-
-def test_great_circles_take_the_short_way_and_break_at_the_antimeridian() -> None:
-    lat, lon = great_circle((10.0, 170.0), (10.0, -170.0))
-    assert np.isnan(lat).sum() == 1
-    assert np.nanmin(np.abs(lon)) > 169
-    lat, lon = great_circle((0.0, 10.0), (0.0, 20.0))
-    np.testing.assert_allclose(lat, 0, atol=1e-9)
-    assert (np.diff(lon) > 0).all()

@@ -26,8 +26,10 @@ class Assessment:
 
     ece, brier: over both kinds, those from outside weighing as calibrated (outside_share). Shares
     lie in 0..1. coverage and radii: of located queries from inside; None when no position is known.
-    An `error` is a standard error, an `interval` one of 95 %: by how much these figures may differ
-    from those of all queries of the kind, as queries of the same place are alike.
+    reliability: for each bin of the ECE the means `confidence` and `accuracy`, weighed as there,
+    and the number of `queries`. An `error` is a standard error, an `interval` one of 95 %: by how
+    much these figures may differ from those of all queries of the kind, as queries of the same
+    place are alike.
     """
 
     num_inside: int
@@ -36,6 +38,7 @@ class Assessment:
     recall_at_1: float  # of queries from inside, whether located or not
     ece: float  # expected calibration error of the best candidate's probability
     ece_error: float
+    reliability: tuple[dict[str, float], ...]
     brier: float  # of all candidates, the rest and `none`: 0..2
     brier_error: float
     share_located: float  # of queries from inside
@@ -89,6 +92,7 @@ def assess(calibration: Calibration, inside: HeldOut, outside: HeldOut) -> Asses
         ece_error=resampled_error(
             lambda times: expected_calibration_error(confidences, hits, weights * times), places
         ),
+        reliability=reliability_bins(confidences, hits, weights),
         brier=float((weights * brier).sum()),
         brier_error=float(
             np.hypot(
@@ -118,13 +122,37 @@ def expected_calibration_error(
 
     confidence[M] in 0..1, is_right[M], weights[M] -> mean gap between confidence and accuracy.
     """
-    number = np.unique(confidence, return_inverse=True)[1]
     weight = np.ones(len(confidence)) if weights is None else weights
+    gaps = np.bincount(
+        _bin(confidence, weight), weight * (confidence - is_right), minlength=NUM_BINS
+    )
+    return float(np.abs(gaps).sum() / weight.sum())
+
+
+def reliability_bins(
+    confidence: Floats64, is_right: Bools, weights: Floats64
+) -> tuple[dict[str, float], ...]:
+    """Return the points of a reliability diagram, over the bins of expected_calibration_error."""
+    bins = _bin(confidence, weights)
+    points = []
+    for number in np.unique(bins):
+        rows = bins == number
+        means = [
+            float(np.average(values[rows], weights=weights[rows]))
+            for values in (confidence, is_right)
+        ]
+        point = {"confidence": means[0], "accuracy": means[1], "queries": int(rows.sum())}
+        points.append(point)
+    return tuple(points)
+
+
+def _bin(confidence: Floats64, weight: Floats64) -> Ints:
+    """Return the bin of each confidence[M]: NUM_BINS bins of like weight."""
+    number = np.unique(confidence, return_inverse=True)[1]
     ends = np.cumsum(np.bincount(number, weight)) / weight.sum()
     # equal values share a bin
-    bins = np.minimum((ends * NUM_BINS * (1 - 1e-12)).astype(int), NUM_BINS - 1)[number]
-    gaps = np.bincount(bins, weight * (confidence - is_right), minlength=NUM_BINS)
-    return float(np.abs(gaps).sum() / weight.sum())
+    bins = np.minimum((ends * NUM_BINS * (1 - 1e-12)).astype(np.int64), NUM_BINS - 1)
+    return np.asarray(bins[number])
 
 
 def _judge(calibration: Calibration, queries: HeldOut) -> list[Judgement]:

@@ -11,35 +11,39 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from s4g_ray.arrays import Floats32, Floats64, Ints
+from s4g_ray.arrays import Ints
 from s4g_ray.config.data_schema import Size
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.data.image_table import ImageTable
+from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import load_raw, resize
-from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.sphere import format_metres, metres_between
-from s4g_ray.data.tables.embedding_table import read_embedded_rows, read_embedding_parts
 from s4g_ray.data.tables.neighbor_graph import read_graph
 from s4g_ray.errors import BadImageError
-from s4g_ray.evaluation.top_references import find_top_references
-from s4g_ray.row_lookup import rows_of
+from s4g_ray.evaluation.query_results import QueryResults, read_source_ids
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import latest_version
 
 NUM_EXAMPLES = 8
 NUM_TOP = 5
+NUM_WRONG = 3  # references beside a mistake
+LONGEST_NAME = 30  # characters of a file's name
 THUMBNAIL = (96, 96)
 WIDEST = 168  # pixels, of a panorama's thumbnail
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with its caption: kind is query, right, wrong or negative."""
+    """A picture with its caption: kind is query, right, wrong or negative.
+
+    details: lines below the caption. source: the whole path of the picture's file.
+    """
 
     image: str
     caption: str
     kind: str
+    details: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,55 +54,94 @@ class Example:
     tiles: list[Tile] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class RankedQueries:
-    """The last evaluation's rankings: top[Q, NUM_TOP] rows of the gallery, best first."""
+def find_retrievals(results: QueryResults, config: RunConfig) -> Iterator[Example]:
+    """Yield queries with their best references: half with the right place among them."""
+    rng = np.random.default_rng((config.seed, 1))
+    right = results.is_right()
+    found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
+    missed = rng.permutation(np.flatnonzero(~right.any(axis=1)))[: NUM_EXAMPLES - len(found)]
+    queries = results.queries
+    for row in [*sorted(found), *sorted(missed)]:
+        tiles = [Tile(_thumbnail(queries, row, config.data.query_size), "query", "query")]
+        for rank, reference in enumerate(results.top[row]):
+            if reference < 0:
+                break
+            caption = f"{rank + 1}. {format_metres(results.errors_m(rank)[row])}"
+            kind = "right" if right[row, rank] else "wrong"
+            tiles.append(Tile(_thumbnail(results.gallery, reference), caption, kind))
+        if results.own[row] >= 0 and not right[row].any():
+            own = _thumbnail(results.gallery, results.own[row])
+            tiles.append(Tile(own, "its own, missed", "right"))
+        yield Example(_position(queries, row), tiles)
 
-    queries: ImageTable
-    gallery: ImageTable
-    top: Ints
 
-    @classmethod
-    def read(cls, uri: str, config: RunConfig, dataset: GeoDataset, epoch: int) -> RankedQueries:
-        """Read the rankings of an epoch's evaluation from its embedding tables, part by part."""
-        split = config.data.test_split
-        folder = files.join(uri, f"embeddings/v={epoch:04d}")
-        embedded, queries = read_embedded_rows(folder, "queries", dataset.table("queries", [split]))
-        table = dataset.table("references", gallery_splits(split))
-        rows: list[Ints] = [np.zeros(0, np.int64)]  # of the table, in the order of the parts
+def find_hardest(results: QueryResults, config: RunConfig) -> Iterator[Example]:
+    """Yield the queries that a wrong reference outscores their own one by most, largest first.
 
-        def read_vectors() -> Iterator[Floats32]:
-            for part in read_embedding_parts(folder, "references"):
-                found = rows_of(table.ids, part.ids)
-                rows.append(found[found >= 0])
-                yield part.vectors[found >= 0]
+    One query of a place: others of it tend to be mistaken alike.
+    """
+    is_wrong = ~results.is_right()[:, 0] & (results.own >= 0)
+    rows = np.flatnonzero(is_wrong)
+    margins = results.scores[rows, 0] - results.own_scores[rows]
+    rows = rows[np.argsort(-margins, kind="stable")]
+    _, first = np.unique(results.queries.place_ids[rows], return_index=True)
+    rows = rows[np.sort(first)[:NUM_EXAMPLES]]
+    namer = ImageNamer(results.dataset)
+    gallery = results.gallery
+    wrong = [row[row >= 0][:NUM_WRONG] for row in results.top[rows]]
+    namer.read("queries", results.queries.ids[rows])
+    namer.read("references", gallery.ids[np.concatenate([results.own[rows], *wrong])])
+    right = results.is_right()
+    for row, references in zip(rows.tolist(), wrong, strict=True):
+        picture = _thumbnail(results.queries, row, config.data.query_size)
+        details, source = namer.describe("queries", results.queries, row)
+        tiles = [Tile(picture, "query", "query", details, source)]
+        own = results.own[row]
+        details, source = namer.describe("references", gallery, own)
+        caption = f"its own: rank {results.ranks[0, row]:,}, {results.own_scores[row]:.2f}"
+        tiles.append(Tile(_thumbnail(gallery, own), caption, "right", details, source))
+        for rank, reference in enumerate(references):
+            if right[row, rank]:
+                continue  # stands before them
+            metres = format_metres(results.errors_m(rank)[row])
+            caption = f"{rank + 1}. {results.scores[row, rank]:.2f}, {metres}"
+            details, source = namer.describe("references", gallery, reference)
+            picture = _thumbnail(gallery, reference)
+            tiles.append(Tile(picture, caption, "wrong", details, source))
+        yield Example(_position(results.queries, row), tiles)
 
-        top = find_top_references(embedded.vectors, read_vectors(), NUM_TOP)
-        return cls(queries, table.take(np.concatenate(rows)), top)
 
-    def errors_m(self, rank: int = 0) -> Floats64:
-        """Return the metres from each query to the reference at a rank."""
-        found = self.top[:, rank]
-        return metres_between(
-            self.queries.lat, self.queries.lon, self.gallery.lat[found], self.gallery.lon[found]
-        )
+class ImageNamer:
+    """Names images for people: by id and file, or by source_id where a file holds many images."""
 
-    def examples(self, config: RunConfig) -> Iterator[Example]:
-        """Yield queries with their best references: half with the right place among them."""
-        rng = np.random.default_rng((config.seed, 1))
-        right = self.queries.place_ids[:, None] == self.gallery.place_ids[self.top]
-        found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
-        missed = rng.permutation(np.flatnonzero(~right.any(axis=1)))[: NUM_EXAMPLES - len(found)]
-        for row in [*sorted(found), *sorted(missed)]:
-            tiles = [Tile(_thumbnail(self.queries, row, config.data.query_size), "query", "query")]
-            for rank in range(self.top.shape[1]):
-                caption = f"{rank + 1}. {format_metres(self.errors_m(rank)[row])}"
-                kind = "right" if right[row, rank] else "wrong"
-                tiles.append(Tile(_thumbnail(self.gallery, self.top[row, rank]), caption, kind))
-            own = np.flatnonzero(self.gallery.place_ids == self.queries.place_ids[row])
-            if len(own) and not right[row].any():
-                tiles.append(Tile(_thumbnail(self.gallery, own[0]), "its own, missed", "right"))
-            yield Example(_position(self.queries, row), tiles)
+    def __init__(self, dataset: GeoDataset) -> None:
+        self._dataset = dataset
+        self._source_ids: dict[tuple[View, int], str | None] = {}
+
+    def read(self, view: View, ids: Ints) -> None:
+        """Read what `describe` needs of some rows."""
+        chosen = np.unique(ids)
+        names = read_source_ids(self._dataset, view, chosen)
+        for one, name in zip(chosen.tolist(), names, strict=True):
+            self._source_ids[view, one] = name
+
+    def describe(self, view: View, table: ImageTable, row: int) -> tuple[tuple[str, ...], str]:
+        """Return the lines that name an image of a table, and the whole path of its file."""
+        uri = table.uris[int(row)]
+        name = uri.rsplit("/", 1)[-1]
+        source_id = self._source_ids[view, int(table.ids[row])]
+        if table.lengths[row] >= 0:
+            uri = f"{uri}, byte {table.offsets[row]}"
+            name = source_id or f"{name} @ {table.offsets[row]}"
+        return (f"id {table.ids[row]}", shorten_middle(name, LONGEST_NAME)), uri
+
+
+def shorten_middle(text: str, length: int) -> str:
+    """Return a text of at most `length` characters: its start and its end around three dots."""
+    if len(text) <= length:
+        return text
+    head = (length - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
 def find_mined_examples(uri: str, config: RunConfig, dataset: GeoDataset) -> Iterator[Example]:

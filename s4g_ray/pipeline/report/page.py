@@ -2,79 +2,128 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Callable
-
-import jinja2
+from dataclasses import dataclass
+from typing import Any
 
 from s4g_ray.config.loading import load_config
+from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import open_dataset
-from s4g_ray.data.sphere import format_metres
 from s4g_ray.errors import InputError
+from s4g_ray.evaluation.query_results import QueryResults
+from s4g_ray.evaluation.scores import search_tables
 from s4g_ray.pipeline.branches.branch import describe_branch
-from s4g_ray.pipeline.report.charts import (
-    draw_loss_chart,
-    draw_maps,
-    draw_recall_chart,
-    draw_time_chart,
+from s4g_ray.pipeline.report.charts import draw_loss_chart, draw_recall_chart, draw_time_chart
+from s4g_ray.pipeline.report.examples import (
+    NUM_TOP,
+    Example,
+    find_hardest,
+    find_mined_examples,
+    find_retrievals,
 )
-from s4g_ray.pipeline.report.examples import Example, RankedQueries, find_mined_examples
+from s4g_ray.pipeline.report.region_map import draw_maps
+from s4g_ray.pipeline.report.reliability import read_calibration
+from s4g_ray.pipeline.report.templates import render_page
 from s4g_ray.pipeline.run_folder import Record, read_records
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
 
 
-def write_report(run_dir: str, *, show: Callable[[list[Example]], None] | None = None) -> str:
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run of which at least one evaluation is logged."""
+
+    uri: str
+    config: RunConfig
+    info: Record
+    records: list[Record]
+
+    @classmethod
+    def read(cls, run_dir: str) -> EvaluatedRun:
+        """Read a run's folder. Raises InputError when it holds no evaluated run."""
+        uri = files.absolute(run_dir)
+        if not files.exists(files.join(uri, "run.json")):
+            raise InputError(f"{uri} is no run's folder: run.json is missing")
+        records = read_records(uri)
+        if not any(record["kind"] == "evaluation" for record in records):
+            raise InputError(f"{uri} holds no evaluated run: nothing to report yet")
+        config = load_config(files.join(uri, "config.yaml"))
+        return cls(uri, config, files.read_json(files.join(uri, "run.json")), records)
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder's path."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    def of_kind(self, kind: str) -> list[Record]:
+        """Return the records of a kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+def write_report(
+    run_dir: str,
+    *,
+    gallery: str | None = None,
+    show: Callable[[list[Example]], None] | None = None,
+) -> str:
     """Write RUN/report.html and return its URI.
 
-    show() is called with the retrievals of the last evaluation that the page shows.
+    gallery: one whose calibration the page shows. show() is called with the retrievals of the last
+    evaluation that the page shows.
 
-    Raises InputError when the folder holds no evaluated run.
+    Raises InputError when the folder holds no evaluated run, or the gallery no calibration.
     """
-    uri = files.absolute(run_dir)
-    if not files.exists(files.join(uri, "run.json")):
-        raise InputError(f"{uri} is no run's folder: run.json is missing")
-    records = read_records(uri)
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
-    if not evaluations:
-        raise InputError(f"{uri} holds no evaluated run: nothing to report yet")
-    last = evaluations[-1]["epoch"]
-    if not is_published(files.join(uri, f"embeddings/v={last:04d}")):
-        raise InputError(
-            f"{uri} has no embeddings of its last evaluation, after epoch {last}: they were pruned"
-            " before the run branched; resume it until its next evaluation"
-        )
-    config_text = files.read_bytes(files.join(uri, "config.yaml")).decode()
-    config = load_config(files.join(uri, "config.yaml"))
-    info = files.read_json(files.join(uri, "run.json"))
-    dataset = open_dataset(info["dataset"]["uri"])
-    retrieval = RankedQueries.read(uri, config, dataset, last)
-    examples = list(retrieval.examples(config))
+    run = EvaluatedRun.read(run_dir)
+    calibration = None if gallery is None else read_calibration(gallery)
+    results = read_results(run)
+    config = run.config
+    examples = list(find_retrievals(results, config))
     if show is not None:
         show(examples)
-    page = _template().render(
-        run=uri.rstrip("/").rsplit("/", 1)[-1],
-        info={"best": None, **info},
-        views=dataset.views,
+    evaluations = run.of_kind("evaluation")
+    page = render_page(
+        "report.html.j2",
+        run=run.name,
+        info={"best": None, **run.info},
+        views=results.dataset.views,
         config=config,
-        config_text=config_text,
-        rows=result_rows(records),
-        format_metres=format_metres,
+        config_text=files.read_bytes(files.join(run.uri, "config.yaml")).decode(),
+        rows=result_rows(run.records),
         evaluation=evaluations[-1],
-        loss=draw_loss_chart(records),
+        loss=draw_loss_chart(run.records),
         recall=draw_recall_chart(evaluations),
-        times=draw_time_chart(records),
-        maps=draw_maps(retrieval),
+        times=draw_time_chart(run.records),
+        maps=draw_maps(results),
+        calibration=calibration,
+        hardest=list(find_hardest(results, config)),
         examples=examples,
-        negatives=list(find_mined_examples(uri, config, dataset)),
-        mining=[r for r in records if r["kind"] == "mining"],
-        epochs=[r for r in records if r["kind"] == "epoch"],
-        branches=[describe_branch(r) for r in records if r["kind"] == "branch"],
-        bad_images=read_records(uri, "bad_images.jsonl"),
+        negatives=list(find_mined_examples(run.uri, config, results.dataset)),
+        mining=run.of_kind("mining"),
+        epochs=run.of_kind("epoch"),
+        branches=[describe_branch(record) for record in run.of_kind("branch")],
+        bad_images=read_records(run.uri, "bad_images.jsonl"),
     )
-    target = files.join(uri, "report.html")
-    files.write_bytes(target, page.encode())
+    target = files.join(run.uri, "report.html")
+    files.write_bytes(target, page)
     return target
+
+
+def read_results(run: EvaluatedRun) -> QueryResults:
+    """Search the test queries again, by the embeddings of the last evaluation.
+
+    Raises InputError where those were pruned.
+    """
+    last = run.of_kind("evaluation")[-1]["epoch"]
+    folder = files.join(run.uri, f"embeddings/v={last:04d}")
+    if not is_published(folder):
+        raise InputError(
+            f"{run.uri} has no embeddings of its last evaluation, after epoch {last}: they were"
+            " pruned before the run branched; resume it until its next evaluation"
+        )
+    dataset = open_dataset(run.info["dataset"]["uri"])
+    split = run.config.data.test_split
+    search = search_tables(dataset, split, folder, folder, num_top=NUM_TOP)
+    return QueryResults.from_search(dataset, split, search)
 
 
 def result_rows(records: list[Record]) -> list[tuple[str, Record]]:
@@ -99,8 +148,13 @@ def result_rows(records: list[Record]) -> list[tuple[str, Record]]:
     return rows
 
 
-def _template() -> jinja2.Template:
-    folder = importlib.resources.files("s4g_ray.pipeline.report")
-    text = folder.joinpath("report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(text)
+def result_values(run_dir: str) -> dict[str, Any]:
+    """Return the results of a run as plain values, for JSON: those of the page's first table."""
+    run = EvaluatedRun.read(run_dir)
+    results = []
+    for name, record in result_rows(run.records):
+        values = {key: value for key, value in record.items() if key not in ("kind", "time")}
+        results.append({"name": name, **values})
+    dataset = run.info["dataset"]["name"]
+    split = run.config.data.test_split
+    return {"run_dir": run.uri, "dataset": dataset, "split": split, "results": results}

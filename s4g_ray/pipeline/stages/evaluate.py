@@ -27,7 +27,8 @@ from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.encoder.source import EncoderSource, open_source
 from s4g_ray.errors import InputError
-from s4g_ray.evaluation.scores import score_tables
+from s4g_ray.evaluation.query_results import QueryResults, check_results_uri, write_results
+from s4g_ray.evaluation.scores import search_tables
 from s4g_ray.evaluation.tables import Evaluation
 from s4g_ray.pipeline.preflight import check_resources, check_test_split
 from s4g_ray.progress import Reporter
@@ -49,6 +50,8 @@ def evaluate(
     fovs: Sequence[float] = (),
     heading: str | None = None,
     out: str | None = None,
+    queries_out: str | None = None,
+    top: int = 10,
     reporter: Reporter | None = None,
 ) -> list[Evaluation]:
     """Evaluate a run, an export or weights on a split of a data set; one result a field of view.
@@ -58,44 +61,79 @@ def evaluate(
     for all. `out` keeps embeddings and result.json; without it, they lie in a temporary folder of
     this machine (a cluster of several nodes needs `out` on storage that all of them reach). After
     an interruption the same call with `out` resumes from the tables that are published there.
-    Raises InputError for bad input, RunError for non-finite embeddings and when the job dies.
+    queries_out: a .parquet or .csv file for the results of each query, with its first `top`
+    references. Raises InputError for bad input, RunError for non-finite embeddings and when the
+    job dies.
     """
     reporter = reporter or Reporter()
+    if queries_out is not None:
+        queries_out = _check_queries_out(queries_out, top)
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
     dataset = open_dataset(base.data.uri)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
-    heading = heading or base.data.query_heading
-    configs = [
-        _with_data(base, query_fov_deg=fov, query_heading=heading)
-        for fov in fovs or [base.data.query_fov_deg]
-    ]
+    configs = _list_views(base, fovs, heading)
     check_test_split(configs[0], dataset)
-    model = base.model
-    for one_fov in configs:
-        model = fit_model_to_sizes(model, one_fov.data)
-    base = base.model_copy(update={"model": model})
-    data = base.data
+    base = _fit_model(base, configs)
     numerics = opened.numerics_for(base.train)
-    made_with = {"split": data.test_split, "seed": base.seed, **asdict(numerics)}
-    reporter.line(
-        f"{base.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
-        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split"
-        f" {data.test_split}"
-    )
+    made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
+    reporter.line(_describe(base, numerics))
+    num_top = top if queries_out is not None else 0
     with _work_folder(out, made_with) as folder:
         encoder = opened.build_encoder(base.model)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
-                job = EvaluationJob(opened, numerics, dataset, encoder, folder, pool, reporter)
+                job = EvaluationJob(
+                    opened, numerics, dataset, encoder, folder, pool, reporter, num_top
+                )
                 job.embed(configs[0], "references", "references")
                 found = [job.evaluate(config) for config in configs]
+        if queries_out is not None:
+            write_results(queries_out, job.query_results)
+            reporter.line(f"wrote the results of each query to {queries_out}")
         if out is not None:
             results = [result.as_dict() for result in found]
             files.write_json(files.join(folder, "result.json"), results)
     return found
+
+
+def _check_queries_out(uri: str, top: int) -> str:
+    """Return the file's absolute URI. Raises InputError for a file or `top` that cannot be."""
+    if top < 1:
+        raise InputError(f"--top {top} is below 1; give the number of references a query")
+    check_kept("--queries-out", uri)
+    uri = files.absolute(uri)
+    check_results_uri(uri)
+    return uri
+
+
+def _list_views(base: RunConfig, fovs: Sequence[float], heading: str | None) -> list[RunConfig]:
+    """Return a configuration for each field of view, or for the configured one."""
+    heading = heading or base.data.query_heading
+    return [
+        _with_data(base, query_fov_deg=fov, query_heading=heading)
+        for fov in fovs or [base.data.query_fov_deg]
+    ]
+
+
+def _fit_model(base: RunConfig, configs: Sequence[RunConfig]) -> RunConfig:
+    """Return the configuration with a model that takes the image sizes of all of `configs`."""
+    model = base.model
+    for config in configs:
+        model = fit_model_to_sizes(model, config.data)
+    return base.model_copy(update={"model": model})
+
+
+def _describe(config: RunConfig, numerics: Numerics) -> str:
+    """Return a line about what is evaluated: model, image sizes, precision and split."""
+    data = config.data
+    return (
+        f"{config.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
+        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split"
+        f" {data.test_split}"
+    )
 
 
 def _check_nodes(config: RunConfig, out: str | None, nodes: Sequence[Node]) -> None:
@@ -163,7 +201,9 @@ class EvaluationJob:
         folder: str,
         pool: EncoderPool,
         reporter: Reporter,
+        num_top: int = 0,
     ) -> None:
+        """num_top: how many references are kept for each query in query_results; 0: none."""
         self.source = source
         self.numerics = numerics
         self.dataset = dataset
@@ -171,7 +211,10 @@ class EvaluationJob:
         self.folder = folder
         self.pool = pool
         self.reporter = reporter
+        self.num_top = num_top
         self.bad_images: dict[str, tuple[str, ...]] = {}
+        # of each evaluation, with the values that tell it from the others
+        self.query_results: list[tuple[QueryResults, dict[str, Any]]] = []
         self.checkpoint = source.checkpoint or files.join(folder, "checkpoint")
         if source.checkpoint is None:
             save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)
@@ -211,14 +254,20 @@ class EvaluationJob:
         uri = self.embed(config, "queries", name)
         stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         with self.reporter.stage("scoring"):
-            found = score_tables(
+            search = search_tables(
                 self.dataset,
                 data.test_split,
                 uri,
                 files.join(self.folder, "references"),
                 stamp=stamp,
                 radii_m=config.evaluation.radii_m,
+                num_top=self.num_top,
             )
+            found = search.score()
+            if self.num_top:
+                results = QueryResults.from_search(self.dataset, data.test_split, search)
+                view = {"fov_deg": data.query_fov_deg, "heading": data.query_heading}
+                self.query_results.append((results, view))
         info = open_published(self.checkpoint, "checkpoint").info
         made_with = {
             "source": self.source.uri,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -262,8 +263,26 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
     monkeypatch.setattr(EncoderPool, "start_actors", count)
     # actors of its own
     monkeypatch.setattr("s4g_ray.pipeline.stages.evaluate.EncoderPool", EncoderPool)
-    found = evaluate(config.run_dir, dataset.uri, fovs=[360, 90], heading="random", out=str(out))
+    rows = tmp_path / "queries.parquet"
+    found = evaluate(
+        config.run_dir,
+        dataset.uri,
+        fovs=[360, 90],
+        heading="random",
+        out=str(out),
+        queries_out=str(rows),
+        top=4,
+    )
     assert len(starts) == 1
+    told = pq.read_table(rows).to_pylist()
+    for evaluation in found:
+        own = [row for row in told if row["fov_deg"] == evaluation.fov_deg]
+        metrics = evaluation.score.metrics["strict"]
+        assert len(own) == metrics["queries"]
+        assert np.mean([row["rank"] <= 5 for row in own]) == pytest.approx(metrics["recall@5"])
+        median = np.median([row["top_metres"][0] for row in own])
+        assert median == pytest.approx(metrics["median_error_m"])
+        assert all(len(row["top_ids"]) == 4 for row in own)
     assert [(e.fov_deg, e.heading) for e in found] == [(360, "random"), (90, "random")]
     encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
     table = dataset.table("queries", ["test"])
