@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from s4g_ray.config.data_schema import FieldOfView, format_fov
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import format_metres
 from s4g_ray.evaluation.metrics import PROTOCOLS
@@ -30,7 +31,7 @@ class Evaluation:
 
     dataset: str
     split: str
-    fov_deg: float
+    fov_deg: FieldOfView
     heading: str
     score: Score
     made_with: dict[str, Any]  # source, weights, sizes, precision, data set's fingerprint
@@ -66,7 +67,7 @@ def evaluation_tables(
     for result in results:
         for label, metrics in _list_columns(result.score.metrics, protocols):
             if len(results) > 1:
-                label = f"{result.fov_deg:g}° {result.heading}\n{label}"
+                label = f"{format_fov(result.fov_deg)}° {result.heading}\n{label}"
             columns.append((label, metrics))
     title = f"{results[0].dataset}, split {results[0].split}"
     if results[0].bad_images:
@@ -88,7 +89,8 @@ def _build_region_table(result: Evaluation, protocols: Sequence[ProtocolName]) -
         name: _list_columns(metrics, protocols) for name, metrics in result.score.regions.items()
     }
     agree = all(len(rows) == 1 for rows in regions.values())
-    table = Table(title=f"by region, {result.fov_deg:g}° {result.heading}", title_justify="left")
+    title = f"by region, {format_fov(result.fov_deg)}° {result.heading}"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     keys = [key for key in REGION_COLUMNS if key in result.score.metrics[protocols[0]]]
     for key in keys:

@@ -30,6 +30,7 @@ Operation = Literal[
     "turn_180",
     "turn_270",
     "roll",  # columns to the right
+    "view",  # first column that is seen and the one after the last: others become black
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)  # in the order in which they are applied
 TURNS: tuple[Operation, ...] = ("turn_90", "turn_180", "turn_270")
@@ -72,11 +73,16 @@ def draw_reference(cfg: AugmentConfig, rng: np.random.Generator, size: Size) -> 
     return reference
 
 
-def add_roll(draws: ImageDraws, columns: int) -> None:
-    """Roll an image by so many columns to the right, after everything else."""
-    if columns:
+def add_field_of_view(draws: ImageDraws, turn: int, view: tuple[int, int] | None) -> None:
+    """Roll an image by so many columns to the right, after everything else, then show a view.
+
+    view: its first column and the one after its last; None: nothing becomes black.
+    """
+    if turn:
         (before,) = draws.get("roll", (0,))
-        draws["roll"] = (before + columns,)
+        draws["roll"] = (before + turn,)
+    if view is not None:
+        draws["view"] = view
 
 
 def _turn(draws: ImageDraws, turns: int, size: Size) -> None:
