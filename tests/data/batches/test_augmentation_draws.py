@@ -10,7 +10,7 @@ from s4g_ray.data.batches.augmentation_draws import (
     OPERATIONS,
     BatchDraws,
     ImageDraws,
-    add_roll,
+    add_field_of_view,
     draw_pair,
     draw_reference,
 )
@@ -79,13 +79,15 @@ def test_a_view_that_is_not_square_is_not_turned(size: Size) -> None:
         draw_reference(cfg, rng, size)
 
 
-def test_rolls_of_an_image_add_up() -> None:
+def test_rolls_of_an_image_add_up_and_a_view_follows() -> None:
     draws: ImageDraws = {}
-    add_roll(draws, 0)
+    add_field_of_view(draws, 0, None)
     assert draws == {}
-    add_roll(draws, 7)
-    add_roll(draws, -9)
+    add_field_of_view(draws, 7, None)
+    add_field_of_view(draws, -9, None)
     assert draws == {"roll": (-2,)}
+    add_field_of_view(draws, 0, (3, 9))
+    assert draws == {"roll": (-2,), "view": (3, 9)}
 
 
 def test_draws_are_packed_into_one_tensor_and_come_back() -> None:
