@@ -66,7 +66,7 @@ def test_draws_keep_their_order_from_version_to_version() -> None:
         found = draw_pair(cfg, np.random.default_rng(seed), WIDE, SQUARE)
         assert [as_lists(draws) for draws in found] == [as_lists(query), as_lists(reference)]
         seen.update(query, reference)
-    assert seen == set(OPERATIONS)
+    assert seen == set(OPERATIONS) - {"view"}  # drawn from section data
 
 
 @pytest.mark.parametrize("size", [WIDE, (140, 768)])
