@@ -53,4 +53,5 @@ def _sample(pixels: Pixels, column: Floats64, row: Floats64) -> Pixels:
     v = (y - top)[..., None]
     upper = pixels[top, left] * (1 - u) + pixels[top, left + 1] * u
     lower = pixels[top + 1, left] * (1 - u) + pixels[top + 1, left + 1] * u
-    return (upper * (1 - v) + lower * v + 0.5).astype(np.uint8)
+    rounded = upper * (1 - v) + lower * v + 0.5
+    return np.asarray(rounded, np.uint8)

@@ -199,7 +199,7 @@ def unroll_scene(lat: float, lon: float, heading: float, displaced: float = 0.0)
 def test_panoramas_show_azimuths_and_distances_and_known_headings_undo_the_drawn(
     tmp_path: Path,
 ) -> None:
-    options = {"size_m": WIDE_M, "queries": "panorama", "headings": "random"}
+    options: dict[str, Any] = {"size_m": WIDE_M, "queries": "panorama", "headings": "random"}
     made = landsat.convert("localtileserver", str(tmp_path / "x"), queries_per_tile=2, **options)
     queries = made.table("queries", ["train", "test"])
     assert len(queries) > 40
