@@ -268,6 +268,7 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
     encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
     table = dataset.table("queries", ["test"])
     for evaluation in found:
+        assert isinstance(evaluation.fov_deg, float)
         data = config.data.model_copy(
             update={"query_heading": "random", "query_fov_deg": evaluation.fov_deg}
         )
