@@ -19,6 +19,7 @@ from benchmarks.support.record import record
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.datasets import landsat
+from s4g_ray.distributed.session import ray_session
 from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.stages.evaluate import evaluate
 
@@ -73,16 +74,17 @@ def measure(kind: str, seed: int, work: Path) -> Result:
         return dict(json.loads(path.read_text()))
     uri = make_dataset(work)
     config = configure(kind, seed, work, uri)
-    trained = run(config, resume=(Path(config.run_dir) / "run.json").exists())
-    steps = [line["step"] for line in trained.records if line["kind"] == "step"]
-    result: Result = {"steps": max(steps), "recall@1": {}, "recall@10": {}}
-    for heading in HEADINGS:
-        found = evaluate(config.run_dir, uri, fovs=FOVS, heading=heading)
-        metrics = [evaluation.score.metrics["strict"] for evaluation in found]
-        for name in ("recall@1", "recall@10"):
-            result[name][heading] = [values[name] for values in metrics]
-        result["queries"] = metrics[0]["queries"]
-        result["references"] = metrics[0]["references"]
+    with ray_session(config.ray, config.storage):  # one for all: it takes long on a busy machine
+        trained = run(config, resume=(Path(config.run_dir) / "run.json").exists())
+        steps = [line["step"] for line in trained.records if line["kind"] == "step"]
+        result: Result = {"steps": max(steps), "recall@1": {}, "recall@10": {}}
+        for heading in HEADINGS:
+            found = evaluate(config.run_dir, uri, fovs=FOVS, heading=heading)
+            metrics = [evaluation.score.metrics["strict"] for evaluation in found]
+            for name in ("recall@1", "recall@10"):
+                result[name][heading] = [values[name] for values in metrics]
+            result["queries"] = metrics[0]["queries"]
+            result["references"] = metrics[0]["references"]
     written = path.with_suffix(".tmp")
     written.write_text(json.dumps(result, indent=1))
     written.rename(path)
