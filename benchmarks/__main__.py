@@ -35,6 +35,7 @@ NAMES = (
     "faults",
     "locate",
     "refine",
+    "published.comparison",
     "projection",
 )
 

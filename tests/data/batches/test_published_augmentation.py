@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s4g_ray.config.data_schema import AugmentConfig, Size
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.batches.augmentation import augment_pair, augment_reference, filter_pixels
+from s4g_ray.data.batches.augmentation import augment_pair, filter_pixels
 from s4g_ray.data.batches.augmentation_draws import (
     COLORS,
     BatchDraws,
@@ -386,11 +386,7 @@ def test_all_of_it_is_the_same_by_the_loader_and_in_batches_but_for_rounding() -
 def test_draws_depend_on_the_generator_alone() -> None:
     cfg = AugmentConfig(published=True, rotate="panorama")
     drawn = [draw(cfg, number, SMALL) for number in range(20)]
-    assert drawn == [draw(cfg, number, SMALL) for number in range(20)]
-    assert drawn[0] != drawn[1]
-    image = make_photo(1, SMALL[1])
-    again = [augment_reference(image, cfg, generator(3)) for _ in range(2)]
-    assert torch.equal(*again)
+    assert drawn == [draw(cfg, number, SMALL) for number in range(20)] != drawn[::-1]
 
 
 def test_protocol_paper_takes_the_published_form_unless_told_otherwise() -> None:
