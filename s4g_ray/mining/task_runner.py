@@ -148,9 +148,10 @@ class TaskRunner:
         """Report the progress. Raises RunError when there was none for too long."""
         try:
             running = ray.get(self._board.read.remote(list(ended)), timeout=POLL_S)
-        except RayError:  # the board is starting again, or its node is busy: no news
-            return
-        self.guard.check((len(ended), running))
+        except RayError:  # the board is starting, or its node is busy: no news of running tasks
+            running = {}
+        else:
+            self.guard.check((len(ended), running))
         ended_queries = self.counts.queries
         done = ended_queries + sum(num_queries for num_queries, _ in running.values())
         # a task whose process died begins anew: the bar waits for it
