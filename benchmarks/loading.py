@@ -32,6 +32,7 @@ from benchmarks.published import loading as published_loading
 from benchmarks.support.record import Cell, record
 from s4g_ray.config.data_schema import AugmentConfig, DataConfig, Size
 from s4g_ray.data.batches import augmentation
+from s4g_ray.data.batches.augmentation_draws import Operation
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import decode, list_image_files, load_views, resize, try_image
 from s4g_ray.data.pair_loader import PairLoader
@@ -47,6 +48,12 @@ SATELLITE: tuple[Size, Size] = (750, 750), (384, 384)
 PANORAMA: tuple[Size, Size] = (224, 1232), (140, 768)
 MEAN = torch.tensor(published_loading.MEAN).float().view(1, 3, 1, 1)
 STD = torch.tensor(published_loading.STD).float().view(1, 3, 1, 1)
+COLORS: dict[Operation, float] = {
+    "brightness": 1.1,
+    "contrast": 0.9,
+    "saturation": 1.1,
+    "hue": 0.1,
+}
 
 
 def cut_images(folder: Path, name: str, size: Size, count: int) -> ImageTable:
@@ -144,7 +151,7 @@ def measure_training(name: str, table: ImageTable, size: Size, repeats: int) -> 
         "decode": (decode, files),
         "JPEG": (lambda image: augmentation.recompress(image, 95), stored),
         "resize": (fit, stored),
-        "colour": (lambda image: augmentation.jitter(image, 1.1, 0.9, 1.1, 0.1), sized),
+        "colour": (lambda image: augmentation.change_colors(image, COLORS), sized),
         "blur": (lambda image: augmentation.blur(image, 0.8), sized),
         "sharpen": (lambda image: augmentation.sharpen(image, 1.6), sized),
         "dropout": (lambda image: augmentation.grid_dropout(image, rng), sized),

@@ -1,9 +1,10 @@
 """Fill batches as published, on Python lists: a baseline, not to be used in training.
 
 Written anew from its description. Reads a shuffled list of pairs from its front with pop(0). A pair
-joins the batch, or returns to the end of the list when its place is in the batch already. Its
-neighbors follow it: the nearest half, and as many drawn from the rest of a deep copy of all
-neighbor lists. Stops after 1,024 rejected pairs in a row; drops the last, incomplete batch.
+joins the batch, is rejected if it is used already, or returns to the end of the list when its place
+is in the batch already. Its neighbors follow it: the nearest half, and as many drawn from the rest
+of a deep copy of all neighbor lists. Stops after 1,024 rejected pairs in a row; drops the last,
+incomplete batch.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def plan_with_lists(
     while waiting and rejects < MAX_REJECTS:
         pair = waiting.pop(0)
         if pair in used:
+            rejects += 1
             continue
         if pair[0] in in_batch:
             waiting.append(pair)

@@ -75,6 +75,9 @@ class AugmentConfig(Section):
     Probabilities are per image; those of flip and rotation are per pair.
     """
 
+    # the published form of flips, colours, blur, sharpening and dropout; none: only with
+    # protocol=paper. Queries count as ground images but where rotate is planar, reference or query
+    published: bool | None = None
     jpeg_probability: Probability = Field(0.5, ge=0, le=1)
     jpeg_quality: tuple[int, int] = (90, 100)
     color_probability: Probability = Field(0.5, ge=0, le=1)

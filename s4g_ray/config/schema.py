@@ -253,7 +253,8 @@ class RunConfig(Section):
     run_dir: str  # a folder or s3://...
     seed: int = Field(0, ge=0)
     # paper: as published, for the paper's tables. Batches keep the order in which they are built,
-    # semi-positives may be negatives, ties count for the query, galleries have no distractors
+    # semi-positives may be negatives, ties count for the query, galleries have no distractors,
+    # images are augmented in the published form
     protocol: Literal["strict", "paper"] = "strict"
     # tools that show metrics.jsonl while the run goes on, each an extra of s4g-ray: [tensorboard,
     # wandb, mlflow]. The environment gives projects, addresses and keys (WANDB_PROJECT,
@@ -277,6 +278,14 @@ class RunConfig(Section):
         if self.train.decay_norms is None:
             return self.protocol == "paper"
         return self.train.decay_norms
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """Return section `augment` with `published` as a bool."""
+        published = self.augment.published
+        if published is None:
+            published = self.protocol == "paper"
+        return self.augment.model_copy(update={"published": published})
 
     @property
     def placed_embedding(self) -> EmbeddingConfig:

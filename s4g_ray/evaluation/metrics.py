@@ -31,10 +31,11 @@ class Retrieval:
 
     top[Q]: the row of the reference that scores highest. ranks[2, Q]: the rank from 1 of a query's
     best own reference, 0 where it has none: `strict` counts references of other places that score
-    at least as high, `paper` only those that score higher. ap[2, Q]: average precision. hits,
-    literal_hits[2, Q]: see retrieval_metrics; None without semi-positives. within: by radius in
-    metres, ranks[2, Q] of the best reference in that radius; located[Q]: whether a query has
-    coordinates. error_m[Q]: metres to the top reference, NaN where unknown.
+    at least as high, `paper` only those that score higher. ap[2, Q]: average precision.
+    num_left_out: distractors that are not among the references. hits, literal_hits[2, Q]: see
+    retrieval_metrics; None without semi-positives. within: by radius in metres, ranks[2, Q] of the
+    best reference in that radius; located[Q]: whether a query has coordinates. error_m[Q]: metres
+    to the top reference, NaN where unknown.
 
     Where lists were asked for, else None: listed, the first references of each query, as `strict`
     ranks them; own_best[Q] and own_scores[Q], the row and the score of its best own reference, -1
@@ -45,6 +46,7 @@ class Retrieval:
     ranks: Ints
     ap: Floats64
     num_references: int
+    num_left_out: int = 0
     hits: Bools | None = None
     literal_hits: Bools | None = None
     within: dict[float, Ints] = field(default_factory=dict)
@@ -55,8 +57,11 @@ class Retrieval:
     own_scores: Floats64 | None = None
 
     @classmethod
-    def from_search(cls, search: GallerySearch) -> Retrieval:
-        """Turn the counts of a search, after its second pass, into ranks and errors."""
+    def from_search(cls, search: GallerySearch, num_left_out: int = 0) -> Retrieval:
+        """Turn the counts of a search, after its second pass, into ranks and errors.
+
+        num_left_out: distractors of the gallery that were not searched.
+        """
         queries = search.queries
         ranks = np.zeros((2, len(queries)), np.int64)
         first = np.flatnonzero(np.diff(search.own_rows, prepend=-1))  # the best pair of each query
@@ -86,6 +91,7 @@ class Retrieval:
             ranks=ranks,
             ap=_average_precision(search),
             num_references=search.num_references,
+            num_left_out=num_left_out,
             hits=hits,
             literal_hits=literal_hits,
             within=within,
@@ -114,7 +120,7 @@ class Retrieval:
             raise RunError("no query has a reference in the gallery: nothing to evaluate")
         found = self.ranks[at, counted]
         values = {f"recall@{k}": (found <= k).mean() for k in ranks}
-        values["recall@1%"] = (found <= max(1, self.num_references // 100)).mean()
+        values["recall@1%"] = (found <= self._count_one_percent(protocol)).mean()
         values["ap"] = self.ap[at, counted].mean()
         if self.hits is not None and self.literal_hits is not None:
             values["hit_rate"] = self.hits[at, counted].mean()
@@ -128,6 +134,16 @@ class Retrieval:
         values["queries_without_reference"] = chosen.sum() - counted.sum()
         values["references"] = self.num_references
         return {key: float(value) for key, value in values.items()}
+
+    def _count_one_percent(self, protocol: ProtocolName) -> int:
+        """Return the k of recall@1%.
+
+        In `paper`, a gallery with distractors is scored as published for University-1652: entry
+        round(0.01 R), counted from 0, of the curve, where R counts the distractors too.
+        """
+        if protocol == "paper" and self.num_left_out:
+            return round(0.01 * (self.num_references + self.num_left_out)) + 1
+        return max(1, self.num_references // 100)
 
     def _recall_within_radii(
         self, at: int, located: Bools, ranks: Sequence[int]
@@ -162,8 +178,9 @@ def retrieval_metrics(
 
     query_embeddings[Q, D], reference_embeddings[R, D], places [Q] and [R].
 
-    - `recall@k`: the best own reference ranks k or better; `recall@1%`: k = max(1, R // 100). Of
-      several own references the best counts. A query without any is left out, and counted in
+    - `recall@k`: the best own reference ranks k or better; `recall@1%`: k = max(1, R // 100); in
+      `paper`, with distractors: k = round(0.01 R) + 1, where R counts them too. Of several own
+      references the best counts. A query without any is left out, and counted in
       `queries_without_reference`.
     - `ap`: mean average precision, in the trapezoid form of University-1652 (arXiv 2002.12186).
     - with semi_positives[Q] (lists of place_ids; VIGOR, arXiv 2011.12172): `hit_rate`, as
@@ -255,11 +272,14 @@ def retrieve_parts(
     embeddings, ValueError for shapes that do not fit.
     """
     searches: dict[bool, GallerySearch] = {}  # by whether they leave distractors out
+    num_distractors = 0
     for protocol in protocols:
         leaves_out = has_distractors and protocol == "paper"
         if leaves_out not in searches:
             searches[leaves_out] = GallerySearch(queries, 0 if leaves_out else num_top)
     for part in parts():
+        if part.distractors is not None:
+            num_distractors += int(part.distractors.sum())
         for leaves_out, search in searches.items():
             search.find_scores(part.drop_distractors() if leaves_out else part)
     for search in searches.values():
@@ -267,7 +287,10 @@ def retrieve_parts(
     for part in parts():
         for leaves_out, search in searches.items():
             search.count_part(part.drop_distractors() if leaves_out else part)
-    found = {leaves_out: Retrieval.from_search(search) for leaves_out, search in searches.items()}
+    found = {
+        leaves_out: Retrieval.from_search(search, num_distractors if leaves_out else 0)
+        for leaves_out, search in searches.items()
+    }
     return {name: found[has_distractors and name == "paper"] for name in protocols}
 
 

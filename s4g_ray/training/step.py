@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.pair_loader import PairBatch
+from s4g_ray.data.tables.batch_plan import load_size
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics, allow_tf32
 from s4g_ray.encoder.training_state import restore_state
@@ -40,6 +41,36 @@ class StepResult:
     is_skipped: Tensor
     # rows[2 b + e] bool: which embeddings of queries, references and gallery are not finite
     bad_rows: Tensor
+
+
+@dataclass(frozen=True)
+class StepClock:
+    """Tells the position in epochs of the steps that train on a plan.
+
+    batches: of the plan, or, as published, of all its pairs, those that it leaves out included.
+    """
+
+    batches: int
+    is_published: bool = False
+
+    @classmethod
+    def from_plan(cls, uri: str, *, is_published: bool) -> Self:
+        """Read the size of a saved plan."""
+        size = load_size(uri)
+        if is_published:
+            return cls(-(-size.num_pairs // size.batch_size), is_published)
+        return cls(size.num_batches)
+
+    def position(self, num_epochs: int, batch: int, num_steps: int) -> float:
+        """Return the position of a batch, given the finished epochs and steps of the run.
+
+        It is the batch's middle. As published it is its start, and steps are counted through all
+        epochs: the first step of a run has a learning rate of 0, and the last does not reach 0
+        again where plans leave pairs out.
+        """
+        if self.is_published:
+            return num_steps / self.batches
+        return num_epochs + (batch + 0.5) / self.batches
 
 
 def step_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

@@ -57,7 +57,7 @@ from s4g_ray.training.metrics.instruments import (
 )
 from s4g_ray.training.metrics.skipped_steps import SkippedSteps
 from s4g_ray.training.prefetch import DevicePrefetch
-from s4g_ray.training.step import TrainingStep, step_seed
+from s4g_ray.training.step import StepClock, TrainingStep, step_seed
 
 # an epoch's lines of metrics.jsonl that its checkpoints keep: a driver that dies may not have
 # written them
@@ -115,7 +115,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
         tables["queries"],
         tables["references"],
         config.data,
-        config.augment,
+        config.augmentation,
         seed=config.seed,
         num_processes=config.train.loader_processes,
         on_device=config.augment.is_on_device(get_device().type),
@@ -236,7 +236,7 @@ class RankTraining:
         batches = self.loader.load(**ids, epoch=self.epoch + 1, first=self.batch)
         vote = 0
         for batch, load_s in self.prefetch(batches):
-            self._run_step(batch, num_batches, load_s)
+            self._run_step(batch, load_s)
             is_last = self.batch == num_batches
             every_steps = self.config.checkpoint.every_steps
             saves = every_steps is not None and self.step % every_steps == 0 and not is_last
@@ -264,6 +264,7 @@ class RankTraining:
         if self.batch or self.rank == 0:
             self._check_plan(plan)
         query_ids, reference_ids = load_plan_share(plan, self.num_ranks, self.rank)
+        self.clock = StepClock.from_plan(plan, is_published=self.config.protocol == "paper")
         found: dict[str, Any] = {"query_ids": query_ids, "reference_ids": reference_ids}
         if self.config.sampling.gallery_negatives:
             found["gallery_ids"] = load_gallery_share(plan, self.num_ranks, self.rank)
@@ -283,13 +284,12 @@ class RankTraining:
             "graph": load_record(plan).get("graph"),
         }
 
-    def _run_step(self, batch: PairBatch, num_batches: int, load_s: float) -> None:
-        epoch = self.epoch + 1
+    def _run_step(self, batch: PairBatch, load_s: float) -> None:
         self.profiler.before_step(self.step + 1)
         result = self.training_step.step(
             batch,
-            seed=step_seed(self.config.seed, epoch, batch.number, self.rank),
-            position=epoch - 1 + (batch.number + 0.5) / num_batches,
+            seed=step_seed(self.config.seed, self.epoch + 1, batch.number, self.rank),
+            position=self.clock.position(self.epoch, batch.number, self.step),
         )
         self.window.add(batch, result, load_s)
         self.own_s += load_s

@@ -89,8 +89,20 @@ def test_colours_and_sharpness_differ_by_rounding_alone(synthetic: GeoDataset) -
         assert_same(batch.augment(), wanted, levels=1)
 
 
-def test_draws_depend_on_seed_epoch_and_id_alone(synthetic: GeoDataset) -> None:
-    made = loader(synthetic, on_device=True)
+def test_the_published_form_is_the_same_by_the_loader_and_later(synthetic: GeoDataset) -> None:
+    augment = augment_config(published=True, **EXACT)
+    raw = load(loader(synthetic, augment=augment, on_device=True))
+    operations = {name for batch in raw for draws in draws_of(batch) for name, *_ in draws.steps}
+    assert {"flip_first", "grid", "holes", "roll"} <= operations
+    for batch, wanted in zip(raw, load(loader(synthetic, augment=augment)), strict=True):
+        assert_same(batch.augment(), wanted)
+
+
+@pytest.mark.parametrize("published", [None, True])
+def test_draws_depend_on_seed_epoch_and_id_alone(
+    synthetic: GeoDataset, published: bool | None
+) -> None:
+    made = loader(synthetic, augment=AugmentConfig(published=published), on_device=True)
     whole = load(made)
     halves = list(made.load(IDS[:, :2], IDS[:, :2], epoch=2))
     other = load(made, epoch=3)
@@ -133,7 +145,7 @@ def test_empty_slots_and_bad_images_stay_blank(synthetic: GeoDataset, tmp_path: 
         assert valid is not None
         assert images.flatten(1).any(1).tolist() == valid.tolist()
     for draws in draws_of(raw)[:2]:
-        for rows, _ in draws.unpack().values():
+        for _, rows, _ in draws.unpack():
             assert not {1, 2} & set(rows.tolist())
 
 

@@ -216,6 +216,47 @@ def test_recall_at_one_percent_counts_one_in_a_hundred_references() -> None:
     assert metrics["recall@1"] == 0.25
 
 
+def entry_of_published_curve(
+    q: NDArray[Any], r: NDArray[Any], query_places: list[int], labels: list[int]
+) -> float:
+    """Compute the entry of recall@1 % of University-1652's curve; references of label -1 are junk.
+
+    Each query sorts the gallery, drops the junk, and marks the curve from its first own reference
+    on. The curve has an entry for each reference, junk included, and its entry is counted from 0.
+    """
+    curve = [0] * len(labels)
+    for row, place in zip(scores_loop(q, r), query_places, strict=True):
+        ranking = sorted(range(len(labels)), key=lambda i: -row[i])
+        kept = [labels[i] for i in ranking if labels[i] != -1]
+        for at in range(kept.index(place), len(curve)):
+            curve[at] += 1
+    return curve[round(0.01 * len(labels))] / len(query_places)
+
+
+@pytest.mark.parametrize(("num_places", "num_junk", "own"), [(251, 100, 1), (60, 22, 5)])
+def test_paper_takes_recall_at_one_percent_of_a_gallery_with_distractors_from_university(
+    num_places: int, num_junk: int, own: int
+) -> None:
+    rng = np.random.default_rng(3)
+    reference_places = np.repeat(np.arange(num_places + num_junk), own)
+    is_junk = reference_places >= num_places
+    r = rng.normal(size=(len(reference_places), 12)).astype(np.float32)
+    query_places = np.arange(num_places)
+    q = r[query_places * own] + rng.normal(0, 0.9, (num_places, 12)).astype(np.float32)
+    labels = np.where(is_junk, -1, reference_places).tolist()
+    wanted = entry_of_published_curve(q, r, query_places.tolist(), labels)
+    found = {
+        protocol: retrieval_metrics(
+            q, r, query_places, reference_places, protocol=protocol, distractors=is_junk
+        )
+        for protocol in PROTOCOLS
+    }
+    assert found["paper"]["recall@1%"] == pytest.approx(wanted)
+    assert found["strict"]["recall@1%"] != pytest.approx(wanted)
+    kept = retrieval_metrics(q, r[~is_junk], query_places, reference_places[~is_junk])
+    assert kept["recall@1%"] < wanted  # k = R // 100 of the others alone
+
+
 def test_median_error_is_the_distance_to_the_best_reference() -> None:
     r = np.eye(3, dtype=np.float32)
     places = np.arange(3)

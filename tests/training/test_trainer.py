@@ -30,6 +30,7 @@ from s4g_ray.training.checkpoint_writer import CheckpointWriter
 from s4g_ray.training.loss import symmetric_info_nce
 from s4g_ray.training.mailbox import Mailbox, Message
 from s4g_ray.training.metrics.epoch_totals import EpochTotals
+from s4g_ray.training.optimizer import learning_rate
 from s4g_ray.training.trainer import Training, make_trainer, worker_variables
 from s4g_ray.training.worker import RankTraining
 from s4g_ray.training.worker_group import DRAINED, GroupEvents
@@ -230,7 +231,7 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
         data={"on_bad_image": "skip"},
         train={"epochs": 1},
         sampling={"gallery_negatives": 8, "gallery_splits": ["gallery"]},
-    )
+    ).model_copy(update={"protocol": "paper"})
     split = TrainSplit.read(config, dataset)
     pairs = split.pairs
     references = split.gallery
@@ -251,7 +252,7 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
         dataset.table("queries", ["train"]),
         dataset.table("references", ["train", "gallery"]),
         config.data,
-        config.augment,
+        config.augmentation,
         seed=3,
     )
     query_ids = pairs.query_ids[plan.batches]
@@ -266,6 +267,9 @@ def test_two_workers_train_on_gallery_negatives_as_one_process_would(
     steps = [m for m in messages if m["kind"] == "step"]
     assert steps[0]["loss"] == pytest.approx(wanted, rel=1e-5)
     assert abs(wanted - without) > 1e-2
+    batches = -(-len(pairs) // 16)  # the published schedule counts pairs that are left out too
+    rates = [learning_rate(config.train, step / batches) for step in range(6)]
+    assert [step["learning_rate"] for step in steps] == pytest.approx(rates)
     (epoch,) = [m for m in messages if m["kind"] == "epoch"]
     assert (len(steps), epoch["pairs_masked"]) == (6, 0)
     assert epoch["gallery_masked"] == (gallery == CORRUPT).sum() >= 2

@@ -1,14 +1,15 @@
 """Augment training images, consistently across the two views of a pair.
 
 Images are uint8 [3, H, W]. All draws come from the given generator, by batches/augmentation_draws;
-batches/device_augmentation does the same to batches on a device. Colour, blur and sharpening follow
-torchvision's formulas in fewer passes over the pixels. torchvision itself is not imported: it takes
-longer to start than all else that a loader process needs besides torch.
+batches/device_augmentation does the same to batches on a device. Colours, blur and sharpening
+follow torchvision's formulas in fewer passes over the pixels. torchvision itself is not imported:
+it takes longer to start than all else that a loader process needs besides torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import simplejpeg
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from s4g_ray.config.data_schema import AugmentConfig, Size
 from s4g_ray.data.batches.augmentation_draws import (
+    COLORS,
+    ImageDraws,
+    Operation,
     check_square,
     draw_changes,
+    draw_first_flip,
     draw_geometry,
     draw_grid,
     draw_quality,
@@ -26,6 +31,7 @@ from s4g_ray.data.batches.augmentation_draws import (
     gaussian_weights,
     panorama_shift,
 )
+from s4g_ray.data.batches.published_draws import View
 from s4g_ray.data.images import LARGEST_JPEG
 
 Fit = Callable[[Tensor], Tensor]
@@ -48,8 +54,11 @@ def augment_pair(
     `fits` resize the stored images (query, reference) after JPEG compression and before everything
     else, as in the published order.
     """
-    query = _augment_view(query, cfg, rng, fits[0])
-    reference = _augment_view(reference, cfg, rng, fits[1])
+    if draw_first_flip(cfg, rng):
+        query = query.flip(-1)
+        reference = reference.flip(-1)
+    query = _augment_view(query, cfg, rng, fits[0], "query")
+    reference = _augment_view(reference, cfg, rng, fits[1], "reference")
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate != "none")
     if is_flipped:
         query = query.flip(-1)
@@ -63,7 +72,9 @@ def augment_reference(
     reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit = _keep_size
 ) -> Tensor:
     """Augment a reference without a query, uint8 [3, h, w], as augment_pair does one of a pair."""
-    reference = _augment_view(reference, cfg, rng, fit)
+    if draw_first_flip(cfg, rng):
+        reference = reference.flip(-1)
+    reference = _augment_view(reference, cfg, rng, fit, "reference")
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate not in ("none", "query"))
     if is_flipped:
         reference = reference.flip(-1)
@@ -95,24 +106,33 @@ def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple
     return query, reference
 
 
-def _augment_view(image: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit) -> Tensor:
-    """Augment one view: JPEG compression, `fit`, colour, blur or sharpening, dropout."""
+def _augment_view(
+    image: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit, view: View
+) -> Tensor:
+    """Augment one view: JPEG compression, `fit`, colours, blur or sharpening, dropout."""
     quality = draw_quality(cfg, rng)
     if quality is not None:
         image = recompress(image, quality)
     # Decoded pixels are interleaved, in which the operations below would take twice as long.
     image = fit(image).contiguous()
-    draws = draw_changes(cfg, rng, _size_of(image))
-    if "color" in draws:
-        image = jitter(image, *draws["color"])
+    return _change(image, draw_changes(cfg, rng, _size_of(image), view))
+
+
+def _change(image: Tensor, draws: ImageDraws) -> Tensor:
+    """Apply colours, blur or sharpening, and dropout as drawn."""
+    colors = {name: draws[name][0] for name in draws if name in COLORS}
+    if colors:
+        image = change_colors(image, colors)
     if "blur" in draws:
         image = blur(image, *draws["blur"])
     if "sharpen" in draws:
         image = sharpen(image, *draws["sharpen"])
+    if "filter" in draws:
+        image = filter_pixels(image, draws["filter"])
     if "grid" in draws:
         image = _drop_grid(image, *(int(value) for value in draws["grid"]))
-    if "squares" in draws:
-        image = _drop_squares(image, [int(value) for value in draws["squares"]])
+    if "holes" in draws:
+        image = _drop_holes(image, [int(value) for value in draws["holes"]])
     return image
 
 
@@ -133,20 +153,43 @@ def recompress(image: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
 
 
-def jitter(
-    image: Tensor, brightness: float, contrast: float, saturation: float, hue: float
-) -> Tensor:
-    """Multiply brightness, contrast and saturation, in this order, then turn the hue.
+def change_colors(image: Tensor, changes: Mapping[Operation, float]) -> Tensor:
+    """Change the colours of uint8 [3, H, W] in the given order.
 
-    uint8 [3, H, W]. The first three are factors, hue is a share of the circle. Values are rounded
-    down and clipped after each step, as by torchvision's adjust_*.
+    Brightness, contrast and saturation are multiplied by a factor, the hue is turned by a share of
+    the circle. Values are rounded down and clipped after each step, as by torchvision's adjust_*.
     """
-    pixels = clip_and_floor(image.float().mul_(brightness))
+    pixels = image.float()
+    for name, value in changes.items():
+        pixels = _COLOR_CHANGES[name](pixels, value)
+    return pixels.to(torch.uint8)
+
+
+def _change_brightness(pixels: Tensor, factor: float) -> Tensor:
+    return clip_and_floor(pixels.mul_(factor))
+
+
+def _change_contrast(pixels: Tensor, factor: float) -> Tensor:
     mean = float(compute_grey(pixels).mean())
-    pixels = clip_and_floor(pixels.mul_(contrast).add_((1 - contrast) * mean))
+    return clip_and_floor(pixels.mul_(factor).add_((1 - factor) * mean))
+
+
+def _change_saturation(pixels: Tensor, factor: float) -> Tensor:
     grey = compute_grey(pixels)
-    pixels = clip_and_floor(pixels.mul_(saturation).add_(grey, alpha=1 - saturation))
-    return turn_hue(pixels, 6 * hue).mul_(255.999 / 255).to(torch.uint8)
+    return clip_and_floor(pixels.mul_(factor).add_(grey, alpha=1 - factor))
+
+
+def _change_hue(pixels: Tensor, share: float) -> Tensor:
+    return turn_hue(pixels, 6 * share).mul_(255.999 / 255).floor_()
+
+
+# Each takes float [3, H, W] of whole numbers in 0..255, which it may change, and gives the same.
+_COLOR_CHANGES: Mapping[Operation, Callable[[Tensor, float], Tensor]] = {
+    "brightness": _change_brightness,
+    "contrast": _change_contrast,
+    "saturation": _change_saturation,
+    "hue": _change_hue,
+}
 
 
 def clip_and_floor(pixels: Tensor) -> Tensor:
@@ -217,9 +260,27 @@ def mean_around(pixels: Tensor) -> Tensor:
     return total.add_(pixels[..., 1:-1, 1:-1], alpha=4).div_(13).round_()
 
 
+def filter_pixels(image: Tensor, weights: Sequence[float]) -> Tensor:
+    """Replace pixels by a weighted sum of those around them, uint8 [3, H, W].
+
+    weights: of a square of 3, 5 or 7 pixels a side, row by row; the borders are mirrored. Sums are
+    rounded and clipped.
+    """
+    side = math.isqrt(len(weights))
+    margin = side // 2
+    height, width = image.shape[-2:]
+    around = torch.nn.functional.pad(image.float()[None], (margin,) * 4, mode="reflect")[0]
+    total = torch.zeros(image.shape)
+    for i, weight in enumerate(weights):
+        row, column = divmod(i, side)
+        part = around.narrow(1, row, height).narrow(2, column, width)
+        total.add_(part, alpha=weight)
+    return total.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def coarse_dropout(image: Tensor, rng: np.random.Generator) -> Tensor:
     """Black out 10..25 squares of 10..20 % of the image's height."""
-    return _drop_squares(image, draw_squares(rng, _size_of(image)))
+    return _drop_holes(image, draw_squares(rng, _size_of(image)))
 
 
 def grid_dropout(image: Tensor, rng: np.random.Generator, ratio: float = 0.4) -> Tensor:
@@ -230,11 +291,11 @@ def grid_dropout(image: Tensor, rng: np.random.Generator, ratio: float = 0.4) ->
     return _drop_grid(image, *draw_grid(rng, image.shape[-2], ratio))
 
 
-def _drop_squares(image: Tensor, squares: Sequence[int]) -> Tensor:
+def _drop_holes(image: Tensor, holes: Sequence[int]) -> Tensor:
     image = image.clone()
-    for i in range(0, len(squares), 3):
-        top, left, side = squares[i : i + 3]
-        image[:, top : top + side, left : left + side] = 0
+    for i in range(0, len(holes), 4):
+        top, left, height, width = holes[i : i + 4]
+        image[:, top : top + height, left : left + width] = 0
     return image
 
 

@@ -1,13 +1,14 @@
 """Draw what augmentation does to an image, apart from doing it.
 
 All draws come from the given generator, in an order that does not depend on what the images show.
-The loader's own augmentation and that on the device take the same draws.
+The loader's own augmentation and that on the device take the same draws. With cfg.published they
+are those of the published method, by batches/published_draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
@@ -17,25 +18,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s4g_ray.config.data_schema import AugmentConfig, Size
+from s4g_ray.data.batches import published_draws
+from s4g_ray.data.batches.published_draws import View
 
 Operation = Literal[
+    "flip_first",
     "jpeg",  # quality
-    "color",  # factors of brightness, contrast and saturation, share of the hue's circle
+    "brightness",  # factor
+    "contrast",  # factor
+    "saturation",  # factor
+    "hue",  # share of the circle
     "blur",  # sigma in pixels
     "sharpen",  # factor
+    "filter",  # weights of the square of pixels around each, row by row
     "grid",  # side of a cell, side of its hole, offsets of rows and columns, in pixels
-    "squares",  # top, left and side of each square, in pixels
+    "holes",  # top, left, height and width of each hole, in pixels
     "flip",
     "turn_90",  # counter-clockwise
     "turn_180",
     "turn_270",
     "roll",  # columns to the right
 ]
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)  # in the order in which they are applied
+# In the order in which they are applied, but for the colours: each image has an order of its own.
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+COLORS: tuple[Operation, ...] = ("brightness", "contrast", "saturation", "hue")
 TURNS: tuple[Operation, ...] = ("turn_90", "turn_180", "turn_270")
-# The operations on one image, each with its values as listed above.
+# The operations on one image, each with its values as listed above; colours in their order.
 ImageDraws = dict[Operation, tuple[float, ...]]
-MAX_SQUARES = 25
+MAX_HOLES = 25
 _HOLE = 0.4  # of the side of a grid's cell
 
 
@@ -46,8 +56,9 @@ def draw_pair(
 
     Raises ValueError if a view that is not square would be turned.
     """
-    query = _draw_view(cfg, rng, query_size)
-    reference = _draw_view(cfg, rng, reference_size)
+    flips_first = draw_first_flip(cfg, rng)
+    query = _draw_view(cfg, rng, query_size, "query", flips_first=flips_first)
+    reference = _draw_view(cfg, rng, reference_size, "reference", flips_first=flips_first)
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate != "none")
     if is_flipped:
         query["flip"] = ()
@@ -63,7 +74,8 @@ def draw_pair(
 
 def draw_reference(cfg: AugmentConfig, rng: np.random.Generator, size: Size) -> ImageDraws:
     """Draw the augmentation of a reference without a query. Raises ValueError as draw_pair does."""
-    reference = _draw_view(cfg, rng, size)
+    flips_first = draw_first_flip(cfg, rng)
+    reference = _draw_view(cfg, rng, size, "reference", flips_first=flips_first)
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate not in ("none", "query"))
     if is_flipped:
         reference["flip"] = ()
@@ -99,13 +111,22 @@ def panorama_shift(turns: int, width: int) -> int:
     return -round(turns * width / 4)
 
 
-def _draw_view(cfg: AugmentConfig, rng: np.random.Generator, size: Size) -> ImageDraws:
+def _draw_view(
+    cfg: AugmentConfig, rng: np.random.Generator, size: Size, view: View, *, flips_first: bool
+) -> ImageDraws:
     draws: ImageDraws = {}
+    if flips_first:
+        draws["flip_first"] = ()
     quality = draw_quality(cfg, rng)
     if quality is not None:
         draws["jpeg"] = (quality,)
-    draws.update(draw_changes(cfg, rng, size))
+    draws.update(draw_changes(cfg, rng, size, view))
     return draws
+
+
+def draw_first_flip(cfg: AugmentConfig, rng: np.random.Generator) -> bool:
+    """Draw whether images are flipped before all else; only the published form does so."""
+    return cfg.published is True and rng.random() < cfg.flip_probability
 
 
 def draw_quality(cfg: AugmentConfig, rng: np.random.Generator) -> int | None:
@@ -115,32 +136,57 @@ def draw_quality(cfg: AugmentConfig, rng: np.random.Generator) -> int | None:
     return None
 
 
-def draw_changes(cfg: AugmentConfig, rng: np.random.Generator, size: Size) -> ImageDraws:
-    """Draw colour, blur or sharpening, and dropout of an image of a height and width."""
+def draw_changes(
+    cfg: AugmentConfig, rng: np.random.Generator, size: Size, view: View
+) -> ImageDraws:
+    """Draw colours, blur or sharpening, and dropout of an image of a height and width."""
     draws: ImageDraws = {}
     if rng.random() < cfg.color_probability:
-        strength = cfg.color_strength
-        brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
-        hue = rng.uniform(-strength, strength)
-        draws["color"] = (brightness, contrast, saturation, hue)
+        draws.update(_draw_colors(cfg, rng))
     if rng.random() < cfg.blur_probability:
-        if rng.random() < 0.5:
-            draws["blur"] = (rng.uniform(0.3, 1.2),)
-        else:
-            draws["sharpen"] = (1 + rng.uniform(0.2, 1.0),)
+        draws.update(_draw_blur(cfg, rng))
     if rng.random() < cfg.dropout_probability:
-        if rng.random() < 0.5:
-            draws["grid"] = draw_grid(rng, size[0])
-        else:
-            draws["squares"] = draw_squares(rng, size)
+        draws.update(_draw_dropout(cfg, rng, size, view))
     return draws
+
+
+def _draw_colors(cfg: AugmentConfig, rng: np.random.Generator) -> ImageDraws:
+    factors = 1 + rng.uniform(-cfg.color_strength, cfg.color_strength, 3)
+    hue = rng.uniform(-cfg.color_strength, cfg.color_strength)
+    values = (*factors.tolist(), hue)
+    order = published_draws.draw_order(rng) if cfg.published else range(len(COLORS))
+    return {COLORS[i]: (values[i],) for i in order}
+
+
+def _draw_blur(cfg: AugmentConfig, rng: np.random.Generator) -> ImageDraws:
+    """Draw blur or sharpening."""
+    blurs = rng.random() < 0.5
+    if cfg.published:
+        return {"filter": published_draws.draw_filter(rng, blurs=blurs)}
+    if blurs:
+        return {"blur": (rng.uniform(0.3, 1.2),)}
+    return {"sharpen": (1 + rng.uniform(0.2, 1.0),)}
+
+
+def _draw_dropout(
+    cfg: AugmentConfig, rng: np.random.Generator, size: Size, view: View
+) -> ImageDraws:
+    """Draw the holes of a grid, or some anywhere."""
+    in_grid = rng.random() < 0.5
+    if cfg.published and in_grid:
+        return {"grid": published_draws.find_grid(size[1], cfg.rotate, view)}
+    if cfg.published:
+        return {"holes": published_draws.draw_holes(rng, size)}
+    if in_grid:
+        return {"grid": draw_grid(rng, size[0])}
+    return {"holes": draw_squares(rng, size)}
 
 
 def draw_geometry(
     cfg: AugmentConfig, rng: np.random.Generator, *, may_turn: bool
 ) -> tuple[bool, int]:
-    """Draw whether images are flipped, and by how many quarters they are turned (0..3)."""
-    is_flipped = rng.random() < cfg.flip_probability
+    """Draw whether images are flipped last, and by how many quarters they are turned (0..3)."""
+    is_flipped = not cfg.published and rng.random() < cfg.flip_probability
     turns = int(rng.integers(1, 4))
     if may_turn and rng.random() < cfg.rotate_probability:
         return is_flipped, turns
@@ -148,14 +194,14 @@ def draw_geometry(
 
 
 def draw_squares(rng: np.random.Generator, size: Size) -> tuple[int, ...]:
-    """Draw 10..25 squares of 10..20 % of the height: top, left and side of each."""
+    """Draw 10..25 squares of 10..20 % of the height, as holes: top, left, height, width of each."""
     height, width = size
     squares: list[int] = []
-    for _ in range(int(rng.integers(10, MAX_SQUARES + 1))):
+    for _ in range(int(rng.integers(10, MAX_HOLES + 1))):
         side = max(1, round(rng.uniform(0.1, 0.2) * height))
         top = int(rng.integers(0, max(height - side, 0) + 1))
         left = int(rng.integers(0, max(width - side, 0) + 1))
-        squares.extend((top, left, side))
+        squares.extend((top, left, side, side))
     return tuple(squares)
 
 
@@ -177,23 +223,23 @@ def gaussian_weights(sigma: float) -> tuple[float, float, float]:
     return far / total, near / total, 1 / total
 
 
-def _color_terms(
-    brightness: float, contrast: float, saturation: float, hue: float
-) -> tuple[float, ...]:
-    return brightness, contrast, 1 - contrast, saturation, 1 - saturation, 6 * hue
+def _pad_holes(*holes: float) -> tuple[float, ...]:
+    return holes + (0.0,) * (4 * MAX_HOLES - len(holes))
 
 
-def _pad_squares(*squares: float) -> tuple[float, ...]:
-    return squares + (0.0,) * (3 * MAX_SQUARES - len(squares))
+def _and_rest(share: float) -> tuple[float, float]:
+    return share, 1 - share
 
 
 # Computed here in double precision, as the loader's own augmentation does: values of an operation
 # -> the numbers that the device needs. Other operations need their values.
 _CONVERSIONS: Mapping[Operation, Callable[..., tuple[float, ...]]] = {
-    "color": _color_terms,
+    "contrast": _and_rest,
+    "saturation": _and_rest,
+    "hue": lambda share: (6 * share,),
     "blur": gaussian_weights,
     "sharpen": lambda factor: (factor - 1,),
-    "squares": _pad_squares,
+    "holes": _pad_holes,
 }
 
 
@@ -201,46 +247,64 @@ _CONVERSIONS: Mapping[Operation, Callable[..., tuple[float, ...]]] = {
 class BatchDraws:
     """The augmentation of a batch of images of one view, in one tensor: it moves in one copy.
 
-    packed: float32; for each operation the row numbers of its k images, then their values [k, v].
-    Numbers up to 2**24 are exact. counts: (k, v) of each of OPERATIONS; known without asking the
-    device. width: the columns that are kept at last, in the middle.
+    packed: float32; for each step the row numbers of its k images, then their values [k, v].
+    Numbers up to 2**24 are exact. steps: (operation, k, v), in the order in which they are applied;
+    known without asking the device. width: the columns that are kept at last, in the middle.
     """
 
     packed: Tensor
-    counts: tuple[tuple[int, int], ...]
+    steps: tuple[tuple[Operation, int, int], ...]
     width: int
 
     @classmethod
     def from_images(cls, images: Sequence[ImageDraws], width: int) -> Self:
         """Pack the draws of the images of a batch; those of an empty slot are empty."""
-        parts: list[NDArray[np.float64]] = []
-        counts: list[tuple[int, int]] = []
-        for operation in OPERATIONS:
+        parts: list[NDArray[np.float64]] = [np.zeros(0)]
+        steps: list[tuple[Operation, int, int]] = []
+        for operation, rows in _list_steps(images):
             convert = _CONVERSIONS.get(operation, _keep_values)
-            rows = [row for row, draws in enumerate(images) if operation in draws]
-            values = [convert(*images[row][operation]) for row in rows]
-            counts.append((len(rows), len(values[0]) if values else 0))
-            parts.append(np.array(rows, dtype=np.float64))
-            parts.append(np.array(values, dtype=np.float64).ravel())
+            values = {row: convert(*images[row][operation]) for row in rows}
+            for length in sorted({len(of_row) for of_row in values.values()}):  # filters differ
+                alike = [row for row in rows if len(values[row]) == length]
+                steps.append((operation, len(alike), length))
+                parts.append(np.array(alike, dtype=np.float64))
+                parts.append(np.array([values[row] for row in alike], dtype=np.float64).ravel())
         packed = torch.from_numpy(np.concatenate(parts).astype(np.float32))
-        return cls(packed, tuple(counts), width)
+        return cls(packed, tuple(steps), width)
 
     def move(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the draws with their tensor changed, for example moved to a device."""
         return replace(self, packed=change(self.packed))
 
-    def unpack(self) -> dict[Operation, tuple[Tensor, Tensor]]:
-        """Return rows int64 [k] and values float32 [k, v] of each operation that has an image."""
-        found: dict[Operation, tuple[Tensor, Tensor]] = {}
+    def unpack(self) -> Iterator[tuple[Operation, Tensor, Tensor]]:
+        """Yield operation, rows int64 [k] and values float32 [k, v] of each step, in order."""
         start = 0
-        for operation, (num_images, num_values) in zip(OPERATIONS, self.counts, strict=True):
+        for operation, num_images, num_values in self.steps:
             middle = start + num_images
             end = middle + num_images * num_values
-            if num_images:
-                rows = self.packed[start:middle].long()
-                found[operation] = (rows, self.packed[middle:end].view(num_images, num_values))
+            rows = self.packed[start:middle].long()
+            yield operation, rows, self.packed[middle:end].view(num_images, num_values)
             start = end
-        return found
+
+
+def _list_steps(images: Sequence[ImageDraws]) -> Iterator[tuple[Operation, list[int]]]:
+    """Yield operations in the order in which they are applied, with the rows of their images.
+
+    Colours take up to sixteen steps: first those that come first in their image, and so on.
+    """
+    orders = [[name for name in draws if name in COLORS] for draws in images]
+    for operation in OPERATIONS:
+        if operation not in COLORS:
+            rows = [row for row, draws in enumerate(images) if operation in draws]
+            if rows:
+                yield operation, rows
+        if operation != COLORS[0]:
+            continue
+        for place in range(len(COLORS)):
+            for color in COLORS:
+                rows = [row for row, order in enumerate(orders) if color in order[place:][:1]]
+                if rows:
+                    yield color, rows
 
 
 def _keep_values(*values: float) -> tuple[float, ...]:

@@ -1,13 +1,14 @@
 """Augment a batch of images on any device, each image by draws of its own.
 
-The operations are those of augmentation.py, in their order, but JPEG acts on images
-that have their size already. Flips, turns and rolls come last, so dropout and blur see an image as
-it is stored. Nothing waits for the device: which images an operation changes is known to the
-process that loads.
+The operations are those of augmentation.py, in their order, but JPEG acts on images that have their
+size already. Turns and rolls come last, so dropout and blur see an image as it is stored; so do
+flips, but in the published form. Nothing waits for the device: which images an operation changes is
+known to the process that loads.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s4g_ray.data.batches.augmentation import clip_and_floor, compute_grey, mean_around, turn_hue
-from s4g_ray.data.batches.augmentation_draws import MAX_SQUARES, BatchDraws, Operation
+from s4g_ray.data.batches.augmentation_draws import MAX_HOLES, BatchDraws, Operation
 from s4g_ray.data.batches.jpeg_simulation import simulate_jpeg
 
 IMAGES_AT_ONCE = 32  # bounds memory: 32 images of 384 x 384 take 57 MB as float32
@@ -29,7 +30,7 @@ def augment_batch(images: Tensor, draws: BatchDraws) -> Tensor:
     """
     images = images.clone()
     with torch.no_grad(), _full_precision(images.device.type):
-        for operation, (rows, values) in draws.unpack().items():
+        for operation, rows, values in draws.unpack():
             change = _CHANGES[operation]
             parts = torch.split(rows, IMAGES_AT_ONCE)
             for part, its_values in zip(parts, torch.split(values, IMAGES_AT_ONCE), strict=True):
@@ -50,17 +51,31 @@ def _compress(images: Tensor, values: Tensor) -> Tensor:
     return simulate_jpeg(images, values[:, 0])
 
 
-def _change_colors(images: Tensor, values: Tensor) -> Tensor:
-    """Change colours as augmentation.jitter does. values: as BatchDraws converts them."""
-    brightness, contrast, rest_of_contrast, saturation, rest_of_saturation, sixths = values.view(
-        -1, 6, 1, 1, 1
-    ).unbind(1)
-    pixels = clip_and_floor(images.float().mul_(brightness))
+def _change_brightness(images: Tensor, values: Tensor) -> Tensor:
+    factor = values.view(-1, 1, 1, 1)
+    return clip_and_floor(images.float().mul_(factor)).to(torch.uint8)
+
+
+def _change_contrast(images: Tensor, values: Tensor) -> Tensor:
+    """Change contrast as augmentation.change_colors does. values: factor, 1 - factor."""
+    factor, rest = values.view(-1, 2, 1, 1, 1).unbind(1)
+    pixels = images.float()
     mean = compute_grey(pixels).mean((1, 2)).view(-1, 1, 1, 1)
-    pixels = clip_and_floor(pixels.mul_(contrast).add_(rest_of_contrast * mean))
+    return clip_and_floor(pixels.mul_(factor).add_(rest * mean)).to(torch.uint8)
+
+
+def _change_saturation(images: Tensor, values: Tensor) -> Tensor:
+    """Change saturation as augmentation.change_colors does. values: factor, 1 - factor."""
+    factor, rest = values.view(-1, 2, 1, 1, 1).unbind(1)
+    pixels = images.float()
     grey = compute_grey(pixels)[:, None]
-    pixels = clip_and_floor(pixels.mul_(saturation).addcmul_(grey, rest_of_saturation))
-    return turn_hue(pixels, sixths[:, 0]).mul_(255.999 / 255).to(torch.uint8)
+    return clip_and_floor(pixels.mul_(factor).addcmul_(grey, rest)).to(torch.uint8)
+
+
+def _change_hue(images: Tensor, values: Tensor) -> Tensor:
+    """Turn the hue. values: sixths of the circle."""
+    turned = turn_hue(images.float(), values.view(-1, 1, 1))
+    return turned.mul_(255.999 / 255).to(torch.uint8)
 
 
 def _blur(images: Tensor, values: Tensor) -> Tensor:
@@ -84,6 +99,20 @@ def _sharpen(images: Tensor, values: Tensor) -> Tensor:
     return pixels.clamp_(0, 255).to(torch.uint8)
 
 
+def _filter(images: Tensor, values: Tensor) -> Tensor:
+    """Filter as augmentation.filter_pixels does. values: weights of squares of one size."""
+    side = math.isqrt(values.shape[1])
+    margin = side // 2
+    height, width = images.shape[-2:]
+    around = torch.nn.functional.pad(images.float(), (margin,) * 4, mode="reflect")
+    weights = values.view(*values.shape, 1, 1, 1).unbind(1)
+    total = torch.zeros_like(images, dtype=torch.float32)
+    for i, weight in enumerate(weights):
+        row, column = divmod(i, side)
+        total.addcmul_(around.narrow(2, row, height).narrow(3, column, width), weight)
+    return total.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def _drop_grid(images: Tensor, values: Tensor) -> Tensor:
     """Black out the holes of a grid. values: as augmentation_draws.draw_grid returns them."""
     cell, hole, top, left = values.view(-1, 4, 1).unbind(1)
@@ -92,13 +121,13 @@ def _drop_grid(images: Tensor, values: Tensor) -> Tensor:
     return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None], 0)
 
 
-def _drop_squares(images: Tensor, values: Tensor) -> Tensor:
-    """Black out squares. values: top, left and side of each; a side of 0 is none."""
-    top, left, side = values.view(-1, MAX_SQUARES, 3, 1).unbind(2)
+def _drop_holes(images: Tensor, values: Tensor) -> Tensor:
+    """Black out holes. values: top, left, height and width of each; a height of 0 is none."""
+    top, left, height, width = values.view(-1, MAX_HOLES, 4, 1).unbind(2)
     row = _count(images, 2)
     column = _count(images, 3)
-    rows = ((row >= top) & (row < top + side)).float()  # [k, squares, H]
-    columns = ((column >= left) & (column < left + side)).float()  # [k, squares, W]
+    rows = ((row >= top) & (row < top + height)).float()  # [k, holes, H]
+    columns = ((column >= left) & (column < left + width)).float()  # [k, holes, W]
     num_covering = rows.transpose(1, 2) @ columns
     return images.masked_fill_(num_covering[:, None] > 0, 0)
 
@@ -126,12 +155,17 @@ def _roll(images: Tensor, values: Tensor) -> Tensor:
 # Each takes uint8 [k, 3, H, W], a copy that it may change, and values float32 [k, v] of these
 # images, and returns the same shape.
 _CHANGES: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
+    "flip_first": _flip,
     "jpeg": _compress,
-    "color": _change_colors,
+    "brightness": _change_brightness,
+    "contrast": _change_contrast,
+    "saturation": _change_saturation,
+    "hue": _change_hue,
     "blur": _blur,
     "sharpen": _sharpen,
+    "filter": _filter,
     "grid": _drop_grid,
-    "squares": _drop_squares,
+    "holes": _drop_holes,
     "flip": _flip,
     "turn_90": _turn_by(1),
     "turn_180": _turn_by(2),

@@ -157,6 +157,24 @@ def load_gallery_share(uri: str, num_ranks: int, rank: int) -> Ints:
     return gallery
 
 
+@dataclass(frozen=True)
+class PlanSize:
+    """The size of a saved plan; num_pairs includes those that it leaves out."""
+
+    num_pairs: int
+    num_batches: int
+    batch_size: int
+
+
+def load_size(uri: str) -> PlanSize:
+    """Read the size of a saved plan."""
+    filesystem, path = files.filesystem_of(uri)
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
+        metadata = file.metadata.metadata
+    names = ("num_pairs", "num_batches", "batch_size")
+    return PlanSize(*(int(metadata[f"s4g.{name}".encode()]) for name in names))
+
+
 def load_record(uri: str) -> dict[str, Any]:
     """Read the record that the run's planner saved with a plan (graph, hardness, pairs left out).
 

@@ -109,7 +109,7 @@ def _measure_loading(config: RunConfig, tables: dict[View, ImageTable]) -> float
         tables["queries"],
         tables["references"],
         config.data,
-        config.augment,
+        config.augmentation,
         seed=config.seed,
         on_device=config.augment.is_on_device(device),
     )

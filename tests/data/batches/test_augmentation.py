@@ -14,13 +14,14 @@ from s4g_ray.data.batches.augmentation import (
     augment_pair,
     augment_reference,
     blur,
+    change_colors,
     coarse_dropout,
     grid_dropout,
-    jitter,
     recompress,
     rotate_pair,
     sharpen,
 )
+from s4g_ray.data.batches.augmentation_draws import COLORS
 from s4g_ray.data.images import resize, turn_panorama
 from tests.support.sample_images import augment_config, make_image
 
@@ -216,14 +217,14 @@ def test_colours_change_as_in_torchvision(factors: tuple[float, float, float, fl
         torchvision.adjust_brightness(COLOURS, brightness), contrast
     )
     wanted = torchvision.adjust_hue(torchvision.adjust_saturation(wanted, saturation), hue)
-    found = jitter(COLOURS, *factors)
+    found = change_colors(COLOURS, dict(zip(COLORS, factors, strict=True)))
     assert (found.int() - wanted.int()).abs().max() <= 1
     assert not torch.equal(found, COLOURS)
 
 
 def test_a_hue_is_turned_by_its_share_of_the_circle() -> None:
     """Compare with colorsys, pixel by pixel."""
-    found = jitter(COLOURS, 1, 1, 1, 0.15).flatten(1).T
+    found = change_colors(COLOURS, {"hue": 0.15}).flatten(1).T
     for colour, turned in zip(
         COLOURS.flatten(1).T[::50].tolist(), found[::50].tolist(), strict=True
     ):

@@ -10,6 +10,7 @@ from s4g_ray.data.batches.augmentation_draws import (
     OPERATIONS,
     BatchDraws,
     ImageDraws,
+    Operation,
     add_roll,
     draw_pair,
     draw_reference,
@@ -26,7 +27,9 @@ def draw_view_by_hand(rng: np.random.Generator, height: int, width: int) -> dict
     if rng.random() < 0.5:
         found["jpeg"] = (rng.integers(90, 101),)
     if rng.random() < 0.5:
-        found["color"] = [*(1 + rng.uniform(-0.15, 0.15, 3)), rng.uniform(-0.15, 0.15)]
+        factors = [*(1 + rng.uniform(-0.15, 0.15, 3)), rng.uniform(-0.15, 0.15)]
+        names = ("brightness", "contrast", "saturation", "hue")
+        found |= {name: [factor] for name, factor in zip(names, factors, strict=True)}
     if rng.random() < 0.3:
         if rng.random() < 0.5:
             found["blur"] = [rng.uniform(0.3, 1.2)]
@@ -37,11 +40,11 @@ def draw_view_by_hand(rng: np.random.Generator, height: int, width: int) -> dict
             cell = round(rng.uniform(0.125, 0.25) * height)
             found["grid"] = [cell, round(0.4 * cell), rng.integers(cell), rng.integers(cell)]
         else:
-            found["squares"] = []
+            found["holes"] = []
             for _ in range(rng.integers(10, 26)):
                 side = round(rng.uniform(0.1, 0.2) * height)
                 corner = [rng.integers(height - side + 1), rng.integers(width - side + 1)]
-                found["squares"] += [*corner, side]
+                found["holes"] += [*corner, side, side]
     return found
 
 
@@ -66,7 +69,7 @@ def test_draws_keep_their_order_from_version_to_version() -> None:
         found = draw_pair(cfg, np.random.default_rng(seed), WIDE, SQUARE)
         assert [as_lists(draws) for draws in found] == [as_lists(query), as_lists(reference)]
         seen.update(query, reference)
-    assert seen == set(OPERATIONS)
+    assert seen == set(OPERATIONS) - {"flip_first", "filter"}  # of the published form alone
 
 
 @pytest.mark.parametrize("size", [WIDE, (140, 768)])
@@ -91,18 +94,51 @@ def test_rolls_of_an_image_add_up() -> None:
 def test_draws_are_packed_into_one_tensor_and_come_back() -> None:
     image: ImageDraws = {
         "jpeg": (93,),
-        "color": (1.1, 0.9, 1.1, 0.1),
-        "squares": (1, 2, 5, 7, 4, 5),
+        "hue": (0.1,),
+        "contrast": (0.9,),
+        "filter": (0.1,) * 9,
+        "holes": (1, 2, 5, 3, 7, 4, 5, 6),
         "flip": (),
         "roll": (5,),
     }
     draws = BatchDraws.from_images([{}, image, {"roll": (-70_001,), "flip": ()}], 33)
-    unpacked = draws.unpack()
-    assert list(unpacked) == list(image)
-    found = {name: (rows.tolist(), values.tolist()) for name, (rows, values) in unpacked.items()}
+    found = {name: (rows.tolist(), values.tolist()) for name, rows, values in draws.unpack()}
+    assert list(found) == list(image)
     assert found["jpeg"] == ([1], [[93]])
     assert found["flip"] == ([1, 2], [[], []])
     assert found["roll"] == ([1, 2], [[5], [-70_001]])
-    # brightness, contrast and 1 - contrast, saturation and 1 - saturation, hue in sixths
-    assert found["color"] == ([1], [pytest.approx([1.1, 0.9, 0.1, 1.1, -0.1, 0.6])])
-    assert found["squares"] == ([1], [[1, 2, 5, 7, 4, 5, *[0] * 69]])
+    assert found["hue"] == ([1], [pytest.approx([0.6])])  # in sixths of the circle
+    assert found["contrast"] == ([1], [pytest.approx([0.9, 0.1])])  # and 1 - contrast
+    assert found["filter"] == ([1], [pytest.approx([0.1] * 9)])
+    assert found["holes"] == ([1], [[1, 2, 5, 3, 7, 4, 5, 6, *[0] * 92]])
+
+
+def test_filters_of_several_sizes_are_packed_apart() -> None:
+    images: list[ImageDraws] = [{"filter": (float(n),) * n} for n in (9, 25, 9, 49)]
+    found = [
+        (name, rows.tolist(), values.tolist())
+        for name, rows, values in BatchDraws.from_images(images, 9).unpack()
+    ]
+    assert found == [
+        ("filter", [0, 2], [[9.0] * 9] * 2),
+        ("filter", [1], [[25.0] * 25]),
+        ("filter", [3], [[49.0] * 49]),
+    ]
+
+
+def test_colours_are_applied_in_the_order_of_each_image() -> None:
+    orders: list[list[Operation]] = [
+        ["hue", "brightness"],
+        [],
+        ["brightness", "saturation", "hue", "contrast"],
+        ["hue", "brightness", "contrast"],
+    ]
+    images: list[ImageDraws] = [
+        {"jpeg": (90,), **dict.fromkeys(order, (1.0,)), "flip": ()} for order in orders
+    ]
+    steps = [(name, rows.tolist()) for name, rows, _ in BatchDraws.from_images(images, 9).unpack()]
+    assert steps[0] == ("jpeg", [0, 1, 2, 3])
+    assert steps[-1] == ("flip", [0, 1, 2, 3])
+    for row, order in enumerate(orders):
+        assert [name for name, rows in steps[1:-1] if row in rows] == order
+    assert len(steps) == 2 + 7  # images share steps where their orders agree

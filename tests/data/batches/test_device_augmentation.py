@@ -136,12 +136,17 @@ def test_draws_of_references_are_those_of_the_loader() -> None:
 
 
 EACH: ImageDraws = {
+    "flip_first": (),
     "jpeg": (93,),
-    "color": (1.1, 0.9, 1.1, 0.1),
+    "brightness": (1.1,),
+    "contrast": (0.9,),
+    "saturation": (1.1,),
+    "hue": (0.1,),
     "blur": (0.8,),
     "sharpen": (1.6,),
+    "filter": (*[0.04] * 24, 0.05),
     "grid": (8, 3, 2, 5),
-    "squares": (1, 2, 5, 7, 4, 5),
+    "holes": (1, 2, 5, 3, 7, 4, 5, 6),
     "flip": (),
     "turn_90": (),
     "turn_180": (),
@@ -238,9 +243,11 @@ def test_nothing_is_read_back_from_the_device() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_result_of_the_cpu_and_is_never_waited_for() -> None:
+@pytest.mark.parametrize("published", [False, True])
+def test_a_gpu_gives_the_result_of_the_cpu_and_is_never_waited_for(published: bool) -> None:
+    cfg = AugmentConfig(published=published)
     draws = BatchDraws.from_images(
-        [draw_reference(AugmentConfig(), generator(i), SQUARE) for i in range(64)], 33
+        [draw_reference(cfg, generator(i), SQUARE) for i in range(64)], 33
     )
     images = make_images(64, SQUARE)
     wanted = augment_batch(images, draws)
