@@ -255,7 +255,13 @@ def landsat(
     ],
     target: Target,
     size_m: Annotated[float, typer.Option(help="Side of a tile, metres of ground.")] = 1920,
-    pixels: Annotated[int, typer.Option(help="Side of a tile and of a query, pixels.")] = 64,
+    pixels: Annotated[
+        int,
+        typer.Option(
+            help="Side of a tile and of a query, pixels; a panorama is half as high and twice as"
+            " wide."
+        ),
+    ] = 64,
     queries_per_tile: Annotated[
         int, typer.Option(help="Queries of each place that is trained.")
     ] = 16,
@@ -263,6 +269,17 @@ def landsat(
         int, typer.Option(help="Queries of each place that is tested.")
     ] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the queries' angle, shift and scale.")] = 0,
+    queries: Annotated[
+        Literal["overhead", "panorama"],
+        typer.Option(
+            help="overhead: turned by any angle, shifted and scaled; panorama: unrolled around a"
+            " shifted point, azimuths along columns, distances along rows."
+        ),
+    ] = "overhead",
+    headings: Annotated[
+        Literal["north", "random"],
+        typer.Option(help="Panoramas: azimuth of the centre; heading_deg tells it either way."),
+    ] = "north",
     as_json: AsJson = False,
 ) -> None:
     """Cut infrared queries and true-colour tiles of a Landsat scene.
@@ -278,6 +295,8 @@ def landsat(
         "queries_per_tile": queries_per_tile,
         "test_queries_per_tile": test_queries_per_tile,
         "seed": seed,
+        "queries": queries,
+        "headings": headings,
     }
     _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)
 

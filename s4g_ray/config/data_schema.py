@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from s4g_ray.config.section import Section
 
 Probability = float
 Size = tuple[int, int]  # height, width in pixels
+FieldOfView = float | tuple[float, float]  # degrees; a range: that of each query is drawn from it
 # augment.rotate -> the sizes of data of the views that it turns by 90 degrees
 TURNED_SIZES: Mapping[str, tuple[str, ...]] = {
     "none": (),
@@ -40,10 +41,29 @@ class DataConfig(Section):
     # panoramas. known: turned by heading_deg so that the centre column shows north; random: turned
     # by a random angle
     query_heading: Literal["as_is", "known", "random"] = "as_is"
-    # panoramas: the field of view that is kept, around the centre column
-    query_fov_deg: float = Field(360, gt=0, le=360)
+    # panoramas: the field of view that is kept, around the centre column. One number: queries are
+    # cropped to it. A range, as [70, 360]: each query's is drawn from it (training: in each epoch
+    # anew), and what is outside is black, so that the encoder's input keeps its size
+    query_fov_deg: FieldOfView = 360
     # fail: the run stops; skip: the image is left out, counted, and listed in the run folder
     on_bad_image: Literal["fail", "skip"] = "fail"
+
+    @field_validator("query_fov_deg", mode="before")
+    @classmethod
+    def _read_fov(cls, value: Any) -> FieldOfView:
+        ends = value if isinstance(value, list | tuple) else [value]
+        for end in ends:
+            is_number = isinstance(end, int | float) and not isinstance(end, bool)
+            if not is_number or not 0 < end <= 360 or len(ends) > 2:
+                raise ValueError(
+                    f"{value!r} is no field of view: give degrees above 0 and up to 360, or a range"
+                    " of them, as [70, 360]"
+                )
+        if len(ends) == 1 and ends is not value:
+            return float(value)
+        if len(ends) != 2 or ends[0] > ends[1]:
+            raise ValueError(f"{value!r} is no range of two rising values, as [70, 360]")
+        return float(ends[0]), float(ends[1])
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -55,18 +75,47 @@ class DataConfig(Section):
         for name in ("query_size", "reference_size"):
             if min(getattr(self, name)) < 8:
                 raise ValueError(f"{name}={list(getattr(self, name))} is below 8 pixels")
-        if self.visible_query_size[1] < 8:
+        narrowest = self.fov_range[0]
+        if self.visible_columns(narrowest) < 8:
             raise ValueError(
-                f"query_fov_deg={self.query_fov_deg:g} leaves {self.visible_query_size[1]} pixels"
-                " of width, below 8; raise it, or the width of query_size"
+                f"query_fov_deg={narrowest:g} leaves {self.visible_columns(narrowest)} pixels of"
+                " width, below 8; raise it, or the width of query_size"
             )
         return self
 
     @property
     def visible_query_size(self) -> Size:
-        """Return the encoder's input size of a query: query_size within the field of view."""
-        height, width = self.query_size
-        return height, round(width * self.query_fov_deg / 360)
+        """Return the encoder's input size of a query: query_size within the field of view.
+
+        It is query_size where query_fov_deg is a range.
+        """
+        if isinstance(self.query_fov_deg, tuple):
+            return self.query_size
+        return self.query_size[0], self.visible_columns(self.query_fov_deg)
+
+    @property
+    def fov_range(self) -> tuple[float, float]:
+        """Return the narrowest and the widest field of view in degrees."""
+        if isinstance(self.query_fov_deg, tuple):
+            return self.query_fov_deg
+        return self.query_fov_deg, self.query_fov_deg
+
+    def visible_columns(self, fov_deg: float) -> int:
+        """Return how many of a query's columns a field of view shows."""
+        return round(self.query_size[1] * fov_deg / 360)
+
+    def with_fov(self, fov_deg: float) -> FieldOfView:
+        """Return query_fov_deg for one field of view, seen as queries were in training.
+
+        What is outside stays black where query_fov_deg is a range.
+        """
+        return (fov_deg, fov_deg) if isinstance(self.query_fov_deg, tuple) else fov_deg
+
+
+def format_fov(fov: FieldOfView) -> str:
+    """Return a field of view as text: `90`, or `70-360` for a range."""
+    low, high = fov if isinstance(fov, tuple) else (fov, fov)
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
 class AugmentConfig(Section):

@@ -242,7 +242,7 @@ def _is_seen_as_stored(image: ImageArray, view: View, data: DataConfig) -> bool:
     size = image.shape[1:]
     if view == "references":
         return size == tuple(data.reference_size)
-    is_whole = size == tuple(data.query_size) == tuple(data.visible_query_size)
+    is_whole = size == tuple(data.query_size) and data.fov_range[0] == 360
     return is_whole and data.query_cut == 0 and data.query_heading == "as_is"
 
 
@@ -302,18 +302,45 @@ def turn_panorama(image: Tensor, degrees: float) -> Tensor:
 
 
 def crop_field_of_view(panorama: Tensor, data: DataConfig, rng: np.random.Generator) -> Tensor:
-    """Crop the visible middle part of a panorama [3, H, W].
+    """Crop a panorama [3, H, W] to its visible middle part, after draw_field_of_view.
 
-    Turns the panorama by a random angle first where data.query_heading is `random`.
+    Where data.query_fov_deg is a range, the width stays and columns outside are black: different
+    views then make one batch, fit encoders of one size, and show as many degrees a column.
     """
-    columns = draw_turn(data, rng, panorama.shape[-1])
-    if columns:
-        panorama = panorama.roll(columns, -1)
-    width = data.visible_query_size[1]
-    left = (panorama.shape[-1] - width) // 2
-    return panorama[..., left : left + width]
+    turn, view = draw_field_of_view(data, rng)
+    if turn:
+        panorama = panorama.roll(turn, -1)
+    if view is not None:
+        return black_out_sides(panorama, *view)
+    left, right = _find_middle(panorama.shape[-1], data.visible_query_size[1])
+    return panorama[..., left:right]
 
 
-def draw_turn(data: DataConfig, rng: np.random.Generator, width: int) -> int:
-    """Draw by how many columns a panorama is rolled; 0 unless data.query_heading is `random`."""
-    return int(rng.integers(width)) if data.query_heading == "random" else 0
+def draw_field_of_view(
+    data: DataConfig, rng: np.random.Generator
+) -> tuple[int, tuple[int, int] | None]:
+    """Draw by how many columns a panorama is rolled to the right, and which are then seen.
+
+    The first is 0 unless data.query_heading is `random`. The second, the first column and the one
+    after the last, is None unless data.query_fov_deg is a range; degrees are drawn uniformly.
+    """
+    width = data.query_size[1]
+    turn = int(rng.integers(width)) if data.query_heading == "random" else 0
+    if not isinstance(data.query_fov_deg, tuple):
+        return turn, None
+    fov_deg = float(rng.uniform(*data.query_fov_deg))
+    return turn, _find_middle(width, data.visible_columns(fov_deg))
+
+
+def _find_middle(width: int, visible: int) -> tuple[int, int]:
+    """Return the first of the middle columns of a width, and the one after the last."""
+    left = (width - visible) // 2
+    return left, left + visible
+
+
+def black_out_sides(panorama: Tensor, left: int, right: int) -> Tensor:
+    """Return a copy of a panorama [3, H, W] that is black but for columns left to right - 1."""
+    image = panorama.clone()
+    image[..., :left] = 0
+    image[..., right:] = 0
+    return image

@@ -27,7 +27,7 @@ from s4g_ray.data.batches.augmentation import augment_pair, augment_reference
 from s4g_ray.data.batches.augmentation_draws import (
     BatchDraws,
     ImageDraws,
-    add_roll,
+    add_field_of_view,
     draw_pair,
     draw_reference,
 )
@@ -37,7 +37,7 @@ from s4g_ray.data.image_table import ImageTable
 from s4g_ray.data.images import (
     ImageFile,
     crop_field_of_view,
-    draw_turn,
+    draw_field_of_view,
     fit_query,
     fit_reference,
     list_image_files,
@@ -364,7 +364,7 @@ class _BatchMaker(Dataset[PairBatch | BadImageError | StoreError]):
         if self.on_device:
             sizes = (self.data.query_size, self.data.reference_size)
             query_draws, reference_draws = draw_pair(self.augment, rng, *sizes)
-            add_roll(query_draws, draw_turn(self.data, rng, self.data.query_size[1]))
+            add_field_of_view(query_draws, *draw_field_of_view(self.data, rng))
             return (fits[0](query), query_draws), (fits[1](reference), reference_draws)
         panorama, tile = augment_pair(query, reference, self.augment, rng, fits)
         # Cropped last: rolling with the tile needs the whole circle.

@@ -2,14 +2,15 @@
 
 The scene is landsat.tif of the package localtileserver: 44 x 34 km at Great Salt Lake, 30 m, seven
 bands. The references are a region as `s4g convert imagery` cuts it: true colour (bands 3, 2, 1),
-north up, half a tile apart. A query shows a tile's place as another sensor does: bands 7, 5 and 4,
-turned by any angle, shifted and scaled. The east of the scene is held out.
+north up, half a tile apart. A query shows a tile's place as another sensor does, by bands 7, 5 and
+4: from above, turned by any angle, shifted and scaled; or unrolled into a panorama around a shifted
+point. The east of the scene is held out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats64
+from s4g_ray.config.data_schema import Size
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.imagery.convert import convert as convert_imagery
@@ -25,12 +27,15 @@ from s4g_ray.datasets.imagery.rasters.georeference import GEOD
 from s4g_ray.datasets.imagery.resampling import resample
 from s4g_ray.datasets.imagery.sources import open_imagery
 from s4g_ray.datasets.imagery.stretch import Stretch
+from s4g_ray.datasets.panorama import unroll
 from s4g_ray.datasets.source import Report, ignore_report, make_options
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
+QueryKind = Literal["overhead", "panorama"]
+Headings = Literal["north", "random"]
 
 PACKAGE = "localtileserver"  # a source of this name is the file that the package ships
 SCENE = "package://localtileserver/tiler/data/landsat.tif"
@@ -48,6 +53,10 @@ REGION_NAME = "landsat region"  # of that data set
 PHOTOS = "photos"  # that of the photos that no split holds, and of positions.csv
 NUM_PHOTOS = 8
 QUALITY = 95  # of JPEG
+QUERY_VIEWS = {
+    "overhead": "turned, shifted and scaled",
+    "panorama": "unrolled around a point: azimuths by column, distances by row, the nearest lowest",
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,27 @@ class LandsatOptions:
     """How tiles and queries are cut. Raises InputError for values out of range."""
 
     size_m: float = 1920.0  # side of a tile, metres of ground
-    pixels: int = 64  # side of a tile and of a query
+    pixels: int = 64  # side of a tile and of an overhead query; a panorama: half of it by twice
     queries_per_tile: int = 16  # of the split train
     test_queries_per_tile: int = 4
     seed: int = 0
+    # overhead: turned by any angle, shifted and scaled. panorama: unrolled around a shifted point,
+    # as far as half a tile's side
+    queries: QueryKind = "overhead"
+    headings: Headings = "north"  # azimuth of a panorama's centre; it is in heading_deg either way
 
     def __post_init__(self) -> None:
+        for name, kind in (("queries", QueryKind), ("headings", Headings)):
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                raise InputError(
+                    f"convert landsat: {name}={value!r} is none of {', '.join(get_args(kind))}"
+                )
+        if self.queries == "overhead" and self.headings != "north":
+            raise InputError(
+                "convert landsat: headings=random is for queries=panorama; overhead queries have"
+                " any angle"
+            )
         for name, least in (
             ("size_m", 1),
             ("pixels", 8),
@@ -73,6 +97,11 @@ class LandsatOptions:
                 raise InputError(f"convert landsat: {name}={value} is not within {least}..1e6")
 
     @property
+    def panorama_size(self) -> Size:
+        """Return height and width of a panorama: distances and azimuths."""
+        return self.pixels // 2, 2 * self.pixels
+
+    @property
     def reach_m(self) -> float:
         """Return the largest distance of a query's ground from its tile's centre."""
         return self.size_m * (SCALES[1] / 2 + MAX_SHIFT) * 2**0.5
@@ -82,7 +111,7 @@ class LandsatOptions:
 class Pose:
     """How a query lies on the ground, relative to its tile."""
 
-    azimuth_deg: float  # of the query's upward direction, clockwise from north
+    azimuth_deg: float  # of the query's upward direction or its centre column, clockwise from north
     east_m: float
     north_m: float
     scale: float
@@ -94,6 +123,10 @@ def draw_pose(options: LandsatOptions, tile_id: int, number: int) -> Pose:
     azimuth_deg = float(rng.uniform(0, 360))
     east, north = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * options.size_m
     scale = float(np.exp(rng.uniform(*np.log(SCALES))))
+    if options.queries == "panorama":
+        scale = 1.0
+        # heading_deg is a float32: it then tells the very angle
+        azimuth_deg = float(np.float32(azimuth_deg)) if options.headings == "random" else 0.0
     return Pose(azimuth_deg, float(east), float(north), scale)
 
 
@@ -145,7 +178,7 @@ def convert(
         tiles = tiles.set_column(column, name, pa.array(values))
     views = {
         "references": f"true-colour tile; {ATTRIBUTION}",
-        "queries": "infrared image of bands 7, 5 and 4, turned, shifted and scaled",
+        "queries": f"infrared image of bands 7, 5 and 4, {QUERY_VIEWS[cfg.queries]}",
     }
     references = tiles.filter(pa.array(is_kept))
     return write_dataset(target, references, queries, name="landsat", views=views)
@@ -230,18 +263,29 @@ class Sensor:
         return np.array([picture.mean(axis=2).std() >= MIN_TEXTURE for picture in pictures])
 
     def cut(self, options: LandsatOptions, lat: float, lon: float, pose: Pose) -> Pixels:
-        """Cut the picture of a pose about a tile's centre: [pixels, pixels, 3]."""
-        centre = _move(lat, lon, np.array([pose.east_m]), np.array([pose.north_m]))
+        """Cut the overhead picture of a pose about a tile's centre: [pixels, pixels, 3]."""
         side = options.size_m * pose.scale
-        east, north = _corners(side, pose.azimuth_deg)
-        column, row = self.source.georeference.to_pixels(*_move(*centre, east, north))
-        points = np.stack([column, row], axis=-1).reshape(2, 2, 2)
+        points = self._find_corners(lat, lon, pose, side, pose.azimuth_deg)
         picture = np.zeros((options.pixels, options.pixels, 3), np.uint8)
         filled = np.zeros(picture.shape[:2], np.uint8)
         num_source = side / self.source.georeference.resolution_m / options.pixels
         samples = max(1, round(num_source))
         resample(self.pixels, np.empty((0, 0), np.uint8), points, samples, picture, filled)
         return picture
+
+    def unroll(self, options: LandsatOptions, lat: float, lon: float, pose: Pose) -> Pixels:
+        """Cut the panorama of a pose about a tile's centre: [pixels / 2, 2 pixels, 3]."""
+        points = self._find_corners(lat, lon, pose, options.size_m * pose.scale, 0.0)
+        return unroll(self.pixels, points, options.panorama_size, pose.azimuth_deg)
+
+    def _find_corners(
+        self, lat: float, lon: float, pose: Pose, side_m: float, azimuth_deg: float
+    ) -> Floats64:
+        """Return column and row [2, 2, 2] of the corners of a square about a pose's centre."""
+        centre = _move(lat, lon, np.array([pose.east_m]), np.array([pose.north_m]))
+        corners = _move(*centre, *_corners(side_m, azimuth_deg))
+        column, row = self.source.georeference.to_pixels(*corners)
+        return np.stack([column, row], axis=-1).reshape(2, 2, 2)
 
 
 def _corners(side_m: float, azimuth_deg: float) -> tuple[Floats64, Floats64]:
@@ -278,17 +322,19 @@ def _cut_queries(
             name = f"images/queries/{len(rows):05d}.jpg"
             pose = draw_pose(options, tile["id"], number)
             lat, lon = _write_picture(options, files.join(target, name), sensor, tile, pose)
-            rows.append(
-                {
-                    "id": len(rows),
-                    "place_id": tile["id"],
-                    "uri": name,
-                    "lat": lat,
-                    "lon": lon,
-                    "split": str(split[row]),
-                    "source_id": f"turned {pose.azimuth_deg:.1f} degrees, scaled {pose.scale:.3f}",
-                }
-            )
+            query = {
+                "id": len(rows),
+                "place_id": tile["id"],
+                "uri": name,
+                "lat": lat,
+                "lon": lon,
+                "split": str(split[row]),
+                "source_id": f"turned {pose.azimuth_deg:.1f} degrees, scaled {pose.scale:.3f}",
+            }
+            if options.queries == "panorama":
+                query["source_id"] = f"panorama, heading {pose.azimuth_deg:.1f} degrees"
+                query["heading_deg"] = pose.azimuth_deg
+            rows.append(query)
             on_progress(len(rows), total)
     return pa.Table.from_pylist(rows)
 
@@ -312,7 +358,8 @@ def _write_picture(
     options: LandsatOptions, uri: str, sensor: Sensor, tile: dict[str, Any], pose: Pose
 ) -> tuple[float, float]:
     """Write the picture of a pose about a tile's centre, and return its own centre."""
-    picture = sensor.cut(options, tile["lat"], tile["lon"], pose)
+    cut = sensor.unroll if options.queries == "panorama" else sensor.cut
+    picture = cut(options, tile["lat"], tile["lon"], pose)
     files.write_bytes(uri, simplejpeg.encode_jpeg(picture, quality=QUALITY, colorsubsampling="444"))
     centre = _move(tile["lat"], tile["lon"], np.array([pose.east_m]), np.array([pose.north_m]))
     return float(centre[0][0]), float(centre[1][0])

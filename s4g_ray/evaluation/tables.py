@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from s4g_ray.config.data_schema import FieldOfView, format_fov
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import format_metres
 from s4g_ray.evaluation.metrics import PROTOCOLS
@@ -31,7 +32,7 @@ class Evaluation:
 
     dataset: str
     split: str
-    fov_deg: float
+    fov_deg: FieldOfView
     heading: str
     score: Score
     made_with: dict[str, Any]  # source, weights, sizes, precision, data set's fingerprint
@@ -67,7 +68,7 @@ def evaluation_tables(
     for result in results:
         for label, metrics in _list_columns(result.score.metrics, protocols):
             if len(results) > 1:
-                label = f"{result.fov_deg:g}° {result.heading}\n{label}"
+                label = f"{format_fov(result.fov_deg)}° {result.heading}\n{label}"
             columns.append((label, metrics))
     title = f"{results[0].dataset}, split {results[0].split}"
     if results[0].bad_images:
@@ -89,7 +90,7 @@ def _build_region_table(result: Evaluation, protocols: Sequence[ProtocolName]) -
         name: _list_columns(metrics, protocols) for name, metrics in result.score.regions.items()
     }
     agree = all(len(rows) == 1 for rows in regions.values())
-    title = Text(f"by region, {result.fov_deg:g}° {result.heading}")
+    title = Text(f"by region, {format_fov(result.fov_deg)}° {result.heading}")
     table = Table(title=title, title_justify="left")
     table.add_column("")
     keys = [key for key in REGION_COLUMNS if key in result.score.metrics[protocols[0]]]

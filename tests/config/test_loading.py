@@ -145,6 +145,12 @@ def test_an_unknown_key_names_the_nearest_valid_one(tmp_path: Path, key: str, ne
         ("data.on_bad_image=ignore", "data.on_bad_image='ignore'"),
         ("train.learning_rate=.nan", "train.learning_rate=nan"),
         ("data.query_size=[4, 4]", "below 8 pixels"),
+        ("data.query_fov_deg=0", "query_fov_deg: 0 is no field of view: give degrees above 0"),
+        ("data.query_fov_deg=wide", "'wide' is no field of view"),
+        ("data.query_fov_deg=[70, 400]", "[70, 400] is no field of view"),
+        ("data.query_fov_deg=[90]", "[90] is no range of two rising values"),
+        ("data.query_fov_deg=[180, 70]", "[180, 70] is no range of two rising values"),
+        ("data.query_fov_deg=[1, 360]", "query_fov_deg=1 leaves 1 pixels of width, below 8"),
         (
             "data.reference_size=[64, 96]",
             "data.reference_size=[64, 96] is not square, but augment.rotate=reference",

@@ -66,6 +66,8 @@ def assert_same(found: PairBatch, wanted: PairBatch, levels: int = 0) -> None:
         {"query_fov_deg": 90},
         {"query_heading": "random"},
         {"query_heading": "random", "query_fov_deg": 200},
+        {"query_fov_deg": [180, 180]},
+        {"query_heading": "random", "query_fov_deg": [90, 360]},
     ],
 )
 def test_a_batch_augmented_later_equals_one_augmented_by_the_loader(
@@ -113,9 +115,11 @@ def test_draws_depend_on_seed_epoch_and_id_alone(
 
 
 def test_processes_send_the_same_images_and_draws_as_threads(synthetic: GeoDataset) -> None:
-    with loader(synthetic, num_processes=1, on_device=True) as made:
+    view: dict[str, Any] = {"query_heading": "random", "query_fov_deg": [90, 360]}
+    with loader(synthetic, num_processes=1, on_device=True, **view) as made:
         found = load(made)
-    for batch, wanted in zip(found, load(loader(synthetic, on_device=True)), strict=True):
+    threads = loader(synthetic, on_device=True, **view)
+    for batch, wanted in zip(found, load(threads), strict=True):
         assert_same(batch, wanted)
         assert batch.queries.is_contiguous(memory_format=torch.channels_last)
         for one, other in zip(draws_of(batch), draws_of(wanted), strict=True):

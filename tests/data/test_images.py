@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from s4g_ray.config.data_schema import DataConfig
+from s4g_ray.config.data_schema import DataConfig, format_fov
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import (
@@ -177,6 +177,46 @@ def test_a_field_of_view_is_the_middle_part(width: int, fov: float, wanted: int)
     assert abs((columns[0] + columns[-1]) - (width - 1)) <= 1
 
 
+def test_views_of_a_range_keep_their_size_scale_and_middle_and_are_black_outside() -> None:
+    """As cropping by a plain loop: each view is the crop of one number, with black beside it."""
+    panorama = torch.arange(1, 129, dtype=torch.uint8).expand(3, 8, 128)
+    data = DataConfig(uri="x", query_size=(8, 128), query_fov_deg=(70, 360))
+    assert data.visible_query_size == (8, 128)
+    widths = []
+    for number in range(400):
+        seen = crop_field_of_view(panorama, data, np.random.default_rng(number))
+        assert tuple(seen.shape) == (3, 8, 128)
+        visible = seen[0, 0].nonzero()[:, 0].tolist()
+        widths.append(len(visible))
+        one = data.model_copy(update={"query_fov_deg": len(visible) * 360 / 128})
+        crop = crop_field_of_view(panorama, one, np.random.default_rng(0))
+        assert torch.equal(seen[..., visible[0] : visible[-1] + 1], crop)
+        assert seen.sum() == crop.sum(dtype=torch.int64)
+    # uniform from 70 degrees, 25 columns, to 360
+    assert (min(widths), max(widths)) == (25, 128)
+    counts = np.histogram(widths, 4, (24.5, 128.5))[0]
+    assert np.abs(counts - 100).max() < 40
+    both = data.model_copy(update={"query_heading": "random"})
+    centres = set()
+    for number in range(400):
+        seen = crop_field_of_view(panorama, both, np.random.default_rng(number))[0, 0]
+        centres.add(int(seen[64]))
+    assert len(centres) > 110
+
+
+def test_one_field_of_view_is_shown_as_those_of_training() -> None:
+    cropped = DataConfig(uri="x", query_size=(8, 128), query_fov_deg=180)
+    padded = DataConfig(uri="x", query_size=(8, 128), query_fov_deg=(70, 360))
+    panorama = torch.full((3, 8, 128), 9, dtype=torch.uint8)
+    for data, width in ((cropped, 32), (padded, 128)):
+        one = data.model_copy(update={"query_fov_deg": data.with_fov(90.0)})
+        assert one.visible_query_size == (8, width)
+        seen = crop_field_of_view(panorama, one, np.random.default_rng(0))
+        assert tuple(seen.shape) == (3, 8, width)
+        assert seen.count_nonzero() == 3 * 8 * 32
+    assert [format_fov(fov) for fov in (90, (90.0, 90.0), (70.0, 360.0))] == ["90", "90", "70-360"]
+
+
 def test_random_headings_are_seeded_by_query_and_cover_the_circle(synthetic: GeoDataset) -> None:
     table = synthetic.table("queries", ["train"])
     data = DataConfig(uri="x", query_size=(SIZE, SIZE), query_heading="random", query_fov_deg=180)
@@ -295,6 +335,8 @@ STORED: dict[str, Any] = {"query_size": (SIZE, SIZE), "reference_size": (SIZE, S
         {"query_cut": 0.1},
         {"query_heading": "random"},
         {"query_fov_deg": 180},
+        {"query_fov_deg": [90, 360]},
+        {"query_fov_deg": [360, 360]},
     ],
 )
 def test_pixels_equal_the_views(

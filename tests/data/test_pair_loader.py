@@ -225,6 +225,34 @@ def test_a_training_panorama_is_cropped_after_it_is_rolled_with_its_tile(
         assert torch.equal(batch.queries[row], rolled[..., SIZE * 3 // 8 : SIZE * 5 // 8])
 
 
+def test_a_field_of_view_of_a_range_depends_on_seed_epoch_and_query_alone(
+    synthetic: GeoDataset,
+) -> None:
+    view: dict[str, Any] = {"query_heading": "random", "query_fov_deg": [90, 360]}
+
+    def load(ids: NDArray[np.int64], epoch: int, **keys: Any) -> list[PairBatch]:
+        made = loader(synthetic, augment=augment_config(), **{**view, **keys})
+        return list(made.load(ids, ids, epoch=epoch))
+
+    def widths_of(batches: list[PairBatch]) -> list[int]:
+        columns = torch.cat([batch.queries for batch in batches]).amax((1, 2))
+        return (columns > 0).sum(1).tolist()
+
+    whole = load(IDS, 2)
+    halves = load(IDS[:, 2:], 2)
+    for batch, half in zip(whole, halves, strict=True):
+        assert torch.equal(batch.queries[2:], half.queries)
+    assert min(widths_of(whole)) >= SIZE // 4
+    assert len(set(widths_of(whole))) > 4
+    assert widths_of(whole) != widths_of(load(IDS, 3))
+    # turned as without a range, then black beside the middle
+    for batch, full in zip(whole, load(IDS, 2, query_fov_deg=360), strict=True):
+        for seen, panorama in zip(batch.queries, full.queries, strict=True):
+            is_seen = seen.amax((0, 1)) > 0
+            assert torch.equal(seen[..., is_seen], panorama[..., is_seen])
+            assert bool(is_seen[SIZE // 2])
+
+
 def gallery_of(batch: PairBatch) -> Tensor:
     assert batch.gallery is not None
     return batch.gallery

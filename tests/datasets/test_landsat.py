@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import rasterio
@@ -18,12 +19,15 @@ from rasterio.warp import Resampling, reproject
 from typer.testing import CliRunner
 
 from s4g_ray.cli.app import app
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.images import load_view
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets import landsat
 from s4g_ray.datasets.landsat import LandsatOptions, Pose, draw_pose
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
+from tests.support import landsat as scenes
 
 SMALL: dict[str, Any] = {
     "size_m": 3840.0,
@@ -31,6 +35,7 @@ SMALL: dict[str, Any] = {
     "queries_per_tile": 2,
     "test_queries_per_tile": 2,
 }
+WIDE_M = 7680.0
 NORTH_UP = Pose(0.0, 0.0, 0.0, 1.0)
 
 
@@ -178,6 +183,48 @@ def test_the_photos_are_further_queries_of_the_test_split(converted: GeoDataset)
         assert (folder / name).read_bytes() not in used
 
 
+def unroll_scene(lat: float, lon: float, heading: float, displaced: float = 0.0) -> Any:
+    """Unroll the infrared scene about a point, a geodesic a pixel: [32, 128, 3]."""
+    rows, columns = np.mgrid[:32, :128]
+    metres = (32 - rows - 0.5) / 32 * WIDE_M / 2
+    azimuth = heading + (columns + 0.5 + displaced) * 360 / 128 - 180
+    origin = (np.full(metres.shape, lon), np.full(metres.shape, lat))
+    lons, lats, _ = Geod(ellps="WGS84").fwd(*origin, azimuth, metres)
+    scene = scenes.open_scene("landsat.tif", landsat.INFRARED)
+    column, row = scene.columns_and_rows(lats, lons)
+    at = (column.astype(np.float32), row.astype(np.float32))
+    return cv2.remap(scene.pixels, *at, cv2.INTER_LINEAR).astype(float)
+
+
+def test_panoramas_show_azimuths_and_distances_and_known_headings_undo_the_drawn(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"size_m": WIDE_M, "queries": "panorama", "headings": "random"}
+    made = landsat.convert("localtileserver", str(tmp_path / "x"), queries_per_tile=2, **options)
+    queries = made.table("queries", ["train", "test"])
+    assert len(queries) > 40
+    assert np.histogram(queries.headings, 4, (0, 360))[0].min() > len(queries) / 10
+    known = DataConfig(uri="-", query_size=(32, 128), query_heading="known")
+    for row in (5, 20, len(queries) - 1):
+        at = (float(queries.lat[row]), float(queries.lon[row]))
+        heading = float(queries.headings[row])
+        data = files.read_bytes(queries.uris[row])
+        picture = np.asarray(Image.open(io.BytesIO(data))).astype(float)
+        turned = load_view(queries, row, "queries", known, seed=0).permute(1, 2, 0).numpy()
+        # rolled by whole columns: up to half of one is left
+        rest = heading % (360 / 128)
+        rest = rest - 360 / 128 if rest > 180 / 128 else rest
+        for seen, centre in ((picture, heading), (turned.astype(float), rest)):
+            exact, left, right = (
+                np.abs(seen - unroll_scene(*at, centre, displaced)).mean()
+                for displaced in (0.0, -0.5, 0.5)
+            )
+            assert exact < 4  # of 255: JPEG
+            assert exact < 0.8 * min(left, right)
+    photo = np.asarray(Image.open(io.BytesIO((tmp_path / "x/photos/1.jpg").read_bytes())))
+    assert photo.shape == (32, 128, 3)
+
+
 def test_the_command_makes_the_same_data_set_says_what_it_left_out_and_keeps_it(
     tmp_path: Path,
 ) -> None:
@@ -206,6 +253,12 @@ def test_the_command_makes_the_same_data_set_says_what_it_left_out_and_keeps_it(
         draw_pose(LandsatOptions(seed=seed), 7, number) for seed in (1, 2) for number in (0, 1)
     }
     assert len(poses) == 4
+    unrolled = [*words[:3], str(tmp_path / "c"), *words[5:], "--queries", "panorama"]
+    done = CliRunner().invoke(app, unrolled)
+    assert done.exit_code == 0, done.output
+    headings = open_dataset(str(tmp_path / "c")).table("queries", ["train", "test"]).headings
+    assert len(headings) == len(made.table("queries", ["train", "test"]))
+    assert not headings.any()  # zeros: the centre shows north
 
 
 def test_wrong_options_and_sources_are_refused(
@@ -218,6 +271,12 @@ def test_wrong_options_and_sources_are_refused(
     for name, value in too_small.items():
         with pytest.raises(InputError, match=name):
             landsat.convert("localtileserver", target, **{name: value})
+    with pytest.raises(InputError, match="queries='pano' is none of overhead, panorama"):
+        landsat.convert("localtileserver", target, queries="pano")
+    with pytest.raises(InputError, match="headings='south' is none of north, random"):
+        landsat.convert("localtileserver", target, queries="panorama", headings="south")
+    with pytest.raises(InputError, match="headings=random is for queries=panorama"):
+        landsat.convert("localtileserver", target, headings="random")
     with pytest.raises(InputError, match="does not exist"):
         landsat.convert(str(tmp_path / "landsat.tif"), target)
     other = files.resolve_package("package://localtileserver/tiler/data/landsat7.tif")

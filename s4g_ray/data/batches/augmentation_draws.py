@@ -38,6 +38,7 @@ Operation = Literal[
     "turn_180",
     "turn_270",
     "roll",  # columns to the right
+    "view",  # first column that is seen and the one after the last: others become black
 ]
 # In the order in which they are applied, but for the colours: each image has an order of its own.
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -84,11 +85,16 @@ def draw_reference(cfg: AugmentConfig, rng: np.random.Generator, size: Size) -> 
     return reference
 
 
-def add_roll(draws: ImageDraws, columns: int) -> None:
-    """Roll an image by so many columns to the right, after everything else."""
-    if columns:
+def add_field_of_view(draws: ImageDraws, turn: int, view: tuple[int, int] | None) -> None:
+    """Roll an image by so many columns to the right, after everything else, then show a view.
+
+    view: its first column and the one after its last; None: nothing becomes black.
+    """
+    if turn:
         (before,) = draws.get("roll", (0,))
-        draws["roll"] = (before + columns,)
+        draws["roll"] = (before + turn,)
+    if view is not None:
+        draws["view"] = view
 
 
 def _turn(draws: ImageDraws, turns: int, size: Size) -> None:

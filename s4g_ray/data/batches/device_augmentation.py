@@ -152,6 +152,13 @@ def _roll(images: Tensor, values: Tensor) -> Tensor:
     return images.gather(-1, source[:, None, None].expand(images.shape))
 
 
+def _black_out_sides(images: Tensor, values: Tensor) -> Tensor:
+    """Black out each image's columns before its first value and from its second on."""
+    columns = _count(images, 3)
+    is_outside = (columns < values[:, :1]) | (columns >= values[:, 1:])
+    return images.masked_fill_(is_outside[:, None, None], 0)
+
+
 # Each takes uint8 [k, 3, H, W], a copy that it may change, and values float32 [k, v] of these
 # images, and returns the same shape.
 _CHANGES: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
@@ -171,4 +178,5 @@ _CHANGES: dict[Operation, Callable[[Tensor, Tensor], Tensor]] = {
     "turn_180": _turn_by(2),
     "turn_270": _turn_by(3),
     "roll": _roll,
+    "view": _black_out_sides,
 }

@@ -8,7 +8,7 @@ import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
-from s4g_ray.config.data_schema import DataConfig, Size
+from s4g_ray.config.data_schema import DataConfig, Size, format_fov
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.data.image_table import View
 from s4g_ray.encoder.architecture.backbone import SIZE_OPTIONS, needs_data, run_without_data
@@ -154,5 +154,5 @@ def _describe(model: ModelConfig, data: DataConfig, view: View, size: Size, faul
     key = SIZE_KEYS[view]
     shown = f"data.{key}={list(getattr(data, key))}"
     if view == "queries" and size != data.query_size:
-        shown += f", of which query_fov_deg={data.query_fov_deg:g} leaves {list(size)},"
+        shown += f", of which query_fov_deg={format_fov(data.query_fov_deg)} leaves {list(size)},"
     return f"{shown} does not fit {model.name}: {fault}"

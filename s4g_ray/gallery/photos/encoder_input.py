@@ -24,8 +24,12 @@ def needed_pixels(data: DataConfig) -> Size:
 
 
 def take_as_is(data: DataConfig) -> DataConfig:
-    """Return a preprocessing that does not turn panoramas: the heading of a photo is unknown."""
-    return data.model_copy(update={"query_heading": "as_is"})
+    """Return a preprocessing that does not turn panoramas: the heading of a photo is unknown.
+
+    Of a range of fields of view it takes the widest.
+    """
+    fov = data.with_fov(data.fov_range[1])
+    return data.model_copy(update={"query_heading": "as_is", "query_fov_deg": fov})
 
 
 def fit_photo(pixels: Pixels, data: DataConfig) -> Pixels:

@@ -21,7 +21,7 @@ def find_view_kind(data: DataConfig) -> ViewKind:
     Panoramas are turned by a heading, cut to a field of view, or wide.
     """
     height, width = data.query_size
-    if data.query_heading != "as_is" or data.query_fov_deg < 360:
+    if data.query_heading != "as_is" or data.fov_range[0] < 360:
         return "panorama"
     return "panorama" if width >= PANORAMA_ASPECT * height else "overhead"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from s4g_ray.config.data_schema import format_fov
 from s4g_ray.config.loading import override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
@@ -73,7 +74,8 @@ def evaluate(
     s3_settings.apply(base.storage)
     dataset = open_dataset(base.data.uri)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
-    configs = _list_views(base, fovs, heading)
+    base = _with_data(base, query_heading=heading or base.data.query_heading)
+    configs = [_with_fov(base, fov) for fov in fovs] or [base]
     check_test_split(configs[0], dataset)
     base = _fit_model(base, configs)
     numerics = opened.numerics_for(base.train)
@@ -107,15 +109,6 @@ def _check_queries_out(uri: str, top: int) -> str:
     uri = files.absolute(uri)
     check_results_uri(uri)
     return uri
-
-
-def _list_views(base: RunConfig, fovs: Sequence[float], heading: str | None) -> list[RunConfig]:
-    """Return a configuration for each field of view, or for the configured one."""
-    heading = heading or base.data.query_heading
-    return [
-        _with_data(base, query_fov_deg=fov, query_heading=heading)
-        for fov in fovs or [base.data.query_fov_deg]
-    ]
 
 
 def _fit_model(base: RunConfig, configs: Sequence[RunConfig]) -> RunConfig:
@@ -172,6 +165,12 @@ def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> s
 def _with_data(config: RunConfig, **values: Any) -> RunConfig:
     """Return a configuration with other values in section `data`, validated."""
     return override_config(config, [f"data.{key}={value}" for key, value in values.items()])
+
+
+def _with_fov(config: RunConfig, fov_deg: float) -> RunConfig:
+    """Return a configuration with one field of view, shown as in training."""
+    fov = config.data.with_fov(fov_deg)
+    return _with_data(config, query_fov_deg=list(fov) if isinstance(fov, tuple) else fov)
 
 
 @contextmanager
@@ -250,7 +249,7 @@ class EvaluationJob:
     def evaluate(self, config: RunConfig) -> Evaluation:
         """Embed the queries in one field of view, and score them."""
         data = config.data
-        name = f"queries-fov={data.query_fov_deg:g}-{data.query_heading}"
+        name = f"queries-fov={format_fov(data.query_fov_deg)}-{data.query_heading}"
         uri = self.embed(config, "queries", name)
         stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
         with self.reporter.stage("scoring"):
@@ -266,7 +265,9 @@ class EvaluationJob:
             found = search.score()
             if self.num_top:
                 results = QueryResults.from_search(self.dataset, data.test_split, search)
-                view = {"fov_deg": data.query_fov_deg, "heading": data.query_heading}
+                low, high = data.fov_range
+                fov = low if low == high else format_fov((low, high))
+                view = {"fov_deg": fov, "heading": data.query_heading}
                 self.query_results.append((results, view))
         info = open_published(self.checkpoint, "checkpoint").info
         made_with = {
@@ -280,10 +281,11 @@ class EvaluationJob:
             "seed": config.seed,
             "dataset_fingerprint": self.dataset.fingerprint,
         }
+        low, high = data.fov_range
         return Evaluation(
             self.dataset.name,
             data.test_split,
-            data.query_fov_deg,
+            low if low == high else (low, high),
             data.query_heading,
             found,
             made_with,

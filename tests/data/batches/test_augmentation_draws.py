@@ -11,7 +11,7 @@ from s4g_ray.data.batches.augmentation_draws import (
     BatchDraws,
     ImageDraws,
     Operation,
-    add_roll,
+    add_field_of_view,
     draw_pair,
     draw_reference,
 )
@@ -69,7 +69,8 @@ def test_draws_keep_their_order_from_version_to_version() -> None:
         found = draw_pair(cfg, np.random.default_rng(seed), WIDE, SQUARE)
         assert [as_lists(draws) for draws in found] == [as_lists(query), as_lists(reference)]
         seen.update(query, reference)
-    assert seen == set(OPERATIONS) - {"flip_first", "filter"}  # of the published form alone
+    # of the published form, and drawn from section data
+    assert seen == set(OPERATIONS) - {"flip_first", "filter", "view"}
 
 
 @pytest.mark.parametrize("size", [WIDE, (140, 768)])
@@ -82,13 +83,15 @@ def test_a_view_that_is_not_square_is_not_turned(size: Size) -> None:
         draw_reference(cfg, rng, size)
 
 
-def test_rolls_of_an_image_add_up() -> None:
+def test_rolls_of_an_image_add_up_and_a_view_follows() -> None:
     draws: ImageDraws = {}
-    add_roll(draws, 0)
+    add_field_of_view(draws, 0, None)
     assert draws == {}
-    add_roll(draws, 7)
-    add_roll(draws, -9)
+    add_field_of_view(draws, 7, None)
+    add_field_of_view(draws, -9, None)
     assert draws == {"roll": (-2,)}
+    add_field_of_view(draws, 0, (3, 9))
+    assert draws == {"roll": (-2,), "view": (3, 9)}
 
 
 def test_draws_are_packed_into_one_tensor_and_come_back() -> None:

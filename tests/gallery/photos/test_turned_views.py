@@ -11,6 +11,7 @@ from PIL import Image
 
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.images import turn_panorama
+from s4g_ray.gallery.photos.encoder_input import fit_photo, take_as_is
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns, turn_photo
 from tests.support.tiny_gallery import make_ground
 
@@ -55,6 +56,15 @@ def test_panoramas_roll_as_those_of_data_sets() -> None:
         np.testing.assert_array_equal(turn_photo(panorama, degrees, "panorama"), expected)
 
 
+def test_a_photo_is_shown_in_the_widest_view_of_a_range() -> None:
+    data = DataConfig(uri="-", query_size=(8, 64), query_heading="known", query_fov_deg=(90, 180))
+    pixels = np.full((8, 64, 3), 7, np.uint8)
+    for _ in range(2):
+        fitted = fit_photo(pixels, take_as_is(data))
+        assert fitted.shape == (8, 64, 3)
+        assert fitted[0, :, 0].nonzero()[0].tolist() == list(range(16, 48))
+
+
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
@@ -64,6 +74,7 @@ def test_panoramas_roll_as_those_of_data_sets() -> None:
         ({"query_size": (384, 512)}, "overhead"),
         ({"query_heading": "random"}, "panorama"),
         ({"query_fov_deg": 90.0}, "panorama"),
+        ({"query_fov_deg": (70.0, 360.0)}, "panorama"),
     ],
 )
 def test_the_kind_of_view_follows_from_the_preprocessing(

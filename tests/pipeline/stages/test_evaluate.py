@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,7 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
     encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
     table = dataset.table("queries", ["test"])
     for evaluation in found:
+        assert isinstance(evaluation.fov_deg, float)
         data = config.data.model_copy(
             update={"query_heading": "random", "query_fov_deg": evaluation.fov_deg}
         )
@@ -330,6 +331,35 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
     text = rendered(evaluation_tables(found))
     assert "360° random" in text
     assert "recall@1" in text
+
+
+def test_a_view_is_black_outside_where_training_drew_it_from_a_range(
+    cvusa_run: Made, tmp_path: Path
+) -> None:
+    config, _, dataset = cvusa_run
+    drawn = ["data.query_fov_deg=[60, 360]"]
+    wanted: list[tuple[Sequence[float], str, float | tuple[float, float]]] = [
+        ([90], "90", (90.0, 90.0)),
+        ([], "60-360", (60.0, 360.0)),
+    ]
+    encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
+    table = dataset.table("queries", ["test"])
+    for fovs, name, fov in wanted:
+        out = tmp_path / name
+        (found,) = evaluate(config.run_dir, dataset.uri, overrides=drawn, fovs=fovs, out=str(out))
+        assert found.fov_deg == (90 if fovs else fov)
+        data = config.data.model_copy(update={"query_fov_deg": fov})
+        seen = torch.stack(
+            [load_view(table, row, "queries", data, seed=config.seed) for row in range(len(table))]
+        )
+        assert tuple(seen.shape[-2:]) == config.data.query_size
+        with torch.inference_mode():
+            embedded = torch.nn.functional.normalize(encoder.embed(seen, "queries")).numpy()
+        queries = out / f"queries-fov={name}-{config.data.query_heading}"
+        stored = read_embeddings(str(queries), "queries")
+        np.testing.assert_allclose(
+            stored.vectors[np.argsort(stored.ids)], embedded, atol=2e-3
+        )  # the run computes in fp16
 
 
 def rendered(tables: list[Any]) -> str:
