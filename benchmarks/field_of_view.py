@@ -15,13 +15,23 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from benchmarks.support.record import record
+from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.image_table import ImageTable, View
+from s4g_ray.data.images import load_views, try_image
 from s4g_ray.datasets import landsat
-from s4g_ray.distributed.session import ray_session
+from s4g_ray.encoder.checkpoint import load_encoder
+from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.encoder.source import find_checkpoint
+from s4g_ray.evaluation.metrics import retrieval_metrics
 from s4g_ray.pipeline.driver import run
-from s4g_ray.pipeline.stages.evaluate import evaluate
 
 CONFIG = Path(__file__).parents[1] / "configs" / "landsat_panorama.yaml"
 FOVS = (360.0, 180.0, 90.0, 70.0)
@@ -43,7 +53,7 @@ SETTINGS = [
     "evaluation.before_training=false",
     "evaluation.every_epochs=100",
 ]
-Result = dict[str, Any]  # recall@1 and recall@10 by heading and field of view, steps
+Result = list[dict[str, float]]  # metrics at each of FOVS
 
 
 def make_dataset(work: Path) -> str:
@@ -62,34 +72,76 @@ def make_dataset(work: Path) -> str:
 
 def configure(kind: str, seed: int, work: Path, uri: str) -> RunConfig:
     """Return the configuration of a run."""
-    folder = work / f"{kind.replace(' ', '_')}-{seed}"
+    folder = work / name_run(kind, seed)
     own = [f"data.uri={uri}", f"run_dir={folder}", f"seed={seed}"]
     return load_config(CONFIG, [*SETTINGS, *KINDS[kind], *own])
 
 
-def measure(kind: str, seed: int, work: Path) -> Result:
-    """Train and evaluate, unless that is done; return the recalls."""
-    path = work / f"{kind.replace(' ', '_')}-{seed}.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
-    uri = make_dataset(work)
-    config = configure(kind, seed, work, uri)
-    with ray_session(config.ray, config.storage):  # one for all: it takes long on a busy machine
+def train(kind: str, seed: int, work: Path) -> int:
+    """Train, unless that is done; return the number of steps."""
+    path = work / f"{name_run(kind, seed)}.json"
+    if not path.exists():
+        config = configure(kind, seed, work, make_dataset(work))
         trained = run(config, resume=(Path(config.run_dir) / "run.json").exists())
         steps = [line["step"] for line in trained.records if line["kind"] == "step"]
-        result: Result = {"steps": max(steps), "recall@1": {}, "recall@10": {}}
-        for heading in HEADINGS:
-            found = evaluate(config.run_dir, uri, fovs=FOVS, heading=heading)
-            metrics = [evaluation.score.metrics["strict"] for evaluation in found]
-            for name in ("recall@1", "recall@10"):
-                result[name][heading] = [values[name] for values in metrics]
-            result["queries"] = metrics[0]["queries"]
-            result["references"] = metrics[0]["references"]
+        write_whole(path, {"steps": max(steps)})
+    return int(json.loads(path.read_text())["steps"])
+
+
+def measure(kind: str, seed: int, heading: str, work: Path) -> Result:
+    """Evaluate a run at each field of view, unless that is done; return its metrics by it.
+
+    As `s4g evaluate RUN DATA --fov 360,180,90,70 --heading HEADING` does, without a Ray session.
+    """
+    path = work / f"{name_run(kind, seed)}-{heading}.json"
+    if not path.exists():
+        config = configure(kind, seed, work, make_dataset(work))
+        encoder = load_encoder(config.model, find_checkpoint(config.run_dir)).eval()
+        dataset = open_dataset(config.data.uri)
+        queries = dataset.table("queries", ["test"])
+        references = dataset.table("references", ["test"])
+        gallery = embed(encoder, references, "references", config.data, seed)
+        result = []
+        for fov_deg in FOVS:
+            seen = {"query_heading": heading, "query_fov_deg": config.data.with_fov(fov_deg)}
+            data = config.data.model_copy(update=seen)
+            result.append(
+                retrieval_metrics(
+                    embed(encoder, queries, "queries", data, seed),
+                    gallery,
+                    queries.place_ids,
+                    references.place_ids,
+                )
+            )
+        write_whole(path, result)
+        print(kind, seed, heading, [f"{values['recall@1']:.1%}" for values in result], flush=True)
+    return list(json.loads(path.read_text()))
+
+
+def embed(
+    encoder: Encoder, table: ImageTable, view: View, data: DataConfig, seed: int
+) -> NDArray[np.float32]:
+    """Embed all images of a table -> [N, D]."""
+    found = []
+    for start in range(0, len(table), 64):
+        rows = range(start, min(start + 64, len(table)))
+        views = load_views(table, rows, view, data, seed=seed)
+        images = torch.stack([try_image(image) for image in views])
+        with torch.inference_mode():
+            found.append(encoder.embed(images, view).numpy())
+    return np.concatenate(found)
+
+
+def name_run(kind: str, seed: int) -> str:
+    """Return the name of a run's folder and files."""
+    return f"{kind.replace(' ', '_')}-{seed}"
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Write JSON under another name first: a file that is there is complete."""
     written = path.with_suffix(".tmp")
-    written.write_text(json.dumps(result, indent=1))
+    written.write_text(json.dumps(value, indent=1))
     written.rename(path)
-    print(kind, seed, result, flush=True)
-    return result
 
 
 def make_row(kind: str, heading: str, results: list[Result]) -> list[str]:
@@ -97,23 +149,24 @@ def make_row(kind: str, heading: str, results: list[Result]) -> list[str]:
     row = [kind, HEADINGS[heading]]
     for column in range(len(FOVS)):
         first, tenth = (
-            [100 * result[name][heading][column] for result in results]
-            for name in ("recall@1", "recall@10")
+            [100 * result[column][name] for result in results] for name in ("recall@1", "recall@10")
         )
         spread = f" +- {stdev(first):.1f}" if len(first) > 1 else ""
         row.append(f"{mean(first):.1f}{spread} ({mean(tenth):.1f})")
     return row
 
 
-def write_record(results: dict[str, list[Result]], seeds: list[int]) -> None:
+def write_record(seeds: list[int], work: Path) -> None:
     """Record the table, beside the published figures."""
     rows = [
-        make_row(kind, heading, found) for kind, found in results.items() for heading in HEADINGS
+        make_row(kind, heading, [measure(kind, seed, heading, work) for seed in seeds])
+        for kind in KINDS
+        for heading in HEADINGS
     ]
     for kind, percent in PUBLISHED.items():
         cells = [f"{value:.1f}" for value in percent]
         rows.append([f"{kind}: CVUSA, as ConGeo reports it", "unknown", *cells])
-    one = results["aligned"][0]
+    one = measure("aligned", seeds[0], "known", work)[0]
     record(
         "field_of_view",
         title="Fields of view and headings: panoramas of Landsat",
@@ -122,7 +175,8 @@ def write_record(results: dict[str, list[Result]], seeds: list[int]) -> None:
             " infrared panoramas against the true-colour tiles of the held-out east."
             " `aligned`: trained with the heading known and the whole circle. `for it`: one model"
             " for all columns, trained with random headings and fields of view of 70 to 360"
-            " degrees. Equal steps. A view of a known heading has its centre in the north."
+            " degrees. Equal steps. A view of a known heading has its centre in the north. Takes"
+            " half an hour of one core; not part of `make bench`."
         ),
         command="python -m benchmarks.field_of_view",
         columns=["trained", "heading", *(f"{fov:g} degrees" for fov in FOVS)],
@@ -130,7 +184,7 @@ def write_record(results: dict[str, list[Result]], seeds: list[int]) -> None:
         config={
             "config": "configs/landsat_panorama.yaml",
             "overrides": " ".join(SETTINGS),
-            "steps": one["steps"],
+            "steps": train("aligned", seeds[0], work),
             "seeds": len(seeds),
             "queries": int(one["queries"]),
             "references": int(one["references"]),
@@ -147,12 +201,13 @@ def main() -> None:
     parser.add_argument("--only", choices=list(KINDS), help="train this kind alone, no table")
     args = parser.parse_args()
     work = args.work.absolute()
-    if args.only:
+    for kind in [args.only] if args.only else KINDS:
         for seed in args.seeds:
-            measure(args.only, seed, work)
-        return
-    results = {kind: [measure(kind, seed, work) for seed in args.seeds] for kind in KINDS}
-    write_record(results, args.seeds)
+            train(kind, seed, work)
+            for heading in HEADINGS:
+                measure(kind, seed, heading, work)
+    if not args.only:
+        write_record(args.seeds, work)
 
 
 if __name__ == "__main__":

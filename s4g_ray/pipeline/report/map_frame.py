@@ -20,7 +20,7 @@ SMALLEST_M = 200.0  # half a side
 ASPECT = (0.45, 1.6)  # height by width
 STEPS = (1.0, 2.0, 5.0)  # of scale bars and graticules, times a power of ten
 DEGREES = (10.0, 15.0, 30.0, 45.0)  # steps of wide graticules
-CELLS = 8  # along an extent: areas are apart where a cell between them is empty
+CELLS = 8  # along an extent, at most: areas are apart where a cell between them is empty
 MAX_DEPTH = 3  # of areas within areas
 
 
@@ -128,15 +128,16 @@ def format_degrees(value: float, step: float, marks: str) -> str:
 def split_areas(lat: Floats64, lon: Floats64, depth: int = 0) -> list[Ints]:
     """Split points, in degrees, into areas far apart -> their rows, the largest area first.
 
-    Two areas are apart where an eighth of their common extent between them is empty; a city beside
-    a near one is split again.
+    Two areas are apart where an eighth of their common extent between them is empty, or more where
+    points are few; what belongs to one area may be split again.
     """
     everything: Ints = np.arange(len(lat))
     xyz = unit_sphere(lat, lon)
     extent = float(np.ptp(xyz, axis=0).max()) if len(xyz) else 0.0
     if extent == 0.0 or depth == MAX_DEPTH:
         return [everything]
-    cells, cell_of = np.unique(np.floor(xyz * CELLS / extent), axis=0, return_inverse=True)
+    num_cells = min(CELLS, int(np.sqrt(len(xyz)) / 2))
+    cells, cell_of = np.unique(np.floor(xyz * num_cells / extent), axis=0, return_inverse=True)
     pairs = cKDTree(cells).query_pairs(1.8, output_type="ndarray")  # of cells that touch
     links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(cells), len(cells)))
     count, label_of = connected_components(links, directed=False)

@@ -26,6 +26,8 @@ from s4g_ray.storage import files
 NUM_LINES = 250  # queries on a map
 MAX_MAPS = 4  # of areas
 SMALLEST_AREA = 0.02  # of the queries, that gets a map
+FEWEST_QUERIES = 10  # in such an area
+LEAST_IN_AREAS = 0.5  # of the queries: with fewer in large areas, they are scattered
 WIDEST_IN = 12.0
 HIGHEST_IN = 11.0
 DPI = 110
@@ -55,16 +57,25 @@ def draw_maps(results: QueryResults) -> list[MapPicture]:
     known = np.flatnonzero(np.isfinite(results.errors_m()))
     if not len(known):
         return []
-    areas = [known[rows] for rows in split_areas(results.queries.lat[known], _lon(results, known))]
-    shown = [rows for rows in areas[:MAX_MAPS] if len(rows) >= SMALLEST_AREA * len(known)]
-    if len(areas) > 1:
-        shown.insert(0, known)
+    lat = np.asarray(results.queries.lat[known])
+    lon = np.asarray(results.queries.lon[known])
+    shown = [known[rows] for rows in choose_areas(lat, lon)]
     size_m = _read_sizes(results)
     return [_draw_map(results, rows, size_m) for rows in shown]
 
 
-def _lon(results: QueryResults, rows: Ints) -> Floats64:
-    return np.asarray(results.queries.lon[rows])
+def choose_areas(lat: Floats64, lon: Floats64) -> list[Ints]:
+    """Choose the points, in degrees, that each map shows -> their rows.
+
+    All points where they are scattered, or in one area; else all, and then each of the large areas.
+    """
+    everything: Ints = np.arange(len(lat))
+    areas = split_areas(lat, lon)
+    least = max(FEWEST_QUERIES, SMALLEST_AREA * len(lat))
+    large = [rows for rows in areas if len(rows) >= least][:MAX_MAPS]
+    if len(areas) == 1 or sum(map(len, large)) < LEAST_IN_AREAS * len(lat):
+        return [everything]
+    return [everything, *large]
 
 
 def _read_sizes(results: QueryResults) -> Floats64:

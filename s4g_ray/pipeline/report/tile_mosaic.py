@@ -45,9 +45,10 @@ def draw_mosaic(
     rows = rows[np.argsort(-size_m[rows], kind="stable")]
     rows = rows[spread_rows(len(rows), MAX_CANDIDATES, 0)]
     pixels = _to_pixels(frame, boxes[rows], shape)
-    chosen = _choose_tiles(pixels, shape)
+    chosen, num_covered = _choose_tiles(pixels, shape)
     if len(chosen) > MAX_TILES:
-        _draw_cells(canvas, table, rows, pixels)
+        side = int(np.ceil(np.sqrt(num_covered / MAX_TILES)))
+        _draw_cells(canvas, table, rows, pixels, side)
     else:
         _draw_tiles(canvas, table, rows[chosen], pixels[chosen])
     return canvas
@@ -69,8 +70,11 @@ def _clip(box: Ints, shape: tuple[int, ...]) -> tuple[slice, slice]:
     return rows, slice(max(left, 0), max(min(right, shape[1]), 0))
 
 
-def _choose_tiles(pixels: Ints, shape: tuple[int, int]) -> Ints:
-    """Choose the tiles that together cover the ground, each much that others do not."""
+def _choose_tiles(pixels: Ints, shape: tuple[int, int]) -> tuple[Ints, int]:
+    """Choose the tiles that together cover the ground, each much that others do not.
+
+    Returns their numbers, and how many pixels they cover.
+    """
     is_covered = np.zeros(shape, dtype=bool)
     is_chosen = np.zeros(len(pixels), dtype=bool)
     for least_new in LEAST_NEW:
@@ -81,7 +85,7 @@ def _choose_tiles(pixels: Ints, shape: tuple[int, int]) -> Ints:
             if seen.size - np.count_nonzero(seen) >= least_new * seen.size:
                 seen[:] = True
                 is_chosen[at] = True
-    return np.flatnonzero(is_chosen)
+    return np.flatnonzero(is_chosen), int(np.count_nonzero(is_covered))
 
 
 def _read_tiles(table: ImageTable, rows: Ints) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -121,10 +125,12 @@ def _draw_tiles(canvas: Canvas, table: ImageTable, rows: Ints, pixels: Ints) -> 
         part[..., 3] = 255
 
 
-def _draw_cells(canvas: Canvas, table: ImageTable, rows: Ints, pixels: Ints) -> None:
-    """Draw the mean color of a tile into each cell of the canvas that holds the middle of one."""
+def _draw_cells(canvas: Canvas, table: ImageTable, rows: Ints, pixels: Ints, side: int) -> None:
+    """Draw the mean color of a tile into each cell of the canvas that holds the middle of one.
+
+    side: of a cell, pixels.
+    """
     height, width = canvas.shape[:2]
-    side = np.ceil(np.sqrt(height * width / MAX_TILES))
     middle_x = pixels[:, :2].mean(axis=1) / side
     middle_y = pixels[:, 2:].mean(axis=1) / side
     num_columns = int(np.ceil(width / side))

@@ -74,7 +74,8 @@ def evaluate(
     s3_settings.apply(base.storage)
     dataset = open_dataset(base.data.uri)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
-    configs = _list_views(base, fovs, heading)
+    base = _with_data(base, query_heading=heading or base.data.query_heading)
+    configs = [_with_fov(base, fov) for fov in fovs] or [base]
     check_test_split(configs[0], dataset)
     base = _fit_model(base, configs)
     numerics = opened.numerics_for(base.train)
@@ -108,12 +109,6 @@ def _check_queries_out(uri: str, top: int) -> str:
     uri = files.absolute(uri)
     check_results_uri(uri)
     return uri
-
-
-def _list_views(base: RunConfig, fovs: Sequence[float], heading: str | None) -> list[RunConfig]:
-    """Return a configuration for each field of view, or for the configured one."""
-    base = _with_data(base, query_heading=heading or base.data.query_heading)
-    return [_with_fov(base, fov) for fov in fovs] or [base]
 
 
 def _fit_model(base: RunConfig, configs: Sequence[RunConfig]) -> RunConfig:
@@ -270,7 +265,9 @@ class EvaluationJob:
             found = search.score()
             if self.num_top:
                 results = QueryResults.from_search(self.dataset, data.test_split, search)
-                view = {"fov_deg": data.query_fov_deg, "heading": data.query_heading}
+                low, high = data.fov_range
+                fov = low if low == high else format_fov((low, high))
+                view = {"fov_deg": fov, "heading": data.query_heading}
                 self.query_results.append((results, view))
         info = open_published(self.checkpoint, "checkpoint").info
         made_with = {

@@ -69,8 +69,8 @@ def test_draws_keep_their_order_from_version_to_version() -> None:
         found = draw_pair(cfg, np.random.default_rng(seed), WIDE, SQUARE)
         assert [as_lists(draws) for draws in found] == [as_lists(query), as_lists(reference)]
         seen.update(query, reference)
-    others = {"flip_first", "filter", "view"}  # of the published form, or drawn from section data
-    assert seen == set(OPERATIONS) - others
+    # of the published form, and drawn from section data
+    assert seen == set(OPERATIONS) - {"flip_first", "filter", "view"}
 
 
 @pytest.mark.parametrize("size", [WIDE, (140, 768)])

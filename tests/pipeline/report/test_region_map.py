@@ -14,7 +14,7 @@ from s4g_ray.data.sphere import METRES_A_DEGREE, metres_between
 from s4g_ray.pipeline.report import tile_mosaic
 from s4g_ray.pipeline.report.map_frame import MapFrame, format_degrees, round_down, split_areas
 from s4g_ray.pipeline.report.page import EvaluatedRun, read_results
-from s4g_ray.pipeline.report.region_map import draw_maps, great_circle
+from s4g_ray.pipeline.report.region_map import choose_areas, draw_maps, great_circle
 from s4g_ray.pipeline.report.tile_mosaic import draw_mosaic
 from tests.support.evaluated_runs import (
     GRID,
@@ -89,6 +89,20 @@ def test_cities_far_apart_are_areas_and_a_scattered_region_is_one() -> None:
     (one,) = split_areas(rng.uniform(40, 41, 300), across)
     assert len(one) == 300
     assert [rows.tolist() for rows in split_areas(np.full(3, 5.0), np.full(3, 6.0))] == [[0, 1, 2]]
+
+
+def test_scattered_queries_share_one_map_and_cities_get_their_own() -> None:
+    rng = np.random.default_rng(5)
+    scattered = choose_areas(rng.uniform(-60, 60, 24), rng.uniform(-180, 180, 24))
+    assert [rows.tolist() for rows in scattered] == [list(range(24))]
+    lat = np.concatenate([rng.uniform(40.7, 40.8, 50), rng.uniform(47.5, 47.7, 30), [10.0]])
+    lon = np.concatenate([rng.uniform(-74, -73.9, 50), rng.uniform(-122.4, -122.2, 30), [20.0]])
+    shown = choose_areas(lat, lon)
+    assert [sorted(rows.tolist()) for rows in shown] == [
+        list(range(81)),
+        list(range(50)),
+        list(range(50, 80)),
+    ]
 
 
 def middle_pixels(frame: MapFrame, shape: tuple[int, int]) -> list[tuple[int, int]]:
