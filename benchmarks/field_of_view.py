@@ -167,25 +167,28 @@ def write_record(seeds: list[int], work: Path) -> None:
         cells = [f"{value:.1f}" for value in percent]
         rows.append([f"{kind}: CVUSA, as ConGeo reports it", "unknown", *cells])
     one = measure("aligned", seeds[0], "known", work)[0]
+    measured = f"of seed {seeds[0]} alone"
+    if len(seeds) > 1:
+        measured = f"mean and standard deviation of {len(seeds)} seeds"
     record(
         "field_of_view",
         title="Fields of view and headings: panoramas of Landsat",
         text=(
-            "R@1 in percent, mean and standard deviation of the seeds (R@10 in parentheses), of"
-            " infrared panoramas against the true-colour tiles of the held-out east."
-            " `aligned`: trained with the heading known and the whole circle. `for it`: one model"
-            " for all columns, trained with random headings and fields of view of 70 to 360"
-            " degrees. Equal steps. A view of a known heading has its centre in the north. Takes"
-            " half an hour of one core; not part of `make bench`."
+            f"R@1 in percent (R@10 in parentheses), {measured}, of infrared panoramas against the"
+            " true-colour tiles of the held-out east. `aligned`: trained with the heading known and"
+            " the whole circle. `for it`: one model for all columns, trained with random headings"
+            " and fields of view of 70 to 360 degrees. Equal steps. A view of a known heading has"
+            " its centre in the north. About ten minutes a run on one core; not part of"
+            " `make bench`."
         ),
-        command="python -m benchmarks.field_of_view",
+        command=f"python -m benchmarks.field_of_view --seeds {' '.join(map(str, seeds))}",
         columns=["trained", "heading", *(f"{fov:g} degrees" for fov in FOVS)],
         rows=rows,
         config={
             "config": "configs/landsat_panorama.yaml",
             "overrides": " ".join(SETTINGS),
             "steps": train("aligned", seeds[0], work),
-            "seeds": len(seeds),
+            "seeds": str(seeds),
             "queries": int(one["queries"]),
             "references": int(one["references"]),
         },
