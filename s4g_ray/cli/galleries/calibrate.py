@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from s4g_ray.gallery.fitting.calibrate import CalibrationReport
+    from s4g_ray.progress import Reporter
 
 
 def calibrate(
@@ -54,7 +55,6 @@ def calibrate(
 
     Afterwards `s4g locate` gives probabilities, radii, exact positions and `none`.
     """
-    from s4g_ray.cli.galleries.locate_words import widen
     from s4g_ray.gallery.fitting.calibrate import CalibrationOptions
     from s4g_ray.gallery.fitting.calibrate import calibrate as calibrate_gallery
 
@@ -71,10 +71,17 @@ def calibrate(
         report = calibrate_gallery(gallery, dataset, outside, options=options, reporter=reporter)
     print_json(as_json, report.to_json())
     if not as_json:
-        widen(reporter.console).print(make_table(report))
-        for warning in report.warnings:
-            reporter.line(f"warning: {warning}")
+        _show(report, reporter)
         reporter.line(f"wrote calibration.json into {gallery}")
+
+
+def _show(report: CalibrationReport, reporter: Reporter) -> None:
+    """Show a table of a calibration's quality, and its warnings."""
+    from s4g_ray.cli.galleries.locate_words import widen
+
+    widen(reporter.console).print(make_table(report))
+    for warning in report.warnings:
+        reporter.line(f"warning: {warning}")
 
 
 def make_table(report: CalibrationReport) -> Table:
