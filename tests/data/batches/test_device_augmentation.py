@@ -152,6 +152,7 @@ EACH: ImageDraws = {
     "turn_180": (),
     "turn_270": (),
     "roll": (5,),
+    "view": (3, 20),
 }
 
 
