@@ -60,7 +60,7 @@ class RefinementTrials:
 class TileFeatures:
     """The local features of a gallery's tiles, kept up to FEATURE_BYTES.
 
-    Queries of one region share candidates: on Landsat a tile is compared with 3 of 300 queries.
+    Queries of one region share candidates.
     """
 
     def __init__(self, gallery: Gallery) -> None:
