@@ -207,9 +207,17 @@ class TrainingStep:
         return loss.detach(), rows.detach().isfinite().all(dim=1).logical_not()
 
     def _share_targets(self, batch: PairBatch) -> SharedTargets | None:
-        """Return how targets are shared among tiles; None where they are not."""
-        if not self.cfg.soft_labels or batch.ground is None:
+        """Return how targets are shared among tiles; None where they are not.
+
+        Raises ValueError for a batch without squares of ground that soft labels need.
+        """
+        if not self.cfg.soft_labels:
             return None
+        if batch.ground is None:
+            raise ValueError(
+                f"train.soft_labels={self.cfg.soft_labels:g}, but batch {batch.number} carries no"
+                " squares of ground; load it with_ground"
+            )
         return share_targets(
             batch.ground,
             batch.gallery_ground,

@@ -116,9 +116,13 @@ BATCHES: dict[str, Callable[[], PairBatch]] = {
 
 
 def config(micro: int | None = None, **train: Any) -> TrainConfig:
-    # soft_labels: without effect on batches without squares of ground
-    settings = {"epochs": 3, "soft_labels": SOFT_LABELS, **train}
+    settings = {"epochs": 3, **train}
     return TrainConfig(batch_size=PAIRS, num_workers=1, micro_batch_size=micro, **settings)
+
+
+def soft_labels_for(batch: PairBatch) -> float:
+    """Return the value of train.soft_labels for a batch: 0 where it has no squares of ground."""
+    return 0.0 if batch.ground is None else SOFT_LABELS
 
 
 def step(
@@ -129,7 +133,8 @@ def step(
     **train: Any,
 ) -> tuple[float, Gradients]:
     """Run a step; return its loss and gradient."""
-    training_step = TrainingStep(model, numerics or Numerics(), config(micro, **train), CPU)
+    cfg = config(micro, soft_labels=soft_labels_for(batch), **train)
+    training_step = TrainingStep(model, numerics or Numerics(), cfg, CPU)
     result = training_step.step(batch, seed=SEED, position=0.5)
     assert not result.is_skipped
     return result.loss.item(), gradients(model)

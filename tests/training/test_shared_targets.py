@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s4g_ray.data.sphere import METRES_A_DEGREE
+from s4g_ray.encoder.precision import Numerics
 from s4g_ray.training.loss import share_targets, symmetric_info_nce
-from tests.support.step_batches import draw_ground
+from s4g_ray.training.step import TrainingStep
+from tests.support.step_batches import CPU, config, draw_ground, encoder, make_batch
 
 PAIRS = 6
 EXTRAS = 4
@@ -129,6 +131,14 @@ def test_without_common_ground_the_loss_is_that_of_one_tile_a_query() -> None:
         for targets in (None, shared)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
+def test_soft_labels_without_the_ground_of_a_batch_are_an_error() -> None:
+    batch = make_batch()
+    with pytest.raises(ValueError, match=r"soft_labels=0.5, but batch 7 carries no squares"):
+        TrainingStep(encoder(), Numerics(), config(soft_labels=0.5), CPU).step(
+            batch, seed=0, position=0.0
+        )
 
 
 def test_a_tile_that_shows_more_of_a_query_than_its_own_counts_no_more_than_its_own() -> None:

@@ -157,12 +157,15 @@ def test_half_precision_steps_come_close_to_float32(
     assert found_loss != loss
 
 
+PLAIN = [name for name in BATCHES if name != "soft"]  # one configuration trains on all of them
+
+
 def train(micro: int | None, decay_norms: bool) -> dict[str, Tensor]:
-    """Return the weights after a step on each of BATCHES."""
+    """Return the weights after a step on each of PLAIN."""
     model = encoder()
     cfg = config(micro, clip_value=0.02)
     training_step = TrainingStep(model, Numerics(), cfg, CPU, decay_norms=decay_norms)
-    for number, name in enumerate(BATCHES):
+    for number, name in enumerate(PLAIN):
         training_step.step(BATCHES[name](), seed=number, position=0.5 * number)
     return {name: p.detach() for name, p in model.named_parameters()}
 
@@ -177,7 +180,7 @@ def adamw_weights(decay_norms: bool) -> dict[str, Tensor]:
     cfg = config()
     first = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
     second = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
-    for number, name in enumerate(BATCHES):
+    for number, name in enumerate(PLAIN):
         model.zero_grad()
         _, found = oracle(model, BATCHES[name]())
         rate = learning_rate(cfg, 0.5 * number)

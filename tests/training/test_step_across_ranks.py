@@ -30,6 +30,7 @@ from tests.support.step_batches import (
     gradients,
     oracle,
     overflow,
+    soft_labels_for,
 )
 
 
@@ -85,7 +86,11 @@ def rank_step(case: Case, batch: PairBatch) -> tuple[float, Gradients, int, bool
     training_step = TrainingStep(
         encoder(dtype=dtype),
         Numerics(case.precision),
-        config(case.micro, gradient_compression=case.compression),
+        config(
+            case.micro,
+            gradient_compression=case.compression,
+            soft_labels=soft_labels_for(batch),
+        ),
         CPU,
     )
     assert isinstance(training_step.model, torch.nn.parallel.DistributedDataParallel)

@@ -174,9 +174,9 @@ def _measure_training(config: RunConfig, encoder: Encoder) -> float | None:
     own = train.batch_size // train.workers[1]
     count = own if device.type == "cuda" else max(2, min(own, STEP_PAIRS))
     micro = train.micro_batch_size
-    cfg = train.model_copy(
-        update={"micro_batch_size": None if micro is None else min(micro, count)}
-    )
+    size = None if micro is None else min(micro, count)
+    # drawn images lie nowhere; soft labels cost next to nothing beside the encoder
+    cfg = train.model_copy(update={"micro_batch_size": size, "soft_labels": 0.0})
     step = TrainingStep(encoder, _numerics(config, device), cfg, device)
     queries, references = (
         torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
