@@ -11,6 +11,7 @@ import typer
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.distributed.submitted_job import check_kept
+from s4g_ray.errors import InputError
 
 convert_app = typer.Typer(
     help="Convert a source into a canonical data set.",
@@ -280,6 +281,9 @@ def landsat(
         Literal["north", "random"],
         typer.Option(help="Panoramas: azimuth of the centre; heading_deg tells it either way."),
     ] = "north",
+    train_sizes_m: Annotated[
+        str, typer.Option(help="Sides of further tiles to train on, as 1360,2700.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Cut infrared queries and true-colour tiles of a Landsat scene.
@@ -297,8 +301,17 @@ def landsat(
         "seed": seed,
         "queries": queries,
         "headings": headings,
+        "train_sizes_m": _read_sizes(train_sizes_m),
     }
     _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)
+
+
+def _read_sizes(text: str) -> tuple[float, ...]:
+    """Read metres, joined by commas. Raises InputError."""
+    try:
+        return tuple(float(size) for size in text.split(",") if size)
+    except ValueError as error:
+        raise InputError(f"--train-sizes-m={text!r} is no list of metres, as 1360,2700") from error
 
 
 def _convert(

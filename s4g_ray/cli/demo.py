@@ -23,6 +23,8 @@ from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
 
 CONFIG = Path(__file__).parents[2] / "configs" / "landsat.yaml"
+# tiles of further sizes are trained: those of one size alone are learned by heart
+CUT: dict[str, Any] = {"train_sizes_m": (1360.0, 2700.0), "queries_per_tile": 7}
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Demo:
 
         uri = self.config.data.uri
         if not files.exists(files.join(uri, "dataset.json")):
-            convert_landsat("localtileserver", uri, reporter)
+            convert_landsat("localtileserver", uri, reporter, **CUT)
         result = run(self.config, resume=self.is_resumed, reporter=reporter)
         if not result.finished:
             reporter.line(f"resume with: {self.again}")

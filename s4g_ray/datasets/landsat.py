@@ -9,45 +9,38 @@ point. The east of the scene is held out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Bools, Floats64
-from s4g_ray.config.data_schema import Size
+from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.imagery.convert import convert as convert_imagery
-from s4g_ray.datasets.imagery.imagery import Source, choose_stretch
-from s4g_ray.datasets.imagery.rasters.georeference import GEOD
-from s4g_ray.datasets.imagery.resampling import resample
-from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
-from s4g_ray.datasets.panorama import unroll
+from s4g_ray.datasets.landsat_pictures import (
+    INFRARED,
+    STRETCH,
+    TRUE_COLOR,
+    LandsatOptions,
+    Pose,
+    Sensor,
+    draw_pose,
+    move,
+)
 from s4g_ray.datasets.source import Report, ignore_report, make_options
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 from s4g_ray.storage import files
 
-Pixels = NDArray[np.uint8]  # [H, W, 3]
-QueryKind = Literal["overhead", "panorama"]
-Headings = Literal["north", "random"]
-
 PACKAGE = "localtileserver"  # a source of this name is the file that the package ships
 SCENE = "package://localtileserver/tiler/data/landsat.tif"
 ATTRIBUTION = "Landsat 7, courtesy of the U.S. Geological Survey"
-TRUE_COLOR = (3, 2, 1)
-INFRARED = (7, 5, 4)
-STRETCH = Stretch(percentiles=(2.0, 98.0))
 OVERLAP = 0.5  # of neighboring tiles
 TEST_SHARE = 0.38  # of the tiles' range of longitudes, in the east
-MAX_SHIFT = 0.125  # queries: share of the tile's side, on each axis
-SCALES = (0.85, 1.18)  # queries: range of the side, relative to the tile's
-MIN_TEXTURE = 8.0  # standard deviation of grey levels, in both sensors, of a place with queries
 REGION = "region"  # the folder of the tiles, within the data set's
 REGION_NAME = "landsat region"  # of that data set
 PHOTOS = "photos"  # that of the photos that no split holds, and of positions.csv
@@ -57,77 +50,6 @@ QUERY_VIEWS = {
     "overhead": "turned, shifted and scaled",
     "panorama": "unrolled around a point: azimuths by column, distances by row, the nearest lowest",
 }
-
-
-@dataclass(frozen=True)
-class LandsatOptions:
-    """How tiles and queries are cut. Raises InputError for values out of range."""
-
-    size_m: float = 1920.0  # side of a tile, metres of ground
-    pixels: int = 64  # side of a tile and of an overhead query; a panorama: half of it by twice
-    queries_per_tile: int = 16  # of the split train
-    test_queries_per_tile: int = 4
-    seed: int = 0
-    # overhead: turned by any angle, shifted and scaled. panorama: unrolled around a shifted point,
-    # as far as half a tile's side
-    queries: QueryKind = "overhead"
-    headings: Headings = "north"  # azimuth of a panorama's centre; it is in heading_deg either way
-
-    def __post_init__(self) -> None:
-        for name, kind in (("queries", QueryKind), ("headings", Headings)):
-            value = getattr(self, name)
-            if value not in get_args(kind):
-                raise InputError(
-                    f"convert landsat: {name}={value!r} is none of {', '.join(get_args(kind))}"
-                )
-        if self.queries == "overhead" and self.headings != "north":
-            raise InputError(
-                "convert landsat: headings=random is for queries=panorama; overhead queries have"
-                " any angle"
-            )
-        for name, least in (
-            ("size_m", 1),
-            ("pixels", 8),
-            ("queries_per_tile", 1),
-            ("test_queries_per_tile", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if not least <= value < 1e6:
-                raise InputError(f"convert landsat: {name}={value} is not within {least}..1e6")
-
-    @property
-    def panorama_size(self) -> Size:
-        """Return height and width of a panorama: distances and azimuths."""
-        return self.pixels // 2, 2 * self.pixels
-
-    @property
-    def reach_m(self) -> float:
-        """Return the largest distance of a query's ground from its tile's centre."""
-        return self.size_m * (SCALES[1] / 2 + MAX_SHIFT) * 2**0.5
-
-
-@dataclass(frozen=True)
-class Pose:
-    """How a query lies on the ground, relative to its tile."""
-
-    azimuth_deg: float  # of the query's upward direction or its centre column, clockwise from north
-    east_m: float
-    north_m: float
-    scale: float
-
-
-def draw_pose(options: LandsatOptions, tile_id: int, number: int) -> Pose:
-    """Draw the pose of a tile's query, from a generator keyed by (seed, tile, number)."""
-    rng = np.random.default_rng((options.seed, tile_id, number))
-    azimuth_deg = float(rng.uniform(0, 360))
-    east, north = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * options.size_m
-    scale = float(np.exp(rng.uniform(*np.log(SCALES))))
-    if options.queries == "panorama":
-        scale = 1.0
-        # heading_deg is a float32: it then tells the very angle
-        azimuth_deg = float(np.float32(azimuth_deg)) if options.headings == "random" else 0.0
-    return Pose(azimuth_deg, float(east), float(north), scale)
 
 
 def convert(
@@ -153,43 +75,97 @@ def convert(
     target = files.absolute(target)
     refuse_existing(target)
     path = find_scene(source)
-    infrared = Sensor.open(path, INFRARED)
-    true_color = Sensor.open(path, TRUE_COLOR)
-    tiles = _cut_region(cfg, path, target)
-    lat = tiles["lat"].to_numpy()
-    lon = tiles["lon"].to_numpy()
-    split = split_places(cfg, lat, lon)
-    has_queries = infrared.holds(lat, lon, cfg.reach_m)
-    has_queries &= infrared.is_textured(cfg, lat, lon) & true_color.is_textured(cfg, lat, lon)
-    is_kept = (split == "test") | ((split == "train") & has_queries)
-    num_without = int((is_kept & ~has_queries).sum())
+    sensors = (Sensor.open(path, INFRARED), Sensor.open(path, TRUE_COLOR))
+    whole = _Places.cut(cfg, path, target, REGION, sensors)
+    whole.split[:] = split_places(cfg, whole.lat, whole.lon)
+    border = float(whole.lon[whole.split == "test"].min())
+    groups = [whole]
+    for size_m in cfg.train_sizes_m:
+        of_size = replace(cfg, size_m=size_m, train_sizes_m=())
+        more = _Places.cut(of_size, path, target, f"train-{size_m:g}", sensors)
+        is_train = find_train(more.lat, more.lon, border, cfg.reach_m + of_size.reach_m)
+        more.split[is_train] = "train"
+        groups.append(more)
+    num_without = int((whole.is_kept & ~whole.has_queries).sum())
     report(f"test tiles without queries, at the scene's border or plain: {num_without:,}")
-    rows = np.flatnonzero(is_kept & has_queries)
-    if not len(rows):
+    if not any(len(group.asked) for group in groups):
         raise InputError(
             f"no place of the scene is seen by both sensors over {cfg.size_m:.0f} m and more; give"
             " a smaller size_m"
         )
-    queries = _cut_queries(cfg, target, infrared, tiles.take(rows), split[rows], on_progress)
-    _cut_photos(cfg, target, infrared, tiles.take(rows[split[rows] == "test"]))
-    uris = [f"{REGION}/{uri}" for uri in tiles["uri"].to_pylist()]
-    for name, values in (("uri", uris), ("split", split.tolist())):
-        column = tiles.schema.get_field_index(name)
-        tiles = tiles.set_column(column, name, pa.array(values))
+    queries = _cut_queries(groups, target, sensors[0], on_progress)
+    is_test = whole.split[whole.asked] == "test"
+    _cut_photos(cfg, target, sensors[0], whole.tiles.take(whole.asked[is_test]))
     views = {
         "references": f"true-colour tile; {ATTRIBUTION}",
         "queries": f"infrared image of bands 7, 5 and 4, {QUERY_VIEWS[cfg.queries]}",
     }
-    references = tiles.filter(pa.array(is_kept))
+    references = pa.concat_tables([group.references for group in groups])
     return write_dataset(target, references, queries, name="landsat", views=views)
 
 
-def _cut_region(options: LandsatOptions, path: str, target: str) -> pa.Table:
+@dataclass(frozen=True)
+class _Places:
+    """The tiles of one size, by ascending id: their rows, splits and whether they have queries."""
+
+    options: LandsatOptions
+    tiles: pa.Table
+    split: NDArray[np.str_]  # train, test or none
+    has_queries: Bools
+
+    @classmethod
+    def cut(
+        cls,
+        options: LandsatOptions,
+        path: str,
+        target: str,
+        folder: str,
+        sensors: tuple[Sensor, Sensor],
+    ) -> _Places:
+        """Cut the tiles of the scene into a data set of their own, in a folder of the target."""
+        tiles = _cut_region(options, path, files.join(target, folder))
+        uris = pa.array([f"{folder}/{uri}" for uri in tiles["uri"].to_pylist()])
+        tiles = tiles.set_column(tiles.schema.get_field_index("uri"), "uri", uris)
+        lat = tiles["lat"].to_numpy()
+        lon = tiles["lon"].to_numpy()
+        has_queries = sensors[0].holds(lat, lon, options.reach_m)
+        for sensor in sensors:
+            has_queries &= sensor.is_textured(options, lat, lon)
+        return cls(options, tiles, np.full(len(tiles), "none", "<U5"), has_queries)
+
+    @property
+    def lat(self) -> Floats64:
+        """Latitude of each tile's centre."""
+        return np.asarray(self.tiles["lat"].to_numpy())
+
+    @property
+    def lon(self) -> Floats64:
+        """Longitude of each tile's centre."""
+        return np.asarray(self.tiles["lon"].to_numpy())
+
+    @property
+    def is_kept(self) -> Bools:
+        """Whether a tile is a reference: all of the test, and those of train with queries."""
+        return np.asarray((self.split == "test") | ((self.split == "train") & self.has_queries))
+
+    @property
+    def asked(self) -> Ints:
+        """The rows of the places with queries."""
+        return np.flatnonzero(self.is_kept & self.has_queries)
+
+    @property
+    def references(self) -> pa.Table:
+        """The rows of the tiles that are references."""
+        column = self.tiles.schema.get_field_index("split")
+        tiles = self.tiles.set_column(column, "split", pa.array(self.split.tolist()))
+        return tiles.filter(pa.array(self.is_kept))
+
+
+def _cut_region(options: LandsatOptions, path: str, uri: str) -> pa.Table:
     """Cut the tiles of the scene into a data set of their own, and return its references.
 
     The region of an interrupted call is made again.
     """
-    uri = files.join(target, REGION)
     if files.exists(files.join(uri, "dataset.json")) and open_dataset(uri).name == REGION_NAME:
         files.remove(uri)
     region = convert_imagery(
@@ -227,115 +203,47 @@ def split_places(options: LandsatOptions, lat: Floats64, lon: Floats64) -> NDArr
     """Return the split of each tile [N]: train, test, or none for those between."""
     border = lon.max() - TEST_SHARE * np.ptp(lon)
     is_test = lon >= border
-    west_end = np.full_like(lon, lon[is_test].min())
-    is_train = ~is_test & (metres_between(lat, lon, lat, west_end) > 2 * options.reach_m)
+    is_train = find_train(lat, lon, float(lon[is_test].min()), 2 * options.reach_m)
     return np.where(is_test, "test", np.where(is_train, "train", "none"))
 
 
-@dataclass(frozen=True)
-class Sensor:
-    """Three bands of a scene: pixels[H, W, 3], stretched, and where they lie."""
-
-    source: Source
-    pixels: Pixels
-
-    @classmethod
-    def open(cls, path: str, bands: tuple[int, int, int]) -> Sensor:
-        """Read bands of a scene whole. Raises InputError as open_imagery does."""
-        imagery = open_imagery(path, bands=bands)
-        (source,) = imagery.sources
-        place = source.georeference
-        piece = source.read(0, 0, place.width, place.height, 1)
-        return cls(source, choose_stretch(imagery, STRETCH).apply(piece.values))
-
-    def holds(self, lat: Floats64, lon: Floats64, reach_m: float) -> Bools:
-        """Return whether squares of 2 reach_m about points [N] lie in the scene."""
-        corners = _move(lat[:, None], lon[:, None], *_corners(2 * reach_m, 0.0))
-        column, row = self.source.georeference.to_pixels(*corners)
-        height, width = self.pixels.shape[:2]
-        inside = (column >= 0) & (column <= width) & (row >= 0) & (row <= height)
-        return np.asarray(inside.all(axis=1))
-
-    def is_textured(self, options: LandsatOptions, lat: Floats64, lon: Floats64) -> Bools:
-        """Return whether tiles about points [N] show more than a plain surface."""
-        north_up = Pose(0.0, 0.0, 0.0, 1.0)
-        pictures = (self.cut(options, *at, north_up) for at in zip(lat, lon, strict=True))
-        return np.array([picture.mean(axis=2).std() >= MIN_TEXTURE for picture in pictures])
-
-    def cut(self, options: LandsatOptions, lat: float, lon: float, pose: Pose) -> Pixels:
-        """Cut the overhead picture of a pose about a tile's centre: [pixels, pixels, 3]."""
-        side = options.size_m * pose.scale
-        points = self._find_corners(lat, lon, pose, side, pose.azimuth_deg)
-        picture = np.zeros((options.pixels, options.pixels, 3), np.uint8)
-        filled = np.zeros(picture.shape[:2], np.uint8)
-        num_source = side / self.source.georeference.resolution_m / options.pixels
-        samples = max(1, round(num_source))
-        resample(self.pixels, np.empty((0, 0), np.uint8), points, samples, picture, filled)
-        return picture
-
-    def unroll(self, options: LandsatOptions, lat: float, lon: float, pose: Pose) -> Pixels:
-        """Cut the panorama of a pose about a tile's centre: [pixels / 2, 2 pixels, 3]."""
-        points = self._find_corners(lat, lon, pose, options.size_m * pose.scale, 0.0)
-        return unroll(self.pixels, points, options.panorama_size, pose.azimuth_deg)
-
-    def _find_corners(
-        self, lat: float, lon: float, pose: Pose, side_m: float, azimuth_deg: float
-    ) -> Floats64:
-        """Return column and row [2, 2, 2] of the corners of a square about a pose's centre."""
-        centre = _move(lat, lon, np.array([pose.east_m]), np.array([pose.north_m]))
-        corners = _move(*centre, *_corners(side_m, azimuth_deg))
-        column, row = self.source.georeference.to_pixels(*corners)
-        return np.stack([column, row], axis=-1).reshape(2, 2, 2)
-
-
-def _corners(side_m: float, azimuth_deg: float) -> tuple[Floats64, Floats64]:
-    """Return metres east and north [4] of a square's corners, row by row of its picture."""
-    right, up = np.array([[-0.5, 0.5, -0.5, 0.5], [0.5, 0.5, -0.5, -0.5]]) * side_m
-    angle = np.radians(azimuth_deg)
-    return right * np.cos(angle) + up * np.sin(angle), up * np.cos(angle) - right * np.sin(angle)
-
-
-def _move(lat: Any, lon: Any, east_m: Floats64, north_m: Floats64) -> tuple[Floats64, Floats64]:
-    """Return latitude and longitude of points, in metres from others, along geodesics."""
-    lon, lat, azimuth, metres = np.broadcast_arrays(
-        lon, lat, np.degrees(np.arctan2(east_m, north_m)), np.hypot(east_m, north_m)
-    )
-    moved_lon, moved_lat, _ = GEOD.fwd(lon.ravel(), lat.ravel(), azimuth.ravel(), metres.ravel())
-    return np.asarray(moved_lat).reshape(lat.shape), np.asarray(moved_lon).reshape(lat.shape)
+def find_train(lat: Floats64, lon: Floats64, border: float, apart_m: float) -> Bools:
+    """Return which points [N] lie west of a longitude, and further than so many metres from it."""
+    metres = metres_between(lat, lon, lat, np.full_like(lon, border))
+    return np.asarray((lon < border) & (metres > apart_m))
 
 
 def _cut_queries(
-    options: LandsatOptions,
-    target: str,
-    sensor: Sensor,
-    tiles: pa.Table,
-    split: NDArray[np.str_],
-    on_progress: Update,
+    groups: list[_Places], target: str, sensor: Sensor, on_progress: Update
 ) -> pa.Table:
-    """Write the queries of tiles, and return their rows."""
+    """Write the queries of all places, and return their rows."""
     rows: list[dict[str, Any]] = []
-    is_test = split == "test"
-    counts = np.where(is_test, options.test_queries_per_tile, options.queries_per_tile)
-    total = int(counts.sum())
-    for row, tile in enumerate(tiles.select(["id", "lat", "lon"]).to_pylist()):
-        for number in range(counts[row]):
-            name = f"images/queries/{len(rows):05d}.jpg"
-            pose = draw_pose(options, tile["id"], number)
-            lat, lon = _write_picture(options, files.join(target, name), sensor, tile, pose)
-            query = {
-                "id": len(rows),
-                "place_id": tile["id"],
-                "uri": name,
-                "lat": lat,
-                "lon": lon,
-                "split": str(split[row]),
-                "source_id": f"turned {pose.azimuth_deg:.1f} degrees, scaled {pose.scale:.3f}",
-            }
-            if options.queries == "panorama":
-                query["source_id"] = f"panorama, heading {pose.azimuth_deg:.1f} degrees"
-                query["heading_deg"] = pose.azimuth_deg
-            rows.append(query)
-            on_progress(len(rows), total)
+    orders: list[tuple[LandsatOptions, dict[str, Any], str, int]] = []
+    for group in groups:
+        options = group.options
+        tiles = group.tiles.take(group.asked).select(["id", "lat", "lon"]).to_pylist()
+        for tile, split in zip(tiles, group.split[group.asked].tolist(), strict=True):
+            is_test = split == "test"
+            count = options.test_queries_per_tile if is_test else options.queries_per_tile
+            orders.extend((options, tile, split, number) for number in range(count))
+    for options, tile, split, number in orders:
+        name = f"images/queries/{len(rows):05d}.jpg"
+        pose = draw_pose(options, tile["id"], number)
+        lat, lon = _write_picture(options, files.join(target, name), sensor, tile, pose)
+        query = {
+            "id": len(rows),
+            "place_id": tile["id"],
+            "uri": name,
+            "lat": lat,
+            "lon": lon,
+            "split": split,
+            "source_id": f"turned {pose.azimuth_deg:.1f} degrees, scaled {pose.scale:.3f}",
+        }
+        if options.queries == "panorama":
+            query["source_id"] = f"panorama, heading {pose.azimuth_deg:.1f} degrees"
+            query["heading_deg"] = pose.azimuth_deg
+        rows.append(query)
+        on_progress(len(rows), len(orders))
     return pa.Table.from_pylist(rows)
 
 
@@ -361,5 +269,5 @@ def _write_picture(
     cut = sensor.unroll if options.queries == "panorama" else sensor.cut
     picture = cut(options, tile["lat"], tile["lon"], pose)
     files.write_bytes(uri, simplejpeg.encode_jpeg(picture, quality=QUALITY, colorsubsampling="444"))
-    centre = _move(tile["lat"], tile["lon"], np.array([pose.east_m]), np.array([pose.north_m]))
+    centre = move(tile["lat"], tile["lon"], np.array([pose.east_m]), np.array([pose.north_m]))
     return float(centre[0][0]), float(centre[1][0])

@@ -21,10 +21,18 @@ from typer.testing import CliRunner
 from s4g_ray.cli.app import app
 from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import load_view
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets import landsat
-from s4g_ray.datasets.landsat import LandsatOptions, Pose, draw_pose
+from s4g_ray.datasets.landsat_pictures import (
+    INFRARED,
+    MAX_SHIFT,
+    TRUE_COLOR,
+    LandsatOptions,
+    Pose,
+    draw_pose,
+)
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from tests.support import landsat as scenes
@@ -111,12 +119,12 @@ def test_tiles_and_queries_lie_where_rasterio_warps_them_to_half_a_pixel(
         row = row_of[int(queries.place_ids[query])]
         at = (float(places.lat[row]), float(places.lon[row]))
         pose = draw_pose(options, int(queries.place_ids[query]), query % 2)
-        pictures.append((landsat.INFRARED, at, pose, files.read_bytes(queries.uris[query])))
+        pictures.append((INFRARED, at, pose, files.read_bytes(queries.uris[query])))
         moved = Geod(ellps="WGS84").inv(at[1], at[0], queries.lon[query], queries.lat[query])
         assert moved[2] == pytest.approx(np.hypot(pose.east_m, pose.north_m), abs=0.1)
         start = int(places.offsets[row])
         tile = files.read_bytes(places.uris[row])[start : start + int(places.lengths[row])]
-        pictures.append((landsat.TRUE_COLOR, at, NORTH_UP, tile))
+        pictures.append((TRUE_COLOR, at, NORTH_UP, tile))
     for bands, at, pose, data in pictures:
         picture = np.asarray(Image.open(io.BytesIO(data)))
         exact = likeness(picture, warp(bands, *at, pose))
@@ -168,6 +176,36 @@ def test_train_and_test_share_no_ground_and_the_gallery_is_the_whole_east(
     assert set(region["split"].to_pylist()) == {"gallery"}
 
 
+def test_further_sizes_are_trained_alone_and_share_no_ground_with_the_test(
+    converted: GeoDataset, tmp_path: Path
+) -> None:
+    more = landsat.convert(
+        "localtileserver", str(tmp_path / "x"), **SMALL, train_sizes_m=(2880.0, 5760.0)
+    )
+    for view in VIEWS:
+        wanted = converted.table(view, ["test"])
+        found = more.table(view, ["test"])
+        assert np.array_equal(found.place_ids, wanted.place_ids)
+        assert np.array_equal(found.lat, wanted.lat)
+        assert np.array_equal(found.lon, wanted.lon)
+    tiles = more.references.to_table()
+    grounds: dict[str, list[Any]] = {"train": [], "test": []}
+    num_tiles = dict.fromkeys((2880.0, 3840.0, 5760.0), 0)
+    for tile in tiles.to_pylist():
+        options = LandsatOptions(**{**SMALL, "size_m": tile["size_m"]})
+        at = (tile["lat"], tile["lon"])
+        poses = [draw_pose(options, tile["id"], number) for number in (0, 1)]
+        found = [ground_of(options, *at, pose) for pose in (NORTH_UP, *poses)]
+        grounds[tile["split"]].append(shapely.union_all(found))
+        num_tiles[tile["size_m"]] += tile["split"] == "train"
+    train = shapely.union_all(grounds["train"])
+    assert train.disjoint(shapely.union_all(grounds["test"]))
+    assert num_tiles[2880.0] > num_tiles[3840.0] > num_tiles[5760.0] > 5
+    queries = more.table("queries", ["train"])
+    assert set(queries.place_ids) == set(more.table("references", ["train"]).place_ids)
+    assert len(queries) == 2 * sum(num_tiles.values())
+
+
 def test_the_photos_are_further_queries_of_the_test_split(converted: GeoDataset) -> None:
     folder = Path(converted.uri) / "photos"
     lines = (folder / "positions.csv").read_text().splitlines()
@@ -179,7 +217,7 @@ def test_the_photos_are_further_queries_of_the_test_split(converted: GeoDataset)
     for line in lines[1:]:
         name, lat, lon = line.split(",")
         away = metres_between(float(lat), float(lon), tiles.lat, tiles.lon)
-        assert away.min() <= SMALL["size_m"] * landsat.MAX_SHIFT * 2**0.5
+        assert away.min() <= SMALL["size_m"] * MAX_SHIFT * 2**0.5
         assert (folder / name).read_bytes() not in used
 
 
@@ -190,7 +228,7 @@ def unroll_scene(lat: float, lon: float, heading: float, displaced: float = 0.0)
     azimuth = heading + (columns + 0.5 + displaced) * 360 / 128 - 180
     origin = (np.full(metres.shape, lon), np.full(metres.shape, lat))
     lons, lats, _ = Geod(ellps="WGS84").fwd(*origin, azimuth, metres)
-    scene = scenes.open_scene("landsat.tif", landsat.INFRARED)
+    scene = scenes.open_scene("landsat.tif", INFRARED)
     column, row = scene.columns_and_rows(lats, lons)
     at = (column.astype(np.float32), row.astype(np.float32))
     return cv2.remap(scene.pixels, *at, cv2.INTER_LINEAR).astype(float)
@@ -277,6 +315,9 @@ def test_wrong_options_and_sources_are_refused(
         landsat.convert("localtileserver", target, queries="panorama", headings="south")
     with pytest.raises(InputError, match="headings=random is for queries=panorama"):
         landsat.convert("localtileserver", target, headings="random")
+    for sizes in ((1920.0,), (960.0, 960.0), (0.0,)):
+        with pytest.raises(InputError, match="must be metres, each once, and other than"):
+            landsat.convert("localtileserver", target, train_sizes_m=sizes)
     with pytest.raises(InputError, match="does not exist"):
         landsat.convert(str(tmp_path / "landsat.tif"), target)
     other = files.resolve_package("package://localtileserver/tiler/data/landsat7.tif")
