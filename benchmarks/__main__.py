@@ -28,6 +28,7 @@ NAMES = (
     "loading",
     "packing",
     "imagery",
+    "gallery",
     "object_reads",
     "overlap",
     "scale",

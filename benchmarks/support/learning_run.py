@@ -77,7 +77,10 @@ class Curve:
 
 
 class LearningRun:
-    """A training of a fixed number of steps on one core, measured `num_points` times."""
+    """A training of a fixed number of steps on one core, measured `num_points` times.
+
+    Raises ValueError where train.epochs have fewer steps.
+    """
 
     def __init__(self, config: RunConfig, num_steps: int, num_points: int) -> None:
         self.config = config
@@ -85,6 +88,8 @@ class LearningRun:
         self.point_every = num_steps // num_points
         self.dataset: GeoDataset = open_dataset(config.data.uri)
         self.split = TrainSplit.read(config, self.dataset)
+        per_epoch = len(self.split.pairs) // config.train.batch_size
+        self._require_steps(per_epoch * config.train.epochs)
         self.encoder = Encoder.build(config.model, seed=config.seed)
         self.numerics = Numerics("fp32", channels_last=True)
         self.step = TrainingStep(
@@ -112,14 +117,17 @@ class LearningRun:
                 if self._done == self.num_steps:
                     break
                 if self.schedule.mines_after(epoch):
-                    self._mine(epoch)
-        if self._done < self.num_steps:
-            raise ValueError(
-                f"{self.config.train.epochs} epochs have {self._done} steps, but {self.num_steps}"
-                " are asked for; raise train.epochs"
-            )
+                    self.mine(epoch)
+        self._require_steps(self._done)  # plans may have left pairs out
         self.curve.cpu_s = time.process_time() - started
         return self.curve
+
+    def _require_steps(self, most: int) -> None:
+        if self.num_steps > most:
+            raise ValueError(
+                f"{self.config.train.epochs} epochs have {most} steps, but {self.num_steps} are"
+                " asked for; raise train.epochs"
+            )
 
     def _open_loader(self) -> PairLoader:
         cfg = self.config
@@ -228,16 +236,16 @@ class LearningRun:
             graph, self.split.places.ids, self._gallery_k, among=self.split.gallery.places.ids
         )
 
-    def _mine(self, epoch: int) -> None:
+    def mine(self, epoch: int) -> None:
         """Find each place's neighbors by the encoder as it is now."""
         split = self.split
         table = self.dataset.table("queries", [self.config.data.train_split])
-        queries = self._embed(table, "queries")
+        queries = self.embed(table, "queries")
         own = table.place_ids
         references = self.dataset.table("references", [self.config.data.train_split])
         order = np.argsort(references.ids)
         is_paired = np.isin(references.ids[order], split.reference_ids)
-        vectors = self._embed(references, "references")[order]
+        vectors = self.embed(references, "references")[order]
         found = References(references.ids[order][is_paired], references.place_ids[order][is_paired])
         k = min(self.config.sampling.neighbor_pool_size, len(split.places))
         self._keep(epoch, self._find(queries, own, vectors[is_paired], found, k, epoch))
@@ -249,7 +257,7 @@ class LearningRun:
         table = self.dataset.table("references", list(self.config.sampling.gallery_splits))
         rows = np.flatnonzero(np.isin(table.ids, split.gallery.ids))
         rows = rows[np.argsort(table.ids[rows])]
-        vectors = self._embed(table, "references")[rows]
+        vectors = self.embed(table, "references")[rows]
         found = References(table.ids[rows], table.place_ids[rows])
         graph = self._find(queries, own, vectors, found, self._gallery_k, epoch)
         self._keep_gallery(epoch, graph)
@@ -282,7 +290,7 @@ class LearningRun:
             graphs.append(merge_neighbors(own[asking], kept.neighbors, kept.scores, k))
         return join_graphs(graphs)
 
-    def _embed(self, table: ImageTable, view: View, rows: Ints | None = None) -> Floats32:
+    def embed(self, table: ImageTable, view: View, rows: Ints | None = None) -> Floats32:
         """Embed the images of a table, or of some rows [n] of it -> [n, D], of length 1."""
         rows = np.arange(len(table)) if rows is None else rows
         self.encoder.eval()
@@ -303,8 +311,8 @@ class LearningRun:
         queries = self.dataset.table("queries", [cfg.test_split])
         references = self.dataset.table("references", [cfg.test_split])
         metrics = retrieval_metrics(
-            self._embed(queries, "queries"),
-            self._embed(references, "references"),
+            self.embed(queries, "queries"),
+            self.embed(references, "references"),
             queries.place_ids,
             references.place_ids,
             query_latlon=np.stack([queries.lat, queries.lon], axis=1),
@@ -323,8 +331,8 @@ class LearningRun:
         count = min(TRAIN_QUERIES, len(queries))
         rows = np.sort(np.random.default_rng(0).permutation(len(queries))[:count])
         metrics = retrieval_metrics(
-            self._embed(queries, "queries", rows),
-            self._embed(references, "references"),
+            self.embed(queries, "queries", rows),
+            self.embed(references, "references"),
             queries.place_ids[rows],
             references.place_ids,
         )
