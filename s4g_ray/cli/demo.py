@@ -24,7 +24,7 @@ from s4g_ray.storage import files
 
 CONFIG = Path(__file__).parents[2] / "configs" / "landsat.yaml"
 # tiles of further sizes are trained: those of one size alone are learned by heart
-CUT: dict[str, Any] = {"train_sizes_m": (1360.0, 2700.0), "queries_per_tile": 7}
+CUT: dict[str, Any] = {"train_sizes_m": (1360.0, 2700.0), "queries_per_tile": 6}
 
 
 @dataclass(frozen=True)
