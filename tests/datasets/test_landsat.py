@@ -195,8 +195,8 @@ def test_further_sizes_are_trained_alone_and_share_no_ground_with_the_test(
         options = LandsatOptions(**{**SMALL, "size_m": tile["size_m"]})
         at = (tile["lat"], tile["lon"])
         poses = [draw_pose(options, tile["id"], number) for number in (0, 1)]
-        found = [ground_of(options, *at, pose) for pose in (NORTH_UP, *poses)]
-        grounds[tile["split"]].append(shapely.union_all(found))
+        seen = [ground_of(options, *at, pose) for pose in (NORTH_UP, *poses)]
+        grounds[tile["split"]].append(shapely.union_all(seen))
         num_tiles[tile["size_m"]] += tile["split"] == "train"
     train = shapely.union_all(grounds["train"])
     assert train.disjoint(shapely.union_all(grounds["test"]))
