@@ -34,6 +34,7 @@ def photos(gallery: TinyGallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A folder of four photos, tiles of the gallery, in which commands are run."""
     monkeypatch.setattr("s4g_ray.gallery.gallery.open_gallery", lambda uri: gallery)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # readline sets it for the workers of pytest
     folder = tmp_path / "in"
     folder.mkdir()
     for i in (3, 19, 30, 44):
