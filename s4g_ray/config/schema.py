@@ -364,12 +364,17 @@ class RunConfig(Section):
 
         Also for a panorama that would be shifted: its place is no window of the picture.
         """
-        is_panorama = self.augment.rotate == "panorama" or self.data.query_heading != "as_is"
+        data = self.data
+        is_panorama = (
+            self.augment.rotate == "panorama"
+            or data.query_heading != "as_is"
+            or data.fov_range[0] < 360
+        )
         if self.augment.shifts_queries and is_panorama:
             raise ValueError(
-                "augment.query_shift and query_scale are for overhead queries, but"
-                f" augment.rotate={self.augment.rotate} and"
-                f" data.query_heading={self.data.query_heading} are for panoramas; leave them out"
+                "augment.query_shift and query_scale are for overhead queries, but one of"
+                f" augment.rotate={self.augment.rotate}, data.query_heading={data.query_heading}"
+                f" and data.query_fov_deg={data.query_fov_deg} is for panoramas; leave them out"
             )
         for name in TURNED_SIZES[self.augment.rotate]:
             height, width = getattr(self.data, name)

@@ -92,12 +92,22 @@ def test_colours_and_sharpness_differ_by_rounding_alone(synthetic: GeoDataset) -
         assert_same(batch.augment(), wanted, levels=1)
 
 
-def test_the_published_form_is_the_same_by_the_loader_and_later(synthetic: GeoDataset) -> None:
+@pytest.mark.parametrize("heading", [0.0, 90.0, 211.0])
+def test_the_published_form_is_the_same_by_the_loader_and_later(
+    synthetic: GeoDataset, heading: float
+) -> None:
     augment = augment_config(published=True, **EXACT)
-    raw = load(loader(synthetic, augment=augment, on_device=True))
+
+    def load_turned(*, on_device: bool) -> list[PairBatch]:
+        made = loader(synthetic, augment=augment, on_device=on_device, query_heading="known")
+        headings = np.full(len(made.queries), heading, np.float32)
+        made.queries = replace(made.queries, headings=headings)
+        return load(made)
+
+    raw = load_turned(on_device=True)
     operations = {name for batch in raw for draws in draws_of(batch) for name, *_ in draws.steps}
     assert {"flip_first", "grid", "holes", "roll"} <= operations
-    for batch, wanted in zip(raw, load(loader(synthetic, augment=augment)), strict=True):
+    for batch, wanted in zip(raw, load_turned(on_device=False), strict=True):
         assert_same(batch.augment(), wanted)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import simplejpeg
@@ -42,6 +43,11 @@ def _keep_size(image: Tensor) -> Tensor:
     return image
 
 
+def _fit_flipped(image: Tensor, fit: Fit) -> Tensor:
+    """Fit a flipped picture as it is stored: a heading is of that one, and would turn back here."""
+    return fit(image.flip(-1)).flip(-1)
+
+
 def augment_pair(
     query: Tensor,
     reference: Tensor,
@@ -54,11 +60,14 @@ def augment_pair(
     `fits` resize the stored images (query, reference) after JPEG compression and before everything
     else, as in the published order.
     """
+    fit_query, fit_reference = fits
     if draw_first_flip(cfg, rng):
         query = query.flip(-1)
         reference = reference.flip(-1)
-    query = _augment_view(query, cfg, rng, fits[0], "query")
-    reference = _augment_view(reference, cfg, rng, fits[1], "reference")
+        fit_query = partial(_fit_flipped, fit=fit_query)
+        fit_reference = partial(_fit_flipped, fit=fit_reference)
+    query = _augment_view(query, cfg, rng, fit_query, "query")
+    reference = _augment_view(reference, cfg, rng, fit_reference, "reference")
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate != "none")
     if is_flipped:
         query = query.flip(-1)

@@ -161,6 +161,11 @@ def check_branch(uri: str, config: RunConfig, changes: Changes, from_epoch: int)
             " cannot change: what is published would no longer fit; set them back, or start a new"
             " run"
         )
+    if config.protocol == "paper" and "train.batch_size" in changes:
+        raise InputError(
+            "train.batch_size cannot change in a branch with protocol=paper, whose schedule counts"
+            " steps of one size; set it back, or start a new run"
+        )
     if from_epoch >= config.train.epochs:
         raise InputError(
             f"a branch from epoch {from_epoch} has no epoch to train with train.epochs="

@@ -96,6 +96,10 @@ def test_epochs_and_queries_have_windows_of_their_own() -> None:
     ("sections", "message"),
     [
         ({"augment": {"query_shift": 0.1, "rotate": "panorama"}}, "for overhead queries"),
+        (
+            {"augment": {"query_shift": 0.1}, "data": {"query_fov_deg": [70, 360]}},
+            "for overhead queries",
+        ),
         ({"data": {"query_heading": "random"}, "augment": {"query_scale": [0.9, 1]}}, "overhead"),
         ({"augment": {"query_scale": [1.2, 0.8]}}, "two rising values within 0.25..2"),
         ({"augment": {"query_shift": 0.1}, "protocol": "paper"}, "no part of the published method"),

@@ -17,6 +17,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.checkpoint import newest_checkpoint
 from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.pipeline.branches.branch import check_branch
 from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.driver import find_start
 from s4g_ray.pipeline.run_folder import RunFolder
@@ -308,6 +309,15 @@ def test_what_a_branch_cannot_be_is_refused_and_nothing_is_written(
     with pytest.raises(InputError, match=message):
         resume(from_epoch, **HALVED | sections)
     assert read_tree(run) == before
+
+
+def test_a_paper_run_keeps_its_batch_size(run: str, synthetic: GeoDataset) -> None:
+    config = run_config(run, synthetic.uri)
+    changes = {"train.batch_size": [16, 8]}
+    check_branch(run, config, changes, 2)
+    paper = config.model_copy(update={"protocol": "paper"})
+    with pytest.raises(InputError, match="whose schedule counts steps of one size; set it back"):
+        check_branch(run, paper, changes, 2)
 
 
 def test_a_damaged_checkpoint_is_refused_before_anything_moves(run: str, resume: Resume) -> None:
