@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,10 @@ from scipy import stats
 from benchmarks.support.record import RESULTS, Cell, record
 from s4g_ray.arrays import Floats64
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = RESULTS / "learning"
+BATCH_SIZE = 64
+LEFT_OUT = 0.03  # share of an epoch's pairs that a plan may leave out
 NUM_POINTS = 6  # of a curve, beside the untrained encoder's
 Key = tuple[str, int]  # the name of an arm, and a seed
 
@@ -51,6 +56,8 @@ class Arm:
     overrides: tuple[str, ...]
     against: str | None = "random"
     half: bool = False  # every other train place has no query
+    batch_size: int = BATCH_SIZE  # other sizes train fewer or more steps, of as many pairs
+    data: tuple[str, ...] = ("landsat", "earth")  # where it differs from the others
 
 
 SHARED = (
@@ -75,6 +82,7 @@ DATA = {
 }
 RANDOM = "sampling.mode=random"
 GEOGRAPHIC = "sampling.mode=geographic"
+LANDSAT = ("landsat",)  # places with several queries, tiles that overlap and know their size
 RADIUS = "sampling.exclude_radius_m=700"  # of landsat: half a tile, and its diagonal
 SMALL = (
     "train.batch_size=16",
@@ -102,13 +110,13 @@ ARMS = {
     "mined, k = 16 of 64": Arm(("sampling.num_hard_negatives=16",), "mined"),
     "mined, k = 32 of 256": Arm(("sampling.neighbor_pool_size=256",), "mined"),
     # tiles that overlap: kept apart, or sharing targets
-    "geographic, radius": Arm((GEOGRAPHIC, RADIUS), "geographic"),
-    "mined, radius": Arm((RADIUS,), "mined"),
-    "mined, soft labels 0.5": Arm(("train.soft_labels=0.5",), "mined"),
-    "mined, soft labels 1": Arm(("train.soft_labels=1",), "mined"),
-    "random, soft labels 0.5": Arm((RANDOM, "train.soft_labels=0.5")),
+    "geographic, radius": Arm((GEOGRAPHIC, RADIUS), "geographic", data=LANDSAT),
+    "mined, radius": Arm((RADIUS,), "mined", data=LANDSAT),
+    "mined, soft labels 0.5": Arm(("train.soft_labels=0.5",), "mined", data=LANDSAT),
+    "mined, soft labels 1": Arm(("train.soft_labels=1",), "mined", data=LANDSAT),
+    "random, soft labels 0.5": Arm((RANDOM, "train.soft_labels=0.5"), data=LANDSAT),
     # more signals
-    "mined, hard positives": Arm(("sampling.hard_positives=0.5",), "mined"),
+    "mined, hard positives": Arm(("sampling.hard_positives=0.5",), "mined", data=LANDSAT),
     "mined, queries shifted": Arm(
         ("augment.query_shift=0.1", "augment.query_scale=[0.85,1.15]"), "mined"
     ),
@@ -116,10 +124,10 @@ ARMS = {
     "mined, half": Arm((), "random, half", half=True),
     "mined, half, gallery negatives": Arm((HALF,), "mined, half", half=True),
     # batch size and temperature
-    "random, batch of 16": Arm((RANDOM, *SMALL), None),
-    "mined, batch of 16": Arm(SMALL, "random, batch of 16"),
-    "random, batch of 128": Arm((RANDOM, *LARGE), None),
-    "mined, batch of 128": Arm(LARGE, "random, batch of 128"),
+    "random, batch of 16": Arm((RANDOM, *SMALL), None, batch_size=16),
+    "mined, batch of 16": Arm(SMALL, "random, batch of 16", batch_size=16),
+    "random, batch of 128": Arm((RANDOM, *LARGE), None, batch_size=128),
+    "mined, batch of 128": Arm(LARGE, "random, batch of 128", batch_size=128),
     "random, temperature 0.07": Arm((RANDOM, "model.temperature=0.07")),
     "mined, temperature 0.07": Arm(("model.temperature=0.07",), "random, temperature 0.07"),
 }
@@ -146,16 +154,20 @@ def run_missing(name: str, arms: Iterable[str], seeds: Sequence[int], processes:
     All arms of a seed come before the next seed, so that an interrupted call leaves pairs.
     """
     kept = read_runs(name)
-    missing = [(arm, seed) for seed in seeds for arm in arms if (arm, seed) not in kept]
+    fitting = [arm for arm in arms if name in ARMS[arm].data]
+    missing = [(arm, seed) for seed in seeds for arm in fitting if (arm, seed) not in kept]
     if not missing:
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(processes, get_context("spawn"), _use_one_thread) as pool,
+    ):
         uris = {half: make_data(name, Path(folder), half=half) for half in (False, True)}
-        with ProcessPoolExecutor(processes, get_context("spawn"), _use_one_thread) as pool:
-            running = {
-                pool.submit(train, name, arm, seed, uris[ARMS[arm].half]): (arm, seed)
-                for arm, seed in missing
-            }
+        running = {
+            pool.submit(train, name, arm, seed, uris[ARMS[arm].half]): (arm, seed)
+            for arm, seed in missing
+        }
+        try:
             for number, done in enumerate(as_completed(running), 1):
                 arm, seed = running[done]
                 run = {"arm": arm, "seed": seed, **describe_run(name, arm), **done.result()}
@@ -163,6 +175,9 @@ def run_missing(name: str, arms: Iterable[str], seeds: Sequence[int], processes:
                 last = run["metrics"][-1]["recall@1"]
                 said = f"{time.strftime('%H:%M')} {number} of {len(missing)}: {name}, {arm}, {seed}"
                 print(f"{said}: R@1 {last:.1%}, {run['cpu_s']} s", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _use_one_thread() -> None:
@@ -201,22 +216,48 @@ def make_data(name: str, folder: Path, *, half: bool) -> str:
     return write_dataset(f"{whole}-half", *tables, name=f"{name}, half").uri
 
 
+def list_overrides(name: str, arm: str) -> list[str]:
+    """Return what an arm changes of a data set's configuration."""
+    return [*SHARED, *DATA[name].overrides, *ARMS[arm].overrides]
+
+
+def count_steps(name: str, arm: str) -> int:
+    """Return the steps of an arm's runs: all arms see as many pairs."""
+    return DATA[name].num_steps * BATCH_SIZE // ARMS[arm].batch_size
+
+
+@cache
 def describe_run(name: str, arm: str) -> dict[str, Any]:
     """Return the settings of an arm's runs; a run with others is not taken for one of them."""
-    data = DATA[name]
-    settings = [*SHARED, *data.overrides, *ARMS[arm].overrides]
-    return {"settings": settings, "options": data.options, "num_steps": data.num_steps}
+    from s4g_ray.config.loading import flatten_config, load_config
+
+    config = load_config(CONFIGS / f"{name}.yaml", [*list_overrides(name, arm), "data.uri=none"])
+    settings = flatten_config(config, exclude={"ray", "storage", "run_dir", "seed", "evaluation"})
+    options = DATA[name].options
+    made = {"settings": settings, "options": options, "num_steps": count_steps(name, arm)}
+    found: dict[str, Any] = json.loads(json.dumps(made))
+    return found
 
 
 def train(name: str, arm: str, seed: int, uri: str) -> dict[str, Any]:
-    """Train one run in this process; return its curve."""
+    """Train one run in this process; return its curve.
+
+    Where the configured epochs have too few steps there are more, with the same share of warm-up.
+    """
     from benchmarks.support.learning_run import LearningRun
     from s4g_ray.config.loading import load_config
+    from s4g_ray.data.dataset import open_dataset
 
-    data = DATA[name]
-    overrides = [*SHARED, *data.overrides, *ARMS[arm].overrides, f"seed={seed}", f"data.uri={uri}"]
-    config = load_config(f"configs/{name}.yaml", overrides)
-    return LearningRun(config, data.num_steps, NUM_POINTS).run().record()
+    overrides = [*list_overrides(name, arm), f"seed={seed}", f"data.uri={uri}"]
+    config = load_config(CONFIGS / f"{name}.yaml", overrides)
+    num_steps = count_steps(name, arm)
+    num_pairs = len(open_dataset(uri).pairs(config.data.train_split))
+    per_epoch = (1 - LEFT_OUT) * num_pairs / config.train.batch_size
+    epochs = max(config.train.epochs, math.ceil(num_steps / per_epoch))
+    warmup = config.train.warmup_epochs * epochs / config.train.epochs
+    overrides += [f"train.epochs={epochs}", f"train.warmup_epochs={warmup}"]
+    config = load_config(CONFIGS / f"{name}.yaml", overrides)
+    return LearningRun(config, num_steps, NUM_POINTS).run().record()
 
 
 def read_runs(name: str) -> dict[Key, dict[str, Any]]:

@@ -60,7 +60,7 @@ class Curve:
     metrics: list[dict[str, float]] = field(default_factory=list)
     # recall@1 of train queries among all train references, with their own augmentation-free images
     train_recall: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)  # mean since the last point
+    loss: list[float | None] = field(default_factory=list)  # mean since the last point
     hardness: list[float] = field(default_factory=list)  # of each epoch's plan
     cpu_s: float = 0.0
 
@@ -71,7 +71,8 @@ class Curve:
             {name: round(float(point[name]), 4) for name in MEASURED} for point in self.metrics
         ]
         for name in ("train_recall", "loss", "hardness"):
-            rounded[name] = [round(float(value), 4) for value in rounded[name]]
+            values = rounded[name]
+            rounded[name] = [None if value is None else round(value, 4) for value in values]
         rounded["cpu_s"] = round(self.cpu_s)
         return rounded
 
@@ -321,7 +322,7 @@ class LearningRun:
         self.curve.steps.append(self._done)
         self.curve.metrics.append({name: float(metrics[name]) for name in MEASURED})
         self.curve.train_recall.append(self._measure_train())
-        self.curve.loss.append(float(np.mean(self._losses)) if self._losses else float("nan"))
+        self.curve.loss.append(float(np.mean(self._losses)) if self._losses else None)
         self._losses.clear()
 
     def _measure_train(self) -> float:
