@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,10 @@ def check_results_uri(uri: str) -> None:
         )
     if files.is_local(uri) and Path(uri).is_dir():
         raise InputError(f"--queries-out {uri} is a folder; name a file in it")
+    if files.is_local(uri):
+        folder = next(parent for parent in Path(uri).parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"--queries-out {uri} cannot be written: {folder} takes no files")
 
 
 def write_results(uri: str, results: Sequence[tuple[QueryResults, dict[str, Any]]]) -> None:

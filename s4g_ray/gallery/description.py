@@ -144,4 +144,6 @@ def _name_calibration(found: Mapping[str, Any] | None) -> str:
         return str(found["error"])
     turns = found["turns"]
     searched = f"searches with --turns {turns}" if turns > 1 else "searches without --turns"
-    return f"for {searched}, of {found['created']}, on version {found['gallery_version']}"
+    made = f", of {found['created']}" if found["created"] else ""
+    version = found["gallery_version"]
+    return f"for {searched}{made}{'' if version is None else f', on version {version}'}"

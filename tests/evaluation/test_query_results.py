@@ -100,6 +100,9 @@ def test_a_file_of_another_kind_and_a_folder_are_refused(tmp_path: Path) -> None
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(InputError, match="is a folder; name a file"):
         check_results_uri(str(tmp_path / "a.csv"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be written: .*file takes no files"):
+        check_results_uri(str(tmp_path / "file" / "deeper" / "b.csv"))
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(

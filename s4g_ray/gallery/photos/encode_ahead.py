@@ -115,6 +115,10 @@ def _start_encoders(plan: EncodePlan) -> ThreadPoolExecutor:
         try:
             for call in [encoders.submit(prepare) for _ in range(plan.num_calls)]:
                 call.result()
+        except BaseException:  # such as one thread too many: the others must not wait for it
+            started.abort()
+            encoders.shutdown(cancel_futures=True)
+            raise
         finally:
             torch.set_num_threads(before)
     return encoders

@@ -33,6 +33,15 @@ RESULTS = {
 PAIRED = ("recall@1", "recall@10")  # whose differences between groups are shown
 UNTOLD = {"run_dir", "loggers", "data.uri"}  # keys that tell runs apart, but no results
 SEED = "seed"
+# keys that may change within a run, and change what it learns
+OF_RESULTS = {
+    "mining.index_kind",
+    "mining.nprobe",
+    "mining.ef_search",
+    "mining.when_late",
+    "mining.max_staleness_epochs",
+    "sampling.max_pairs_per_cell",
+}
 DATASET = "data set"  # stands among the keys where runs were made on different ones
 LONGEST_LABEL = 60
 
@@ -210,7 +219,7 @@ def _group(runs: Sequence[ComparedRun], differing: Sequence[str]) -> list[RunGro
 
     Values of how and where a run computes may differ, too.
     """
-    told = [key for key in differing if key != SEED and key not in FREE_ON_RESUME]
+    told = [key for key in differing if key != SEED and key not in FREE_ON_RESUME - OF_RESULTS]
     members: dict[str, list[ComparedRun]] = {}
     for run in runs:
         members.setdefault(repr([run.values.get(key) for key in told]), []).append(run)
@@ -218,7 +227,11 @@ def _group(runs: Sequence[ComparedRun], differing: Sequence[str]) -> list[RunGro
     if len(groups) == len(runs):
         return [RunGroup(group[0].name, group) for group in groups]
     keys = _choose_keys([group[0] for group in groups], told)
-    return [RunGroup(_label(group[0], keys), group) for group in groups]
+    labels = [_label(group[0], keys) for group in groups]
+    for i, label in enumerate(labels):  # shortened ones may be equal
+        if label in labels[:i]:
+            labels[i] = f"{label} ({i + 1})"
+    return [RunGroup(label, group) for label, group in zip(labels, groups, strict=True)]
 
 
 def _choose_keys(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[str]:
@@ -265,9 +278,10 @@ def write_comparison(run_dirs: Sequence[str], target: str) -> Comparison:
         paired=PAIRED,
         results=RESULTS,
         differences={
-            (group.label, key): group.difference(first, key)
-            for group in compared.groups[1:]
+            (number, key): group.difference(first, key)
+            for number, group in enumerate(compared.groups)
             for key in PAIRED
+            if number
         },
         format_value=format_value,
         is_finite=math.isfinite,

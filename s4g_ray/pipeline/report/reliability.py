@@ -11,6 +11,7 @@ from typing import Any
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.report.svg_charts import BLUE, INK, SOFT, add_legend, make_axes, to_svg
 from s4g_ray.storage import files
+from s4g_ray.storage.store_errors import reraise_outage
 
 FILE = "calibration.json"
 
@@ -35,6 +36,8 @@ def read_calibration(gallery_uri: str) -> CalibrationPart:
     try:
         report = files.read_json(uri)["report"]
     except (RunError, KeyError, TypeError) as error:
+        if isinstance(error, RunError):
+            reraise_outage(error)
         raise InputError(f"{uri} cannot be read: {error}; calibrate the gallery again") from error
     if not report.get("reliability"):
         raise InputError(

@@ -92,12 +92,12 @@ def evaluate(
                 )
                 job.embed(configs[0], "references", "references")
                 found = [job.evaluate(config) for config in configs]
-        if queries_out is not None:
-            write_results(queries_out, job.query_results)
-            reporter.line(f"wrote the results of each query to {queries_out}")
         if out is not None:
             results = [result.as_dict() for result in found]
             files.write_json(files.join(folder, "result.json"), results)
+        if queries_out is not None:
+            write_results(queries_out, job.query_results)
+            reporter.line(f"wrote the results of each query to {queries_out}")
     return found
 
 

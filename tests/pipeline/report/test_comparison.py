@@ -88,6 +88,22 @@ def test_runs_of_other_data_are_told_apart(
         Comparison.read([runs[0], f"{runs[0]}/"])
 
 
+def test_runs_whose_index_differs_are_no_seeds_of_each_other(
+    ground: GeoDataset, tmp_path: Path
+) -> None:
+    made = []
+    for kind in ("flat", "hnsw"):
+        for seed in (1, 2):
+            run = tmp_path / f"{kind}-{seed}"
+            mining = {"index_kind": kind}
+            values = {"queries": VECTORS, "references": VECTORS, "recall": 0.3 + seed / 10}
+            write_run(run, ground, seed=seed, mining=mining, **values)
+            made.append(str(run))
+    compared = Comparison.read(made)
+    assert [group.label for group in compared.groups] == ["index_kind flat", "index_kind hnsw"]
+    assert [len(group.runs) for group in compared.groups] == [2, 2]
+
+
 def test_runs_are_named_by_what_tells_their_folders_apart() -> None:
     assert name_apart(["/a/x", "/b/y"]) == ["x", "y"]
     assert name_apart(["/a/x", "/b/x", "/b/y"]) == ["a/x", "b/x", "b/y"]
