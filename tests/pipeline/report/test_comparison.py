@@ -95,9 +95,15 @@ def test_runs_whose_index_differs_are_no_seeds_of_each_other(
     for kind in ("flat", "hnsw"):
         for seed in (1, 2):
             run = tmp_path / f"{kind}-{seed}"
-            mining = {"index_kind": kind}
-            values = {"queries": VECTORS, "references": VECTORS, "recall": 0.3 + seed / 10}
-            write_run(run, ground, seed=seed, mining=mining, **values)
+            write_run(
+                run,
+                ground,
+                queries=VECTORS,
+                references=VECTORS,
+                recall=0.3 + seed / 10,
+                seed=seed,
+                mining={"index_kind": kind},
+            )
             made.append(str(run))
     compared = Comparison.read(made)
     assert [group.label for group in compared.groups] == ["index_kind flat", "index_kind hnsw"]
