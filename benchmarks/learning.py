@@ -309,8 +309,8 @@ TEXT = (
     " the arm it is compared with, seed by seed, and the p-value of a paired t-test (two-sided)."
     " Steps: until R@1 is what the compared arm has at its end, by the mean curves. Train R@1: of"
     " train queries among the train references. Hardness: neighbors that share a batch with an"
-    " anchor, mean of the last epoch's plan. Of one seed nothing follows: seeds differ by a point and"
-    " more."
+    " anchor, mean of the last epoch's plan. Of one seed nothing follows: seeds differ by a point"
+    " and more."
 )
 COLUMNS = [
     *("arm", "seeds", "R@1", "R@5", "R@10", "median error, m"),
