@@ -33,6 +33,11 @@ def widest_axis(xyz: Floats32, rows: Rows32) -> int:
     return int(np.argmax([float(np.ptp(xyz[rows, axis])) for axis in range(3)]))
 
 
+def wrap_longitudes(lon: ArrayLike) -> Floats64:
+    """Return longitudes, or differences of longitudes, in degrees within -180..180 (not 180)."""
+    return np.asarray((np.asarray(lon, np.float64) + 180) % 360 - 180)
+
+
 def span_longitudes(lon: Floats64) -> tuple[float, float]:
     """Return west and east of the smallest span that holds lon[N], 1 or more, within 360 degrees.
 

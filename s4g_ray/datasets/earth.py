@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.data.dataset import GeoDataset, refuse_existing, write_dataset
-from s4g_ray.data.sphere import EARTH_RADIUS_M, unit_sphere
+from s4g_ray.data.sphere import EARTH_RADIUS_M, unit_sphere, wrap_longitudes
 from s4g_ray.datasets.source import make_options
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
@@ -189,7 +189,7 @@ def local_to_degrees(
     dlon = np.arctan2(
         np.sin(azimuth) * np.sin(arc) * np.cos(phi), np.cos(arc) - np.sin(phi) * sin_lat
     )
-    return np.degrees(np.arcsin(sin_lat)), (lon + np.degrees(dlon) + 180) % 360 - 180
+    return np.degrees(np.arcsin(sin_lat)), wrap_longitudes(lon + np.degrees(dlon))
 
 
 def sample_map(image: Pixels, lat: Floats64, lon: Floats64) -> Pixels:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from s4g_ray.arrays import Bools, Floats32, Floats64, Ints
-from s4g_ray.data.sphere import METRES_A_DEGREE, metres_between
+from s4g_ray.data.sphere import METRES_A_DEGREE, metres_between, wrap_longitudes
 
 APART_SIZES = 1.5  # tiles nearer to the truth, in their sides, are left out to simulate `outside`
 
@@ -80,7 +80,7 @@ class HeldOut:
     def _holds_truth(self) -> Bools:
         """Return which candidates' squares hold the truth [M, k]."""
         north = (self.true_lat[:, None] - self.lat) * METRES_A_DEGREE
-        turns = (self.true_lon[:, None] - self.lon + 180) % 360 - 180
+        turns = wrap_longitudes(self.true_lon[:, None] - self.lon)
         east = turns * METRES_A_DEGREE * np.cos(np.radians(self.lat))
         reach = np.maximum(np.abs(north), np.abs(east))
         return np.asarray(reach <= 0.505 * self.size_m)

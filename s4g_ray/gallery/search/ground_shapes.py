@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from s4g_ray.arrays import Floats64
-from s4g_ray.data.sphere import EARTH_RADIUS_M
+from s4g_ray.data.sphere import EARTH_RADIUS_M, wrap_longitudes
 
 CIRCLE_CORNERS = 64
 DIGITS = 7  # of degrees: a centimetre
@@ -75,7 +75,7 @@ def _area_geometry(corners: Floats64, centre_lat: float) -> dict[str, Any]:
 
 def _ring_around_pole(corners: Floats64, pole: float) -> list[list[float]]:
     """Return the ring of an area that holds a pole: from one end of the map to the other."""
-    lon = (corners[:, 0] + 180) % 360 - 180
+    lon = wrap_longitudes(corners[:, 0])
     order = np.argsort(lon)
     lon = lon[order]
     lat = corners[order, 1]

@@ -13,7 +13,13 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
-from s4g_ray.data.sphere import METRES_A_DEGREE, half_sides, span_longitudes, unit_sphere
+from s4g_ray.data.sphere import (
+    METRES_A_DEGREE,
+    half_sides,
+    span_longitudes,
+    unit_sphere,
+    wrap_longitudes,
+)
 
 MARGIN = 0.06  # of the extent, on each side
 SMALLEST_M = 200.0  # half a side
@@ -39,7 +45,7 @@ class MapFrame:
         west, east = span_longitudes(lon)
         width = (east - west) % 360
         middle = float(lat.min() + lat.max()) / 2
-        center = (west + width / 2 + 180) % 360 - 180
+        center = float(wrap_longitudes(west + width / 2))
         scale = (0.5 + MARGIN) * METRES_A_DEGREE
         half_width = max(width * scale * _shrink(middle), SMALLEST_M)
         half_height = max(float(np.ptp(lat)) * scale, SMALLEST_M)
@@ -54,7 +60,7 @@ class MapFrame:
 
     def to_plane(self, lat: Floats64, lon: Floats64) -> tuple[Floats64, Floats64]:
         """Return metres east and north of the middle, along the shorter way around the globe."""
-        away = (np.asarray(lon, np.float64) - self.lon + 180) % 360 - 180
+        away = wrap_longitudes(np.asarray(lon, np.float64) - self.lon)
         x = away * METRES_A_DEGREE * _shrink(self.lat)
         return x, (np.asarray(lat, np.float64) - self.lat) * METRES_A_DEGREE
 
@@ -81,7 +87,7 @@ class MapFrame:
         reach = min(self.half_width_m / METRES_A_DEGREE / _shrink(self.lat), 180.0)
         step = _degree_step(2 * reach)
         lines = _multiples(self.lon - reach, self.lon + reach, step)
-        return np.unique((lines + 180) % 360 - 180), step
+        return np.unique(wrap_longitudes(lines)), step
 
     def parallels(self) -> tuple[Floats64, float]:
         """Return the latitudes of the graticule in the frame, and their step."""

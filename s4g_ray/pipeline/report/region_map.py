@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s4g_ray.arrays import Floats64, Ints, spread_rows
-from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres
+from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres, unit_sphere, wrap_longitudes
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.query_results import QueryResults
 from s4g_ray.pipeline.report.examples import encode_data_uri
@@ -317,9 +317,7 @@ def great_circle(
     NaN stands where the line crosses the meridian opposite of `middle`, so that a map about that
     longitude breaks it there.
     """
-    phi = np.radians([start[0], end[0]])
-    lam = np.radians([start[1], end[1]])
-    xyz = np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)])
+    xyz = unit_sphere(*zip(start, end, strict=True)).T
     angle = np.arccos(np.clip(xyz[:, 0] @ xyz[:, 1], -1, 1))
     t = np.linspace(0, 1, num)
     if angle < 1e-9:
@@ -330,6 +328,6 @@ def great_circle(
         points = (from_start + from_end) / np.sin(angle)
     lat = np.degrees(np.arcsin(np.clip(points[2], -1, 1)))
     lon = np.degrees(np.arctan2(points[1], points[0]))
-    away = (lon - middle + 180) % 360 - 180
+    away = wrap_longitudes(lon - middle)
     jumps = np.flatnonzero(np.abs(np.diff(away)) > 180) + 1
     return np.insert(lat, jumps, np.nan), np.insert(lon, jumps, np.nan)
