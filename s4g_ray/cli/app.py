@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json, run_app
+from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json, run_app
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.galleries.gallery import gallery_app
 from s4g_ray.cli.galleries.locate import locate
@@ -178,7 +178,7 @@ def evaluate(
     """
     from s4g_ray.config.loading import load_config
 
-    fovs = _parse_numbers("--fov", fov)
+    fovs = parse_numbers("--fov", fov, "360,180,90")
     loaded = load_config(config) if config else None
     if protocol not in ("strict", "paper", "both"):
         raise InputError(f"--protocol {protocol} is none of strict, paper and both")
@@ -311,13 +311,6 @@ def report(
     if not as_json:
         typer.echo(page)
     print_json(as_json, {"report": page, **values})
-
-
-def _parse_numbers(option: str, text: str | None) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")] if text else []
-    except ValueError as error:
-        raise InputError(f"{option} {text} is not a list of numbers such as 360,180,90") from error
 
 
 def main() -> None:

@@ -33,6 +33,15 @@ def print_json(wanted: bool, value: Any) -> None:
         typer.echo(json.dumps(value))
 
 
+def parse_numbers(option: str, text: str | None, example: str) -> list[float]:
+    """Read the numbers of an option, joined by commas; none without one. Raises InputError."""
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        message = f"{option} {text} is not a list of numbers such as {example}"
+        raise InputError(message) from error
+
+
 @contextmanager
 def interruptible(message: str = "interrupted") -> Iterator[None]:
     """End with a message on Ctrl-C (exit code 130) or SIGTERM (143).

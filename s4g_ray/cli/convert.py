@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.distributed.submitted_job import check_kept
-from s4g_ray.errors import InputError
 
 convert_app = typer.Typer(
     help="Convert a source into a canonical data set.",
@@ -301,17 +300,9 @@ def landsat(
         "seed": seed,
         "queries": queries,
         "headings": headings,
-        "train_sizes_m": _read_sizes(train_sizes_m),
+        "train_sizes_m": tuple(parse_numbers("--train-sizes-m", train_sizes_m, "1360,2700")),
     }
     _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)
-
-
-def _read_sizes(text: str) -> tuple[float, ...]:
-    """Read metres, joined by commas. Raises InputError."""
-    try:
-        return tuple(float(size) for size in text.split(",") if size)
-    except ValueError as error:
-        raise InputError(f"--train-sizes-m={text!r} is no list of metres, as 1360,2700") from error
 
 
 def _convert(
