@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -21,6 +21,9 @@ from s4g_ray.gallery.answer import Answer
 from s4g_ray.pipeline.run_folder import Record, RunResult
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
+
+if TYPE_CHECKING:
+    from s4g_ray.gallery.gallery import Gallery
 
 CONFIG = Path(__file__).parents[2] / "configs" / "landsat.yaml"
 # tiles of further sizes are trained: those of one size alone are learned by heart
@@ -106,6 +109,7 @@ class Demo:
 
         What an earlier call has made is kept.
         """
+        from s4g_ray.gallery.gallery import open_gallery
         from s4g_ray.pipeline.driver import run
 
         uri = self.config.data.uri
@@ -116,8 +120,10 @@ class Demo:
             reporter.line(f"resume with: {self.again}")
             return DemoResult(result)
         gallery_uri = self._build_gallery(reporter)
-        located = tuple(_locate_photos(gallery_uri, uri, reporter))
-        paths = [files.join(self.config.run_dir, "report.html"), *self._draw(gallery_uri, located)]
+        with open_gallery(gallery_uri) as gallery:
+            located = tuple(_locate_photos(gallery, uri, reporter))
+            pictures = self._draw(gallery, located)
+        paths = [files.join(self.config.run_dir, "report.html"), *pictures]
         reporter.line("")
         reporter.console.print(make_results_table(result.records))
         reporter.line("\n".join(f"  {path}" for path in [*paths, gallery_uri]))
@@ -153,21 +159,17 @@ class Demo:
         reporter.line(text)
         return gallery
 
-    def _draw(self, gallery_uri: str, located: tuple[Located, ...]) -> list[str]:
+    def _draw(self, gallery: Gallery, located: tuple[Located, ...]) -> list[str]:
         """Draw the first photo that has an answer, and return the picture's path."""
         from s4g_ray.cli.galleries.locate_picture import draw_answer
         from s4g_ray.datasets.landsat import ATTRIBUTION
-        from s4g_ray.gallery.gallery import open_gallery
         from s4g_ray.gallery.photos.photo import read_photo
 
         for one in located:
             photo = read_photo(one.uri).pixels
             if one.error_m is not None and photo is not None:
                 truth = (one.lat, one.lon)
-                with open_gallery(gallery_uri) as gallery:
-                    picture = draw_answer(
-                        gallery, photo, one.answer, truth, attribution=ATTRIBUTION
-                    )
+                picture = draw_answer(gallery, photo, one.answer, truth, attribution=ATTRIBUTION)
                 path = files.join(self.config.run_dir, "located.png")
                 files.write_bytes(path, picture)
                 return [path]
@@ -198,18 +200,16 @@ def make_results_table(records: list[Record]) -> Table:
     return table
 
 
-def _locate_photos(gallery_uri: str, data_uri: str, reporter: Reporter) -> Iterator[Located]:
+def _locate_photos(gallery: Gallery, data_uri: str, reporter: Reporter) -> Iterator[Located]:
     """Locate the photos that no split holds; report each in a line."""
     from s4g_ray.datasets.landsat import PHOTOS
-    from s4g_ray.gallery.gallery import open_gallery
     from s4g_ray.gallery.photos.photo import read_photo
 
     folder = files.join(data_uri, PHOTOS)
     text = files.read_bytes(files.join(folder, "positions.csv")).decode()
     rows = list(csv.DictReader(io.StringIO(text)))
     uris = [files.join(folder, row["path"]) for row in rows]
-    with open_gallery(gallery_uri) as gallery:
-        answers = gallery.locate([read_photo(uri) for uri in uris])
+    answers = gallery.locate([read_photo(uri) for uri in uris])
     reporter.line(f"{len(rows)} further photos of the held-out region:")
     for uri, row, answer in zip(uris, rows, answers, strict=True):
         located = Located(uri, answer, float(row["lat"]), float(row["lon"]))
