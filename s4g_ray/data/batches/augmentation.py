@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import simplejpeg
@@ -43,11 +42,6 @@ def _keep_size(image: Tensor) -> Tensor:
     return image
 
 
-def _fit_flipped(image: Tensor, fit: Fit) -> Tensor:
-    """Fit a flipped picture as it is stored: a heading is of that one, and would turn back here."""
-    return fit(image.flip(-1)).flip(-1)
-
-
 def augment_pair(
     query: Tensor,
     reference: Tensor,
@@ -60,14 +54,9 @@ def augment_pair(
     `fits` resize the stored images (query, reference) after JPEG compression and before everything
     else, as in the published order.
     """
-    fit_query, fit_reference = fits
-    if draw_first_flip(cfg, rng):
-        query = query.flip(-1)
-        reference = reference.flip(-1)
-        fit_query = partial(_fit_flipped, fit=fit_query)
-        fit_reference = partial(_fit_flipped, fit=fit_reference)
-    query = _augment_view(query, cfg, rng, fit_query, "query")
-    reference = _augment_view(reference, cfg, rng, fit_reference, "reference")
+    flips_first = draw_first_flip(cfg, rng)
+    query = _augment_view(query, cfg, rng, fits[0], "query", flips_first=flips_first)
+    reference = _augment_view(reference, cfg, rng, fits[1], "reference", flips_first=flips_first)
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate != "none")
     if is_flipped:
         query = query.flip(-1)
@@ -81,9 +70,8 @@ def augment_reference(
     reference: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit = _keep_size
 ) -> Tensor:
     """Augment a reference without a query, uint8 [3, h, w], as augment_pair does one of a pair."""
-    if draw_first_flip(cfg, rng):
-        reference = reference.flip(-1)
-    reference = _augment_view(reference, cfg, rng, fit, "reference")
+    flips_first = draw_first_flip(cfg, rng)
+    reference = _augment_view(reference, cfg, rng, fit, "reference", flips_first=flips_first)
     is_flipped, turns = draw_geometry(cfg, rng, may_turn=cfg.rotate not in ("none", "query"))
     if is_flipped:
         reference = reference.flip(-1)
@@ -116,14 +104,26 @@ def rotate_pair(query: Tensor, reference: Tensor, turns: int, how: str) -> tuple
 
 
 def _augment_view(
-    image: Tensor, cfg: AugmentConfig, rng: np.random.Generator, fit: Fit, view: View
+    image: Tensor,
+    cfg: AugmentConfig,
+    rng: np.random.Generator,
+    fit: Fit,
+    view: View,
+    *,
+    flips_first: bool,
 ) -> Tensor:
-    """Augment one view: JPEG compression, `fit`, colours, blur or sharpening, dropout."""
+    """Augment one view: first flip, JPEG compression, `fit`, colours, blur or sharpening, dropout.
+
+    A flipped picture is fitted as it is stored: a heading is of that one.
+    """
+    if flips_first:
+        image = image.flip(-1)
     quality = draw_quality(cfg, rng)
     if quality is not None:
         image = recompress(image, quality)
     # Decoded pixels are interleaved, in which the operations below would take twice as long.
-    image = fit(image).contiguous()
+    image = fit(image.flip(-1)).flip(-1) if flips_first else fit(image)
+    image = image.contiguous()
     return _change(image, draw_changes(cfg, rng, _size_of(image), view))
 
 
