@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.locate import CONFIG, write_weights
-from benchmarks.support.packed_tiles import write_tiles
+from benchmarks.support.packed_tiles import with_absolute_uris, write_tiles
 from benchmarks.support.record import Cell, record
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.schema import SCHEMAS
@@ -43,8 +43,7 @@ def cut_part(tiles: GeoDataset, folder: Path, first: int, last: int) -> str:
     table = tiles.references.to_table()
     ids = table["id"].to_numpy()
     table = table.filter(pa.array((ids >= first) & (ids < last)))
-    uris = [str(Path(tiles.uri, uri)) for uri in table["uri"].to_pylist()]
-    table = table.set_column(table.schema.get_field_index("uri"), "uri", pa.array(uris))
+    table = with_absolute_uris(table, tiles.uri)
     empty = SCHEMAS["queries"].empty_table()
     return write_dataset(str(folder), table, empty, name=folder.name).uri
 

@@ -191,6 +191,9 @@ def make_data(name: str, folder: Path, *, half: bool) -> str:
     """Convert a data set; half: without the queries of every other train place. Return its URI."""
     from importlib import import_module
 
+    import pyarrow as pa
+
+    from benchmarks.support.packed_tiles import with_absolute_uris
     from s4g_ray.data.dataset import open_dataset, write_dataset
     from s4g_ray.storage import files
 
@@ -207,13 +210,11 @@ def make_data(name: str, folder: Path, *, half: bool) -> str:
     is_train = queries["split"].to_numpy(zero_copy_only=False) == "train"
     places = queries["place_id"].to_numpy()
     order = np.unique(places[is_train])
-    dropped = np.isin(places, order[np.random.default_rng(0).permutation(len(order))[::2]])
-    tables = [dataset.references.to_table(), queries.filter(dropped <= ~is_train)]
-    for view, table in enumerate(tables):
-        uris = [f"{whole}/{uri}" for uri in table["uri"].to_pylist()]
-        column = table.schema.get_field_index("uri")
-        tables[view] = table.set_column(column, "uri", [uris])
-    return write_dataset(f"{whole}-half", *tables, name=f"{name}, half").uri
+    is_dropped = np.isin(places, order[np.random.default_rng(0).permutation(len(order))[::2]])
+    kept = queries.filter(pa.array(~(is_train & is_dropped)))
+    references = with_absolute_uris(dataset.references.to_table(), whole)
+    queries = with_absolute_uris(kept, whole)
+    return write_dataset(f"{whole}-half", references, queries, name=f"{name}, half").uri
 
 
 def list_overrides(name: str, arm: str) -> list[str]:

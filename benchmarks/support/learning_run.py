@@ -7,7 +7,7 @@ the metrics. What Ray adds - several workers, jobs, shards - does not change a r
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,23 +21,25 @@ from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.images import load_view
 from s4g_ray.data.pair_loader import PairLoader
 from s4g_ray.data.tables.batch_plan import BatchPlan
+from s4g_ray.data.tables.embedding_table import EmbeddingTable
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, join_graphs
 from s4g_ray.data.tables.query_scores import QueryScores
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.evaluation.metrics import retrieval_metrics
-from s4g_ray.index.exact_search import search, unit_rows
+from s4g_ray.index.exact_search import unit_rows
 from s4g_ray.mining.candidates import (
     Filters,
     Kept,
     References,
-    SearchReferences,
     Widths,
     find_neighbors,
     merge_neighbors,
 )
 from s4g_ray.mining.cells.cell_plan import CellPlan
+from s4g_ray.mining.positive_scores import score_own_places
+from s4g_ray.pipeline.rounds.cell_search import ExactReferences
 from s4g_ray.pipeline.rounds.graphs import gallery_width
 from s4g_ray.pipeline.rounds.schedule import GEOGRAPHIC, Schedule
 from s4g_ray.sampling.compact_graph import CompactGraph
@@ -139,7 +141,7 @@ class LearningRun:
             self.dataset.table("queries", [cfg.data.train_split]),
             self.dataset.table("references", sorted(splits)),
             cfg.data,
-            cfg.augment,
+            cfg.augmentation,
             seed=cfg.seed,
             with_ground=cfg.train.soft_labels > 0,
         )
@@ -241,27 +243,29 @@ class LearningRun:
         """Find each place's neighbors by the encoder as it is now."""
         split = self.split
         table = self.dataset.table("queries", [self.config.data.train_split])
-        queries = self.embed(table, "queries")
         own = table.place_ids
-        references = self.dataset.table("references", [self.config.data.train_split])
-        order = np.argsort(references.ids)
-        is_paired = np.isin(references.ids[order], split.reference_ids)
-        vectors = self.embed(references, "references")[order]
-        found = References(references.ids[order][is_paired], references.place_ids[order][is_paired])
+        queries = self.embed(table, "queries")
+        found, vectors = self._embed_references([split.name], split.reference_ids)
         k = min(self.config.sampling.neighbor_pool_size, len(split.places))
-        self._keep(epoch, self._find(queries, own, vectors[is_paired], found, k, epoch))
-        self.query_scores[epoch] = score_queries(
-            table.ids, queries, own, vectors[is_paired], found.places
+        self._keep(epoch, self._find(queries, own, vectors, found, k, epoch))
+        self.query_scores[epoch] = score_own_places(
+            EmbeddingTable(table.ids, own, queries),
+            EmbeddingTable(found.ids, found.places, vectors),
         )
         if split.gallery is None:
             return
-        table = self.dataset.table("references", list(self.config.sampling.gallery_splits))
-        rows = np.flatnonzero(np.isin(table.ids, split.gallery.ids))
-        rows = rows[np.argsort(table.ids[rows])]
-        vectors = self.embed(table, "references")[rows]
-        found = References(table.ids[rows], table.place_ids[rows])
+        splits = self.config.sampling.gallery_splits
+        found, vectors = self._embed_references(splits, split.gallery.ids)
         graph = self._find(queries, own, vectors, found, self._gallery_k, epoch)
         self._keep_gallery(epoch, graph)
+
+    def _embed_references(self, splits: Sequence[str], wanted: Ints) -> tuple[References, Floats32]:
+        """Embed the references of some splits whose ids are wanted, by ascending id."""
+        table = self.dataset.table("references", list(splits))
+        rows = np.flatnonzero(np.isin(table.ids, wanted))
+        rows = rows[np.argsort(table.ids[rows])]
+        found = References(table.ids[rows], table.place_ids[rows])
+        return found, self.embed(table, "references", rows)
 
     def _find(
         self,
@@ -340,18 +344,6 @@ class LearningRun:
         return float(metrics["recall@1"])
 
 
-def score_queries(
-    ids: Ints, queries: Floats32, own: Ints, vectors: Floats32, places: Ints
-) -> QueryScores:
-    """Score queries[M, D] against the best reference of their own place."""
-    order = np.argsort(ids)
-    scores = np.full(len(ids), -np.inf, np.float32)
-    for place in np.unique(own):
-        rows = np.flatnonzero(own == place)
-        scores[rows] = (queries[rows] @ vectors[places == place].T).max(axis=1)
-    return QueryScores(ids[order], scores[order])
-
-
 def find(
     queries: Floats32,
     own: Ints,
@@ -361,16 +353,7 @@ def find(
     max_candidates: int,
 ) -> Kept:
     """Search references exactly for the neighbors of queries[M, D] of places own[M]."""
-    rows_of_vectors = unit_rows(vectors)
-
-    def answer(asked: Floats32, k: int) -> tuple[Ints, Floats32]:
-        ids = references.ids
-        rows, scores = search(
-            unit_rows(asked), rows_of_vectors, ids, k, engine="torch", num_threads=1
-        )
-        return ids[rows], scores
-
-    search_references: SearchReferences = answer
+    search_references = ExactReferences("torch", 1).open(vectors, references.ids)
     widths = Widths.from_references(references, filters, max_candidates)
     return find_neighbors(search_references, queries, own, references, filters, widths, block=1000)
 

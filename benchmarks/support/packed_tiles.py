@@ -45,6 +45,12 @@ def write_tiles(folder: Path, count: int, size: int, *, quality: int = 90) -> Ge
     return write_dataset(str(folder), table, table, name="tiles")
 
 
+def with_absolute_uris(table: pa.Table, folder: str) -> pa.Table:
+    """Return the rows of a data set with URIs that hold outside of its folder."""
+    uris = pa.array([str(Path(folder, uri)) for uri in table["uri"].to_pylist()])
+    return table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+
+
 def _draw_tile(rng: np.random.Generator, size: int, quality: int) -> bytes:
     """Draw a smooth pattern with grain: its file is about as large as that of a photo."""
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
