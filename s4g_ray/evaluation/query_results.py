@@ -143,12 +143,13 @@ def check_results_uri(uri: str) -> None:
         raise InputError(
             f"--queries-out {uri} is neither Parquet nor CSV; let its name end in .parquet or .csv"
         )
-    if files.is_local(uri) and Path(uri).is_dir():
+    if not files.is_local(uri):
+        return
+    if Path(uri).is_dir():
         raise InputError(f"--queries-out {uri} is a folder; name a file in it")
-    if files.is_local(uri):
-        folder = next(parent for parent in Path(uri).parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"--queries-out {uri} cannot be written: {folder} takes no files")
+    folder = next(parent for parent in Path(uri).parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--queries-out {uri} cannot be written: {folder} takes no files")
 
 
 def write_results(uri: str, results: Sequence[tuple[QueryResults, dict[str, Any]]]) -> None:

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 NUM_CANDIDATES = 50
 LEFT_OUT = 30  # candidates beyond them, which follow where true tiles are left out
 MOST_QUERIES = 5000
-FEW_COVERED = (
-    150  # photos below which the share within the 90 % radius is known to 5 points at best
-)
+# photos below which the share within the 90 % radius is known to 5 points at best
+FEW_COVERED = 150
 
 
 @dataclass(frozen=True)

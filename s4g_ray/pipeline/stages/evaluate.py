@@ -249,6 +249,7 @@ class EvaluationJob:
     def evaluate(self, config: RunConfig) -> Evaluation:
         """Embed the queries in one field of view, and score them."""
         data = config.data
+        low, high = data.fov_range
         name = f"queries-fov={format_fov(data.query_fov_deg)}-{data.query_heading}"
         uri = self.embed(config, "queries", name)
         stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
@@ -265,7 +266,6 @@ class EvaluationJob:
             found = search.score()
             if self.num_top:
                 results = QueryResults.from_search(self.dataset, data.test_split, search)
-                low, high = data.fov_range
                 fov = low if low == high else format_fov((low, high))
                 view = {"fov_deg": fov, "heading": data.query_heading}
                 self.query_results.append((results, view))
@@ -281,7 +281,6 @@ class EvaluationJob:
             "seed": config.seed,
             "dataset_fingerprint": self.dataset.fingerprint,
         }
-        low, high = data.fov_range
         return Evaluation(
             self.dataset.name,
             data.test_split,

@@ -91,10 +91,9 @@ def cut_block(plan: CutPlan, block: Block) -> CutBlock:
     found = read_commit(
         commit, plan.key, CutBlock.from_json, lambda outcome: [(plan.work, outcome.rows)]
     )
-    is_whole = found is not None and found.num_cells == len(
-        block.cells
-    )  # blocks may be divided anew
-    if found is not None and is_whole and _has_shard(plan.shards, found.shard):
+    # an earlier version may have divided the cells otherwise
+    is_same_block = found is not None and found.num_cells == len(block.cells)
+    if found is not None and is_same_block and _has_shard(plan.shards, found.shard):
         return found
     name = f"references-{plan.split}-{block.number:05d}.tar"
     uri = files.join(plan.shards, name)
