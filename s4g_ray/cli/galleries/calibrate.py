@@ -77,9 +77,8 @@ def calibrate(
 
 def _show(report: CalibrationReport, reporter: Reporter) -> None:
     """Show a table of a calibration's quality, and its warnings."""
-    from s4g_ray.cli.galleries.locate_words import widen
 
-    widen(reporter.console).print(make_table(report))
+    reporter.console.print(make_table(report))
     for warning in report.warnings:
         reporter.line(f"warning: {warning}")
 
