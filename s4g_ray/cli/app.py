@@ -25,7 +25,6 @@ from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError
 
 app = typer.Typer(
-    help="Cross-view geo-localisation: train with hard negatives mined across a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -85,6 +84,25 @@ QueriesOut = Annotated[
     ),
 ]
 NumTop = Annotated[int, typer.Option(help="With --queries-out: the number of references a query.")]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        from s4g_ray import __version__
+
+        typer.echo(f"s4g {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def s4g(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Cross-view geo-localisation: train with hard negatives mined across a cluster."""
 
 
 @app.command()

@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
-from s4g_ray.cli.index import format_duration
 from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.cli.runs.run_view import describe_state, make_table
 from s4g_ray.config.schema import RunConfig
@@ -66,6 +65,10 @@ class LiveReporter(Reporter):
 
     def close_bars(self) -> None:
         """Leave the bars in the display."""
+
+    def refresh(self) -> None:
+        """Draw the display now."""
+        self._live.refresh()
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
