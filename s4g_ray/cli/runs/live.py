@@ -79,10 +79,9 @@ class LiveReporter(Reporter):
         if self._all_bars.tasks:
             parts.append(self._all_bars.get_renderable())
         elif not self._has_begun:
-            seconds = format_duration(time.monotonic() - self._since)
-            parts.append(
-                Text(f"  waiting for libraries, the data set and Ray  {seconds}", "yellow")
-            )
+            minutes, seconds = divmod(int(time.monotonic() - self._since), 60)
+            text = f"  waiting for libraries, the data set and Ray  {minutes}:{seconds:02d}"
+            parts.append(Text(text, "yellow"))
         return Group(*parts)
 
 
