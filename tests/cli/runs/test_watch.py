@@ -20,6 +20,7 @@ from s4g_ray.config.loading import dump_config
 from s4g_ray.pipeline.records import parse_record
 from s4g_ray.progress import Reporter
 from tests.conftest import tiny_config
+from tests.support.json_fields import documented
 
 Line = dict[str, Any]
 
@@ -134,6 +135,7 @@ def test_watch_once_prints_plain_lines_and_json_one_object(tmp_path: Path) -> No
 
     done = CliRunner().invoke(app, ["watch", str(run), "--json"])
     value = json.loads(done.stdout)
+    assert value.keys() == documented("s4g watch").own
     assert (value["status"], value["last_epoch"], value["epochs"]) == ("running", 3, 5)
     assert [row["recall"] for row in value["rows"]] == [0.05, 0.125, None, None]
 
