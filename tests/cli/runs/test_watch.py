@@ -93,6 +93,8 @@ def test_the_time_left_is_that_of_the_median_epoch_since_the_workers_started() -
     assert state_of(LINES[:3]).seconds_left(120) is None
     # one epoch of 60 s; four more, of which 20 s are over
     assert state_of(LINES[:6]).seconds_left(180) == pytest.approx(4 * 60 - 20)
+    # the second epoch takes 200 s already, so that an epoch takes 130 s
+    assert state_of(LINES[:6]).seconds_left(360) == pytest.approx(4 * 130 - 130)
     # after the restart an epoch of 100 s; two more
     assert state_of(LINES).seconds_left(340) == pytest.approx(2 * 100 - 10)
     assert state_of(LINES, num_epochs=3).seconds_left(340) == 0
