@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json, run_app
+from s4g_ray.cli.console import (
+    Steal,
+    interruptible,
+    make_reporter,
+    owned,
+    parse_numbers,
+    print_json,
+    run_app,
+)
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.galleries.gallery import gallery_app
 from s4g_ray.cli.galleries.locate import locate
@@ -34,7 +42,7 @@ RESUME_HINT = (
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
 app.add_typer(gallery_app, name="gallery")
-app.command()(pack)
+app.command()(owned(pack))
 app.command()(embed)
 app.command()(locate)
 app.command()(mine)
@@ -109,6 +117,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in run_dir.")] = False,
     from_epoch: FromEpoch = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate with a configuration."""
@@ -118,6 +127,7 @@ def train(
         overrides or [],
         resume=resume,
         from_epoch=from_epoch,
+        steal=steal,
         as_json=as_json,
         again=again,
     )
@@ -129,6 +139,7 @@ def train_as_configured(
     *,
     resume: bool,
     from_epoch: int | None,
+    steal: bool,
     as_json: bool,
     again: str,
 ) -> None:
@@ -145,7 +156,7 @@ def train_as_configured(
     if note is not None:
         reporter.line(note)
     with interruptible(RESUME_HINT):
-        result = run(loaded, resume=resume, from_epoch=from_epoch, reporter=reporter)
+        result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, reporter=reporter)
     if not result.finished:
         reporter.line(f"resume with: {again}")
     values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
@@ -170,6 +181,7 @@ def evaluate(
     ] = None,
     queries_out: QueriesOut = None,
     top: NumTop = 10,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run or weights on a data set.
@@ -200,6 +212,7 @@ def evaluate(
             out=out,
             queries_out=queries_out,
             top=top,
+            steal=steal,
             reporter=reporter,
         )
     chosen = [name for name in PROTOCOLS if protocol in (name, "both")]

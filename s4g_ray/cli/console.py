@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from s4g_ray.distributed.submitted_job import in_job
 from s4g_ray.errors import InputError, RunError
+
+Steal = Annotated[
+    bool,
+    typer.Option("--steal", help="Take the folder over from a process that is still writing it."),
+]
 
 
 def make_reporter(as_json: bool) -> Any:
@@ -56,6 +63,27 @@ def interruptible(message: str = "interrupted") -> Iterator[None]:
         if end.code != signal.SIGTERM:  # the exit code with which Ray ends a connected driver
             raise
         fail(message, 128 + signal.SIGTERM)
+
+
+def owned(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that owns the folder of its argument `target`, with the option --steal."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(*, steal: bool, **values: Any) -> None:
+        from s4g_ray.storage.files import absolute  # imports fsspec: too slow for `s4g --help`
+        from s4g_ray.storage.ownership.lease import owning
+
+        reporter = make_reporter(values["as_json"])
+        with interruptible(), owning(absolute(values["target"]), reporter, steal=steal):
+            command(**values)
+
+    option = inspect.Parameter(
+        "steal", inspect.Parameter.KEYWORD_ONLY, annotation=Steal, default=False
+    )
+    parameters = [*signature.parameters.values(), option]
+    run.__dict__["__signature__"] = signature.replace(parameters=parameters)
+    return run
 
 
 def fail(message: str, code: int) -> None:

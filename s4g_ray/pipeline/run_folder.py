@@ -15,7 +15,7 @@ import s4g_ray
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri
+from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri, newest_checkpoint
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch import REPLACED, Branch, find_branch
 from s4g_ray.storage import files
@@ -103,8 +103,9 @@ VERSIONED = (
 class RunFolder:
     """A run's folder: what is logged there, and the URIs of the artefacts.
 
-    on_record: called with each record, in the thread that logs it. branch: the branch that is to
-    be made, or completed, before the run continues.
+    on_record: called with each record, in the thread that logs it. guard: called before a write;
+    raises OwnershipLostError where another process has taken the folder. branch: the branch that is
+    to be made, or completed, before the run continues.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class RunFolder:
         self.records = records
         self.bad_images = bad_images
         self.on_record: Callable[[Record], None] | None = None
+        self.guard: Callable[[], None] = lambda: None
         self.branch: Branch | None = None
         self._lock = threading.RLock()  # rounds write beside the training
         self._written = 0.0  # when metrics.jsonl was last written to an object store
@@ -155,7 +157,8 @@ class RunFolder:
                 f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
                 " --from-epoch, or correct run_dir"
             )
-        leftovers = re.compile(r"config\.yaml|\..*\.tmp")  # of an interrupted start
+        # of an interrupted start; the lease is this process's
+        leftovers = re.compile(rf"config\.yaml|\..*\.tmp|{re.escape(files.LEASE)}")
         if not all(leftovers.fullmatch(name) for name in files.list_names(uri)):
             raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
@@ -204,12 +207,14 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Change values of run.json."""
+        self.guard()
         with self._lock:
             self.info.update(values)
             files.write_json(self.path("run.json"), self.info)
 
     def replace_records(self, records: list[Record]) -> None:
         """Write all lines of metrics.jsonl anew."""
+        self.guard()
         with self._lock:
             self.records = records
             self._write_lines("metrics.jsonl", records)
@@ -221,6 +226,7 @@ class RunFolder:
             for key, value in values.items()
         }
         record = {"kind": kind, "time": round(time.time(), 3), **finite}
+        self.guard()
         with self._lock:
             self.records.append(record)
             if files.is_local(self.uri):
@@ -283,6 +289,13 @@ class RunFolder:
 
     def _write_lines(self, name: str, records: list[Record]) -> None:
         files.write_bytes(self.path(name), _lines(records))
+
+
+def find_start(folder: RunFolder) -> Checkpoint | None:
+    """Return the checkpoint that a run continues from: its branch's, or the newest; None if new."""
+    if folder.branch is not None:
+        return Checkpoint.read(folder.checkpoint(folder.branch.from_epoch))
+    return newest_checkpoint(folder.uri)
 
 
 def _lines(records: list[Record]) -> bytes:

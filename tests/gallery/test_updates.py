@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from s4g_ray.gallery.store.lease import LEASE
 
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, write_dataset
@@ -22,7 +23,6 @@ from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import Gallery, open_gallery
 from s4g_ray.gallery.store import embedding, images, index_writer, lease, vectors
 from s4g_ray.gallery.store.header import GalleryHeader
-from s4g_ray.gallery.store.lease import LEASE
 from s4g_ray.storage import files
 from tests.support import galleries
 

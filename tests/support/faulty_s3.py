@@ -9,7 +9,7 @@ import http.client
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +29,11 @@ from s4g_ray.storage import files
 # partial: a bulk delete leaves its first key, and reports that with status 200
 # gone: the upload does not exist
 # moved: the bucket is in another region
-Fault = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"]
+# unsupported: status 501; unconditional: the server writes whatever the condition is
+Fault = Literal[
+    *("slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"),
+    *("unsupported", "unconditional"),
+]
 PASSING: tuple[Fault, ...] = ("slow_down", "internal", "refuse", "cut")
 ANSWERS = {
     "slow_down": (503, "<Error><Code>SlowDown</Code><Message>on cue</Message></Error>"),
@@ -37,6 +41,7 @@ ANSWERS = {
     "deny": (403, "<Error><Code>AccessDenied</Code><Message>on cue</Message></Error>"),
     "gone": (404, "<Error><Code>NoSuchUpload</Code><Message>on cue</Message></Error>"),
     "moved": (301, "<Error><Code>PermanentRedirect</Code><Message>on cue</Message></Error>"),
+    "unsupported": (501, "<Error><Code>NotImplemented</Code><Message>a header</Message></Error>"),
     "partial": (
         200,
         "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>",
@@ -47,6 +52,7 @@ UNCHECKED = (
     f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20260101/us-east-1/s3/aws4_request,"
     " SignedHeaders=host, Signature=0"
 )
+CONDITIONS = ("if-match", "if-none-match")  # of conditional writes
 # operation, bucket/key, number of the request among its like (from 1) -> its fault
 Rule = Callable[[str, str, int], Fault | None]
 
@@ -116,8 +122,10 @@ class Proxy:
             self.seen.clear()
 
 
-def operation_of(method: str, query: str) -> str:
+def operation_of(method: str, query: str, headers: Mapping[str, str]) -> str:
     """Return the S3 operation of a request; for a plain one, its method."""
+    if method == "PUT" and any(name.lower() in CONDITIONS for name in headers):
+        return "PUT_IF"
     names = parse_qs(query, keep_blank_values=True)
     special = {
         ("GET", "list-type"): "LIST",
@@ -151,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
     def relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = urlsplit(self.path)
-        operation = operation_of(self.command, parts.query)
+        operation = operation_of(self.command, parts.query, self.headers)
         prefix = ""
         if operation == "LIST":
             prefix = parse_qs(parts.query).get("prefix", [""])[0]
@@ -162,6 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, text = ANSWERS[fault]
             self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
         else:
+            if fault == "unconditional":
+                for name in CONDITIONS:
+                    del self.headers[name]
             self.forward(body, is_cut=fault == "cut")
 
     def forward(self, body: bytes, is_cut: bool) -> None:

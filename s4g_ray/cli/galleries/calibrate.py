@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +49,7 @@ def calibrate(
             help="Choose how many inliers an exact position needs (overhead queries).",
         ),
     ] = True,
+    steal: Steal = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Calibrate a gallery: fit on half of the queries, report on the other half.
@@ -68,7 +69,9 @@ def calibrate(
     )
     reporter = make_reporter(as_json)
     with interruptible("interrupted; the gallery is as it was"):
-        report = calibrate_gallery(gallery, dataset, outside, options=options, reporter=reporter)
+        report = calibrate_gallery(
+            gallery, dataset, outside, options=options, steal=steal, reporter=reporter
+        )
     print_json(as_json, report.to_json())
     if not as_json:
         _show(report, reporter)

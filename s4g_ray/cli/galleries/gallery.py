@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from s4g_ray.cli.areas import parse_bounds, read_area
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
 from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
 
@@ -69,6 +69,7 @@ def build(
     attribution: Annotated[
         str, typer.Option(help="The origin of the imagery, as its licence wants it shown.")
     ] = "",
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a gallery from a data set's references.
@@ -92,6 +93,7 @@ def build(
             copy_images=copy_images,
             name=name,
             attribution=attribution,
+            steal=steal,
             reporter=make_reporter(as_json),
         )
     print_json(as_json, report.as_dict())
@@ -103,6 +105,7 @@ def add(
     dataset: DatasetUri,
     overrides: Overrides = None,
     split: Splits = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Add a data set's references, and replace tiles of the same id.
@@ -117,6 +120,7 @@ def add(
             dataset,
             overrides=overrides or [],
             splits=split.split(",") if split else None,
+            steal=steal,
             reporter=make_reporter(as_json),
         )
     print_json(as_json, report.as_dict())
@@ -132,6 +136,7 @@ def remove(
         str | None, typer.Option(metavar="W,S,E,N", help="Tiles with their centre in there.")
     ] = None,
     ids: Annotated[str | None, typer.Option(help="A text file: an id a line.")] = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove the tiles of an area, or those of a list of ids."""
@@ -149,7 +154,7 @@ def remove(
     from s4g_ray.gallery.build import remove_tiles
 
     with interruptible(RESUME_HINT):
-        report = remove_tiles(gallery, **chosen, reporter=make_reporter(as_json))
+        report = remove_tiles(gallery, **chosen, steal=steal, reporter=make_reporter(as_json))
     print_json(as_json, report.as_dict())
 
 

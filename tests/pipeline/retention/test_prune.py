@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from s4g_ray.pipeline.retention.driver_mark import DriverMark, check_idle
 from typer.testing import CliRunner
 
 from s4g_ray.cli.app import app
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.retention.driver_mark import DriverMark, check_idle
 from s4g_ray.pipeline.retention.prune import prune_run, read_state
 from s4g_ray.storage import files
 from tests.support.branched_runs import read_tree, run_config, write_run
