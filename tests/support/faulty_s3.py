@@ -9,7 +9,7 @@ import http.client
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,10 +30,8 @@ from s4g_ray.storage import files
 # gone: the upload does not exist
 # moved: the bucket is in another region
 # unsupported: status 501; unconditional: the server writes whatever the condition is
-Fault = Literal[
-    *("slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"),
-    *("unsupported", "unconditional"),
-]
+Failure = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"]
+Fault = Failure | Literal["unsupported", "unconditional"]
 PASSING: tuple[Fault, ...] = ("slow_down", "internal", "refuse", "cut")
 ANSWERS = {
     "slow_down": (503, "<Error><Code>SlowDown</Code><Message>on cue</Message></Error>"),
@@ -170,15 +168,15 @@ class _Handler(BaseHTTPRequestHandler):
             status, text = ANSWERS[fault]
             self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
         else:
-            if fault == "unconditional":
-                for name in CONDITIONS:
-                    del self.headers[name]
-            self.forward(body, is_cut=fault == "cut")
+            self.forward(
+                body, CONDITIONS if fault == "unconditional" else (), is_cut=fault == "cut"
+            )
 
-    def forward(self, body: bytes, is_cut: bool) -> None:
+    def forward(self, body: bytes, skipped: Sequence[str], is_cut: bool) -> None:
         """Send the request to the server, and its answer, or half of it, to the client."""
         upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
-        wanted = {name.lower(): value for name, value in self.headers.items()}
+        sent = {name.lower(): value for name, value in self.headers.items()}
+        wanted = {name: sent[name] for name in sent if name not in skipped}
         if not wanted.get("authorization", "").startswith("AWS4"):  # of a client of gs://
             wanted = {name.replace("x-goog-", "x-amz-"): wanted[name] for name in wanted}
             wanted["authorization"] = UNCHECKED
@@ -188,9 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = found.read()
         length = int(found.headers.get("Content-Length", 0))
         upstream.close()
-        skipped = {"content-length", "transfer-encoding", "connection", "date", "server"}
+        replaced = {"content-length", "transfer-encoding", "connection", "date", "server"}
         headers = [
-            (name, value) for name, value in found.getheaders() if name.lower() not in skipped
+            (name, value) for name, value in found.getheaders() if name.lower() not in replaced
         ]
         if is_cut:
             self.close_connection = True

@@ -74,17 +74,17 @@ def calibrate(
         )
     print_json(as_json, report.to_json())
     if not as_json:
-        _show(report, reporter)
-        reporter.line(f"wrote calibration.json into {gallery}")
+        _show(report, gallery, reporter)
 
 
-def _show(report: CalibrationReport, reporter: Reporter) -> None:
-    """Show a table of a calibration's quality, and its warnings."""
+def _show(report: CalibrationReport, gallery: str, reporter: Reporter) -> None:
+    """Show a table of a calibration's quality, its warnings, and where it lies."""
     from s4g_ray.cli.galleries.locate_words import widen
 
     widen(reporter.console).print(make_table(report))
     for warning in report.warnings:
         reporter.line(f"warning: {warning}")
+    reporter.line(f"wrote calibration.json into {gallery}")
 
 
 def make_table(report: CalibrationReport) -> Table:

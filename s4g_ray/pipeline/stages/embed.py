@@ -78,10 +78,7 @@ def embed_collection(
         if is_published(target):
             reporter.line(f"{target} is finished already")
             return _describe_table(target, made_with)
-        checkpoint = opened.checkpoint
-        if checkpoint is None:
-            checkpoint = files.join(target, WORK, "checkpoint")
-            save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
+        checkpoint = opened.checkpoint or _save_weights(target, encoder)
         job = partial(
             embed,
             config=base,
@@ -97,6 +94,13 @@ def embed_collection(
         for line in report.lines("images"):
             reporter.line(line)
     return _describe_table(target, made_with)
+
+
+def _save_weights(target: str, encoder: Encoder) -> str:
+    """Write weights that have no checkpoint as one, for the actors; return its URI."""
+    checkpoint = files.join(target, WORK, "checkpoint")
+    save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
+    return checkpoint
 
 
 def _run_on_cluster(

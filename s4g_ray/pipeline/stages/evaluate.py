@@ -64,10 +64,9 @@ def evaluate(
     for all. `out` keeps embeddings and result.json; without it, they lie in a temporary folder of
     this machine (a cluster of several nodes needs `out` on storage that all of them reach). After
     an interruption the same call with `out` resumes from the tables that are published there.
-    steal: take `out` over from a living process, as Lease.acquire.
-    queries_out: a .parquet or .csv file for the results of each query, with its first `top`
-    references. Raises InputError for bad input, RunError for non-finite embeddings and when the
-    job dies.
+    steal: take `out` over from a living process, as Lease.acquire. queries_out: a .parquet or .csv
+    file for the results of each query, with its first `top` references. Raises InputError for bad
+    input, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
     if queries_out is not None:
@@ -82,9 +81,9 @@ def evaluate(
     check_test_split(configs[0], dataset)
     base = _fit_model(base, configs)
     numerics = opened.numerics_for(base.train)
+    num_top = top if queries_out is not None else 0
     made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(_describe(base, numerics))
-    num_top = top if queries_out is not None else 0
     with _work_folder(out, made_with, reporter, steal=steal) as folder:
         encoder = opened.build_encoder(base.model)
         with ray_session(base.ray, base.storage) as nodes:
