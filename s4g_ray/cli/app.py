@@ -17,19 +17,22 @@ from s4g_ray.cli.console import (
     run_app,
 )
 from s4g_ray.cli.convert import convert_app
+from s4g_ray.cli.examples import add_examples
 from s4g_ray.cli.galleries.gallery import gallery_app
 from s4g_ray.cli.galleries.locate import locate
 from s4g_ray.cli.galleries.serve import serve
 from s4g_ray.cli.index import index_app
 from s4g_ray.cli.pack import pack
-from s4g_ray.cli.plan import plan
-from s4g_ray.cli.prune import prune
+from s4g_ray.cli.runs.plan import plan
+from s4g_ray.cli.runs.prune import prune
+from s4g_ray.cli.runs.watch import watch
+from s4g_ray.cli.setup.configs import configs
+from s4g_ray.cli.setup.doctor import doctor
 from s4g_ray.cli.stages import embed, mine
 from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError
 
 app = typer.Typer(
-    help="Cross-view geo-localisation: train with hard negatives mined across a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +45,8 @@ RESUME_HINT = (
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
 app.add_typer(gallery_app, name="gallery")
+app.command()(configs)
+app.command()(doctor)
 app.command()(owned(pack))
 app.command()(embed)
 app.command()(locate)
@@ -49,6 +54,7 @@ app.command()(mine)
 app.command()(plan)
 app.command()(prune)
 app.command()(serve)
+app.command()(watch)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")
@@ -86,6 +92,25 @@ QueriesOut = Annotated[
     ),
 ]
 NumTop = Annotated[int, typer.Option(help="With --queries-out: the number of references a query.")]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        from s4g_ray import __version__
+
+        typer.echo(f"s4g {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def s4g(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Cross-view geo-localisation: train with hard negatives mined across a cluster."""
 
 
 @app.command()
@@ -149,14 +174,16 @@ def train_as_configured(
     # before the slow imports: a misspelt key is reported at once
     loaded = load_config(config, overrides)
     check_kept("run_dir", loaded.run_dir)
-    from s4g_ray.pipeline.driver import run
+    from s4g_ray.cli.runs.live import follow_run
 
     reporter = make_reporter(as_json)
     note = stop_note(loaded.checkpoint.grace_s)
     if note is not None:
         reporter.line(note)
-    with interruptible(RESUME_HINT):
-        result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, reporter=reporter)
+    with interruptible(RESUME_HINT), follow_run(reporter, loaded) as followed:
+        from s4g_ray.pipeline.driver import run
+
+        result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)
     if not result.finished:
         reporter.line(f"resume with: {again}")
     values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
@@ -219,7 +246,7 @@ def evaluate(
     if not as_json:
         for table in evaluation_tables(results, chosen):
             reporter.console.print(table)
-    print_json(as_json, [result.as_dict(chosen) for result in results])
+    print_json(as_json, {"results": [result.as_dict(chosen) for result in results]})
 
 
 @app.command()
@@ -324,6 +351,9 @@ def report(
     if not as_json:
         typer.echo(page)
     print_json(as_json, {"report": page, **values})
+
+
+add_examples(app)
 
 
 def main() -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from s4g_ray.distributed.submitted_job import in_job
 from s4g_ray.errors import InputError, RunError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNLIMITED = 100_000  # columns
 Steal = Annotated[
     bool,
     typer.Option("--steal", help="Take the folder over from a process that is still writing it."),
@@ -23,7 +28,10 @@ Steal = Annotated[
 
 
 def make_reporter(as_json: bool) -> Any:
-    """Make a Reporter for standard output, or for standard error when JSON is printed."""
+    """Make a Reporter for standard output, or for standard error when JSON is printed.
+
+    Its tables are as wide as the terminal, or in a file or pipe as they need.
+    """
     from rich.console import Console
 
     from s4g_ray.progress import Reporter
@@ -31,7 +39,17 @@ def make_reporter(as_json: bool) -> Any:
     # a job's log is not a terminal, even when FORCE_COLOR is set; None: find out
     is_terminal = False if in_job() else None
     console = Console(stderr=as_json, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+    widen(console)
     return Reporter(console)
+
+
+def widen(console: Console) -> None:
+    """Let lines that go to a file or another program be as long as they are, unless COLUMNS is set.
+
+    Where there is no terminal, rich takes it to have 80 columns.
+    """
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNLIMITED
 
 
 def print_json(wanted: bool, value: Any) -> None:

@@ -365,7 +365,8 @@ class Driver:
 
     def _follow_epoch(self, epoch: int) -> None:
         """Show and log an epoch until rank 0 reports that its checkpoint is published."""
-        with self.reporter.stage(f"epoch {epoch} of {self.config.train.epochs}") as update:
+        title = f"epoch {epoch} of {self.config.train.epochs}"
+        with self.reporter.stage(title, self.training.waits_for) as update:
             while not self.folder.find("epoch", epoch):
                 self._watch()
                 self.coordinator.check()

@@ -194,6 +194,6 @@ def test_an_export_is_evaluated_from_the_command_line(
     rows = list(csv.DictReader(queries.open()))
     assert len(rows) == NUM_TEST
     assert all(row["top_uris_3"].endswith(".png") and "top_ids_4" not in row for row in rows)
-    (result,) = json.loads(done.stdout)
+    (result,) = json.loads(done.stdout)["results"]
     assert result["paper"]["queries"] == NUM_TEST
     assert "strict" not in result

@@ -79,9 +79,8 @@ def calibrate(
 
 def _show(report: CalibrationReport, gallery: str, reporter: Reporter) -> None:
     """Show a table of a calibration's quality, its warnings, and where it lies."""
-    from s4g_ray.cli.galleries.locate_words import widen
 
-    widen(reporter.console).print(make_table(report))
+    reporter.console.print(make_table(report))
     for warning in report.warnings:
         reporter.line(f"warning: {warning}")
     reporter.line(f"wrote calibration.json into {gallery}")

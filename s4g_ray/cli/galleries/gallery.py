@@ -161,12 +161,11 @@ def remove(
 @gallery_app.command()
 def info(gallery: GalleryUri, as_json: AsJson = False) -> None:
     """Describe a gallery: tiles, extent, model, index and sources."""
-    from s4g_ray.cli.galleries.locate_words import widen
     from s4g_ray.gallery.description import describe_gallery, info_table
 
     found = describe_gallery(gallery)
     if not as_json:
-        widen(make_reporter(as_json).console).print(info_table(found))
+        make_reporter(as_json).console.print(info_table(found))
     print_json(as_json, found)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.areas import read_area
-from s4g_ray.cli.console import interruptible, make_reporter
+from s4g_ray.cli.console import interruptible, make_reporter, widen
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _print_answers(
 
     Raises InputError when the only photo cannot be read.
     """
-    from s4g_ray.cli.galleries import locate_output, locate_words
+    from s4g_ray.cli.galleries import locate_output
 
     num_bad = 0
 
@@ -176,7 +176,7 @@ def _print_answers(
             typer.echo(text)
     else:
         width = console.width if console.is_terminal else None
-        locate_words.widen(console)
+        widen(console)
         for shown in locate_output.tables(checked(), width):
             console.print(shown)
     return num_bad

@@ -95,14 +95,15 @@ class Miner:
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        search, info, service = self._open_search(
-            collection, epoch, embeddings, query_ids, ids, k, stamp
-        )
+        with self._reporter.stage(f"indexing {collection}", "index shards"):
+            search, info, service = self._open_search(
+                collection, epoch, embeddings, query_ids, ids, k, stamp
+            )
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=info["engine"])
         previous = graphs.newest_before(epoch, collection)
         previous_uri = None if previous is None else graphs.uri(previous, collection)
-        with self._reporter.stage(f"mining {collection}") as update:
+        with self._reporter.stage(f"mining {collection}", "the first queries") as update:
             found = mine(
                 search,
                 epoch,
@@ -156,7 +157,7 @@ class Miner:
             index = service.build(
                 epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
             )
-            self._reporter.line(f"           index: {index.describe()} ({index.reason})")
+            self._reporter.record_line(f"           index: {index.describe()} ({index.reason})")
         return service.client, index.summary(), service
 
     def config_for(self, collection: Collection) -> MiningConfig:
@@ -223,7 +224,7 @@ class Miner:
         above = ""
         if collection == "pairs":
             above = f", {found.above_positive:.0%} score above the positive"
-        self._reporter.line(
+        self._reporter.record_line(
             f"           mined {found.neighbors} neighbors of {found.places} places among"
             f" {collection} ({found.coverage:.0%} of those wanted),"
             f" {found.overlap or 0:.0%} as before{above}{effort}"
