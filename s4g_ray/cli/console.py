@@ -32,13 +32,11 @@ def make_reporter(as_json: bool) -> Any:
 
     Its tables are as wide as the terminal, or in a file or pipe as they need.
     """
-    from rich.console import Console
-
-    from s4g_ray.progress import Reporter
+    from s4g_ray.progress import Reporter, make_console
 
     # a job's log is not a terminal, even when FORCE_COLOR is set; None: find out
     is_terminal = False if in_job() else None
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+    console = make_console(stderr=as_json, force_terminal=is_terminal)
     widen(console)
     return Reporter(console)
 

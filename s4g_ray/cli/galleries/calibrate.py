@@ -88,7 +88,6 @@ def _show(report: CalibrationReport, gallery: str, reporter: Reporter) -> None:
 
 def make_table(report: CalibrationReport) -> Table:
     """Make a table of a calibration's quality on the half that it was not fitted on."""
-    from rich.markup import escape
     from rich.table import Table
 
     found = report.assessment
@@ -115,7 +114,7 @@ def make_table(report: CalibrationReport) -> Table:
     if report.num_unreadable:
         rows.append(("unreadable queries", f"{report.num_unreadable:,}"))
     for name, text in rows:
-        table.add_row(name, escape(text))
+        table.add_row(name, text)
     return table
 
 
