@@ -9,6 +9,7 @@ import typer
 
 from s4g_ray.cli.console import (
     Steal,
+    if_begun,
     interruptible,
     make_reporter,
     owned,
@@ -37,10 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-)
-RESUME_HINT = (
-    "interrupted; published files stay: to resume, run `s4g train` with the same run_dir and"
-    " values, and --resume"
 )
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
@@ -123,7 +120,8 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     from s4g_ray.cli.demo import Demo
 
     made = Demo.from_overrides(overrides or [])
-    with interruptible(f"interrupted; published files stay: to resume, run `{made.again}`"):
+    hint = f"interrupted; published files stay: to resume, run `{made.again}`"
+    with interruptible(if_begun(made.config.run_dir, hint)):
         result = made.run(make_reporter(as_json))
     values = {
         "run_dir": result.run.run_dir,
@@ -180,12 +178,13 @@ def train_as_configured(
     note = stop_note(loaded.checkpoint.grace_s)
     if note is not None:
         reporter.line(note)
-    with interruptible(RESUME_HINT), follow_run(reporter, loaded) as followed:
+    hint = f"interrupted; published files stay: to resume, run `{again}`"
+    with interruptible(if_begun(loaded.run_dir, hint)), follow_run(reporter, loaded) as followed:
         from s4g_ray.pipeline.driver import run
 
         result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)
     if not result.finished:
-        reporter.line(f"resume with: {again}")
+        reporter.line(f"resume with: {again}" if result.begun else "SIGTERM: nothing was begun")
     values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
     print_json(as_json, values)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, print_json
 
 Target = Annotated[
     str, typer.Argument(help="A new folder or s3://..., or that of an interrupted call.")
@@ -50,7 +50,7 @@ def embed(
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.pipeline.stages.embed import embed_collection
 
-    with interruptible(RESUME_HINT):
+    with interruptible(if_begun(target, RESUME_HINT)):
         result = embed_collection(
             source,
             dataset,
@@ -95,7 +95,7 @@ def mine(
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.pipeline.stages.mine import mine_table
 
-    with interruptible(RESUME_HINT):
+    with interruptible(if_begun(target, RESUME_HINT)):
         result = mine_table(
             embeddings,
             target,

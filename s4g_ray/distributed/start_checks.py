@@ -41,8 +41,8 @@ def check_local_start() -> None:
         )
     if not Path(folder).is_absolute() or not Path(folder).is_dir():
         raise InputError(
-            f"{said} is no folder's absolute path, and Ray keeps its sockets and logs there; make it, or"
-            " set RAY_TMPDIR to one that exists, such as /tmp"
+            f"{said} is no folder's absolute path, and Ray keeps its sockets and logs there; make"
+            " it, or set RAY_TMPDIR to one that exists, such as /tmp"
         )
     fault = _find_write_fault(folder)
     if fault:

@@ -124,6 +124,7 @@ class RunFolder:
         self.on_record: Callable[[Record], None] | None = None
         self.guard: Callable[[], None] = lambda: None
         self.branch: Branch | None = None
+        self.has_begun = False  # run.json is written
         self._lock = threading.RLock()  # rounds write beside the training
         self._written = 0.0  # when metrics.jsonl was last written to an object store
 
@@ -189,6 +190,7 @@ class RunFolder:
             raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
         bad_images = read_records(uri, "bad_images.jsonl")
         folder = cls(uri, config, info, read_records(uri), bad_images)
+        folder.has_begun = True
         folder.branch = branch
         return folder
 
@@ -196,6 +198,7 @@ class RunFolder:
         """Write the configuration, then run.json: from here on the folder holds a run."""
         files.write_bytes(self.path("config.yaml"), dump_config(self.config).encode())
         self.update()
+        self.has_begun = True
 
     def path(self, *parts: str) -> str:
         """Return a URI below the folder."""
@@ -307,8 +310,8 @@ class RunResult:
     """The result of a run: test metrics of the trained encoder, and of the untrained one.
 
     untrained: None where epoch 0 was not evaluated. finished: false when SIGTERM ended the run
-    early; `resume` continues it. ray_result: ray.train.Result of the workers, whose
-    checkpoints and metrics are empty: those are this project's own. None where none started.
+    early; `resume` continues it where it has begun. ray_result: ray.train.Result of the workers,
+    whose checkpoints and metrics are empty: those are this project's own. None where none started.
     """
 
     run_dir: str
@@ -316,6 +319,7 @@ class RunResult:
     untrained: dict[str, float] | None
     records: list[Record] = field(repr=False)
     finished: bool = True
+    begun: bool = True  # the folder holds a run
     ray_result: Any = field(default=None, repr=False)
 
 
@@ -330,7 +334,15 @@ def result_of(folder: RunFolder, *, finished: bool, ray_result: Any = None) -> R
     if evaluations and evaluations[0]["epoch"] == 0:
         untrained = metrics[0]
     last = metrics[-1] if metrics else {}
-    return RunResult(folder.uri, last, untrained, folder.records, finished, ray_result)
+    return RunResult(
+        folder.uri,
+        last,
+        untrained,
+        folder.records,
+        finished,
+        begun=folder.has_begun,
+        ray_result=ray_result,
+    )
 
 
 def version_of(name: str) -> int | None:

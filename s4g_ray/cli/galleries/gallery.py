@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from s4g_ray.cli.areas import parse_bounds, read_area
-from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, print_json
 from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
 
@@ -32,7 +32,8 @@ Splits = Annotated[
     typer.Option("--split", help="Splits of references, joined by commas.  [default: all]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-RESUME_HINT = "interrupted; run the same command again to resume: the gallery is as it was"
+RESUME_HINT = "interrupted; run the same command again to resume"
+AS_IT_WAS = "interrupted; the gallery is as it was: run the same command again"
 
 
 @gallery_app.callback()
@@ -81,7 +82,7 @@ def build(
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.gallery.build import build_gallery
 
-    with interruptible(RESUME_HINT):
+    with interruptible(if_begun(target, RESUME_HINT)):
         report = build_gallery(
             model,
             dataset,
@@ -114,7 +115,7 @@ def add(
     """
     from s4g_ray.gallery.build import add_tiles
 
-    with interruptible(RESUME_HINT):
+    with interruptible(AS_IT_WAS):
         report = add_tiles(
             gallery,
             dataset,
@@ -153,7 +154,7 @@ def remove(
         chosen["area"] = Area.bounds(*parse_bounds(bounds))
     from s4g_ray.gallery.build import remove_tiles
 
-    with interruptible(RESUME_HINT):
+    with interruptible(AS_IT_WAS):
         report = remove_tiles(gallery, **chosen, steal=steal, reporter=make_reporter(as_json))
     print_json(as_json, report.as_dict())
 
