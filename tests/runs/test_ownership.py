@@ -25,7 +25,7 @@ def test_a_run_that_another_process_works_on_is_refused_before_ray_starts(
     with owning(config.run_dir):
         with pytest.raises(InputError, match=rf"is being written by process {os.getpid()} of"):
             run(config, resume=resume)
-        assert os.listdir(config.run_dir) == [files.LEASE]
+        assert [path.name for path in Path(config.run_dir).iterdir()] == [files.LEASE]
     assert not Path(config.run_dir).exists()
 
 
