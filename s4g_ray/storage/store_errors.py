@@ -65,6 +65,10 @@ _WAIT = (
 )
 
 
+class NoConditionsError(Exception):
+    """The store does not know conditional writes."""
+
+
 class RequestError(Exception):
     """A failed request: the code and message of the store's answer, and how often it was tried.
 

@@ -116,16 +116,12 @@ def _make_progress(console: Console, wanted: str | None) -> Reporter:
 
     Such a program may write to the same terminal, where a bar would be in its way: it gets lines.
     """
-    from rich.console import Console
-
-    from s4g_ray.progress import Reporter
+    from s4g_ray.progress import Reporter, make_console
 
     if wanted is None and console.is_terminal:
         return Reporter(console)
     is_terminal = False if stat.S_ISFIFO(os.fstat(1).st_mode) else None
-    return Reporter(
-        Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=is_terminal)
-    )
+    return Reporter(make_console(stderr=True, force_terminal=is_terminal))
 
 
 def _choose_format(as_json: bool, as_geojson: bool, as_csv: bool) -> str | None:
