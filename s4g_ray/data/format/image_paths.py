@@ -40,11 +40,10 @@ def relate(dataset: str, root: str) -> str | None:
     dataset, root: absolute. Relative where the root lies below the data set, beside it (below the
     folder that holds it) or above it; otherwise absolute.
     """
-    dataset, root = dataset.rstrip("/"), root.rstrip("/")
-    if dataset == root:
+    if dataset.rstrip("/") == root.rstrip("/"):
         return None
-    scheme, here = split_scheme(dataset)
-    other_scheme, there = split_scheme(root)
+    scheme, here = split_scheme(dataset.rstrip("/"))
+    other_scheme, there = split_scheme(root.rstrip("/"))
     above = posixpath.dirname(here)
     if scheme != other_scheme or above in ("", "/") or there in ("", "/"):
         return root
@@ -87,7 +86,7 @@ def shorten(paths: pa.ChunkedArray, prefixes: Prefixes) -> pa.ChunkedArray:
         if not pc.any(found).as_py():
             continue
         rest = pc.utf8_slice_codeunits(paths, len(prefix))
-        is_relative = pc.invert(pc.or_(pc.starts_with(rest, "/"), pc.match_substring(rest, "://")))
+        is_relative = pc.invert(pc.or_(pc.starts_with(rest, "/"), pc.match_substring(rest, "//")))
         if replacement:
             rest = pc.binary_join_element_wise(pa.scalar(replacement, rest.type), rest, "")
         paths = pc.if_else(pc.and_(found, is_relative), rest, paths)
