@@ -48,7 +48,11 @@ def _is_table(rows: Any) -> bool:
 def _to_table(rows: Any) -> pa.Table:
     if isinstance(rows, pa.Table):
         return rows
-    return pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else pa.table(rows)
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if hasattr(rows, "iloc"):  # pandas: its index numbers rows, and is no column
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    return pa.table(rows)
 
 
 def _refuse_rows(rows: Any) -> InputError:

@@ -19,7 +19,7 @@ from s4g_ray.datasets.inspection.count_checks import (
     describe_counts,
     match_places,
 )
-from s4g_ray.datasets.inspection.findings import Finding, Inspection
+from s4g_ray.datasets.inspection.findings import Inspection
 from s4g_ray.datasets.inspection.image_checks import (
     describe_missing_files,
     find_repeated_images,
@@ -28,6 +28,7 @@ from s4g_ray.datasets.inspection.image_checks import (
 from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_files
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.datasets.inspection.leakage_checks import find_leakage
+from s4g_ray.datasets.inspection.part_checks import compare_parts
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 
@@ -55,7 +56,7 @@ def inspect_dataset(
     inventory = Inventory.read(dataset)
     counts = count_rows(inventory, np.arange(len(inventory.ids)))
     missing = find_missing_files(inventory.paths, num_threads=num_threads, on_progress=on_progress)
-    findings: list[Finding] = []
+    findings = [compare_parts(dataset.uri, num_threads=num_threads)]
     findings.append(describe_columns(dataset, inventory))
     findings.append(describe_counts(inventory, counts))
     findings.extend(compare_published_counts(dataset.name, counts))

@@ -114,7 +114,7 @@ def cast_of(message: str) -> str:
         (
             "id",
             [Decimal(f"{number}.5") for number in range(4)],
-            r"'id', row 0: Decimal\('0\.5'\).* round it",
+            r"'id', row 0: Decimal\('0.5'\).* round",
         ),
         ("id", [True, False, True, False], "column 'id' is bool, but must be int64; cast it"),
         ("id", ["7", "8", "9", "10"], "column 'id' is string, but must be int64; cast it"),
