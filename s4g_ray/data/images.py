@@ -117,7 +117,7 @@ def _decode(data: bytes, target: Pixels | None, values: ImageValues) -> Pixels:
     """Decode into [H, W, 3]: bytes by Pillow or simplejpeg, other values as ImageValues says."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if not has_more_values(image):
+            if not has_more_values(image, all_bands=values.bands is not None):
                 return _decode_opened(data, image, target, values)
     except UnidentifiedImageError:
         if not data.startswith(TIFF_STARTS):

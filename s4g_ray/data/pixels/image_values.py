@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # numba takes a second to import
     from s4g_ray.data.pixels.stretch import Stretch
 
 Values = NDArray[Any]  # [H, W, C]
-DARK = 1 / 8  # of a type's full range: values that stay below it use other limits
+SHADES = 1 / 8  # of a type's full range: values that use less of it have other limits
 CLIPPED = 0.5  # share of values beyond a stretch above which it is not that of the image
 LEVELS = 4  # of 255: an image with fewer is black or white
 WAYS = "`s4g convert stretch DATASET percentile:2,98`"
@@ -123,8 +123,8 @@ class ImageValues:
         lowest = found.min()
         highest = found.max()
         width = high - low
-        if self.stretch is None and highest < low + width * DARK:
-            reason = "would be nearly black, as their type's full range is shown"
+        if self.stretch is None and highest - lowest < width * SHADES:
+            reason = "would be nearly one shade, as their type's full range is shown"
             raise _refuse(values.dtype, lowest, highest, reason)
         if highest < low + width * LEVELS / 255:
             raise _refuse(values.dtype, lowest, highest, f"are black by stretch {self.stretch}")

@@ -34,9 +34,18 @@ def is_single_band(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def has_more_values(image: Image.Image) -> bool:
-    """Return whether an opened file has values that Pillow cuts off: bits, or a second band."""
-    return ";16" in _stored_mode(image) or _stored_mode(image) == "LX"
+def has_more_values(image: Image.Image, *, all_bands: bool) -> bool:
+    """Return whether an opened file has values that Pillow cuts off: bits, or bands.
+
+    all_bands: bands beyond red, green and blue count too.
+    """
+    stored = _stored_mode(image)
+    has_more_bands = image.format == "TIFF" and stored.startswith("RGB") and len(stored) > 3
+    return (
+        (";16" in stored and not is_single_band(image))
+        or stored == "LX"
+        or (all_bands and has_more_bands)
+    )
 
 
 def read_single_band(image: Image.Image) -> RawValues:
