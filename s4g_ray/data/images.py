@@ -23,6 +23,7 @@ from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
 from s4g_ray.data.pixels.raw_values import (
     TIFF_STARTS,
+    describe_content,
     has_more_values,
     is_single_band,
     read_bands,
@@ -140,18 +141,6 @@ def _decode_opened(
     if upright.mode == "RGBA" and values.bands is not None:
         return values.to_bytes(np.asarray(upright))
     return np.array(upright.convert("RGB"))
-
-
-def describe_content(data: bytes) -> str:
-    """Return what a file holds that is no image of a known format, with the remedy."""
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not an image: the download was refused or redirected; fetch it again"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not an image; run `git lfs pull` where it was cloned"
-    if not data.strip(b"\0"):
-        return "nothing but zeros: the copy was cut off; copy it again"
-    return "not an image file of a known format"
 
 
 def _to_tensor(pixels: ImageArray) -> Tensor:

@@ -229,7 +229,14 @@ def test_commands_show_notes_and_refuse_missing_images_when_strict(tmp_path: Pat
 
 def test_every_option_of_every_command_has_a_help_text() -> None:
     group: Any = get_command(convert_app)
-    assert set(group.commands) == {*CONVERTERS, "earth", "imagery", "landsat", "relocate"}
+    assert set(group.commands) == {
+        *CONVERTERS,
+        "earth",
+        "imagery",
+        "landsat",
+        "relocate",
+        "stretch",
+    }
     for command in group.commands.values():
         assert command.help
         assert [option.name for option in command.params if not option.help] == []

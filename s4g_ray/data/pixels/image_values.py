@@ -64,13 +64,17 @@ class ImageValues:
         for bands that are not there, and for values that would be black or white.
         """
         chosen = self._choose_bands(values.shape[2], values.dtype)
-        shown = np.ascontiguousarray(values[:, :, chosen])
+        shown = self.choose(values)
         if shown.dtype != np.uint8:
             known = np.isfinite(shown)
             if valid is not None:
                 known &= valid[:, :, chosen]
             shown = self._stretch(shown, known)
         return np.repeat(shown, 3, axis=2) if len(chosen) == 1 else shown
+
+    def choose(self, values: Values) -> Values:
+        """Return the bands to show of values[H, W, C]: one or three. Raises UnfitValuesError."""
+        return np.ascontiguousarray(values[:, :, self._choose_bands(values.shape[2], values.dtype)])
 
     def _choose_bands(self, count: int, dtype: np.dtype[Any]) -> list[int]:
         if count in (1, 3):

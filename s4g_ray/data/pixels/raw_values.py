@@ -96,3 +96,15 @@ def read_bands(data: bytes, max_pixels: int) -> RawValues:
         raise ValueError(f"damaged, or no image file: {error}") from error
     valid = None if nodata is None or np.isnan(nodata) else values != nodata
     return RawValues(values, valid)
+
+
+def describe_content(data: bytes) -> str:
+    """Return what a file holds that is no image of a known format, with the remedy."""
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not an image: the download was refused or redirected; fetch it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not an image; run `git lfs pull` where it was cloned"
+    if not data.strip(b"\0"):
+        return "nothing but zeros: the copy was cut off; copy it again"
+    return "not an image file of a known format"

@@ -22,7 +22,7 @@ from tests.support import source_trees
 
 def list_images(dataset: GeoDataset) -> list[str]:
     """The absolute paths of all images, as they are read; each must exist."""
-    found = []
+    found: list[str] = []
     for view in VIEWS:
         table = dataset.table(view, ["train", "val", "test", "gallery"])
         found.extend(table.uris)
