@@ -24,6 +24,8 @@ DATA_KEYS = (
     "query_heading",
     "query_fov_deg",
     "antialias",
+    "stretch",
+    "bands",
 )
 # keys of section `model` that tell, beside the name, what the weights are those of
 MODEL_KEYS = ("options", "shared", "head", "embedding_dim")

@@ -29,7 +29,7 @@ COUNT = 4
 def make_tile(number: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
     rows, columns, bands = np.indices((16, 16, 4))
     slope = (3 + number) * rows + (2 + bands) * columns + 9 * bands
-    return (100 + 14 * slope).astype(np.uint16)
+    return np.asarray(100 + 14 * slope, np.uint16)
 
 
 @pytest.fixture
