@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,28 @@ def test_a_pandas_frame_is_a_table(tmp_path: Path) -> None:
     assert read(dataset, "id").to_pylist() == [0, 1, 3]
     with pytest.raises(InputError, match=r"index of a pandas frame: reset_index"):
         write_dataset(str(tmp_path / "c"), references, pa.Table.from_pandas(kept), name="n")
+
+
+class Frame:
+    """A data frame as polars and DuckDB give them: it exports Arrow, and iterates over columns."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._table.columns)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+def test_a_frame_that_exports_arrow_is_a_table_alone_or_among_others(tmp_path: Path) -> None:
+    references, queries = tables()
+    wanted = write_dataset(str(tmp_path / "a"), references, queries, name="n").fingerprint
+    reader = pa.RecordBatchReader.from_batches(queries.schema, queries.to_batches(max_chunksize=1))
+    for number, rows in enumerate((Frame(queries), [Frame(queries)], reader)):
+        dataset = write_dataset(str(tmp_path / str(number)), Frame(references), rows, name="n")
+        assert dataset.fingerprint == wanted
 
 
 @pytest.mark.parametrize("rows", ["a.parquet", {"id": [1]}, 5, None, ["a.csv"], [[1, 2]]])
