@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, owned, parse_numbers, print_json
+from s4g_ray.cli.datasets.images import relocate, stretch
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.distributed.submitted_job import check_kept
 
@@ -21,6 +22,8 @@ convert_app = typer.Typer(
 )
 
 convert_app.command()(owned(imagery))
+convert_app.command()(relocate)
+convert_app.command()(stretch)
 
 FolderOf = Annotated[
     str, typer.Argument(help="The folder of the data set as published, or s3://...")

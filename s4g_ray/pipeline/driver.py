@@ -81,7 +81,7 @@ def run(
     check_gpu_use(config)
     with ExitStack() as stack:
         stack.enter_context(preemption.watched())
-        dataset = open_dataset(config.data.uri)
+        dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)

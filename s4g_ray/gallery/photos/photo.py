@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.errors import BadImageError, RunError, first_line
 from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
 from s4g_ray.gallery.photos.quiet_decoders import silence_decoders
@@ -42,7 +43,7 @@ class Photo:
     views: Pixels | None = None
 
 
-def read_photo(uri: str, *, least: Size | None = None) -> Photo:
+def read_photo(uri: str, *, least: Size | None = None, values: ImageValues = AS_STORED) -> Photo:
     """Read and decode a photo as decode_photo does; the photo holds its error.
 
     Raises StoreError: a store that does not answer is no fault of the photo.
@@ -56,16 +57,23 @@ def read_photo(uri: str, *, least: Size | None = None) -> Photo:
         reason = getattr(error, "strerror", None) or first_line(error)
         return Photo(name, None, error=f"the file cannot be opened: {reason}")
     try:
-        return decode_photo(data, name, least=least)
+        return decode_photo(data, name, least=least, values=values)
     except BadImageError as error:
         return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
 
 
-def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None) -> Photo:
+def decode_photo(
+    data: bytes,
+    name: str = "photo",
+    *,
+    least: Size | None = None,
+    values: ImageValues = AS_STORED,
+) -> Photo:
     """Decode the bytes of an image file.
 
     least: height and width in pixels that suffice; a larger photo may be made smaller, but not
-    below them. Raises BadImageError for a file that is no image, is damaged, or has more pixels
+    below them. values: how values that are not bytes, and more bands than three, are shown. Raises
+    BadImageError for a file that is no image, is damaged, or has more pixels
     than data.images.MAX_PIXELS.
     """
     if _is_heif(data):
@@ -80,7 +88,7 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             elif "xmp" in image.info:  # may hold an orientation: decode_pixels knows
                 orientation = 0
-            if image.mode == "F":  # Pillow would clip the values to bytes: black
+            if image.mode == "F" and values.stretch is None:  # of no known range
                 raise _OtherValuesError
             if image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation:
                 pixels = _decode_jpeg(data, image.size, orientation, least)
@@ -90,7 +98,7 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
         pixels = None
     if pixels is None:
         try:
-            pixels = decode_pixels(data).transpose(1, 2, 0)
+            pixels = decode_pixels(data, values=values).transpose(1, 2, 0)
         except ValueError as error:
             raise BadImageError(f"{name}: {_reason_of(error, data)}") from error
     return Photo(name, shrink(pixels, least), exif)
