@@ -262,6 +262,7 @@ class EvaluationJob:
                 stamp=stamp,
                 radii_m=config.evaluation.radii_m,
                 num_top=self.num_top,
+                sdm_ranks=config.evaluation.sdm_ranks,
             )
             found = search.score()
             if self.num_top:
