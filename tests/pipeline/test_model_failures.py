@@ -29,8 +29,8 @@ FAILURES = {
         r"model\.options=.*cannot be built so|model\.options\.depths",
     ),
     "no checkpointing": (
-        ["model.name=ghostnet_050", "model.grad_checkpointing=true", "model.options={}"],
-        r"model\.grad_checkpointing=true, but ghostnet_050 has none",
+        ["model.name=vgg11", "model.grad_checkpointing=true", "model.options={}"],
+        r"model\.grad_checkpointing=true, but vgg11 has none",
     ),
     "sizes": (
         ["model.name=test_vit", "data.query_size=[40, 40]", "data.reference_size=[40, 40]"],
