@@ -85,7 +85,7 @@ def evaluate(
     made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(_describe(base, numerics))
     with _work_folder(out, made_with, reporter, steal=steal) as folder:
-        encoder = opened.build_encoder(base.model)
+        encoder = opened.build_encoder(base.model, reporter.line)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
@@ -269,6 +269,7 @@ class EvaluationJob:
                 stamp=stamp,
                 radii_m=config.evaluation.radii_m,
                 num_top=self.num_top,
+                sdm_ranks=config.evaluation.sdm_ranks,
             )
             found = search.score()
             if self.num_top:
