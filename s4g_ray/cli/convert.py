@@ -147,7 +147,10 @@ PairBy = Annotated[
 KeyColumn = Annotated[str, typer.Option(help="Column of keys, for --pair key.")]
 MaxDistance = Annotated[
     float | None,
-    typer.Option(help="Leave out queries farther from the nearest tile, metres."),
+    typer.Option(
+        help="Leave out queries farther from their tile, metres; inf keeps all. Without it, queries"
+        " far from all tiles are an error."
+    ),
 ]
 SplitColumn = Annotated[
     str | None, typer.Option(help="Column of splits: train, val, test, gallery.")
@@ -163,6 +166,31 @@ HeadingColumn = Annotated[
 ]
 IdColumn = Annotated[
     str | None, typer.Option(help="Column of ids (whole numbers); else row numbers.")
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        help="Delimiter of the lists: one character, comma, semicolon, tab or pipe; else it is"
+        " found."
+    ),
+]
+Decimal = Annotated[
+    str | None, typer.Option(help="Decimal sign of the lists, . or ,; else it is found.")
+]
+MatchNames = Annotated[
+    bool,
+    typer.Option(
+        "--match-names",
+        help="Take files whose names differ by letter case, Unicode form, \\ or extension.",
+    ),
+]
+FromExif = Annotated[
+    bool,
+    typer.Option(
+        "--from-exif",
+        help="Take positions and headings that the queries' list lacks from the photos' own tags."
+        " --queries may then be a folder; without a list, the queries are the photos in SOURCE.",
+    ),
 ]
 DatasetName = Annotated[
     str | None, typer.Option(help="Name of the data set; else that of the folder.")
@@ -186,6 +214,10 @@ def folder(
     region_column: RegionColumn = None,
     heading_column: HeadingColumn = None,
     id_column: IdColumn = None,
+    delimiter: Delimiter = None,
+    decimal: Decimal = None,
+    match_names: MatchNames = False,
+    from_exif: FromExif = False,
     name: DatasetName = None,
     strict: Strict = False,
     as_json: AsJson = False,
@@ -210,6 +242,10 @@ def folder(
         "region_column": region_column,
         "heading_column": heading_column,
         "id_column": id_column,
+        "delimiter": delimiter,
+        "decimal": decimal,
+        "match_names": match_names,
+        "from_exif": from_exif,
         "name": name,
     }
     _convert(folder.convert, source, target, as_json, strict=strict, **options)

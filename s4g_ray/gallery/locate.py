@@ -17,6 +17,7 @@ from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import Pixels
+from s4g_ray.data.photos.photo_files import is_video
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.calibration import Judgement
@@ -30,7 +31,6 @@ from s4g_ray.gallery.photos.encode_ahead import (
 )
 from s4g_ray.gallery.photos.encoder_input import InputMaker, needed_pixels, take_as_is
 from s4g_ray.gallery.photos.photo import Photo, decode_photo, read_photo, shrink
-from s4g_ray.gallery.photos.photo_files import is_video
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns
 from s4g_ray.gallery.search.candidates import (
     Found,
