@@ -31,7 +31,12 @@ SIGNS = {  # names at the top of each source that has a converter
     "cvusa": {"bingmap", "streetview"},
     "cvact": {"ACT_data.mat"},
     "vigor": {"splits", "Chicago"},
+    "denseuav": {"Dense_GPS_ALL.txt", "train", "test"},
     "university1652": {"train", "test"},
+    "sues200": {"drone_view_512", "satellite-view"},
+    "gta-uav": {"drone", "satellite", "cross-area-drone2sate-train.json"},
+    "uav-visloc": {"01", "02", "03"},
+    "cvcities": {"captown", "maynila"},
 }
 NUM_LISTED = 10  # names in one message
 IMAGES_AT_ONCE = 1 << 21  # that has_images looks for

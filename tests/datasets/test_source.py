@@ -12,7 +12,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from s4g_ray.cli.convert import convert_app, summarize
+from s4g_ray.cli.convert import convert_app
+from s4g_ray.cli.sources.run_converter import summarize
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
