@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers
+from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.cli.sources import published
+from s4g_ray.cli.sources.folder import folder
 from s4g_ray.cli.sources.run_converter import (
     AsJson,
     FolderOf,
@@ -28,6 +29,7 @@ convert_app = typer.Typer(
 )
 
 convert_app.command()(imagery)
+convert_app.command()(folder)
 
 
 @convert_app.command()
@@ -128,135 +130,6 @@ for name, command in published.COMMANDS.items():
     convert_app.command(name)(command)
 
 
-# the options of `s4g convert folder`
-BaseFolder = Annotated[
-    str, typer.Argument(help="The folder that paths are relative to, or s3://...")
-]
-QueriesFile = Annotated[
-    str | None,
-    typer.Option(help="List of the queries; else queries.csv or queries.parquet."),
-]
-ReferencesFile = Annotated[
-    str | None,
-    typer.Option(
-        help="List of the tiles, or a data set of tiles as `s4g convert imagery` makes it; else"
-        " references.csv or references.parquet."
-    ),
-]
-PathColumn = Annotated[str, typer.Option(help="Column of image paths.")]
-LatColumn = Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")]
-LonColumn = Annotated[str, typer.Option(help="Column of longitudes, WGS84 degrees.")]
-PairBy = Annotated[
-    Literal["nearest", "key"],
-    typer.Option(help="A query's place: the nearest tile, or the tiles with its key."),
-]
-KeyColumn = Annotated[str, typer.Option(help="Column of keys, for --pair key.")]
-MaxDistance = Annotated[
-    float | None,
-    typer.Option(
-        help="Leave out queries farther from their tile, metres; inf keeps all. Without it, queries"
-        " far from all tiles are an error."
-    ),
-]
-SplitColumn = Annotated[
-    str | None, typer.Option(help="Column of splits: train, val, test, gallery.")
-]
-TestFraction = Annotated[
-    float,
-    typer.Option(help="Easternmost share of the places, used for testing without --split-column."),
-]
-RegionColumn = Annotated[str | None, typer.Option(help="Column of regions.")]
-HeadingColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of the queries' headings, degrees clockwise from north."),
-]
-IdColumn = Annotated[
-    str | None, typer.Option(help="Column of ids (whole numbers); else row numbers.")
-]
-Delimiter = Annotated[
-    str | None,
-    typer.Option(
-        help="Delimiter of the lists: one character, comma, semicolon, tab or pipe; else it is"
-        " found."
-    ),
-]
-Decimal = Annotated[
-    str | None, typer.Option(help="Decimal sign of the lists, . or ,; else it is found.")
-]
-MatchNames = Annotated[
-    bool,
-    typer.Option(
-        "--match-names",
-        help="Take files whose names differ by letter case, Unicode form, \\ or extension.",
-    ),
-]
-FromExif = Annotated[
-    bool,
-    typer.Option(
-        "--from-exif",
-        help="Take positions and headings that the queries' list lacks from the photos' own tags."
-        " --queries may then be a folder; without a list, the queries are the photos in SOURCE.",
-    ),
-]
-DatasetName = Annotated[
-    str | None, typer.Option(help="Name of the data set; else that of the folder.")
-]
-
-
-@convert_app.command()
-def folder(
-    source: BaseFolder,
-    target: Target,
-    queries: QueriesFile = None,
-    references: ReferencesFile = None,
-    path_column: PathColumn = "path",
-    lat_column: LatColumn = "lat",
-    lon_column: LonColumn = "lon",
-    pair: PairBy = "nearest",
-    key_column: KeyColumn = "key",
-    max_distance_m: MaxDistance = None,
-    split_column: SplitColumn = None,
-    test_fraction: TestFraction = 0.2,
-    region_column: RegionColumn = None,
-    heading_column: HeadingColumn = None,
-    id_column: IdColumn = None,
-    delimiter: Delimiter = None,
-    decimal: Decimal = None,
-    match_names: MatchNames = False,
-    from_exif: FromExif = False,
-    name: DatasetName = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
-) -> None:
-    """Convert a folder of images and two lists of them.
-
-    The lists, CSV with a header or Parquet, hold paths with coordinates or a common key.
-    """
-    from s4g_ray.datasets import folder
-
-    options: dict[str, Any] = {
-        "queries": queries,
-        "references": references,
-        "path_column": path_column,
-        "lat_column": lat_column,
-        "lon_column": lon_column,
-        "pair": pair,
-        "key_column": key_column,
-        "max_distance_m": max_distance_m,
-        "split_column": split_column,
-        "test_fraction": test_fraction,
-        "region_column": region_column,
-        "heading_column": heading_column,
-        "id_column": id_column,
-        "delimiter": delimiter,
-        "decimal": decimal,
-        "match_names": match_names,
-        "from_exif": from_exif,
-        "name": name,
-    }
-    run_converter(folder.convert, source, target, as_json, strict=strict, **options)
-
-
 @convert_app.command()
 def earth(
     source: Annotated[
@@ -345,3 +218,29 @@ def landsat(
         "train_sizes_m": tuple(parse_numbers("--train-sizes-m", train_sizes_m, "1360,2700")),
     }
     run_converter(landsat.convert, source, target, as_json, stage="cutting queries", **options)
+
+
+@convert_app.command()
+def relocate(
+    dataset: Annotated[str, typer.Argument(help="The data set whose images were moved.")],
+    root: Annotated[
+        str, typer.Argument(help="The folder of its images now, or s3://...: all stays but this.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Name the folder of a data set's images anew.
+
+    For images that were moved without their data set, or the other way round. The rows and the
+    fingerprint stay, so runs go on with --resume.
+    """
+    from s4g_ray.datasets.inspection.relocation import relocate as give_root
+
+    reporter = make_reporter(as_json)
+    with interruptible():
+        found = give_root(dataset, root)
+    root = found.dataset.images_root
+    reporter.line(f"{found.dataset.name}: {found.relative:,} images are looked for in {root}")
+    if found.absolute:
+        reporter.line(f"{found.absolute:,} images have absolute paths, which stay")
+    made = {"uri": found.dataset.uri, "images_root": root, "relative": found.relative}
+    print_json(as_json, {**made, "absolute": found.absolute})

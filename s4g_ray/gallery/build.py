@@ -64,7 +64,7 @@ def build_gallery(
     opened = open_source(model, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset = open_dataset(base.data.uri)
+    dataset = open_dataset(base.data.uri, base.data.image_options)
     table = read_source_tiles(dataset, splits)
     taken = GalleryModel.from_source(opened, base, target)
     source = _describe_source(dataset, splits)
@@ -153,7 +153,7 @@ def add_tiles(
     reporter = reporter or Reporter()
     gallery = files.absolute(gallery)
     opened = open_source_of(gallery, files.absolute(dataset_uri), overrides)
-    dataset = open_dataset(opened.data.uri)
+    dataset = open_dataset(opened.data.uri, opened.data.image_options)
     table = read_source_tiles(dataset, splits)
     with writing(gallery, reporter) as lease:
         header = GalleryHeader.load(gallery)

@@ -111,7 +111,9 @@ def _open_loader(config: RunConfig) -> PairLoader:
         "queries": [split],
         "references": sorted(reference_splits),
     }
-    tables = open_image_tables(config.data.uri, wanted, config.data.cache_dir)
+    tables = open_image_tables(
+        config.data.uri, wanted, config.data.cache_dir, config.data.image_options
+    )
     return PairLoader(
         tables["queries"],
         tables["references"],

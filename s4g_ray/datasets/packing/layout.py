@@ -16,12 +16,12 @@ from PIL import Image
 
 from s4g_ray.arrays import Ints, group
 from s4g_ray.config.data_schema import Size
+from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import FORMATS, LARGEST_JPEG, decode, resize
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.datasets.packing.s2_curve import order_along_curve
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 
 NUM_SAMPLED = 32  # images of a view, from whose size the number of images of a shard is computed
@@ -119,7 +119,7 @@ def _locate_images(table: pa.Table, folder: str) -> tuple[Ints, Callable[[int], 
     lengths = pc.fill_null(table["length"], -1).to_numpy()
 
     def range_of(row: int) -> Range:
-        uri = files.join(folder, names[int(codes[row])].as_py())
+        uri = resolve(folder, names[int(codes[row])].as_py())
         if offsets[row] >= 0:
             return uri, int(offsets[row]), int(lengths[row])
         return uri, None, None

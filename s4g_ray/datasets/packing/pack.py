@@ -124,7 +124,9 @@ def pack(
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # each image is resized by one thread of the pool
     try:
-        plans = {view: plan_view(tables[view], dataset.uri, view, options) for view in VIEWS}
+        plans = {
+            view: plan_view(tables[view], dataset.images_root, view, options) for view in VIEWS
+        }
         shards = [shard for plan in plans.values() for shard in plan.shards]
         if not shards:
             raise InputError(f"{dataset.uri} holds no image")
