@@ -9,7 +9,7 @@ import pytest
 
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets import folder
-from s4g_ray.datasets.folder import choose_eastern_strip
+from s4g_ray.datasets.lists.pairing import choose_eastern_strip
 from s4g_ray.errors import InputError
 from tests.support.source_trees import rows
 
@@ -334,7 +334,11 @@ GOOD = "a.jpg,1,2,k,train,0,5"
 )
 def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     source = make(tmp_path / "s", [HEADER, GOOD], [HEADER, GOOD, "", line])
-    columns = {"split_column": "split", "heading_column": "heading", "id_column": "id"}
+    columns: dict[str, Any] = {
+        "split_column": "split",
+        "heading_column": "heading",
+        "id_column": "id",
+    }
     with pytest.raises(InputError, match=rf"{source}/queries\.csv, line 4.*{message}"):
         folder.convert(source, str(tmp_path / "d"), **columns)
 

@@ -42,8 +42,7 @@ class Dialect:
     def from_sample(cls, sample: bytes, view: View, options: ListOptions) -> Dialect:
         """Find the dialect by the first SAMPLE_BYTES of a list, and the columns that it needs."""
         encoding = find_encoding(sample)
-        text = codecs.getincrementaldecoder(encoding)("replace").decode(sample)
-        text = text.removeprefix("\ufeff")
+        text = decode_sample(sample, encoding)
         ends_with_cr = "\r" in text.rstrip("\r") and "\n" not in text
         delimiter = options.delimiter or find_delimiter(text, view, options)
         return cls(encoding, ends_with_cr, delimiter)
@@ -79,6 +78,12 @@ class Dialect:
                 yield chunk
         if decoder is not None:
             decoder.decode(b"", final=True)
+
+
+def decode_sample(sample: bytes, encoding: str) -> str:
+    """Return the text of the start of a file, whose last character may be cut."""
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(sample)
+    return text.removeprefix("\ufeff")
 
 
 def find_encoding(sample: bytes) -> str:

@@ -19,7 +19,14 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from s4g_ray.data.image_table import View
-from s4g_ray.datasets.lists.dialects import SAMPLE_BYTES, SAMPLE_ROWS, Dialect, is_hint, sample_rows
+from s4g_ray.datasets.lists.dialects import (
+    SAMPLE_BYTES,
+    SAMPLE_ROWS,
+    Dialect,
+    decode_sample,
+    is_hint,
+    sample_rows,
+)
 from s4g_ray.datasets.lists.list_columns import ListColumns, ListedChunk
 from s4g_ray.datasets.lists.list_options import ListOptions
 from s4g_ray.errors import InputError, StoreError
@@ -38,6 +45,7 @@ class CsvList:
         self.uri = uri
         self.columns: ListColumns | None = None  # once the header is read
         self.dialect = Dialect()  # likewise
+        self._sample = ""  # the start of the file
         self._stream = stream
         self._view = view
         self._options = options
@@ -76,6 +84,7 @@ class CsvList:
         sample = self._stream.read(SAMPLE_BYTES)
         self._stream.seek(0)
         self.dialect = Dialect.from_sample(sample, self._view, self._options)
+        self._sample = decode_sample(sample, self.dialect.encoding)
         chunks = self._read_chunks()
         rest = next(chunks, b"")
         while rest:
@@ -96,8 +105,7 @@ class CsvList:
 
     def _read_header(self, block: bytes) -> bytes:
         """Find the columns in the first row that is not blank; return the lines after it."""
-        text = self._decode(block)
-        lines = io.StringIO(text, newline="")
+        lines = io.StringIO(self._decode(block), newline="")
         num_bytes = 0
 
         def count_bytes() -> Iterator[str]:
@@ -113,7 +121,7 @@ class CsvList:
             names = [field.strip() for field in fields]
             location = f"{self.uri}, line {self._line}"
             columns = ListColumns.find(location, names, self._view, self._options)
-            rows = sample_rows(text[:SAMPLE_BYTES], self.dialect.delimiter)[1:]
+            rows = sample_rows(self._sample, self.dialect.delimiter)[1:]
             sample = {
                 kind: [row[column].strip() for row in rows if column < len(row)]
                 for kind, column in columns.index.items()

@@ -53,7 +53,7 @@ class NumberFormat:
     def parse(self, kind: str, text: str) -> float:
         """Read a number. Raises ValueError."""
         if self.e7 and kind in ("lat", "lon"):
-            return int(_ungroup(text).partition(".")[0]) / E7
+            return int(_whole(text)) / E7
         if self.decimal == ",":
             if "." in text:
                 raise ValueError(f"{text!r} has a point; decimals are written with a comma")
@@ -98,6 +98,7 @@ def _look_like_e7(values: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _whole(text: str) -> str:
+    """Return a whole number without separators and zeros after a point. Raises ValueError."""
     plain = _ungroup(text)
     if not _WHOLE.fullmatch(plain):
         raise ValueError(f"{text!r} is no whole number")
