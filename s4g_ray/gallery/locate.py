@@ -166,10 +166,10 @@ class _PhotoSearch:
             return
         tiles = self._gallery.tiles
         if not self._area.contains(tiles.lat, tiles.lon).any():
+            west, south, east, north = tiles.bounds()
             raise InputError(
                 "no tile of the gallery has its centre in the area to search; the gallery covers"
-                f" latitudes {np.nanmin(tiles.lat):.5f} to {np.nanmax(tiles.lat):.5f}, longitudes"
-                f" {np.nanmin(tiles.lon):.5f} to {np.nanmax(tiles.lon):.5f}"
+                f" latitudes {south:.5f} to {north:.5f}, longitudes {west:.5f} to {east:.5f}"
             )
 
     def plan(self, num_photos: int | None, *, most_calls: int = MOST_CALLS) -> EncodePlan:
