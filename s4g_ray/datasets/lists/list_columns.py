@@ -218,11 +218,7 @@ class ListColumns:
         try:
             return self.numbers.parse(kind, text)
         except ValueError as error:
-            hint = ""
-            if self.numbers.e7 and kind in ("lat", "lon"):
-                hint = ": coordinates are whole ten-millionths of a degree (E7)"
-            elif {*text} & {",", "."}:
-                hint = f"; decimals are written with {self.numbers.decimal!r}, or say so (decimal)"
+            hint = self.numbers.explain(kind, text)
             raise InputError(
                 f"{location}: {self.name(kind)}={text!r} is not a number{hint}"
             ) from error

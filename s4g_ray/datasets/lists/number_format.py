@@ -72,6 +72,16 @@ class NumberFormat:
             column = pc.replace_substring(column, ",", ".")
         return column.cast(pa.float64())
 
+    def explain(self, kind: str, text: str) -> str:
+        """Return what a number must look like, where a text may have another format."""
+        if self.e7 and kind in ("lat", "lon"):
+            return " of E7 (whole ten-millionths of a degree), which the list's others are"
+        if self.decimal == "." and "," in text:
+            return "; for a list with decimal commas give decimal=',' (--decimal ,)"
+        if self.decimal == "," and "." in text:
+            return "; the list has decimal commas; for points give decimal='.' (--decimal .)"
+        return ""
+
     def describe(self) -> list[str]:
         """Return what differs from plain degrees with a decimal point."""
         found = []
