@@ -10,6 +10,7 @@ from s4g_ray.cli.console import interruptible, make_reporter, owned, parse_numbe
 from s4g_ray.cli.datasets.images import relocate, stretch
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.cli.sources import published
+from s4g_ray.cli.sources.folder import folder
 from s4g_ray.cli.sources.run_converter import (
     AsJson,
     FolderOf,
@@ -29,6 +30,7 @@ convert_app = typer.Typer(
 )
 
 convert_app.command()(owned(imagery))
+convert_app.command()(owned(folder))
 convert_app.command()(relocate)
 convert_app.command()(stretch)
 
@@ -133,100 +135,6 @@ def university1652(
 
 for name, command in published.COMMANDS.items():
     convert_app.command(name)(owned(command))
-
-
-# the options of `s4g convert folder`
-BaseFolder = Annotated[
-    str, typer.Argument(help="The folder that paths are relative to, or s3://...")
-]
-QueriesFile = Annotated[
-    str | None,
-    typer.Option(help="List of the queries; else queries.csv or queries.parquet."),
-]
-ReferencesFile = Annotated[
-    str | None,
-    typer.Option(
-        help="List of the tiles, or a data set of tiles as `s4g convert imagery` makes it; else"
-        " references.csv or references.parquet."
-    ),
-]
-PathColumn = Annotated[str, typer.Option(help="Column of image paths.")]
-LatColumn = Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")]
-LonColumn = Annotated[str, typer.Option(help="Column of longitudes, WGS84 degrees.")]
-PairBy = Annotated[
-    Literal["nearest", "key"],
-    typer.Option(help="A query's place: the nearest tile, or the tiles with its key."),
-]
-KeyColumn = Annotated[str, typer.Option(help="Column of keys, for --pair key.")]
-MaxDistance = Annotated[
-    float | None,
-    typer.Option(help="Leave out queries farther from the nearest tile, metres."),
-]
-SplitColumn = Annotated[
-    str | None, typer.Option(help="Column of splits: train, val, test, gallery.")
-]
-TestFraction = Annotated[
-    float,
-    typer.Option(help="Easternmost share of the places, used for testing without --split-column."),
-]
-RegionColumn = Annotated[str | None, typer.Option(help="Column of regions.")]
-HeadingColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of the queries' headings, degrees clockwise from north."),
-]
-IdColumn = Annotated[
-    str | None, typer.Option(help="Column of ids (whole numbers); else row numbers.")
-]
-DatasetName = Annotated[
-    str | None, typer.Option(help="Name of the data set; else that of the folder.")
-]
-
-
-@convert_app.command()
-@owned
-def folder(
-    source: BaseFolder,
-    target: Target,
-    queries: QueriesFile = None,
-    references: ReferencesFile = None,
-    path_column: PathColumn = "path",
-    lat_column: LatColumn = "lat",
-    lon_column: LonColumn = "lon",
-    pair: PairBy = "nearest",
-    key_column: KeyColumn = "key",
-    max_distance_m: MaxDistance = None,
-    split_column: SplitColumn = None,
-    test_fraction: TestFraction = 0.2,
-    region_column: RegionColumn = None,
-    heading_column: HeadingColumn = None,
-    id_column: IdColumn = None,
-    name: DatasetName = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
-) -> None:
-    """Convert a folder of images and two lists of them.
-
-    The lists, CSV with a header or Parquet, hold paths with coordinates or a common key.
-    """
-    from s4g_ray.datasets import folder
-
-    options: dict[str, Any] = {
-        "queries": queries,
-        "references": references,
-        "path_column": path_column,
-        "lat_column": lat_column,
-        "lon_column": lon_column,
-        "pair": pair,
-        "key_column": key_column,
-        "max_distance_m": max_distance_m,
-        "split_column": split_column,
-        "test_fraction": test_fraction,
-        "region_column": region_column,
-        "heading_column": heading_column,
-        "id_column": id_column,
-        "name": name,
-    }
-    run_converter(folder.convert, source, target, as_json, strict=strict, **options)
 
 
 @convert_app.command()

@@ -35,7 +35,7 @@ EXAMPLES: dict[str, str] = {
     "convert sues200": "s4g convert sues200 /path/to/SUES-200 data/sues200 --heights 150,300",
     "convert denseuav": "s4g convert denseuav /path/to/DenseUAV data/denseuav",
     "convert gta-uav": "s4g convert gta-uav /path/to/GTA-UAV data/gta_uav --area same",
-    "convert uav-visloc": "s4g convert uav-visloc /path/to/UAV-VisLoc data/visloc --tiles data/maps",
+    "convert uav-visloc": "s4g convert uav-visloc /path/to/UAV-VisLoc data/uav --tiles data/maps",
     "convert cvcities": "s4g convert cvcities /path/to/CV-Cities data/cvcities",
     "convert relocate": "s4g convert relocate data/mine /new/place/of/images",
     "convert stretch": "s4g convert stretch data/mine percentile:2,98 --bands 4,3,2",
