@@ -253,6 +253,7 @@ def _build_index(
         num_vectors=len(references),
         dim=stamp.dim,
         num_queries=len(found.query_ids),
+        swaps=False,
         start_timeout_s=config.ray.start_timeout_s,
     )
     stack.enter_context(service)
