@@ -21,6 +21,7 @@ from s4g_ray.index.sharded.report import IndexReport
 from s4g_ray.index.sharded.requests import Change, Staged
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.versions import version_folder
+from s4g_ray.index.vector_checks import whole_ids
 from s4g_ray.storage.manifest import latest_version, open_published
 
 
@@ -45,6 +46,7 @@ class VersionUpdate:
 
     def add(self, vectors: NDArray[Any], ids: Ints, coordinates: Floats64 | None) -> IndexReport:
         """Add vectors under new ids; the shards with the fewest vectors take turns."""
+        ids = _check_change(ids, vectors, coordinates)
         there = np.any(self._find(ids), axis=0)
         if there.any():
             raise RunError(
@@ -60,10 +62,12 @@ class VersionUpdate:
         self, vectors: NDArray[Any], ids: Ints, coordinates: Floats64 | None
     ) -> IndexReport:
         """Replace the vectors of ids, each on the shard that holds it."""
+        ids = _check_change(ids, vectors, coordinates)
         return self._change("replace", self._find_all(ids), ids, vectors, coordinates)
 
     def remove(self, ids: Ints) -> IndexReport:
         """Remove ids."""
+        ids = _check_change(ids, None, None)
         return self._change("remove", self._find_all(ids), ids, None, None)
 
     def _find(self, ids: Ints) -> list[Bools]:
@@ -133,3 +137,18 @@ class VersionUpdate:
         stamp = self._manifest.stamp
         put_in_service(self._shards, self._folder, report, plan, staged, stamp)
         return report
+
+
+def _check_change(ids: Ints, *values: NDArray[Any] | None) -> Ints:
+    """Return the ids of a change as int64.
+
+    Raises RunError where they are no whole numbers, or vectors or coordinates are not one for each.
+    """
+    try:
+        ids = whole_ids(ids)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    for given in values:
+        if given is not None and len(given) != len(ids):
+            raise RunError(f"{len(given)} rows are given for {len(ids)} ids; give one for each")
+    return ids
