@@ -126,8 +126,9 @@ def test_shards_of_one_version_ask_for_no_room_to_swap(
     assert swapping.peak_gb - once.peak_gb == pytest.approx(once.shard_gb)
     assert swapping.gpu_gb - once.gpu_gb == pytest.approx(once.shard_gb)
     monkeypatch.setattr(planning, "read_newest_plan", lambda *_: once)
-    for sizes in ((None, None), (10**6, 1024)):  # what was built alone may be served and replaced
-        later = planning.plan_shards(cfg, str(tmp_path), *sizes, 10**6)
+    # what was built alone may be served and replaced
+    for num_vectors, dim in ((None, None), (10**6, 1024)):
+        later = planning.plan_shards(cfg, str(tmp_path), num_vectors, dim, 10**6)
         assert later is not None
         assert later.peak_gb == swapping.peak_gb
 
@@ -139,7 +140,7 @@ class FakeRay:
         self.asked: list[list[dict[str, float]]] = []
         self.withdrawn = 0
         self.comes_back = True
-        monkeypatch.setattr(planning.ray, "nodes", list)
+        monkeypatch.setattr("ray.nodes", list)
         monkeypatch.setattr(planning, "nodes_of", lambda _: self.nodes())
         monkeypatch.setattr(autoscaling, "nodes_of", lambda _: self.nodes())
         monkeypatch.setattr(autoscaling, "placement_group", self.ask)
