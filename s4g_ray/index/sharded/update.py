@@ -24,6 +24,8 @@ from s4g_ray.index.sharded.versions import version_folder
 from s4g_ray.index.vector_checks import whole_ids
 from s4g_ray.storage.manifest import latest_version, open_published
 
+EXCESS = 1.3  # of memory over what was reserved
+
 
 class VersionUpdate:
     """The change of the newest version into a new one."""
@@ -112,13 +114,14 @@ class VersionUpdate:
         num_vectors = before.num_vectors + num_added
         if num_vectors < 1:
             raise RunError(f"all {len(ids)} vectors would be removed; an index holds one or more")
-        staged: list[Staged] = self._shards.each(
-            "stage_change", [(self._base, self._version, change) for change in changes]
-        )
         plan = IndexPlan(**self._manifest.info["plan"])
         memory_gb = plan.shared_gb
         memory_gb += (plan.memory_gb - plan.shared_gb) * num_vectors / plan.num_vectors
-        plan = dataclasses.replace(plan, num_vectors=num_vectors, memory_gb=memory_gb)
+        plan = dataclasses.replace(plan, num_vectors=num_vectors, memory_gb=memory_gb, swaps=True)
+        check_reserved(plan, self._shards.memory_gb)
+        staged: list[Staged] = self._shards.each(
+            "stage_change", [(self._base, self._version, change) for change in changes]
+        )
         report = dataclasses.replace(
             before,
             version=self._version,
@@ -137,6 +140,19 @@ class VersionUpdate:
         stamp = self._manifest.stamp
         put_in_service(self._shards, self._folder, report, plan, staged, stamp)
         return report
+
+
+def check_reserved(plan: IndexPlan, reserved_gb: float) -> None:
+    """Raise RunError for a version that needs far more memory than Ray keeps for its shards.
+
+    reserved_gb: for each shard; 0: none is kept.
+    """
+    if reserved_gb and plan.peak_gb > EXCESS * reserved_gb:
+        raise RunError(
+            f"a version of {plan.num_vectors:,} vectors needs up to {plan.peak_gb:.3g} GB a shard,"
+            f" but {reserved_gb:.3g} GB were reserved for each; start the service again with"
+            f" num_vectors={plan.num_vectors}, and build the version"
+        )
 
 
 def _check_change(ids: Ints, *values: NDArray[Any] | None) -> Ints:
