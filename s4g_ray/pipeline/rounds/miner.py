@@ -231,6 +231,8 @@ class Miner:
             f" {collection} ({found.coverage:.0%} of those wanted),"
             f" {found.overlap or 0:.0%} as before{above}{effort}"
         )
+        if found.warning is not None:
+            self._reporter.line(f"           {found.warning}")
 
 
 def _find_embedded(embeddings: str, stamp: Stamp, ids: Ints) -> Bools:

@@ -232,6 +232,8 @@ def _mine(
         f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of"
         f" those wanted), {report.above_positive:.0%} score above the positive; dropped: {dropped}"
     )
+    if report.warning is not None:
+        reporter.line(report.warning)
 
 
 def _build_index(
