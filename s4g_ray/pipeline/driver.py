@@ -236,7 +236,7 @@ class Driver:
             cfg.mining,
             self.reporter,
             seed=cfg.seed,
-            start_timeout_s=timeout_s,
+            ray=cfg.ray,
             gate=gate,
             regions_of=self.dataset.query_regions,
         )

@@ -118,7 +118,7 @@ def find_machines(ray: RayConfig, storage: StorageConfig) -> tuple[Machines, lis
         source = "this machine" if ray.num_cpus is None else "ray.num_cpus on this machine"
     cpus = sum(node.cpus for node in nodes)
     gpus = sum(node.gpus for node in nodes)
-    return Machines(cpus, gpus, len(nodes), source), nodes
+    return Machines(cpus, gpus, len(nodes), source, starts_ray=not address), nodes
 
 
 def _list_faults(
