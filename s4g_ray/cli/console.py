@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -54,9 +55,20 @@ def widen(console: Console) -> None:
 
 
 def print_json(wanted: bool, value: Any) -> None:
-    """Print a result as JSON, if it is wanted."""
+    """Print a result as JSON, if it is wanted; numbers that are not finite as null."""
     if wanted:
-        typer.echo(json.dumps(value))
+        typer.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def parse_numbers(option: str, text: str | None, example: str) -> list[float]:

@@ -10,6 +10,7 @@ from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.pretrained import Report, ignore_report
 from s4g_ray.encoder.weights import WEIGHTS
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files, s3_settings
@@ -24,6 +25,8 @@ DATA_KEYS = (
     "query_heading",
     "query_fov_deg",
     "antialias",
+    "stretch",
+    "bands",
 )
 # keys of section `model` that tell, beside the name, what the weights are those of
 MODEL_KEYS = ("options", "shared", "head", "embedding_dim")
@@ -61,10 +64,13 @@ class EncoderSource:
     checkpoint: str | None = None
     numerics: Numerics | None = None  # chosen by the run
 
-    def build_encoder(self, model: ModelConfig) -> Encoder:
-        """Build the encoder, with the weights of the checkpoint or of model.pretrained."""
+    def build_encoder(self, model: ModelConfig, report: Report = ignore_report) -> Encoder:
+        """Build the encoder, with the weights of the checkpoint or of model.pretrained.
+
+        report: gets a line for what is dropped of weights from elsewhere.
+        """
         if self.checkpoint is None:
-            return Encoder.build(model)
+            return Encoder.build(model, report=report)
         return load_encoder(model, self.checkpoint)
 
     def numerics_for(self, train: TrainConfig) -> Numerics:
@@ -128,7 +134,9 @@ def _open_run(
 
 
 def _with_data_uri(config: RunConfig, data_uri: str) -> RunConfig:
-    data = config.data.model_copy(update={"uri": data_uri})
+    data = config.data
+    if data_uri != data.uri:  # another data set, or the same elsewhere
+        data = data.model_copy(update={"uri": data_uri, "images_root": None})
     return config.model_copy(update={"data": data})
 
 

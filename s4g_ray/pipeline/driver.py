@@ -69,10 +69,10 @@ def run(
     A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
     checkpoint after this epoch as a branch, which may have another learning rate, precision or
     schedule; what followed is kept in RUN/branches/. steal: take the folder over from a living
-    process, as Lease.acquire. SIGTERM ends the run within
-    checkpoint.grace_s, with a checkpoint of the step in progress. Each of `callbacks` receives the
-    records that are logged from now on. Raises InputError for bad input (before anything is
-    written), RunError when the run cannot continue, and the error of a callback.
+    process, as Lease.acquire. SIGTERM ends the run within checkpoint.grace_s, with a checkpoint of
+    the step in progress. `callbacks` receive the records that are logged from now on. Raises
+    InputError for bad input (before anything is written), RunError when the run cannot continue,
+    and the error of a callback.
     """
     s3_settings.apply(config.storage)
     check_loggers(config.loggers)
@@ -81,7 +81,7 @@ def run(
     check_gpu_use(config)
     with ExitStack() as stack:
         stack.enter_context(preemption.watched())
-        dataset = open_dataset(config.data.uri)
+        dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)
@@ -99,7 +99,9 @@ def run(
                 fits = partial(check_resources, config, num_pairs=len(split.pairs))
                 # before weights are downloaded
                 await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
-                encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
+                encoder = Encoder.build(
+                    config.model, seed=config.seed, weights=start is None, report=reporter.line
+                )
                 driver = Driver(
                     config, dataset, split, folder, encoder, reporter, preemption, callbacks
                 )
@@ -234,7 +236,7 @@ class Driver:
             cfg.mining,
             self.reporter,
             seed=cfg.seed,
-            start_timeout_s=timeout_s,
+            ray=cfg.ray,
             gate=gate,
             regions_of=self.dataset.query_regions,
         )

@@ -86,8 +86,9 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 
         scheme, _, path = uri.partition("://")
         return store_filesystem(scheme), path.rstrip("/")
-    filesystem, path = fsspec.url_to_fs(uri)
-    return filesystem, path
+    from s4g_ray.storage.other_filesystems import open_filesystem
+
+    return open_filesystem(uri)
 
 
 def exists(uri: str) -> bool:
@@ -273,8 +274,9 @@ def write_json(uri: str, value: Any) -> None:
 
 def read_json(uri: str) -> Any:
     """Read a JSON document. Raises FileNotFoundError, and RunError when it is not JSON."""
+    data = read_bytes(uri)
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{uri} is not valid JSON ({error}); it was cut short or altered") from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +14,7 @@ import typer
 from rich.table import Table
 
 from s4g_ray.cli.app import app
-from s4g_ray.cli.console import make_reporter
+from s4g_ray.cli.console import make_reporter, print_json
 from s4g_ray.cli.examples import EXAMPLES
 
 WITH_JSON = ("check", "report", "evaluate", "mine", "doctor", "watch", "configs", "gallery")
@@ -54,6 +56,16 @@ def test_what_programs_read_has_json() -> None:
         names = {name for parameter in command.params for name in parameter.opts}
         if words[0] in WITH_JSON or words[0] not in NOT_JSON:
             assert "--json" in names, words
+
+
+def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json(True, {"a": [math.nan, 1.5, (math.inf, "b")], "c": {"d": -math.inf, "e": None}})
+    assert json.loads(capsys.readouterr().out) == {
+        "a": [None, 1.5, [None, "b"]],
+        "c": {"d": None, "e": None},
+    }
+    print_json(False, 1)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("columns", "num_lines"), [(None, 1), ("40", 6)])

@@ -85,7 +85,7 @@ def locate(
     wanted = _choose_format(as_json, as_geojson, as_csv)
     if not 0 < every_s < float("inf"):
         raise InputError(f"--every-s {every_s:g} is not above 0")
-    from s4g_ray.gallery.photos.photo_files import list_photos
+    from s4g_ray.data.photos.photo_files import list_photos
     from s4g_ray.gallery.search.options import LocateOptions
 
     options = LocateOptions(

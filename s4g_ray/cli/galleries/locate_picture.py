@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres, metres_between
+from s4g_ray.data.area import extent_of_squares
+from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres, metres_between, wrap_longitudes
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.gallery import Gallery
 from s4g_ray.gallery.search.ground_shapes import circle_geometry, square_geometry
@@ -88,20 +89,24 @@ def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, f
     axes.imshow(background, extent=(west, east, south, north), aspect="auto", alpha=0.85)
     for rank, candidate in reversed(list(enumerate(answer.candidates[:NUM_SHOWN], 1))):
         square = square_geometry(candidate.lat, candidate.lon, candidate.size_m)
-        _draw_outline(axes, square, color="white", linewidth=1.4)
+        _draw_outline(axes, square, bounds, color="white", linewidth=1.4)
         half = candidate.size_m / 2 / METRES_A_DEGREE
         style = {"fontsize": 9, "color": "black", "ha": "center", "va": "center"}
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0}
-        axes.text(candidate.lon, candidate.lat + half, str(rank), bbox=box, **style)
+        lon = turn_into(bounds, candidate.lon)
+        axes.text(lon, candidate.lat + half, str(rank), bbox=box, **style)
     radii = (("50 %", answer.radius_50_m, "--"), ("90 %", answer.radius_90_m, "-"))
     for name, radius_m, line in radii:
         if radius_m is not None:
             circle = circle_geometry(answer.lat or 0.0, answer.lon or 0.0, radius_m)
             label = f"{name} within {format_metres(radius_m)}"
-            _draw_outline(axes, circle, color=BLUE, linewidth=2, linestyle=line, label=label)
+            look: dict[str, Any] = {"color": BLUE, "linewidth": 2, "linestyle": line}
+            _draw_outline(axes, circle, bounds, label=label, **look)
     mark: dict[str, Any] = {"edgecolors": "white", "linewidths": 1.2, "zorder": 5}
-    axes.scatter([answer.lon], [answer.lat], s=90, color=RED, label="answer", **mark)
-    axes.scatter([truth[1]], [truth[0]], s=200, color=GREEN, marker="*", label="truth", **mark)
+    at = turn_into(bounds, answer.lon or 0.0)
+    axes.scatter([at], [answer.lat], s=90, color=RED, label="answer", **mark)
+    at = turn_into(bounds, truth[1])
+    axes.scatter([at], [truth[0]], s=200, color=GREEN, marker="*", label="truth", **mark)
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))
     axes.tick_params(labelsize=8)
@@ -110,27 +115,33 @@ def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, f
 
 
 def _draw_outline(
-    axes: Any, geometry: dict[str, Any], label: str | None = None, **style: Any
+    axes: Any,
+    geometry: dict[str, Any],
+    bounds: Bounds,
+    *,
+    label: str | None = None,
+    **style: Any,
 ) -> None:
-    """Draw the rings of a Polygon or MultiPolygon."""
+    """Draw the rings of a Polygon or MultiPolygon, each in the turn of the bounds."""
     is_single = geometry["type"] == "Polygon"
     for polygon in [geometry["coordinates"]] if is_single else geometry["coordinates"]:
         lon, lat = np.array(polygon[0]).T
-        axes.plot(lon, lat, label=label, **style)
+        middle = float(lon.min() + lon.max()) / 2
+        axes.plot(lon + turn_into(bounds, middle) - middle, lat, label=label, **style)
         label = None
 
 
 def find_bounds(gallery: Gallery) -> Bounds:
-    """Return the degrees around all tiles of a gallery that does not cross the antimeridian."""
+    """Return the degrees around all tiles; east is above 180 across the antimeridian."""
     tiles = gallery.tiles
-    half_lat = tiles.size_m / 2 / METRES_A_DEGREE
-    half_lon = half_lat / np.cos(np.radians(tiles.lat))
-    return (
-        float(np.nanmin(tiles.lon - half_lon)),
-        float(np.nanmin(tiles.lat - half_lat)),
-        float(np.nanmax(tiles.lon + half_lon)),
-        float(np.nanmax(tiles.lat + half_lat)),
-    )
+    return extent_of_squares(tiles.lat, tiles.lon, tiles.size_m)
+
+
+def turn_into(bounds: Bounds, lon: float) -> float:
+    """Return a longitude in the turn of the bounds: the one nearest to their middle."""
+    west, _, east, _ = bounds
+    middle = (west + east) / 2
+    return middle + float(wrap_longitudes(lon - middle))
 
 
 def compose_background(gallery: Gallery, bounds: Bounds) -> Pixels:
@@ -147,8 +158,9 @@ def compose_background(gallery: Gallery, bounds: Bounds) -> Pixels:
     for row in MapView(tiles.lat, tiles.lon, tiles.size_m).rows(bounds, MAX_TILES):
         half_lat = float(tiles.size_m[row]) / 2 / METRES_A_DEGREE
         half_lon = half_lat / np.cos(np.radians(float(tiles.lat[row])))
-        left = round((float(tiles.lon[row]) - half_lon - west) * shrink * scale)
-        right = round((float(tiles.lon[row]) + half_lon - west) * shrink * scale)
+        lon = turn_into(bounds, float(tiles.lon[row]))
+        left = round((lon - half_lon - west) * shrink * scale)
+        right = round((lon + half_lon - west) * shrink * scale)
         top = round((north - float(tiles.lat[row]) - half_lat) * scale)
         bottom = round((north - float(tiles.lat[row]) + half_lat) * scale)
         tile = Image.fromarray(gallery.read_tile(int(tiles.ids[row])))

@@ -85,7 +85,8 @@ class RunState:
     def seconds_left(self, now: float) -> float | None:
         """Return the expected seconds until the last epoch ends; None before an epoch has ended.
 
-        By the median time of the epochs since the workers started last, rounds between included.
+        By the median time of the epochs since the workers started last, rounds between included,
+        and of the one in progress where it takes longer than that.
         """
         ended = sorted(
             row.time
@@ -96,8 +97,12 @@ class RunState:
             ended = [self._begun, *ended]
         if len(ended) < 2:
             return None
-        each = statistics.median(b - a for a, b in itertools.pairwise(ended))
-        return max(0.0, each * (self.num_epochs - self.last_epoch) - max(0.0, now - ended[-1]))
+        took = [end - begin for begin, end in itertools.pairwise(ended)]
+        since = max(0.0, now - ended[-1])
+        if since > statistics.median(took):
+            took.append(since)
+        each = statistics.median(took)
+        return max(0.0, each * (self.num_epochs - self.last_epoch) - min(since, each))
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """Return the state as JSON."""

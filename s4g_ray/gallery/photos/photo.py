@@ -16,8 +16,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
+from s4g_ray.data.photos.exif import ExifPosition, read_exif
+from s4g_ray.data.photos.heif import enable_heif, is_heif
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.errors import BadImageError, RunError, first_line
-from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
 from s4g_ray.gallery.photos.quiet_decoders import silence_decoders
 from s4g_ray.storage import files
 
@@ -25,7 +27,6 @@ silence_decoders()
 MOST_ASPECT = 4  # of a picture whose aspect is kept
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Photo:
     views: Pixels | None = None
 
 
-def read_photo(uri: str, *, least: Size | None = None) -> Photo:
+def read_photo(uri: str, *, least: Size | None = None, values: ImageValues = AS_STORED) -> Photo:
     """Read and decode a photo as decode_photo does; the photo holds its error.
 
     Raises StoreError: a store that does not answer is no fault of the photo.
@@ -56,19 +57,26 @@ def read_photo(uri: str, *, least: Size | None = None) -> Photo:
         reason = getattr(error, "strerror", None) or first_line(error)
         return Photo(name, None, error=f"the file cannot be opened: {reason}")
     try:
-        return decode_photo(data, name, least=least)
+        return decode_photo(data, name, least=least, values=values)
     except BadImageError as error:
         return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
 
 
-def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None) -> Photo:
+def decode_photo(
+    data: bytes,
+    name: str = "photo",
+    *,
+    least: Size | None = None,
+    values: ImageValues = AS_STORED,
+) -> Photo:
     """Decode the bytes of an image file.
 
     least: height and width in pixels that suffice; a larger photo may be made smaller, but not
-    below them. Raises BadImageError for a file that is no image, is damaged, or has more pixels
+    below them. values: how values that are not bytes, and more bands than three, are shown. Raises
+    BadImageError for a file that is no image, is damaged, or has more pixels
     than data.images.MAX_PIXELS.
     """
-    if _is_heif(data):
+    if is_heif(data):
         return _decode_heif(data, name, least)
     exif = None
     pixels = None
@@ -80,7 +88,7 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             elif "xmp" in image.info:  # may hold an orientation: decode_pixels knows
                 orientation = 0
-            if image.mode == "F":  # Pillow would clip the values to bytes: black
+            if image.mode == "F" and values.stretch is None:  # of no known range
                 raise _OtherValuesError
             if image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation:
                 pixels = _decode_jpeg(data, image.size, orientation, least)
@@ -90,7 +98,7 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
         pixels = None
     if pixels is None:
         try:
-            pixels = decode_pixels(data).transpose(1, 2, 0)
+            pixels = decode_pixels(data, values=values).transpose(1, 2, 0)
         except ValueError as error:
             raise BadImageError(f"{name}: {_reason_of(error, data)}") from error
     return Photo(name, shrink(pixels, least), exif)
@@ -167,19 +175,8 @@ def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _is_heif(data: bytes) -> bool:
-    is_boxed = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
-    return is_boxed and b"avif" not in data[8:64]  # AVIF is read by Pillow itself
-
-
 def _decode_heif(data: bytes, name: str, least: Size | None) -> Photo:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise BadImageError(
-            f"{name}: a HEIC photo needs pillow-heif; pip install 's4g-ray[heic]'"
-        ) from error
-    pillow_heif.register_heif_opener()
+    enable_heif(name)
     try:
         with Image.open(io.BytesIO(data), formats=("HEIF",)) as image:
             exif = read_exif(image)

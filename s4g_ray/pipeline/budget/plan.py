@@ -76,7 +76,7 @@ def plan_run(
     reporter = reporter or Reporter()
     s3_settings.apply(config.storage)
     with reporter.stage("reading the data set"):
-        dataset = open_dataset(config.data.uri)
+        dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)
@@ -118,7 +118,7 @@ def find_machines(ray: RayConfig, storage: StorageConfig) -> tuple[Machines, lis
         source = "this machine" if ray.num_cpus is None else "ray.num_cpus on this machine"
     cpus = sum(node.cpus for node in nodes)
     gpus = sum(node.gpus for node in nodes)
-    return Machines(cpus, gpus, len(nodes), source), nodes
+    return Machines(cpus, gpus, len(nodes), source, starts_ray=not address), nodes
 
 
 def _list_faults(

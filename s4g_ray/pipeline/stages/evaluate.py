@@ -74,7 +74,7 @@ def evaluate(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset = open_dataset(base.data.uri)
+    dataset = open_dataset(base.data.uri, base.data.image_options)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
     base = _with_data(base, query_heading=heading or base.data.query_heading)
     configs = [_with_fov(base, fov) for fov in fovs] or [base]
@@ -85,7 +85,7 @@ def evaluate(
     made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(_describe(base, numerics))
     with _work_folder(out, made_with, reporter, steal=steal) as folder:
-        encoder = opened.build_encoder(base.model)
+        encoder = opened.build_encoder(base.model, reporter.line)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
@@ -269,6 +269,7 @@ class EvaluationJob:
                 stamp=stamp,
                 radii_m=config.evaluation.radii_m,
                 num_top=self.num_top,
+                sdm_ranks=config.evaluation.sdm_ranks,
             )
             found = search.score()
             if self.num_top:

@@ -243,6 +243,8 @@ def _mine(
         f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of"
         f" those wanted), {report.above_positive:.0%} score above the positive; dropped: {dropped}"
     )
+    if report.warning is not None:
+        reporter.line(report.warning)
 
 
 def _build_index(
@@ -264,6 +266,7 @@ def _build_index(
         num_vectors=len(references),
         dim=stamp.dim,
         num_queries=len(found.query_ids),
+        swaps=False,
         start_timeout_s=config.ray.start_timeout_s,
     )
     stack.enter_context(service)

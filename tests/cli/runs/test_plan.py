@@ -21,6 +21,7 @@ def config(
 ) -> dict[str, Any]:
     monkeypatch.setattr("s4g_ray.pipeline.budget.measure.MEASURE_S", 0.01)
     monkeypatch.setattr("s4g_ray.pipeline.budget.measure.WRITTEN", 10_000)
+    monkeypatch.setattr("s4g_ray.pipeline.budget.measure.LOADED", "json")
     monkeypatch.setattr("s4g_ray.index.rates.MEASURE_S", 0.01)
     path = tmp_path / "config.yaml"
     ray = {"num_cpus": 4}
@@ -44,6 +45,7 @@ def test_disk_memory_actors_and_hours_are_shown_and_nothing_is_written(
         "at most",
         "training worker",
         "index shard (pairs)",
+        "start of all processes",
         "geographic neighbors",
         "embed for mining",
         "the run",

@@ -20,6 +20,7 @@ from s4g_ray.config.loading import dump_config
 from s4g_ray.pipeline.records import parse_record
 from s4g_ray.progress import Reporter
 from tests.conftest import tiny_config
+from tests.support.json_fields import documented
 
 Line = dict[str, Any]
 
@@ -92,6 +93,8 @@ def test_the_time_left_is_that_of_the_median_epoch_since_the_workers_started() -
     assert state_of(LINES[:3]).seconds_left(120) is None
     # one epoch of 60 s; four more, of which 20 s are over
     assert state_of(LINES[:6]).seconds_left(180) == pytest.approx(4 * 60 - 20)
+    # the second epoch takes 200 s already, so that an epoch takes 130 s
+    assert state_of(LINES[:6]).seconds_left(360) == pytest.approx(4 * 130 - 130)
     # after the restart an epoch of 100 s; two more
     assert state_of(LINES).seconds_left(340) == pytest.approx(2 * 100 - 10)
     assert state_of(LINES, num_epochs=3).seconds_left(340) == 0
@@ -134,6 +137,7 @@ def test_watch_once_prints_plain_lines_and_json_one_object(tmp_path: Path) -> No
 
     done = CliRunner().invoke(app, ["watch", str(run), "--json"])
     value = json.loads(done.stdout)
+    assert value.keys() == documented("s4g watch").own
     assert (value["status"], value["last_epoch"], value["epochs"]) == ("running", 3, 5)
     assert [row["recall"] for row in value["rows"]] == [0.05, 0.125, None, None]
 

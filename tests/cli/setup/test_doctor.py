@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from s4g_ray.cli.app import app
 from s4g_ray.cli.setup import access, libraries, machine
 from s4g_ray.cli.setup.finding import Finding, summarize
+from tests.support.json_fields import documented
 
 GB = 10**9
 
@@ -26,6 +27,8 @@ def test_the_command_prints_one_object_and_fails_for_an_error(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     done = CliRunner().invoke(app, ["doctor", str(tmp_path), "--write", "--json"])
     value = json.loads(done.stdout)
+    fields = documented("s4g doctor")
+    assert (value.keys(), value["checks"][0].keys()) == (fields.own, fields.nested)
     names = [check["name"] for check in value["checks"]]
     assert names == [
         *("versions", "libraries", "extras", "FAISS", "cores", "memory", "GPUs"),

@@ -14,6 +14,7 @@ import pytest
 
 import s4g_ray
 from s4g_ray.data.dataset import GeoDataset
+from tests.support.json_fields import documented
 
 ROOT = Path(__file__).parents[3]
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
@@ -82,7 +83,10 @@ def test_the_installed_command_finds_its_configurations_and_checks_a_data_set(
 
     done = s4g(site, tmp_path, "configs", "--json")
     assert done.returncode == 0, done.stderr
-    listed = json.loads(done.stdout)["configs"]
+    value = json.loads(done.stdout)
+    listed = value["configs"]
+    fields = documented("s4g configs")
+    assert (value.keys(), listed[0].keys()) == (fields.own, fields.nested - {"text"})
     assert [one["name"] for one in listed] == sorted(
         path.stem for path in (ROOT / "configs").glob("*.yaml")
     )
