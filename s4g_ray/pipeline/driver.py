@@ -99,9 +99,8 @@ def run(
                 fits = partial(check_resources, config, num_pairs=len(split.pairs))
                 # before weights are downloaded
                 await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
-                encoder = Encoder.build(
-                    config.model, seed=config.seed, weights=start is None, report=reporter.line
-                )
+                build = partial(Encoder.build, config.model, seed=config.seed, report=reporter.line)
+                encoder = build(weights=start is None)
                 driver = Driver(
                     config, dataset, split, folder, encoder, reporter, preemption, callbacks
                 )

@@ -14,7 +14,6 @@ s3_access          credentials, region and address of S3, by AWS's standards
 object_store       the requests to one bucket, by obstore
 store_connections  the connections and threads that the buckets of a process share
 store_errors       which errors of a store may pass, and the message of a final one
-other_filesystems  hf:// and other schemes of fsspec, their errors explained
 store_filesystem   the object stores of a process as a file system of fsspec
 ownership/         one process at a time writes a folder: a lease with a heartbeat
 

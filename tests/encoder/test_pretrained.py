@@ -59,7 +59,7 @@ def save(path: Path, state: Any) -> str:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_bare_timm_state_dict_loads_without_its_classifier(tmp_path: Path, name: str) -> None:
-    options = {
+    options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in FAMILIES[name].items()
     }

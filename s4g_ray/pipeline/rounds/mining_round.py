@@ -242,9 +242,15 @@ class MiningRound:
     def _score(self, epoch: int, split: str) -> Score:
         uri = self._embeddings(epoch)
         cfg = self._config.evaluation
-        options = {"radii_m": cfg.radii_m, "sdm_ranks": cfg.sdm_ranks}
-        stamp = self._stamp(epoch)
-        return score_tables(self._dataset, split, uri, uri, stamp=stamp, **options)
+        return score_tables(
+            self._dataset,
+            split,
+            uri,
+            uri,
+            stamp=self._stamp(epoch),
+            radii_m=cfg.radii_m,
+            sdm_ranks=cfg.sdm_ranks,
+        )
 
     def _log_round(self, epoch: int) -> None:
         if self._seconds:
