@@ -53,13 +53,13 @@ def convert(
     or else `.parquet`, `.tsv` or `.txt`, likewise `references`. Rows are read in blocks; of each,
     about 50 bytes and its path stay in memory. Options are those of ListOptions. `pair="nearest"`:
     a query's place is the tile nearest on the great circle, within its own split when there is a
-    split column (a `gallery` tile is never chosen). `pair="key"`: equal keys are one place, and coordinates may
-    be empty. Queries farther than `max_distance_m` from their place are left out. Without a split
-    column the easternmost `test_fraction` of the places is test: a strip, because a random draw
-    would put test places next to train places. `from_exif`: positions and headings that a list of
-    queries lacks are those of the photos' tags; `queries` may then be a folder, by default SOURCE.
-    `references` may also be a data set of tiles, as region_tiles.py pairs them. `name` defaults to
-    the name of the source folder.
+    split column (a `gallery` tile is never chosen). `pair="key"`: equal keys are one place, and
+    coordinates may be empty. Queries farther than `max_distance_m` from their place are left out.
+    Without a split column the easternmost `test_fraction` of the places is test: a strip, because a
+    random draw would put test places next to train places. `from_exif`: positions and headings that
+    a list of queries lacks are those of the photos' tags; `queries` may then be a folder, by
+    default SOURCE. `references` may also be a data set of tiles, as region_tiles.py pairs them.
+    `name` defaults to the name of the source folder.
     Raises InputError with file and line for missing columns, bad values, repeated ids, and queries
     far from all tiles, for missing images when `strict`, and for a target that holds a data set.
     """
