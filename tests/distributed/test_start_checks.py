@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import threading
 import time
 from collections import namedtuple
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,35 @@ def test_the_address_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPat
         ray_session(RayConfig(), StorageConfig()),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "message"),
+    [
+        (
+            None,
+            RunError,
+            r"Ray did not start on this machine within 0.1 s, .*run the command",
+        ),
+        ("auto", InputError, r"does not accept this command within ray\.start_timeout_s=0\.1"),
+    ],
+)
+def test_a_start_that_takes_too_long_is_ended(
+    address: str | None, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(**_: Any) -> None:
+        while True:
+            with suppress(Exception):  # as Ray does
+                time.sleep(60)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", hang)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = RayConfig(address=address, start_timeout_s=0.1)
+    with pytest.raises(kind, match=message), ray_session(config, StorageConfig()):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
