@@ -21,6 +21,7 @@ from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.storage import s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
 
+LEAST_START_S = 60.0  # for Ray itself, where ray.start_timeout_s is shorter
 AGAIN_S = 5.0  # after which a start that went on in spite of its limit is ended again
 
 
@@ -92,8 +93,9 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
     """Connect to an address, or start a cluster on this machine when there is none."""
     # a cluster that starts here inherits this process's environment
     env = {"env_vars": store_variables} if address and store_variables else None
+    limit_s = max(cluster.start_timeout_s, LEAST_START_S)
     try:
-        with _limited(cluster.start_timeout_s):
+        with _limited(limit_s):
             ray.init(
                 address=address or "local",  # a new cluster, even where another one runs here
                 num_cpus=None if address else cluster.num_cpus,
@@ -106,13 +108,12 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
     except _TooLateError as error:
         if address:
             raise InputError(
-                f"the Ray cluster at {address} does not accept this command within"
-                f" ray.start_timeout_s={cluster.start_timeout_s:g}; look at its nodes (`ray"
-                " status`), or raise the limit"
+                f"the Ray cluster at {address} does not accept this command within {limit_s:g} s;"
+                " look at its nodes (`ray status`), or raise ray.start_timeout_s"
             ) from error
         raise RunError(
-            f"Ray did not start on this machine within {cluster.start_timeout_s:g} s, which is"
-            " busy; run the command again, or raise ray.start_timeout_s"
+            f"Ray did not start on this machine within {limit_s:g} s, which is busy; run the"
+            " command again, or raise ray.start_timeout_s"
         ) from error
     except Exception as error:  # Ray raises plain ones, too
         if address:
