@@ -90,6 +90,9 @@ def interruptible(message: str | Callable[[], str] = INTERRUPTED) -> Iterator[No
     try:
         yield
     except KeyboardInterrupt:
+        leases = sys.modules.get("s4g_ray.storage.ownership.lease")
+        if leases is not None:
+            leases.raise_if_lost()  # Ctrl-C is not why
         fail(message if isinstance(message, str) else message(), CTRL_C)
     except SystemExit as end:
         if end.code != signal.SIGTERM:  # the exit code with which Ray ends a connected driver
@@ -146,7 +149,8 @@ def owned(command: Callable[..., None]) -> Callable[..., None]:
         from s4g_ray.storage.ownership.lease import owning
 
         reporter = make_reporter(values["as_json"])
-        with interruptible(), owning(absolute(values["target"]), reporter, steal=steal):
+        target = absolute(values["target"])
+        with interruptible(), owning(target, reporter, steal=steal, interrupts=True):
             command(**values)
 
     option = inspect.Parameter(

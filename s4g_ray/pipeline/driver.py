@@ -68,9 +68,9 @@ def run(
 
     A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
     checkpoint after this epoch as a branch, which may have another learning rate, precision or
-    schedule; what followed is kept in RUN/branches/. steal: as of Lease.acquire. SIGTERM ends the
-    run within checkpoint.grace_s, with a checkpoint of the step in progress. `callbacks` receive
-    the records that are logged from now on. Raises InputError for bad input (before anything is
+    schedule; what followed is kept in RUN/branches/. steal: as Lease.acquire. SIGTERM ends the run
+    within checkpoint.grace_s, with a checkpoint of the step in progress. `callbacks` receive the
+    records that are logged from now on. Raises InputError for bad input (before anything is
     written), RunError when the run cannot continue, and the error of a callback.
     """
     s3_settings.apply(config.storage)

@@ -19,12 +19,7 @@ from typing import Any, TypeVar
 
 import obstore
 from botocore import exceptions as boto
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    NotSupportedError,
-    PreconditionError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from s4g_ray.errors import InputError, StoreError
@@ -36,6 +31,7 @@ from s4g_ray.storage.store_errors import (
     MISSING,
     NoConditionsError,
     RequestError,
+    lacks_conditions,
     permanent_error,
 )
 
@@ -303,8 +299,7 @@ class ObjectStore:
             except (AlreadyExistsError, PreconditionError):
                 return None
             except BaseError as error:
-                has_none = "status code: 501" in str(error) or "NotImplemented" in str(error)
-                if isinstance(error, NotSupportedError) or has_none:
+                if lacks_conditions(error):
                     raise NoConditionsError from error
                 raise
 

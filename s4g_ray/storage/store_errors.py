@@ -78,6 +78,13 @@ class NoConditionsError(Exception):
     """The store does not know conditional writes."""
 
 
+def lacks_conditions(error: Exception) -> bool:
+    """Return whether an error of obstore says that the store has no conditional writes."""
+    text = str(error)
+    is_refused = "status code: 501" in text or "NotImplemented" in text
+    return is_refused or type(error).__name__ == "NotSupportedError"
+
+
 class RequestError(Exception):
     """A failed request: the code and message of the store's answer, and how often it was tried.
 

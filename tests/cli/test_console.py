@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from s4g_ray.storage.ownership import lease
+from s4g_ray.storage.ownership.lease import owning
+
 # commands that say where they are, and wait there
 COMMANDS = """
 import sys, time
 import typer
 from pathlib import Path
+from s4g_ray.storage.ownership import lease
 from s4g_ray.cli.console import if_begun, interruptible, owned, run_app
 
+lease.BEAT_S = 0.1
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 def pause():
@@ -102,6 +107,26 @@ def test_resuming_is_named_only_where_something_was_begun(script: str, tmp_path:
     found = interrupt(script, "write", str(target), "--begun")
     assert found == (130, ["s4g: interrupted; resume"])
     assert [path.name for path in target.iterdir()] == ["part"]
+
+
+def test_a_command_whose_target_is_stolen_fails_with_one_line(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    target = tmp_path / "new"
+    with subprocess.Popen(
+        [sys.executable, script, "write", str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "on\n"
+        with owning(str(target), steal=True):
+            assert process.wait(120) == 1
+        (told,) = process.stderr.read().splitlines()
+    assert told.startswith(f"s4g: {target} was taken over by process {os.getpid()} of")
 
 
 @pytest.mark.parametrize("text", ["Å", "\udce9 of latin-1", "日本"])

@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     def relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = urlsplit(self.path)
-        operation = operation_of(self.command, parts.query, self.headers)
+        operation = operation_of(self.command, parts.query, dict(self.headers.items()))
         prefix = ""
         if operation == "LIST":
             prefix = parse_qs(parts.query).get("prefix", [""])[0]

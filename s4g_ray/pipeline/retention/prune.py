@@ -53,7 +53,7 @@ def prune_run(
         raise InputError(f"{uri} is no run's folder: run.json is missing")
     config = load_config(files.join(uri, "config.yaml"))
     s3_settings.apply(config.storage)
-    with owning(uri, reporter, steal=steal):
+    with owning(uri, reporter, steal=steal, interrupts=True):
         return _prune(uri, config, keep, dry_run=dry_run)
 
 

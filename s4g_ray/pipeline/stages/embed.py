@@ -73,7 +73,7 @@ def embed_collection(
         "splits": list(splits),
         **asdict(numerics),
     }
-    with owning(target, reporter, steal=steal):
+    with owning(target, reporter, steal=steal, interrupts=True):
         claim_folder(target, MARKER, made_with, "an embedding job")
         if is_published(target):
             reporter.line(f"{target} is finished already")

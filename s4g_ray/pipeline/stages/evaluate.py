@@ -186,7 +186,7 @@ def _work_folder(
         return
     folder = files.absolute(out)
     check_kept("--out", folder)
-    with owning(folder, reporter, steal=steal):
+    with owning(folder, reporter, steal=steal, interrupts=True):
         if files.exists(files.join(folder, "result.json")):
             raise InputError(
                 f"{out} holds a finished evaluation; remove it or choose another folder"

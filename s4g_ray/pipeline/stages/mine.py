@@ -134,7 +134,7 @@ def mine_table(
     found = _collection_of(base, table, dataset_uri)
     if base.mining.scope == "global":
         check_index(base.mining, len(found.reference_ids), table.stamp.dim)
-    with owning(target, reporter, steal=steal):
+    with owning(target, reporter, steal=steal, interrupts=True):
         claim_folder(target, MARKER, _mined_with(base, table, dataset_uri), "a mining job")
         if is_published(target):
             reporter.line(f"{target} is finished already")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,14 +18,21 @@ from s4g_ray.storage.ownership.owner import Owner
 BEAT_S = 10.0  # between two heartbeats
 STALE_S = 60.0  # without a heartbeat, after which a lease is taken over
 POLL_S = 1.0  # between two looks for a heartbeat
+_held: set[Lease] = set()  # the leases of this process
+STOLEN = "--steal; waiting for it to stop"
 TRIES = 5  # to take a lease that changes hands meanwhile
 
 
 class Lease:
-    """The right to write a folder. Its methods may be called from any thread."""
+    """The right to write a folder. Its methods may be called from any thread.
 
-    def __init__(self, folder: str) -> None:
+    interrupts: raise KeyboardInterrupt in the main thread when the lease is lost, for work that
+    does not ask by check() or watch(); `owning` makes an OwnershipLostError of it.
+    """
+
+    def __init__(self, folder: str, *, interrupts: bool = False) -> None:
         self._folder = folder
+        self._interrupts = interrupts
         self._owner = Owner.of_this_process()
         self._file = open_lease_file(files.join(folder, files.LEASE))
         self._confirmed = 0.0  # time.monotonic() when the lease was last seen to be this one
@@ -48,9 +56,11 @@ class Lease:
         for _ in range(TRIES):
             if self._file.create(self._owner):
                 break
-            found = self._file.read()
+            found = self._read_or_refuse()
             if found is None:  # it ended a moment ago
                 continue
+            if found.is_of(self._owner):  # written, and only the answer of the disk was lost
+                break
             why = self._find_reason(found, reporter, steal=steal)
             if why and self._file.replace(self._owner, found):
                 reporter.line(f"took over {self._folder} from {_name(found)}: {why}")
@@ -64,6 +74,7 @@ class Lease:
             )
         self._confirmed = time.monotonic()
         self._thread.start()
+        _held.add(self)
 
     def check(self, *, every_s: float = 0.0) -> None:
         """Raise OwnershipLostError when another process has taken the lease.
@@ -98,6 +109,7 @@ class Lease:
     def release(self) -> None:
         """End the heartbeat and remove the lease, if it is still this one."""
         self._ended.set()
+        _held.discard(self)
         if self._thread.is_alive():
             self._thread.join()
         with suppress(RunError, OSError):
@@ -108,8 +120,20 @@ class Lease:
             with suppress(RunError, OSError):  # the next one tries again
                 if not self._file.beat(self._owner):
                     self._lost.set()
+                    if self._interrupts:
+                        # a signal, because it wakes a thread that waits, too
+                        signal.pthread_kill(_main_thread_id(), signal.SIGINT)
                     return
                 self._confirmed = time.monotonic()
+
+    def _read_or_refuse(self) -> FoundLease | None:
+        try:
+            return self._file.read()
+        except (PermissionError, IsADirectoryError) as error:
+            raise InputError(
+                f"{self._folder} holds a lease that cannot be read: {error}; give read access to"
+                f" {files.LEASE}, or remove it when no process writes the folder"
+            ) from error
 
     def _find_reason(self, found: FoundLease, reporter: Reporter, *, steal: bool) -> str:
         """Return why a lease may be taken over; empty when it has changed meanwhile.
@@ -172,20 +196,40 @@ class Lease:
         )
 
 
-STOLEN = "--steal; waiting for it to stop"
+def raise_if_lost() -> None:
+    """Raise OwnershipLostError when a lease of this process is lost."""
+    for lease in list(_held):
+        lease.watch()
 
 
 @contextmanager
 def owning(
-    folder: str, reporter: Reporter | None = None, *, steal: bool = False
+    folder: str,
+    reporter: Reporter | None = None,
+    *,
+    steal: bool = False,
+    interrupts: bool = False,
 ) -> Iterator[Lease]:
-    """Hold the lease of a folder in the block. Raises InputError as Lease.acquire."""
-    lease = Lease(folder)
+    """Hold the lease of a folder in the block.
+
+    interrupts: end the block with an OwnershipLostError when the lease is lost, also where it does
+    not ask. Raises InputError as Lease.acquire.
+    """
+    lease = Lease(folder, interrupts=interrupts)
     try:
         lease.acquire(reporter or Reporter(), steal=steal)
         yield lease
+    except KeyboardInterrupt:
+        lease.watch()
+        raise
     finally:
         lease.release()
+
+
+def _main_thread_id() -> int:
+    number = threading.main_thread().ident
+    assert number is not None
+    return number
 
 
 def _name(found: FoundLease) -> str:

@@ -78,19 +78,21 @@ HOLD = """
 import sys, time
 from s4g_ray.storage.ownership import lease as leases
 leases.BEAT_S = 0.05
-with leases.owning(sys.argv[1]) as lease:
+with leases.owning(sys.argv[1], interrupts="interrupts" in sys.argv) as lease:
     print("on", flush=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
+        if "interrupts" in sys.argv:
+            time.sleep(120)
         lease.watch()
         time.sleep(0.02)
 """
 
 
 @contextmanager
-def holding(folder: str) -> Iterator[subprocess.Popen[bytes]]:
+def holding(folder: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run another process that holds the lease of a folder until it is stolen or killed."""
-    command = [sys.executable, "-c", HOLD, folder]
+    command = [sys.executable, "-c", HOLD, folder, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"on\n"
@@ -121,17 +123,19 @@ def test_a_second_process_is_refused_and_one_that_was_killed_is_replaced_at_once
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("way", ["asks", "interrupts"])
 def test_a_process_whose_lease_is_stolen_stops(
-    tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.05)
-    with holding(str(tmp_path)) as process:
+    with holding(str(tmp_path), way) as process:
         with owning(str(tmp_path), reporter, steal=True) as lease:
             assert process.wait(timeout=LIMIT_S) == 1
             lease.check()
         assert process.stderr is not None
         told = process.stderr.read().decode()
     assert f"was taken over by process {os.getpid()} of" in told
+    assert told.strip().splitlines()[-1].startswith("s4g_ray.errors.OwnershipLostError: ")
     assert issubclass(OwnershipLostError, RunError)  # exit code 1
     assert list(tmp_path.iterdir()) == []
 
