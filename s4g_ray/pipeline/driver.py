@@ -72,9 +72,9 @@ def run(
     A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
     checkpoint after this epoch as a branch, which may have another learning rate, precision or
     schedule; what followed is kept in RUN/branches/. SIGTERM ends the run within
-    checkpoint.grace_s, with a checkpoint of the step in progress. Each of `callbacks` receives the
-    records that are logged from now on. Raises InputError for bad input (before anything is
-    written), RunError when the run cannot continue, and the error of a callback.
+    checkpoint.grace_s, with a checkpoint of the step in progress. `callbacks` receive the records
+    that are logged from now on. Raises InputError for bad input (before anything is written),
+    RunError when the run cannot continue, and the error of a callback.
     """
     s3_settings.apply(config.storage)
     check_loggers(config.loggers)
@@ -98,7 +98,8 @@ def run(
                 fits = partial(check_resources, config, num_pairs=len(split.pairs))
                 # before weights are downloaded
                 await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
-                encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
+                build = partial(Encoder.build, config.model, seed=config.seed, report=reporter.line)
+                encoder = build(weights=start is None)
                 driver = Driver(
                     config, dataset, split, folder, encoder, reporter, preemption, callbacks
                 )

@@ -24,7 +24,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.s3_access import S3Access
-from s4g_ray.storage.s3_settings import check_endpoint
+from s4g_ray.storage.s3_settings import check_endpoint, is_anonymous
 from s4g_ray.storage.store_connections import Connections
 from s4g_ray.storage.store_errors import ASK_REGION, MISSING, RequestError, permanent_error
 
@@ -98,14 +98,17 @@ class ObjectStore:
         if self._access is None:
             kind: Any = {"gs": GCSStore, "az": AzureStore}[self._scheme]
             client["allow_http"] = True  # only for an address that the user has set
-            return kind(self._bucket, client_options=client, retry_config=retries)
+            signing: Any = {"skip_signature": True} if is_anonymous(self._scheme) else {}
+            return kind(self._bucket, client_options=client, retry_config=retries, **signing)
         options: Any = {"region": region} if region else {}
         if self._access.endpoint:
             options["endpoint"] = self._access.endpoint
             client["allow_http"] = self._access.endpoint.startswith("http://")
         if self._access.ca_bundle:
             client["root_certificate"] = self._access.ca_bundle
-        if self._access.credentials is not None:
+        if self._access.credentials is None:
+            options["skip_signature"] = True
+        else:
             options["credential_provider"] = self._access.current_credentials
         return S3Store(self._bucket, client_options=client, retry_config=retries, **options)
 

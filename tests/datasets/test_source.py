@@ -13,6 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from s4g_ray.cli.convert import convert_app
+from s4g_ray.cli.sources.published import COMMANDS
 from s4g_ray.cli.sources.run_converter import summarize
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
@@ -234,7 +235,8 @@ def test_commands_show_notes_and_refuse_missing_images_when_strict(tmp_path: Pat
 
 def test_every_option_of_every_command_has_a_help_text() -> None:
     group: Any = get_command(convert_app)
-    assert set(group.commands) == {*CONVERTERS, "earth", "imagery", "landsat", "relocate"}
+    made_up = {"earth", "imagery", "landsat", "relocate"}
+    assert set(group.commands) == {*CONVERTERS, *COMMANDS, *made_up}
     for command in group.commands.values():
         assert command.help
         assert [option.name for option in command.params if not option.help] == []

@@ -238,9 +238,16 @@ class MiningRound:
 
     def _score(self, epoch: int, split: str) -> Score:
         uri = self._embeddings(epoch)
-        radii_m = self._config.evaluation.radii_m
-        stamp = self._stamp(epoch)
-        return score_tables(self._dataset, split, uri, uri, stamp=stamp, radii_m=radii_m)
+        cfg = self._config.evaluation
+        return score_tables(
+            self._dataset,
+            split,
+            uri,
+            uri,
+            stamp=self._stamp(epoch),
+            radii_m=cfg.radii_m,
+            sdm_ranks=cfg.sdm_ranks,
+        )
 
     def _log_round(self, epoch: int) -> None:
         if self._seconds:

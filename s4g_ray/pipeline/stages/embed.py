@@ -62,7 +62,7 @@ def embed_collection(
     numerics = opened.numerics_for(base.train)
     views = _views_of(base, dataset, splits)
     base = base.model_copy(update={"model": fit_model_to_sizes(base.model, base.data)})
-    encoder = opened.build_encoder(base.model)
+    encoder = opened.build_encoder(base.model, reporter.line)
     made_with = {
         **_describe_encoder(base, encoder),
         "source": opened.uri,

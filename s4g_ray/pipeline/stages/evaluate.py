@@ -83,7 +83,7 @@ def evaluate(
     reporter.line(_describe(base, numerics))
     num_top = top if queries_out is not None else 0
     with _work_folder(out, made_with) as folder:
-        encoder = opened.build_encoder(base.model)
+        encoder = opened.build_encoder(base.model, reporter.line)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
@@ -262,6 +262,7 @@ class EvaluationJob:
                 stamp=stamp,
                 radii_m=config.evaluation.radii_m,
                 num_top=self.num_top,
+                sdm_ranks=config.evaluation.sdm_ranks,
             )
             found = search.score()
             if self.num_top:
