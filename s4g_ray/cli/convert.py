@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers
+from s4g_ray.cli.datasets.images import relocate, stretch
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.cli.sources import published
 from s4g_ray.cli.sources.run_converter import (
@@ -28,6 +29,8 @@ convert_app = typer.Typer(
 )
 
 convert_app.command()(imagery)
+convert_app.command()(relocate)
+convert_app.command()(stretch)
 
 
 @convert_app.command()

@@ -183,7 +183,7 @@ def _count_vectors(
     from s4g_ray.data.dataset import open_dataset
     from s4g_ray.data.train_split import TrainSplit
 
-    split = TrainSplit.read(config, open_dataset(config.data.uri))
+    split = TrainSplit.read(config, open_dataset(config.data.uri, config.data.image_options))
     sizes = {"pairs": len(split.reference_ids)}
     if split.gallery is not None:
         sizes["gallery"] = len(split.gallery)

@@ -13,6 +13,8 @@ train_split   TrainSplit: pairs, places, exclusions and gallery of a run, read o
 images        read, decode and resize images
 pair_loader   PairLoader: load batches ahead of training, by threads or processes
 batches/      make training batches: sources, augmentation in the loader or on a device
+format/       dataset.json, columns, paths and fingerprint of a data set
+pixels/       values of images into bytes
 tables/       the tables by which packages meet
 
     dataset = open_dataset("data/mine")

@@ -6,7 +6,6 @@ has read stay in memory until they are released.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +18,20 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Floats64, Ints, Rows32
+from s4g_ray.config.data_schema import AS_WRITTEN, ImageOptions
+from s4g_ray.data.format.header import HEADER, DatasetHeader
+from s4g_ray.data.format.image_paths import find_root, list_prefixes, relate
+from s4g_ray.data.format.rows_digest import RowsDigest
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pairs import PairTable, join_pairs
-from s4g_ray.data.schema import FORMAT
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.tables.arrow_texts import read_paths, read_texts, sort_by_id
 from s4g_ray.data.tables.part_writer import PartWriter
 from s4g_ray.data.tables.text_column import shrink
 from s4g_ray.data.tables.view_columns import HeldColumns, SemiPositives
 from s4g_ray.data.validation import ViewCheck
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError
 from s4g_ray.storage import files
-from s4g_ray.storage.store_errors import reraise_outage
 
 # One table, or rows that come as an iterable of tables.
 Rows: TypeAlias = pa.Table | Iterable[pa.Table | pa.RecordBatch]
@@ -46,6 +48,8 @@ class GeoDataset:
     name: str
     fingerprint: str
     views: Mapping[str, str]
+    images_root: str  # absolute: the folder that relative paths of images start from
+    values: ImageValues  # how the values of the images become bytes
     references: pads.Dataset
     queries: pads.Dataset
     held: HeldColumns = field(default_factory=HeldColumns, repr=False, compare=False)
@@ -64,7 +68,7 @@ class GeoDataset:
         return ImageTable(
             ids=table["id"].to_numpy(),
             place_ids=table["place_id"].to_numpy(),
-            uris=read_paths(table["uri"], self.uri),
+            uris=read_paths(table["uri"], self.images_root),
             offsets=_read_positions(table["offset"]),
             lengths=_read_positions(table["length"]),
             lat=_read_floats(table["lat"]),
@@ -72,6 +76,7 @@ class GeoDataset:
             headings=_read_optional(table, "heading_deg"),
             sizes=_read_optional(table, "size_m"),
             regions=read_texts(pc.fill_null(table["region"], "")),
+            values=self.values,
         )
 
     def columns(
@@ -136,19 +141,20 @@ class GeoDataset:
         return join_pairs(query_ids, query_places, reference_ids, reference_places)
 
 
-def open_dataset(uri: str) -> GeoDataset:
+def open_dataset(uri: str, images: ImageOptions = AS_WRITTEN) -> GeoDataset:
     """Open and validate a data set, reading its rows in batches.
 
-    Checks the schema, unique ids, places and coordinates, and that each train query has a train
-    reference. Raises InputError that names the file, the row and the remedy.
+    images: what is another than dataset.json says, as data.image_options. Checks the names, sizes
+    and rows of the parts, the schema, unique ids, places and coordinates, and that each train query
+    has a train reference. Raises InputError that names the file, the row and the remedy.
     """
     uri = files.absolute(uri)
-    header = _read_header(uri)
+    header = DatasetHeader.read(uri)
     checks: dict[View, ViewCheck] = {}
     sources: dict[View, pads.Dataset] = {}
     for view in VIEWS:
         check = ViewCheck(view)
-        paths, filesystem = check.read_files(files.join(uri, view))
+        paths, filesystem = check.read_files(uri, header.parts_of(view))
         check.finish()
         checks[view] = check
         # with its schema, so that no file is opened for it
@@ -156,49 +162,47 @@ def open_dataset(uri: str) -> GeoDataset:
             paths, schema=check.schema, filesystem=filesystem, format="parquet"
         )
     held = _take_columns(checks["references"], checks["queries"])
-    return _make_dataset(uri, header, sources, held)
+    return _make_dataset(uri, header, sources, held, images)
 
 
 def _make_dataset(
-    uri: str, header: dict[str, Any], sources: Mapping[View, pads.Dataset], held: HeldColumns
+    uri: str,
+    header: DatasetHeader,
+    sources: Mapping[View, pads.Dataset],
+    held: HeldColumns,
+    images: ImageOptions,
 ) -> GeoDataset:
+    if images.root is None:
+        root = find_root(uri, header.images_root)
+    else:
+        root = files.absolute(images.root)
+    values = ImageValues(
+        images.stretch or header.values.stretch, images.bands or header.values.bands
+    ).check()
     return GeoDataset(
         uri=uri,
-        name=header["name"],
-        fingerprint=header["fingerprint"],
-        views=header.get("views", {}),
+        name=header.name,
+        fingerprint=_add_values(header.fingerprint, values),
+        views=header.views,
+        images_root=root,
+        values=values,
         references=sources["references"],
         queries=sources["queries"],
         held=held,
     )
 
 
+def _add_values(fingerprint: str, values: ImageValues) -> str:
+    """Return the fingerprint of rows whose images are shown by these values."""
+    if values == AS_STORED:
+        return fingerprint
+    return files.fingerprint(f"{fingerprint} {values}".encode())
+
+
 def _take_columns(references: ViewCheck, queries: ViewCheck) -> HeldColumns:
     """Check the train queries of finished views, and return the columns of both."""
     queries.check_train_places(references)
     return HeldColumns({"references": references.take_columns(), "queries": queries.take_columns()})
-
-
-def _read_header(uri: str) -> dict[str, Any]:
-    """Read dataset.json. Raises InputError when it is missing, damaged or of another format."""
-    try:
-        header = files.read_json(files.join(uri, "dataset.json"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"no data set at {uri}: dataset.json is missing; make one with `s4g convert` or"
-            " write_dataset"
-        ) from error
-    except RunError as error:
-        reraise_outage(error)
-        raise InputError(str(error)) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != 1:
-        raise InputError(f"{uri}/dataset.json is not of format {FORMAT!r}, version 1")
-    missing = [key for key in ("name", "fingerprint") if not isinstance(header.get(key), str)]
-    if missing:
-        raise InputError(
-            f"{uri}/dataset.json lacks {' and '.join(missing)}; make the data set again"
-        )
-    return header
 
 
 def write_dataset(
@@ -208,41 +212,50 @@ def write_dataset(
     *,
     name: str,
     views: Mapping[str, str] | None = None,
+    images_root: str | None = None,
+    values: ImageValues = AS_STORED,
 ) -> GeoDataset:
     """Write rows as a canonical data set and return it; columns that may be null may be missing.
 
-    References and queries are each a table, or an iterable of tables or record batches. An iterable
-    is written as it comes, so that about a part of 10^6 rows is in memory, and 50 bytes a place;
-    the files and the fingerprint are those of the same rows in one table. The references are
-    consumed first. `views` describes the images of each view in words. Raises InputError when the
-    folder holds a data set already, and where open_dataset would. dataset.json is written last, and
-    only for valid rows: after any error none of the parts is left.
+    References and queries are each a table or data frame, or an iterable of tables or record
+    batches. An iterable is written as it comes, so that about a part of 10^6 rows is in memory, and
+    50 bytes a place; the files and the fingerprint are those of the same rows in one table. The
+    references are consumed first. Types are cast where nothing is lost (format/columns.py).
+    `views` describes the images of each view in words. images_root: the folder that relative paths
+    of images start from (None: the data set's own); absolute paths below it are stored relative.
+    values: how images become bytes that hold others, or more bands than three.
+    Raises InputError when the folder holds a data set already, for columns that do not fit, and
+    where open_dataset would. dataset.json is written last, and only for valid rows: after any error
+    none of the parts is left.
     """
     uri = files.absolute(uri)
     refuse_existing(uri)
     if views is not None and set(views) != set(VIEWS):
         raise InputError(f"views={dict(views)!r} must have the keys {' and '.join(VIEWS)}")
-    digest = hashlib.sha256()
-    writers = [PartWriter(files.join(uri, view), view, digest) for view in VIEWS]
+    root = uri if images_root is None else files.absolute(images_root)
+    digest = RowsDigest()
+    prefixes = list_prefixes(uri, root)
+    writers = [PartWriter(files.join(uri, view), view, digest, prefixes) for view in VIEWS]
     try:
         for writer, rows in zip(writers, (references, queries), strict=True):
-            writer.write([rows] if isinstance(rows, pa.Table | pa.RecordBatch) else rows)
+            writer.write(rows)
         held = _take_columns(*(writer.check for writer in writers))
     except BaseException:
         for writer in writers:
             writer.remove()
         raise
-    header: dict[str, Any] = {
-        "format": FORMAT,
-        "version": 1,
-        "name": name,
-        "fingerprint": digest.hexdigest(),
-        "counts": {view: held.count_splits(view) for view in VIEWS},
-        "views": dict(views or {}),
-    }
-    files.write_json(files.join(uri, "dataset.json"), header)
+    header = DatasetHeader(
+        name=name,
+        fingerprint=digest.hexdigest(),
+        counts={view: held.count_splits(view) for view in VIEWS},
+        parts=tuple(part for writer in writers for part in writer.parts),
+        views=dict(views or {}),
+        images_root=relate(uri, root),
+        values=values.check(),
+    )
+    header.write(uri)
     sources = {view: writer.open() for view, writer in zip(VIEWS, writers, strict=True)}
-    return _make_dataset(uri, header, sources, held)
+    return _make_dataset(uri, header, sources, held, AS_WRITTEN)
 
 
 def refuse_existing(uri: str) -> None:
@@ -251,7 +264,7 @@ def refuse_existing(uri: str) -> None:
         for path in (Path(uri), *Path(uri).parents):
             if path.exists() and not path.is_dir():
                 raise InputError(f"{uri} cannot be a folder: {path} is a file")
-    if files.exists(files.join(uri, "dataset.json")):
+    if files.exists(files.join(uri, HEADER)):
         raise InputError(f"{uri} holds a data set already; remove it or choose another folder")
 
 

@@ -2,7 +2,8 @@
 
 A data set is a folder of dataset.json, references/part-*.parquet and queries/part-*.parquet.
 Opening it casts nothing: each of these columns must be there, with exactly this type. Only those of
-OPTIONAL may be missing: they are then read as null.
+OPTIONAL may be missing: they are then read as null. Writing casts what it is given
+(format/columns.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from s4g_ray.storage import files
 
 ProtocolName = Literal["strict", "paper"]
 
-FORMAT = "s4g-dataset"
 SPLITS = {"references": ("train", "val", "test", "gallery"), "queries": ("train", "val", "test")}
 ROWS_PER_PART = 1_000_000
 _COMMON = [

@@ -6,7 +6,7 @@ name the file, the row and the remedy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import LOOKUP_ROWS, Ints, is_among
+from s4g_ray.data.format.header import COPY_AGAIN, HEADER, DatasetPart, check_listing
 from s4g_ray.data.image_table import View
-from s4g_ray.data.schema import OPTIONAL, SCHEMAS, SPLITS, list_part_names, with_optional
+from s4g_ray.data.schema import OPTIONAL, SCHEMAS, SPLITS, with_optional
 from s4g_ray.data.tables.view_columns import SPLIT_CODES, SemiPositives, ViewColumns
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
@@ -94,21 +95,23 @@ class ViewCheck:
         self._files.append(file)
         self._first_rows.append(self._num_rows)
 
-    def read_files(self, folder: str) -> tuple[list[str], Any]:
-        """Check all files of a folder; return their paths and their file system.
+    def read_files(self, uri: str, parts: Sequence[DatasetPart]) -> tuple[list[str], Any]:
+        """Check all parts of a data set's view; return their paths and their file system.
 
-        Raises InputError for a folder without parts and for a wrong schema.
+        Raises InputError for a part that is missing, added or altered, and for a wrong schema.
         """
-        names = list_part_names(folder)
-        if not names:
-            raise InputError(
-                f"{folder} holds no part-*.parquet; the data set is incomplete, make it again"
-            )
-        filesystem, path = files.filesystem_of(folder)
-        paths = [f"{path}/{name}" for name in names]
-        for file in paths:
+        check_listing(uri, self.view, parts)
+        filesystem, path = files.filesystem_of(uri)
+        paths = [f"{path}/{part.name}" for part in parts]
+        for file, part in zip(paths, parts, strict=True):
             self.begin_file(file)
             self._read_file(filesystem, file)
+            found = self._num_rows - self._first_rows[-1]
+            if found != part.rows:
+                raise InputError(
+                    f"{file} holds {found:,} rows, but {HEADER} says {part.rows:,}: it was"
+                    f" altered; {COPY_AGAIN}"
+                )
         return paths, filesystem
 
     def _read_file(self, filesystem: Any, file: str) -> None:

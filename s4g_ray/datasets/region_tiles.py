@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.sphere import EARTH_RADIUS_M, metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.lists.image_lists import ImageList
@@ -163,7 +164,7 @@ def make_tile_rows(tiles: RegionTiles) -> ViewRows:
 def _make_table(tiles: RegionTiles, table: pa.Table, rows: Ints) -> pa.Table:
     """Return the canonical columns of some tiles; uris are absolute."""
     names = table["uri"].combine_chunks().dictionary_encode()
-    uris = [files.join(tiles.dataset.uri, uri) for uri in names.dictionary.to_pylist()]
+    uris = [resolve(tiles.dataset.images_root, uri) for uri in names.dictionary.to_pylist()]
     absolute = pa.DictionaryArray.from_arrays(names.indices, pa.array(uris, pa.string()))
     splits = pa.DictionaryArray.from_arrays(pa.array(tiles.splits[rows]), list(SPLIT_CODES))
     columns = {name: table[name] for name in ("id", "lat", "lon", *COLUMNS)}

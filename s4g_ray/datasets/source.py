@@ -289,6 +289,7 @@ class SourceFolder:
     ) -> GeoDataset:
         """Report what was left out, drop train queries without a reference, and write the data set.
 
+        Paths of images below the source are stored relative to it.
         Raises InputError when images are missing and `strict` is set, when no reference or no query
         is left, and for the errors of dataset.write_dataset.
         """
@@ -308,7 +309,7 @@ class SourceFolder:
                 )
         everything = np.ones(len(references.splits), dtype=bool)
         tables = (references.make_tables(everything), queries.make_tables(kept))
-        return write_dataset(target, *tables, name=name, views=views)
+        return write_dataset(target, *tables, name=name, views=views, images_root=self.uri)
 
     def _report_missing(self, strict: bool) -> None:
         if not self._missing:

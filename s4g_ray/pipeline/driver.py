@@ -82,7 +82,7 @@ def run(
     preemption = Preemption()
     check_gpu_use(config)
     with preemption.watched():
-        dataset = open_dataset(config.data.uri)
+        dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)

@@ -31,6 +31,7 @@ FREE_ON_RESUME = {
     "run_dir",
     "loggers",
     "data.uri",
+    "data.images_root",
     "data.cache_dir",
     "data.on_bad_image",
     "embedding.num_actors",
@@ -184,6 +185,7 @@ class RunFolder:
         branch = find_branch(uri, info, config, from_epoch, FREE_ON_RESUME)
         if info["dataset"]["fingerprint"] != dataset.fingerprint:
             raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
+        info["dataset"]["uri"] = dataset.uri  # it may have been moved
         bad_images = read_records(uri, "bad_images.jsonl")
         folder = cls(uri, config, info, read_records(uri), bad_images)
         folder.branch = branch

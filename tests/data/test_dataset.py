@@ -12,6 +12,7 @@ import pytest
 from s4g_ray.data.dataset import open_dataset, write_dataset
 from s4g_ray.errors import InputError
 from tests.conftest import tables
+from tests.support.resealed import reseal
 
 
 def with_column(
@@ -146,12 +147,15 @@ def test_parquet_with_wrong_columns_is_refused_with_the_file(tmp_path: Path) -> 
     path = tmp_path / "d/references/part-00000.parquet"
     table = pq.read_table(path)
     pq.write_table(table.drop(["lat"]), path)
+    reseal(tmp_path / "d")
     with pytest.raises(InputError, match=r"part-00000\.parquet: missing columns lat \(double\)"):
         open_dataset(dataset.uri)
     pq.write_table(with_column(table, "id", [str(i) for i in range(4)]), path)
+    reseal(tmp_path / "d")
     with pytest.raises(InputError, match="column 'id' is string, but must be int64"):
         open_dataset(dataset.uri)
-    path.write_bytes(b"no parquet")
+    size = path.stat().st_size
+    path.write_bytes(b"no parquet".ljust(size))
     with pytest.raises(InputError, match="not a readable Parquet file"):
         open_dataset(dataset.uri)
 
@@ -183,12 +187,28 @@ def test_writing_leaves_other_files_alone_and_invalid_tables_write_nothing(
 
 
 @pytest.mark.parametrize(
-    "header", ["{", "[]", '{"format": "s4g-dataset", "version": 1}', '{"format": "other"}']
+    ("header", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "is not of format 's4g-dataset'"),
+        ('{"format": "other"}', "is not of format 's4g-dataset'"),
+        ('{"format": "s4g-dataset", "version": 1}', "version 1, and .* reads version 2; convert a"),
+        ('{"format": "s4g-dataset", "version": 2}', "lacks name and fingerprint"),
+        (
+            '{"format": "s4g-dataset", "version": 2, "name": "n", "fingerprint": "f"}',
+            "is damaged .*parts",
+        ),
+        (
+            '{"format": "s4g-dataset", "version": 2, "name": "n", "fingerprint": "f",'
+            ' "parts": [{"name": "../x.parquet", "rows": 1, "bytes": 1, "sha256": ""}]}',
+            "no part's name",
+        ),
+    ],
 )
-def test_a_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
+def test_a_damaged_header_is_refused(tmp_path: Path, header: str, message: str) -> None:
     write_dataset(str(tmp_path / "d"), *tables(), name="x")
     (tmp_path / "d/dataset.json").write_text(header)
-    with pytest.raises(InputError, match=r"dataset\.json"):
+    with pytest.raises(InputError, match=rf"dataset\.json .*{message}"):
         open_dataset(str(tmp_path / "d"))
 
 
@@ -297,5 +317,6 @@ def test_sizes_of_tiles_are_written_where_they_are_given_and_read_as_null_elsewh
     path = tmp_path / "sized/references/part-00000.parquet"
     table = pq.read_table(path)
     pq.write_table(with_column(table, "size_m", [1.0] * 4, pa.float64()), path)
+    reseal(tmp_path / "sized")
     with pytest.raises(InputError, match="column 'size_m' is double, but must be float"):
         open_dataset(given.uri)

@@ -19,6 +19,7 @@ from s4g_ray.data.schema import SPLITS
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.driver import run
 from tests.conftest import tables, tiny_config, with_validation
+from tests.support.resealed import reseal
 
 NAMES: dict[View, list[str]] = {
     "references": ["id", "place_id", "lat", "lon"],
@@ -178,6 +179,7 @@ def test_faults_are_counted_over_batches_and_parts_and_nothing_is_left(
         table = pq.read_table(path)
         of_part = faulty.slice(start, 7)[column].combine_chunks()
         pq.write_table(table.set_column(table.column_names.index(column), column, of_part), path)
+    reseal(tmp_path / "d")
     with pytest.raises(InputError, match=message):
         open_dataset(str(tmp_path / "d"))
 
@@ -222,10 +224,12 @@ def test_a_null_uri_is_found_with_and_without_statistics(tmp_path: Path, statist
     path = tmp_path / "queries/part-00000.parquet"
     table = pq.read_table(path)
     pq.write_table(table, path, write_statistics=statistics)
+    reseal(tmp_path)
     open_dataset(dataset.uri)
     uris = pa.array(["a", "b", None, "d", None, "f"])
     table = table.set_column(table.column_names.index("uri"), "uri", uris)
     pq.write_table(table, path, write_statistics=statistics)
+    reseal(tmp_path)
     with pytest.raises(InputError, match="row 2: uri is null; give every row one; 1 more such row"):
         open_dataset(dataset.uri)
 

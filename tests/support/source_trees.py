@@ -13,6 +13,7 @@ import scipy.io
 from PIL import Image
 
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import View
 
 Size = tuple[int, int]  # height, width in pixels
@@ -27,10 +28,13 @@ TILE_STEP = 0.0005  # degrees of longitude between neighboring tiles: each overl
 
 
 def rows(dataset: GeoDataset, view: View, *columns: str) -> list[tuple[Any, ...]]:
-    """Return columns of a written table as tuples, sorted by the first column."""
+    """Return columns of a written table as tuples, sorted by the first column; uris absolute."""
     source = dataset.references if view == "references" else dataset.queries
     table = source.to_table(columns=list(columns)).sort_by(columns[0])
-    return list(zip(*(table[column].to_pylist() for column in columns), strict=True))
+    values = {column: table[column].to_pylist() for column in columns}
+    if "uri" in values:
+        values["uri"] = [resolve(dataset.images_root, uri) for uri in values["uri"]]
+    return list(zip(*values.values(), strict=True))
 
 
 def save_view(path: Path, place: int, view: int, size: Size) -> None:

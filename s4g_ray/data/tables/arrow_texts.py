@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from s4g_ray.data.format.image_paths import UP, resolve
 from s4g_ray.data.tables.text_column import TextColumn, shrink
 
 # Strings are kept once each, with a code for each row, where a row has one of at most so many, as a
@@ -27,17 +30,28 @@ def sort_by_id(table: pa.Table) -> pa.Table:
 
 
 def read_paths(column: pa.ChunkedArray, folder: str) -> TextColumn:
-    """Read paths or URIs [N] as files.join(folder, path) gives them, without nulls."""
+    """Read paths or URIs [N] as image_paths.resolve(folder, path) gives them, without nulls."""
     is_whole = pc.or_(pc.starts_with(column, "/"), pc.match_substring(column, "://"))
+    is_above = pc.starts_with(column, UP)
     start = f"{folder.rstrip('/')}/"
     num_whole = pc.sum(is_whole).as_py() or 0
-    if num_whole == 0:
+    if num_whole == 0 and not pc.any(is_above).as_py():
         return read_texts(column, start)
     if num_whole < len(column):
-        before, between = pa.scalar(start, column.type), pa.scalar("", column.type)
-        joined = pc.binary_join_element_wise(before, column, between)
-        column = pc.if_else(is_whole, column, joined)
+        column = pc.if_else(is_whole, column, _join_paths(start, column, is_above))
     return read_texts(column)
+
+
+def _join_paths(start: str, column: pa.ChunkedArray, is_above: Any) -> pa.ChunkedArray:
+    """Join relative paths to a folder, and resolve the `../` at the start of those marked so."""
+    between = pa.scalar("", column.type)
+    joined = pc.binary_join_element_wise(pa.scalar(start, column.type), column, between)
+    if pc.any(is_above).as_py():
+        rest = pc.utf8_slice_codeunits(column, len(UP))
+        is_higher = pc.and_(is_above, pc.starts_with(rest, UP))
+        higher = _join_paths(f"{resolve(start, '..').rstrip('/')}/", rest, is_higher)
+        joined = pc.if_else(is_above, higher, joined)
+    return joined
 
 
 def read_texts(column: pa.ChunkedArray, start: str = "") -> TextColumn:

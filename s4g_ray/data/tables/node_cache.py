@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from s4g_ray.config.data_schema import AS_WRITTEN, ImageOptions
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.schema import list_part_names
@@ -39,7 +40,7 @@ SMALL_BYTES = 500_000
 KEEP_DAYS = 30  # a table that no process opened for so long is removed
 # what a listing gives of a file's state: the first of local files, the last of object stores
 _MARKS = ("name", "size", "mtime", "ino", "ETag", "LastModified")
-_VERSION = 2  # of the format of mapped tables
+_VERSION = 3  # of the format of mapped tables
 _README = f"""Tables of where the images of data sets lie, shared by the processes of this machine.
 They take about 50 bytes an image. They are made when they are needed, and removed when they were
 not used for {KEEP_DAYS} days; you may remove them whenever no run is being started.
@@ -55,9 +56,12 @@ class TableSource:
     splits: tuple[str, ...]  # sorted
     state: str  # fingerprint of the data set's header and files; another when one was changed
     num_bytes: int  # of the Parquet files
+    images: ImageOptions = AS_WRITTEN
 
     @classmethod
-    def find(cls, uri: str, view: View, splits: Sequence[str]) -> TableSource | None:
+    def find(
+        cls, uri: str, view: View, splits: Sequence[str], images: ImageOptions = AS_WRITTEN
+    ) -> TableSource | None:
         """Look a view up by its files; None where there is no data set."""
         folder = files.join(uri, view)
         filesystem, path = files.filesystem_of(folder)
@@ -76,12 +80,14 @@ class TableSource:
             marks = [entry.get(key) for key in _MARKS]
             state.append(repr(marks))
         fingerprint = files.fingerprint("\n".join(state).encode())
-        return cls(uri, view, tuple(sorted(splits)), fingerprint, num_bytes)
+        return cls(uri, view, tuple(sorted(splits)), fingerprint, num_bytes, images)
 
     @property
     def key(self) -> str:
         """Return a name of these rows, which stays when their files change."""
-        return files.fingerprint(repr((self.uri, self.view, self.splits)).encode())[:16]
+        return files.fingerprint(repr((self.uri, self.view, self.splits, self.images)).encode())[
+            :16
+        ]
 
     def locate(self, folder: Path) -> Path:
         """Return the folder of the table."""
@@ -89,7 +95,10 @@ class TableSource:
 
 
 def open_image_tables(
-    uri: str, splits: Mapping[View, Sequence[str]], cache_dir: str | None = None
+    uri: str,
+    splits: Mapping[View, Sequence[str]],
+    cache_dir: str | None = None,
+    images: ImageOptions = AS_WRITTEN,
 ) -> dict[View, ImageTable]:
     """Open tables of a data set as GeoDataset.table reads them: the given splits of each view.
 
@@ -102,12 +111,12 @@ def open_image_tables(
     where the files cannot be written.
     """
     uri = files.absolute(uri)
-    found = {view: TableSource.find(uri, view, names) for view, names in splits.items()}
+    found = {view: TableSource.find(uri, view, names, images) for view, names in splits.items()}
     sources = {view: source for view, source in found.items() if source is not None}
     if len(sources) < len(found) or all(
         source.num_bytes < SMALL_BYTES for source in sources.values()
     ):
-        dataset = open_dataset(uri)
+        dataset = open_dataset(uri, images)
         return {view: dataset.table(view, names) for view, names in splits.items()}
     return _open_mapped(make_cache_folder(cache_dir), sources)
 
@@ -218,10 +227,10 @@ def build_tables(folder: Path, sources: Sequence[TableSource]) -> None:
     Raises InputError as open_dataset does, RunError where the files cannot be written or the data
     set changes meanwhile.
     """
-    dataset = open_dataset(sources[0].uri)
+    dataset = open_dataset(sources[0].uri, sources[0].images)
     for source in sources:
         table = dataset.table(source.view, source.splits)
-        if TableSource.find(source.uri, source.view, source.splits) != source:
+        if TableSource.find(source.uri, source.view, source.splits, source.images) != source:
             raise RunError(f"{source.uri} was changed while it was read; start again")
         _publish(source.locate(folder), table, source.view)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -11,38 +10,50 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from s4g_ray.data import schema
+from s4g_ray.data.format.columns import conform, iterate_tables
+from s4g_ray.data.format.header import DatasetPart
+from s4g_ray.data.format.image_paths import Prefixes, shorten
+from s4g_ray.data.format.rows_digest import RowsDigest
 from s4g_ray.data.image_table import View
-from s4g_ray.data.schema import OPTIONAL, SCHEMAS, list_part_names, with_optional
+from s4g_ray.data.schema import SCHEMAS, list_part_names, with_optional
 from s4g_ray.data.validation import BATCH_ROWS, ViewCheck
-from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
 
 class PartWriter:
     """Writes the parts of one view. At most a part, and the table that comes in, is in memory."""
 
-    def __init__(self, folder: str, view: View, digest: Any) -> None:
-        """`digest` of hashlib is updated by the contents of each part."""
+    def __init__(self, folder: str, view: View, digest: RowsDigest, prefixes: Prefixes) -> None:
+        """Write into the view's folder; the digest is updated by the rows of each part.
+
+        prefixes: what absolute paths of images start with, and what is stored instead.
+        """
         self.check = ViewCheck(view)
+        self.parts: list[DatasetPart] = []
         self._folder = folder
         self._view = view
         self._digest = digest
+        self._prefixes = prefixes
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
+        self._num_given = 0
         self._names: list[str] = []
 
-    def write(self, tables: Iterable[pa.Table | pa.RecordBatch]) -> None:
-        """Write all rows. Raises InputError for rows that are refused, once all were read.
+    def write(self, rows: Any) -> None:
+        """Write all rows: a table, or an iterable of tables or record batches.
 
-        Removes parts that an interrupted attempt left; other files in the folder stay.
+        Removes parts that an interrupted attempt left; other files in the folder stay. Raises
+        InputError for columns that do not fit, and for rows that are refused, once all were read.
         """
         for name in list_part_names(self._folder):
             files.remove(files.join(self._folder, name))
-        for given in tables:
-            table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
-            table = conform(table, self._view)
-            self._waiting.append(table)
+        for given in iterate_tables(rows):
+            table = conform(given, self._view, self._num_given)
+            number = table.column_names.index("uri")
+            uris = shorten(table["uri"], self._prefixes)
+            self._waiting.append(table.set_column(number, table.schema.field(number), uris))
             self._num_waiting += len(table)
+            self._num_given += len(table)
             while self._num_waiting >= schema.ROWS_PER_PART:
                 self._write_part()
         if self._num_waiting or not self._names:
@@ -68,8 +79,11 @@ class PartWriter:
             return
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
-        files.write_bytes(uri, buffer.getvalue())
-        self._digest.update(buffer.getvalue())
+        data = buffer.getvalue()
+        files.write_bytes(uri, data)
+        self._digest.update(self._view, table)
+        path = f"{self._view}/{name}"
+        self.parts.append(DatasetPart(path, len(table), len(data), files.fingerprint(data)))
 
     def open(self) -> Any:
         """Return the written parts as an Arrow data set."""
@@ -82,28 +96,3 @@ class PartWriter:
         """Remove the parts that were written."""
         for name in self._names:
             files.remove(files.join(self._folder, name))
-
-
-def conform(table: pa.Table, view: View) -> pa.Table:
-    """Cast a table to the schema of its view, nulls for missing columns. Raises InputError.
-
-    An optional column is written where the table has it.
-    """
-    columns = []
-    wanted = SCHEMAS[view]
-    for field in OPTIONAL[view]:
-        if field.name in table.column_names:
-            wanted = wanted.append(field)
-    for field in wanted:
-        if field.name in table.column_names:
-            try:
-                columns.append(table[field.name].cast(field.type))
-            except pa.ArrowInvalid as error:
-                raise InputError(
-                    f"{view}: column {field.name!r} is not {field.type}: {error}"
-                ) from error
-        elif field.nullable:
-            columns.append(pa.nulls(len(table), field.type))
-        else:
-            raise InputError(f"{view}: column {field.name!r} ({field.type}) is missing")
-    return pa.table(columns, names=wanted.names)

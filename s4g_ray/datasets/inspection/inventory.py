@@ -14,10 +14,11 @@ from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints, group
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import VIEWS, View
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.schema import SPLITS, gallery_splits
 from s4g_ray.data.sphere import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
-from s4g_ray.storage import files
 
 SPLIT_NAMES = SPLITS["references"]
 HELD_OUT = ("val", "test")
@@ -42,6 +43,7 @@ class Inventory:
     offsets: Ints  # bytes; -1: the whole object
     lengths: Ints  # bytes; -1: the whole object
     images: Ints  # 0..I-1; equal where file, offset and length are equal
+    values: ImageValues = AS_STORED  # how the values of the images become bytes
 
     @classmethod
     def read(cls, dataset: GeoDataset) -> Inventory:
@@ -55,7 +57,7 @@ class Inventory:
         numbers: dict[str, int] = {}  # of the distinct paths
         file_of_uri = []
         for uri in uris.dictionary.to_pylist():
-            path = files.join(dataset.uri, uri)
+            path = resolve(dataset.images_root, uri)
             file_of_uri.append(numbers.setdefault(path, len(numbers)))
         file_numbers = np.array(file_of_uri, dtype=np.int64)[uris.indices.to_numpy()]
         offsets = _fill_nulls(columns["offset"], -1)
@@ -75,6 +77,7 @@ class Inventory:
             offsets=offsets,
             lengths=lengths,
             images=group(file_numbers, offsets, lengths),
+            values=dataset.values,
         )
 
     def rows(self, view: View | None, *splits: str) -> Ints:

@@ -151,10 +151,13 @@ class BlockEncoder:
 
     def _take(self, job: EncodingJob, view: View, rows: Rows32) -> ImageTable:
         """Return the rows of a view's image table; the tables stay open for later blocks."""
-        opened = (job.data.uri, job.fingerprint, tuple(sorted(job.splits.items())))
+        images = job.data.image_options
+        opened = (job.data.uri, images, job.fingerprint, tuple(sorted(job.splits.items())))
         with self._opening:
             if opened not in self._tables:
-                tables = open_image_tables(job.data.uri, dict(job.splits), job.data.cache_dir)
+                tables = open_image_tables(
+                    job.data.uri, dict(job.splits), job.data.cache_dir, job.data.image_options
+                )
                 self._tables[opened] = tables
             while len(self._tables) > KEPT_TABLES:
                 self._tables.popitem(last=False)

@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 
 from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.arrow_texts import sort_by_id
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.store.tiles import DIGEST_BYTES, SCHEMA
 from s4g_ray.row_lookup import rows_of
-from s4g_ray.storage import files
 
 OPTIONAL = ("size_m",)  # columns that older data sets lack
 SAME_PLACE_M = 1000.0  # that a tile of unknown size may move, and keep its id
@@ -48,7 +48,7 @@ def read_source_tiles(dataset: GeoDataset, splits: Sequence[str] | None) -> pa.T
             " gallery answers with the position of a tile: add them, or leave these rows out"
         )
     columns = {name: table[name] for name in names}
-    columns["uri"] = pa.array(_absolute(table["uri"], dataset.uri), pa.string())
+    columns["uri"] = pa.array(_absolute(table["uri"], dataset.images_root), pa.string())
     for name in OPTIONAL:
         columns.setdefault(name, pa.nulls(len(table), SCHEMA.field(name).type))
     columns["size_m"] = _nan_as_null(columns["size_m"])
@@ -59,7 +59,7 @@ def read_source_tiles(dataset: GeoDataset, splits: Sequence[str] | None) -> pa.T
 
 def _absolute(uris: pa.ChunkedArray, folder: str) -> list[str]:
     """Return URIs as an absolute path or with a scheme."""
-    return [files.join(folder, uri) for uri in uris.to_pylist()]
+    return [resolve(folder, uri) for uri in uris.to_pylist()]
 
 
 def _nan_as_null(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

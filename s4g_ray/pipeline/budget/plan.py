@@ -76,7 +76,7 @@ def plan_run(
     reporter = reporter or Reporter()
     s3_settings.apply(config.storage)
     with reporter.stage("reading the data set"):
-        dataset = open_dataset(config.data.uri)
+        dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)

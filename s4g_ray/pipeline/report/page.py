@@ -120,7 +120,7 @@ def read_results(run: EvaluatedRun) -> QueryResults:
             f"{run.uri} has no embeddings of its last evaluation, after epoch {last}: they were"
             " pruned before the run branched; resume it until its next evaluation"
         )
-    dataset = open_dataset(run.info["dataset"]["uri"])
+    dataset = open_dataset(run.info["dataset"]["uri"], run.config.data.image_options)
     split = run.config.data.test_split
     search = search_tables(dataset, split, folder, folder, num_top=NUM_TOP)
     return QueryResults.from_search(dataset, split, search)

@@ -58,7 +58,7 @@ def embed_collection(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset = open_dataset(base.data.uri)
+    dataset = open_dataset(base.data.uri, base.data.image_options)
     numerics = opened.numerics_for(base.train)
     views = _views_of(base, dataset, splits)
     base = base.model_copy(update={"model": fit_model_to_sizes(base.model, base.data)})

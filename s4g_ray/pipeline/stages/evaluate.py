@@ -72,7 +72,7 @@ def evaluate(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset = open_dataset(base.data.uri)
+    dataset = open_dataset(base.data.uri, base.data.image_options)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
     base = _with_data(base, query_heading=heading or base.data.query_heading)
     configs = [_with_fov(base, fov) for fov in fovs] or [base]

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.support.rank_probe import SPLITS, touch, write_places, write_plan
-from s4g_ray.config.data_schema import AugmentConfig, DataConfig
+from s4g_ray.config.data_schema import AugmentConfig, DataConfig, ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.data.tables import node_cache
 from s4g_ray.data.tables.node_cache import (
     TableSource,
@@ -38,6 +39,7 @@ from s4g_ray.errors import InputError, RunError, WriteError
 from s4g_ray.storage import files
 from tests.conftest import SIZE, tables
 from tests.support.faulty_s3 import Store
+from tests.support.resealed import reseal
 
 WANTED: dict[View, list[str]] = {"queries": ["train"], "references": ["train", "gallery"]}
 
@@ -114,6 +116,8 @@ def assert_equal(found: ImageTable, wanted: ImageTable) -> None:
         one, other = getattr(found, field.name), getattr(wanted, field.name)
         if isinstance(other, TextColumn):
             assert list(one) == list(other), field.name
+        elif isinstance(other, ImageValues):
+            assert one == other
         else:
             assert one.dtype == other.dtype, field.name
             np.testing.assert_array_equal(one, other, field.name)
@@ -122,6 +126,17 @@ def assert_equal(found: ImageTable, wanted: ImageTable) -> None:
 def find_sources(uri: str) -> list[TableSource]:
     found = [TableSource.find(uri, view, splits) for view, splits in WANTED.items()]
     return [source for source in found if source is not None]
+
+
+def test_tables_of_other_image_options_are_others(dataset: GeoDataset, tmp_path: Path) -> None:
+    """The folder of the images, and how their values are shown, are kept in mapped tables."""
+    plain = open_image_tables(dataset.uri, WANTED, str(tmp_path))["queries"]
+    images = ImageOptions(str(tmp_path / "elsewhere"), "0,3000", (4, 3, 2))
+    for _ in range(2):  # built, and mapped again
+        found = open_image_tables(dataset.uri, WANTED, str(tmp_path), images)["queries"]
+        assert found.values == ImageValues("0,3000", (4, 3, 2))
+        assert_equal(found, open_dataset(dataset.uri, images).table("queries", ["train"]))
+    assert (plain.values, plain.uris[0]) != (found.values, found.uris[0])
 
 
 def list_tables(folder: Path) -> list[str]:
@@ -206,7 +221,9 @@ def test_a_small_data_set_is_read_into_memory_and_a_missing_one_is_refused(
     with pytest.raises(InputError, match=r"no data set at .*dataset\.json is missing"):
         open_image_tables(str(tmp_path / "none"), WANTED)
     shutil.rmtree(Path(dataset.uri) / "queries")
-    with pytest.raises(InputError, match=r"queries holds no part-\*\.parquet"):
+    with pytest.raises(
+        InputError, match=r"queries/part-00000\.parquet, a part of .* rows, is missing"
+    ):
         open_image_tables(dataset.uri, WANTED)
 
 
@@ -221,14 +238,15 @@ def test_a_changed_data_set_is_read_and_validated_again_and_its_earlier_table_re
     column = table.column_names.index("uri")
     moved = pa.array([f"elsewhere/{i}" for i in range(40)])
     pq.write_table(table.set_column(column, "uri", moved), part)
+    reseal(dataset.uri)
     after = open_image_tables(dataset.uri, WANTED, str(cache))["queries"]
     assert_equal(after, open_dataset(dataset.uri).table("queries", ["train"]))
     assert builds.count == 2
-    assert len(set(list_tables(cache)) - set(names)) == 1
+    assert len(set(list_tables(cache)) - set(names)) == 2  # dataset.json lists the parts of both
     assert len(list_tables(cache)) == 2
     assert before.uris[0] not in list(after.uris)  # still mapped, though its files are removed
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(InputError, match="is not a readable Parquet file"):
+    with pytest.raises(InputError, match="it was cut off or altered"):
         open_image_tables(dataset.uri, WANTED, str(cache))
 
 

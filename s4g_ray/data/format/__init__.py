@@ -1,0 +1,7 @@
+"""Write and read the format of a data set: its header, columns, paths and fingerprint.
+
+header        DatasetHeader: dataset.json, with the parts that the data set consists of
+columns       cast tables to the schema of a view; errors name column, row and remedy
+image_paths   paths of images, stored relative to a folder that may move
+rows_digest   RowsDigest: the fingerprint of rows, wherever their images are
+"""
