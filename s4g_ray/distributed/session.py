@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from s4g_ray.distributed.start_checks import check_address, check_local_start
 from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.storage import s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
+
+LEAST_START_S = 60.0  # for Ray itself, where ray.start_timeout_s is shorter
+AGAIN_S = 5.0  # after which a start that went on in spite of its limit is ended again
 
 
 @contextmanager
@@ -88,16 +93,28 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
     """Connect to an address, or start a cluster on this machine when there is none."""
     # a cluster that starts here inherits this process's environment
     env = {"env_vars": store_variables} if address and store_variables else None
+    limit_s = max(cluster.start_timeout_s, LEAST_START_S)
     try:
-        ray.init(
-            address=address or "local",  # a new cluster, even where another one runs here
-            num_cpus=None if address else cluster.num_cpus,
-            include_dashboard=None if address else False,
-            _metrics_export_port=None if address else cluster.metrics_port,
-            runtime_env=env,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _limited(limit_s):
+            ray.init(
+                address=address or "local",  # a new cluster, even where another one runs here
+                num_cpus=None if address else cluster.num_cpus,
+                include_dashboard=None if address else False,
+                _metrics_export_port=None if address else cluster.metrics_port,
+                runtime_env=env,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except _TooLateError as error:
+        if address:
+            raise InputError(
+                f"the Ray cluster at {address} does not accept this command within {limit_s:g} s;"
+                " look at its nodes (`ray status`), or raise ray.start_timeout_s"
+            ) from error
+        raise RunError(
+            f"Ray did not start on this machine within {limit_s:g} s, which is busy; run the"
+            " command again, or raise ray.start_timeout_s"
+        ) from error
     except Exception as error:  # Ray raises plain ones, too
         if address:
             raise InputError(
@@ -112,6 +129,29 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
             f"Ray cannot start on this machine: {reason_of(error)}; its logs are in"
             " /tmp/ray/session_latest/logs, or below RAY_TMPDIR or TMPDIR"
         ) from error
+
+
+class _TooLateError(BaseException):
+    """Ray takes too long. No Exception, because Ray catches those."""
+
+
+@contextmanager
+def _limited(limit_s: float) -> Iterator[None]:
+    """Raise _TooLateError in the block after limit_s; in the main thread, which signals reach."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _TooLateError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _check_free(port: int | None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import threading
 import time
 from collections import namedtuple
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import ray
 
 from s4g_ray.config.schema import RayConfig
+from s4g_ray.distributed import session
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.start_checks import check_address, check_local_start
 from s4g_ray.errors import InputError, RunError
@@ -185,6 +187,36 @@ def test_the_address_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPat
         ray_session(RayConfig(), StorageConfig()),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "message"),
+    [
+        (
+            None,
+            RunError,
+            r"Ray did not start on this machine within 0.1 s, .*run the command",
+        ),
+        ("auto", InputError, r"does not accept this command within 0\.1 s; look at"),
+    ],
+)
+def test_a_start_that_takes_too_long_is_ended(
+    address: str | None, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(**_: Any) -> None:
+        while True:
+            with suppress(Exception):  # as Ray does
+                time.sleep(60)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", hang)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "LEAST_START_S", 0.0)
+    config = RayConfig(address=address, start_timeout_s=0.1)
+    with pytest.raises(kind, match=message), ray_session(config, StorageConfig()):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
