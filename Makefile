@@ -61,7 +61,7 @@ wheel: $(STAMP)
 
 # strict: a link that leads nowhere is an error
 docs: .venv/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo site/index.html
 
 .venv/.installed-docs: $(STAMP)

@@ -32,6 +32,7 @@ from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
+LIST_ENDINGS = (".csv", ".parquet", ".tsv", ".txt")
 VIEWS = {"references": "aerial image", "queries": "photo"}
 
 
@@ -49,16 +50,16 @@ def convert(
     """Convert a folder of images that two lists describe; images stay where they are.
 
     A list is a CSV file with a header, in any dialect, or a Parquet file: by default `queries.csv`,
-    or else `queries.parquet`, likewise `references`. Rows are read in blocks; of each, about 50
-    bytes and its path stay in memory. Options are those of ListOptions. `pair="nearest"`: a query's
-    place is the tile nearest on the great circle, within its own split when there is a split column
-    (a `gallery` tile is never chosen). `pair="key"`: equal keys are one place, and coordinates may
-    be empty. Queries farther than `max_distance_m` from their place are left out. Without a split
-    column the easternmost `test_fraction` of the places is test: a strip, because a random draw
-    would put test places next to train places. `from_exif`: positions and headings that a list of
-    queries lacks are those of the photos' tags; `queries` may then be a folder, by default SOURCE.
-    `references` may also be a data set of tiles, as region_tiles.py pairs them. `name` defaults to
-    the name of the source folder.
+    or else `.parquet`, `.tsv` or `.txt`, likewise `references`. Rows are read in blocks; of each,
+    about 50 bytes and its path stay in memory. Options are those of ListOptions. `pair="nearest"`:
+    a query's place is the tile nearest on the great circle, within its own split when there is a
+    split column (a `gallery` tile is never chosen). `pair="key"`: equal keys are one place, and
+    coordinates may be empty. Queries farther than `max_distance_m` from their place are left out.
+    Without a split column the easternmost `test_fraction` of the places is test: a strip, because a
+    random draw would put test places next to train places. `from_exif`: positions and headings that
+    a list of queries lacks are those of the photos' tags; `queries` may then be a folder, by
+    default SOURCE. `references` may also be a data set of tiles, as region_tiles.py pairs them.
+    `name` defaults to the name of the source folder.
     Raises InputError with file and line for missing columns, bad values, repeated ids, and queries
     far from all tiles, for missing images when `strict`, and for a target that holds a data set.
     """
@@ -81,9 +82,8 @@ def _read_photos(
     name = queries or _find_list(source_folder, "queries")
     if not options.from_exif:
         return read_list(source_folder, name, "queries", options)
-    if name.endswith((".csv", ".parquet")) and (
-        queries is not None or files.exists(source_folder.join(name))
-    ):
+    is_named = queries is not None
+    if name.endswith(LIST_ENDINGS) and (is_named or files.exists(source_folder.join(name))):
         photos = read_list(source_folder, name, "queries", options)
     else:
         photos = list_folder(source_folder, queries or "", tiles, options)
@@ -98,11 +98,10 @@ def _read_photos(
 
 
 def _find_list(source_folder: SourceFolder, view: str) -> str:
-    """Return the name of the list of a view: Parquet where there is no CSV."""
-    has_csv = files.exists(source_folder.join(f"{view}.csv"))
-    if not has_csv and files.exists(source_folder.join(f"{view}.parquet")):
-        return f"{view}.parquet"
-    return f"{view}.csv"
+    """Return the name of the list of a view: of those that are there the first of LIST_ENDINGS."""
+    names = [f"{view}{ending}" for ending in LIST_ENDINGS]
+    found = (name for name in names if files.exists(source_folder.join(name)))
+    return next(found, names[0])
 
 
 def _pair_lists(

@@ -214,8 +214,9 @@ def read_state(uri: str) -> StateDict:
         reason = f"damaged, or not tensors alone ({type(error).__name__}); only those are loaded"
         if classes:
             reason = (
-                f"it holds {_join(classes)}, which are not loaded because unpickling them may run"
-                " code; save the tensors alone: torch.save(model.state_dict(), path)"
+                f"not tensors alone: it holds {_join(classes)}, which are not loaded because"
+                " unpickling them may run code; save the tensors:"
+                " torch.save(model.state_dict(), path)"
             )
         raise InputError(f"{uri}: not a readable state dict: {reason}") from error
     if _is_state_dict(state):

@@ -278,10 +278,8 @@ class _Choice:
         elif self._cfg.index_kind == "auto":
             reason += "; the most exact kind that fits"
         if self._cfg.gpus_per_shard and (self._cfg.nprobe or 0) > GPU_MAX_NPROBE:
-            reason += (
-                f"; mining.nprobe={self._cfg.nprobe} is lowered to {plan.nprobe}: a GPU visits at"
-                f" most {GPU_MAX_NPROBE} lists"
-            )
+            lowered = f"mining.nprobe={self._cfg.nprobe} is lowered to {plan.nprobe}"
+            reason += f"; {lowered}: a GPU visits at most {GPU_MAX_NPROBE} lists"
         return dataclasses.replace(plan, reason=reason)
 
     def describe_misfit(self, plan: IndexPlan) -> str:
@@ -291,6 +289,11 @@ class _Choice:
             return _describe_misfit(plan, limit_gb)
         room = self._resources
         assert room is not None
+        if not room.memory_gb:
+            return (
+                f"no node can hold a shard of mining.gpus_per_shard={self._cfg.gpus_per_shard:g};"
+                " lower it, change mining.label_selector, or add nodes"
+            )
         count = self._shard_counts(plan.num_vectors)[-1]
         sharded = dataclasses.replace(plan, num_shards=count)
         memory = ", ".join(f"{memory_gb:.3g}" for memory_gb in room.memory_gb)

@@ -194,6 +194,21 @@ def test_keys_without_columns_of_coordinates_give_a_note(tmp_path: Path) -> None
         )
 
 
+@pytest.mark.parametrize("degrees", [0, 170])
+def test_places_of_several_tiles_have_their_mean_on_the_circle(
+    tmp_path: Path, degrees: int
+) -> None:
+    # the place k lies about the antimeridian: its plain mean would lie on the other side
+    points = [(9.0, "w"), (9.5, "w"), (9.9, "k"), (10.3, "k"), (10.75, "e"), (10.25, "e")]
+    tiles = ["path,lat,lon,key"]
+    for number, (lon, key) in enumerate(points):
+        tiles.append(f"{number}.png,0,{(lon + degrees + 180) % 360 - 180},{key}")
+    source = make(tmp_path / "s", tiles, ["path,key", "0.jpg,w", "1.jpg,k", "2.jpg,e"])
+    dataset = folder.convert(source, str(tmp_path / "d"), pair="key", test_fraction=1 / 3)
+    splits = [split for _, split in rows(dataset, "queries", "id", "split")]
+    assert splits == ["train", "train", "test"]
+
+
 def test_places_of_several_tiles_stay_on_one_side_of_the_strip(tmp_path: Path) -> None:
     tiles = [
         "path,lat,lon,key",

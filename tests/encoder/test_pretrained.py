@@ -163,7 +163,7 @@ class Elsewhere:
 def test_classes_that_are_not_loaded_are_named(tmp_path: Path, zipped: bool) -> None:
     value = {"state_dict": {"a": torch.zeros(1)}, "args": argparse.Namespace(), "x": Elsewhere()}
     torch.save(value, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match="not a readable state dict: it holds") as caught:
+    with pytest.raises(InputError, match="not a readable state dict: not tensors alone") as caught:
         read_state(str(tmp_path / "w.pth"))
     assert "argparse.Namespace" in str(caught.value)
     if zipped:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 import uuid
 from pathlib import Path
 
 from s4g_ray.cli.setup.finding import Finding
+from s4g_ray.distributed import start_checks
 from s4g_ray.errors import InputError, RunError, first_line
 
 CONNECT_S = 3.0  # until a cluster's address counts as silent
@@ -16,35 +16,16 @@ TOKEN = ".ray/auth_token"
 
 
 def check_address(address: str | None) -> Finding:
-    """Check, without Ray, that something answers at RAY_ADDRESS; None: no cluster is named."""
+    """Check, without Ray, that a cluster answers at RAY_ADDRESS; None: no cluster is named."""
     name = "Ray cluster"
     if not address:
         return Finding(name, "ok", "none named: commands start Ray on this machine")
-    if address.startswith(("http://", "https://")):
-        return Finding(
-            name,
-            "error",
-            f"RAY_ADDRESS={address} is that of the dashboard, for `ray job submit`",
-            "unset it, or for runs on this machine set RAY_ADDRESS=HEAD:6379",
-        )
-    if address in ("auto", "local"):
-        return Finding(name, "ok", f"RAY_ADDRESS={address}; --ray tries it")
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return Finding(
-            name, "error", f"RAY_ADDRESS={address} is not HOST:PORT", "such as 10.0.0.5:6379"
-        )
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            pass
-    except (OSError, OverflowError) as error:
-        return Finding(
-            name,
-            "error",
-            f"nothing answers at RAY_ADDRESS={address}: {first_line(error)}",
-            "start the cluster, correct the address, or unset it to use this machine",
-        )
-    return Finding(name, "ok", f"{address} answers; --ray connects to it")
+        start_checks.check_address(address, timeout_s=CONNECT_S)
+    except InputError as error:
+        value, _, remedy = str(error).partition("; ")
+        return Finding(name, "error", value, remedy)
+    return Finding(name, "ok", f"RAY_ADDRESS={address}; --ray connects to it")
 
 
 def check_token() -> Finding:

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 
 from s4g_ray.cli.setup.finding import Finding
+from s4g_ray.distributed.start_checks import check_local_start
+from s4g_ray.errors import InputError
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
@@ -16,9 +18,6 @@ GB = 1e9
 LEAST_MEMORY_GB = 4.0  # free: the demo's processes take about three
 LEAST_TEMPORARY_GB = 2.0
 SHARED_SHARE = 0.3  # of the memory: what Ray's object store takes of /dev/shm
-# below the temporary folder, with the longest process id; Unix allows 107 bytes in all
-SOCKET = "/ray/session_2026-01-31_12-00-00_123456_4194304/sockets/plasma_store"
-SOCKET_LIMIT = 107
 
 
 def check_cores(cgroup: Path = CGROUP) -> Finding:
@@ -164,28 +163,18 @@ def check_shared_memory(folder: str = "/dev/shm") -> Finding:
 
 
 def check_temporary_folder() -> Finding:
-    """Check the folder of Ray's sockets and of temporary files: length, space, access."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    """Check the folder of Ray's sockets and logs: length, access, space; and Ray's token."""
+    folder = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
     name = "temporary folder"
-    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    length = len(os.fsencode(folder + SOCKET))
-    if length > SOCKET_LIMIT:
-        longest = SOCKET_LIMIT - len(SOCKET)
-        return Finding(
-            name,
-            "error",
-            f"{folder} is too long for Ray's sockets: {length} bytes, of at most {SOCKET_LIMIT}",
-            f"set {variable} to a path of at most {longest} bytes, such as /tmp",
-        )
-    fault = find_write_fault(folder)
-    if fault:
-        return Finding(name, "error", f"{folder}: {fault}", f"set {variable} to one with access")
+    try:
+        check_local_start()
+    except InputError as error:
+        value, _, remedy = str(error).partition("; ")
+        return Finding(name, "error", value, remedy)
     free = shutil.disk_usage(folder).free / GB
     value = f"{folder}, {free:.1f} GB free"
     if free < LEAST_TEMPORARY_GB:
-        return Finding(
-            name, "warning", value, f"make room, or set {variable} to a folder with more"
-        )
+        return Finding(name, "warning", value, "make room, or set RAY_TMPDIR to a folder with more")
     return Finding(name, "ok", value)
 
 

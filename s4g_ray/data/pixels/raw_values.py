@@ -16,7 +16,6 @@ from s4g_ray.arrays import Bools
 from s4g_ray.data.pixels.image_values import UnfitValuesError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_BANDS = 64
 # Pillow's names of the values of files, where their type is not that of its array
 _TYPES = {"I;16S": np.int16, "I;16BS": np.int16, "I;16B": np.uint16, "I;16": np.uint16}
 _DRIVERS = {True: "GTiff", False: "PNG"}
@@ -70,7 +69,7 @@ def read_bands(data: bytes, max_pixels: int) -> RawValues:
     """Read all bands of a TIFF or PNG file by rasterio.
 
     Raises UnfitValuesError where rasterio is not installed, and ValueError for a damaged file and
-    for more than max_pixels or MAX_BANDS.
+    for more than max_pixels, or more values than they have in three bands.
     """
     try:
         import rasterio
@@ -85,10 +84,11 @@ def read_bands(data: bytes, max_pixels: int) -> RawValues:
         with warnings.catch_warnings(), rasterio.MemoryFile(data) as memory:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with memory.open(driver=driver) as raster:
-                if raster.width * raster.height > max_pixels or raster.count > MAX_BANDS:
+                num_values = raster.width * raster.height * raster.count
+                if raster.width * raster.height > max_pixels or num_values > 3 * max_pixels:
                     raise ValueError(
                         f"{raster.width} x {raster.height} pixels in {raster.count} bands are too"
-                        f" many: at most {max_pixels:,} in {MAX_BANDS}; cut it up"
+                        f" many: at most {max_pixels:,} in three; cut it up or leave bands out"
                     )
                 values = np.moveaxis(raster.read(), 0, 2)
                 nodata = raster.nodata

@@ -57,7 +57,10 @@ def list_folder(
         )
     column = pa.array([path for path in paths if is_utf8(path)], pa.string())
     if tiles is not None:
-        column = column.filter(pc.invert(pc.is_in(column, value_set=tiles.column("path"))))
+        listed = tiles.column("path")
+        whole = pc.binary_join_element_wise(top.rstrip("/"), column, "/")
+        is_tile = pc.or_(pc.is_in(column, value_set=listed), pc.is_in(whole, value_set=listed))
+        column = column.filter(pc.invert(is_tile))
     if not len(column):
         raise InputError(f"{uri} holds no photo that is not a tile; name the photos by --queries")
     count = len(column)

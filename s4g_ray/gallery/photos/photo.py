@@ -18,12 +18,13 @@ from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
 from s4g_ray.data.photos.exif import ExifPosition, read_exif
 from s4g_ray.data.photos.heif import enable_heif, is_heif
-from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
 from s4g_ray.errors import BadImageError, RunError, first_line
 from s4g_ray.gallery.photos.quiet_decoders import silence_decoders
 from s4g_ray.storage import files
 
 silence_decoders()
+SAVE = "gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT"
 MOST_ASPECT = 4  # of a picture whose aspect is kept
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -88,12 +89,8 @@ def decode_photo(
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             elif "xmp" in image.info:  # may hold an orientation: decode_pixels knows
                 orientation = 0
-            if image.mode == "F" and values.stretch is None:  # of no known range
-                raise _OtherValuesError
             if image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation:
                 pixels = _decode_jpeg(data, image.size, orientation, least)
-    except _OtherValuesError as error:
-        raise BadImageError(f"{name}: {describe_unknown(data)}") from error
     except Exception:  # of many kinds; decode_pixels raises its message again
         pixels = None
     if pixels is None:
@@ -104,22 +101,20 @@ def decode_photo(
     return Photo(name, shrink(pixels, least), exif)
 
 
-class _OtherValuesError(Exception):
-    """An image whose values are no brightness."""
-
-
 def describe_unknown(data: bytes) -> str:
     """Return why a file that Pillow does not know is no photo, with the remedy."""
     if not data.startswith(_TIFF_STARTS):
         return "not an image file of a known format"
     return (
         "a TIFF that is damaged, or whose bands are not those of a photo (1 or 3 of 8 or 16 bits);"
-        " save it as such, as by `gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT`"
+        f" save it as such, as by `{SAVE}`"
     )
 
 
 def _reason_of(error: ValueError, data: bytes) -> str:
     """Return why decode_pixels refuses a file; without the names of Pillow's exceptions."""
+    if isinstance(error, UnfitValuesError):
+        return f"{error}; or save the photo as bytes, as by `{SAVE}`"
     cause = error.__cause__
     if cause is None or isinstance(cause, Image.DecompressionBombError):
         return str(error)

@@ -75,6 +75,8 @@ def plan_run(
     """
     reporter = reporter or Reporter()
     s3_settings.apply(config.storage)
+    if rates_run is not None:
+        read_rates(rates_run, Rates())  # errors come at once
     with reporter.stage("reading the data set"):
         dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)

@@ -72,6 +72,17 @@ def test_json_holds_all_figures_and_names_what_does_not_fit(
     assert found["rates"]["decode_s"] > 0
 
 
+def test_a_run_that_is_none_is_refused_before_anything_is_measured(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("s4g_ray.pipeline.budget.plan.measure_rates", measure)
+    done = plan(config["path"], "--rates", "nowhere")
+    assert "nowhere is no run's folder: run.json is missing" in str(done.exception)
+
+
 def test_a_misspelt_key_is_reported_at_once(config: dict[str, Any]) -> None:
     done = plan(config["path"], "train.epoch=3")
     assert done.exit_code == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import stat
 from pathlib import Path
 
@@ -106,19 +105,16 @@ def write(folder: Path, contents: dict[str, str]) -> None:
         path.write_text(text)
 
 
-def test_a_temporary_folder_is_too_long_exactly_where_a_socket_cannot_be_made(
+def test_a_temporary_folder_that_ray_cannot_use_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    longest = machine.SOCKET_LIMIT - len(machine.SOCKET)
-    for length in (longest, longest + 1):
-        folder = "/" + "x" * (length - 1)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert machine.check_temporary_folder().value.startswith("/tmp, ")
+    for folder, fault in ((f"/{'x' * 100}", "is too long"), ("/no/such", "is no folder")):
         monkeypatch.setenv("RAY_TMPDIR", folder)
         found = machine.check_temporary_folder()
-        with socket.socket(socket.AF_UNIX) as trial, pytest.raises(OSError) as error:
-            trial.bind(folder + machine.SOCKET)
-        is_too_long = "too long" in str(error.value)
-        assert ("too long" in found.value) is is_too_long is (length > longest)
-        assert found.state == "error"  # it does not exist, either
+        assert found.state == "error"
+        assert fault in found.value
         assert "set RAY_TMPDIR" in found.remedy
 
 
@@ -153,17 +149,13 @@ def test_a_driver_with_gpus_that_torch_cannot_use_is_an_error(
     assert machine.list_gpus() == []
 
 
-def test_an_address_is_tried_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_tried_without_ray() -> None:
     assert access.check_address(None).state == "ok"
-    assert "dashboard" in access.check_address("http://10.0.0.5:8265").value
-    assert access.check_address("somewhere").state == "error"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-            assert access.check_address(address).state == "ok"
-    found = access.check_address(f"127.0.0.1:{port}")  # closed by now
+    found = access.check_address("http://10.0.0.5:8265")
     assert found.state == "error"
-    assert "nothing answers" in found.value
+    assert "dashboard" in found.value
+    assert found.remedy.startswith("unset it")
+    assert access.check_address("somewhere").state == "error"
 
 
 def test_a_library_that_is_missing_or_too_old_is_named_with_the_command() -> None:

@@ -163,6 +163,19 @@ def test_without_rasterio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         decode_pixels(data)
 
 
+def test_files_of_more_values_than_memory_and_damaged_ones_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = encode_tiff(make_values("uint16", 0, 65535, 5))
+    named = ImageValues("full", (1, 2, 3))
+    assert decode_pixels(data, values=named).shape == (3, 8, 12)
+    with pytest.raises(ValueError, match="damaged, or no image file"):
+        decode_pixels(data[:-300], values=named)
+    monkeypatch.setattr("s4g_ray.data.images.MAX_PIXELS", 8 * 12 * 5 // 3 - 1)
+    with pytest.raises(ValueError, match="12 x 8 pixels in 5 bands are too many"):
+        decode_pixels(data, values=named)
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
