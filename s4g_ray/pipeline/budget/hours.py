@@ -13,7 +13,7 @@ from s4g_ray.pipeline.budget.sizes import RunSizes
 from s4g_ray.pipeline.rounds.rotation import count_shares
 from s4g_ray.pipeline.rounds.schedule import Schedule
 
-RAY_START_S = 6.0  # of a cluster on one machine: its own processes
+RAY_START_S = 6.0  # of a cluster on one machine: seen 3 to 11
 
 
 @dataclass(frozen=True)
