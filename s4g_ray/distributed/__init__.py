@@ -2,6 +2,7 @@
 
 session          connect to a Ray cluster, or start one on this machine
 start_checks     can Ray start here, and does the named cluster answer?
+start_limit      end a start of Ray that takes too long
 placement        does everything that runs at the same time fit on the nodes? (pure)
 autoscaling      ask an autoscaler for missing nodes and wait for them
 placement_gate   place workers before the actors beside them, also after a loss

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +15,12 @@ from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Node, nodes_of
 from s4g_ray.distributed.ray_output import without_ray_lines
 from s4g_ray.distributed.start_checks import check_address, check_local_start
+from s4g_ray.distributed.start_limit import TooLateError, limited
 from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.storage import s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
 
 LEAST_START_S = 60.0  # for Ray itself, where ray.start_timeout_s is shorter
-AGAIN_S = 5.0  # after which a start that went on in spite of its limit is ended again
 
 
 @contextmanager
@@ -94,8 +92,18 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
     # a cluster that starts here inherits this process's environment
     env = {"env_vars": store_variables} if address and store_variables else None
     limit_s = max(cluster.start_timeout_s, LEAST_START_S)
+    if address:
+        late = (
+            f"the Ray cluster at {address} does not accept this command within {limit_s:g} s; look"
+            " at its nodes (`ray status`), or raise ray.start_timeout_s"
+        )
+    else:
+        late = (
+            f"Ray did not start on this machine within {limit_s:g} s, which is busy; run the"
+            " command again, or raise ray.start_timeout_s"
+        )
     try:
-        with _limited(limit_s):
+        with limited(limit_s, late):
             ray.init(
                 address=address or "local",  # a new cluster, even where another one runs here
                 num_cpus=None if address else cluster.num_cpus,
@@ -105,16 +113,8 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except _TooLateError as error:
-        if address:
-            raise InputError(
-                f"the Ray cluster at {address} does not accept this command within {limit_s:g} s;"
-                " look at its nodes (`ray status`), or raise ray.start_timeout_s"
-            ) from error
-        raise RunError(
-            f"Ray did not start on this machine within {limit_s:g} s, which is busy; run the"
-            " command again, or raise ray.start_timeout_s"
-        ) from error
+    except TooLateError as error:
+        raise (InputError if address else RunError)(late) from error
     except Exception as error:  # Ray raises plain ones, too
         if address:
             raise InputError(
@@ -129,29 +129,6 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
             f"Ray cannot start on this machine: {reason_of(error)}; its logs are in"
             " /tmp/ray/session_latest/logs, or below RAY_TMPDIR or TMPDIR"
         ) from error
-
-
-class _TooLateError(BaseException):
-    """Ray takes too long. No Exception, because Ray catches those."""
-
-
-@contextmanager
-def _limited(limit_s: float) -> Iterator[None]:
-    """Raise _TooLateError in the block after limit_s; in the main thread, which signals reach."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise _TooLateError
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _check_free(port: int | None) -> None:
