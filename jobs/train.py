@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from s4g_ray.cli.app import AsJson, FromEpoch, Overrides, train_as_configured
-from s4g_ray.cli.console import run_command
+from s4g_ray.cli.console import Steal, run_command
 
 
 def train(
@@ -24,6 +24,7 @@ def train(
         bool, typer.Option("--resume", help="Resume the run in run_dir, if there is one.")
     ] = False,
     from_epoch: FromEpoch = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate with a configuration."""
@@ -32,6 +33,7 @@ def train(
         overrides or [],
         resume=resume,
         from_epoch=from_epoch,
+        steal=steal,
         as_json=as_json,
         again=describe_next(sys.argv),
     )
@@ -45,7 +47,8 @@ def describe_next(arguments: list[str]) -> str:
     kept = ["python"]
     is_epoch = False  # the value of --from-epoch
     for argument in arguments:
-        if argument != "--resume" and not argument.startswith("--from-epoch") and not is_epoch:
+        is_once = argument in ("--resume", "--steal") or argument.startswith("--from-epoch")
+        if not is_once and not is_epoch:
             kept.append(argument)
         is_epoch = argument == "--from-epoch"
     return f"ray job submit ... -- {shlex.join([*kept, '--resume'])}"

@@ -35,6 +35,10 @@ class StoreError(RunError, OSError):
     """
 
 
+class OwnershipLostError(RunError):
+    """A folder that another process has taken over, while this one wrote it. Exit code 1."""
+
+
 class UnavailableError(RunError):
     """A part that is away and is started again, such as an index shard. Exit code 1.
 

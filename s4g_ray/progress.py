@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 LINE_EVERY_S = 10.0  # between two lines of the same stage, where there is no terminal
 Update = Callable[[int, int], None]  # done, total
@@ -18,11 +26,49 @@ def ignore(done: int, total: int) -> None:
     """Do nothing: an Update for callers that show no progress."""
 
 
+class _CountColumn(ProgressColumn):
+    """Shows how much is done, or what is waited for while nothing is known yet."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of a task."""
+        if task.total is None:
+            waits_for = task.fields["waits_for"]
+            return Text(f"waiting for {waits_for}" if waits_for else "", style="yellow")
+        return Text(f"{task.completed:,.0f} of {task.total:,.0f}")
+
+
+def make_bars(console: Console) -> Progress:
+    """Return bars of stages that are removed at their end; they are not shown yet."""
+    columns = (
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(30),
+        _CountColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
+def make_console(*, stderr: bool = False, force_terminal: bool | None = None) -> Console:
+    """Return a console that shows texts as they are.
+
+    Names and paths of a user's may hold what rich reads as markup or as an emoji, also in tables.
+    force_terminal: None finds out whether there is a terminal.
+    """
+    return Console(
+        stderr=stderr,
+        force_terminal=force_terminal,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 class Reporter:
     """Shows stages, each with a progress bar, and finished lines. Safe to use from many threads."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or make_console()
         self._lock = threading.Lock()
         # holds the bars of all open stages: a terminal shows one Progress at a time
         self._bars: Progress | None = None
@@ -30,37 +76,40 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Print a line that stays on the terminal."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, emoji=False)
+
+    def record_line(self, text: str) -> None:
+        """Print a line about what a run records too; a display of the records leaves it out."""
+        self.line(text)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Update]:
-        """Show a stage of work: yields `update(done, total)`, and removes the bar at the end."""
+    def stage(self, title: str, waits_for: str = "") -> Iterator[Update]:
+        """Show a stage of work: yields `update(done, total)`, and removes the bar at the end.
+
+        waits_for: what the stage waits for until its first update, such as `2 workers`.
+        """
         if not self.console.is_terminal:
             yield self._line_updates(title)
             return
-        bars = self._open_bars()
-        task = bars.add_task(title, total=None)
+        bars = self.open_bars()
+        task = bars.add_task(title, total=None, waits_for=waits_for)
         try:
             yield lambda done, total: bars.update(task, completed=done, total=total)
         finally:
             bars.remove_task(task)
-            self._close_bars()
+            self.close_bars()
 
-    def _open_bars(self) -> Progress:
+    def open_bars(self) -> Progress:
+        """Return the bars of all stages, shown from the first stage on."""
         with self._lock:
             self._num_stages += 1
             if self._bars is None:
-                columns = (
-                    TextColumn("  {task.description}"),
-                    BarColumn(30),
-                    MofNCompleteColumn(),
-                    TimeElapsedColumn(),
-                )
-                self._bars = Progress(*columns, console=self.console, transient=True)
+                self._bars = make_bars(self.console)
                 self._bars.start()
             return self._bars
 
-    def _close_bars(self) -> None:
+    def close_bars(self) -> None:
+        """Hide the bars when the last stage has ended."""
         with self._lock:
             self._num_stages -= 1
             if self._bars is not None and self._num_stages == 0:

@@ -1,12 +1,14 @@
 """Run the commands of `s4g`.
 
 app         the command, with demo, train, evaluate, export, check and report
+examples    an example for the help of each command
 convert     `s4g convert`: a command for each source of data sets
 datasets/   `s4g convert relocate` and `stretch`
+sources/    its commands of further published data sets, and how a converter is run
 pack        `s4g pack`
 index       `s4g index plan`
-plan        `s4g plan`
-prune       `s4g prune`
+runs/       `s4g plan`, `s4g watch` and `s4g prune`, and the display of `s4g train`
+setup/      `s4g configs` and `s4g doctor`
 stages      `s4g embed` and `s4g mine`; jobs/ runs the same functions
 imagery     `s4g convert imagery`
 areas       areas that options name

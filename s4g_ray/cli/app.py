@@ -7,40 +7,51 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json, run_app
+from s4g_ray.cli.console import (
+    Steal,
+    if_begun,
+    interruptible,
+    make_reporter,
+    owned,
+    parse_numbers,
+    print_json,
+    run_app,
+)
 from s4g_ray.cli.convert import convert_app
+from s4g_ray.cli.examples import add_examples
 from s4g_ray.cli.galleries.gallery import gallery_app
 from s4g_ray.cli.galleries.locate import locate
 from s4g_ray.cli.galleries.serve import serve
 from s4g_ray.cli.index import index_app
 from s4g_ray.cli.pack import pack
-from s4g_ray.cli.plan import plan
-from s4g_ray.cli.prune import prune
+from s4g_ray.cli.runs.plan import plan
+from s4g_ray.cli.runs.prune import prune
+from s4g_ray.cli.runs.watch import watch
+from s4g_ray.cli.setup.configs import configs
+from s4g_ray.cli.setup.doctor import doctor
 from s4g_ray.cli.stages import embed, mine
 from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError
 
 app = typer.Typer(
-    help="Cross-view geo-localisation: train with hard negatives mined across a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-RESUME_HINT = (
-    "interrupted; published files stay: to resume, run `s4g train` with the same run_dir and"
-    " values, and --resume"
-)
 app.add_typer(convert_app, name="convert")
 app.add_typer(index_app, name="index")
 app.add_typer(gallery_app, name="gallery")
-app.command()(pack)
+app.command()(configs)
+app.command()(doctor)
+app.command()(owned(pack))
 app.command()(embed)
 app.command()(locate)
 app.command()(mine)
 app.command()(plan)
 app.command()(prune)
 app.command()(serve)
+app.command()(watch)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. train.epochs=3")
@@ -80,6 +91,25 @@ QueriesOut = Annotated[
 NumTop = Annotated[int, typer.Option(help="With --queries-out: the number of references a query.")]
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        from s4g_ray import __version__
+
+        typer.echo(f"s4g {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def s4g(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Cross-view geo-localisation: train with hard negatives mined across a cluster."""
+
+
 @app.command()
 def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run the whole loop on real imagery, on this machine, in minutes.
@@ -90,7 +120,8 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     from s4g_ray.cli.demo import Demo
 
     made = Demo.from_overrides(overrides or [])
-    with interruptible(f"interrupted; published files stay: to resume, run `{made.again}`"):
+    hint = f"interrupted; published files stay: to resume, run `{made.again}`"
+    with interruptible(if_begun(made.config.run_dir, hint)):
         result = made.run(make_reporter(as_json))
     values = {
         "run_dir": result.run.run_dir,
@@ -109,6 +140,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in run_dir.")] = False,
     from_epoch: FromEpoch = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, mine and evaluate with a configuration."""
@@ -118,6 +150,7 @@ def train(
         overrides or [],
         resume=resume,
         from_epoch=from_epoch,
+        steal=steal,
         as_json=as_json,
         again=again,
     )
@@ -129,6 +162,7 @@ def train_as_configured(
     *,
     resume: bool,
     from_epoch: int | None,
+    steal: bool,
     as_json: bool,
     again: str,
 ) -> None:
@@ -138,16 +172,19 @@ def train_as_configured(
     # before the slow imports: a misspelt key is reported at once
     loaded = load_config(config, overrides)
     check_kept("run_dir", loaded.run_dir)
-    from s4g_ray.pipeline.driver import run
+    from s4g_ray.cli.runs.live import follow_run
 
     reporter = make_reporter(as_json)
     note = stop_note(loaded.checkpoint.grace_s)
     if note is not None:
         reporter.line(note)
-    with interruptible(RESUME_HINT):
-        result = run(loaded, resume=resume, from_epoch=from_epoch, reporter=reporter)
+    hint = f"interrupted; published files stay: to resume, run `{again}`"
+    with interruptible(if_begun(loaded.run_dir, hint)), follow_run(reporter, loaded) as followed:
+        from s4g_ray.pipeline.driver import run
+
+        result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)
     if not result.finished:
-        reporter.line(f"resume with: {again}")
+        reporter.line(f"resume with: {again}" if result.begun else "SIGTERM: nothing was begun")
     values = {"run_dir": result.run_dir, "metrics": result.metrics, "finished": result.finished}
     print_json(as_json, values)
 
@@ -170,6 +207,7 @@ def evaluate(
     ] = None,
     queries_out: QueriesOut = None,
     top: NumTop = 10,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run or weights on a data set.
@@ -200,13 +238,14 @@ def evaluate(
             out=out,
             queries_out=queries_out,
             top=top,
+            steal=steal,
             reporter=reporter,
         )
     chosen = [name for name in PROTOCOLS if protocol in (name, "both")]
     if not as_json:
         for table in evaluation_tables(results, chosen):
             reporter.console.print(table)
-    print_json(as_json, [result.as_dict(chosen) for result in results])
+    print_json(as_json, {"results": [result.as_dict(chosen) for result in results]})
 
 
 @app.command()
@@ -311,6 +350,9 @@ def report(
     if not as_json:
         typer.echo(page)
     print_json(as_json, {"report": page, **values})
+
+
+add_examples(app)
 
 
 def main() -> None:

@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import io
 import json
+import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from s4g_ray.distributed.submitted_job import in_job
 from s4g_ray.errors import InputError, RunError
 
-
-def make_reporter(as_json: bool) -> Any:
-    """Make a Reporter for standard output, or for standard error when JSON is printed."""
+if TYPE_CHECKING:
     from rich.console import Console
 
-    from s4g_ray.progress import Reporter
+UNLIMITED = 100_000  # columns
+CTRL_C = 130  # exit code
+INTERRUPTED = "interrupted"
+Steal = Annotated[
+    bool,
+    typer.Option("--steal", help="Take the folder over from a process that is still writing it."),
+]
+
+
+def make_reporter(as_json: bool) -> Any:
+    """Make a Reporter for standard output, or for standard error when JSON is printed.
+
+    Its tables are as wide as the terminal, or in a file or pipe as they need.
+    """
+    from s4g_ray.progress import Reporter, make_console
 
     # a job's log is not a terminal, even when FORCE_COLOR is set; None: find out
     is_terminal = False if in_job() else None
-    console = Console(stderr=as_json, highlight=False, soft_wrap=True, force_terminal=is_terminal)
+    console = make_console(stderr=as_json, force_terminal=is_terminal)
+    widen(console)
     return Reporter(console)
 
 
+def widen(console: Console) -> None:
+    """Let lines that go to a file or another program be as long as they are, unless COLUMNS is set.
+
+    Where there is no terminal, rich takes it to have 80 columns.
+    """
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNLIMITED
+
+
 def print_json(wanted: bool, value: Any) -> None:
-    """Print a result as JSON, if it is wanted."""
+    """Print a result as JSON, if it is wanted; numbers that are not finite as null."""
     if wanted:
-        typer.echo(json.dumps(value))
+        typer.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def parse_numbers(option: str, text: str | None, example: str) -> list[float]:
@@ -43,32 +81,116 @@ def parse_numbers(option: str, text: str | None, example: str) -> list[float]:
 
 
 @contextmanager
-def interruptible(message: str = "interrupted") -> Iterator[None]:
+def interruptible(message: str | Callable[[], str] = INTERRUPTED) -> Iterator[None]:
     """End with a message on Ctrl-C (exit code 130) or SIGTERM (143).
 
-    Without this, typer and Ray end the command without a message.
+    A function returns the message when it is needed. Without this, typer and Ray end the command
+    without one.
     """
     try:
         yield
     except KeyboardInterrupt:
-        fail(message, 130)
+        leases = sys.modules.get("s4g_ray.storage.ownership.lease")
+        if leases is not None:
+            leases.raise_if_lost()  # Ctrl-C is not why
+        fail(message if isinstance(message, str) else message(), CTRL_C)
     except SystemExit as end:
         if end.code != signal.SIGTERM:  # the exit code with which Ray ends a connected driver
             raise
-        fail(message, 128 + signal.SIGTERM)
+        fail(message if isinstance(message, str) else message(), 128 + signal.SIGTERM)
+
+
+def if_begun(folder: str, message: str) -> Callable[[], str]:
+    """Return a function of interruptible: the message only where a command has written a folder."""
+
+    def choose() -> str:
+        from s4g_ray.storage import files  # imports fsspec: too slow for `s4g --help`
+
+        try:
+            written = set(files.list_names(files.absolute(folder))) - {files.LEASE}
+        except (InputError, RunError, OSError):
+            return INTERRUPTED
+        return message if written else INTERRUPTED
+
+    return choose
+
+
+class _Interrupts:
+    """Handles SIGINT: the first one lets the command end in order, a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, *_: object) -> None:
+        self.count += 1
+        if self.count == 1:
+            raise KeyboardInterrupt
+        if sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h")  # a display may have hidden the cursor
+        if self.count == 2:
+            os.write(2, b"s4g: interrupted twice: ended at once\n")
+        os._exit(CTRL_C)
+
+    def has_told(self) -> None:
+        """Let further signals end the process without another line."""
+        self.count = 2
+
+
+_interrupts = _Interrupts()
+
+
+def owned(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that owns the folder of its argument `target`, with the option --steal."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(*, steal: bool, **values: Any) -> None:
+        from s4g_ray.storage.files import absolute  # imports fsspec: too slow for `s4g --help`
+        from s4g_ray.storage.ownership.lease import owning
+
+        reporter = make_reporter(values["as_json"])
+        target = absolute(values["target"])
+        with interruptible(), owning(target, reporter, steal=steal, interrupts=True):
+            command(**values)
+
+    option = inspect.Parameter(
+        "steal", inspect.Parameter.KEYWORD_ONLY, annotation=Steal, default=False
+    )
+    parameters = [*signature.parameters.values(), option]
+    run.__dict__["__signature__"] = signature.replace(parameters=parameters)
+    return run
+
+
+class _Ended(SystemExit):
+    """The command has ended with a message."""
 
 
 def fail(message: str, code: int) -> None:
     """End the command with a message and an exit code."""
+    if code == CTRL_C:
+        _interrupts.has_told()
     for line in message.splitlines():
         typer.echo(f"s4g: {line}", err=True)
-    sys.exit(code)
+    raise _Ended(code)
 
 
 def run_app(app: Callable[[], None]) -> None:
-    """Run commands; show one message instead of a traceback for errors that a user can fix."""
+    """Run commands; show one message instead of a traceback for errors that a user can fix.
+
+    Texts that the terminal's encoding does not have are escaped: a result is not lost to them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGINT, _interrupts)
     try:
         app()
+    except SystemExit as end:  # typer ends a command so where nothing handles Ctrl-C
+        if end.code != CTRL_C or isinstance(end, _Ended):
+            raise
+        fail(INTERRUPTED, CTRL_C)
+    except KeyboardInterrupt:
+        fail(INTERRUPTED, CTRL_C)
     except InputError as error:
         fail(str(error), 2)
     except RunError as error:

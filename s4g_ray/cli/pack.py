@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import if_begun, interruptible, make_reporter, print_json
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def pack(
 
     options = PackOptions(queries, references, not no_antialias, quality, shard_mb, on_bad_image)
     reporter = make_reporter(as_json)
-    with interruptible(RESUME_HINT), reporter.stage("packing images") as update:
+    with interruptible(if_begun(target, RESUME_HINT)), reporter.stage("packing images") as update:
         packed = run_pack(dataset, target, options, num_threads=workers, on_progress=update)
     for line in _describe(packed):
         reporter.line(line)

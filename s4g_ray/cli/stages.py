@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, print_json
 
 Target = Annotated[
     str, typer.Argument(help="A new folder or s3://..., or that of an interrupted call.")
@@ -38,6 +38,7 @@ def embed(
     config: Annotated[
         str | None, typer.Option(help="Architecture and sizes for bare weights: a YAML file.")
     ] = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed a data set's queries and references into a table.
@@ -49,7 +50,7 @@ def embed(
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.pipeline.stages.embed import embed_collection
 
-    with interruptible(RESUME_HINT):
+    with interruptible(if_begun(target, RESUME_HINT)):
         result = embed_collection(
             source,
             dataset,
@@ -58,6 +59,7 @@ def embed(
             overrides=overrides or [],
             splits=split.split(","),
             epoch=epoch,
+            steal=steal,
             reporter=make_reporter(as_json),
         )
     print_json(as_json, result)
@@ -81,6 +83,7 @@ def mine(
     config: Annotated[
         str | None, typer.Option(help="A YAML file to take sections mining and sampling from.")
     ] = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Mine an embedding table for the neighbors of each place.
@@ -92,13 +95,14 @@ def mine(
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.pipeline.stages.mine import mine_table
 
-    with interruptible(RESUME_HINT):
+    with interruptible(if_begun(target, RESUME_HINT)):
         result = mine_table(
             embeddings,
             target,
             dataset_uri=dataset,
             config=loaded,
             overrides=overrides or [],
+            steal=steal,
             reporter=make_reporter(as_json),
         )
     print_json(as_json, result)

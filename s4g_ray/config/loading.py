@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.config.shipped import suggest_copy
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
@@ -26,8 +27,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         tree = yaml.safe_load(files.read_bytes(files.absolute(str(path))))
     except OSError as error:
         reraise_outage(error)
+        remedy = suggest_copy(str(path)) if isinstance(error, FileNotFoundError) else ""
         raise InputError(
-            f"cannot read the configuration {path}: {error.strerror or error}"
+            f"cannot read the configuration {path}: {error.strerror or error}{remedy}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -69,6 +69,8 @@ class EvaluationConfig(Section):
     before_training: bool = True  # the untrained encoder, as the first point of the curve
     # recall@k within so many metres
     radii_m: tuple[Annotated[float, Field(ge=0)], ...] = (25, 50, 100)
+    # sdm@k, sdm_m@k and dis@k of DenseUAV and GTA-UAV, for these k
+    sdm_ranks: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = ()
     # also evaluate gradient correlation, a method without learning
     correlation_baseline: bool = False
     # the best checkpoint has the highest value, on data.val_split and in the run's protocol

@@ -49,6 +49,18 @@ def span_longitudes(lon: Floats64) -> tuple[float, float]:
     return float(lons[(widest + 1) % len(lons)]), float(lons[widest])
 
 
+def unroll_longitudes(lon: Floats64) -> Floats64:
+    """Return lon[N] in an order that knows the circle: all within the smallest span, going east.
+
+    Longitudes at and to the east of the span's western end stay, those beyond 180 degrees get 360
+    more. Sorted, cut or averaged, they follow the ground also where it crosses the antimeridian.
+    """
+    if not len(lon):
+        return lon
+    west, _ = span_longitudes(lon)
+    return np.where(lon < west, lon + 360, lon)
+
+
 def half_sides(lat: ArrayLike, size_m: ArrayLike) -> tuple[Floats64, Floats64]:
     """Return half the sides of squares of ground, size_m[N] wide, in degrees of lat and of lon.
 

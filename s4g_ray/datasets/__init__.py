@@ -12,6 +12,7 @@ earth             Blue Marble and relief tiles, cut from a package's maps
 landsat           tiles and infrared queries of one Landsat scene, cut from a package's file
 landsat_pictures  pictures of that scene, and the options that they are cut by
 panorama          unroll: the ground around a point as a panorama
+published/        further published data sets; the root of an archive
 lists/            read the lists of a folder's images
 imagery/          cut tiles out of georeferenced imagery, for `s4g convert imagery`
 inspection/       check rows and images, for `s4g check`

@@ -19,6 +19,7 @@ from scipy.io.matlab import MatReadError
 
 from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
@@ -54,8 +55,7 @@ def convert(
     """
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = SourceFolder(source, report)
-    source_folder.choose_layout(LAYOUTS)
+    source_folder, _ = open_root(source, LAYOUTS, report)
     mat = _Mat.read(source_folder)
     images = [
         _Image(split, "ANU_data_small", mat.names[row], int(row), int(row))

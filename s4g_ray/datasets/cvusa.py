@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_number, is_position
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
@@ -46,8 +47,8 @@ def convert(
     """
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = SourceFolder(source, report)
-    nested = source_folder.choose_layout(LAYOUTS) == "nested bingmap"
+    source_folder, layout = open_root(source, LAYOUTS, report)
+    nested = layout == "nested bingmap"
     positions = _Positions.read(source_folder) if coordinates else None
     references: list[Row] = []
     queries: list[Row] = []

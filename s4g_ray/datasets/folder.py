@@ -6,18 +6,20 @@ The lists have coordinates, or a common key for the images of a place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.spatial import cKDTree
 
-from s4g_ray.arrays import Bools, Floats64, Ints
+from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.data.sphere import metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
-from s4g_ray.datasets.lists.image_lists import ImageList, number_keys, read_list
-from s4g_ray.datasets.lists.list_columns import ListOptions, Pair
+from s4g_ray.datasets.lists.exif_positions import fill_from_exif, list_folder
+from s4g_ray.datasets.lists.image_lists import ImageList, read_list
+from s4g_ray.datasets.lists.list_options import ListOptions
+from s4g_ray.datasets.lists.name_matching import find_matches
+from s4g_ray.datasets.lists.pairing import assign_places, choose_eastern_strip
 from s4g_ray.datasets.region_tiles import (
     is_region,
     make_tile_rows,
@@ -25,12 +27,12 @@ from s4g_ray.datasets.region_tiles import (
     pair_photos,
     split_tiles,
 )
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
+from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, make_options
 from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
-POINTS_AT_ONCE = 1 << 20  # photos that are matched with tiles at once
+LIST_ENDINGS = (".csv", ".parquet", ".tsv", ".txt")
 VIEWS = {"references": "aerial image", "queries": "photo"}
 
 
@@ -40,66 +42,66 @@ def convert(
     *,
     queries: str | None = None,
     references: str | None = None,
-    path_column: str = "path",
-    lat_column: str = "lat",
-    lon_column: str = "lon",
-    pair: Pair = "nearest",
-    key_column: str = "key",
-    max_distance_m: float | None = None,
-    split_column: str | None = None,
-    test_fraction: float = 0.2,
-    region_column: str | None = None,
-    heading_column: str | None = None,
-    id_column: str | None = None,
     name: str | None = None,
     strict: bool = False,
     report: Report = ignore_report,
+    **options: Any,
 ) -> GeoDataset:
     """Convert a folder of images that two lists describe; images stay where they are.
 
-    A list is a CSV file with a header, or a Parquet file: by default `queries.csv`, or else
-    `queries.parquet`, likewise `references`. Rows are read in blocks; of each, about 50 bytes and
-    its path stay in memory. Paths are relative to the source, or absolute. `pair="nearest"`: a
-    query's place is the tile nearest on the great circle, within its own split when there is a
-    split column (a `gallery` tile is never chosen); queries farther than `max_distance_m` are left
-    out. `pair="key"`: equal keys are one place, and coordinates may be empty. Without a split
-    column the easternmost `test_fraction` of the places is test: a strip, because a random draw
-    would put test places next to train places. Columns that an option names are needed in both
-    lists; headings (degrees) in the queries only. `references` may also be a data set of tiles, as
-    region_tiles.py pairs them. `name` defaults to the name of the source folder.
-    Raises InputError with file and line for missing columns, bad values and repeated ids, for
-    missing images when `strict`, and for a target that holds a data set.
+    A list is a CSV file with a header, in any dialect, or a Parquet file: by default `queries.csv`,
+    or else `.parquet`, `.tsv` or `.txt`, likewise `references`. Rows are read in blocks; of each,
+    about 50 bytes and its path stay in memory. Options are those of ListOptions. `pair="nearest"`:
+    a query's place is the tile nearest on the great circle, within its own split when there is a
+    split column (a `gallery` tile is never chosen). `pair="key"`: equal keys are one place, and
+    coordinates may be empty. Queries farther than `max_distance_m` from their place are left out.
+    Without a split column the easternmost `test_fraction` of the places is test: a strip, because a
+    random draw would put test places next to train places. `from_exif`: positions and headings that
+    a list of queries lacks are those of the photos' tags; `queries` may then be a folder, by
+    default SOURCE. `references` may also be a data set of tiles, as region_tiles.py pairs them.
+    `name` defaults to the name of the source folder.
+    Raises InputError with file and line for missing columns, bad values, repeated ids, and queries
+    far from all tiles, for missing images when `strict`, and for a target that holds a data set.
     """
-    options = ListOptions(
-        pair=pair,
-        path_column=path_column,
-        lat_column=lat_column,
-        lon_column=lon_column,
-        key_column=key_column,
-        max_distance_m=max_distance_m,
-        split_column=split_column,
-        test_fraction=test_fraction,
-        region_column=region_column,
-        heading_column=heading_column,
-        id_column=id_column,
-    )
+    list_options = make_options(ListOptions, "folder", options)
     target = files.absolute(target)
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
     name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
+    pair = _pair_lists
     if references is not None and is_region(files.absolute(references)):
-        rows = _pair_with_region(source_folder, references, queries, options)
-    else:
-        rows = _pair_lists(source_folder, references, queries, options)
+        pair = _pair_with_region
+    rows = pair(source_folder, references, queries, list_options)
     return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
 
 
+def _read_photos(
+    source_folder: SourceFolder, queries: str | None, tiles: ImageList | None, options: ListOptions
+) -> ImageList:
+    """Read the list of the queries; with from_exif a folder of them, and what their tags say."""
+    name = queries or _find_list(source_folder, "queries")
+    if not options.from_exif:
+        return read_list(source_folder, name, "queries", options)
+    is_named = queries is not None
+    if name.endswith(LIST_ENDINGS) and (is_named or files.exists(source_folder.join(name))):
+        photos = read_list(source_folder, name, "queries", options)
+    else:
+        photos = list_folder(source_folder, queries or "", tiles, options)
+    fill_from_exif(source_folder, photos)
+    if options.pair == "nearest":
+        photos = photos.keep(np.isfinite(photos.lat))
+    if not len(photos):
+        raise InputError(
+            f"{photos.uri}: no photo has a position in its tags; give a list with positions"
+        )
+    return photos
+
+
 def _find_list(source_folder: SourceFolder, view: str) -> str:
-    """Return the name of the list of a view: Parquet where there is no CSV."""
-    has_csv = files.exists(source_folder.join(f"{view}.csv"))
-    if not has_csv and files.exists(source_folder.join(f"{view}.parquet")):
-        return f"{view}.parquet"
-    return f"{view}.csv"
+    """Return the name of the list of a view: of those that are there the first of LIST_ENDINGS."""
+    names = [f"{view}{ending}" for ending in LIST_ENDINGS]
+    found = (name for name in names if files.exists(source_folder.join(name)))
+    return next(found, names[0])
 
 
 def _pair_lists(
@@ -108,23 +110,26 @@ def _pair_lists(
     """Return the rows of the tiles of a list, and of the photos that have a place there."""
     tile_list = references or _find_list(source_folder, "references")
     tiles = read_list(source_folder, tile_list, "references", options)
-    photo_list = queries or _find_list(source_folder, "queries")
-    photos = read_list(source_folder, photo_list, "queries", options)
-    _assign_places(source_folder, tiles, photos, options)
-    return _make_rows(source_folder, tiles), _make_rows(source_folder, photos)
+    photos = _read_photos(source_folder, queries, tiles, options)
+    assign_places(source_folder, tiles, photos, options)
+    match_names = options.match_names
+    return (
+        _make_rows(source_folder, tiles, match_names),
+        _make_rows(source_folder, photos, match_names),
+    )
 
 
 def _pair_with_region(
-    source_folder: SourceFolder, references: str, queries: str | None, options: ListOptions
+    source_folder: SourceFolder, references: str | None, queries: str | None, options: ListOptions
 ) -> tuple[ViewRows, ViewRows]:
     """Return the rows of the tiles of a data set, and of the photos that have a place there."""
     if options.pair != "nearest":
         raise InputError(
             f"pair={options.pair!r} needs a list of the tiles; {references} has no keys"
         )
+    assert references is not None
     tiles = open_region(references)
-    photo_list = queries or _find_list(source_folder, "queries")
-    photos = read_list(source_folder, photo_list, "queries", options)
+    photos = _read_photos(source_folder, queries, None, options)
     others = pair_photos(source_folder, tiles, photos, options.max_distance_m)
     if options.split_column is None:
         in_strip = choose_eastern_strip(tiles.lon, options.test_fraction)
@@ -133,30 +138,20 @@ def _pair_with_region(
         photos.splits = tiles.splits[rows]  # of those without a place: not used
     else:
         split_tiles(tiles, photos)
-    return make_tile_rows(tiles), _make_rows(source_folder, photos, others)
-
-
-def choose_eastern_strip(lon: Floats64, fraction: float) -> Bools:
-    """Return which of lon[N] belong to the easternmost share.
-
-    Equal longitudes stay together, so the share is the nearest possible one.
-    """
-    values, counts = np.unique(lon, return_counts=True)
-    # num_east[i]: points at values[i] or east of it; the last entry, 0, is an empty strip
-    num_east = np.append(np.cumsum(counts[::-1])[::-1], 0)
-    first = int(np.argmin(np.abs(num_east - fraction * len(lon))))
-    westernmost = values[first] if first < len(values) else np.inf
-    return np.asarray(lon >= westernmost)
+    return make_tile_rows(tiles), _make_rows(source_folder, photos, options.match_names, others)
 
 
 def _make_rows(
-    source_folder: SourceFolder, images: ImageList, others: Sequence[Ints] | None = None
+    source_folder: SourceFolder,
+    images: ImageList,
+    match_names: bool,
+    others: Sequence[Ints] | None = None,
 ) -> ViewRows:
     """Return the rows of images that have a place and exist.
 
     others: of queries, the semi-positive places of each.
     """
-    chosen = source_folder.has_images(images.column("path"), images.place_ids >= 0)
+    chosen = _find_images(source_folder, images, match_names)
 
     def make_tables(kept: Bools) -> Iterator[pa.Table]:
         rows_kept = chosen.copy()
@@ -171,6 +166,31 @@ def _make_rows(
             yield table
 
     return ViewRows(images.place_ids[chosen], images.splits[chosen], make_tables)
+
+
+def _find_images(source_folder: SourceFolder, images: ImageList, match_names: bool) -> Bools:
+    """Return which images with a place exist, also under a name that is written otherwise.
+
+    Such names are taken with match_names, and reported without.
+    """
+    asked = images.place_ids >= 0
+    paths = images.column("path")
+    chosen = source_folder.has_images(paths, asked)
+    is_missing = asked & ~chosen
+    if not is_missing.any():
+        return chosen
+    missing = dict.fromkeys(paths.filter(pa.array(is_missing)).to_pylist())
+    matches = find_matches(source_folder, missing, paths)
+    if not matches.paths:
+        return chosen
+    text = f"{images.uri}: missing images with a likely match: {matches.describe()}"
+    if not match_names:
+        source_folder.report(f"{text}; take them with match_names (--match-names)")
+        return chosen
+    source_folder.add_note(f"{text}: taken")
+    source_folder.forget_missing(matches.paths)
+    images.replace_paths(matches.paths)
+    return source_folder.has_images(images.column("path"), asked)
 
 
 def _make_table(
@@ -195,79 +215,3 @@ def _make_table(
     if images.headings is not None:
         columns["heading_deg"] = pa.array(images.headings[rows], from_pandas=True)
     return pa.table(columns)
-
-
-def _assign_places(
-    source_folder: SourceFolder, tiles: ImageList, photos: ImageList, options: ListOptions
-) -> None:
-    """Set places and splits; photos that have no place keep -1."""
-    if options.pair == "key":
-        unmatched = number_keys(tiles, photos)
-        if len(unmatched):
-            key = photos.column("key")[int(unmatched[0])].as_py()
-            source_folder.add_note(
-                f"queries left out because no reference has their key: {len(unmatched):,},"
-                f" the first {key!r} at {photos.locate(int(unmatched[0]))}"
-            )
-    else:
-        _pair_nearest(source_folder, tiles, photos, options.max_distance_m)
-    if options.split_column is None:
-        _split_by_strip(tiles, photos, options.test_fraction)
-
-
-def _pair_nearest(
-    source_folder: SourceFolder, tiles: ImageList, photos: ImageList, max_distance_m: float | None
-) -> None:
-    """Make each tile a place, and match each photo with the nearest tile of its split.
-
-    Tiles whose image is missing are included. Photos farther than max_distance_m get no place.
-    """
-    tiles.place_ids = np.arange(len(tiles))
-    for split in np.unique(photos.splits):
-        candidates = np.flatnonzero(tiles.splits == split)
-        matched = np.flatnonzero(photos.splits == split)
-        if not len(candidates):
-            name = list(SPLIT_CODES)[split]
-            raise InputError(
-                f"{photos.locate(int(matched[0]))}: no reference has the split {name!r},"
-                " so none can be its place"
-            )
-        tree = cKDTree(unit_sphere(tiles.lat[candidates], tiles.lon[candidates]))
-        for start in range(0, len(matched), POINTS_AT_ONCE):
-            part = matched[start : start + POINTS_AT_ONCE]
-            points = unit_sphere(photos.lat[part], photos.lon[part])
-            photos.place_ids[part] = candidates[tree.query(points, workers=-1)[1]]
-    if max_distance_m is None:
-        return
-    far = np.zeros(len(photos), dtype=bool)
-    for start in range(0, len(photos), POINTS_AT_ONCE):
-        rows = slice(start, start + POINTS_AT_ONCE)
-        nearest = photos.place_ids[rows]
-        metres = metres_between(
-            photos.lat[rows], photos.lon[rows], tiles.lat[nearest], tiles.lon[nearest]
-        )
-        far[rows] = metres > max_distance_m
-    photos.place_ids[far] = -1
-    if far.any():
-        source_folder.add_note(
-            f"queries left out because no tile is within {max_distance_m:g} m: {int(far.sum()):,}"
-        )
-
-
-def _split_by_strip(tiles: ImageList, photos: ImageList, fraction: float) -> None:
-    """Make the easternmost share of the places test and the others train.
-
-    A place is at the mean longitude of its tiles; photos have the split of their place. Raises
-    InputError for a tile without coordinates.
-    """
-    unknown = np.flatnonzero(np.isnan(tiles.lon))
-    if len(unknown):
-        raise InputError(
-            f"{tiles.locate(int(unknown[0]))}: without coordinates there is no eastern strip to"
-            " test on; give split_column"
-        )
-    mean_lon = np.bincount(tiles.place_ids, tiles.lon) / np.bincount(tiles.place_ids)
-    in_strip = choose_eastern_strip(mean_lon, fraction)
-    codes = np.where(in_strip, SPLIT_CODES["test"], SPLIT_CODES["train"]).astype(np.uint8)
-    tiles.splits = codes[tiles.place_ids]
-    photos.splits = codes[photos.place_ids]  # of those without a place: not used

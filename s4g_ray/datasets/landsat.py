@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
-from s4g_ray.data.sphere import metres_between
+from s4g_ray.data.sphere import metres_between, span_longitudes, unroll_longitudes, wrap_longitudes
 from s4g_ray.datasets.imagery.convert import convert as convert_imagery
 from s4g_ray.datasets.landsat_pictures import (
     INFRARED,
@@ -78,7 +78,7 @@ def convert(
     sensors = (Sensor.open(path, INFRARED), Sensor.open(path, TRUE_COLOR))
     whole = _Places.cut(cfg, path, target, REGION, sensors)
     whole.split[:] = split_places(cfg, whole.lat, whole.lon)
-    border = float(whole.lon[whole.split == "test"].min())
+    border, _ = span_longitudes(whole.lon[whole.split == "test"])
     groups = [whole]
     for size_m in cfg.train_sizes_m:
         of_size = replace(cfg, size_m=size_m, train_sizes_m=())
@@ -201,6 +201,7 @@ def find_scene(source: str) -> str:
 
 def split_places(options: LandsatOptions, lat: Floats64, lon: Floats64) -> NDArray[np.str_]:
     """Return the split of each tile [N]: train, test, or none for those between."""
+    lon = unroll_longitudes(lon)
     border = lon.max() - TEST_SHARE * np.ptp(lon)
     is_test = lon >= border
     is_train = find_train(lat, lon, float(lon[is_test].min()), 2 * options.reach_m)
@@ -210,7 +211,7 @@ def split_places(options: LandsatOptions, lat: Floats64, lon: Floats64) -> NDArr
 def find_train(lat: Floats64, lon: Floats64, border: float, apart_m: float) -> Bools:
     """Return which points [N] lie west of a longitude, and further than so many metres from it."""
     metres = metres_between(lat, lon, lat, np.full_like(lon, border))
-    return np.asarray((lon < border) & (metres > apart_m))
+    return np.asarray((wrap_longitudes(lon - border) < 0) & (metres > apart_m))
 
 
 def _cut_queries(

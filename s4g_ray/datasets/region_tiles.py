@@ -21,6 +21,7 @@ from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.sphere import EARTH_RADIUS_M, metres_between, unit_sphere
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.lists.image_lists import ImageList
+from s4g_ray.datasets.lists.pair_distances import explain_far, report_distances
 from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
@@ -82,7 +83,7 @@ def pair_photos(
 
     Where the size of some tiles is unknown, or with max_distance_m: the tile with the nearest
     centre, within that distance. Photos without a place keep -1. Returns for each photo the ids of
-    the other tiles that hold it.
+    the other tiles that hold it. Raises InputError as report_distances does.
     """
     by_distance = max_distance_m is not None or bool(np.isnan(tiles.size_m).any())
     tree = cKDTree(unit_sphere(tiles.lat, tiles.lon))
@@ -93,22 +94,28 @@ def pair_photos(
         lon = photos.lon[rows]
         holding = _find_holding(tiles, lat, lon)
         if by_distance:
-            nearest = tree.query(unit_sphere(lat, lon), workers=-1)[1]
-            metres = metres_between(lat, lon, tiles.lat[nearest], tiles.lon[nearest])
-            near = metres <= (np.inf if max_distance_m is None else max_distance_m)
-            place_ids = np.where(near, tiles.ids[nearest], -1)
+            place_ids = tiles.ids[tree.query(unit_sphere(lat, lon), workers=-1)[1]]
         else:
             place_ids = _choose_nearest(tiles, lat, lon, holding)
         photos.place_ids[rows] = place_ids
         for place, found in zip(place_ids, holding, strict=True):
             ids = tiles.ids[found]
             others.append(np.sort(ids[ids != place]))
-    lost = int((photos.place_ids < 0).sum())
-    if lost:
-        where = (
-            f"is within {max_distance_m:g} m" if max_distance_m is not None else "holds their place"
+    lost = np.flatnonzero(photos.place_ids < 0)
+    if len(lost):
+        note = f"queries left out because no tile holds their place: {len(lost):,}"
+        fault = explain_far(photos, lost, tree, float(np.nanmax(tiles.size_m)))
+        source_folder.add_note(f"{note}; {fault}" if fault else note)
+    placed = np.flatnonzero(photos.place_ids >= 0)
+    if len(placed):
+        chosen = np.searchsorted(tiles.ids, photos.place_ids[placed])
+        metres = np.full(len(photos), np.nan)
+        metres[placed] = metres_between(
+            photos.lat[placed], photos.lon[placed], tiles.lat[chosen], tiles.lon[chosen]
         )
-        source_folder.add_note(f"queries left out because no tile {where}: {lost:,}")
+        limit = max_distance_m if by_distance else np.inf  # those in a tile are near it
+        far = report_distances(source_folder, photos, metres, lambda: tree, limit)
+        photos.place_ids[far] = -1
     return others
 
 

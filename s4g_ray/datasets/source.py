@@ -20,6 +20,7 @@ from s4g_ray.arrays import Bools
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
+from s4g_ray.datasets.lists.file_names import describe_odd, is_utf8
 from s4g_ray.datasets.source_rows import Row, ViewRows, split_paths
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
@@ -30,7 +31,12 @@ SIGNS = {  # names at the top of each source that has a converter
     "cvusa": {"bingmap", "streetview"},
     "cvact": {"ACT_data.mat"},
     "vigor": {"splits", "Chicago"},
+    "denseuav": {"Dense_GPS_ALL.txt", "train", "test"},
     "university1652": {"train", "test"},
+    "sues200": {"drone_view_512", "satellite-view"},
+    "gta-uav": {"drone", "satellite", "cross-area-drone2sate-train.json"},
+    "uav-visloc": {"01", "02", "03"},
+    "cvcities": {"captown", "maynila"},
 }
 NUM_LISTED = 10  # names in one message
 IMAGES_AT_ONCE = 1 << 21  # that has_images looks for
@@ -100,11 +106,16 @@ class SourceFolder:
 
     def _list(self, uri: str) -> list[str]:
         try:
-            return files.list_names(uri)
+            names = files.list_names(uri)
         except NotADirectoryError:
             return []
         except OSError as error:
             raise InputError(f"{uri} cannot be listed: {error}") from error
+        odd = [name for name in names if not is_utf8(name)]
+        if not odd:
+            return names
+        self.add_note(f"{uri}: names that are not UTF-8, left out: {describe_odd(odd)}")
+        return [name for name in names if is_utf8(name)]
 
     def prefetch(self, folders: Iterable[str]) -> None:
         """List folders, several at a time."""
@@ -252,8 +263,18 @@ class SourceFolder:
         return False
 
     def add_note(self, line: str) -> None:
-        """Add a line to report after the missing images."""
-        self._notes.append(line)
+        """Add a line to report after the missing images; the same one once."""
+        if line not in self._notes:
+            self._notes.append(line)
+
+    def report(self, line: str) -> None:
+        """Report a line at once."""
+        self._report(line)
+
+    def forget_missing(self, paths: Iterable[str]) -> None:
+        """Count images as missing no longer, because they have another name."""
+        for path in paths:
+            self._missing.pop(path, None)
 
     def write(
         self,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_number, join_first
+from s4g_ray.datasets.published.archive_root import open_root
+from s4g_ray.datasets.published.drone_folders import find_images, list_places
+from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
@@ -52,9 +53,9 @@ def convert(
         )
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = SourceFolder(source, report)
     folders = _list_folders(query_views, "query") + _list_folders(reference_views, "gallery")
-    source_folder.choose_layout({"University-1652": [folder.path for folder in folders]})
+    layouts = {"University-1652": [folder.path for folder in folders]}
+    source_folder, _ = open_root(source, layouts, report)
     images = list(_find_images(source_folder, folders))
     references = _make_references(source_folder, images, with_region=len(reference_views) > 1)
     queries = _make_queries(source_folder, images, with_region=len(query_views) > 1)
@@ -150,42 +151,12 @@ def _list_folders(views: Sequence[str], side: str) -> list[_Folder]:
 def _find_images(source_folder: SourceFolder, folders: Sequence[_Folder]) -> Iterator[_Image]:
     """Yield all images, folder by folder, by building and name. Notes how many files are others."""
     buildings = [
-        (folder, name) for folder in folders for name in _list_buildings(source_folder, folder.path)
+        (folder, name)
+        for folder in folders
+        for name in list_places(source_folder, folder.path, "building")
     ]
-    source_folder.prefetch(f"{folder.path}/{name}" for folder, name in buildings)
-    others = []
-    for folder, building in buildings:
-        building_path = f"{folder.path}/{building}"
-        for name in sorted(source_folder.list_names(building_path)):
-            if name.startswith("."):  # written by a file manager or an archive tool
-                continue
-            if PurePosixPath(name).suffix.lower() in EXTENSIONS:
-                yield _Image(folder, int(building), f"{building_path}/{name}")
-            else:
-                others.append(f"{building_path}/{name}")
-    if others:
-        source_folder.add_note(
-            f"files left out that are not {', '.join(EXTENSIONS)}:"
-            f" {len(others):,}: {join_first(others)}"
-        )
-
-
-def _list_buildings(source_folder: SourceFolder, folder: str) -> list[str]:
-    """Return the names of the buildings' folders, by number.
-
-    Raises InputError for a folder whose name is not a number.
-    """
-    names = sorted(name for name in source_folder.list_names(folder) if not name.startswith("."))
-    stray = [name for name in names if "." in name]  # a file, such as Thumbs.db
-    if stray:
-        source_folder.add_note(
-            f"files of {folder} left out because they are no building's folder: {join_first(stray)}"
-        )
-    buildings = [name for name in names if name not in stray]
-    for name in buildings:
-        if not is_number(name):
-            raise InputError(
-                f"{source_folder.join(folder)} holds {name!r},"
-                " which is not a building's number; remove it"
-            )
-    return sorted(buildings, key=int)
+    paths = [f"{folder.path}/{name}" for folder, name in buildings]
+    found = find_images(source_folder, paths, EXTENSIONS)
+    for (folder, building), images in zip(buildings, found, strict=True):
+        for path in images:
+            yield _Image(folder, int(building), path)

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
@@ -66,8 +67,7 @@ def convert(
         raise InputError(f"labels={labels!r} is none of {', '.join(get_args(Labels))}")
     target = files.absolute(target)
     refuse_existing(target)
-    source_folder = SourceFolder(source, report)
-    layout = _choose_layout(source_folder, area, labels)
+    source_folder, layout = _open_layout(source, area, labels, report)
     source_folder.prefetch(folder.format(city=city) for folder in layout.images for city in CITIES)
     tiles = _read_tiles(source_folder)
     found = list(_read_labels(source_folder, tiles, area, layout.labels))
@@ -86,7 +86,9 @@ class _Layout:
     labels: str  # {city} and {name} stand for the city and the file's name without .txt
 
 
-def _choose_layout(source_folder: SourceFolder, area: Area, labels: Labels) -> _Layout:
+def _open_layout(
+    source: str, area: Area, labels: Labels, report: Report
+) -> tuple[SourceFolder, _Layout]:
     names = [(city, name) for cities, name in LABEL_FILES[area].values() for city in cities]
     original = "splits/{city}/{name}.txt"
     lists = [f"splits/{city}/satellite_list.txt" for city in CITIES]
@@ -96,9 +98,10 @@ def _choose_layout(source_folder: SourceFolder, area: Area, labels: Labels) -> _
     for layout, folders in IMAGE_FOLDERS.items():
         image_folders = [folder.format(city=city) for folder in folders for city in CITIES]
         layouts[layout] = [*image_folders, *lists]
-    images = IMAGE_FOLDERS[source_folder.choose_layout(layouts)]
+    source_folder, chosen = open_root(source, layouts, report)
+    images = IMAGE_FOLDERS[chosen]
     if labels == "original":
-        return _Layout(images, original)
+        return source_folder, _Layout(images, original)
     corrected = {
         folder: f"{folder}/{{city}}/{{name}}__corrected.txt" for folder in CORRECTED_FOLDERS
     }
@@ -110,7 +113,8 @@ def _choose_layout(source_folder: SourceFolder, area: Area, labels: Labels) -> _
         "corrected labels are a separate download;"
         " give --labels original (labels='original') for the others"
     )
-    return _Layout(images, corrected[source_folder.choose_layout(label_layouts, remedy)])
+    corrected_labels = corrected[source_folder.choose_layout(label_layouts, remedy)]
+    return source_folder, _Layout(images, corrected_labels)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Use a Ray cluster: start or join a session, check for room on the nodes, start actors.
 
 session          connect to a Ray cluster, or start one on this machine
+start_checks     can Ray start here, and does the named cluster answer?
 placement        does everything that runs at the same time fit on the nodes? (pure)
 autoscaling      ask an autoscaler for missing nodes and wait for them
 placement_gate   place workers before the actors beside them, also after a loss
 actors           wait for actors to start, within a time
-processes        is a process of this machine alive?
 worker_warnings  show NCCL's warnings of the workers
 submitted_job    running as `ray job submit`: working directory, stop time
 ray_output       keep Ray's own log lines off the terminal

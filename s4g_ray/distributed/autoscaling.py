@@ -10,7 +10,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from s4g_ray.config.schema import RayConfig
-from s4g_ray.distributed.placement import Need, Node, NoRoomError, nodes_of
+from s4g_ray.distributed.placement import UNIT, Need, Node, NoRoomError, nodes_of
 from s4g_ray.progress import Reporter
 
 CHECK_EVERY_S = 1.0
@@ -62,8 +62,8 @@ def _request(needs: Sequence[Need]) -> PlacementGroup:
             bundle["GPU"] = need.gpus
         if need.memory_gb:
             bundle["memory"] = need.memory_gb * 1e9
-        if not any(bundle.values()):
-            continue
+        if not any(bundle.values()):  # a node that its labels select is needed all the same
+            bundle["CPU"] = 1 / UNIT
         for _ in range(need.count):
             bundles.append(dict(bundle))
             selectors.append(dict(need.selector))

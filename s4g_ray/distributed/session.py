@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +16,13 @@ import ray
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Node, nodes_of
 from s4g_ray.distributed.ray_output import without_ray_lines
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.distributed.start_checks import check_address, check_local_start
+from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.storage import s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
+
+LEAST_START_S = 60.0  # for Ray itself, where ray.start_timeout_s is shorter
+AGAIN_S = 5.0  # after which a start that went on in spite of its limit is ended again
 
 
 @contextmanager
@@ -30,7 +36,8 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
     Processes of the session access the object store as `storage` configures it. In a session of the
     caller, the caller must put s3_settings.variables(storage) into the runtime environment.
 
-    Raises InputError when the address does not answer, or ray.metrics_port is taken.
+    Raises InputError when the address does not answer, ray.metrics_port is taken, or Ray's folders
+    cannot be used, and RunError when Ray does not start.
     """
     if ray.is_initialized():
         yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
@@ -41,9 +48,14 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
     store_variables = s3_settings.apply(storage)
     if store_variables:  # in a submitted job, Ray adds them to the job's own variables
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    if address:
+        check_address(address, timeout_s=cluster.start_timeout_s)
+    else:
+        _check_free(cluster.metrics_port)
+        check_local_start()
     with without_ray_lines():
-        _init_ray(address, cluster, store_variables)
         try:
+            _init_ray(address, cluster, store_variables)
             yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
@@ -79,28 +91,67 @@ def _set_ray_variables(*, has_nodes: bool) -> None:
 
 def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str, str]) -> None:
     """Connect to an address, or start a cluster on this machine when there is none."""
-    if not address:
-        _check_free(cluster.metrics_port)
     # a cluster that starts here inherits this process's environment
     env = {"env_vars": store_variables} if address and store_variables else None
+    limit_s = max(cluster.start_timeout_s, LEAST_START_S)
     try:
-        ray.init(
-            address=address or "local",  # a new cluster, even where another one runs here
-            num_cpus=None if address else cluster.num_cpus,
-            include_dashboard=None if address else False,
-            _metrics_export_port=None if address else cluster.metrics_port,
-            runtime_env=env,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}") from error
-    except Exception as error:
-        if "timed out during startup" not in str(error):  # Ray raises it as a plain Exception
-            raise
+        with _limited(limit_s):
+            ray.init(
+                address=address or "local",  # a new cluster, even where another one runs here
+                num_cpus=None if address else cluster.num_cpus,
+                include_dashboard=None if address else False,
+                _metrics_export_port=None if address else cluster.metrics_port,
+                runtime_env=env,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except _TooLateError as error:
+        if address:
+            raise InputError(
+                f"the Ray cluster at {address} does not accept this command within {limit_s:g} s;"
+                " look at its nodes (`ray status`), or raise ray.start_timeout_s"
+            ) from error
         raise RunError(
-            "Ray did not start on this machine in time, which is busy; run the command again"
+            f"Ray did not start on this machine within {limit_s:g} s, which is busy; run the"
+            " command again, or raise ray.start_timeout_s"
         ) from error
+    except Exception as error:  # Ray raises plain ones, too
+        if address:
+            raise InputError(
+                f"no Ray cluster answers at {address}: {reason_of(error)}; start it, correct"
+                " ray.address or RAY_ADDRESS, or unset them to use this machine"
+            ) from error
+        if "timed out during startup" in str(error):
+            raise RunError(
+                "Ray did not start on this machine in time, which is busy; run the command again"
+            ) from error
+        raise RunError(
+            f"Ray cannot start on this machine: {reason_of(error)}; its logs are in"
+            " /tmp/ray/session_latest/logs, or below RAY_TMPDIR or TMPDIR"
+        ) from error
+
+
+class _TooLateError(BaseException):
+    """Ray takes too long. No Exception, because Ray catches those."""
+
+
+@contextmanager
+def _limited(limit_s: float) -> Iterator[None]:
+    """Raise _TooLateError in the block after limit_s; in the main thread, which signals reach."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _TooLateError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _check_free(port: int | None) -> None:

@@ -2,7 +2,8 @@
 
 encoder           Encoder: one timm backbone for both views or one for each, and the logit scale
 architecture/     backbones, heads, layers and admissible sizes of images
-weights           load and save state dicts strictly, in the published forms too
+weights           load and save state dicts strictly
+pretrained        load weights from elsewhere: prefixes, classifiers, the published forms
 checkpoint        publish, find and prune the checkpoints of a run
 training_state    the state of optimiser and gradient scaler in a checkpoint
 precision         Numerics: precision and memory format, chosen by measuring

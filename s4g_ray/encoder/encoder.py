@@ -17,7 +17,7 @@ from s4g_ray.data.image_table import View
 from s4g_ray.encoder.architecture.backbone import create_backbone
 from s4g_ray.encoder.architecture.head import Head, build_head, measure_width
 from s4g_ray.encoder.architecture.parameter_groups import freeze_stages
-from s4g_ray.encoder.weights import load_pretrained
+from s4g_ray.encoder.pretrained import Report, ignore_report, load_pretrained
 from s4g_ray.errors import InputError, first_line
 from s4g_ray.storage import files
 
@@ -68,10 +68,18 @@ class Encoder(nn.Module):
             self.reference_head = copy.deepcopy(self.head)
 
     @classmethod
-    def build(cls, cfg: ModelConfig, *, seed: int = 0, weights: bool = True) -> Self:
+    def build(
+        cls,
+        cfg: ModelConfig,
+        *,
+        seed: int = 0,
+        weights: bool = True,
+        report: Report = ignore_report,
+    ) -> Self:
         """Build an encoder from its configuration, with seeded initial weights.
 
-        weights: whether to load the pretrained weights that cfg names. Raises InputError for an
+        weights: whether to load the pretrained weights that cfg names; report gets a line for what
+        is dropped of them. Raises InputError for an
         unknown architecture, for options, a head, stages to freeze and gradient checkpointing that
         it does not have, and for weights that are missing or do not fit.
         """
@@ -91,7 +99,7 @@ class Encoder(nn.Module):
                 _checkpoint_activations(model, cfg.name)
             freeze_stages(model, cfg.freeze, cfg.name)
         if weights and isinstance(cfg.pretrained, str):
-            load_pretrained(encoder, cfg.pretrained)
+            load_pretrained(encoder, cfg.pretrained, report)
         return encoder
 
     @property

@@ -10,6 +10,7 @@ from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.encoder.pretrained import Report, ignore_report
 from s4g_ray.encoder.weights import WEIGHTS
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files, s3_settings
@@ -63,10 +64,13 @@ class EncoderSource:
     checkpoint: str | None = None
     numerics: Numerics | None = None  # chosen by the run
 
-    def build_encoder(self, model: ModelConfig) -> Encoder:
-        """Build the encoder, with the weights of the checkpoint or of model.pretrained."""
+    def build_encoder(self, model: ModelConfig, report: Report = ignore_report) -> Encoder:
+        """Build the encoder, with the weights of the checkpoint or of model.pretrained.
+
+        report: gets a line for what is dropped of weights from elsewhere.
+        """
         if self.checkpoint is None:
-            return Encoder.build(model)
+            return Encoder.build(model, report=report)
         return load_encoder(model, self.checkpoint)
 
     def numerics_for(self, train: TrainConfig) -> Numerics:

@@ -93,9 +93,16 @@ class GallerySearch:
     (strict), and of higher ones (paper). They count references other than the query's own.
     """
 
-    def __init__(self, queries: QuerySide, num_top: int = 0) -> None:
-        """num_top: the length of each query's list of references; 0: none is made."""
+    def __init__(
+        self, queries: QuerySide, num_top: int = 0, *, keeps_positions: bool = False
+    ) -> None:
+        """num_top: the length of each query's list of references; 0: none is made.
+
+        keeps_positions: whether the coordinates of all references stay in memory.
+        """
         self.queries = queries
+        self._keeps_positions = keeps_positions
+        self._latlon: list[Floats64] = []
         self.num_references = 0
         self._own: list[tuple[Ints, Floats64]] = []
         self._own_references: list[Ints] = []
@@ -153,6 +160,9 @@ class GallerySearch:
         references = self._normalise(part, self._first)
         if not len(references):
             return
+        if self._keeps_positions:
+            unknown = np.full((len(references), 2), np.nan)
+            self._latlon.append(unknown if part.latlon is None else part.latlon)
         pairs = _PartPairs.find(self.queries, part)
         literal = pairs.own_or_semi if pairs.semi is not None else None
         step = max(1, BLOCK_SCORES // len(references))
@@ -219,6 +229,11 @@ class GallerySearch:
         first = np.searchsorted(self.own_rows, self.own_rows)
         positions = self.own_above[0] + np.arange(len(first)) - first
         return self._others.insert(self.own_rows, self.own_references, self.own_scores, positions)
+
+    def find_positions(self, rows: Ints) -> Floats64:
+        """Return the coordinates of rows of the gallery: degrees [..., 2], NaN for row -1."""
+        latlon = np.concatenate([*self._latlon, np.full((1, 2), np.nan)])
+        return np.asarray(latlon[rows])
 
     def count_semi_above(self, *, strict: bool) -> Ints:
         """Count the semi-positives of each query that score above its best own reference."""

@@ -17,6 +17,7 @@ from s4g_ray.data.pairs import Pairs
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.errors import RunError
+from s4g_ray.evaluation.distances import TopDistances
 from s4g_ray.evaluation.gallery_parts import GalleryPart, GalleryParts, cut_gallery
 from s4g_ray.evaluation.gallery_search import GallerySearch, QuerySide, rank_found
 from s4g_ray.evaluation.top_references import TopReferences
@@ -39,7 +40,8 @@ class Retrieval:
 
     Where lists were asked for, else None: listed, the first references of each query, as `strict`
     ranks them; own_best[Q] and own_scores[Q], the row and the score of its best own reference, -1
-    and -inf where it has none.
+    and -inf where it has none. distances: to the first references, where ranks for sdm@k and dis@k
+    were asked for.
     """
 
     top: Ints
@@ -55,18 +57,32 @@ class Retrieval:
     listed: TopReferences | None = None
     own_best: Ints | None = None
     own_scores: Floats64 | None = None
+    distances: TopDistances | None = None
 
     @classmethod
-    def from_search(cls, search: GallerySearch, num_left_out: int = 0) -> Retrieval:
+    def from_search(
+        cls,
+        search: GallerySearch,
+        num_left_out: int = 0,
+        *,
+        num_top: int = 0,
+        sdm_ranks: Sequence[int] = (),
+    ) -> Retrieval:
         """Turn the counts of a search, after its second pass, into ranks and errors.
 
-        num_left_out: distractors of the gallery that were not searched.
+        num_left_out: distractors of the gallery that were not searched. num_top: how many
+        references are listed; sdm_ranks: those of sdm@k and dis@k.
         """
         queries = search.queries
         ranks = np.zeros((2, len(queries)), np.int64)
         first = np.flatnonzero(np.diff(search.own_rows, prepend=-1))  # the best pair of each query
         ranks[:, search.own_rows[first]] = search.own_above[:, first] + 1
         listed = search.list_top()
+        distances = None
+        if listed is not None and sdm_ranks and queries.latlon is not None:
+            positions = search.find_positions(listed.rows)
+            distances = TopDistances.from_positions(queries.latlon, positions, sdm_ranks)
+        listed = listed.first(num_top) if listed is not None and num_top else None
         own_best = None
         if listed is not None:
             own_best = np.full(len(queries), -1)
@@ -100,6 +116,7 @@ class Retrieval:
             listed=listed,
             own_best=own_best,
             own_scores=None if listed is None else search.best_own,
+            distances=distances,
         )
 
     def metrics(
@@ -130,6 +147,8 @@ class Retrieval:
             values |= self._recall_within_radii(at, located, ranks)
         if self.error_m is not None and np.isfinite(self.error_m[counted]).any():
             values["median_error_m"] = np.nanmedian(self.error_m[counted])
+        if self.distances is not None:
+            values |= self.distances.metrics(counted)
         values["queries"] = counted.sum()
         values["queries_without_reference"] = chosen.sum() - counted.sum()
         values["references"] = self.num_references
@@ -173,6 +192,7 @@ def retrieval_metrics(
     radii_m: Sequence[float] = (25, 50, 100),
     protocol: ProtocolName = "strict",
     distractors: Bools | None = None,
+    sdm_ranks: Sequence[int] = (),
 ) -> dict[str, float]:
     """Compute retrieval metrics by cosine; fractions are in 0..1.
 
@@ -189,6 +209,7 @@ def retrieval_metrics(
     - with latlon [Q, 2] and [R, 2] in degrees: `recall@k_within_50m` for each of radii_m: a
       reference of any place at most that far from the query is among the first k, over queries
       with coordinates; `median_error_m`: to the first reference, where both have coordinates.
+    - with latlon and sdm_ranks: `sdm@k`, `sdm_m@k` and `dis@k`, as distances.py defines them.
 
     `strict` ranks a query's own reference behind those that tie with it and keeps the whole
     gallery; `paper` ranks it before them, and leaves distractors[R] out. Raises RunError for
@@ -205,6 +226,7 @@ def retrieval_metrics(
         radii_m=radii_m,
         distractors=distractors,
         protocols=[protocol],
+        sdm_ranks=sdm_ranks,
     )
     return found[protocol].metrics(protocol, ranks=ranks)
 
@@ -236,6 +258,7 @@ def retrieve_both(
     radii_m: Sequence[float] = (25, 50, 100),
     distractors: Bools | None = None,
     protocols: Sequence[ProtocolName] = PROTOCOLS,
+    sdm_ranks: Sequence[int] = (),
 ) -> dict[ProtocolName, Retrieval]:
     """Search every query in a gallery that is in memory, for each protocol.
 
@@ -252,7 +275,11 @@ def retrieve_both(
     whole = GalleryPart(reference_embeddings, reference_places, reference_latlon, distractors)
     has_distractors = distractors is not None and bool(distractors.any())
     return retrieve_parts(
-        queries, cut_gallery(whole), has_distractors=has_distractors, protocols=protocols
+        queries,
+        cut_gallery(whole),
+        has_distractors=has_distractors,
+        protocols=protocols,
+        sdm_ranks=sdm_ranks,
     )
 
 
@@ -263,20 +290,24 @@ def retrieve_parts(
     has_distractors: bool,
     protocols: Sequence[ProtocolName] = PROTOCOLS,
     num_top: int = 0,
+    sdm_ranks: Sequence[int] = (),
 ) -> dict[ProtocolName, Retrieval]:
     """Search every query in a gallery that is read part by part, twice; memory O(part + queries).
 
     One search serves both protocols, unless there are distractors, which `paper` leaves out. The
     ranks, and all metrics of them, do not depend on the parts. num_top: so many references are
-    listed for each query, in the search of the whole gallery. Raises RunError for non-finite
-    embeddings, ValueError for shapes that do not fit.
+    listed for each query, in the search of the whole gallery. sdm_ranks: of sdm@k and dis@k; the
+    coordinates of all references then stay in memory. Raises RunError for non-finite embeddings,
+    ValueError for shapes that do not fit.
     """
+    num_listed = max(sdm_ranks, default=0)
     searches: dict[bool, GallerySearch] = {}  # by whether they leave distractors out
     num_distractors = 0
     for protocol in protocols:
         leaves_out = has_distractors and protocol == "paper"
         if leaves_out not in searches:
-            searches[leaves_out] = GallerySearch(queries, 0 if leaves_out else num_top)
+            count = num_listed if leaves_out else max(num_top, num_listed)
+            searches[leaves_out] = GallerySearch(queries, count, keeps_positions=num_listed > 0)
     for part in parts():
         if part.distractors is not None:
             num_distractors += int(part.distractors.sum())
@@ -288,7 +319,12 @@ def retrieve_parts(
         for leaves_out, search in searches.items():
             search.count_part(part.drop_distractors() if leaves_out else part)
     found = {
-        leaves_out: Retrieval.from_search(search, num_distractors if leaves_out else 0)
+        leaves_out: Retrieval.from_search(
+            search,
+            num_distractors if leaves_out else 0,
+            num_top=0 if leaves_out else num_top,
+            sdm_ranks=sdm_ranks,
+        )
         for leaves_out, search in searches.items()
     }
     return {name: found[has_distractors and name == "paper"] for name in protocols}

@@ -98,12 +98,15 @@ def score_tables(
     *,
     stamp: Stamp,
     radii_m: Sequence[float],
+    sdm_ranks: Sequence[int] = (),
 ) -> Score:
     """Score a split from the published embedding tables of its queries and of its references.
 
     Raises RunError as search_tables does.
     """
-    found = search_tables(dataset, split, queries, references, stamp=stamp, radii_m=radii_m)
+    found = search_tables(
+        dataset, split, queries, references, stamp=stamp, radii_m=radii_m, sdm_ranks=sdm_ranks
+    )
     return found.score()
 
 
@@ -116,12 +119,13 @@ def search_tables(
     stamp: Stamp | None = None,
     radii_m: Sequence[float] = (),
     num_top: int = 0,
+    sdm_ranks: Sequence[int] = (),
 ) -> SplitSearch:
     """Search a split's queries by the published embedding tables of them and of its references.
 
-    The references are read part by part, twice; of each, 24 bytes stay in memory, and 8 more where
-    `num_top` references are listed for each query. Raises RunError when a table is unpublished,
-    altered, or the queries are not made from `stamp`.
+    The references are read part by part, twice; of each, 24 bytes stay in memory, 8 more where
+    `num_top` references are listed for each query, and 16 more for sdm_ranks. Raises RunError when
+    a table is unpublished, altered, or the queries are not made from `stamp`.
     """
     embedded, query_rows = read_embedded_rows(
         queries, "queries", dataset.table("queries", [split]), stamp=stamp
@@ -145,7 +149,13 @@ def search_tables(
 
     side = _query_side(dataset, split, query_rows, embedded.vectors, radii_m)
     has_distractors = len(distractor_ids) > 0
-    found = retrieve_parts(side, read_parts, has_distractors=has_distractors, num_top=num_top)
+    found = retrieve_parts(
+        side,
+        read_parts,
+        has_distractors=has_distractors,
+        num_top=num_top,
+        sdm_ranks=sdm_ranks,
+    )
     return SplitSearch(query_rows, found, np.concatenate([np.zeros(0, np.int64), *gallery_ids]))
 
 

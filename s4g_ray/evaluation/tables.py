@@ -119,6 +119,6 @@ def _format_cell(key: str, value: float | None) -> str:
         return "-"
     if key in COUNTS:
         return f"{value:,.0f}"
-    if key == "median_error_m":
+    if key == "median_error_m" or key.startswith("dis@"):
         return format_metres(value)
     return f"{value:.2%}"

@@ -72,6 +72,13 @@ class TopReferences:
         self.rows[changed] = all_rows[kept].reshape(-1, count)
         self.scores[changed] = all_scores[kept].reshape(-1, count)
 
+    def first(self, count: int) -> TopReferences:
+        """Return the lists of the first `count` references."""
+        cut = TopReferences(len(self.rows), 0)
+        cut.rows = self.rows[:, :count]
+        cut.scores = self.scores[:, :count]
+        return cut
+
     def insert(self, queries: Ints, rows: Ints, scores: Floats64, positions: Ints) -> TopReferences:
         """Return the lists with own references at known positions, from 0.
 

@@ -5,7 +5,7 @@ query_encoder      QueryEncoder: embed photos in this process
 description        facts about a gallery, as JSON and as a table
 build              build a gallery, add tiles and remove them
 update             GalleryUpdate: write the next version
-store/             the files of a gallery: versions, tiles, images, embeddings, the lease
+store/             the files of a gallery: versions, tiles, images, embeddings
 calibration        Calibration: scores into probabilities, a position with its radii, or `none`
 ground_mass        GroundMass: probability on the ground, and its quantiles about a point
 fitting/           fit a Calibration on held-out queries, and assess it on others

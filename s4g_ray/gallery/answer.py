@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from s4g_ray.gallery.search.ground_shapes import circle_geometry, point_geometry, square_geometry
 
 if TYPE_CHECKING:
-    from s4g_ray.gallery.photos.exif import ExifPosition
+    from s4g_ray.data.photos.exif import ExifPosition
     from s4g_ray.gallery.refinement import Refined
 
 

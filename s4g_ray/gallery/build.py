@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,12 +19,12 @@ from s4g_ray.errors import InputError
 from s4g_ray.gallery.store.embedding import GalleryModel
 from s4g_ray.gallery.store.header import HEADER, MODEL, GalleryHeader
 from s4g_ray.gallery.store.index_writer import as_overrides, index_cluster, settings_of
-from s4g_ray.gallery.store.lease import LEASE, writing
 from s4g_ray.gallery.store.source_tiles import read_source_tiles
 from s4g_ray.gallery.update import GalleryUpdate, UpdateReport, now
 from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.storage.part_commits import claim_folder
 
 MARKER = "building.json"  # what a folder was begun with, until the gallery is built
@@ -43,13 +42,15 @@ def build_gallery(
     copy_images: bool = True,
     name: str | None = None,
     attribution: str = "",
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> UpdateReport:
     """Build a gallery of a data set's references at `target`, a new folder or s3://...
 
     model: a run (its last checkpoint, or that of `epoch`), an export or weights; config and
     overrides as embed_collection takes them. splits None: all references. copy_images: into the
-    gallery, which is then complete in itself. After an interruption the same call resumes.
+    gallery, which is then complete in itself. steal: take the folder over from a living process,
+    as Lease.acquire. After an interruption the same call resumes.
 
     Raises InputError for bad input, such as a target that holds another gallery, references
     without coordinates, and an index that fits neither this machine nor the Ray cluster that is
@@ -72,13 +73,15 @@ def build_gallery(
     made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
     if files.exists(files.join(target, HEADER)):
         return _report_built(target, taken, source, copy_images, reporter)
-    with index_cluster(base, len(table), taken.dim):  # refuses before anything is written
-        _claim_target(target, made_with)
-        with writing(target, reporter) as lease:
-            taken.save(opened)
-            header = _empty_header(taken, name or dataset.name, attribution, copy_images)
-            report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
-            files.remove(files.join(target, MARKER))
+    with (
+        index_cluster(base, len(table), taken.dim),  # refuses before anything is written
+        owning(target, reporter, steal=steal) as lease,
+    ):
+        claim_folder(target, MARKER, made_with, "`s4g gallery build`")
+        taken.save(opened)
+        header = _empty_header(taken, name or dataset.name, attribution, copy_images)
+        report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
+        files.remove(files.join(target, MARKER))
     reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
     return report
 
@@ -103,13 +106,6 @@ def _empty_header(
         attribution=attribution,
         index_settings=settings_of(model.config),
     )
-
-
-def _claim_target(target: str, made_with: dict[str, Any]) -> None:
-    """Take an empty folder, or that of an interrupted build with the same values."""
-    if files.list_names(target) == [LEASE]:  # another process is about to begin
-        time.sleep(1.0)
-    claim_folder(target, MARKER, made_with, "`s4g gallery build`")
 
 
 def _report_built(
@@ -143,13 +139,15 @@ def add_tiles(
     *,
     overrides: Sequence[str] = (),
     splits: Sequence[str] | None = None,
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> UpdateReport:
     """Add a data set's references to a gallery, and replace tiles of the same id.
 
     Embeds only images whose bytes are new. overrides: of sections embedding, mining, ray, storage
-    and train, and data.on_bad_image. Raises InputError for bad input: no gallery, one that is being
-    written, another preprocessing than its own, ids of other places; and as build_gallery does.
+    and train, and data.on_bad_image. steal: as build_gallery. Raises InputError for bad input: no
+    gallery, one that is being written, another preprocessing than its own, ids of other places; and
+    as build_gallery does.
     """
     reporter = reporter or Reporter()
     gallery = files.absolute(gallery)
@@ -157,7 +155,7 @@ def add_tiles(
     dataset = open_dataset(opened.data.uri)
     opened = _with_values(opened, dataset)
     table = read_source_tiles(dataset, splits)
-    with writing(gallery, reporter) as lease:
+    with owning(gallery, reporter, steal=steal) as lease:
         header = GalleryHeader.load(gallery)
         model = GalleryModel.from_gallery(gallery, header, opened)
         update = GalleryUpdate(gallery, header, model, lease, reporter)
@@ -174,17 +172,19 @@ def remove_tiles(
     *,
     area: Area | None = None,
     ids: Ints | None = None,
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> UpdateReport:
     """Remove the tiles whose centres lie in an area, or those of ids[n].
 
+    steal: as build_gallery.
     Raises InputError where there are none, where none would be left, for ids without a tile, and
     for a gallery that is being written.
     """
     reporter = reporter or Reporter()
     gallery = files.absolute(gallery)
     config = open_source_of(gallery, gallery, ())
-    with writing(gallery, reporter) as lease:
+    with owning(gallery, reporter, steal=steal) as lease:
         header = GalleryHeader.load(gallery)
         model = GalleryModel.from_gallery(gallery, header, config)
         update = GalleryUpdate(gallery, header, model, lease, reporter)

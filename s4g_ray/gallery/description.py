@@ -105,6 +105,7 @@ def info_table(info: Mapping[str, Any]) -> Table:
 
 def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     west, south, east, north = info["bounds"]
+    over = " over the antimeridian" if west > east else ""
     sizes = ", ".join(f"{size:g} m" for size in info["size_m"]) or "unknown"
     model = info["model"]
     index = info["index"]
@@ -118,7 +119,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("version", f"{info['version']}, of {info['updated']}"),
         ("tiles", f"{info['num_tiles']:,}"),
         ("ground size", sizes),
-        ("centres", f"{west:.5f}..{east:.5f} lon, {south:.5f}..{north:.5f} lat"),
+        ("centres", f"{west:.5f}..{east:.5f} lon{over}, {south:.5f}..{north:.5f} lat"),
         (
             "model",
             f"{model['architecture']}, D={info['dim']}, weights {model['weights_sha256'][:12]}",

@@ -17,6 +17,7 @@ from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import Pixels
+from s4g_ray.data.photos.photo_files import is_video
 from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery.answer import Answer, Candidate
@@ -31,7 +32,6 @@ from s4g_ray.gallery.photos.encode_ahead import (
 )
 from s4g_ray.gallery.photos.encoder_input import InputMaker, needed_pixels, take_as_is
 from s4g_ray.gallery.photos.photo import Photo, decode_photo, read_photo, shrink
-from s4g_ray.gallery.photos.photo_files import is_video
 from s4g_ray.gallery.photos.turned_views import find_view_kind, list_turns
 from s4g_ray.gallery.search.candidates import (
     Found,
@@ -175,10 +175,10 @@ class _PhotoSearch:
             return
         tiles = self._gallery.tiles
         if not self._area.contains(tiles.lat, tiles.lon).any():
+            west, south, east, north = tiles.bounds()
             raise InputError(
                 "no tile of the gallery has its centre in the area to search; the gallery covers"
-                f" latitudes {np.nanmin(tiles.lat):.5f} to {np.nanmax(tiles.lat):.5f}, longitudes"
-                f" {np.nanmin(tiles.lon):.5f} to {np.nanmax(tiles.lon):.5f}"
+                f" latitudes {south:.5f} to {north:.5f}, longitudes {west:.5f} to {east:.5f}"
             )
 
     def plan(self, num_photos: int | None, *, most_calls: int = MOST_CALLS) -> EncodePlan:

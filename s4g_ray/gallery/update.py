@@ -25,7 +25,6 @@ from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.images import ImageStage, Staged
 from s4g_ray.gallery.store.index_facts import IndexFacts
 from s4g_ray.gallery.store.index_writer import IndexWriter, needs_new_plan, settings_of
-from s4g_ray.gallery.store.lease import Lease
 from s4g_ray.gallery.store.source_tiles import (
     have_moved,
     merge_rows,
@@ -48,6 +47,7 @@ from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, is_published, publish, write_part
+from s4g_ray.storage.ownership.lease import Lease
 from s4g_ray.storage.part_commits import WORK
 
 MARKER = "update.json"  # in the folder of a version's work: what it is made from

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from s4g_ray.config.schema import MiningConfig
-from s4g_ray.index.cost import Rates, expected_cost, recorded_rates
+from s4g_ray.index.cost import Rates, expected_cost, format_hours, recorded_rates
 
 Kind = Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"]
 EXACT_KINDS = ("flat", "sqfp16")
@@ -38,9 +38,9 @@ TRAIN_PER_LIST = 64
 NPROBE = 64
 # lists and graphs grow by doubling: up to twice their size, 1.5 times on average
 GROWTH = 1.5
-# of a shard: the version in service, the one that replaces it, and that one's file while written
-COPIES_HELD = 3
-COPIES_ON_GPU = 2
+# of a shard: a version and its file while written, and the version in service that it replaces
+COPIES_BUILT = 2
+COPIES_SWAPPED = 3
 PROCESS_GB = 0.5  # of a shard's process without vectors: Python, FAISS, torch, blocks of a search
 GPU_SCRATCH_GB = 2.0  # of FAISS and CUDA on a GPU
 MAX_SHARDS = 1024
@@ -61,6 +61,7 @@ class IndexPlan:
     train_size: int = 0  # vectors that the template is trained on; 0: none
     memory_gb: float = 0.0  # of vectors, ids and structures, over all shards
     num_shards: int = 1
+    swaps: bool = True  # versions replace each other in service; False: one is built, once
     reason: str = ""  # why this kind and so many shards
 
     @property
@@ -84,13 +85,13 @@ class IndexPlan:
 
     @property
     def peak_gb(self) -> float:
-        """Memory of a shard's process while it swaps versions, to be asked of Ray."""
-        return COPIES_HELD * self.shard_gb + PROCESS_GB
+        """Memory of a shard's process, at most, to be asked of Ray."""
+        return (COPIES_SWAPPED if self.swaps else COPIES_BUILT) * self.shard_gb + PROCESS_GB
 
     @property
     def gpu_gb(self) -> float:
-        """Memory of a shard on its GPU while it swaps versions."""
-        return COPIES_ON_GPU * self.shard_gb + GPU_SCRATCH_GB
+        """Memory of a shard on its GPU, at most."""
+        return (2 if self.swaps else 1) * self.shard_gb + GPU_SCRATCH_GB
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def plan_for(
     num_queries: int | None = None,
     rates: Mapping[str, Rates] | None = None,
     bits: int | None = None,
+    swaps: bool = True,
 ) -> IndexPlan:
     """Choose kind and number of shards as section `mining` asks, and say why in plan.reason.
 
@@ -152,8 +154,9 @@ def plan_for(
 
     resources None: any memory within index_memory_gb, and one shard where the number is auto.
     rates: measured, by kind; recorded_rates stand in for kinds that are missing. bits: of RaBitQ,
-    as an earlier plan has them; None leaves them open. Raises ValueError when nothing fits, with
-    the arithmetic, for more shards than vectors, and for a kind that a GPU cannot search.
+    as an earlier plan has them; None leaves them open. swaps: see IndexPlan. Raises ValueError when
+    nothing fits, with the arithmetic, for more shards than vectors, and for a kind that a GPU
+    cannot search.
     """
     if cfg.num_shards != "auto" and cfg.num_shards > num_vectors:
         raise ValueError(
@@ -164,6 +167,7 @@ def plan_for(
     plans = list(_candidates(num_vectors, dim, cfg.index_kind, cfg.nprobe, cfg.ef_search, gpu))
     if bits:
         plans = [plan for plan in plans if plan.bits in (0, bits)]
+    plans = [dataclasses.replace(plan, swaps=swaps) for plan in plans]
     choice = _Choice(cfg, resources, num_queries, rates or {})
     misfits: list[str] = []
     too_slow: list[IndexPlan] = []
@@ -261,7 +265,7 @@ class _Choice:
         shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards} shards"
         reason = (
             f"{plan.kind} in {shards}: {plan.memory_gb:.3g} GB a version, a shard up to"
-            f" {plan.peak_gb:.3g} GB, {_format_hours(self.search_hours(plan))} to search"
+            f" {plan.peak_gb:.3g} GB, {format_hours(self.search_hours(plan))} to search"
             f" {self._num_queries:,} queries"
         )
         slower = [other for other in too_slow if other.kind != plan.kind]
@@ -269,15 +273,13 @@ class _Choice:
         if self.search_hours(plan) > self._cfg.max_search_hours:
             reason += f", above {limit}: nothing that fits is faster"
         elif slower:
-            hours = _format_hours(self.search_hours(slower[-1]))
+            hours = format_hours(self.search_hours(slower[-1]))
             reason += f"; {slower[-1].kind} would take {hours}, above {limit}"
         elif self._cfg.index_kind == "auto":
             reason += "; the most exact kind that fits"
         if self._cfg.gpus_per_shard and (self._cfg.nprobe or 0) > GPU_MAX_NPROBE:
-            reason += (
-                f"; mining.nprobe={self._cfg.nprobe} is lowered to {plan.nprobe}: a GPU visits at"
-                f" most {GPU_MAX_NPROBE} lists"
-            )
+            lowered = f"mining.nprobe={self._cfg.nprobe} is lowered to {plan.nprobe}"
+            reason += f"; {lowered}: a GPU visits at most {GPU_MAX_NPROBE} lists"
         return dataclasses.replace(plan, reason=reason)
 
     def describe_misfit(self, plan: IndexPlan) -> str:
@@ -287,6 +289,11 @@ class _Choice:
             return _describe_misfit(plan, limit_gb)
         room = self._resources
         assert room is not None
+        if not room.memory_gb:
+            return (
+                f"no node can hold a shard of mining.gpus_per_shard={self._cfg.gpus_per_shard:g};"
+                " lower it, change mining.label_selector, or add nodes"
+            )
         count = self._shard_counts(plan.num_vectors)[-1]
         sharded = dataclasses.replace(plan, num_shards=count)
         memory = ", ".join(f"{memory_gb:.3g}" for memory_gb in room.memory_gb)
@@ -298,14 +305,6 @@ class _Choice:
             f" {sharded.peak_gb:.3g} GB a shard{on_gpu}; the nodes have {memory} GB free: add"
             " nodes, raise mining.num_shards, or lower model.embedding_dim"
         )
-
-
-def _format_hours(hours: float) -> str:
-    if hours >= 10:
-        return f"{hours:,.0f} h"
-    if hours >= 1:
-        return f"{hours:.2g} h"
-    return f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
 
 
 def _candidates(

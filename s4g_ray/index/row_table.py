@@ -9,6 +9,7 @@ import numpy as np
 from s4g_ray.arrays import Bools, Floats64, Ints, Rows32
 from s4g_ray.data.area import Area
 from s4g_ray.index.stores.dense import append_rows, keep_rows
+from s4g_ray.index.vector_checks import whole_ids
 from s4g_ray.row_lookup import rows_of
 
 AREA_BLOCK = 2**20  # rows whose coordinates are compared with an area at once
@@ -106,14 +107,16 @@ class RowTable:
     def select(self, ids: Ints | None, area: Area | None) -> Ints | None:
         """Return the rows, ascending, that have one of the ids and lie in the area; None: all rows.
 
-        Raises ValueError for ids that do not ascend, and for an area without coordinates.
+        Raises ValueError for ids that are no whole numbers or do not ascend, and for an area
+        without coordinates.
         """
         if ids is None and area is None and not self._num_gone:
             return None
         if ids is None:
             rows = np.flatnonzero(self.ids != GONE)
         else:
-            if ids.ndim != 1 or not _ascends(ids):
+            ids = whole_ids(ids)
+            if not _ascends(ids):
                 raise ValueError("ids to search among must ascend, each once: use numpy.unique")
             rows = self.rows_of(ids)
             rows = np.sort(rows[rows >= 0])

@@ -33,6 +33,19 @@ def check_ids(ids: Ints, count: int) -> None:
         raise ValueError(f"id {ids.max()} is above {np.iinfo(np.int64).max}, the largest of int64")
 
 
+def whole_ids(ids: Any) -> Ints:
+    """Return ids[n] as int64. Raises ValueError where they are no list of whole numbers.
+
+    A cast would turn 7.5 into another id.
+    """
+    values = np.asarray(ids)
+    if values.ndim != 1 or (len(values) and not np.issubdtype(values.dtype, np.integer)):
+        raise ValueError(
+            f"ids{list(values.shape)} of {values.dtype} are no list of whole numbers; convert them"
+        )
+    return np.asarray(values, np.int64)
+
+
 def check_finite(vectors: NDArray[Any], first: int) -> None:
     """Raise ValueError for vectors that are not finite in float32; `first`: number of row 0."""
     with np.errstate(over="ignore"):  # float64 beyond float32 is infinite here

@@ -27,7 +27,7 @@ from s4g_ray.index.stores.ivf import IvfStore
 from s4g_ray.index.stores.ivf_training import train_lists
 from s4g_ray.index.stores.store import Scope, Store
 from s4g_ray.index.top_k import Found, order_ties
-from s4g_ray.index.vector_checks import check_finite, check_ids, check_vectors
+from s4g_ray.index.vector_checks import check_finite, check_ids, check_vectors, whole_ids
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, publish, read_part, write_part
 
@@ -161,16 +161,16 @@ class VectorIndex:
 
     def holds(self, ids: Ints) -> NDArray[np.bool_]:
         """Return which of ids[n] the index holds."""
-        return self._table.rows_of(np.asarray(ids, np.int64)) >= 0
+        return self._table.rows_of(whole_ids(ids)) >= 0
 
     def remove(self, ids: Ints) -> int:
         """Remove the vectors of ids[n]; return how many there were: unknown ids are passed over.
 
         hnsw keeps the vectors and leaves them out of answers, until half of them are removed: then
         it builds its graph anew. Other kinds are afterwards as if the vectors had not been added.
-        An id that was added twice loses both.
+        An id that was added twice loses both. Raises ValueError for ids that are no whole numbers.
         """
-        rows = self._table.all_rows_of(np.unique(np.asarray(ids, np.int64)))
+        rows = self._table.all_rows_of(np.unique(whole_ids(ids)))
         if not len(rows):
             return 0
         kept = self._table.ids >= 0

@@ -70,6 +70,15 @@ class Counts:
         return replace(self, **totals)
 
 
+# the settings behind the reasons of candidates.REASONS that a user can loosen
+SETTINGS = {
+    "near": "sampling.exclude_radius_m",
+    "max_score": "mining.max_score",
+    "relative_margin": "mining.relative_margin",
+    "range_min": "mining.range_min",
+}
+
+
 @dataclass(frozen=True)
 class MiningReport:
     """The results of a mining job.
@@ -127,6 +136,19 @@ class MiningReport:
             seconds=seconds,
             reused_parts=reused_parts,
             carried=counts.carried,
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """A line about a graph without any neighbor: what to loosen; None where there are some."""
+        if self.neighbors:
+            return None
+        reason = max(SETTINGS, key=lambda name: self.dropped[name])
+        if not self.dropped[reason]:
+            return "warning: no place has a neighbor: there are no references of other places"
+        return (
+            f"warning: no place has a neighbor: {SETTINGS[reason]} dropped"
+            f" {self.dropped[reason]:,} candidates; loosen it"
         )
 
     def metrics(self) -> dict[str, float]:

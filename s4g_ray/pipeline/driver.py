@@ -20,14 +20,10 @@ from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.worker_warnings import shown_warnings
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_sizes
-from s4g_ray.encoder.checkpoint import (
-    Checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from s4g_ray.encoder.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.errors import InputError, RunError
+from s4g_ray.errors import InputError, OwnershipLostError, RunError
 from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.budget.disk_check import check_disk
 from s4g_ray.pipeline.callbacks import Callback, CallbackList
@@ -44,16 +40,16 @@ from s4g_ray.pipeline.preflight import (
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.retention.artefacts import Retention
-from s4g_ray.pipeline.retention.driver_mark import DriverMark
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
 from s4g_ray.pipeline.rounds.mining_round import MiningRound, Span
 from s4g_ray.pipeline.rounds.schedule import Schedule
-from s4g_ray.pipeline.run_folder import Record, RunFolder, RunResult, result_of
+from s4g_ray.pipeline.run_folder import Record, RunFolder, RunResult, find_start, result_of
 from s4g_ray.pipeline.run_log import RunLog, describe_run
 from s4g_ray.progress import Reporter
-from s4g_ray.storage import s3_settings
+from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.training.trainer import Training
 
 CLOSE_S = 30.0  # for workers to end
@@ -64,6 +60,7 @@ def run(
     *,
     resume: bool = False,
     from_epoch: int | None = None,
+    steal: bool = False,
     reporter: Reporter | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
@@ -71,8 +68,8 @@ def run(
 
     A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
     checkpoint after this epoch as a branch, which may have another learning rate, precision or
-    schedule; what followed is kept in RUN/branches/. SIGTERM ends the run within
-    checkpoint.grace_s, with a checkpoint of the step in progress. Each of `callbacks` receives the
+    schedule; what followed is kept in RUN/branches/. steal: as Lease.acquire. SIGTERM ends the run
+    within checkpoint.grace_s, with a checkpoint of the step in progress. `callbacks` receive the
     records that are logged from now on. Raises InputError for bad input (before anything is
     written), RunError when the run cannot continue, and the error of a callback.
     """
@@ -81,7 +78,8 @@ def run(
     reporter = reporter or Reporter()
     preemption = Preemption()
     check_gpu_use(config)
-    with preemption.watched():
+    with ExitStack() as stack:
+        stack.enter_context(preemption.watched())
         dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
@@ -89,7 +87,9 @@ def run(
         if config.train.layer_decay < 1:
             check_layers(model)
         config = config.model_copy(update={"model": model})
+        lease = stack.enter_context(owning(files.absolute(config.run_dir), reporter, steal=steal))
         folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
+        folder.guard = lease.watch
         start = find_start(folder)
         # watched again in the session: Ray installs a handler of its own
         with ray_session(config.ray, config.storage) as nodes, preemption.watched():
@@ -98,7 +98,8 @@ def run(
                 fits = partial(check_resources, config, num_pairs=len(split.pairs))
                 # before weights are downloaded
                 await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
-                encoder = Encoder.build(config.model, seed=config.seed, weights=start is None)
+                build = partial(Encoder.build, config.model, seed=config.seed, report=reporter.line)
+                encoder = build(weights=start is None)
                 driver = Driver(
                     config, dataset, split, folder, encoder, reporter, preemption, callbacks
                 )
@@ -109,18 +110,10 @@ def run(
                     with reporter.stage("keeping what followed"):
                         make_branch(folder)
                 folder.start()
-                with DriverMark(folder.uri):
-                    driver.train(start)
+                driver.train(start)
             except PreemptedError:
                 return result_of(folder, finished=False)
             return result_of(folder, finished=True, ray_result=driver.ray_result)
-
-
-def find_start(folder: RunFolder) -> Checkpoint | None:
-    """Return the checkpoint that a run continues from: its branch's, or the newest; None if new."""
-    if folder.branch is not None:
-        return Checkpoint.read(folder.checkpoint(folder.branch.from_epoch))
-    return newest_checkpoint(folder.uri)
 
 
 class Driver:
@@ -241,7 +234,7 @@ class Driver:
             cfg.mining,
             self.reporter,
             seed=cfg.seed,
-            start_timeout_s=timeout_s,
+            ray=cfg.ray,
             gate=gate,
             regions_of=self.dataset.query_regions,
         )
@@ -349,6 +342,11 @@ class Driver:
 
     def _check(self) -> None:
         """Raise what ends the run; called wherever the run waits."""
+        try:
+            self.folder.guard()
+        except OwnershipLostError:
+            self.deadline = time.monotonic()  # end the workers at once
+            raise
         self.preemption.check()
         self.callbacks.check()
         if self.over.is_set():
@@ -367,7 +365,8 @@ class Driver:
 
     def _follow_epoch(self, epoch: int) -> None:
         """Show and log an epoch until rank 0 reports that its checkpoint is published."""
-        with self.reporter.stage(f"epoch {epoch} of {self.config.train.epochs}") as update:
+        title = f"epoch {epoch} of {self.config.train.epochs}"
+        with self.reporter.stage(title, self.training.waits_for) as update:
             while not self.folder.find("epoch", epoch):
                 self._watch()
                 self.coordinator.check()

@@ -15,7 +15,7 @@ import s4g_ray
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri
+from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri, newest_checkpoint
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch import REPLACED, Branch, find_branch
 from s4g_ray.storage import files
@@ -104,8 +104,9 @@ VERSIONED = (
 class RunFolder:
     """A run's folder: what is logged there, and the URIs of the artefacts.
 
-    on_record: called with each record, in the thread that logs it. branch: the branch that is to
-    be made, or completed, before the run continues.
+    on_record: called with each record, in the thread that logs it. guard: called before a write;
+    raises OwnershipLostError where another process has taken the folder. branch: the branch that is
+    to be made, or completed, before the run continues.
     """
 
     def __init__(
@@ -122,7 +123,9 @@ class RunFolder:
         self.records = records
         self.bad_images = bad_images
         self.on_record: Callable[[Record], None] | None = None
+        self.guard: Callable[[], None] = lambda: None
         self.branch: Branch | None = None
+        self.has_begun = False  # run.json is written
         self._lock = threading.RLock()  # rounds write beside the training
         self._written = 0.0  # when metrics.jsonl was last written to an object store
 
@@ -156,7 +159,8 @@ class RunFolder:
                 f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
                 " --from-epoch, or correct run_dir"
             )
-        leftovers = re.compile(r"config\.yaml|\..*\.tmp")  # of an interrupted start
+        # of an interrupted start; the lease is this process's
+        leftovers = re.compile(rf"config\.yaml|\..*\.tmp|{re.escape(files.LEASE)}")
         if not all(leftovers.fullmatch(name) for name in files.list_names(uri)):
             raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
@@ -188,6 +192,7 @@ class RunFolder:
         info["dataset"]["uri"] = dataset.uri  # it may have been moved
         bad_images = read_records(uri, "bad_images.jsonl")
         folder = cls(uri, config, info, read_records(uri), bad_images)
+        folder.has_begun = True
         folder.branch = branch
         return folder
 
@@ -195,6 +200,7 @@ class RunFolder:
         """Write the configuration, then run.json: from here on the folder holds a run."""
         files.write_bytes(self.path("config.yaml"), dump_config(self.config).encode())
         self.update()
+        self.has_begun = True
 
     def path(self, *parts: str) -> str:
         """Return a URI below the folder."""
@@ -206,12 +212,14 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Change values of run.json."""
+        self.guard()
         with self._lock:
             self.info.update(values)
             files.write_json(self.path("run.json"), self.info)
 
     def replace_records(self, records: list[Record]) -> None:
         """Write all lines of metrics.jsonl anew."""
+        self.guard()
         with self._lock:
             self.records = records
             self._write_lines("metrics.jsonl", records)
@@ -223,6 +231,7 @@ class RunFolder:
             for key, value in values.items()
         }
         record = {"kind": kind, "time": round(time.time(), 3), **finite}
+        self.guard()
         with self._lock:
             self.records.append(record)
             if files.is_local(self.uri):
@@ -287,6 +296,13 @@ class RunFolder:
         files.write_bytes(self.path(name), _lines(records))
 
 
+def find_start(folder: RunFolder) -> Checkpoint | None:
+    """Return the checkpoint that a run continues from: its branch's, or the newest; None if new."""
+    if folder.branch is not None:
+        return Checkpoint.read(folder.checkpoint(folder.branch.from_epoch))
+    return newest_checkpoint(folder.uri)
+
+
 def _lines(records: list[Record]) -> bytes:
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
@@ -296,8 +312,8 @@ class RunResult:
     """The result of a run: test metrics of the trained encoder, and of the untrained one.
 
     untrained: None where epoch 0 was not evaluated. finished: false when SIGTERM ended the run
-    early; `resume` continues it. ray_result: ray.train.Result of the workers, whose
-    checkpoints and metrics are empty: those are this project's own. None where none started.
+    early; `resume` continues it where it has begun. ray_result: ray.train.Result of the workers,
+    whose checkpoints and metrics are empty: those are this project's own. None where none started.
     """
 
     run_dir: str
@@ -305,6 +321,7 @@ class RunResult:
     untrained: dict[str, float] | None
     records: list[Record] = field(repr=False)
     finished: bool = True
+    begun: bool = True  # the folder holds a run
     ray_result: Any = field(default=None, repr=False)
 
 
@@ -319,7 +336,15 @@ def result_of(folder: RunFolder, *, finished: bool, ray_result: Any = None) -> R
     if evaluations and evaluations[0]["epoch"] == 0:
         untrained = metrics[0]
     last = metrics[-1] if metrics else {}
-    return RunResult(folder.uri, last, untrained, folder.records, finished, ray_result)
+    return RunResult(
+        folder.uri,
+        last,
+        untrained,
+        folder.records,
+        finished,
+        begun=folder.has_begun,
+        ray_result=ray_result,
+    )
 
 
 def version_of(name: str) -> int | None:

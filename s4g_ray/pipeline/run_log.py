@@ -114,7 +114,7 @@ class RunLog:
         workers = f"  {record['workers']} workers" if self._is_elastic else ""
         late = "  graph late" if record["graph_late"] else ""
         waited = f"  waited {record['wait_share']:.0%}" if self._schedule.overlaps else ""
-        self._reporter.line(
+        self._reporter.record_line(
             f"epoch {record['epoch']:>3}  loss {record['loss']:.3f}"
             f"  temperature {record['temperature']:.4f}"
             f"  hardness {record['hardness']:.1f}  left out {record['pairs_left_out']}"

@@ -15,6 +15,7 @@ object_store       the requests to one bucket, by obstore
 store_connections  the connections and threads that the buckets of a process share
 store_errors       which errors of a store may pass, and the message of a final one
 store_filesystem   the object stores of a process as a file system of fsspec
+ownership/         one process at a time writes a folder: a lease with a heartbeat
 
 Publish a folder, and read it back:
 

@@ -19,14 +19,21 @@ from typing import Any, TypeVar
 
 import obstore
 from botocore import exceptions as boto
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.s3_access import S3Access
-from s4g_ray.storage.s3_settings import check_endpoint
+from s4g_ray.storage.s3_settings import check_endpoint, is_anonymous
 from s4g_ray.storage.store_connections import Connections
-from s4g_ray.storage.store_errors import ASK_REGION, MISSING, RequestError, permanent_error
+from s4g_ray.storage.store_errors import (
+    ASK_REGION,
+    MISSING,
+    NoConditionsError,
+    RequestError,
+    lacks_conditions,
+    permanent_error,
+)
 
 # Bytes: larger objects are read and written in pieces, each retried by itself. A piece is sent
 # within RetryPolicy.timeout_s.
@@ -78,7 +85,10 @@ class ObjectStore:
             fault = RequestError.parse(error, "open the bucket")
             raise permanent_error(fault, self._uri("")) from fault
 
-    def _open(self, region: str | None) -> Any:
+    def _open(self, region: str | None, max_retries: int | None = None) -> Any:
+        """Make obstore's store. max_retries: of a request by obstore; None: as configured."""
+        if max_retries is None:
+            max_retries = self._policy.max_attempts - 1
         timeout = timedelta(seconds=self._policy.timeout_s)
         client: Any = {
             "timeout": NO_LIMIT,
@@ -87,7 +97,7 @@ class ObjectStore:
             "pool_max_idle_per_host": str(self._policy.max_connections),
         }
         retries: Any = {
-            "max_retries": self._policy.max_attempts - 1,
+            "max_retries": max_retries,
             "retry_timeout": LONGEST_RETRIES,
             "backoff": {
                 "init_backoff": timedelta(seconds=min(FIRST_WAIT_S, LONGEST_WAIT_S)),
@@ -98,14 +108,17 @@ class ObjectStore:
         if self._access is None:
             kind: Any = {"gs": GCSStore, "az": AzureStore}[self._scheme]
             client["allow_http"] = True  # only for an address that the user has set
-            return kind(self._bucket, client_options=client, retry_config=retries)
+            signing: Any = {"skip_signature": True} if is_anonymous(self._scheme) else {}
+            return kind(self._bucket, client_options=client, retry_config=retries, **signing)
         options: Any = {"region": region} if region else {}
         if self._access.endpoint:
             options["endpoint"] = self._access.endpoint
             client["allow_http"] = self._access.endpoint.startswith("http://")
         if self._access.ca_bundle:
             client["root_certificate"] = self._access.ca_bundle
-        if self._access.credentials is not None:
+        if self._access.credentials is None:
+            options["skip_signature"] = True
+        else:
             options["credential_provider"] = self._access.current_credentials
         return S3Store(self._bucket, client_options=client, retry_config=retries, **options)
 
@@ -266,6 +279,43 @@ class ObjectStore:
             key,
             lambda store: obstore.put(store, key, data, use_multipart=False),
         )
+
+    def write_if(self, key: str, data: bytes, version: Any) -> Any:
+        """Write a small object where it is of a version still, or (None) where there is none.
+
+        version: `e_tag` and `version` of its ObjectMeta. Returns those of the new object, or None
+        where the condition does not hold; an earlier attempt whose answer was lost may be why.
+        Raises NoConditionsError for a store that says that it has no conditions.
+        """
+
+        def put(_: Any) -> Any:
+            try:
+                # obstore takes "not implemented" for a failure that may pass, and repeats it
+                store = self._open(self._region, max_retries=0)
+                mode: Any = "create"
+                if version is not None:
+                    mode = {name: value for name, value in version.items() if value is not None}
+                return obstore.put(store, key, data, use_multipart=False, mode=mode)
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            except BaseError as error:
+                if lacks_conditions(error):
+                    raise NoConditionsError from error
+                raise
+
+        try:
+            return self._request("put_object", key, put)
+        except FileNotFoundError:  # the object that was to be replaced is gone
+            return None
+
+    def read_version(self, key: str) -> tuple[bytes, Any]:
+        """Read a small object, and its ObjectMeta, by one request."""
+
+        def request(store: Any) -> tuple[bytes, Any]:
+            answer = obstore.get(store, key)
+            return bytes(answer.bytes()), answer.meta
+
+        return self._request("get_object", key, request)
 
     def _upload(self, key: str, source: bytes | Path, size: int) -> None:
         """Upload an object in pieces, again where the store has dropped the upload."""

@@ -89,7 +89,9 @@ def claim_folder(
     values, one that holds other files, and one that cannot be written to.
     """
     uri = files.join(folder, marker)
-    names = [name for name in files.list_names(folder) if not _is_temporary(name)]
+    names = [
+        name for name in files.list_names(folder) if not _is_temporary(name) and name != files.LEASE
+    ]
     made_with = json.loads(json.dumps(made_with))  # as it reads back
     if marker in names:
         begun_with = files.read_json(uri)

@@ -19,6 +19,8 @@ from botocore import exceptions as boto
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.session import Session
 
+from s4g_ray.storage.s3_settings import is_anonymous
+
 # botocore renews credentials 10 to 15 minutes before they expire, and obstore asks for them
 # 5 minutes before the time that it is told
 CREDENTIALS_KEPT = timedelta(minutes=10)
@@ -48,7 +50,7 @@ class S3Access:
             endpoint = ConfiguredEndpointProvider(session.full_config, profile, "s3").provide()
         ca_bundle = session.get_config_variable("ca_bundle")
         credentials = None
-        if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() not in ("1", "true"):
+        if not is_anonymous("s3"):
             credentials = session.get_credentials()
             if credentials is None:
                 raise boto.NoCredentialsError

@@ -18,6 +18,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "endpoint_url": ("AWS_ENDPOINT_URL_S3",),
     "profile": ("AWS_PROFILE",),
     "region": ("AWS_DEFAULT_REGION", "AWS_REGION"),
+    "anonymous": ("AWS_SKIP_SIGNATURE", "GOOGLE_SKIP_SIGNATURE", "AZURE_SKIP_SIGNATURE"),
     "max_attempts": ("AWS_MAX_ATTEMPTS",),
     "timeout_s": ("S4G_S3_TIMEOUT_S",),
     "max_connections": ("S4G_S3_MAX_CONNECTIONS",),
@@ -43,8 +44,18 @@ def variables(config: StorageConfig) -> dict[str, str]:
         if value == defaults[key]:
             continue
         for name in VARIABLES[key]:
-            found[name] = str(value)
+            found[name] = str(value).lower() if isinstance(value, bool) else str(value)
     return found
+
+
+def is_anonymous(scheme: str) -> bool:
+    """Return whether the environment asks for requests without a signature to s3, gs or az."""
+    return os.environ.get(anonymous_variable(scheme), "").lower() in ("1", "true", "yes", "on")
+
+
+def anonymous_variable(scheme: str) -> str:
+    """Return the variable that asks for requests without a signature to s3, gs or az."""
+    return VARIABLES["anonymous"][("s3", "gs", "az").index(scheme)]
 
 
 def apply(config: StorageConfig) -> dict[str, str]:
@@ -54,9 +65,15 @@ def apply(config: StorageConfig) -> dict[str, str]:
     counts as not given, because a run's config.yaml holds all keys. Child processes inherit the
     variables. Returns the variables that were set, for processes on other nodes; those take their
     credentials from their own environment, profile or role, too. Raises InputError for a profile
-    together with AWS_ACCESS_KEY_ID, which would be used instead of the profile.
+    together with AWS_ACCESS_KEY_ID, which would be used instead of the profile, and with
+    anonymous requests.
     """
     given = variables(config)
+    if config.profile and config.anonymous:
+        raise InputError(
+            f"storage.profile={config.profile!r} and storage.anonymous=true are both set, but"
+            " anonymous requests have no credentials: leave one of them out"
+        )
     if config.profile and os.environ.get("AWS_ACCESS_KEY_ID"):
         raise InputError(
             f"storage.profile={config.profile!r} and AWS_ACCESS_KEY_ID are both set, and the"
@@ -96,6 +113,8 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
 
     Values that are not given come from the standard AWS variables and files.
 
+    `anonymous` is of s3://, gs:// and az://.
+
     Credentials are never part of a configuration: they come from the environment, a profile of
     ~/.aws, or the role of the machine or pod.
     """
@@ -103,6 +122,9 @@ class StorageConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False)
     endpoint_url: str | None = None  # of a store other than AWS, such as http://minio:9000
     profile: str | None = None  # of ~/.aws/config and ~/.aws/credentials, on every node
     region: str | None = None
+    anonymous: bool = (
+        False  # sign no request, as public buckets need where there are no credentials
+    )
     # attempts of a request that fails with 5xx, throttling or a timeout, with backoff
     max_attempts: int = Field(8, ge=1)
     # for a connection, between two pieces of an answer, and to send a piece of 8 MB

@@ -9,6 +9,7 @@ import html
 import re
 
 from s4g_ray.errors import RunError, StoreError
+from s4g_ray.storage.s3_settings import anonymous_variable, is_anonymous
 
 MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "BlobNotFound", "404"}
 # temporary errors, in addition to status 408, 429 and 5xx; a wrong digest is damage in transit
@@ -38,6 +39,14 @@ _BUCKET = "make the bucket, or fix the URI or storage.endpoint_url"
 _GRANT = (
     "give these credentials access; without s3:ListBucket, a missing object fails like this too"
 )
+_NOT_PUBLIC = (
+    "this is not public, or its objects are missing: set storage.anonymous=false, unset"
+    " {variable}, and give credentials"
+)
+_GOOGLE = (
+    "set GOOGLE_APPLICATION_CREDENTIALS, give the machine a role, or set storage.anonymous=true for"
+    " a public bucket"
+)
 DENIED = {"NoSuchBucket", "ContainerNotFound", "AccessDenied", "403"}
 REMEDIES = {
     "NoSuchBucket": _BUCKET,
@@ -55,7 +64,7 @@ REMEDIES = {
     **dict.fromkeys(WRONG_REGION, _REGION),
     "ProfileNotFound": "fix storage.profile or AWS_PROFILE, on every node",
     "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, storage.profile or"
-    " AWS_PROFILE, or give the machine a role",
+    " AWS_PROFILE, give the machine a role, or set storage.anonymous=true for a public bucket",
     "InvalidPathError": "rename that object: keys must hold no empty parts, '.' and '..' between"
     " slashes",
 }
@@ -63,6 +72,17 @@ _WAIT = (
     "check that the store works; to wait longer for it, raise storage.max_attempts or"
     " storage.timeout_s"
 )
+
+
+class NoConditionsError(Exception):
+    """The store does not know conditional writes."""
+
+
+def lacks_conditions(error: Exception) -> bool:
+    """Return whether an error of obstore says that the store has no conditional writes."""
+    text = str(error)
+    is_refused = "status code: 501" in text or "NotImplemented" in text
+    return is_refused or type(error).__name__ == "NotSupportedError"
 
 
 class RequestError(Exception):
@@ -159,6 +179,11 @@ def permanent_error(fault: RequestError, uri: str) -> OSError:
     else:
         request = fault.operation
         remedy = REMEDIES.get(fault.code, "see the store's documentation of this error")
+    scheme = uri.partition("://")[0]
+    if fault.code in ("AccessDenied", "403") and is_anonymous(scheme):
+        remedy = _NOT_PUBLIC.format(variable=anonymous_variable(scheme))
+    if "computeMetadata" in fault.message:  # the last place where Google's credentials may be
+        remedy = _GOOGLE
     if "Account must be specified" in fault.message:
         remedy = "set AZURE_STORAGE_ACCOUNT_NAME, and a key or a login of that account"
     return StoreError(f"{uri}: {fault.code} ({fault.message}) to {request}; {remedy}")

@@ -110,6 +110,16 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         store, key = self._locate(path)
         store.write(key, value, len(value))
 
+    def pipe_if(self, path: str, value: bytes, version: Any) -> Any:
+        """Write an object as ObjectStore.write_if does."""
+        store, key = self._locate(path)
+        return store.write_if(key, value, version)
+
+    def cat_version(self, path: str) -> tuple[bytes, Any]:
+        """Read an object, and its ObjectMeta."""
+        store, key = self._locate(path)
+        return store.read_version(key)
+
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         """Write a local file as an object, which becomes visible when it is whole."""
         store, key = self._locate(rpath)

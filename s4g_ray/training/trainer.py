@@ -95,6 +95,14 @@ class Training:
         """Return whether workers have started and not ended."""
         return self._thread.is_alive() and self._starting_since is None
 
+    @property
+    def waits_for(self) -> str:
+        """Return what an epoch that begins now waits for until its first step."""
+        if self.is_training:
+            return "its plan and first steps"
+        count = self._config.train.workers[0]
+        return f"{count} worker{'' if count == 1 else 's'} to start"
+
     def _check_start(self) -> None:
         """Raise RunError when workers take too long to start: Ray Train would try for ever."""
         train = self._config.train

@@ -21,6 +21,7 @@ from s4g_ray.pipeline.run_folder import RunFolder
 from tests.conftest import NUM_TEST, tiny_config
 from tests.support.evaluated_runs import GRID, write_ground, write_run
 from tests.support.forked_processes import Forked, variables
+from tests.support.json_fields import documented
 
 MODULE = "s4g_ray.cli.app"
 
@@ -121,6 +122,8 @@ def test_check_shows_a_table_or_json_and_fails_for_a_fault(
     done = s4g("check", str(tmp_path / "copy"), "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
+    fields = documented("s4g check")
+    assert (found.keys(), found["findings"][0].keys()) == (fields.own, fields.nested)
     (fault,) = [finding for finding in found["findings"] if finding["level"] == "fault"]
     assert "3.png" in fault["examples"][0]
     done = s4g("check", str(tmp_path))
@@ -156,13 +159,16 @@ def test_reports_of_one_run_and_of_two_are_written_and_told_as_json(tmp_path: Pa
     done = forked_s4g("report", runs[0], "--json", starts_ray=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert told.keys() == documented("s4g report RUN").own
     assert told["report"] == f"{runs[0]}/report.html"
     assert Path(told["report"]).exists()
     assert told["results"][-1]["name"] == "trained, epoch 2"
     page = str(tmp_path / "both.html")
     done = forked_s4g("report", *runs, "--out", page, "--json", starts_ray=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["report"] == page
+    told = json.loads(done.stdout)
+    assert told.keys() == documented("s4g report RUN RUN").own
+    assert told["report"] == page
     assert Path(page).exists()
     for arguments, message in (
         ([*runs, "--gallery", "g"], "--gallery belongs to the report of one run"),
@@ -194,6 +200,10 @@ def test_an_export_is_evaluated_from_the_command_line(
     rows = list(csv.DictReader(queries.open()))
     assert len(rows) == NUM_TEST
     assert all(row["top_uris_3"].endswith(".png") and "top_ids_4" not in row for row in rows)
-    (result,) = json.loads(done.stdout)
+    value = json.loads(done.stdout)
+    fields = documented("s4g evaluate")
+    assert value.keys() == fields.own
+    (result,) = value["results"]
+    assert result.keys() == fields.nested - {"strict"}
     assert result["paper"]["queries"] == NUM_TEST
     assert "strict" not in result

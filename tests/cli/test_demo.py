@@ -16,7 +16,6 @@ from rich.console import Console
 
 from s4g_ray.cli import demo
 from s4g_ray.cli.demo import Demo, DemoResult, Located
-from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.gallery.gallery import open_gallery
 from s4g_ray.progress import Reporter
@@ -100,9 +99,6 @@ def test_a_new_demo_names_the_command_that_resumes_it(
     assert again.is_resumed
     assert again.again == first.again
     assert again.config.train.epochs == 3
-    monkeypatch.setattr(demo, "CONFIG", tmp_path / "landsat.yaml")
-    with pytest.raises(InputError, match="runs from a checkout"):
-        Demo.from_overrides([])
 
 
 def test_a_photo_without_an_answer_gives_its_reason() -> None:

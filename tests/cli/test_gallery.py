@@ -18,6 +18,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
 from tests.conftest import tiny_config
 from tests.support import galleries
+from tests.support.json_fields import documented
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,6 +39,7 @@ def test_a_gallery_is_built_described_and_changed(synthetic: GeoDataset, tmp_pat
         *("build", weights, synthetic.uri, target, "embedding.dtype=float32"),
         *("--config", str(config), "--split", "train", "--name", "[b]lake", "--json"),
     )
+    assert built.keys() == documented("s4g gallery build`, `add`, `remove").own
     assert (built["num_tiles"], built["encoded"], built["version"]) == (96, 96, 1)
     assert s4g("add", target, synthetic.uri, "--json")["added"] == 24
     (tmp_path / "ids.txt").write_text("1\n2\n")
@@ -48,6 +50,7 @@ def test_a_gallery_is_built_described_and_changed(synthetic: GeoDataset, tmp_pat
     last = s4g("remove", target, "--area", str(tmp_path / "area.geojson"), "--json")
     assert last["num_tiles"] == 118 - south["removed"] - last["removed"]
     info = s4g("info", target, "--json")
+    assert info.keys() == documented("s4g gallery info").own
     assert (info["num_tiles"], info["version"], info["dtype"]) == (last["num_tiles"], 5, "float32")
     assert info["bounds"][1] > 0
     shown = s4g("info", target)

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 from s4g_ray.cli.app import app
 from s4g_ray.cli.galleries import locate_output
+from s4g_ray.data.photos.exif import ExifPosition
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.gallery.answer import Answer, Candidate
-from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.refinement import Refined
 from tests.gallery.test_locate import gps, png
 from tests.support.tiny_gallery import TinyGallery

@@ -55,7 +55,7 @@ def test_the_epoch_is_passed_on_and_a_branch_that_has_begun_is_resumed_without_i
     assert done.exit_code == 0, done.output
     again = shlex.join(["python", "jobs/train.py", "--config", path, override, "--resume"])
     assert done.output.splitlines()[-1] == f"resume with: ray job submit ... -- {again}"
-    assert calls == [{"resume": True, "from_epoch": 2}] * 2
+    assert calls == [{"resume": True, "from_epoch": 2, "steal": False}] * 2
 
 
 def test_a_job_without_options_is_resumed_with_its_arguments() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets import folder
-from s4g_ray.datasets.folder import choose_eastern_strip
+from s4g_ray.datasets.lists.pairing import choose_eastern_strip
 from s4g_ray.errors import InputError
 from tests.support.source_trees import rows
 
@@ -62,21 +62,21 @@ def test_each_query_goes_to_the_nearest_tile_across_the_antimeridian(tmp_path: P
     dataset = folder.convert(
         source, str(tmp_path / "target"), test_fraction=0.5, strict=True, report=notes.append
     )
-    assert (dataset.name, notes) == ("islands", [])
-    # the easternmost half by longitude: c and d have equal longitudes, so the strip is a only,
-    # or a, c and d; both miss the half by one
+    distances = "2,702 m (median), 95 % within 46 km, the farthest 53 km"
+    assert (dataset.name, notes) == ("islands", [f"queries from their tiles: {distances}"])
+    # the easternmost half of the ground: a, and b across the antimeridian
     columns = ("id", "place_id", "uri", "split", "lat", "lon", "region", "source_id")
     assert rows(dataset, "references", *columns) == [
         (0, 0, f"{source}/t/a.png", "test", -17.0, 179.99, None, "t/a.png"),
-        (1, 1, f"{source}/t/b.png", "train", -17.0, -179.99, None, "t/b.png"),
-        (2, 2, f"{source}/t/c.png", "test", -17.0, 179.5, None, "t/c.png"),
-        (3, 3, f"{source}/t/d.png", "test", -17.1, 179.5, None, "t/d.png"),
+        (1, 1, f"{source}/t/b.png", "test", -17.0, -179.99, None, "t/b.png"),
+        (2, 2, f"{source}/t/c.png", "train", -17.0, 179.5, None, "t/c.png"),
+        (3, 3, f"{source}/t/d.png", "train", -17.1, 179.5, None, "t/d.png"),
     ]
     assert rows(dataset, "queries", *columns, "heading_deg", "semi_positives") == [
-        (0, 1, f"{source}/p/0.jpg", "train", -17.0, -179.999, None, "p/0.jpg", None, None),
+        (0, 1, f"{source}/p/0.jpg", "test", -17.0, -179.999, None, "p/0.jpg", None, None),
         (1, 0, f"{source}/p/1.jpg", "test", -17.0, 179.999, None, "p/1.jpg", None, None),
-        (2, 3, f"{source}/p/2.jpg", "test", -17.06, 179.5, None, "p/2.jpg", None, None),
-        (3, 2, f"{source}/p/3.jpg", "test", -17.0, 179.0, None, "p/3.jpg", None, None),
+        (2, 3, f"{source}/p/2.jpg", "train", -17.06, 179.5, None, "p/2.jpg", None, None),
+        (3, 2, f"{source}/p/3.jpg", "train", -17.0, 179.0, None, "p/3.jpg", None, None),
     ]
 
 
@@ -107,8 +107,12 @@ def test_nearest_agrees_with_a_search_over_all_distances(tmp_path: Path) -> None
     near = np.flatnonzero(metres.min(axis=1) <= limit)
     assert rows(dataset, "queries", "id", "place_id") == [(n, metres[n].argmin()) for n in near]
     assert 10 < len(near) < 60
-    assert notes == [f"queries left out because no tile is within 900000 m: {60 - len(near)}"]
-    tested = np.argsort(at["t"][:, 1])[-8:]
+    assert notes[0] == f"queries left out because no tile is within 900000 m: {60 - len(near)}"
+    # the 8 tiles west of the widest gap in longitude
+    order = np.argsort(at["t"][:, 1])
+    turned = at["t"][order, 1]
+    widest = np.argmax(np.append(turned[1:], turned[0] + 360) - turned)
+    tested = np.roll(order, -(widest + 1))[-8:]
     assert rows(dataset, "references", "id", "split") == [
         (n, "test" if n in tested else "train") for n in range(40)
     ]
@@ -163,6 +167,7 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
     assert notes == [
         "queries left out because no reference has their key: 1,"
         f" the first 'elsewhere' at {source}/queries.csv, line 5",
+        "queries from their tiles: 79 km (median), 95 % within 79 km, the farthest 79 km",
         "no test queries: nothing to evaluate on",
     ]
     with pytest.raises(
@@ -187,6 +192,21 @@ def test_keys_without_columns_of_coordinates_give_a_note(tmp_path: Path) -> None
         folder.convert(
             source, str(tmp_path / "e"), pair="key", split_column="split", lat_column="latitude"
         )
+
+
+@pytest.mark.parametrize("degrees", [0, 170])
+def test_places_of_several_tiles_have_their_mean_on_the_circle(
+    tmp_path: Path, degrees: int
+) -> None:
+    # the place k lies about the antimeridian: its plain mean would lie on the other side
+    points = [(9.0, "w"), (9.5, "w"), (9.9, "k"), (10.3, "k"), (10.75, "e"), (10.25, "e")]
+    tiles = ["path,lat,lon,key"]
+    for number, (lon, key) in enumerate(points):
+        tiles.append(f"{number}.png,0,{(lon + degrees + 180) % 360 - 180},{key}")
+    source = make(tmp_path / "s", tiles, ["path,key", "0.jpg,w", "1.jpg,k", "2.jpg,e"])
+    dataset = folder.convert(source, str(tmp_path / "d"), pair="key", test_fraction=1 / 3)
+    splits = [split for _, split in rows(dataset, "queries", "id", "split")]
+    assert splits == ["train", "train", "test"]
 
 
 def test_places_of_several_tiles_stay_on_one_side_of_the_strip(tmp_path: Path) -> None:
@@ -292,6 +312,7 @@ def test_missing_images_are_counted_and_do_not_change_the_nearest_tile(tmp_path:
     assert rows(dataset, "queries", "id", "place_id") == [(2, 2), (3, 3)]
     assert notes == [
         "missing images: 3, left out with their rows: t/a.png, t/d.png, p/1.jpg",
+        "queries from their tiles: 0 m (median), 95 % within 0 m, the farthest 0 m",
         "train queries left out because their place has no train reference: 1",
         "test queries that evaluation leaves out because their place has no reference: 1",
         "no train queries: nothing to train on",
@@ -328,9 +349,13 @@ GOOD = "a.jpg,1,2,k,train,0,5"
 )
 def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     source = make(tmp_path / "s", [HEADER, GOOD], [HEADER, GOOD, "", line])
-    columns = {"split_column": "split", "heading_column": "heading", "id_column": "id"}
+    columns: dict[str, Any] = {
+        "split_column": "split",
+        "heading_column": "heading",
+        "id_column": "id",
+    }
     with pytest.raises(InputError, match=rf"{source}/queries\.csv, line 4.*{message}"):
-        folder.convert(source, str(tmp_path / "d"), **columns)  # type: ignore[arg-type]
+        folder.convert(source, str(tmp_path / "d"), **columns)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +400,9 @@ def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, me
         ([HEADER, GOOD], {"pair": "closest"}, "pair='closest' is none of nearest, key"),
         ([HEADER, GOOD], {"test_fraction": 1.5}, r"test_fraction=1\.5 is not within 0\.\.1"),
         ([HEADER, GOOD], {"max_distance_m": 0.0}, r"max_distance_m=0\.0 must be above 0"),
-        ([HEADER, GOOD], {"max_distance_m": 5.0, "pair": "key"}, "needs pair=nearest"),
+        ([HEADER, GOOD], {"delimiter": "::"}, "delimiter='::' must be one character, or comma"),
+        ([HEADER, GOOD], {"decimal": ";"}, "decimal=';' must be . or ,"),
+        ([HEADER, GOOD], {"max_distance": 5.0}, "options are .*max_distance_m"),
     ],
 )
 def test_missing_columns_empty_files_and_wrong_options_are_refused(

@@ -116,11 +116,14 @@ def test_a_tile_has_the_split_of_its_photos_held_out_ones_first(tmp_path: Path) 
     ]
     assert [split[first], split[first + 3003], split[first + 5001]] == ["test", "train", "val"]
     assert rows(dataset, "queries", "id", "split") == [(1, "test"), (2, "train"), (3, "val")]
-    assert notes == ["train queries left out because their place has no train reference: 1"]
+    assert notes == [
+        "queries from their tiles: 0 m (median), 95 % within 9 m, the farthest 11 m",
+        "train queries left out because their place has no train reference: 1",
+    ]
 
 
 def test_a_distance_or_an_unknown_size_takes_the_nearest_centre(tmp_path: Path) -> None:
-    points = [(0.0, -0.0015), (0.0, -0.01)]
+    points = [(0.0, -0.0015), (0.0, -0.009)]
     source = write_photos(tmp_path / "photos", points, None)
     region = write_region(tmp_path / "region")
     near = folder.convert(source, str(tmp_path / "near"), references=region.uri, max_distance_m=200)

@@ -138,6 +138,7 @@ def test_wrong_layouts_and_views_are_refused(tmp_path: Path) -> None:
         " train/satellite, test/gallery_satellite",
         "nearest: 'University-1652', which lacks train/google"
         " (train holds Google, drone, satellite, street)",
+        "likely renamed: train/google is there as Google; give them the names that are needed",
     ]
     wrong: list[tuple[dict[str, Any], str]] = [
         (

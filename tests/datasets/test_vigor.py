@@ -256,7 +256,8 @@ def test_wrong_layouts_and_options_are_refused(tmp_path: Path) -> None:
     assert lines[2].startswith("layout 'published code' needs ground/Chicago, ground/NewYork, ")
     assert lines[3:] == [
         "nearest: 'published code', which lacks ground/Seattle"
-        " (ground holds Chicago, NewYork, SanFrancisco, seattle)"
+        " (ground holds Chicago, NewYork, SanFrancisco, seattle)",
+        "likely renamed: ground/Seattle is there as seattle; give them the names that are needed",
     ]
     (source / "ground/seattle").rename(source / "ground/Seattle")
     with pytest.raises(InputError) as error:

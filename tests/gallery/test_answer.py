@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from s4g_ray.data.photos.exif import ExifPosition
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.gallery.answer import Answer, Candidate
-from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.search.ground_shapes import circle_geometry, square_geometry
 
 shapely = pytest.importorskip("shapely")

@@ -12,16 +12,15 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import open_gallery
-from s4g_ray.gallery.store import embedding, images, lease
+from s4g_ray.gallery.store import embedding, images
 from tests.support import galleries
 from tests.support.faulty_s3 import Store
 
 
 @pytest.mark.s3
 def test_a_gallery_in_an_object_store_is_built_changed_and_read(
-    synthetic: GeoDataset, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic: GeoDataset, store: Store, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lease, "SETTLE_S", 0.01)
     target = "s3://data/gallery"
     report = galleries.build(tmp_path, "s3://data/synthetic", target, splits=["test"])
     assert report.num_tiles == 24

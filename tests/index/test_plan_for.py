@@ -140,6 +140,8 @@ def test_what_fits_nowhere_is_refused_with_the_arithmetic() -> None:
             1024,
             nodes(1, 64, gpus=1, gpu_gb=8.0),
         )
+    with pytest.raises(ValueError, match=r"no node can hold a shard of mining.gpus_per_shard=1; l"):
+        plan_for(MiningConfig(gpus_per_shard=1), 10**6, 64, nodes(0, 0))
     with pytest.raises(ValueError, match=r"over memory_gb=0\.1; raise mining.index_memory_gb"):
         plan_for(MiningConfig(index_memory_gb=0.1), 10**6, 1024, nodes(1, 64))
 

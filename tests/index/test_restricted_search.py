@@ -142,9 +142,16 @@ def test_few_ids_are_compared_one_by_one_whatever_their_lists() -> None:
 
 def test_searches_that_cannot_be_restricted_are_refused() -> None:
     index = index_of("flat")
-    for ids in (np.array([5, 3]), np.array([3, 3]), np.array([[3]])):
+    no_ids: list[Any] = [np.array([[3]]), np.array([3.5]), ["3"]]
+    for ids in no_ids:
+        with pytest.raises(ValueError, match="are no list of whole numbers; convert them"):
+            index.search(QUERIES, 1, ids=ids)
+    for ids in (np.array([5, 3]), np.array([3, 3])):
         with pytest.raises(ValueError, match=r"must ascend, each once: use numpy\.unique"):
             index.search(QUERIES, 1, ids=ids)
+    some: Any = sorted(IDS[:3].tolist())
+    among_a_list = index.search(QUERIES, 3, ids=some)
+    np.testing.assert_array_equal(among_a_list, index.search(QUERIES, 3, ids=np.array(some)))
     bare = VectorIndex.build(VECTORS[:9], IDS[:9])
     with pytest.raises(ValueError, match="no coordinates to search an area by; give them when"):
         bare.search(QUERIES, 1, area=Area.circle(0, 0, 5))

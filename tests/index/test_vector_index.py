@@ -280,6 +280,18 @@ def test_ids_beyond_int64_are_refused() -> None:
         VectorIndex.build(vectors, ids)
 
 
+def test_ids_that_a_cast_would_change_are_refused_and_remove_nothing() -> None:
+    vectors, ids, _ = data()
+    index = VectorIndex.build(vectors, ids)
+    fractions: Any = ids[:2] + 0.5
+    for use in (index.remove, index.holds, lambda some: index.replace(vectors[:2], some)):
+        with pytest.raises(ValueError, match="whole number"):
+            use(fractions)
+    assert len(index) == len(ids)
+    nothing: Any = []
+    assert index.remove(nothing) == 0
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_adding_in_blocks_or_other_types_gives_the_same_answers_as_one_call(

@@ -174,7 +174,16 @@ NOT_RUN = [
         " tests/pipeline/test_prometheus.py scrapes a free one",
         check_training,
     ),
-    NotRun(r"make (demo|check|test|lint|bench)", "minutes each; CI runs lint and test", check_make),
+    NotRun(
+        r"make (demo|check|test|lint|bench|wheel)",
+        "minutes each; CI runs lint and test, and a test builds the wheel",
+        check_make,
+    ),
+    NotRun(
+        r"pip install .*",
+        "installs for minutes; tests/cli/setup/test_wheel.py installs the wheel alone",
+        check_shell,
+    ),
     NotRun(
         r"ray job submit .*",
         "wants a cluster; tests/test_jobs.py submits each script to a real one",

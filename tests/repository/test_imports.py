@@ -32,7 +32,11 @@ TASKS = (
     "encoder.actors",
     "encoder.embedding_job",
 )
-CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "folder", "earth", "landsat")
+CONVERTERS = (
+    *("cvusa", "cvact", "vigor", "university1652", "earth", "landsat", "folder"),
+    *("published.sues200", "published.denseuav", "published.gta_uav"),
+    *("published.uav_visloc", "published.cvcities"),
+)
 
 
 def faults(script: str, barred: tuple[str, ...], *arguments: str) -> list[str]:

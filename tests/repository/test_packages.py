@@ -69,6 +69,7 @@ RAY = {
     "s4g_ray/distributed/actors.py",
     "s4g_ray/distributed/autoscaling.py",
     "s4g_ray/distributed/placement_gate.py",
+    "s4g_ray/distributed/ray_output.py",
     "s4g_ray/distributed/session.py",
     "s4g_ray/distributed/worker_warnings.py",
     "s4g_ray/encoder/actors.py",

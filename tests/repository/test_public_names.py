@@ -44,7 +44,11 @@ PUBLIC = (
     "symmetric_info_nce",
     "write_dataset",
 )
-CONVERTERS = ("cvusa", "cvact", "vigor", "university1652", "earth", "landsat", "folder")
+CONVERTERS = (
+    *("cvusa", "cvact", "vigor", "university1652", "earth", "landsat", "folder"),
+    *("published.sues200", "published.denseuav", "published.gta_uav"),
+    *("published.uav_visloc", "published.cvcities"),
+)
 
 
 def test_the_stub_lists_exactly_the_public_names() -> None:

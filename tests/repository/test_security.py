@@ -35,7 +35,7 @@ from s4g_ray.data.tables.neighbor_graph import (
 )
 from s4g_ray.encoder.checkpoint import Checkpoint, load_encoder, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.weights import read_state
+from s4g_ray.encoder.pretrained import read_state
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, open_published, publish, write_part

@@ -16,7 +16,7 @@ from s4g_ray.config.loading import load_config
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_files
 from s4g_ray.datasets.inspection.inventory import Inventory
-from s4g_ray.encoder.weights import read_state
+from s4g_ray.encoder.pretrained import read_state
 from s4g_ray.errors import InputError, StoreError, WriteError
 from s4g_ray.storage import files, object_store, s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig

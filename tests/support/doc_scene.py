@@ -53,7 +53,9 @@ SOURCES: dict[str, Callable[[Path], object]] = {  # below /path/to
 # of a subcommand, which of its arguments must be there before (by position), and which must not
 INPUTS = {
     "check": [0],
+    "configs": [],
     "convert": [1],
+    "doctor": [],
     "embed": [0, 1],
     "evaluate": [0, 1],
     "export": [0],
@@ -62,6 +64,7 @@ INPUTS = {
     "pack": [0],
     "report": [0],
     "train": [0],
+    "watch": [0],
 }
 TARGETS = {"convert": 2, "embed": 2, "export": 1, "mine": 1, "pack": 1}
 TAKE_KEYS = {"embed", "evaluate", "index", "mine", "train"}  # KEY=VALUE

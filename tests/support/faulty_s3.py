@@ -9,7 +9,7 @@ import http.client
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +29,9 @@ from s4g_ray.storage import files
 # partial: a bulk delete leaves its first key, and reports that with status 200
 # gone: the upload does not exist
 # moved: the bucket is in another region
-Fault = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"]
+# unsupported: status 501; unconditional: the server writes whatever the condition is
+Failure = Literal["slow_down", "internal", "refuse", "cut", "deny", "partial", "gone", "moved"]
+Fault = Failure | Literal["unsupported", "unconditional"]
 PASSING: tuple[Fault, ...] = ("slow_down", "internal", "refuse", "cut")
 ANSWERS = {
     "slow_down": (503, "<Error><Code>SlowDown</Code><Message>on cue</Message></Error>"),
@@ -37,6 +39,7 @@ ANSWERS = {
     "deny": (403, "<Error><Code>AccessDenied</Code><Message>on cue</Message></Error>"),
     "gone": (404, "<Error><Code>NoSuchUpload</Code><Message>on cue</Message></Error>"),
     "moved": (301, "<Error><Code>PermanentRedirect</Code><Message>on cue</Message></Error>"),
+    "unsupported": (501, "<Error><Code>NotImplemented</Code><Message>a header</Message></Error>"),
     "partial": (
         200,
         "<DeleteResult><Error><Key>a</Key><Code>InternalError</Code></Error></DeleteResult>",
@@ -47,6 +50,7 @@ UNCHECKED = (
     f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20260101/us-east-1/s3/aws4_request,"
     " SignedHeaders=host, Signature=0"
 )
+CONDITIONS = ("if-match", "if-none-match")  # of conditional writes
 # operation, bucket/key, number of the request among its like (from 1) -> its fault
 Rule = Callable[[str, str, int], Fault | None]
 
@@ -116,8 +120,10 @@ class Proxy:
             self.seen.clear()
 
 
-def operation_of(method: str, query: str) -> str:
+def operation_of(method: str, query: str, headers: Mapping[str, str]) -> str:
     """Return the S3 operation of a request; for a plain one, its method."""
+    if method == "PUT" and any(name.lower() in CONDITIONS for name in headers):
+        return "PUT_IF"
     names = parse_qs(query, keep_blank_values=True)
     special = {
         ("GET", "list-type"): "LIST",
@@ -151,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     def relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = urlsplit(self.path)
-        operation = operation_of(self.command, parts.query)
+        operation = operation_of(self.command, parts.query, dict(self.headers.items()))
         prefix = ""
         if operation == "LIST":
             prefix = parse_qs(parts.query).get("prefix", [""])[0]
@@ -162,12 +168,15 @@ class _Handler(BaseHTTPRequestHandler):
             status, text = ANSWERS[fault]
             self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
         else:
-            self.forward(body, is_cut=fault == "cut")
+            self.forward(
+                body, CONDITIONS if fault == "unconditional" else (), is_cut=fault == "cut"
+            )
 
-    def forward(self, body: bytes, is_cut: bool) -> None:
+    def forward(self, body: bytes, skipped: Sequence[str], is_cut: bool) -> None:
         """Send the request to the server, and its answer, or half of it, to the client."""
         upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
-        wanted = {name.lower(): value for name, value in self.headers.items()}
+        sent = {name.lower(): value for name, value in self.headers.items()}
+        wanted = {name: sent[name] for name in sent if name not in skipped}
         if not wanted.get("authorization", "").startswith("AWS4"):  # of a client of gs://
             wanted = {name.replace("x-goog-", "x-amz-"): wanted[name] for name in wanted}
             wanted["authorization"] = UNCHECKED
@@ -177,9 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = found.read()
         length = int(found.headers.get("Content-Length", 0))
         upstream.close()
-        skipped = {"content-length", "transfer-encoding", "connection", "date", "server"}
+        replaced = {"content-length", "transfer-encoding", "connection", "date", "server"}
         headers = [
-            (name, value) for name, value in found.getheaders() if name.lower() not in skipped
+            (name, value) for name, value in found.getheaders() if name.lower() not in replaced
         ]
         if is_cut:
             self.close_connection = True

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +49,7 @@ def calibrate(
             help="Choose how many inliers an exact position needs (overhead queries).",
         ),
     ] = True,
+    steal: Steal = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Calibrate a gallery: fit on half of the queries, report on the other half.
@@ -68,25 +69,25 @@ def calibrate(
     )
     reporter = make_reporter(as_json)
     with interruptible("interrupted; the gallery is as it was"):
-        report = calibrate_gallery(gallery, dataset, outside, options=options, reporter=reporter)
+        report = calibrate_gallery(
+            gallery, dataset, outside, options=options, steal=steal, reporter=reporter
+        )
     print_json(as_json, report.to_json())
     if not as_json:
-        _show(report, reporter)
-        reporter.line(f"wrote calibration.json into {gallery}")
+        _show(report, gallery, reporter)
 
 
-def _show(report: CalibrationReport, reporter: Reporter) -> None:
-    """Show a table of a calibration's quality, and its warnings."""
-    from s4g_ray.cli.galleries.locate_words import widen
+def _show(report: CalibrationReport, gallery: str, reporter: Reporter) -> None:
+    """Show a table of a calibration's quality, its warnings, and where it lies."""
 
-    widen(reporter.console).print(make_table(report))
+    reporter.console.print(make_table(report))
     for warning in report.warnings:
         reporter.line(f"warning: {warning}")
+    reporter.line(f"wrote calibration.json into {gallery}")
 
 
 def make_table(report: CalibrationReport) -> Table:
     """Make a table of a calibration's quality on the half that it was not fitted on."""
-    from rich.markup import escape
     from rich.table import Table
 
     found = report.assessment
@@ -113,7 +114,7 @@ def make_table(report: CalibrationReport) -> Table:
     if report.num_unreadable:
         rows.append(("unreadable queries", f"{report.num_unreadable:,}"))
     for name, text in rows:
-        table.add_row(name, escape(text))
+        table.add_row(name, text)
     return table
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from s4g_ray.cli.areas import parse_bounds, read_area
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, print_json
 from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
 
@@ -32,7 +32,8 @@ Splits = Annotated[
     typer.Option("--split", help="Splits of references, joined by commas.  [default: all]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-RESUME_HINT = "interrupted; run the same command again to resume: the gallery is as it was"
+RESUME_HINT = "interrupted; run the same command again to resume"
+AS_IT_WAS = "interrupted; the gallery is as it was: run the same command again"
 
 
 @gallery_app.callback()
@@ -69,6 +70,7 @@ def build(
     attribution: Annotated[
         str, typer.Option(help="The origin of the imagery, as its licence wants it shown.")
     ] = "",
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a gallery from a data set's references.
@@ -80,7 +82,7 @@ def build(
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
     from s4g_ray.gallery.build import build_gallery
 
-    with interruptible(RESUME_HINT):
+    with interruptible(if_begun(target, RESUME_HINT)):
         report = build_gallery(
             model,
             dataset,
@@ -92,6 +94,7 @@ def build(
             copy_images=copy_images,
             name=name,
             attribution=attribution,
+            steal=steal,
             reporter=make_reporter(as_json),
         )
     print_json(as_json, report.as_dict())
@@ -103,6 +106,7 @@ def add(
     dataset: DatasetUri,
     overrides: Overrides = None,
     split: Splits = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Add a data set's references, and replace tiles of the same id.
@@ -111,12 +115,13 @@ def add(
     """
     from s4g_ray.gallery.build import add_tiles
 
-    with interruptible(RESUME_HINT):
+    with interruptible(AS_IT_WAS):
         report = add_tiles(
             gallery,
             dataset,
             overrides=overrides or [],
             splits=split.split(",") if split else None,
+            steal=steal,
             reporter=make_reporter(as_json),
         )
     print_json(as_json, report.as_dict())
@@ -132,6 +137,7 @@ def remove(
         str | None, typer.Option(metavar="W,S,E,N", help="Tiles with their centre in there.")
     ] = None,
     ids: Annotated[str | None, typer.Option(help="A text file: an id a line.")] = None,
+    steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove the tiles of an area, or those of a list of ids."""
@@ -148,20 +154,19 @@ def remove(
         chosen["area"] = Area.bounds(*parse_bounds(bounds))
     from s4g_ray.gallery.build import remove_tiles
 
-    with interruptible(RESUME_HINT):
-        report = remove_tiles(gallery, **chosen, reporter=make_reporter(as_json))
+    with interruptible(AS_IT_WAS):
+        report = remove_tiles(gallery, **chosen, steal=steal, reporter=make_reporter(as_json))
     print_json(as_json, report.as_dict())
 
 
 @gallery_app.command()
 def info(gallery: GalleryUri, as_json: AsJson = False) -> None:
     """Describe a gallery: tiles, extent, model, index and sources."""
-    from s4g_ray.cli.galleries.locate_words import widen
     from s4g_ray.gallery.description import describe_gallery, info_table
 
     found = describe_gallery(gallery)
     if not as_json:
-        widen(make_reporter(as_json).console).print(info_table(found))
+        make_reporter(as_json).console.print(info_table(found))
     print_json(as_json, found)
 
 

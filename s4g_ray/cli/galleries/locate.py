@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from s4g_ray.cli.areas import read_area
-from s4g_ray.cli.console import interruptible, make_reporter
+from s4g_ray.cli.console import interruptible, make_reporter, widen
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def locate(
     wanted = _choose_format(as_json, as_geojson, as_csv)
     if not 0 < every_s < float("inf"):
         raise InputError(f"--every-s {every_s:g} is not above 0")
-    from s4g_ray.gallery.photos.photo_files import list_photos
+    from s4g_ray.data.photos.photo_files import list_photos
     from s4g_ray.gallery.search.options import LocateOptions
 
     options = LocateOptions(
@@ -116,16 +116,12 @@ def _make_progress(console: Console, wanted: str | None) -> Reporter:
 
     Such a program may write to the same terminal, where a bar would be in its way: it gets lines.
     """
-    from rich.console import Console
-
-    from s4g_ray.progress import Reporter
+    from s4g_ray.progress import Reporter, make_console
 
     if wanted is None and console.is_terminal:
         return Reporter(console)
     is_terminal = False if stat.S_ISFIFO(os.fstat(1).st_mode) else None
-    return Reporter(
-        Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=is_terminal)
-    )
+    return Reporter(make_console(stderr=True, force_terminal=is_terminal))
 
 
 def _choose_format(as_json: bool, as_geojson: bool, as_csv: bool) -> str | None:
@@ -158,7 +154,7 @@ def _print_answers(
 
     Raises InputError when the only photo cannot be read.
     """
-    from s4g_ray.cli.galleries import locate_output, locate_words
+    from s4g_ray.cli.galleries import locate_output
 
     num_bad = 0
 
@@ -176,7 +172,7 @@ def _print_answers(
             typer.echo(text)
     else:
         width = console.width if console.is_terminal else None
-        locate_words.widen(console)
+        widen(console)
         for shown in locate_output.tables(checked(), width):
             console.print(shown)
     return num_bad

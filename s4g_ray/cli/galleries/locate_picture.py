@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres, metres_between
+from s4g_ray.data.area import extent_of_squares
+from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres, metres_between, wrap_longitudes
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.gallery import Gallery
 from s4g_ray.gallery.search.ground_shapes import circle_geometry, square_geometry
@@ -81,56 +82,99 @@ def _show(axes: Any, picture: Pixels, title: str) -> None:
 
 
 def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, float]) -> None:
-    """Draw the gallery's tiles with the candidates' squares, the circles, the answer, the truth."""
+    """Draw the gallery's ground, and where the answer is small on it, a part of it enlarged."""
     bounds = find_bounds(gallery)
+    _draw_ground(axes, gallery, answer, truth, bounds)
+    axes.tick_params(labelsize=8)
+    axes.ticklabel_format(useOffset=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=4, frameon=False, fontsize=9)
+    near = find_near_bounds(answer, truth, bounds)
+    if near is None or near[3] - near[1] > (bounds[3] - bounds[1]) / 4:
+        return
+    is_west = near[0] + near[2] < bounds[0] + bounds[2]
+    is_south = near[1] + near[3] < bounds[1] + bounds[3]
+    corner = (0.55 if is_west else 0.03, 0.65 if is_south else 0.03, 0.42, 0.32)
+    inset = axes.inset_axes(corner, zorder=6)
+    _draw_ground(inset, gallery, answer, truth, near)
+    inset.set(xticks=[], yticks=[])
+    axes.indicate_inset_zoom(inset, edgecolor="black", alpha=0.8)
+
+
+def _draw_ground(
+    axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, float], bounds: Bounds
+) -> None:
+    """Draw the tiles within bounds, the candidates' squares, the circles, the answer, the truth."""
     west, south, east, north = bounds
     background = compose_background(gallery, bounds)
     axes.imshow(background, extent=(west, east, south, north), aspect="auto", alpha=0.85)
     for rank, candidate in reversed(list(enumerate(answer.candidates[:NUM_SHOWN], 1))):
         square = square_geometry(candidate.lat, candidate.lon, candidate.size_m)
-        _draw_outline(axes, square, color="white", linewidth=1.4)
+        _draw_outline(axes, square, bounds, color="white", linewidth=1.4)
         half = candidate.size_m / 2 / METRES_A_DEGREE
         style = {"fontsize": 9, "color": "black", "ha": "center", "va": "center"}
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0}
-        axes.text(candidate.lon, candidate.lat + half, str(rank), bbox=box, **style)
+        spot = (turn_into(bounds, candidate.lon), candidate.lat + half)
+        axes.text(*spot, str(rank), bbox=box, clip_on=True, **style)
     radii = (("50 %", answer.radius_50_m, "--"), ("90 %", answer.radius_90_m, "-"))
     for name, radius_m, line in radii:
         if radius_m is not None:
             circle = circle_geometry(answer.lat or 0.0, answer.lon or 0.0, radius_m)
             label = f"{name} within {format_metres(radius_m)}"
-            _draw_outline(axes, circle, color=BLUE, linewidth=2, linestyle=line, label=label)
+            look: dict[str, Any] = {"color": BLUE, "linewidth": 2, "linestyle": line}
+            _draw_outline(axes, circle, bounds, label=label, **look)
     mark: dict[str, Any] = {"edgecolors": "white", "linewidths": 1.2, "zorder": 5}
-    axes.scatter([answer.lon], [answer.lat], s=90, color=RED, label="answer", **mark)
-    axes.scatter([truth[1]], [truth[0]], s=200, color=GREEN, marker="*", label="truth", **mark)
+    at = turn_into(bounds, answer.lon or 0.0)
+    axes.scatter([at], [answer.lat], s=90, color=RED, label="answer", **mark)
+    at = turn_into(bounds, truth[1])
+    axes.scatter([at], [truth[0]], s=200, color=GREEN, marker="*", label="truth", **mark)
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))
-    axes.tick_params(labelsize=8)
-    axes.ticklabel_format(useOffset=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=4, frameon=False, fontsize=9)
 
 
 def _draw_outline(
-    axes: Any, geometry: dict[str, Any], label: str | None = None, **style: Any
+    axes: Any,
+    geometry: dict[str, Any],
+    bounds: Bounds,
+    *,
+    label: str | None = None,
+    **style: Any,
 ) -> None:
-    """Draw the rings of a Polygon or MultiPolygon."""
+    """Draw the rings of a Polygon or MultiPolygon, each in the turn of the bounds."""
     is_single = geometry["type"] == "Polygon"
     for polygon in [geometry["coordinates"]] if is_single else geometry["coordinates"]:
         lon, lat = np.array(polygon[0]).T
-        axes.plot(lon, lat, label=label, **style)
+        middle = float(lon.min() + lon.max()) / 2
+        axes.plot(lon + turn_into(bounds, middle) - middle, lat, label=label, **style)
         label = None
 
 
 def find_bounds(gallery: Gallery) -> Bounds:
-    """Return the degrees around all tiles of a gallery that does not cross the antimeridian."""
+    """Return the degrees around all tiles; east is above 180 across the antimeridian."""
     tiles = gallery.tiles
-    half_lat = tiles.size_m / 2 / METRES_A_DEGREE
-    half_lon = half_lat / np.cos(np.radians(tiles.lat))
-    return (
-        float(np.nanmin(tiles.lon - half_lon)),
-        float(np.nanmin(tiles.lat - half_lat)),
-        float(np.nanmax(tiles.lon + half_lon)),
-        float(np.nanmax(tiles.lat + half_lat)),
-    )
+    return extent_of_squares(tiles.lat, tiles.lon, tiles.size_m)
+
+
+def turn_into(bounds: Bounds, lon: float) -> float:
+    """Return a longitude in the turn of the bounds: the one nearest to their middle."""
+    west, _, east, _ = bounds
+    middle = (west + east) / 2
+    return middle + float(wrap_longitudes(lon - middle))
+
+
+def find_near_bounds(answer: Answer, truth: tuple[float, float], whole: Bounds) -> Bounds | None:
+    """Return the degrees around an answer's circle, the truth and the first candidate's tile.
+
+    They are in the turn of the whole map's. None without a position.
+    """
+    if answer.lat is None or answer.lon is None:
+        return None
+    away_m = float(metres_between(answer.lat, answer.lon, *truth))
+    tile_m = answer.candidates[0].size_m if answer.candidates else 0.0
+    half_m = max(1.6 * (answer.radius_90_m or 0.0), 1.3 * away_m, 0.65 * tile_m)
+    half = half_m / METRES_A_DEGREE
+    half_lon = half / float(np.cos(np.radians(answer.lat)))
+    lon = turn_into(whole, answer.lon)
+    return (lon - half_lon, answer.lat - half, lon + half_lon, answer.lat + half)
 
 
 def compose_background(gallery: Gallery, bounds: Bounds) -> Pixels:
@@ -147,8 +191,9 @@ def compose_background(gallery: Gallery, bounds: Bounds) -> Pixels:
     for row in MapView(tiles.lat, tiles.lon, tiles.size_m).rows(bounds, MAX_TILES):
         half_lat = float(tiles.size_m[row]) / 2 / METRES_A_DEGREE
         half_lon = half_lat / np.cos(np.radians(float(tiles.lat[row])))
-        left = round((float(tiles.lon[row]) - half_lon - west) * shrink * scale)
-        right = round((float(tiles.lon[row]) + half_lon - west) * shrink * scale)
+        lon = turn_into(bounds, float(tiles.lon[row]))
+        left = round((lon - half_lon - west) * shrink * scale)
+        right = round((lon + half_lon - west) * shrink * scale)
         top = round((north - float(tiles.lat[row]) - half_lat) * scale)
         bottom = round((north - float(tiles.lat[row]) + half_lat) * scale)
         tile = Image.fromarray(gallery.read_tile(int(tiles.ids[row])))

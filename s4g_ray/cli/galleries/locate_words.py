@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,22 +13,10 @@ from s4g_ray.gallery.answer import Answer
 if TYPE_CHECKING:
     from s4g_ray.gallery.refinement import Refined
 
-UNLIMITED = 100_000  # columns
-
 
 def printable(text: str) -> str:
     """Replace control characters: names of files may hold escape sequences of terminals."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
-
-
-def widen(console: Console) -> Console:
-    """Let lines that go to a file or another program be as long as they are, unless COLUMNS is set.
-
-    Where there is no terminal, rich takes it to have 80 columns.
-    """
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = UNLIMITED
-    return console
 
 
 def wrapped(text: str, style: str, indent: int = 0) -> Table:

@@ -18,7 +18,13 @@ from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.schema import SPLITS, gallery_splits
-from s4g_ray.data.sphere import EARTH_RADIUS_M, chord_of, metres_between, unit_sphere
+from s4g_ray.data.sphere import (
+    EARTH_RADIUS_M,
+    chord_of,
+    metres_between,
+    span_longitudes,
+    unit_sphere,
+)
 
 SPLIT_NAMES = SPLITS["references"]
 HELD_OUT = ("val", "test")
@@ -122,19 +128,16 @@ def compute_extent(lat: Floats64, lon: Floats64) -> dict[str, float]:
     west > east where the box spans the antimeridian. `km_east_west` is measured along the box's
     parallel that is nearest to the equator.
     """
-    order = np.argsort(np.mod(lon, 360.0))
-    around = np.mod(lon, 360.0)[order]
-    gaps = np.diff(around, append=around[0] + 360.0)
-    widest = int(gaps.argmax())
+    west, east = span_longitudes(lon)
     south = float(lat.min())
     north = float(lat.max())
     nearest_equator = 0.0 if south <= 0 <= north else min(abs(south), abs(north))
-    east_west = math.radians(360.0 - float(gaps[widest])) * math.cos(math.radians(nearest_equator))
+    east_west = math.radians((east - west) % 360) * math.cos(math.radians(nearest_equator))
     return {
         "south": south,
         "north": north,
-        "west": float(lon[order[(widest + 1) % len(order)]]),
-        "east": float(lon[order[widest]]),
+        "west": west,
+        "east": east,
         "km_north_south": math.radians(north - south) * EARTH_RADIUS_M / 1000,
         "km_east_west": east_west * EARTH_RADIUS_M / 1000,
     }

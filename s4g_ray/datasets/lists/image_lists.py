@@ -5,8 +5,8 @@ Every error names the file and the line, or the row of a Parquet file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.image_table import View
-from s4g_ray.datasets.lists.list_columns import ListedChunk, ListOptions
+from s4g_ray.datasets.lists.list_columns import ListedChunk
 from s4g_ray.datasets.lists.list_files import CsvList, ParquetList
+from s4g_ray.datasets.lists.list_options import ListOptions
 from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError
 
@@ -77,6 +78,39 @@ class ImageList:
         """Return the texts of a column, without copies."""
         return pa.chunked_array([table[name].combine_chunks() for table in self.texts], pa.string())
 
+    def keep(self, chosen: Bools) -> ImageList:
+        """Return the list with the chosen[N] rows alone."""
+        texts = [table.take(pa.array(rows)) for rows, table in self._chunks(chosen)]
+        return replace(
+            self,
+            numbers=self.numbers[chosen],
+            ids=self.ids[chosen],
+            lat=self.lat[chosen],
+            lon=self.lon[chosen],
+            headings=None if self.headings is None else self.headings[chosen],
+            texts=texts,
+            splits=self.splits[chosen],
+            place_ids=self.place_ids[chosen],
+        )
+
+    def replace_paths(self, paths: Mapping[str, str]) -> None:
+        """Give images other paths: by the path that the list has."""
+        old = pa.array(list(paths), pa.string())
+        new = pa.array(list(paths.values()), pa.string())
+        for number, table in enumerate(self.texts):
+            found = pc.index_in(table["path"], value_set=old)
+            if found.null_count < len(table):
+                path = pc.coalesce(new.take(found.combine_chunks()), table["path"].combine_chunks())
+                column = table.column_names.index("path")
+                self.texts[number] = table.set_column(column, "path", path)
+
+    def _chunks(self, chosen: Bools) -> Iterator[tuple[Ints, pa.Table]]:
+        """Yield the chosen[N] rows of each chunk, numbered within it, and the chunk."""
+        first = 0
+        for table in self.texts:
+            yield np.flatnonzero(chosen[first : first + len(table)]), table
+            first += len(table)
+
     def iterate(self, chosen: Bools) -> Iterator[tuple[Ints, pa.Table]]:
         """Yield the chosen[N] rows: consecutive row numbers, and their texts."""
         first = 0
@@ -98,6 +132,9 @@ def read_list(
         kind = ParquetList if name.endswith(".parquet") else CsvList
         reader: Reader = kind(source_folder.join(name), stream, view, options)
         images = ImageList.from_chunks(reader, list(reader.read()))
+    described = reader.describe()
+    if described:
+        source_folder.add_note(f"{reader.uri}: {', '.join(described)}")
     if reader.columns is not None and "lat" not in reader.columns.index:
         source_folder.add_note(
             f"{reader.uri} has no columns {options.lat_column} and {options.lon_column}:"

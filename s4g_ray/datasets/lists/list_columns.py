@@ -6,10 +6,9 @@ That decides what is accepted and words the errors.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,39 +19,11 @@ from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.image_table import View
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
+from s4g_ray.datasets.lists.column_names import find_columns, name_columns
+from s4g_ray.datasets.lists.list_options import ListOptions
+from s4g_ray.datasets.lists.number_format import PLAIN_NUMBERS, NumberFormat
 from s4g_ray.datasets.source import is_number, is_position
 from s4g_ray.errors import InputError
-
-Pair = Literal["nearest", "key"]
-
-
-@dataclass(frozen=True)
-class ListOptions:
-    """How pairs are made and columns are named; see datasets.folder.convert."""
-
-    pair: Pair
-    path_column: str
-    lat_column: str
-    lon_column: str
-    key_column: str
-    max_distance_m: float | None
-    split_column: str | None
-    test_fraction: float
-    region_column: str | None
-    heading_column: str | None
-    id_column: str | None
-
-    def __post_init__(self) -> None:
-        if self.pair not in get_args(Pair):
-            raise InputError(f"pair={self.pair!r} is none of {', '.join(get_args(Pair))}")
-        if not 0 <= self.test_fraction <= 1:
-            raise InputError(f"test_fraction={self.test_fraction} is not within 0..1")
-        if self.max_distance_m is not None and (
-            self.pair != "nearest" or not self.max_distance_m > 0
-        ):
-            raise InputError(
-                f"max_distance_m={self.max_distance_m} must be above 0, and needs pair=nearest"
-            )
 
 
 @dataclass(frozen=True)
@@ -98,32 +69,20 @@ class ListColumns:
     index: dict[str, int]
     view: View
     needs_position: bool  # coordinates may not be empty
+    numbers: NumberFormat = PLAIN_NUMBERS
 
     @classmethod
     def find(cls, location: str, names: list[str], view: View, options: ListOptions) -> ListColumns:
         """Find the columns in a header. Raises InputError when one that is needed is missing."""
-        wanted = {"path": options.path_column, "lat": options.lat_column, "lon": options.lon_column}
-        optional = {
-            "split": options.split_column,
-            "region": options.region_column,
-            "id": options.id_column,
-        }
-        wanted |= {kind: name for kind, name in optional.items() if name is not None}
-        if options.pair == "key":
-            wanted["key"] = options.key_column
-            has_default_names = (options.lat_column, options.lon_column) == ("lat", "lon")
-            if has_default_names and "lat" not in names and "lon" not in names:
-                del wanted["lat"], wanted["lon"]  # optional with keys, unless named by an option
-        if options.heading_column is not None and view == "queries":
-            wanted["heading"] = options.heading_column
-        for kind, name in wanted.items():
-            if name not in names:
-                raise InputError(
-                    f"{location}: no column {name!r}{_suggest(name, names)};"
-                    f" columns: {', '.join(names)}; name it with {kind}_column"
-                )
-        index = {kind: names.index(name) for kind, name in wanted.items()}
-        return cls(names, index, view, options.pair == "nearest")
+        wanted = name_columns(names, view, options)
+        index = find_columns(location, names, wanted)
+        has_exif = options.from_exif and view == "queries"
+        return cls(names, index, view, options.pair == "nearest" and not has_exif)
+
+    def with_sample(self, sample: Mapping[str, Sequence[str]], options: ListOptions) -> ListColumns:
+        """Return the columns with the number format of a sample of values, by kind."""
+        names = {kind: self.name(kind) for kind in self.index}
+        return replace(self, numbers=NumberFormat.from_sample(names, sample, options.decimal))
 
     def parse_columns(
         self, columns: Mapping[str, Any], numbers: Ints, first_id: int
@@ -151,14 +110,14 @@ class ListColumns:
                 texts[kind] = pc.if_else(is_empty, None, text)
         lat = lon = np.full(count, np.nan)
         if "lat" in columns:
-            lat = _read_numbers(columns["lat"], 90.0)
-            lon = _read_numbers(columns["lon"], 180.0)
+            lat = self._read_numbers(columns, "lat", 90.0)
+            lon = self._read_numbers(columns, "lon", 180.0)
             is_unknown = np.isnan(lat)
             _expect(np.array_equal(is_unknown, np.isnan(lon)))
             _expect(not (self.needs_position and is_unknown.any()))
         headings = None
         if "heading" in columns:
-            headings = _read_numbers(columns["heading"], 360.0).astype(np.float32)
+            headings = self._read_numbers(columns, "heading", 360.0).astype(np.float32)
         return ListedChunk(
             numbers=numbers,
             ids=_read_ids(columns["id"]) if "id" in columns else np.arange(count) + first_id,
@@ -194,6 +153,21 @@ class ListColumns:
         found = np.asarray(pc.fill_null(codes, 255)).astype(np.uint8)
         _expect(np.isin(found, allowed).all())
         return found
+
+    def _read_numbers(self, columns: Mapping[str, Any], kind: str, limit: float) -> Floats64:
+        """Read numbers within a limit, NaN for null and for empty texts."""
+        column = columns[kind]
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            column = _read_texts(column)
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        try:
+            values = self.numbers.parse_column(kind, column)
+        except pa.ArrowInvalid as error:
+            raise _NotPlainError from error
+        # NaN that was given is not within the limit; null is neither inside nor outside
+        inside = pc.less_equal(pc.abs(values), limit)
+        _expect(pc.all(inside).as_py() is not False)
+        return np.array(pc.fill_null(values, float("nan")))
 
     def parse_row(self, location: str, fields: Sequence[str], number: int) -> ListedRow:
         """Parse a row; `number` is its id when there is no column of ids. Raises InputError."""
@@ -242,9 +216,12 @@ class ListColumns:
         if not text:
             return None
         try:
-            return float(text)
+            return self.numbers.parse(kind, text)
         except ValueError as error:
-            raise InputError(f"{location}: {self.name(kind)}={text!r} is not a number") from error
+            hint = self.numbers.explain(kind, text)
+            raise InputError(
+                f"{location}: {self.name(kind)}={text!r} is not a number{hint}"
+            ) from error
 
     def _parse_position(
         self, location: str, values: dict[str, str]
@@ -262,8 +239,9 @@ class ListColumns:
                     " give both or leave both empty"
                 )
         elif not is_position(lat, lon):
+            hint = "; latitude and longitude look swapped" if is_position(lon, lat) else ""
             raise InputError(
-                f"{location}: {lat}, {lon} is not within -90..90 and -180..180 degrees"
+                f"{location}: {lat}, {lon} is not within -90..90 and -180..180 degrees{hint}"
             )
         return lat, lon
 
@@ -278,21 +256,6 @@ def _read_texts(column: Any) -> Any:
     return pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
 
 
-def _read_numbers(column: Any, limit: float) -> Floats64:
-    """Read numbers within a limit, NaN for null and for empty texts."""
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        column = _read_texts(column)
-        column = pc.if_else(pc.equal(column, ""), None, column)
-    try:
-        values = column.cast(pa.float64())
-    except pa.ArrowInvalid as error:
-        raise _NotPlainError from error
-    # NaN that was given is not within the limit; null is neither inside nor outside
-    inside = pc.less_equal(pc.abs(values), limit)
-    _expect(pc.all(inside).as_py() is not False)
-    return np.array(pc.fill_null(values, float("nan")))
-
-
 def _read_ids(column: Any) -> Ints:
     """Read whole numbers, 0 or larger, that parse_row accepts too."""
     if not pa.types.is_integer(column.type):
@@ -303,11 +266,3 @@ def _read_ids(column: Any) -> Ints:
     in_range: Bools = (ids >= 0) & (ids < 2**62)
     _expect(in_range.all())
     return ids
-
-
-def _suggest(name: str, names: Sequence[str]) -> str:
-    """Return ` (did you mean ...?)` with the nearest name, or an empty text."""
-    # a longer spelling first: Lat, latitude
-    close = [known for known in names if known.casefold().startswith(name.casefold())]
-    close = close or difflib.get_close_matches(name, names, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -7,7 +7,6 @@ line of each row. Every error names the file and the line, or the row of a Parqu
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,16 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from s4g_ray.data.image_table import View
-from s4g_ray.datasets.lists.list_columns import ListColumns, ListedChunk, ListOptions
+from s4g_ray.datasets.lists.dialects import (
+    SAMPLE_BYTES,
+    SAMPLE_ROWS,
+    Dialect,
+    decode_sample,
+    is_hint,
+    sample_rows,
+)
+from s4g_ray.datasets.lists.list_columns import ListColumns, ListedChunk
+from s4g_ray.datasets.lists.list_options import ListOptions
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.parquet import refuse_extension_types
 
@@ -36,6 +44,8 @@ class CsvList:
     def __init__(self, uri: str, stream: Any, view: View, options: ListOptions) -> None:
         self.uri = uri
         self.columns: ListColumns | None = None  # once the header is read
+        self.dialect = Dialect()  # likewise
+        self._sample = ""  # the start of the file
         self._stream = stream
         self._view = view
         self._options = options
@@ -64,15 +74,34 @@ class CsvList:
                 f" {self._view} in it"
             )
 
+    def describe(self) -> list[str]:
+        """Return how the file is written, where it is not UTF-8 with commas and points."""
+        numbers = self.columns.numbers.describe() if self.columns is not None else []
+        return [*self.dialect.describe(), *numbers]
+
     def _read_blocks(self) -> Iterator[bytes]:
         """Yield blocks of whole lines, without the byte-order mark of the file."""
-        rest = self._stream.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8)
+        sample = self._stream.read(SAMPLE_BYTES)
+        self._stream.seek(0)
+        self.dialect = Dialect.from_sample(sample, self._view, self._options)
+        self._sample = decode_sample(sample, self.dialect.encoding)
+        chunks = self._read_chunks()
+        rest = next(chunks, b"")
         while rest:
-            more = self._stream.read(BLOCK_BYTES)
+            more = next(chunks, b"")
             end = rest.rfind(b"\n") + 1 if more else len(rest)
             if end:
                 yield rest[:end]
             rest = rest[end:] + more
+
+    def _read_chunks(self) -> Iterator[bytes]:
+        try:
+            yield from self.dialect.read_chunks(self._stream, BLOCK_BYTES)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.uri} begins as {self.dialect.encoding} text, and is not: {error.reason};"
+                " save it as UTF-8"
+            ) from error
 
     def _read_header(self, block: bytes) -> bytes:
         """Find the columns in the first row that is not blank; return the lines after it."""
@@ -87,15 +116,23 @@ class CsvList:
 
         before = self._line
         for _, fields in self._read_rows(count_bytes(), before):
+            if is_hint(fields, self.dialect.delimiter):
+                continue
             names = [field.strip() for field in fields]
             location = f"{self.uri}, line {self._line}"
-            self.columns = ListColumns.find(location, names, self._view, self._options)
+            columns = ListColumns.find(location, names, self._view, self._options)
+            rows = sample_rows(self._sample, self.dialect.delimiter)[1:]
+            sample = {
+                kind: [row[column].strip() for row in rows if column < len(row)]
+                for kind, column in columns.index.items()
+            }
+            self.columns = columns.with_sample(sample, self._options)
             break
         return block[num_bytes:]
 
     def _read_rows(self, lines: Iterator[str], before: int) -> Iterator[tuple[int, list[str]]]:
         """Yield rows that are not blank, each with its line; `before`: lines before the first."""
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=self.dialect.delimiter)
         try:
             for fields in reader:
                 self._line = before + reader.line_num
@@ -116,7 +153,9 @@ class CsvList:
             table = pacsv.read_csv(
                 pa.BufferReader(block),
                 pacsv.ReadOptions(column_names=names, block_size=len(block) + 1),
-                pacsv.ParseOptions(quote_char=False, double_quote=False),
+                pacsv.ParseOptions(
+                    delimiter=self.dialect.delimiter, quote_char=False, double_quote=False
+                ),
                 pacsv.ConvertOptions(
                     include_columns=sorted(set(wanted.values())),
                     column_types=dict.fromkeys(names, pa.string()),
@@ -181,7 +220,7 @@ class CsvList:
 
 
 def is_plain(block: bytes) -> bool:
-    """Return whether a block of CSV needs no rules but those of commas and line ends."""
+    """Return whether a block of CSV needs no rules but those of delimiters and line ends."""
     if b'"' in block or b"\0" in block:
         return False
     return b"\r" not in block or block.count(b"\r") == block.count(b"\r\n")
@@ -208,6 +247,7 @@ class ParquetList:
                 refuse_extension_types(schema.empty_table(), self.uri)
                 names = schema.names
                 self.columns = ListColumns.find(self.uri, names, self._view, self._options)
+                self.columns = self._sample(parquet, self.columns)
                 wanted = sorted({names[column] for column in self.columns.index.values()})
                 for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
                     yield self._parse_batch(self.columns, batch, first)
@@ -218,6 +258,25 @@ class ParquetList:
             raise InputError(f"{self.uri} is not a readable Parquet file: {error}") from error
         if not first:
             raise InputError(f"{self.uri} holds no row; list the {self._view} in it")
+
+    def describe(self) -> list[str]:
+        """Return how numbers are written, where it is not in degrees with points."""
+        return self.columns.numbers.describe() if self.columns is not None else []
+
+    def _sample(self, parquet: pq.ParquetFile, columns: ListColumns) -> ListColumns:
+        """Find the number format by the first rows."""
+        kinds: list[str] = [kind for kind in ("lat", "lon", "heading") if kind in columns.index]
+        names = sorted({columns.name(kind) for kind in kinds})
+        for batch in parquet.iter_batches(SAMPLE_ROWS, columns=names):
+            sample = {
+                kind: [
+                    "" if value is None else str(value).strip()
+                    for value in batch[columns.name(kind)].to_pylist()
+                ]
+                for kind in kinds
+            }
+            return columns.with_sample(sample, self._options)
+        return columns
 
     def _parse_batch(self, columns: ListColumns, batch: pa.RecordBatch, first: int) -> ListedChunk:
         numbers = np.arange(batch.num_rows) + first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from s4g_ray.config.data_schema import Size
 from s4g_ray.config.training_schema import RESERVED_OPTIONS, ModelConfig
 from s4g_ray.errors import InputError, first_line
 
+NUM_SIMILAR = 5  # names in the message of an unknown model
+LIKENESS = 0.6  # of two names without a common word, as difflib has it, above which they are alike
 # options that determine which sizes of images the backbone takes
 SIZE_OPTIONS = {"img_size", "dynamic_img_size", "strict_img_size"}
 
@@ -66,9 +69,31 @@ def _create(cfg: ModelConfig, options: Mapping[str, Any], seed: int, download: b
             ) from error
         if not isinstance(error, RuntimeError | ValueError):
             raise
-        prefix = cfg.name.split(".")[0][:8]
-        similar = ", ".join(timm.list_models(f"*{prefix}*")[:5]) or "none"
-        raise InputError(f"model.name={cfg.name!r}: {error}; similar: {similar}") from error
+        raise InputError(_describe_unknown_model(cfg.name, error)) from error
+
+
+def _describe_unknown_model(name: str, error: Exception) -> str:
+    """Return the message of a name that timm does not know, with the most similar ones."""
+    base, _, tag = name.partition(".")
+    if timm.is_model(base):
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+        similar = difflib.get_close_matches(tag, tags, NUM_SIMILAR, 0) or tags[:NUM_SIMILAR]
+        shown = ", ".join(f"{base}.{one}" for one in similar) or f"{base}, without a tag"
+    else:
+        shown = ", ".join(_find_similar(base, timm.list_models())) or "none"
+    return f"model.name={name!r}: {first_line(error)}; similar: {shown}"
+
+
+def _find_similar(name: str, known: list[str]) -> list[str]:
+    """Return the known names that have the most words of a name, the most alike of them first."""
+    words = set(name.split("_"))
+    ranked = []
+    for other in known:
+        num_shared = len(words.intersection(other.split("_")))
+        likeness = difflib.SequenceMatcher(None, name, other).ratio()
+        if num_shared or likeness >= LIKENESS:
+            ranked.append((num_shared, likeness, other))
+    return [other for _, _, other in sorted(ranked, reverse=True)[:NUM_SIMILAR]]
 
 
 def _describe_unknown_option(cfg: ModelConfig, error: TypeError) -> str:

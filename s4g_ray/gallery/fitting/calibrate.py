@@ -19,6 +19,7 @@ from s4g_ray.gallery.fitting.held_out import HeldOut, halves
 from s4g_ray.gallery.fitting.inlier_choice import RefinementRule, measure_refinement
 from s4g_ray.gallery.fitting.query_search import QuerySearch, sample_region
 from s4g_ray.progress import Reporter
+from s4g_ray.storage.ownership.lease import owning
 
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
@@ -109,18 +110,24 @@ def calibrate(
     outside_uri: str | None = None,
     *,
     options: CalibrationOptions | None = None,
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> CalibrationReport:
     """Calibrate a gallery on a data set's queries, and write calibration.json into it.
 
     outside_uri: a data set whose queries lie outside the gallery; without it they are simulated by
     leaving true tiles and their neighbors out of the candidates. Queries of `dataset_uri` without a
-    tile in the gallery count as outside, too. Raises InputError for too few queries.
+    tile in the gallery count as outside, too. steal: take the gallery over from a living process,
+    as Lease.acquire. Raises InputError for too few queries, and while another process writes the
+    gallery.
     """
     from s4g_ray.gallery.gallery import open_gallery
 
     outside = None if outside_uri is None else open_dataset(outside_uri)
-    with open_gallery(gallery_uri) as gallery:
+    with (
+        open_gallery(gallery_uri) as gallery,
+        owning(gallery.uri, reporter, steal=steal) as lease,
+    ):
         report = fit_gallery(
             gallery,
             open_dataset(dataset_uri),
@@ -128,6 +135,7 @@ def calibrate(
             options=options or CalibrationOptions(),
             reporter=reporter,
         )
+        lease.check()
         report.calibration.save(gallery.uri)
     return report
 

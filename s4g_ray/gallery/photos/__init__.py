@@ -1,9 +1,7 @@
 """Read the photos that users ask about.
 
-exif            ExifPosition: what a photo says of its position and heading
 photo           Photo: decode one, upright, with its EXIF position; HEIC too
 quiet_decoders  what decoders print of damaged photos is kept off standard error
-photo_files     files, folders, globs and videos as a list of what is to be read
 video_frames    frames of a video at even times
 decode_ahead    decode photos in threads ahead of the encoder, in batches
 turned_views    a photo at several rotations or shifts

@@ -9,9 +9,9 @@ from itertools import groupby, islice
 from typing import TypeVar
 
 from s4g_ray.config.data_schema import Size
+from s4g_ray.data.photos.photo_files import is_video
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.gallery.photos.photo import Photo, read_photo
-from s4g_ray.gallery.photos.photo_files import is_video
 from s4g_ray.gallery.photos.video_frames import read_frames
 
 FRAMES_AT_ONCE = 8  # of a video, which one thread reads

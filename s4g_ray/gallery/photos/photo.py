@@ -16,9 +16,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
+from s4g_ray.data.photos.exif import ExifPosition, read_exif
+from s4g_ray.data.photos.heif import enable_heif, is_heif
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
 from s4g_ray.errors import BadImageError, RunError, first_line
-from s4g_ray.gallery.photos.exif import ExifPosition, read_exif
 from s4g_ray.gallery.photos.quiet_decoders import silence_decoders
 from s4g_ray.storage import files
 
@@ -27,7 +28,6 @@ SAVE = "gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT"
 MOST_ASPECT = 4  # of a picture whose aspect is kept
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def decode_photo(
     BadImageError for a file that is no image, is damaged, or has more pixels
     than data.images.MAX_PIXELS.
     """
-    if _is_heif(data):
+    if is_heif(data):
         return _decode_heif(data, name, least)
     exif = None
     pixels = None
@@ -170,19 +170,8 @@ def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _is_heif(data: bytes) -> bool:
-    is_boxed = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
-    return is_boxed and b"avif" not in data[8:64]  # AVIF is read by Pillow itself
-
-
 def _decode_heif(data: bytes, name: str, least: Size | None) -> Photo:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise BadImageError(
-            f"{name}: a HEIC photo needs pillow-heif; pip install 's4g-ray[heic]'"
-        ) from error
-    pillow_heif.register_heif_opener()
+    enable_heif(name)
     try:
         with Image.open(io.BytesIO(data), formats=("HEIF",)) as image:
             exif = read_exif(image)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
-from s4g_ray.data.sphere import METRES_A_DEGREE, half_sides
+from s4g_ray.data.sphere import METRES_A_DEGREE, half_sides, unroll_longitudes
 from s4g_ray.errors import InputError
 
 MAX_TILES = 2000  # images that a browser loads for one view
@@ -63,6 +63,10 @@ class MapView:
 def _cover(lat: Floats64, lon: Floats64, size_m: Floats64, rows: Ints) -> Ints:
     """Return those of `rows`, tiles of about one size, that cover their ground."""
     size = float(size_m[rows].min()) / METRES_A_DEGREE
+    # from the middle: that of Greenwich, degrees shortened by their own latitude would lie askew
+    eastwards = unroll_longitudes(lon[rows])
+    lon = lon.copy()
+    lon[rows] = eastwards - (eastwards.min() + eastwards.max()) / 2
     order = rows[np.lexsort((lon[rows], lat[rows]))]
     starts = np.flatnonzero(np.diff(lat[order], prepend=-np.inf) > size / ROWS_PER_SIZE)
     ends = np.append(starts[1:], len(order))

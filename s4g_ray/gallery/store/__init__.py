@@ -1,9 +1,8 @@
-"""The files of a gallery: versions that are published whole, and one writer at a time.
+"""The files of a gallery: versions that are published whole.
 
 header           GalleryHeader: gallery.json, which names the current version
 tiles            Tiles and TileTable: the rows of a version
 versions         publish, open and prune versions
-lease            one writer at a time, with a heartbeat
 source_tiles     the rows of a data set that become tiles
 images           copy new and changed images into tar shards of the gallery
 embedding        embed those images, here or on the actors of a cluster

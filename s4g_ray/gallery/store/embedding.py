@@ -24,10 +24,10 @@ from s4g_ray.encoder.source import DESCRIPTION, EncoderSource
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import MODEL, GalleryHeader
-from s4g_ray.gallery.store.lease import BEAT_S, Lease
 from s4g_ray.progress import Reporter, Update
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Stamp, is_published, open_published
+from s4g_ray.storage.ownership.lease import BEAT_S, Lease
 from s4g_ray.storage.part_commits import WORK
 
 # images that are embedded in this process: starting Ray and its actors takes 10 s of processor time
@@ -150,7 +150,7 @@ def embed_tiles(
 
     folder: of the version, for what is needed meanwhile. Up to HERE images are embedded in this
     process, more by actors on a Ray cluster. Resumes an interrupted job. Raises the errors of
-    embedding_job.embed, and InputError for a lost lease.
+    embedding_job.embed, and OwnershipLostError for a lost lease.
     """
     # imports Ray, which takes seconds; galleries that answer do not need it
     from s4g_ray.encoder.embedding_job import embed

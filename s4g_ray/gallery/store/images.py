@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from s4g_ray.arrays import Ints
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.gallery.store.header import IMAGES
-from s4g_ray.gallery.store.lease import Lease
 from s4g_ray.gallery.store.tiles import DIGEST_BYTES, SCHEMA, encode_table, read_rows
 from s4g_ray.progress import Update
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import Range, read_ranges
 from s4g_ray.storage.manifest import Part, write_part
+from s4g_ray.storage.ownership.lease import Lease
 from s4g_ray.storage.part_commits import WORK, read_commit, write_commit
 from s4g_ray.storage.tar_writer import TarWriter
 
@@ -122,8 +122,8 @@ class ImageStage:
     def run(self, table: pa.Table, on_progress: Update) -> Staged:
         """Read the images of a table of SCHEMA's rows; stage those with other bytes than known.
 
-        Raises BadImageError for an image without bytes, unless bad ones are skipped; and InputError
-        when the lease is lost.
+        Raises BadImageError for an image without bytes, unless bad ones are skipped; and
+        OwnershipLostError when the lease is lost.
         """
         order = pc.sort_indices(table, sort_keys=[("uri", "ascending"), ("offset", "ascending")])
         table = table.take(order)

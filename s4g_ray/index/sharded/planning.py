@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 import ray
 from ray._private.state import available_resources_per_node
 
-from s4g_ray.config.schema import MiningConfig
-from s4g_ray.distributed.placement import NODE_ID, Node, nodes_of, shard_need
+from s4g_ray.config.schema import MiningConfig, RayConfig
+from s4g_ray.distributed.autoscaling import await_room
+from s4g_ray.distributed.placement import (
+    NODE_ID,
+    Node,
+    NoRoomError,
+    check_room,
+    nodes_of,
+    shard_need,
+)
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import IndexPlan, Resources, plan_for
 from s4g_ray.index.recall import matches_config
 from s4g_ray.index.sharded.versions import version_folder
+from s4g_ray.progress import Reporter
 from s4g_ray.storage.manifest import latest_version, open_published
 
 ACCELERATOR = "ray.io/accelerator-type"  # a label that Ray gives nodes with GPUs
@@ -43,6 +54,8 @@ def plan_shards(
     dim: int | None,
     num_queries: int | None,
     num_indexes: int = 1,
+    *,
+    swaps: bool = True,
 ) -> IndexPlan | None:
     """Plan the next version of a folder's index from the resources that Ray has free.
 
@@ -52,9 +65,12 @@ def plan_shards(
     fits.
 
     num_indexes: that start one after the other, this one first; it gets its part of what is free.
-    A plan that is kept may take more: it left room for the others when it was made.
+    A plan that is kept may take more: it left room for the others when it was made. swaps: see
+    IndexPlan.
     """
     known = read_newest_plan(cfg, folder)
+    if known is not None and known.swaps != swaps:
+        known = dataclasses.replace(known, swaps=swaps)
     if num_vectors is None or dim is None:
         return known
     if known is not None:
@@ -70,7 +86,7 @@ def plan_shards(
         )
     try:
         room = divide_room(resources, num_indexes)
-        return plan_for(cfg, num_vectors, dim, room, num_queries=num_queries)
+        return plan_for(cfg, num_vectors, dim, room, num_queries=num_queries, swaps=swaps)
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -103,10 +119,17 @@ def plan_as(
     *,
     num_queries: int | None = None,
 ) -> IndexPlan:
-    """Plan as plan_for does, with the kind, the bits and the number of shards of a known plan."""
+    """Plan as plan_for does, with kind, bits, number of shards and `swaps` of a known plan."""
     keys = {"index_kind": known.kind, "num_shards": known.num_shards}
-    fixed = cfg.model_copy(update=keys)
-    return plan_for(fixed, num_vectors, dim, resources, num_queries=num_queries, bits=known.bits)
+    return plan_for(
+        cfg.model_copy(update=keys),
+        num_vectors,
+        dim,
+        resources,
+        num_queries=num_queries,
+        bits=known.bits,
+        swaps=known.swaps,
+    )
 
 
 def read_newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
@@ -118,6 +141,32 @@ def read_newest_plan(cfg: MiningConfig, folder: str) -> IndexPlan | None:
     if "num_shards" not in info or not matches_config(info, cfg):
         return None
     return IndexPlan(**info["plan"])
+
+
+def await_nodes(
+    cfg: MiningConfig,
+    folder: str,
+    ray_config: RayConfig,
+    reporter: Reporter,
+    *,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Ask an autoscaler for the nodes of a folder's index, where they are gone, and wait for them.
+
+    Shards are as many and as large as those of the newest version, or one where there is none.
+    After ray.nodes_timeout_s shards are planned for what is there. Calls `tick` while it waits,
+    which may raise.
+    """
+    if not ray_config.nodes_timeout_s:
+        return
+    known = read_newest_plan(cfg, folder)
+    need = shard_need(cfg, cfg.least_shards)
+    if known is not None:
+        need = shard_need(cfg, known.num_shards, known.peak_gb)
+    fits = partial(check_room, [need], [[]])
+    nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
+    with suppress(NoRoomError):  # plan_shards says what is missing, or takes fewer shards
+        await_room(ray_config, fits, nodes, reporter, tick=tick)
 
 
 def ask_resources(cfg: MiningConfig) -> Resources:

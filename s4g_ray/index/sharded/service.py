@@ -38,6 +38,7 @@ class IndexService:
     leaves open are those of the newest version, else chosen from what Ray has free. `engine`: the
     engine of exact search that an earlier start chose; it is then not measured again.
     num_indexes: services that still have to start on the same nodes, this one among them.
+    swaps: False where one version is built and no other replaces it: shards ask for less memory.
 
     Raises RunError when nothing fits on the nodes, and when the shards find no room within
     start_timeout_s; reading their files afterwards may take longer.
@@ -53,13 +54,16 @@ class IndexService:
         num_queries: int | None = None,
         engine: str | None = None,
         num_indexes: int = 1,
+        swaps: bool = True,
         start_timeout_s: float = 120.0,
     ) -> None:
         self._cfg = cfg
         self._folder = files.absolute(folder)
         configured = None if cfg.exact_engine == "auto" else cfg.exact_engine
         self._engine = engine or configured
-        self.plan = plan_shards(cfg, self._folder, num_vectors, dim, num_queries, num_indexes)
+        self.plan = plan_shards(
+            cfg, self._folder, num_vectors, dim, num_queries, num_indexes, swaps=swaps
+        )
         num_shards = self.plan.num_shards if self.plan is not None else cfg.least_shards
         memory_gb = self.plan.peak_gb if self.plan is not None else 0.0
         self._shards = ShardGroup(cfg, self._folder, num_shards, memory_gb, start_timeout_s)
@@ -131,7 +135,7 @@ class IndexService:
             return None
         if self.plan is not None:
             built = IndexPlan(**manifest.info["plan"])
-            if built.peak_gb > self.plan.peak_gb:
+            if built.shard_gb > self.plan.shard_gb:
                 return None
         if not matches_config(manifest.info, self._cfg):
             return None

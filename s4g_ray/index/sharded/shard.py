@@ -348,9 +348,10 @@ def search_once(
 ) -> ShardAnswer:
     """Search a shard's index at one effort; None: that of the index; ALL: as high as it takes."""
     max_effort = index.store.max_effort
-    if effort == ALL:
+    if effort == ALL and len(index):  # a shard may have lost all of its vectors
         found = index.search(queries, min(k, len(index)), ids=ids, area=area)
         return ShardAnswer(*found, max_effort, max_effort)
+    effort = None if effort == ALL else effort
     found = index.search_padded(queries, k, effort=effort, ids=ids, area=area)
     num_allowed = len(index)
     if ids is not None or area is not None:

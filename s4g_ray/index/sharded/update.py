@@ -21,7 +21,10 @@ from s4g_ray.index.sharded.report import IndexReport
 from s4g_ray.index.sharded.requests import Change, Staged
 from s4g_ray.index.sharded.shard_group import ShardGroup
 from s4g_ray.index.sharded.versions import version_folder
+from s4g_ray.index.vector_checks import whole_ids
 from s4g_ray.storage.manifest import latest_version, open_published
+
+EXCESS = 1.3  # of memory over what was reserved
 
 
 class VersionUpdate:
@@ -45,6 +48,7 @@ class VersionUpdate:
 
     def add(self, vectors: NDArray[Any], ids: Ints, coordinates: Floats64 | None) -> IndexReport:
         """Add vectors under new ids; the shards with the fewest vectors take turns."""
+        ids = _check_change(ids, vectors, coordinates)
         there = np.any(self._find(ids), axis=0)
         if there.any():
             raise RunError(
@@ -60,10 +64,12 @@ class VersionUpdate:
         self, vectors: NDArray[Any], ids: Ints, coordinates: Floats64 | None
     ) -> IndexReport:
         """Replace the vectors of ids, each on the shard that holds it."""
+        ids = _check_change(ids, vectors, coordinates)
         return self._change("replace", self._find_all(ids), ids, vectors, coordinates)
 
     def remove(self, ids: Ints) -> IndexReport:
         """Remove ids."""
+        ids = _check_change(ids, None, None)
         return self._change("remove", self._find_all(ids), ids, None, None)
 
     def _find(self, ids: Ints) -> list[Bools]:
@@ -108,13 +114,14 @@ class VersionUpdate:
         num_vectors = before.num_vectors + num_added
         if num_vectors < 1:
             raise RunError(f"all {len(ids)} vectors would be removed; an index holds one or more")
-        staged: list[Staged] = self._shards.each(
-            "stage_change", [(self._base, self._version, change) for change in changes]
-        )
         plan = IndexPlan(**self._manifest.info["plan"])
         memory_gb = plan.shared_gb
         memory_gb += (plan.memory_gb - plan.shared_gb) * num_vectors / plan.num_vectors
-        plan = dataclasses.replace(plan, num_vectors=num_vectors, memory_gb=memory_gb)
+        plan = dataclasses.replace(plan, num_vectors=num_vectors, memory_gb=memory_gb, swaps=True)
+        check_reserved(plan, self._shards.memory_gb)
+        staged: list[Staged] = self._shards.each(
+            "stage_change", [(self._base, self._version, change) for change in changes]
+        )
         report = dataclasses.replace(
             before,
             version=self._version,
@@ -133,3 +140,31 @@ class VersionUpdate:
         stamp = self._manifest.stamp
         put_in_service(self._shards, self._folder, report, plan, staged, stamp)
         return report
+
+
+def check_reserved(plan: IndexPlan, reserved_gb: float) -> None:
+    """Raise RunError for a version that needs far more memory than Ray keeps for its shards.
+
+    reserved_gb: for each shard; 0: none is kept.
+    """
+    if reserved_gb and plan.peak_gb > EXCESS * reserved_gb:
+        raise RunError(
+            f"a version of {plan.num_vectors:,} vectors needs up to {plan.peak_gb:.3g} GB a shard,"
+            f" but {reserved_gb:.3g} GB were reserved for each; start the service again with"
+            f" num_vectors={plan.num_vectors}, and build the version"
+        )
+
+
+def _check_change(ids: Ints, *values: NDArray[Any] | None) -> Ints:
+    """Return the ids of a change as int64.
+
+    Raises RunError where they are no whole numbers, or vectors or coordinates are not one for each.
+    """
+    try:
+        ids = whole_ids(ids)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    for given in values:
+        if given is not None and len(given) != len(ids):
+            raise RunError(f"{len(given)} rows are given for {len(ids)} ids; give one for each")
+    return ids

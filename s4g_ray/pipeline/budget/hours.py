@@ -13,15 +13,21 @@ from s4g_ray.pipeline.budget.sizes import RunSizes
 from s4g_ray.pipeline.rounds.rotation import count_shares
 from s4g_ray.pipeline.rounds.schedule import Schedule
 
+RAY_START_S = 6.0  # of a cluster on one machine: its own processes
+
 
 @dataclass(frozen=True)
 class Machines:
-    """The cluster of a run: logical CPUs and GPUs of all nodes, and where that is known from."""
+    """The cluster of a run: logical CPUs and GPUs of all nodes, and where that is known from.
+
+    starts_ray: the run starts a cluster of its own.
+    """
 
     cpus: float
     gpus: float
     num_nodes: int
     source: str
+    starts_ray: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def list_stages(
     scored = [epoch for epoch in epochs if schedule.evaluates_after(epoch)]
     both = len(set(mined) & set(scored))
     beside = schedule.overlaps and bool(mined)
-    stages = []
+    stages = [_start_stage(config, rates, machines, indexes)]
     if config.sampling.mode != "random":
         graph_s = _times(rates.graph_place_s, sizes.places)
         stages.append(Stage("geographic neighbors", graph_s, 1, "the driver"))
@@ -97,6 +103,22 @@ def list_stages(
     score_s = _times(rates.score_s, sizes.scored_pairs(config))
     stages.append(_stage("evaluate", [Work(score_s, "the driver")], len(scored), beside))
     return stages
+
+
+def _start_stage(
+    config: RunConfig, rates: Rates, machines: Machines, indexes: Mapping[str, Cost]
+) -> Stage:
+    """Estimate the start of Ray and of each kind of process, one kind after the other.
+
+    Processes of a kind load their libraries at the same time, as many as there are CPUs.
+    """
+    counts = [1, config.train.workers[1], config.embedding.actors[1]]  # first: Train's controller
+    counts += [config.mining.least_shards] * len([name for name in indexes if name != "cells"])
+    rounds = sum(math.ceil(count / max(machines.cpus, 1)) for count in counts)
+    seconds = _times(rates.process_start_s, rounds)
+    if seconds is not None and machines.starts_ray:
+        seconds += RAY_START_S
+    return Stage("start of all processes", seconds, 1, "loading of libraries")
 
 
 def average_share(config: RunConfig, num_rounds: int) -> float:

@@ -7,6 +7,8 @@ are loaded or downloaded.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ STEP_PAIRS = 8  # of a step on a CPU
 PLACES = 20_000  # that planning is measured with
 MEASURE_S = 1.5  # for each of the encoder's passes
 WRITTEN = 64_000_000  # bytes
+LOADED = "s4g_ray.training.worker"  # what a worker's process loads
 
 
 def measure_rates(
@@ -67,6 +70,7 @@ def measure_rates(
         "train_pair_s": lambda: _measure_training(config, encoder),
         "score_s": lambda: _measure_scoring(sizes.dim),
         "write_bytes_s": lambda: _measure_writing(config.run_dir),
+        "process_start_s": _measure_start,
     }
     found: dict[str, float | None] = {}
     torch.set_flush_denormal(True)  # of random weights, which take many times as long
@@ -268,6 +272,13 @@ def _measure_writing(run_dir: str) -> float | None:
             return WRITTEN / (time.perf_counter() - started)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; set run_dir") from error
+
+
+def _measure_start() -> float:
+    """Return the seconds that a new process takes to load what a worker needs."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {LOADED}"], check=True)
+    return time.perf_counter() - started
 
 
 def _synchronise(device: torch.device) -> None:

@@ -17,9 +17,10 @@ ACTOR_GB = 0.9
 SEARCHER_GB = 0.3
 # a place of one query and one reference, held through the run (measured 64.5 at 3e6 places)
 DRIVER_BYTES = 64
-# a pair, while a plan is made in one pass, and while places are divided into cells (measured)
+# a pair, while a plan is made in one pass; and while places are divided into cells or shares, at
+# most (benchmarks.replay)
 ONE_PASS_BYTES = 48
-CELLS_BYTES = 105
+CELLS_BYTES = 64
 RANK_BYTES = 32  # a place; the ranks of a node share them
 SHARED_BYTES = 40  # a query and a reference in the tables that mining tasks share
 TRAINING_COPIES = 4  # of the weights: themselves, gradients and two moments

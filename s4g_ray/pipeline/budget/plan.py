@@ -75,6 +75,8 @@ def plan_run(
     """
     reporter = reporter or Reporter()
     s3_settings.apply(config.storage)
+    if rates_run is not None:
+        read_rates(rates_run, Rates())  # errors come at once
     with reporter.stage("reading the data set"):
         dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
@@ -118,7 +120,7 @@ def find_machines(ray: RayConfig, storage: StorageConfig) -> tuple[Machines, lis
         source = "this machine" if ray.num_cpus is None else "ray.num_cpus on this machine"
     cpus = sum(node.cpus for node in nodes)
     gpus = sum(node.gpus for node in nodes)
-    return Machines(cpus, gpus, len(nodes), source), nodes
+    return Machines(cpus, gpus, len(nodes), source, starts_ray=not address), nodes
 
 
 def _list_faults(

@@ -20,7 +20,8 @@ class Rates:
     read and decode an image for embedding. train_pair_s: of one worker, its share of a step, for
     each of its pairs. embed_s: of one actor, an image. plan_pair_s: to plan an epoch, a pair.
     graph_place_s: to find a place's geographic neighbors. score_s: of a score of evaluation.
-    write_bytes_s: bytes a second into the run's folder. includes_loading: train_pair_s and embed_s
+    write_bytes_s: bytes a second into the run's folder. process_start_s: of a worker or an actor,
+    to start and to load its libraries. includes_loading: train_pair_s and embed_s
     are those of a whole run, with the waits for images.
     """
 
@@ -32,6 +33,7 @@ class Rates:
     graph_place_s: float | None = None
     score_s: float | None = None
     write_bytes_s: float | None = None
+    process_start_s: float | None = None
     includes_loading: bool = False
     source: str = ""
 

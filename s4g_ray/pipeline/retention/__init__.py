@@ -2,6 +2,5 @@
 
 rule         which versions may be removed, from the schedule and the state of a run (pure)
 artefacts    list and remove the versions of a run folder
-driver_mark  a file that shows that a run is in progress
 prune        `s4g prune`: the rule on a run that is not in progress
 """

@@ -9,13 +9,14 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.checkpoint import FOLDER as CHECKPOINTS
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.retention.artefacts import Keep, find_removable, list_versioned, measure
-from s4g_ray.pipeline.retention.driver_mark import check_idle
 from s4g_ray.pipeline.retention.rule import RunState
 from s4g_ray.pipeline.rounds.graphs import FOLDERS
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.pipeline.run_folder import Record, read_records
+from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, published_versions
+from s4g_ray.storage.ownership.lease import owning
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,31 @@ class Pruned:
         return sum(self.num_bytes.values())
 
 
-def prune_run(run: str, *, keep: int | None = None, dry_run: bool = False) -> Pruned:
+def prune_run(
+    run: str,
+    *,
+    keep: int | None = None,
+    dry_run: bool = False,
+    steal: bool = False,
+    reporter: Reporter | None = None,
+) -> Pruned:
     """Remove tables, graphs, plans and indexes that a run does not need to resume or to branch.
 
     keep: how many more stay of each kind; None: as the run is configured. Checkpoints stay. The
     last evaluation's tables and the newest graph stay too, for the report. Can be repeated after an
-    interruption. Raises InputError for a folder without a run, and one whose run is in progress or
-    is about to branch.
+    interruption. steal: take the run over from a living process, as Lease.acquire. Raises
+    InputError for a folder without a run, and one whose run is in progress or is about to branch.
     """
     uri = files.absolute(run)
     if not files.exists(files.join(uri, "run.json")):
         raise InputError(f"{uri} is no run's folder: run.json is missing")
     config = load_config(files.join(uri, "config.yaml"))
     s3_settings.apply(config.storage)
-    check_idle(uri, "prune it")
+    with owning(uri, reporter, steal=steal, interrupts=True):
+        return _prune(uri, config, keep, dry_run=dry_run)
+
+
+def _prune(uri: str, config: RunConfig, keep: int | None, *, dry_run: bool) -> Pruned:
     if "branching" in files.read_json(files.join(uri, "run.json")):
         raise InputError(f"{uri} was interrupted while it branched; repeat that command first")
     chosen = Keep.from_config(config) if keep is None else Keep(keep, keep, keep)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Ints
-from s4g_ray.config.schema import MiningConfig
+from s4g_ray.config.schema import MiningConfig, RayConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
 from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
+from s4g_ray.index.sharded.planning import await_nodes
 from s4g_ray.index.sharded.service import IndexService
 from s4g_ray.mining.cells.cell_tasks import CellSearch
 from s4g_ray.mining.group_tasks import Searcher
@@ -44,7 +45,7 @@ class Miner:
         reporter: Reporter,
         *,
         seed: int,
-        start_timeout_s: float,
+        ray: RayConfig,
         gate: PlacementGate | None = None,
         regions_of: Callable[[Ints], NDArray[np.str_] | None] | None = None,
     ) -> None:
@@ -52,7 +53,7 @@ class Miner:
         self._mining = mining
         self._reporter = reporter
         self._seed = seed
-        self._start_timeout_s = start_timeout_s
+        self._ray = ray
         self._services: dict[Collection, IndexService] = {}
         self._stack = ExitStack()
         self._closed = False
@@ -95,14 +96,15 @@ class Miner:
         ids = ids[embedded]
         places = places[embedded]
         k = min(graphs.width(collection), len(np.unique(places)))
-        search, info, service = self._open_search(
-            collection, epoch, embeddings, query_ids, ids, k, stamp
-        )
+        with self._reporter.stage(f"indexing {collection}", "index shards"):
+            search, info, service = self._open_search(
+                collection, epoch, embeddings, query_ids, ids, k, stamp
+            )
         # a resumed run must not choose another engine: last bits differ
         graphs.folder.update(exact_engine=info["engine"])
         previous = graphs.newest_before(epoch, collection)
         previous_uri = None if previous is None else graphs.uri(previous, collection)
-        with self._reporter.stage(f"mining {collection}") as update:
+        with self._reporter.stage(f"mining {collection}", "the first queries") as update:
             found = mine(
                 search,
                 epoch,
@@ -156,7 +158,7 @@ class Miner:
             index = service.build(
                 epoch, embeddings, ids, sample=sample, regions=regions, k=k, stamp=stamp
             )
-            self._reporter.line(f"           index: {index.describe()} ({index.reason})")
+            self._reporter.record_line(f"           index: {index.describe()} ({index.reason})")
         return service.client, index.summary(), service
 
     def config_for(self, collection: Collection) -> MiningConfig:
@@ -172,24 +174,26 @@ class Miner:
         """Return the service of a collection, started where it is needed first, or again.
 
         num_vectors, dim: its references, for which shards are planned. Starts new shards in place
-        of a service that has lost one. Raises RunError when the shards do not start, or workers
-        were placed meanwhile.
+        of a service that has lost one, and asks an autoscaler for nodes that are gone. Raises
+        RunError when the shards do not start, or workers were placed meanwhile.
         """
         self._await_gate()
         if collection in self._services and not self._services[collection].is_alive():
             self._services.pop(collection).stop()
         if collection not in self._services:
             folder = self._graphs.folder
+            uri = folder.path(INDEXES[collection])
+            await_nodes(self._mining, uri, self._ray, self._reporter, tick=self._check_closed)
             missing = [name for name in self._graphs.collections if name not in self._services]
             service = IndexService(
                 self._mining,
-                folder.path(INDEXES[collection]),
+                uri,
                 num_vectors=num_vectors,
                 dim=dim,
                 num_queries=len(self._graphs.split.query_ids),
                 engine=folder.info.get("exact_engine"),
                 num_indexes=len(missing),
-                start_timeout_s=self._start_timeout_s,
+                start_timeout_s=self._ray.start_timeout_s,
             )
             self._services[collection] = self._stack.enter_context(service)
             if self._closed:  # while the shards started
@@ -223,11 +227,13 @@ class Miner:
         above = ""
         if collection == "pairs":
             above = f", {found.above_positive:.0%} score above the positive"
-        self._reporter.line(
+        self._reporter.record_line(
             f"           mined {found.neighbors} neighbors of {found.places} places among"
             f" {collection} ({found.coverage:.0%} of those wanted),"
             f" {found.overlap or 0:.0%} as before{above}{effort}"
         )
+        if found.warning is not None:
+            self._reporter.line(f"           {found.warning}")
 
 
 def _find_embedded(embeddings: str, stamp: Stamp, ids: Ints) -> Bools:

@@ -11,6 +11,7 @@ import numpy as np
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.distributed.placement import count_noun
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp
 from s4g_ray.encoder.embedding.table_plan import fingerprint_places
@@ -185,7 +186,9 @@ class MiningRound:
             if found.stamp == stamp and set(splits) <= set(found.info["splits"]) and has_places:
                 return
         stage = f"embedding {' and '.join(splits)}"
-        with self._timed("embed"), self._reporter.stage(stage) as update:
+        actors = count_noun(self._config.embedding.actors[0], "actor")
+        waits = f"{actors} and the first images"
+        with self._timed("embed"), self._reporter.stage(stage, waits) as update:
             report = embed(
                 self._pool,
                 self._config,
@@ -210,7 +213,7 @@ class MiningRound:
             reused_parts=report.reused_parts,
         )
         left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
-        self._reporter.line(
+        self._reporter.record_line(
             f"           embedded {report.images} images{left_out} in {report.seconds:.0f} s"
         )
 
@@ -224,7 +227,7 @@ class MiningRound:
             ).for_protocol(cfg.protocol)
             self._folder.log("baseline", epoch=0, name="gradient correlation", **baseline)
         self._folder.log("evaluation", epoch=epoch, **found.for_protocol(cfg.protocol))
-        self._reporter.line(f"           test {found.summary(cfg.protocol)}")
+        self._reporter.record_line(f"           test {found.summary(cfg.protocol)}")
 
     def _validate(self, epoch: int, split: str) -> None:
         cfg = self._config
@@ -234,13 +237,20 @@ class MiningRound:
         assert best is not None  # this epoch's checkpoint is there
         self._folder.update(best=best)
         mark = " (the best so far)" if best["epoch"] == epoch else ""
-        self._reporter.line(f"           {split} {found.summary(cfg.protocol)}{mark}")
+        self._reporter.record_line(f"           {split} {found.summary(cfg.protocol)}{mark}")
 
     def _score(self, epoch: int, split: str) -> Score:
         uri = self._embeddings(epoch)
-        radii_m = self._config.evaluation.radii_m
-        stamp = self._stamp(epoch)
-        return score_tables(self._dataset, split, uri, uri, stamp=stamp, radii_m=radii_m)
+        cfg = self._config.evaluation
+        return score_tables(
+            self._dataset,
+            split,
+            uri,
+            uri,
+            stamp=self._stamp(epoch),
+            radii_m=cfg.radii_m,
+            sdm_ranks=cfg.sdm_ranks,
+        )
 
     def _log_round(self, epoch: int) -> None:
         if self._seconds:

@@ -27,6 +27,7 @@ from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, open_published
+from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.storage.part_commits import WORK, claim_folder
 
 SPLITS = ("train", "val", "test")
@@ -42,6 +43,7 @@ def embed_collection(
     overrides: Sequence[str] = (),
     splits: Sequence[str] = SPLITS,
     epoch: int | None = None,
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> Record:
     """Publish embeddings of both views of `splits` at `target`; return the table's description.
@@ -49,7 +51,8 @@ def embed_collection(
     The encoder is that of a run (its last checkpoint, or that of `epoch`), an export or weights;
     `config` and `overrides` override the source's own configuration. The test split includes the
     gallery. After an interruption the same call resumes from the committed parts; a finished table
-    is left as it is. Raises InputError for bad input, such as a target begun with other values, and
+    is left as it is. steal: take the folder over from a living process, as Lease.acquire. Raises
+    InputError for bad input, such as a target begun with other values, and
     the errors of embedding_job.embed.
     """
     reporter = reporter or Reporter()
@@ -62,7 +65,7 @@ def embed_collection(
     numerics = opened.numerics_for(base.train)
     views = _views_of(base, dataset, splits)
     base = base.model_copy(update={"model": fit_model_to_sizes(base.model, base.data)})
-    encoder = opened.build_encoder(base.model)
+    encoder = opened.build_encoder(base.model, reporter.line)
     made_with = {
         **_describe_encoder(base, encoder),
         "source": opened.uri,
@@ -70,29 +73,34 @@ def embed_collection(
         "splits": list(splits),
         **asdict(numerics),
     }
-    claim_folder(target, MARKER, made_with, "an embedding job")
-    if is_published(target):
-        reporter.line(f"{target} is finished already")
-        return _describe_table(target, made_with)
-    checkpoint = opened.checkpoint
-    if checkpoint is None:
-        checkpoint = files.join(target, WORK, "checkpoint")
-        save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
-    job = partial(
-        embed,
-        config=base,
-        dataset=dataset,
-        checkpoint=checkpoint,
-        target=target,
-        splits=splits,
-        numerics=numerics,
-        stamp=checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint),
-        views=views,
-    )
-    report = _run_on_cluster(base, job, f"embedding {', '.join(splits)}", reporter)
-    for line in report.lines("images"):
-        reporter.line(line)
+    with owning(target, reporter, steal=steal, interrupts=True):
+        claim_folder(target, MARKER, made_with, "an embedding job")
+        if is_published(target):
+            reporter.line(f"{target} is finished already")
+            return _describe_table(target, made_with)
+        checkpoint = opened.checkpoint or _save_weights(target, encoder)
+        job = partial(
+            embed,
+            config=base,
+            dataset=dataset,
+            checkpoint=checkpoint,
+            target=target,
+            splits=splits,
+            numerics=numerics,
+            stamp=checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint),
+            views=views,
+        )
+        report = _run_on_cluster(base, job, f"embedding {', '.join(splits)}", reporter)
+        for line in report.lines("images"):
+            reporter.line(line)
     return _describe_table(target, made_with)
+
+
+def _save_weights(target: str, encoder: Encoder) -> str:
+    """Write weights that have no checkpoint as one, for the actors; return its URI."""
+    checkpoint = files.join(target, WORK, "checkpoint")
+    save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
+    return checkpoint
 
 
 def _run_on_cluster(

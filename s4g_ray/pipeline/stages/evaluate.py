@@ -35,6 +35,7 @@ from s4g_ray.pipeline.preflight import check_resources, check_test_split
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, open_published
+from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.storage.part_commits import claim_folder
 
 MARKER = "evaluation.json"  # the values that a folder of --out was begun with
@@ -53,6 +54,7 @@ def evaluate(
     out: str | None = None,
     queries_out: str | None = None,
     top: int = 10,
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Evaluation]:
     """Evaluate a run, an export or weights on a split of a data set; one result a field of view.
@@ -62,9 +64,9 @@ def evaluate(
     for all. `out` keeps embeddings and result.json; without it, they lie in a temporary folder of
     this machine (a cluster of several nodes needs `out` on storage that all of them reach). After
     an interruption the same call with `out` resumes from the tables that are published there.
-    queries_out: a .parquet or .csv file for the results of each query, with its first `top`
-    references. Raises InputError for bad input, RunError for non-finite embeddings and when the
-    job dies.
+    steal: take `out` over from a living process, as Lease.acquire. queries_out: a .parquet or .csv
+    file for the results of each query, with its first `top` references. Raises InputError for bad
+    input, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
     if queries_out is not None:
@@ -79,11 +81,11 @@ def evaluate(
     check_test_split(configs[0], dataset)
     base = _fit_model(base, configs)
     numerics = opened.numerics_for(base.train)
+    num_top = top if queries_out is not None else 0
     made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
     reporter.line(_describe(base, numerics))
-    num_top = top if queries_out is not None else 0
-    with _work_folder(out, made_with) as folder:
-        encoder = opened.build_encoder(base.model)
+    with _work_folder(out, made_with, reporter, steal=steal) as folder:
+        encoder = opened.build_encoder(base.model, reporter.line)
         with ray_session(base.ray, base.storage) as nodes:
             await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
             with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
@@ -174,7 +176,9 @@ def _with_fov(config: RunConfig, fov_deg: float) -> RunConfig:
 
 
 @contextmanager
-def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
+def _work_folder(
+    out: str | None, made_with: dict[str, Any], reporter: Reporter, *, steal: bool
+) -> Iterator[str]:
     """Yield a temporary folder, or `out`: new, or begun by an evaluation with the same values."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
@@ -182,10 +186,13 @@ def _work_folder(out: str | None, made_with: dict[str, Any]) -> Iterator[str]:
         return
     folder = files.absolute(out)
     check_kept("--out", folder)
-    if files.exists(files.join(folder, "result.json")):
-        raise InputError(f"{out} holds a finished evaluation; remove it or choose another folder")
-    claim_folder(folder, MARKER, made_with, "an evaluation")
-    yield folder
+    with owning(folder, reporter, steal=steal, interrupts=True):
+        if files.exists(files.join(folder, "result.json")):
+            raise InputError(
+                f"{out} holds a finished evaluation; remove it or choose another folder"
+            )
+        claim_folder(folder, MARKER, made_with, "an evaluation")
+        yield folder
 
 
 class EvaluationJob:
@@ -262,6 +269,7 @@ class EvaluationJob:
                 stamp=stamp,
                 radii_m=config.evaluation.radii_m,
                 num_top=self.num_top,
+                sdm_ranks=config.evaluation.sdm_ranks,
             )
             found = search.score()
             if self.num_top:

@@ -35,6 +35,7 @@ from s4g_ray.progress import Reporter
 from s4g_ray.row_lookup import rows_of
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published
+from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.storage.part_commits import claim_folder
 
 MARKER = "mining.json"  # the values that a folder was begun with
@@ -110,6 +111,7 @@ def mine_table(
     dataset_uri: str | None = None,
     config: RunConfig | None = None,
     overrides: Sequence[str] = (),
+    steal: bool = False,
     reporter: Reporter | None = None,
 ) -> Record:
     """Publish at `target` the visually nearest places of each query's place; return the record.
@@ -118,8 +120,9 @@ def mine_table(
     Neighbors are found among all references of the table or, with a data set, among those of its
     data.train_split; protocol strict then excludes semi-positives and places within
     sampling.exclude_radius_m. After an interruption the same call resumes from the index and the
-    parts that exist; a finished graph is left as it is. Raises InputError for bad input, such as a
-    target begun with other values, and the RunErrors of mining_job.mine and IndexService.build.
+    parts that exist; a finished graph is left as it is. steal: take the folder over from a living
+    process, as Lease.acquire. Raises InputError for bad input, such as a target begun with other
+    values, and the RunErrors of mining_job.mine and IndexService.build.
     """
     reporter = reporter or Reporter()
     target = files.absolute(target)
@@ -131,21 +134,29 @@ def mine_table(
     found = _collection_of(base, table, dataset_uri)
     if base.mining.scope == "global":
         check_index(base.mining, len(found.reference_ids), table.stamp.dim)
-    claim_folder(target, MARKER, _mined_with(base, table, dataset_uri), "a mining job")
-    if is_published(target):
-        reporter.line(f"{target} is finished already")
-    else:
-        with ray_session(base.ray, base.storage) as nodes:
-            mining = base.mining
-            searchers = Need(mining.num_searchers, "searching task", mining.cpus_per_searcher)
-            shards = []
-            if mining.scope == "global":
-                shards.append(shard_need(mining, mining.least_shards))
-            fits = partial(check_room, shards, [[searchers]])
-            await_room(base.ray, fits, nodes, reporter)
-            _mine(base, table, target, found, reporter)
-        files.remove(files.join(target, INDEX))
+    with owning(target, reporter, steal=steal, interrupts=True):
+        claim_folder(target, MARKER, _mined_with(base, table, dataset_uri), "a mining job")
+        if is_published(target):
+            reporter.line(f"{target} is finished already")
+        else:
+            _mine_on_cluster(base, table, target, found, reporter)
     return {"uri": target, **open_published(target, "neighbors").info["round"]}
+
+
+def _mine_on_cluster(
+    config: RunConfig, table: _Table, target: str, found: _Collection, reporter: Reporter
+) -> None:
+    """Mine once the cluster has room for it."""
+    mining = config.mining
+    with ray_session(config.ray, config.storage) as nodes:
+        searchers = Need(mining.num_searchers, "searching task", mining.cpus_per_searcher)
+        shards = []
+        if mining.scope == "global":
+            shards.append(shard_need(mining, mining.least_shards))
+        fits = partial(check_room, shards, [[searchers]])
+        await_room(config.ray, fits, nodes, reporter)
+        _mine(config, table, target, found, reporter)
+    files.remove(files.join(target, INDEX))
 
 
 def _open_table(uri: str) -> _Table:
@@ -232,6 +243,8 @@ def _mine(
         f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of"
         f" those wanted), {report.above_positive:.0%} score above the positive; dropped: {dropped}"
     )
+    if report.warning is not None:
+        reporter.line(report.warning)
 
 
 def _build_index(
@@ -253,6 +266,7 @@ def _build_index(
         num_vectors=len(references),
         dim=stamp.dim,
         num_queries=len(found.query_ids),
+        swaps=False,
         start_timeout_s=config.ray.start_timeout_s,
     )
     stack.enter_context(service)

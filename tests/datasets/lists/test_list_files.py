@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from s4g_ray.datasets.lists import list_files
 from s4g_ray.datasets.lists.image_lists import ImageList, read_list
-from s4g_ray.datasets.lists.list_columns import ListOptions
 from s4g_ray.datasets.lists.list_files import CsvList, ParquetList
+from s4g_ray.datasets.lists.list_options import ListOptions
 from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError
 

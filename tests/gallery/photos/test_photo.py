@@ -15,9 +15,9 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 
 from s4g_ray.data.images import decode_pixels
+from s4g_ray.data.photos.exif import ExifPosition
 from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.errors import BadImageError, StoreError
-from s4g_ray.gallery.photos.exif import ExifPosition
 from s4g_ray.gallery.photos.photo import decode_photo, read_photo, shrink
 from s4g_ray.gallery.photos.turned_views import turn_photo
 from tests.support.tiny_gallery import make_ground

@@ -94,6 +94,8 @@ def test_vectors_are_added_replaced_and_removed_as_if_the_version_was_built_of_t
         (lambda: service.add(74, fresh[:1], added[:1]), r"1 of 1 ids to add are in version 73 alr"),
         (lambda: service.remove(74, np.array([1, 8_999])), r"\d of 2 ids are not in version 73, "),
         (lambda: service.remove(74, np.array([one, one])), r"2 ids hold 1 different ones"),
+        (lambda: service.remove(74, np.array([one + 0.5])), r"no list of whole numbers"),
+        (lambda: service.add(74, fresh[:1], np.array([1, 2])), r"1 rows are given for 2 ids; giv"),
         (lambda: service.remove(73, added[:1]), r"version 73 is not after 73, the newest of"),
         (lambda: service.add(74, fresh[:1, :3], np.array([1])), r"index shard \d: .* D=16"),
         (lambda: service.remove(74, np.array(list(held))), r"all 269 vectors would be removed"),

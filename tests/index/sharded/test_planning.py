@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from s4g_ray.config.schema import MiningConfig
+from s4g_ray.config.schema import MiningConfig, RayConfig
+from s4g_ray.distributed import autoscaling
 from s4g_ray.distributed.placement import NODE_ID, Node
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import Resources, plan_for
 from s4g_ray.index.sharded import planning
 from s4g_ray.index.sharded.planning import ACCELERATOR, find_resources, plan_as
+from s4g_ray.progress import Reporter
 
 
 def test_room_is_what_is_free_on_the_nodes_that_the_selector_allows() -> None:
@@ -106,3 +108,77 @@ def test_an_index_leaves_room_for_those_that_start_later(
     assert first is not None
     assert alone.peak_gb * alone.num_shards > 8
     assert first.peak_gb * first.num_shards <= 8
+
+
+def test_shards_of_one_version_ask_for_no_room_to_swap(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    room = Resources(memory_gb=(64.0,), cores=(8.0,))
+    monkeypatch.setattr(planning, "ask_resources", lambda _: room)
+    cfg = MiningConfig(max_search_hours=1e6, index_kind="flat")
+    swapping, once = (
+        planning.plan_shards(cfg, str(tmp_path), 10**6, 1024, 10**6, swaps=swaps)
+        for swaps in (True, False)
+    )
+    assert swapping is not None
+    assert once is not None
+    assert once.shard_gb == swapping.shard_gb
+    assert swapping.peak_gb - once.peak_gb == pytest.approx(once.shard_gb)
+    assert swapping.gpu_gb - once.gpu_gb == pytest.approx(once.shard_gb)
+    monkeypatch.setattr(planning, "read_newest_plan", lambda *_: once)
+    # what was built alone may be served and replaced
+    for num_vectors, dim in ((None, None), (10**6, 1024)):
+        later = planning.plan_shards(cfg, str(tmp_path), num_vectors, dim, 10**6)
+        assert later is not None
+        assert later.peak_gb == swapping.peak_gb
+
+
+class FakeRay:
+    """A cluster whose index nodes come back when they have been asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[list[dict[str, float]]] = []
+        self.withdrawn = 0
+        self.comes_back = True
+        monkeypatch.setattr("ray.nodes", list)
+        monkeypatch.setattr(planning, "nodes_of", lambda _: self.nodes())
+        monkeypatch.setattr(autoscaling, "nodes_of", lambda _: self.nodes())
+        monkeypatch.setattr(autoscaling, "placement_group", self.ask)
+        monkeypatch.setattr(autoscaling, "remove_placement_group", self.withdraw)
+        monkeypatch.setattr(autoscaling, "CHECK_EVERY_S", 0.01)
+
+    def nodes(self) -> list[Node]:
+        head = Node(8, 0, {}, 64)
+        index = Node(8, 0, {"pool": "index"}, 64)
+        return [head, index, index] if self.asked and self.comes_back else [head]
+
+    def ask(self, bundles: list[dict[str, float]], **_: Any) -> str:
+        self.asked.append(bundles)
+        return "group"
+
+    def withdraw(self, _: str) -> None:
+        self.withdrawn += 1
+
+
+def test_nodes_of_an_index_that_are_gone_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = FakeRay(monkeypatch)
+    cfg = MiningConfig(label_selector={"pool": "index"}, index_kind="flat", num_shards=2)
+    known = plan_for(cfg, 10**6, 4096)
+    monkeypatch.setattr(planning, "read_newest_plan", lambda *_: known)
+    planning.await_nodes(cfg, str(tmp_path), RayConfig(), Reporter())
+    assert fake.asked == []  # no autoscaler is expected
+    patient = RayConfig(nodes_timeout_s=60)
+    ticks: list[int] = []
+    planning.await_nodes(cfg, str(tmp_path), patient, Reporter(), tick=lambda: ticks.append(1))
+    assert fake.asked == [[{"CPU": 0.0, "memory": known.peak_gb * 1e9}] * 2]
+    assert (fake.withdrawn, ticks) == (1, [1])
+    planning.await_nodes(cfg, str(tmp_path), patient, Reporter())
+    assert len(fake.asked) == 1  # they are there
+    monkeypatch.setattr(planning, "read_newest_plan", lambda *_: None)  # never built
+    fake.comes_back = False
+    late = RayConfig(nodes_timeout_s=0.05)
+    planning.await_nodes(cfg, str(tmp_path), late, Reporter())  # plan_shards refuses
+    assert fake.asked[1:] == [[{"CPU": 1e-4}] * 2]
+    assert fake.withdrawn == 2

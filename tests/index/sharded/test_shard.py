@@ -15,8 +15,9 @@ from s4g_ray.arrays import spread_rows
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.errors import RunError
 from s4g_ray.index.plan import Kind, plan_index
+from s4g_ray.index.sharded.merging import ALL
 from s4g_ray.index.sharded.requests import Staged
-from s4g_ray.index.sharded.shard import IndexShard
+from s4g_ray.index.sharded.shard import IndexShard, search_once
 from s4g_ray.index.sharded.sharding import (
     RowRange,
     deal_rows,
@@ -218,6 +219,18 @@ def test_a_search_ends_on_the_version_that_it_began_on(
     assert (shard.search(2, queries, 5).ids // 1000 == 2).all()
     with pytest.raises(RunError, match=r"version 1 .* is not in service \(in service: 2"):
         shard.search(1, queries, 5)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf_sq8", "hnsw"])
+def test_a_shard_that_has_lost_all_of_its_vectors_finds_none_at_any_effort(kind: Kind) -> None:
+    vectors = random_unit(np.random.default_rng(5), 60)
+    index = VectorIndex.build(vectors, np.arange(60), kind=kind)
+    index.remove(np.arange(60))
+    for effort in (None, 4, ALL):
+        answer = search_once(index, vectors[:3], 5, effort, None, None)
+        assert answer.num_allowed == 0
+        assert answer.ids.shape == (3, 5)
+        assert (answer.ids == -1).all()
 
 
 def test_a_missing_gpu_is_an_error(tmp_path: Path) -> None:

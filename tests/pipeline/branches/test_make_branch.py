@@ -19,8 +19,7 @@ from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.branches.branch import check_branch
 from s4g_ray.pipeline.branches.make_branch import make_branch
-from s4g_ray.pipeline.driver import find_start
-from s4g_ray.pipeline.run_folder import RunFolder
+from s4g_ray.pipeline.run_folder import RunFolder, find_start
 from s4g_ray.storage import files
 from tests.support.branched_runs import NUMERICS, STEPS, read_tree, run_config, write_run
 from tests.support.faulty_s3 import Store

@@ -15,6 +15,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.index.cost import Cost
 from s4g_ray.index.plan import plan_index
 from s4g_ray.pipeline.budget.hours import (
+    RAY_START_S,
     Machines,
     Stage,
     average_share,
@@ -49,6 +50,7 @@ RATES = Rates(
     graph_place_s=0.002,
     score_s=1e-5,
     write_bytes_s=1e8,
+    process_start_s=3.0,
 )
 COSTS = {"pairs": Cost(train_s=0.0, build_s=2.0, search_s=4.0, queries_per_s=250.0)}
 
@@ -68,6 +70,7 @@ def test_a_synchronous_run_takes_the_sum_of_its_stages() -> None:
     config = configure()
     stages = stages_of(config)
     wanted: dict[str, Any] = {
+        "start of all processes": (pytest.approx(4 * 3.0), 1),  # controller, workers, actors, shard
         "geographic neighbors": (pytest.approx(2.0), 1),
         "plan": (pytest.approx(1.0), 4),
         "epoch": (pytest.approx(50.0), 4),  # 1000 pairs x 0.1 s on 2 workers
@@ -79,7 +82,7 @@ def test_a_synchronous_run_takes_the_sum_of_its_stages() -> None:
     }
     assert {name: (one.seconds, one.count) for name, one in stages.items()} == wanted
     total = total_seconds(config, list(stages.values()))
-    assert total == pytest.approx(2 + 4 * 51 + 3 * (20 + 6) + 3 * 5.4)
+    assert total == pytest.approx(12 + 2 + 4 * 51 + 3 * (20 + 6) + 3 * 5.4)
     assert stages["epoch"].binds == "the encoder, on the workers' CPUs"
 
 
@@ -104,11 +107,21 @@ def test_rounds_beside_training_cost_what_exceeds_the_epochs_that_hide_them() ->
     assert stages["embed for mining"].beside
     assert round_s < 51  # an epoch with its plan
     hidden = total_seconds(config, list(stages.values()))
-    assert hidden == pytest.approx(2 + 8 * 51)
+    assert hidden == pytest.approx(12 + 2 + 8 * 51)
     slow = Rates(**{**vars(RATES), "embed_s": 0.2})
     longer = total_seconds(config, list(stages_of(config, rates=slow).values()))
     assert longer is not None
-    assert longer > 2 + 8 * 51 + 3 * (200 - 51)
+    assert longer > 12 + 2 + 8 * 51 + 3 * (200 - 51)
+
+
+def test_processes_start_one_after_the_other_on_few_processors() -> None:
+    config = configure(embedding={"num_actors": 5})
+    stages = {}
+    for cpus, starts_ray in ((2, False), (2, True)):
+        machines = Machines(cpus, 0, 1, "a test", starts_ray)
+        stages[starts_ray] = list_stages(config, SIZES, RATES, machines, COSTS)[0]
+    assert stages[False].seconds == pytest.approx(3 * (1 + 1 + 3 + 1))
+    assert stages[True].seconds == pytest.approx(3 * (1 + 1 + 3 + 1) + RAY_START_S)
 
 
 def test_rotating_rounds_take_their_share_of_embedding_and_its_square_of_searching() -> None:
@@ -167,5 +180,5 @@ def test_memory_grows_with_the_places_of_each_process() -> None:
     assert found["index shard (pairs)"].gb == plans["pairs"].peak_gb
     cells = configure(sampling={"neighbor_pool_size": 128, "max_pairs_per_cell": 10**6})
     found = {process.name: process for process in list_memory(cells, many, plans)}
-    assert found["driver"].gb == pytest.approx(1 + 0.64 + 1.05)
+    assert found["driver"].gb == pytest.approx(1 + 0.64 + 0.64)
     assert found["planning task"].gb == pytest.approx(0.512)

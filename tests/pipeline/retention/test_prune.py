@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,9 @@ from typer.testing import CliRunner
 from s4g_ray.cli.app import app
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.retention.driver_mark import DriverMark, check_idle
 from s4g_ray.pipeline.retention.prune import prune_run, read_state
 from s4g_ray.storage import files
+from s4g_ray.storage.ownership.lease import owning
 from tests.support.branched_runs import read_tree, run_config, write_run
 
 
@@ -79,8 +76,10 @@ def test_runs_in_progress_or_about_to_branch_and_other_folders_are_refused(
     run: str, tmp_path: Path
 ) -> None:
     before = read_tree(run)
-    with DriverMark(run), pytest.raises(InputError, match=r"in progress .*; prune it once it has"):
-        prune_run(run)
+    with owning(run):
+        for dry_run in (True, False):
+            with pytest.raises(InputError, match=rf"is being written by process {os.getpid()} of"):
+                prune_run(run, dry_run=dry_run)
     with pytest.raises(InputError, match=r"is no run's folder: run\.json is missing"):
         prune_run(str(tmp_path))
     info = json.loads(Path(run, "run.json").read_text())
@@ -89,32 +88,6 @@ def test_runs_in_progress_or_about_to_branch_and_other_folders_are_refused(
         prune_run(run)
     files.write_json(f"{run}/run.json", info)
     assert read_tree(run).keys() == before.keys()
-
-
-def test_the_mark_of_a_killed_driver_counts_until_its_process_is_gone_or_it_is_old(
-    tmp_path: Path,
-) -> None:
-    script = (
-        "import sys, time; from s4g_ray.pipeline.retention.driver_mark import DriverMark;"
-        f"DriverMark({str(tmp_path)!r}).__enter__(); print('on', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"on\n"
-        with pytest.raises(InputError, match=f"process {process.pid} on "):
-            check_idle(str(tmp_path), "try again")
-        process.kill()
-        process.wait()
-    check_idle(str(tmp_path), "try again")
-    mark = json.loads((tmp_path / "driver.json").read_text())
-    files.write_json(f"{tmp_path}/driver.json", {**mark, "machine": "elsewhere"})
-    with pytest.raises(InputError, match="on elsewhere"):
-        check_idle(str(tmp_path), "try again")
-    files.write_json(
-        f"{tmp_path}/driver.json", {**mark, "machine": "elsewhere", "time": time.time() - 200}
-    )
-    check_idle(str(tmp_path), "try again")
-    assert os.getpid() != mark["pid"]
 
 
 def test_the_command_says_what_it_removes(run: str) -> None:

@@ -30,7 +30,7 @@ def test_a_run_keeps_what_its_report_and_branches_need_and_no_more(undisturbed: 
     assert sorted(path.name for path in (run / "embeddings").iterdir()) == ["v=0004"]
     # a branch from epoch 3 trains epoch 4 on the graph of epoch 2
     assert sorted(path.name for path in (run / "neighbors").iterdir()) == ["v=0002"]
-    assert not (run / "driver.json").exists()
+    assert not (run / "_OWNER.json").exists()
     write_report(str(run))
     assert set(prune_run(str(run), dry_run=True).removed) == {"index"}
 

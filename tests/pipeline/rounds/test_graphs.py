@@ -183,7 +183,7 @@ def test_the_margin_to_the_positive_is_not_asked_of_the_gallery_which_holds_no_p
     split = TrainSplit.read(config, regional)
     folder = RunFolder.open(config, regional, resume=False)
     graphs = RunGraphs.from_config(config, split, regional.fingerprint, folder)
-    miner = Miner(graphs, mining, Reporter(), seed=config.seed, start_timeout_s=1.0)
+    miner = Miner(graphs, mining, Reporter(), seed=config.seed, ray=config.ray)
     assert miner.config_for("pairs") == mining
     of_gallery = miner.config_for("gallery")
     assert (of_gallery.relative_margin, of_gallery.max_score) == (None, 0.9)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from s4g_ray.config.schema import MiningConfig
+from s4g_ray.config.schema import MiningConfig, RayConfig
 from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
 from s4g_ray.pipeline.rounds.miner import Miner
 from s4g_ray.progress import Reporter
+
+START = ["nodes of index", "start index"]  # nodes are asked for first
 
 
 class FakeGate(PlacementGate):
@@ -59,7 +61,13 @@ def started(monkeypatch: pytest.MonkeyPatch, rooms: list[int]) -> list[str]:
         def __exit__(self, *_: object) -> None:
             self.stop()
 
+    def await_nodes(_: MiningConfig, folder: str, ray: RayConfig, *__: Any, tick: Any) -> None:
+        tick()
+        assert ray.nodes_timeout_s == 30
+        events.append(f"nodes of {folder}")
+
     monkeypatch.setattr("s4g_ray.pipeline.rounds.miner.IndexService", FakeService)
+    monkeypatch.setattr("s4g_ray.pipeline.rounds.miner.await_nodes", await_nodes)
     return events
 
 
@@ -75,7 +83,8 @@ def make_miner(gate: FakeGate, gpus: float) -> Miner:
         folder=SimpleNamespace(path=str, info={}), split=split, collections=("pairs", "gallery")
     )
     mining = MiningConfig(gpus_per_shard=gpus)
-    return Miner(graphs, mining, Reporter(), seed=0, start_timeout_s=1.0, gate=gate)
+    ray = RayConfig(start_timeout_s=1.0, nodes_timeout_s=30.0)
+    return Miner(graphs, mining, Reporter(), seed=0, ray=ray, gate=gate)
 
 
 def test_shards_on_gpus_are_admitted_and_start_again_after_they_made_room(
@@ -88,8 +97,8 @@ def test_shards_on_gpus_are_admitted_and_start_again_after_they_made_room(
         assert gate.admitted == ["shard of index"]
         gate.count += 1
         assert miner.service_for("pairs", 9, 4) is not first
-        assert started == ["start index", "stop index", "start index"]
-    assert started[3:] == ["stop index"]
+        assert started == [*START, "stop index", *START]
+    assert started[5:] == ["stop index"]
 
 
 def test_shards_that_started_while_workers_were_placed_start_again_with_the_next_try(
@@ -101,7 +110,7 @@ def test_shards_that_started_while_workers_were_placed_start_again_with_the_next
         with pytest.raises(RunError, match="workers were placed anew"):
             miner.service_for("pairs", 9, 4)
         miner.service_for("pairs", 9, 4)
-        assert started == ["start index", "stop index", "start index"]
+        assert started == [*START, "stop index", *START]
 
 
 def test_shards_on_cpus_stay_when_workers_are_placed_again(started: list[str]) -> None:
@@ -113,7 +122,7 @@ def test_shards_on_cpus_stay_when_workers_are_placed_again(started: list[str]) -
         assert gate.admitted == []
     with pytest.raises(RunError, match="the run ends"):
         miner.service_for("gallery", 9, 4)
-    assert started == ["start index", "stop index"]
+    assert started == [*START, "stop index"]
 
 
 def test_a_service_that_lost_a_shard_is_replaced(started: list[str]) -> None:
@@ -122,7 +131,7 @@ def test_a_service_that_lost_a_shard_is_replaced(started: list[str]) -> None:
         assert miner.service_for("pairs", 9, 4) is first
         vars(first)["alive"] = False
         assert miner.service_for("pairs", 9, 4) is not first
-        assert started == ["start index", "stop index", "start index"]
+        assert started == [*START, "stop index", *START]
 
 
 def test_the_first_index_leaves_room_for_the_one_that_starts_later(

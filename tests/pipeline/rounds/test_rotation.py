@@ -146,9 +146,8 @@ class Case:
                 publish(self.graphs.uri(version, collection), "neighbors", [], STAMP)
 
     def round(self, epoch: int) -> None:
-        miner = Miner(
-            self.graphs, self.config.mining, Reporter(), seed=self.config.seed, start_timeout_s=1
-        )
+        cfg = self.config
+        miner = Miner(self.graphs, cfg.mining, Reporter(), seed=cfg.seed, ray=cfg.ray)
         pool: Any = SimpleNamespace(start_first=lambda: None)
         nothing: Any = None
         MiningRound(

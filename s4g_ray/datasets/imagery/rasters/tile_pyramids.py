@@ -61,7 +61,7 @@ class Pyramid:
         last = (first + shape - 1) // self.side
         for tile_row in range(first[0] // self.side, last[0] + 1):
             for tile_column in range(first[1] // self.side, last[1] + 1):
-                data = store.read(zoom, int(tile_column), int(tile_row))
+                data = store.read(zoom, int(tile_column) % 2**zoom, int(tile_row))
                 if data is None:
                     continue
                 name = f"{self.uri}: tile {zoom}/{tile_column}/{tile_row}"

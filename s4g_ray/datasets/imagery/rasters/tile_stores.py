@@ -25,7 +25,10 @@ DIRECTORY_BYTES = 1 << 20  # ranges of PMTiles up to this size may be directorie
 
 
 class Coverage(NamedTuple):
-    """The zooms of a pyramid, ascending, and the tiles of the last one: both ends included."""
+    """The zooms of a pyramid, ascending, and the tiles of the last one: both ends included.
+
+    right is 2**zoom or more where the tiles cross the antimeridian.
+    """
 
     zooms: tuple[int, ...]
     left: int
@@ -95,11 +98,13 @@ class MBTiles:
         zooms = [row[0] for row in self._select("SELECT DISTINCT zoom_level FROM tiles ORDER BY 1")]
         if not zooms:
             raise InputError(f"{self._uri} holds no tiles")
-        ((left, south, right, north),) = self._select(
-            "SELECT MIN(tile_column), MIN(tile_row), MAX(tile_column), MAX(tile_row)"
-            " FROM tiles WHERE zoom_level = ?",
-            zooms[-1],
+        ((south, north),) = self._select(
+            "SELECT MIN(tile_row), MAX(tile_row) FROM tiles WHERE zoom_level = ?", zooms[-1]
         )
+        columns = self._select(
+            "SELECT DISTINCT tile_column FROM tiles WHERE zoom_level = ? ORDER BY 1", zooms[-1]
+        )
+        left, right = span_columns([row[0] for row in columns], zooms[-1])
         last = 2 ** zooms[-1] - 1
         return Coverage(tuple(zooms), left, last - north, right, last - south)
 
@@ -161,6 +166,8 @@ class PMTiles:
         )
         left, top = tile_at(zooms[-1], west, north)
         right, bottom = tile_at(zooms[-1], east, south, before=True)
+        if east < west:
+            right += 2 ** zooms[-1]
         return Coverage(zooms, left, top, max(right, left), max(bottom, top))
 
     def find_tile(self, zoom: int) -> tuple[int, int] | None:
@@ -223,7 +230,8 @@ class TileFolder:
             rows = {row for column in columns for row in self._list(zoom, column)}
             if rows:
                 kept = tuple(z for z in zooms if z <= zoom)
-                return Coverage(kept, columns[0], min(rows), columns[-1], max(rows))
+                left, right = span_columns(columns, zoom)
+                return Coverage(kept, left, min(rows), right, max(rows))
         raise InputError(f"{self._uri} holds no tiles Z/X/Y.{'/'.join(IMAGE_ENDS)}")
 
     def find_tile(self, zoom: int) -> tuple[int, int] | None:
@@ -240,6 +248,19 @@ class TileFolder:
         if name is None:
             return None
         return files.read_bytes(files.join(self._uri, str(zoom), str(column), name))
+
+
+def span_columns(columns: Sequence[int], zoom: int) -> tuple[int, int]:
+    """Return the ends of the smallest span of ascending columns around the Earth, both included.
+
+    The second is 2**zoom or more where the span crosses the antimeridian.
+    """
+    count = 2**zoom
+    gaps = np.diff(columns)
+    if not len(gaps) or gaps.max() <= columns[0] + count - columns[-1]:
+        return columns[0], columns[-1]
+    widest = int(gaps.argmax())
+    return columns[widest + 1], columns[widest] + count
 
 
 def tile_at(zoom: int, lon: float, lat: float, *, before: bool = False) -> tuple[int, int]:

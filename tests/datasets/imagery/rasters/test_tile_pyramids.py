@@ -74,12 +74,12 @@ def write_folder(folder: Path, tiles: Tiles) -> str:
     return str(folder / "xyz")
 
 
-def write_pmtiles(folder: Path, tiles: Tiles) -> str:
+def write_pmtiles(folder: Path, tiles: Tiles, left: int = LEFT) -> str:
     from pmtiles import convert
 
     source = write_mbtiles(folder, tiles)
-    west, north = (LEFT / 2**ZOOM) * 360 - 180, latitude(TOP)
-    east, south = ((LEFT + 2) / 2**ZOOM) * 360 - 180, latitude(TOP + 2)
+    west, north = (left / 2**ZOOM) * 360 - 180, latitude(TOP)
+    east, south = ((left + 2) % 2**ZOOM / 2**ZOOM) * 360 - 180, latitude(TOP + 2)
     with sqlite3.connect(source) as file:
         for name, value in {
             "bounds": f"{west},{south},{east},{north}",
@@ -93,8 +93,38 @@ def write_pmtiles(folder: Path, tiles: Tiles) -> str:
     return str(folder / "a.pmtiles")
 
 
+def write_pmtiles_across(folder: Path, tiles: Tiles) -> str:
+    return write_pmtiles(folder, tiles, 2**ZOOM - 1)
+
+
 def latitude(row: int) -> float:
     return float(np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * row / 2**ZOOM)))))
+
+
+@pytest.mark.parametrize("write", [write_mbtiles, write_folder, write_pmtiles_across])
+def test_a_pyramid_across_the_antimeridian_is_as_wide_as_its_tiles(
+    tmp_path: Path, write: Callable[[Path, Tiles], str]
+) -> None:
+    picture, tiles = make_tiles()
+    across = {
+        (zoom, (column - LEFT - 1) % 2**ZOOM, row): data
+        for (zoom, column, row), data in tiles.items()
+        if zoom == ZOOM
+    }
+    imagery = open_imagery(write(tmp_path, across))
+    (pyramid,) = imagery.sources
+    west, _, east, _ = imagery.extent
+    side = 360 / 2**ZOOM
+    assert (west, east) == pytest.approx((180 - side, 180 + side))
+    piece = pyramid.read(0, 0, 512, 512, 1)
+    np.testing.assert_array_equal(piece.values, np.moveaxis(picture, 0, 2))
+    cells = find_cells(imagery, WorldGrid(imagery.native_resolution_m * 128))
+    cut = [
+        tile
+        for tile in read_tiles(imagery, cells, pixels=32, stretch=Stretch())
+        if isinstance(tile, Tile) and tile.nodata_share == 0
+    ]
+    assert {np.sign(tile.lon) for tile in cut} == {-1, 1}
 
 
 @pytest.mark.parametrize("write", [write_mbtiles, write_folder, write_pmtiles])

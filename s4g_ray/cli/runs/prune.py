@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
 
 
 def prune(
@@ -20,6 +20,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")
     ] = False,
+    steal: Steal = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Remove the tables, graphs, plans and indexes that a run does not need any more.
@@ -30,7 +31,7 @@ def prune(
 
     reporter = make_reporter(as_json)
     with interruptible("interrupted; run the same command again"):
-        pruned = prune_run(run, keep=keep, dry_run=dry_run)
+        pruned = prune_run(run, keep=keep, dry_run=dry_run, steal=steal, reporter=reporter)
     for line in describe_pruned(pruned, dry_run=dry_run):
         reporter.line(line)
     print_json(as_json, as_record(pruned))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from s4g_ray.data.photos.photo_files import list_photos
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.photos.decode_ahead import BATCH_BYTES, batches_of, read_ahead
 from s4g_ray.gallery.photos.photo import Photo
-from s4g_ray.gallery.photos.photo_files import list_photos
 from s4g_ray.storage import files
 from tests.support.faulty_s3 import Store
 

@@ -21,6 +21,7 @@ def config(
 ) -> dict[str, Any]:
     monkeypatch.setattr("s4g_ray.pipeline.budget.measure.MEASURE_S", 0.01)
     monkeypatch.setattr("s4g_ray.pipeline.budget.measure.WRITTEN", 10_000)
+    monkeypatch.setattr("s4g_ray.pipeline.budget.measure.LOADED", "json")
     monkeypatch.setattr("s4g_ray.index.rates.MEASURE_S", 0.01)
     path = tmp_path / "config.yaml"
     ray = {"num_cpus": 4}
@@ -44,6 +45,7 @@ def test_disk_memory_actors_and_hours_are_shown_and_nothing_is_written(
         "at most",
         "training worker",
         "index shard (pairs)",
+        "start of all processes",
         "geographic neighbors",
         "embed for mining",
         "the run",
@@ -68,6 +70,17 @@ def test_json_holds_all_figures_and_names_what_does_not_fit(
     (fault,) = found["faults"]
     assert "lower num_workers" in fault
     assert found["rates"]["decode_s"] > 0
+
+
+def test_a_run_that_is_none_is_refused_before_anything_is_measured(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("s4g_ray.pipeline.budget.plan.measure_rates", measure)
+    done = plan(config["path"], "--rates", "nowhere")
+    assert "nowhere is no run's folder: run.json is missing" in str(done.exception)
 
 
 def test_a_misspelt_key_is_reported_at_once(config: dict[str, Any]) -> None:
