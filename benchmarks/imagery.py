@@ -23,6 +23,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from benchmarks.support.record import record
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.convert import ImageryReader
 from s4g_ray.datasets.imagery.cutting.cell_blocks import divide_cells
 from s4g_ray.datasets.imagery.cutting.region import CutOptions
@@ -30,7 +31,6 @@ from s4g_ray.datasets.imagery.cutting.tile_shards import SUBSAMPLING, CutPlan, c
 from s4g_ray.datasets.imagery.imagery import find_cells
 from s4g_ray.datasets.imagery.rasters.raster import close_files
 from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Tile, read_tiles
 from s4g_ray.datasets.imagery.world_grid import WorldGrid, split_blocks
 from s4g_ray.storage import files

@@ -3,6 +3,7 @@
 app         the command, with demo, train, evaluate, export, check and report
 convert     `s4g convert`: a command for each source of data sets
 sources/    its commands of further published data sets, and how a converter is run
+datasets/   `s4g convert relocate` and `stretch`
 pack        `s4g pack`
 index       `s4g index plan`
 plan        `s4g plan`

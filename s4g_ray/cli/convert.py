@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers, print_json
+from s4g_ray.cli.console import interruptible, make_reporter, parse_numbers
+from s4g_ray.cli.datasets.images import relocate, stretch
 from s4g_ray.cli.imagery import imagery
 from s4g_ray.cli.sources import published
 from s4g_ray.cli.sources.folder import folder
@@ -30,6 +31,8 @@ convert_app = typer.Typer(
 
 convert_app.command()(imagery)
 convert_app.command()(folder)
+convert_app.command()(relocate)
+convert_app.command()(stretch)
 
 
 @convert_app.command()
@@ -218,29 +221,3 @@ def landsat(
         "train_sizes_m": tuple(parse_numbers("--train-sizes-m", train_sizes_m, "1360,2700")),
     }
     run_converter(landsat.convert, source, target, as_json, stage="cutting queries", **options)
-
-
-@convert_app.command()
-def relocate(
-    dataset: Annotated[str, typer.Argument(help="The data set whose images were moved.")],
-    root: Annotated[
-        str, typer.Argument(help="The folder of its images now, or s3://...: all stays but this.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Name the folder of a data set's images anew.
-
-    For images that were moved without their data set, or the other way round. The rows and the
-    fingerprint stay, so runs go on with --resume.
-    """
-    from s4g_ray.datasets.inspection.relocation import relocate as give_root
-
-    reporter = make_reporter(as_json)
-    with interruptible():
-        found = give_root(dataset, root)
-    root = found.dataset.images_root
-    reporter.line(f"{found.dataset.name}: {found.relative:,} images are looked for in {root}")
-    if found.absolute:
-        reporter.line(f"{found.absolute:,} images have absolute paths, which stay")
-    made = {"uri": found.dataset.uri, "images_root": root, "relative": found.relative}
-    print_json(as_json, {**made, "absolute": found.absolute})

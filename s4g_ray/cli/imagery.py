@@ -102,9 +102,9 @@ def imagery(
         "bands": _parse_bands(bands),
         "bounds": None if bounds is None else parse_bounds(bounds),
     }
+    from s4g_ray.data.pixels.stretch import Stretch
     from s4g_ray.datasets.imagery.convert import convert
     from s4g_ray.datasets.imagery.cutting.summary import read_summary
-    from s4g_ray.datasets.imagery.stretch import Stretch
 
     if stretch is not None:
         options["stretch"] = Stretch.parse(stretch)

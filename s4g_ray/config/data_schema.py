@@ -25,9 +25,11 @@ TURNED_SIZES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Where the images of a data set are, where it is elsewhere than dataset.json says."""
+    """What is given anew for the images of a data set; None: as dataset.json says."""
 
     root: str | None = None  # the folder that relative paths of images start from
+    stretch: str | None = None  # of values that are not bytes
+    bands: tuple[int, ...] | None = None  # that are shown, from 1
 
 
 AS_WRITTEN = ImageOptions()  # all as dataset.json says
@@ -39,6 +41,12 @@ class DataConfig(Section):
     uri: str  # a canonical data set: a folder or s3://...
     # the folder of its images, where they were moved since the data set was made
     images_root: str | None = None
+    # images whose values are not bytes (16 bits, floating point): the range that is shown, LOW,HIGH
+    # or a range for each band (LOW,HIGH;LOW,HIGH;LOW,HIGH); full: that of the values' type; none:
+    # as `s4g convert stretch` has written into the data set
+    stretch: str | None = None
+    # images of 2, 4 or more bands: those that are shown as red, green and blue, from 1, or one
+    bands: tuple[int, ...] | None = None
     # a local folder of each node for the tables of image files that its workers and embedding
     # actors share, about 50 bytes an image; none: the folder of temporary files (TMPDIR)
     cache_dir: str | None = None
@@ -99,7 +107,7 @@ class DataConfig(Section):
     @property
     def image_options(self) -> ImageOptions:
         """Return the values that are given anew for the images of the data set."""
-        return ImageOptions(self.images_root)
+        return ImageOptions(self.images_root, self.stretch, self.bands)
 
     @property
     def visible_query_size(self) -> Size:

@@ -24,6 +24,7 @@ from s4g_ray.data.format.image_paths import find_root, list_prefixes, relate
 from s4g_ray.data.format.rows_digest import RowsDigest
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pairs import PairTable, join_pairs
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.tables.arrow_texts import read_paths, read_texts, sort_by_id
 from s4g_ray.data.tables.part_writer import PartWriter
 from s4g_ray.data.tables.text_column import shrink
@@ -48,6 +49,7 @@ class GeoDataset:
     fingerprint: str
     views: Mapping[str, str]
     images_root: str  # absolute: the folder that relative paths of images start from
+    values: ImageValues  # how the values of the images become bytes
     references: pads.Dataset
     queries: pads.Dataset
     held: HeldColumns = field(default_factory=HeldColumns, repr=False, compare=False)
@@ -74,6 +76,7 @@ class GeoDataset:
             headings=_read_optional(table, "heading_deg"),
             sizes=_read_optional(table, "size_m"),
             regions=read_texts(pc.fill_null(table["region"], "")),
+            values=self.values,
         )
 
     def columns(
@@ -173,16 +176,27 @@ def _make_dataset(
         root = find_root(uri, header.images_root)
     else:
         root = files.absolute(images.root)
+    values = ImageValues(
+        images.stretch or header.values.stretch, images.bands or header.values.bands
+    ).check()
     return GeoDataset(
         uri=uri,
         name=header.name,
-        fingerprint=header.fingerprint,
+        fingerprint=_add_values(header.fingerprint, values),
         views=header.views,
         images_root=root,
+        values=values,
         references=sources["references"],
         queries=sources["queries"],
         held=held,
     )
+
+
+def _add_values(fingerprint: str, values: ImageValues) -> str:
+    """Return the fingerprint of rows whose images are shown by these values."""
+    if values == AS_STORED:
+        return fingerprint
+    return files.fingerprint(f"{fingerprint} {values}".encode())
 
 
 def _take_columns(references: ViewCheck, queries: ViewCheck) -> HeldColumns:
@@ -199,6 +213,7 @@ def write_dataset(
     name: str,
     views: Mapping[str, str] | None = None,
     images_root: str | None = None,
+    values: ImageValues = AS_STORED,
 ) -> GeoDataset:
     """Write rows as a canonical data set and return it; columns that may be null may be missing.
 
@@ -208,6 +223,7 @@ def write_dataset(
     references are consumed first. Types are cast where nothing is lost (format/columns.py).
     `views` describes the images of each view in words. images_root: the folder that relative paths
     of images start from (None: the data set's own); absolute paths below it are stored relative.
+    values: how images become bytes that hold others, or more bands than three.
     Raises InputError when the folder holds a data set already, for columns that do not fit, and
     where open_dataset would. dataset.json is written last, and only for valid rows: after any error
     none of the parts is left.
@@ -235,6 +251,7 @@ def write_dataset(
         parts=tuple(part for writer in writers for part in writer.parts),
         views=dict(views or {}),
         images_root=relate(uri, root),
+        values=values.check(),
     )
     header.write(uri)
     sources = {view: writer.open() for view, writer in zip(VIEWS, writers, strict=True)}

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from s4g_ray.arrays import Floats32, Floats64, Ints, Rows32
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.tables.text_column import TextColumn
 
 View = Literal["references", "queries"]
@@ -34,6 +35,7 @@ class ImageTable:
     headings: Floats32  # degrees; NaN for references
     sizes: Floats32  # metres, the side of a tile's ground; NaN for queries
     regions: TextColumn  # "" where the data set has null
+    values: ImageValues = AS_STORED  # how the values of the images become bytes
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,4 +80,5 @@ class ImageTable:
             self.headings[rows],
             self.sizes[rows],
             self.regions.take(rows),
+            self.values,
         )

@@ -20,6 +20,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.image_table import ImageTable, View
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
+from s4g_ray.data.pixels.raw_values import (
+    TIFF_STARTS,
+    describe_content,
+    has_more_values,
+    is_single_band,
+    read_bands,
+    read_single_band,
+)
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.storage.byte_ranges import read_ranges
 
@@ -48,6 +57,7 @@ class ImageFile(NamedTuple):
     offset: int | None  # bytes; with length: the image is a part of the file
     length: int | None
     heading: float  # degrees; NaN where unknown
+    values: ImageValues = AS_STORED  # of the data set
 
 
 def list_image_files(table: ImageTable, rows: Sequence[int]) -> list[ImageFile]:
@@ -64,41 +74,36 @@ def list_image_files(table: ImageTable, rows: Sequence[int]) -> list[ImageFile]:
     image_files = []
     for image_id, uri, offset, length, heading in columns:
         if length < 0:
-            image_files.append(ImageFile(image_id, uri, None, None, heading))
+            image_files.append(ImageFile(image_id, uri, None, None, heading, table.values))
         else:
-            image_files.append(ImageFile(image_id, uri, offset, length, heading))
+            image_files.append(ImageFile(image_id, uri, offset, length, heading, table.values))
     return image_files
 
 
-def decode(data: bytes) -> Tensor:
+def decode(data: bytes, values: ImageValues = AS_STORED) -> Tensor:
     """Decode as decode_pixels does, into a tensor of the same memory."""
-    return _to_tensor(decode_pixels(data))
+    return _to_tensor(decode_pixels(data, values=values))
 
 
-def decode_pixels(data: bytes, target: Pixels | None = None) -> ImageArray:
+def decode_pixels(
+    data: bytes, target: Pixels | None = None, values: ImageValues = AS_STORED
+) -> ImageArray:
     """Decode the bytes of an image file into RGB uint8 [3, H, W], upright by its EXIF orientation.
 
     target: memory for a JPEG of its size, which saves a copy; other images are given memory of
-    their own.
+    their own. values: how values that are not bytes, and more bands than three, are shown.
 
-    Raises ValueError when the file is corrupt, of none of FORMATS, or has more than MAX_PIXELS;
-    size and format are checked before anything is decoded.
+    Raises ValueError when the file is corrupt, of none of FORMATS, or has more than MAX_PIXELS, and
+    for values that would be black or white; size and format are checked before anything is decoded.
     """
     if not data:
         raise ValueError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            # Only these can hold an orientation; for other images transposing is a plain copy.
-            may_be_turned = "exif" in image.info or "xmp" in image.info
-            pixels = None
-            if image.format == "JPEG" and image.mode == "RGB" and not may_be_turned:
-                pixels = decode_jpeg(data, image.size, target)
-            if pixels is None:
-                upright = ImageOps.exif_transpose(image) if may_be_turned else image
-                pixels = _convert_to_rgb(upright)
-            return pixels.transpose(2, 0, 1)
+        return _decode(data, target, values).transpose(2, 0, 1)
+    except UnfitValuesError:
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError("not an image file of a known format") from error
+        raise ValueError(describe_content(data)) from error
     except Image.DecompressionBombError as error:
         size = str(error).split(",")[0]  # "Image size (... pixels) exceeds limit of ... pixels"
         raise ValueError(
@@ -107,6 +112,35 @@ def decode_pixels(data: bytes, target: Pixels | None = None) -> ImageArray:
     except Exception as error:
         # For a damaged file Pillow raises many kinds: OSError, SyntaxError, struct.error...
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _decode(data: bytes, target: Pixels | None, values: ImageValues) -> Pixels:
+    """Decode into [H, W, 3]: bytes by Pillow or simplejpeg, other values as ImageValues says."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if not has_more_values(image, all_bands=values.bands is not None):
+                return _decode_opened(data, image, target, values)
+    except UnidentifiedImageError:
+        if not data.startswith(TIFF_STARTS):
+            raise
+    return values.to_bytes(*read_bands(data, MAX_PIXELS))
+
+
+def _decode_opened(
+    data: bytes, image: Image.Image, target: Pixels | None, values: ImageValues
+) -> Pixels:
+    # Only these can hold an orientation; for other images transposing is a plain copy.
+    may_be_turned = "exif" in image.info or "xmp" in image.info
+    if image.format == "JPEG" and image.mode == "RGB" and not may_be_turned:
+        pixels = decode_jpeg(data, image.size, target)
+        if pixels is not None:
+            return pixels
+    if is_single_band(image):
+        return values.to_bytes(*read_single_band(image))
+    upright = ImageOps.exif_transpose(image) if may_be_turned else image
+    if upright.mode == "RGBA" and values.bands is not None:
+        return values.to_bytes(np.asarray(upright))
+    return np.array(upright.convert("RGB"))
 
 
 def _to_tensor(pixels: ImageArray) -> Tensor:
@@ -131,12 +165,6 @@ def decode_jpeg(data: bytes, size: tuple[int, int], target: Pixels | None = None
     except ValueError:
         return None
     return pixels
-
-
-def _convert_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return np.array(image.convert("RGB"))
 
 
 def resize(image: Tensor, size: Size, *, antialias: bool = True) -> Tensor:
@@ -189,7 +217,7 @@ def _decode_file(
     try:
         if isinstance(data, Exception):
             raise data
-        return decode_pixels(data, target)
+        return decode_pixels(data, target, file.values)
     except (OSError, ValueError, EOFError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
         bad = BadImageError(f"id {file.id}, {file.uri}: {reason}")

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.config.data_schema import Size
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.imagery import Source, choose_stretch
 from s4g_ray.datasets.imagery.rasters.georeference import GEOD
 from s4g_ray.datasets.imagery.resampling import resample
 from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.panorama import unroll
 from s4g_ray.errors import InputError
 

@@ -25,6 +25,8 @@ DATA_KEYS = (
     "query_heading",
     "query_fov_deg",
     "antialias",
+    "stretch",
+    "bands",
 )
 # keys of section `model` that tell, beside the name, what the weights are those of
 MODEL_KEYS = ("options", "shared", "head", "embedding_dim")
@@ -133,7 +135,7 @@ def _open_run(
 
 def _with_data_uri(config: RunConfig, data_uri: str) -> RunConfig:
     data = config.data
-    if data_uri != data.uri:  # another data set, or the same elsewhere
+    if data_uri != files.absolute(data.uri):  # another data set, or the same elsewhere
         data = data.model_copy(update={"uri": data_uri, "images_root": None})
     return config.model_copy(update={"data": data})
 

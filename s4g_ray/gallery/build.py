@@ -65,6 +65,7 @@ def build_gallery(
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
     dataset = open_dataset(base.data.uri, base.data.image_options)
+    base = _with_values(base, dataset)
     table = read_source_tiles(dataset, splits)
     taken = GalleryModel.from_source(opened, base, target)
     source = _describe_source(dataset, splits)
@@ -153,7 +154,8 @@ def add_tiles(
     reporter = reporter or Reporter()
     gallery = files.absolute(gallery)
     opened = open_source_of(gallery, files.absolute(dataset_uri), overrides)
-    dataset = open_dataset(opened.data.uri, opened.data.image_options)
+    dataset = open_dataset(opened.data.uri)
+    opened = _with_values(opened, dataset)
     table = read_source_tiles(dataset, splits)
     with writing(gallery, reporter) as lease:
         header = GalleryHeader.load(gallery)
@@ -198,6 +200,13 @@ def remove_tiles(
         f" {report.version}"
     )
     return report
+
+
+def _with_values(config: RunConfig, dataset: GeoDataset) -> RunConfig:
+    """Return a configuration that shows images as the data set says, where it does."""
+    named = asdict(dataset.values)
+    values = {name: value for name, value in named.items() if value is not None}
+    return config.model_copy(update={"data": config.data.model_copy(update=values)})
 
 
 def open_source_of(gallery: str, data_uri: str, overrides: Sequence[str]) -> RunConfig:

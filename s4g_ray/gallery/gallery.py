@@ -18,6 +18,7 @@ from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.area import Area
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import decode_pixels
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import CALIBRATION, MODEL, GalleryHeader
 from s4g_ray.gallery.store.images import describe_bytes, is_copied
@@ -271,8 +272,9 @@ class Gallery:
         Raises KeyError for an unknown id, and RunError for an image that cannot be read or decoded.
         """
         data, _ = self.read_tile_bytes(tile_id)
+        values = ImageValues(self.config.data.stretch, self.config.data.bands)
         try:
-            return np.ascontiguousarray(decode_pixels(data).transpose(1, 2, 0))
+            return np.ascontiguousarray(decode_pixels(data, values=values).transpose(1, 2, 0))
         except ValueError as error:
             raise RunError(f"the image of tile {tile_id} cannot be decoded: {error}") from error
 

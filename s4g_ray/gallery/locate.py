@@ -18,6 +18,7 @@ from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import Pixels
 from s4g_ray.data.photos.photo_files import is_video
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.errors import BadImageError, InputError
 from s4g_ray.gallery.answer import Answer, Candidate
 from s4g_ray.gallery.calibration import Judgement
@@ -61,9 +62,10 @@ def locate(gallery: Gallery, images: Sequence[LocatedImage], **options: Any) -> 
     """
     search = _PhotoSearch(gallery, LocateOptions(**options))
     least = needed_size(gallery)
+    values = needed_values(gallery)
 
     def read(number: int) -> Photo:
-        return search.prepare(_as_photo(images[number], number, least))
+        return search.prepare(_as_photo(images[number], number, least, values))
 
     numbers = range(len(images))
     if len(images) <= FEW:
@@ -91,6 +93,7 @@ def locate_files(
         uris,
         every_s=every_s,
         least=needed_size(gallery),
+        values=needed_values(gallery),
         prepare=search.prepare,
         num_threads=plan.num_decoders,
         num_ahead=plan.num_ahead,
@@ -109,16 +112,22 @@ def read_model_data(gallery: Gallery) -> DataConfig:
     return gallery.config.data
 
 
-def _as_photo(image: LocatedImage, number: int, least: Size) -> Photo:
+def needed_values(gallery: Gallery) -> ImageValues:
+    """Return how the values of photos become bytes: as those that the model was trained on."""
+    data = read_model_data(gallery)
+    return ImageValues(data.stretch, data.bands)
+
+
+def _as_photo(image: LocatedImage, number: int, least: Size, values: ImageValues) -> Photo:
     """Return an image as a photo. Raises InputError for an array of another shape or type."""
     name = f"photo {number + 1}"
     if isinstance(image, Photo):
         return image
     if isinstance(image, str | Path):
-        return read_photo(os.fspath(image), least=least)
+        return read_photo(os.fspath(image), least=least, values=values)
     if isinstance(image, bytes):
         try:
-            return decode_photo(image, name, least=least)
+            return decode_photo(image, name, least=least, values=values)
         except BadImageError as error:
             return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

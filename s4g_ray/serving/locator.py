@@ -15,7 +15,7 @@ from s4g_ray.arrays import Floats64
 from s4g_ray.data.area import extent_of_squares
 from s4g_ray.errors import BadImageError, InputError, RunError, UnavailableError
 from s4g_ray.gallery.answer import Answer
-from s4g_ray.gallery.locate import needed_size
+from s4g_ray.gallery.locate import needed_size, needed_values
 from s4g_ray.gallery.photos.photo import Photo as DecodedPhoto
 from s4g_ray.gallery.photos.photo import decode_photo
 from s4g_ray.gallery.search.map_view import MapView
@@ -50,6 +50,7 @@ class Locator:
         self.gallery = gallery
         self._reload_s = reload_s
         self._least = needed_size(gallery)
+        self._values = needed_values(gallery)
         self._map_view: tuple[Any, MapView] | None = None  # of the version's tiles
         self._bounds: tuple[Any, list[float] | None] | None = None  # likewise
         # of describe and reload: a page's many tiles do not keep health waiting
@@ -165,7 +166,7 @@ class Locator:
         if photo.error is not None:
             return DecodedPhoto(photo.name, None, error=photo.error)
         try:
-            return decode_photo(photo.data, photo.name, least=self._least)
+            return decode_photo(photo.data, photo.name, least=self._least, values=self._values)
         except BadImageError as error:
             reason = str(error).removeprefix(f"{photo.name}: ")
             return DecodedPhoto(photo.name, None, error=reason)

@@ -107,13 +107,9 @@ def _open_loader(config: RunConfig) -> PairLoader:
     reference_splits = {split}
     if config.sampling.gallery_negatives:
         reference_splits.update(config.sampling.gallery_splits)
-    wanted: Mapping[View, list[str]] = {
-        "queries": [split],
-        "references": sorted(reference_splits),
-    }
-    tables = open_image_tables(
-        config.data.uri, wanted, config.data.cache_dir, config.data.image_options
-    )
+    wanted: Mapping[View, list[str]] = {"queries": [split], "references": sorted(reference_splits)}
+    data = config.data
+    tables = open_image_tables(data.uri, wanted, data.cache_dir, data.image_options)
     return PairLoader(
         tables["queries"],
         tables["references"],

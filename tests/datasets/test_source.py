@@ -235,7 +235,7 @@ def test_commands_show_notes_and_refuse_missing_images_when_strict(tmp_path: Pat
 
 def test_every_option_of_every_command_has_a_help_text() -> None:
     group: Any = get_command(convert_app)
-    made_up = {"earth", "imagery", "landsat", "relocate"}
+    made_up = {"earth", "imagery", "landsat", "relocate", "stretch"}
     assert set(group.commands) == {*CONVERTERS, *COMMANDS, *made_up}
     for command in group.commands.values():
         assert command.help

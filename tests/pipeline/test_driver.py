@@ -242,8 +242,20 @@ def test_an_existing_run_is_refused_without_resume_and_left_alone(tiny: Tiny) ->
     assert (Path(tiny[0].run_dir) / "metrics.jsonl").read_bytes() == before
 
 
+def move_dataset(config: RunConfig, folder: Path) -> RunConfig:
+    """Copy the data set to one folder and its images to another; return where they are now."""
+    shutil.copytree(config.data.uri, folder / "data")
+    (folder / "photos").mkdir()
+    (folder / "data/images").rename(folder / "photos/images")
+    places = {"uri": str(folder / "data"), "images_root": str(folder / "photos")}
+    return config.model_copy(update={"data": config.data.model_copy(update=places)})
+
+
 def test_a_run_resumed_after_epoch_1_ends_with_the_same_weights(tiny: Tiny, tmp_path: Path) -> None:
-    """An interruption in epoch 2 leaves a finished first round and an unpublished checkpoint."""
+    """An interruption in epoch 2 leaves a finished first round and an unpublished checkpoint.
+
+    The data set and its images were moved meanwhile.
+    """
     whole, part = Path(tiny[0].run_dir), tmp_path / "part"
     shutil.copytree(whole, part)
     for name in (
@@ -256,7 +268,9 @@ def test_a_run_resumed_after_epoch_1_ends_with_the_same_weights(tiny: Tiny, tmp_
     (part / "checkpoints/epoch=0002/_MANIFEST.json").unlink()
     info = json.loads((part / "run.json").read_text())
     files.write_json(str(part / "run.json"), {**info, "status": "running"})
-    result = run(tiny[0].model_copy(update={"run_dir": str(part)}), resume=True)
+    moved = move_dataset(tiny[0], tmp_path / "moved")
+    result = run(moved.model_copy(update={"run_dir": str(part)}), resume=True)
+    assert json.loads((part / "run.json").read_text())["dataset"]["uri"] == moved.data.uri
     ours, theirs = (folder / "checkpoints/epoch=0003" for folder in (part, whole))
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
     states = [

@@ -308,6 +308,8 @@ def test_what_the_pages_have_users_make_in_the_repository_is_ignored_and_so_not_
     made = {"s4g-ray.zip", "weights.pth", "runs/mine"}
     for command in COMMANDS:
         words = command.words[1:]
+        if words[0] == "convert" and words[1] in ("relocate", "stretch"):
+            continue  # change a data set that is there
         if is_run(command) and words[0] in TARGETS:
             made.add(positionals(words)[TARGETS[words[0]]])
     local = sorted(path for path in made if "://" not in path and not path.startswith("/"))

@@ -42,6 +42,7 @@ from s4g_ray.storage.manifest import Part, open_published, publish, write_part
 from s4g_ray.storage.part_commits import read_commit, write_commit
 from tests.conftest import tiny_config, write_synthetic
 from tests.support.dangerous_calls import dangerous_calls, unguarded_parquet_reads
+from tests.support.resealed import reseal
 from tests.support.sample_images import encode_image
 
 ROOT = Path(__file__).parents[2]
@@ -297,6 +298,7 @@ def test_objects_in_a_data_set_are_not_unpickled(payload: Payload, tmp_path: Pat
     for name in ("uri", "region", "split", "place_id"):
         whole = file.read_bytes()
         file.write_bytes(with_objects(pq.read_table(file), name, payload))
+        reseal(tmp_path / "data")
         with pytest.raises(
             InputError, match=f"column '{name}' is extension<ray.data.arrow_pickled_object"
         ):

@@ -42,7 +42,9 @@ def draw_image(path: Path, size: tuple[int, int] = (12, 8)) -> None:
     """Save an image that no other path has, of (width, height) pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     color = tuple(hashlib.sha256(str(path).encode()).digest()[:3])
-    Image.new("RGB", size, color).save(path)
+    image = Image.new("RGB", size, color)
+    image.putpixel((1, 1), tuple(255 - value for value in color))
+    image.save(path)
 
 
 def write_small(folder: Path, tables: Tables, name: str = "small", *, images: bool = True) -> str:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from s4g_ray.arrays import Ints
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets import folder as photo_folder
 from s4g_ray.datasets.imagery.convert import convert
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.gallery.fitting.calibrate import CalibrationOptions, calibrate
 from s4g_ray.gallery.gallery import Gallery, open_gallery

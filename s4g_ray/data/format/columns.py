@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -47,7 +48,11 @@ def _is_table(rows: Any) -> bool:
 def _to_table(rows: Any) -> pa.Table:
     if isinstance(rows, pa.Table):
         return rows
-    return pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else pa.table(rows)
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if hasattr(rows, "iloc"):  # pandas: its index numbers rows, and is no column
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    return pa.table(rows)
 
 
 def _refuse_rows(rows: Any) -> InputError:
@@ -129,7 +134,18 @@ def _unwrap(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_run_end_encoded(kind):
         chunks = [pc.run_end_decode(chunk) for chunk in column.chunks]
         return _unwrap(pa.chunked_array(chunks, kind.value_type))
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        chunks = [_unview(chunk) for chunk in column.chunks]
+        return pa.chunked_array(chunks, pa.large_list(kind.value_type))
     return column
+
+
+def _unview(lists: pa.Array) -> pa.Array:
+    """Return list views as lists: pyarrow 26 casts those with nulls into invalid arrays."""
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    bounds = pa.array(np.cumsum([0, *lengths]), pa.int64())
+    values = pc.list_flatten(lists)
+    return pa.LargeListArray.from_arrays(bounds, values, mask=pc.is_null(lists))
 
 
 def _is_castable(kind: pa.DataType, field: pa.Field) -> bool:
@@ -207,7 +223,8 @@ def _find_first_failing(column: pa.ChunkedArray, kind: pa.DataType) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            column.slice(low, middle - low).cast(kind)
+            # not a slice, whose cast would check the values of all lists
+            column.take(pa.array(np.arange(low, middle))).cast(kind)
             low = middle
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             high = middle

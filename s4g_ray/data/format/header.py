@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s4g_ray.data.image_table import View
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
@@ -64,6 +65,7 @@ class DatasetHeader:
     # the folder that relative paths of images start from: relative to the data set, or absolute;
     # None: the data set's own
     images_root: str | None = None
+    values: ImageValues = AS_STORED  # how the values of the images become bytes
 
     @classmethod
     def read(cls, uri: str) -> DatasetHeader:
@@ -98,6 +100,7 @@ class DatasetHeader:
                 f"{uri}/{HEADER} lacks {' and '.join(missing)}; make the data set again"
             )
         root = value.get("images_root")
+        bands = value.get("bands")
         try:
             parts = tuple(DatasetPart.from_json(part) for part in value["parts"])
             return cls(
@@ -107,6 +110,7 @@ class DatasetHeader:
                 parts=parts,
                 views=dict(value.get("views", {})),
                 images_root=None if root is None else str(root),
+                values=ImageValues(value.get("stretch"), None if bands is None else tuple(bands)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{uri}/{HEADER} is damaged ({error!r}); {COPY_AGAIN}") from error
@@ -123,6 +127,10 @@ class DatasetHeader:
         }
         if self.images_root is not None:
             value["images_root"] = self.images_root
+        if self.values.stretch is not None:
+            value["stretch"] = self.values.stretch
+        if self.values.bands is not None:
+            value["bands"] = list(self.values.bands)
         value["parts"] = [part.to_json() for part in self.parts]
         files.write_json(files.join(uri, HEADER), value)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.data.image_table import ImageTable
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.data.tables.text_column import TextColumn
 
 HEADER = "table.json"
@@ -45,6 +46,7 @@ def write_table(folder: Path, table: ImageTable) -> None:
         "rows": len(table),
         "arrays": {name: [str(array.dtype), len(array)] for name, array in arrays.items()},
         "prefixes": {name: getattr(table, name).prefix for name in _TEXTS},
+        "values": [table.values.stretch, table.values.bands],
     }
     with (folder / HEADER).open("w") as file:
         json.dump(header, file, indent=1)
@@ -70,9 +72,11 @@ def map_table(folder: Path) -> ImageTable:
                 arrays[f"{name}.bounds"],
                 arrays.get(f"{name}.codes"),
             )
+        stretch, bands = header["values"]
+        values = ImageValues(stretch, None if bands is None else tuple(bands))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedTableError(f"{folder}: {error}") from error
-    table = ImageTable(**columns)
+    table = ImageTable(**columns, values=values)
     for name, column in columns.items():
         if len(column) != len(table):
             raise DamagedTableError(f"{folder}: {len(column)} {name} of {len(table)} rows")

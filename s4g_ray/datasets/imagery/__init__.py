@@ -5,7 +5,6 @@ world_grid   WorldGrid: the cells of a grid over the Earth; ids that never chang
 sources      open_imagery: files, folders, lists and catalogs into one Imagery
 rasters/     read a window of a raster of any kind
 imagery      Imagery: rasters in order, their extent, footprint and resolution; find_cells
-stretch      Stretch: 16-bit and float values into bytes
 resampling   compiled: pixels of a window into a tile
 tile_reader  read_tiles: cells into tiles, one window a block, one resampling a tile
 cutting/     cut the cells of a grid into tar shards, and describe the region

@@ -12,10 +12,10 @@ from pathlib import PurePosixPath
 
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.cutting.region import CutOptions, GridPart, TileSource, cut_region
 from s4g_ray.datasets.imagery.imagery import Imagery, choose_stretch, find_cells
 from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Dropped, Tile, read_tiles
 from s4g_ray.datasets.imagery.world_grid import (
     Bounds,

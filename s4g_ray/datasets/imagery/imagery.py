@@ -15,10 +15,10 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from s4g_ray.data.area import Area, Extent, join_extents
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.rasters.file_versions import fingerprint_files
 from s4g_ray.datasets.imagery.rasters.georeference import Georeference
 from s4g_ray.datasets.imagery.rasters.raster import Piece
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.world_grid import Bounds, GridCells, WorldGrid
 from s4g_ray.errors import InputError
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats64, Ints
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.imagery import Imagery, Source
 from s4g_ray.datasets.imagery.rasters.georeference import GEOD, Georeference
 from s4g_ray.datasets.imagery.resampling import resample
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.world_grid import GridCells
 from s4g_ray.errors import InputError
 

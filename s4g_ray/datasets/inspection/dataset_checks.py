@@ -19,15 +19,19 @@ from s4g_ray.datasets.inspection.count_checks import (
     describe_counts,
     match_places,
 )
-from s4g_ray.datasets.inspection.findings import Finding, Inspection
+from s4g_ray.datasets.inspection.findings import Inspection
 from s4g_ray.datasets.inspection.image_checks import (
+    choose_sample,
+    describe_decoding,
     describe_missing_files,
+    find_plain_images,
     find_repeated_images,
     inspect_content,
 )
 from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_files
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.datasets.inspection.leakage_checks import find_leakage
+from s4g_ray.datasets.inspection.part_checks import compare_parts
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 
@@ -40,7 +44,7 @@ def inspect_dataset(
     num_threads: int = 16,
     on_progress: Update = ignore,
 ) -> Inspection:
-    """Check a data set's rows and image files; with `decode`, read and decode every image too.
+    """Check a data set's rows and image files; decode a sample of them, or all with `decode`.
 
     `on_progress` counts folders while they are listed, then images while they are decoded. Raises
     InputError for the errors of open_dataset, and for an impossible radius or number of threads.
@@ -55,7 +59,7 @@ def inspect_dataset(
     inventory = Inventory.read(dataset)
     counts = count_rows(inventory, np.arange(len(inventory.ids)))
     missing = find_missing_files(inventory.paths, num_threads=num_threads, on_progress=on_progress)
-    findings: list[Finding] = []
+    findings = [compare_parts(dataset.uri, num_threads=num_threads)]
     findings.append(describe_columns(dataset, inventory))
     findings.append(describe_counts(inventory, counts))
     findings.extend(compare_published_counts(dataset.name, counts))
@@ -63,11 +67,16 @@ def inspect_dataset(
     findings.append(describe_extents(inventory))
     findings.extend(measure_distances_to_place(inventory))
     findings.append(describe_missing_files(inventory, missing))
+    first = np.unique(inventory.images, return_index=True)[1]  # a row of each image
+    rows = first[~np.isin(inventory.files[first], list(missing))]
+    if not decode:
+        rows = choose_sample(inventory, rows)
+    decoded = decode_images(inventory, rows, num_threads=num_threads, on_progress=on_progress)
     if decode:
-        first = np.unique(inventory.images, return_index=True)[1]  # a row of each image
-        rows = first[~np.isin(inventory.files[first], list(missing))]
-        decoded = decode_images(inventory, rows, num_threads=num_threads, on_progress=on_progress)
         findings.extend(inspect_content(inventory, rows, decoded))
+    else:
+        findings.append(describe_decoding(inventory, rows, decoded, "sampled image"))
+        findings.extend(find_plain_images(inventory, rows, decoded))
     findings.extend(find_repeated_images(inventory))
     findings.extend(find_leakage(inventory, leak_radius_m))
     return Inspection(dataset.uri, dataset.name, tuple(findings))

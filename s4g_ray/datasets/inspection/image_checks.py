@@ -20,6 +20,7 @@ from s4g_ray.datasets.inspection.findings import (
 from s4g_ray.datasets.inspection.image_files import DecodedImages
 from s4g_ray.datasets.inspection.inventory import HELD_OUT, Inventory, count_distinct
 
+NUM_SAMPLED = 64  # images of a view that are decoded where not all are
 NUM_SIZES = 5  # image sizes that are listed of a view
 
 
@@ -46,14 +47,42 @@ def inspect_content(inventory: Inventory, rows: Ints, decoded: DecodedImages) ->
     decoded_number[inventory.images[rows]] = np.where(has_pixels, np.arange(len(rows)), -1)
     numbers = decoded_number[inventory.images]  # of each row's image; -1: missing or undecodable
     return [
-        _describe_decoding(inventory, rows, decoded),
+        describe_decoding(inventory, rows, decoded),
+        *find_plain_images(inventory, rows, decoded),
         _describe_sizes(inventory, numbers, decoded.shapes),
         _find_equal_content(inventory, numbers, decoded.digests),
     ]
 
 
-def _describe_decoding(inventory: Inventory, rows: Ints, decoded: DecodedImages) -> Finding:
-    total = plural(len(rows), "image")
+def choose_sample(inventory: Inventory, rows: Ints) -> Ints:
+    """Return NUM_SAMPLED of the rows of each view, spread over them."""
+    chosen = []
+    for view in VIEWS:
+        of_view = rows[inventory.is_query[rows] == (view == "queries")]
+        spread = np.linspace(0, len(of_view) - 1, NUM_SAMPLED).astype(np.int64)
+        chosen.append(of_view[np.unique(spread)] if len(of_view) else of_view)
+    return np.concatenate(chosen)
+
+
+def find_plain_images(inventory: Inventory, rows: Ints, decoded: DecodedImages) -> list[Finding]:
+    """Find the images of rows[M] whose pixels have one colour: no imagery, or another range."""
+    plain = np.flatnonzero(decoded.is_plain)
+    if not len(plain):
+        return []
+    text = (
+        f"{len(plain):,} of {plural(len(rows), 'image')} show one colour alone: no data there, or"
+        " values of another range (`s4g convert stretch`)"
+    )
+    lines = (inventory.label_with_uri(int(rows[number])) for number in plain)
+    values = {"images": len(rows), "plain": len(plain)}
+    return [Finding("note", "images", text, take_first(lines), values)]
+
+
+def describe_decoding(
+    inventory: Inventory, rows: Ints, decoded: DecodedImages, kind: str = "image"
+) -> Finding:
+    """Describe which of the images of rows[M] cannot be decoded, and why."""
+    total = plural(len(rows), kind)
     values = {"images": len(rows), "undecodable": len(decoded.reasons)}
     if not decoded.reasons:
         return Finding("ok", "images", f"{total} decoded, none undecodable", values=values)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Ints
+from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.errors import InputError, StoreError
@@ -64,6 +65,7 @@ class DecodedImages:
     shapes: Ints  # [M, 2] height and width in pixels; 0 where undecodable
     digests: NDArray[np.bytes_]  # [M] sha256 of the bytes; empty where undecodable
     reasons: dict[int, str]  # why an image is undecodable, by its number
+    is_plain: Bools  # [M] all pixels have one colour
 
 
 def decode_images(
@@ -74,7 +76,7 @@ def decode_images(
     Raises StoreError for a store that fails.
     """
 
-    def decode(row: int) -> tuple[tuple[int, int], bytes, str]:
+    def decode(row: int) -> tuple[tuple[int, int], bytes, str, bool]:
         path = inventory.paths[inventory.files[row]]
         try:
             if inventory.offsets[row] >= 0:
@@ -82,27 +84,37 @@ def decode_images(
                 data = files.read_bytes(path, offset, int(inventory.lengths[row]))
             else:
                 data = files.read_bytes(path)
-            height, width = decode_pixels(data).shape[-2:]
+            pixels = decode_pixels(data, values=inventory.values)
         except StoreError:
             raise
         except OSError as error:
-            return (0, 0), b"", f"{type(error).__name__}: {error}"
+            return (0, 0), b"", _describe_unreadable(path, error), False
         except (ValueError, EOFError) as error:
-            return (0, 0), b"", str(error)
-        return (height, width), hashlib.sha256(data).digest(), ""
+            return (0, 0), b"", str(error), False
+        height, width = pixels.shape[-2:]
+        is_plain = bool((pixels == pixels[:, :1, :1]).all())
+        return (height, width), hashlib.sha256(data).digest(), "", is_plain
 
     shapes = np.zeros((len(rows), 2), dtype=np.int64)
     digests = np.zeros(len(rows), dtype="S32")
+    is_plain = np.zeros(len(rows), dtype=bool)
     reasons: dict[int, str] = {}
     results = run_in_parallel(
         decode, rows.tolist(), num_threads=num_threads, on_progress=on_progress
     )
-    for number, (shape, digest, reason) in enumerate(results):
+    for number, (shape, digest, reason, plain) in enumerate(results):
         shapes[number] = shape
+        is_plain[number] = plain
         digests[number] = digest
         if reason:
             reasons[number] = reason
-    return DecodedImages(shapes, digests, reasons)
+    return DecodedImages(shapes, digests, reasons, is_plain)
+
+
+def _describe_unreadable(path: str, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and files.is_local(path) and Path(path).is_symlink():
+        return f"a link to {Path(path).readlink()}, which does not exist"
+    return f"{type(error).__name__}: {error}"
 
 
 def run_in_parallel(

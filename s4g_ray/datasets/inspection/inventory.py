@@ -16,6 +16,7 @@ from s4g_ray.arrays import Bools, Floats64, Ints, group
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import VIEWS, View
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.schema import SPLITS, gallery_splits
 from s4g_ray.data.sphere import (
     EARTH_RADIUS_M,
@@ -48,6 +49,7 @@ class Inventory:
     offsets: Ints  # bytes; -1: the whole object
     lengths: Ints  # bytes; -1: the whole object
     images: Ints  # 0..I-1; equal where file, offset and length are equal
+    values: ImageValues = AS_STORED  # how the values of the images become bytes
 
     @classmethod
     def read(cls, dataset: GeoDataset) -> Inventory:
@@ -81,6 +83,7 @@ class Inventory:
             offsets=offsets,
             lengths=lengths,
             images=group(file_numbers, offsets, lengths),
+            values=dataset.values,
         )
 
     def rows(self, view: View | None, *splits: str) -> Ints:

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from s4g_ray.arrays import Ints, group
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import FORMATS, LARGEST_JPEG, decode, resize
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.datasets.packing.s2_curve import order_along_curve
 from s4g_ray.errors import InputError, RunError
@@ -78,7 +79,9 @@ class Plan:
     number_of: Ints  # position in the shard
 
 
-def plan_view(table: pa.Table, folder: str, view: View, options: PackOptions) -> Plan:
+def plan_view(
+    table: pa.Table, folder: str, view: View, options: PackOptions, values: ImageValues = AS_STORED
+) -> Plan:
     """Plan the shards of a view whose rows are `table`, with paths relative to `folder`.
 
     A shard holds one view and one split; images that several rows of a split share are stored once.
@@ -86,7 +89,7 @@ def plan_view(table: pa.Table, folder: str, view: View, options: PackOptions) ->
     ids = table["id"].to_numpy()
     order = order_along_curve(ids, table["lat"].to_numpy(), table["lon"].to_numpy())
     images, range_of = _locate_images(table, folder)
-    per_shard = _count_images_per_shard(range_of, order, view, options)
+    per_shard = _count_images_per_shard(range_of, order, view, options, values)
     shard_of = np.empty(len(ids), np.int64)
     number_of = np.empty(len(ids), np.int64)
     splits = table["split"].to_numpy()
@@ -135,22 +138,39 @@ def _number_images(images: Ints) -> tuple[Ints, Ints]:
 
 
 def _count_images_per_shard(
-    range_of: Callable[[int], Range], order: Ints, view: View, options: PackOptions
+    range_of: Callable[[int], Range],
+    order: Ints,
+    view: View,
+    options: PackOptions,
+    values: ImageValues,
 ) -> int:
     """Return how many images make a shard, by the stored size of a sample along the curve."""
     num_sampled = min(NUM_SAMPLED, len(order))
     chosen = np.unique(np.linspace(0, len(order) - 1, num_sampled).astype(np.int64))
     sizes = []
     for data in read_ranges([range_of(row) for row in order[chosen].tolist()]):
-        stored = encode_stored(data, view, options)
+        stored = encode_stored(data, view, options, values)
         if not isinstance(stored, str):
             sizes.append(len(stored[0]))
     # a member has a header and is padded to a multiple of 512 bytes: 768 bytes on average
     return max(1, int(options.shard_mb * 1e6 / (statistics.mean(sizes or [1e6]) + 768)))
 
 
+def _find_extension(data: bytes) -> str:
+    """Return the extension of an image file that was decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            image_format = file.format or "image"
+    except UnidentifiedImageError:  # of bands that Pillow does not know
+        image_format = "TIFF"
+    return EXTENSIONS.get(image_format, image_format.lower())
+
+
 def encode_stored(
-    data: bytes | OSError | EOFError, view: View, options: PackOptions
+    data: bytes | OSError | EOFError,
+    view: View,
+    options: PackOptions,
+    values: ImageValues = AS_STORED,
 ) -> tuple[bytes, str] | str:
     """Return the bytes to store of an image and their extension, or why the image is bad.
 
@@ -168,12 +188,10 @@ def encode_stored(
     try:
         if isinstance(data, EOFError):
             raise data
-        image = decode(data)
+        image = decode(data, values)
     except (ValueError, EOFError) as error:
         return str(error)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-        image_format = file.format or "image"
-    extension = EXTENSIONS.get(image_format, image_format.lower())
+    extension = _find_extension(data)
     size = options.size(view)
     if size is None or (extension == "jpg" and tuple(image.shape[1:]) == tuple(size)):
         return data, extension

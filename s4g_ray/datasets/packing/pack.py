@@ -24,6 +24,7 @@ import torch
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.data.images import READ_AT_ONCE
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.data.schema import OPTIONAL, SCHEMAS
 from s4g_ray.datasets.packing.layout import (
     PackOptions,
@@ -72,6 +73,7 @@ class PackJob:
     key: str  # a fingerprint of the data set and the options
     options: PackOptions
     on_progress: Update
+    values: ImageValues  # of the images that are read
     total: int = 0  # images
     done: int = 0  # images
     reused: int = 0  # shards
@@ -113,7 +115,7 @@ def pack(
     # without on_bad_image, which may change between calls to resume after a bad image
     keyed_options = replace(options, on_bad_image="fail")
     key = files.fingerprint(repr((dataset.fingerprint, keyed_options)).encode())
-    job = PackJob(target, key, options, on_progress)
+    job = PackJob(target, key, options, on_progress, dataset.values)
     if files.exists(files.join(target, "dataset.json")):
         finished = _find_finished(job)
         if finished is not None:
@@ -125,7 +127,8 @@ def pack(
     torch.set_num_threads(1)  # each image is resized by one thread of the pool
     try:
         plans = {
-            view: plan_view(tables[view], dataset.images_root, view, options) for view in VIEWS
+            view: plan_view(tables[view], dataset.images_root, view, options, dataset.values)
+            for view in VIEWS
         }
         shards = [shard for plan in plans.values() for shard in plan.shards]
         if not shards:
@@ -305,7 +308,7 @@ def _read_images(job: PackJob, shard: Shard) -> Iterator[tuple[int, tuple[bytes,
         for number, data in enumerate(found, start):
             if job.stopped.is_set():
                 raise RunError(f"{shard.name} was stopped")
-            stored = encode_stored(data, shard.view, job.options)
+            stored = encode_stored(data, shard.view, job.options, job.values)
             if isinstance(stored, str):
                 stored = f"id {shard.ids[number]}, {shard.ranges[number][0]}: {stored}"
                 if job.options.on_bad_image == "fail":
@@ -345,6 +348,7 @@ def _publish(
         packed["queries"],
         name=dataset.name,
         views=dataset.views or None,
+        values=dataset.values,
     )
     files.remove(files.join(job.target, WORK))
     return _open_packed(job.target, manifest, job.reused)

@@ -121,7 +121,7 @@ def read_queries(
             found.append(None)
             continue
         try:
-            found.append(decode_photo(data, least=least).pixels)
+            found.append(decode_photo(data, least=least, values=queries.values).pixels)
         except BadImageError:
             found.append(None)
     return found

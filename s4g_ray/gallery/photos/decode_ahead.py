@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.photos.photo_files import is_video
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.gallery.photos.photo import Photo, read_photo
 from s4g_ray.gallery.photos.video_frames import read_frames
 
@@ -25,6 +26,7 @@ def read_ahead(
     *,
     every_s: float,
     least: Size | None,
+    values: ImageValues = AS_STORED,
     prepare: Prepare,
     num_threads: int,
     num_ahead: int,
@@ -36,7 +38,7 @@ def read_ahead(
     """
 
     def read(uri: str) -> Photo:
-        return prepare(read_photo(uri, least=least))
+        return prepare(read_photo(uri, least=least, values=values))
 
     with ThreadPoolExecutor(num_threads, "decoder") as readers:
         for are_videos, group in groupby(uris, is_video):

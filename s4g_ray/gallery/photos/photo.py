@@ -18,11 +18,13 @@ from s4g_ray.config.data_schema import Size
 from s4g_ray.data.images import FORMATS, Pixels, decode_pixels
 from s4g_ray.data.photos.exif import ExifPosition, read_exif
 from s4g_ray.data.photos.heif import enable_heif, is_heif
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
 from s4g_ray.errors import BadImageError, RunError, first_line
 from s4g_ray.gallery.photos.quiet_decoders import silence_decoders
 from s4g_ray.storage import files
 
 silence_decoders()
+SAVE = "gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT"
 MOST_ASPECT = 4  # of a picture whose aspect is kept
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -42,7 +44,7 @@ class Photo:
     views: Pixels | None = None
 
 
-def read_photo(uri: str, *, least: Size | None = None) -> Photo:
+def read_photo(uri: str, *, least: Size | None = None, values: ImageValues = AS_STORED) -> Photo:
     """Read and decode a photo as decode_photo does; the photo holds its error.
 
     Raises StoreError: a store that does not answer is no fault of the photo.
@@ -56,16 +58,23 @@ def read_photo(uri: str, *, least: Size | None = None) -> Photo:
         reason = getattr(error, "strerror", None) or first_line(error)
         return Photo(name, None, error=f"the file cannot be opened: {reason}")
     try:
-        return decode_photo(data, name, least=least)
+        return decode_photo(data, name, least=least, values=values)
     except BadImageError as error:
         return Photo(name, None, error=str(error).removeprefix(f"{name}: "))
 
 
-def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None) -> Photo:
+def decode_photo(
+    data: bytes,
+    name: str = "photo",
+    *,
+    least: Size | None = None,
+    values: ImageValues = AS_STORED,
+) -> Photo:
     """Decode the bytes of an image file.
 
     least: height and width in pixels that suffice; a larger photo may be made smaller, but not
-    below them. Raises BadImageError for a file that is no image, is damaged, or has more pixels
+    below them. values: how values that are not bytes, and more bands than three, are shown. Raises
+    BadImageError for a file that is no image, is damaged, or has more pixels
     than data.images.MAX_PIXELS.
     """
     if is_heif(data):
@@ -80,24 +89,16 @@ def decode_photo(data: bytes, name: str = "photo", *, least: Size | None = None)
                 orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             elif "xmp" in image.info:  # may hold an orientation: decode_pixels knows
                 orientation = 0
-            if image.mode == "F":  # Pillow would clip the values to bytes: black
-                raise _OtherValuesError
             if image.format in ("JPEG", "MPO") and image.mode == "RGB" and orientation:
                 pixels = _decode_jpeg(data, image.size, orientation, least)
-    except _OtherValuesError as error:
-        raise BadImageError(f"{name}: {describe_unknown(data)}") from error
     except Exception:  # of many kinds; decode_pixels raises its message again
         pixels = None
     if pixels is None:
         try:
-            pixels = decode_pixels(data).transpose(1, 2, 0)
+            pixels = decode_pixels(data, values=values).transpose(1, 2, 0)
         except ValueError as error:
             raise BadImageError(f"{name}: {_reason_of(error, data)}") from error
     return Photo(name, shrink(pixels, least), exif)
-
-
-class _OtherValuesError(Exception):
-    """An image whose values are no brightness."""
 
 
 def describe_unknown(data: bytes) -> str:
@@ -106,12 +107,14 @@ def describe_unknown(data: bytes) -> str:
         return "not an image file of a known format"
     return (
         "a TIFF that is damaged, or whose bands are not those of a photo (1 or 3 of 8 or 16 bits);"
-        " save it as such, as by `gdal_translate -ot Byte -scale -b 1 -b 2 -b 3 IN OUT`"
+        f" save it as such, as by `{SAVE}`"
     )
 
 
 def _reason_of(error: ValueError, data: bytes) -> str:
     """Return why decode_pixels refuses a file; without the names of Pillow's exceptions."""
+    if isinstance(error, UnfitValuesError):
+        return f"{error}; or save the photo as bytes, as by `{SAVE}`"
     cause = error.__cause__
     if cause is None or isinstance(cause, Image.DecompressionBombError):
         return str(error)

@@ -161,8 +161,9 @@ def embed_tiles(
     dataset_uri = files.join(folder, WORK, "dataset")
     files.remove(dataset_uri)
     _write_dataset(dataset_uri, gallery, table)
-    dataset = open_dataset(dataset_uri)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"uri": dataset_uri})})
+    data = config.data.model_copy(update={"uri": dataset_uri, "images_root": None})
+    dataset = open_dataset(dataset_uri, data.image_options)
+    config = config.model_copy(update={"data": data})
     stamp = model.stamp(dataset.fingerprint, dtype)
     finished = _find_finished(target, stamp)
     if finished is not None:

@@ -165,7 +165,7 @@ def _collection_of(config: RunConfig, table: _Table, dataset_uri: str | None) ->
     """
     found = _Collection.from_table(table)
     if dataset_uri is not None:
-        dataset = open_dataset(files.absolute(dataset_uri))
+        dataset = open_dataset(files.absolute(dataset_uri), config.data.image_options)
         if dataset.fingerprint != table.stamp.dataset:
             raise InputError(
                 f"{table.uri} was not made from {dataset.uri}: their fingerprints differ"

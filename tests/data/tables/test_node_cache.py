@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.support.rank_probe import SPLITS, touch, write_places, write_plan
-from s4g_ray.config.data_schema import AugmentConfig, DataConfig
+from s4g_ray.config.data_schema import AugmentConfig, DataConfig, ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
 from s4g_ray.data.pair_loader import PairLoader
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.data.tables import node_cache
 from s4g_ray.data.tables.node_cache import (
     TableSource,
@@ -115,6 +116,8 @@ def assert_equal(found: ImageTable, wanted: ImageTable) -> None:
         one, other = getattr(found, field.name), getattr(wanted, field.name)
         if isinstance(other, TextColumn):
             assert list(one) == list(other), field.name
+        elif isinstance(other, ImageValues):
+            assert one == other
         else:
             assert one.dtype == other.dtype, field.name
             np.testing.assert_array_equal(one, other, field.name)
@@ -123,6 +126,17 @@ def assert_equal(found: ImageTable, wanted: ImageTable) -> None:
 def find_sources(uri: str) -> list[TableSource]:
     found = [TableSource.find(uri, view, splits) for view, splits in WANTED.items()]
     return [source for source in found if source is not None]
+
+
+def test_tables_of_other_image_options_are_others(dataset: GeoDataset, tmp_path: Path) -> None:
+    """The folder of the images, and how their values are shown, are kept in mapped tables."""
+    plain = open_image_tables(dataset.uri, WANTED, str(tmp_path))["queries"]
+    images = ImageOptions(str(tmp_path / "elsewhere"), "0,3000", (4, 3, 2))
+    for _ in range(2):  # built, and mapped again
+        found = open_image_tables(dataset.uri, WANTED, str(tmp_path), images)["queries"]
+        assert found.values == ImageValues("0,3000", (4, 3, 2))
+        assert_equal(found, open_dataset(dataset.uri, images).table("queries", ["train"]))
+    assert (plain.values, plain.uris[0]) != (found.values, found.uris[0])
 
 
 def list_tables(folder: Path) -> list[str]:

@@ -13,10 +13,10 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 from shapely.geometry import Point
 
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.imagery import choose_stretch, find_cells
 from s4g_ray.datasets.imagery.rasters.raster import Raster, close_files
 from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Tile, read_tiles
 from s4g_ray.datasets.imagery.world_grid import WorldGrid
 from s4g_ray.errors import InputError

@@ -16,11 +16,11 @@ from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
 from s4g_ray.data.area import Area
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery import tile_reader
 from s4g_ray.datasets.imagery.imagery import choose_stretch, find_cells
 from s4g_ray.datasets.imagery.rasters.raster import close_files
 from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Dropped, Tile, read_tiles
 from s4g_ray.datasets.imagery.world_grid import GridCells, WorldGrid
 from s4g_ray.errors import InputError

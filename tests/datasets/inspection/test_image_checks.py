@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
 from s4g_ray.storage import files
@@ -20,13 +21,13 @@ from tests.support.inspected_datasets import (
 )
 
 
-def test_without_decode_no_image_is_opened_and_each_folder_is_listed_once(
+def test_each_folder_is_listed_once_and_without_decode_a_sample_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("s4g_ray.datasets.inspection.image_checks.NUM_SAMPLED", 3)
     uri = write_small(tmp_path / "d", clean_tables())
-    for png in (tmp_path / "d").rglob("*.png"):
-        png.write_bytes(b"no picture")
     listed: list[str] = []
+    opened: list[str] = []
     list_names = files.list_names
     read_bytes = files.read_bytes
 
@@ -34,16 +35,66 @@ def test_without_decode_no_image_is_opened_and_each_folder_is_listed_once(
         listed.append(folder)
         return list_names(folder)
 
-    def read_no_image(path: str, *part: int) -> bytes:
-        assert not path.endswith(".png"), path
+    def record_reading(path: str, *part: int) -> bytes:
+        opened.append(path)
         return read_bytes(path, *part)
 
     monkeypatch.setattr(files, "list_names", record_listing)
-    monkeypatch.setattr(files, "read_bytes", read_no_image)
-    assert inspect_dataset(uri).ok
-    folders = [folder for folder in listed if not folder.startswith(f"{uri}/references/part")]
-    # each once for its Parquet files, once for its images
-    assert sorted(folders) == [f"{uri}/queries"] * 2 + [f"{uri}/references"] * 2
+    monkeypatch.setattr(files, "read_bytes", record_reading)
+    found = inspect_dataset(uri)
+    assert found.ok
+    assert sorted(listed) == [f"{uri}/queries", f"{uri}/references"]
+    images = sorted(path.removeprefix(f"{uri}/") for path in opened if path.endswith(".png"))
+    assert images == [f"{view}/{i}.png" for view in ("queries", "references") for i in (0, 4, 9)]
+    assert "6 sampled images decoded, none undecodable" in [one.text for one in found.findings]
+
+
+def link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere/1.png")
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (lambda path: path.write_bytes(bytes(999)), "nothing but zeros"),
+        (
+            lambda path: path.write_bytes(b"<!DOCTYPE html>\n<html>403"),
+            "an HTML page, not an image",
+        ),
+        (
+            lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x"),
+            "a Git LFS pointer, not an image; run `git lfs pull`",
+        ),
+        (link_to_nothing, "a link to /nowhere/1.png, which does not exist"),
+        (cut_off, ""),
+    ],
+)
+def test_files_that_hold_no_image_are_faults_with_what_they_hold(
+    damage: Callable[[Path], object], reason: str, decode: bool, tmp_path: Path
+) -> None:
+    uri = write_small(tmp_path / "d", clean_tables())
+    damage(tmp_path / "d/queries/4.png")
+    fault = only_finding(inspect_dataset(uri, decode=decode), "images", "fault")
+    assert fault.values["undecodable"] == 1
+    assert fault.examples[0].startswith(f"query id 4 (place 104) queries/4.png: {reason}")
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_images_of_one_colour_are_noted(decode: bool, tmp_path: Path) -> None:
+    uri = write_small(tmp_path / "d", clean_tables())
+    for i in (0, 4):
+        Image.new("L", (12, 8), 7 * i).save(tmp_path / f"d/references/{i}.png")
+    found = inspect_dataset(uri, decode=decode)
+    (note,) = [one for one in found.findings if "one colour alone" in one.text]
+    assert (note.level, note.values) == ("note", {"images": 20, "plain": 2})
+    assert [line.split()[2] for line in note.examples] == ["0", "4"]
 
 
 def test_missing_files_are_faults_and_are_not_decoded(tmp_path: Path) -> None:

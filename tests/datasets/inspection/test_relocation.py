@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from tests.support import source_trees
 
 def list_images(dataset: GeoDataset) -> list[str]:
     """The absolute paths of all images, as they are read; each must exist."""
-    found = []
+    found: list[str] = []
     for view in VIEWS:
         table = dataset.table(view, ["train", "val", "test", "gallery"])
         found.extend(table.uris)
@@ -69,10 +70,25 @@ def test_images_that_moved_alone_are_found_by_an_option_or_once_for_all(tmp_path
 
 def test_tiles_of_a_region_beside_the_photos_move_along(tmp_path: Path) -> None:
     home = tmp_path / "old"
-    source_trees.folder_tree(home / "photos")
-    tiles = folder.convert(str(home / "photos"), str(home / "region"), strict=True)
+    lines = ["path,lat,lon"]
+    for number in range(4):
+        name = f"{number}.png"
+        source_trees.save_view(home / "photos" / name, number, 0, (8, 8))
+        source_trees.save_view(home / "region/tiles" / name, number, 1, (8, 8))
+        lines.append(f"{name},{number},{number}")
+    source_trees.write_lines(home / "photos/queries.csv", lines)
+    columns = {
+        "id": range(4),
+        "place_id": range(4),
+        "uri": [f"tiles/{number}.png" for number in range(4)],
+        "lat": [0.0, 1.0, 2.0, 3.0],
+        "lon": [0.0, 1.0, 2.0, 3.0],
+        "split": ["train"] * 4,
+    }
+    tiles = pa.table({name: list(values) for name, values in columns.items()})
+    region = write_dataset(str(home / "region"), tiles, tiles, name="region")
     made = folder.convert(
-        str(home / "photos"), str(home / "set"), references=tiles.uri, max_distance_m=1e7
+        str(home / "photos"), str(home / "set"), references=region.uri, max_distance_m=100
     )
     before = list_images(made)
     home.rename(tmp_path / "new")

@@ -16,6 +16,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.photos.exif import ExifPosition
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.errors import BadImageError, StoreError
 from s4g_ray.gallery.photos.photo import decode_photo, read_photo, shrink
 from s4g_ray.gallery.photos.turned_views import turn_photo
@@ -160,14 +161,21 @@ def test_sixteen_bits_of_grey_are_read_and_other_values_refused_with_a_remedy(
     ramp = np.arange(24 * 32).reshape(24, 32, 1) * 80
     photo = decode_photo(encode_bands(ramp.astype(np.uint16)))
     assert photo.pixels is not None
-    np.testing.assert_array_equal(photo.pixels, np.repeat(ramp // 257, 3, axis=2))
+    np.testing.assert_array_equal(photo.pixels, np.repeat(np.round(ramp / 257), 3, axis=2))
     for values in (
         ramp.astype(np.float32),
-        np.repeat(ramp, 3, axis=2).astype(np.int16),
+        np.repeat(ramp, 3, axis=2).astype(np.float32),
+        np.repeat(ramp // 20, 3, axis=2).astype(np.int16),
         np.repeat(ramp, 7, axis=2).astype(np.uint16),
     ):
-        with pytest.raises(BadImageError, match=r"^a: a TIFF .*whose bands .*gdal_translate"):
+        with pytest.raises(BadImageError, match=r"^a: .*data\.(stretch|bands)=.*gdal_translate"):
             decode_photo(encode_bands(values), "a")
+    named = ImageValues(f"0,{ramp.max()}", (3, 2, 1))
+    for values in (ramp.astype(np.float32), np.repeat(ramp, 7, axis=2).astype(np.uint16)):
+        photo = decode_photo(encode_bands(values), "a", values=named)
+        assert photo.pixels is not None
+        wanted = np.repeat(np.round(ramp / ramp.max() * 255), 3, axis=2)
+        np.testing.assert_allclose(photo.pixels, wanted, atol=1)
     assert capfd.readouterr() == ("", "")
 
 

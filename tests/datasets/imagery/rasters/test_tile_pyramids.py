@@ -15,11 +15,11 @@ from pmtiles.tile import Compression, TileType, deserialize_header, tileid_to_zx
 from pmtiles.writer import Writer
 from rasterio.transform import from_origin
 
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.imagery import Imagery, choose_stretch, find_cells
 from s4g_ray.datasets.imagery.rasters.tile_pyramids import HALF_TURN_M, Pyramid
 from s4g_ray.datasets.imagery.rasters.tile_stores import open_store
 from s4g_ray.datasets.imagery.sources import open_imagery
-from s4g_ray.datasets.imagery.stretch import Stretch
 from s4g_ray.datasets.imagery.tile_reader import Tile, read_tiles
 from s4g_ray.datasets.imagery.world_grid import WorldGrid
 from s4g_ray.errors import InputError

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from s4g_ray.datasets.imagery.stretch import Stretch
+from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.errors import InputError
 
 

@@ -1,0 +1,110 @@
+"""Read the values of image files that do not hold bytes of brightness.
+
+Pillow reads single bands of 16 and 32 bits; files of several bands of them need rasterio, an extra.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from s4g_ray.arrays import Bools
+from s4g_ray.data.pixels.image_values import UnfitValuesError
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Pillow's names of the values of files, where their type is not that of its array
+_TYPES = {"I;16S": np.int16, "I;16BS": np.int16, "I;16B": np.uint16, "I;16": np.uint16}
+_DRIVERS = {True: "GTiff", False: "PNG"}
+
+
+class RawValues(NamedTuple):
+    """The values[H, W, C] of a file; valid: False where it has no data, None where it has all."""
+
+    values: NDArray[Any]
+    valid: Bools | None = None
+
+
+def is_single_band(image: Image.Image) -> bool:
+    """Return whether Pillow holds the values of an opened file in one band of 16 or 32 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def has_more_values(image: Image.Image, *, all_bands: bool) -> bool:
+    """Return whether an opened file has values that Pillow cuts off: bits, or bands.
+
+    all_bands: bands beyond red, green and blue count too.
+    """
+    stored = _stored_mode(image)
+    has_more_bands = image.format == "TIFF" and stored.startswith("RGB") and len(stored) > 3
+    return (
+        (";16" in stored and not is_single_band(image))
+        or stored == "LX"
+        or (all_bands and has_more_bands)
+    )
+
+
+def read_single_band(image: Image.Image) -> RawValues:
+    """Read the values of an opened file of one band, upright, in the type that the file holds."""
+    stored = _stored_mode(image)
+    values = np.asarray(ImageOps.exif_transpose(image))[:, :, None]
+    if stored == "I;32N" and values.min() < 0:
+        values = values.view(np.uint32)
+    kind = _TYPES.get(stored)
+    return RawValues(values if kind is None else values.astype(kind))
+
+
+def _stored_mode(image: Image.Image) -> str:
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return ""
+    arguments = tiles[0].args
+    return str(arguments if isinstance(arguments, str) else (arguments or ("",))[0])
+
+
+def read_bands(data: bytes, max_pixels: int) -> RawValues:
+    """Read all bands of a TIFF or PNG file by rasterio.
+
+    Raises UnfitValuesError where rasterio is not installed, and ValueError for a damaged file and
+    for more than max_pixels, or more values than they have in three bands.
+    """
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    except ImportError as error:
+        raise UnfitValuesError(
+            "a file of several bands that are not bytes is read by rasterio, which is not"
+            " installed; pip install 's4g-ray[imagery]'"
+        ) from error
+    driver = _DRIVERS[data.startswith(TIFF_STARTS)]
+    try:
+        with warnings.catch_warnings(), rasterio.MemoryFile(data) as memory:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with memory.open(driver=driver) as raster:
+                num_values = raster.width * raster.height * raster.count
+                if raster.width * raster.height > max_pixels or num_values > 3 * max_pixels:
+                    raise ValueError(
+                        f"{raster.width} x {raster.height} pixels in {raster.count} bands are too"
+                        f" many: at most {max_pixels:,} in three; cut it up or leave bands out"
+                    )
+                values = np.moveaxis(raster.read(), 0, 2)
+                nodata = raster.nodata
+    except RasterioError as error:
+        raise ValueError(f"damaged, or no image file: {error}") from error
+    valid = None if nodata is None or np.isnan(nodata) else values != nodata
+    return RawValues(values, valid)
+
+
+def describe_content(data: bytes) -> str:
+    """Return what a file holds that is no image of a known format, with the remedy."""
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not an image: the download was refused or redirected; fetch it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not an image; run `git lfs pull` where it was cloned"
+    if not data.strip(b"\0"):
+        return "nothing but zeros: the copy was cut off; copy it again"
+    return "not an image file of a known format"

@@ -1,0 +1,124 @@
+"""Find the range of values of a data set's images, and write it into its dataset.json."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from s4g_ray.config.data_schema import ImageOptions
+from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.format.header import DatasetHeader
+from s4g_ray.data.images import FORMATS, MAX_PIXELS
+from s4g_ray.data.pixels.image_values import ImageValues, UnfitValuesError
+from s4g_ray.data.pixels.raw_values import (
+    TIFF_STARTS,
+    describe_content,
+    has_more_values,
+    is_single_band,
+    read_bands,
+    read_single_band,
+)
+from s4g_ray.data.pixels.stretch import Stretch
+from s4g_ray.datasets.inspection.image_checks import choose_sample
+from s4g_ray.datasets.inspection.inventory import Inventory
+from s4g_ray.errors import InputError
+from s4g_ray.storage import files
+
+VALUES_AT_MOST = 1 << 16  # of an image and band, spread over it
+
+
+def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = None) -> GeoDataset:
+    """Write how images become bytes into dataset.json; return the data set as it is now.
+
+    Percentiles are found in a sample of the images whose values are not bytes; each band has its
+    own limits. The data set's fingerprint changes with what is shown. Raises InputError for the
+    errors of open_dataset, for images that cannot be read, for a sample without such values, and
+    for images of the sample that do not fit.
+    """
+    uri = files.absolute(uri)
+    dataset = open_dataset(uri, ImageOptions(None, "full", bands))
+    sample = list(_read_sample(dataset))
+    if stretch.percentiles is not None:
+        stretch = _find_limits(uri, stretch, dataset.values, [values for _, values in sample])
+    values = ImageValues(stretch.describe(), bands).check()
+    for name, found in sample:
+        try:
+            values.to_bytes(found)
+        except UnfitValuesError as error:
+            raise InputError(f"{name}: {error}") from error
+    replace(DatasetHeader.read(uri), values=values).write(uri)
+    return open_dataset(uri)
+
+
+def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield name and values[H, W, C] of a sample of the images, without those of plain bytes."""
+    inventory = Inventory.read(dataset)
+    first = np.unique(inventory.images, return_index=True)[1]
+    for row in choose_sample(inventory, first).tolist():
+        path = inventory.paths[inventory.files[row]]
+        try:
+            if inventory.offsets[row] >= 0:
+                offset = int(inventory.offsets[row])
+                data = files.read_bytes(path, offset, int(inventory.lengths[row]))
+            else:
+                data = files.read_bytes(path)
+            found = _read_values(data)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{inventory.label_with_uri(row)}: {error}") from error
+        if found is not None:
+            yield inventory.label_with_uri(row), found
+
+
+def _read_values(data: bytes) -> NDArray[Any] | None:
+    """Read the values [H, W, C] of an image file; None for one of plain bytes of brightness.
+
+    Raises ValueError for a file that is damaged or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if is_single_band(image):
+                return read_single_band(image).values
+            if not has_more_values(image, all_bands=True):
+                return None
+    except UnidentifiedImageError as error:
+        if not data.startswith(TIFF_STARTS):
+            raise ValueError(describe_content(data)) from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    values, valid = read_bands(data, MAX_PIXELS)
+    if valid is None or not np.issubdtype(values.dtype, np.floating):
+        return values
+    return np.where(valid, values, np.nan)
+
+
+def _find_limits(
+    uri: str, stretch: Stretch, values: ImageValues, sample: list[NDArray[Any]]
+) -> Stretch:
+    """Return the limits of percentiles, of each band that is shown."""
+    shown = [_thin(values.choose(found)) for found in sample if found.dtype != np.uint8]
+    if not shown:
+        raise InputError(
+            f"{uri}: the images that were looked at hold bytes alone, which stay as they are; no"
+            " stretch is needed"
+        )
+    if len({found.shape[1] for found in shown}) > 1:
+        raise InputError(f"{uri}: some images have one band and others three; give --bands")
+    rows = np.concatenate(shown)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not len(rows):
+        raise InputError(f"{uri}: the images that were looked at hold no data")
+    low, high = np.percentile(rows, stretch.percentiles or (2, 98), axis=0)
+    high = np.where(high > low, high, low + 1)  # a plain band
+    return Stretch(tuple(map(float, low)), tuple(map(float, high)))
+
+
+def _thin(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return some rows [N, C] of values[H, W, C], spread over the image."""
+    flat = values.reshape(-1, values.shape[2])
+    return flat[:: max(1, len(flat) // VALUES_AT_MOST)].astype(np.float64)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from s4g_ray.cli.convert import convert_app
+from s4g_ray.config.data_schema import DataConfig, ImageOptions
+from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
+from s4g_ray.data.images import load_raws, load_views, try_image
+from s4g_ray.data.pixels.stretch import Stretch
+from s4g_ray.data.tables.node_cache import open_image_tables
+from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
+from s4g_ray.datasets.inspection.value_range import write_stretch
+from s4g_ray.datasets.packing.layout import PackOptions
+from s4g_ray.datasets.packing.pack import pack
+from s4g_ray.errors import BadImageError, InputError
+from tests.conftest import tables
+from tests.data.pixels.test_image_values import encode_tiff, restate
+from tests.support.inspected_datasets import only_finding
+
+COUNT = 4
+
+
+def make_tile(number: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    rows, columns, bands = np.indices((16, 16, 4))
+    slope = (3 + number) * rows + (2 + bands) * columns + 9 * bands
+    return np.asarray(100 + 14 * slope, np.uint16)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> GeoDataset:
+    """Four places whose images have four bands of 16 bits, of values up to 3000."""
+    (tmp_path / "d").mkdir()
+    for number in range(COUNT):
+        (tmp_path / f"d/{number}.tif").write_bytes(encode_tiff(make_tile(number)))
+    made = []
+    for table in tables(COUNT):
+        names = [[f"{number}.tif" for number in range(COUNT)]]
+        made.append(table.set_column(table.column_names.index("uri"), "uri", names))
+    return write_dataset(str(tmp_path / "d"), *made, name="bands")
+
+
+def convert_stretch(*arguments: str) -> Any:
+    done = CliRunner().invoke(convert_app, ["stretch", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def read_images(made: GeoDataset) -> list[Any]:
+    """All references, by the table in memory and by that of workers."""
+    of_workers = open_image_tables(made.uri, {"references": ["train"]})["references"]
+    found, again = (
+        [try_image(image).numpy() for image in load_raws(table, range(COUNT))]
+        for table in (made.table("references", ["train"]), of_workers)
+    )
+    np.testing.assert_array_equal(found, again)
+    return found
+
+
+def test_percentiles_of_a_sample_are_kept_and_used_wherever_images_are_read(
+    dataset: GeoDataset, tmp_path: Path
+) -> None:
+    table = dataset.table("references", ["train"])
+    assert all(isinstance(image, BadImageError) for image in load_raws(table, range(COUNT)))
+    fault = only_finding(inspect_dataset(dataset.uri), "images", "fault")
+    assert "has 4 bands: name those to show" in fault.examples[0]
+    made = convert_stretch(dataset.uri, "percentile:0,100", "--bands", "4,3,2")
+    every = np.stack([make_tile(number) for number in range(COUNT)])[..., [3, 2, 1]]
+    low, high = every.min(axis=(0, 1, 2)), every.max(axis=(0, 1, 2))
+    limits = ";".join(f"{a:g},{b:g}" for a, b in zip(low, high, strict=True))
+    assert (made["stretch"], made["bands"]) == (limits, [4, 3, 2])
+    opened = open_dataset(dataset.uri)
+    assert opened.fingerprint == made["fingerprint"] != dataset.fingerprint
+    wanted = [restate((tile - low) / (high - low) * 1000, 0, 1000) for tile in every]
+    np.testing.assert_allclose(read_images(opened), wanted, atol=1)
+    assert not only_faults(opened)
+    config = DataConfig(uri=dataset.uri, reference_size=(8, 8))
+    (view,) = load_views(opened.table("references", ["train"]), [1], "references", config, seed=0)
+    assert np.ptp(try_image(view).numpy()) > 100
+
+
+def only_faults(made: GeoDataset) -> list[str]:
+    return [one.text for one in inspect_dataset(made.uri).findings if one.level == "fault"]
+
+
+def test_packing_copies_with_the_range_or_stores_what_is_shown(
+    dataset: GeoDataset, tmp_path: Path
+) -> None:
+    shown = write_stretch(dataset.uri, Stretch.parse("0,3000"), (1, 2, 3))
+    wanted = read_images(shown)
+    copied = pack(shown.uri, str(tmp_path / "copied")).dataset
+    np.testing.assert_array_equal(read_images(copied), wanted)
+    assert copied.values == shown.values
+    options = PackOptions(query_size=(16, 16), reference_size=(16, 16), quality=100)
+    resized = pack(shown.uri, str(tmp_path / "resized"), options).dataset
+    assert np.abs(np.subtract(read_images(resized), wanted, dtype=float)).mean() < 4
+    assert only_faults(copied) == only_faults(resized) == []
+
+
+def test_a_configuration_may_name_another_range_and_the_fingerprint_tells(
+    dataset: GeoDataset,
+) -> None:
+    config = DataConfig(uri=dataset.uri, stretch="0,3000", bands=(1, 2, 3))
+    opened = open_dataset(dataset.uri, config.image_options)
+    table = opened.table("references", ["train"])
+    assert not any(isinstance(image, BadImageError) for image in load_raws(table, range(COUNT)))
+    options = [
+        ImageOptions(),
+        ImageOptions(stretch="0,3000"),
+        ImageOptions(stretch="0,3000", bands=(1, 2, 3)),
+        ImageOptions(stretch="0,2000", bands=(1, 2, 3)),
+    ]
+    assert len({open_dataset(dataset.uri, one).fingerprint for one in options}) == len(options)
+    with pytest.raises(InputError, match="find their limits once, by `s4g convert stretch"):
+        open_dataset(dataset.uri, ImageOptions(stretch="percentile:2,98"))
+
+
+@pytest.mark.parametrize(
+    ("stretch", "bands", "message"),
+    [
+        ("0,1", (1, 2, 3), "reference id 0 .*are white by stretch 0,1"),
+        ("full", (1, 2, 3), None),
+        ("0,3000", None, "name those to show"),
+        ("0,3000", (1, 2, 9), r"bands \[1, 2, 9\] are asked for"),
+    ],
+)
+def test_a_range_that_does_not_fit_is_refused_before_it_is_written(
+    dataset: GeoDataset, stretch: str, bands: tuple[int, ...] | None, message: str | None
+) -> None:
+    before = Path(dataset.uri, "dataset.json").read_bytes()
+    if message is None:
+        write_stretch(dataset.uri, Stretch.parse(stretch), bands)
+        assert open_dataset(dataset.uri).values.stretch == "full"
+        return
+    with pytest.raises(InputError, match=message):
+        write_stretch(dataset.uri, Stretch.parse(stretch), bands)
+    assert Path(dataset.uri, "dataset.json").read_bytes() == before
