@@ -212,7 +212,7 @@ def test_reading_keeps_the_reason(tmp_path: Path) -> None:
     [
         ("a.jpg/b.jpg", "Not a directory"),
         (f"{'x' * 300}.jpg", "File name too long"),
-        ("foo://a.jpg", "Protocol not known"),
+        ("foo://a.jpg", "foo://a.jpg: Protocol not known"),
         ("ftp://127.0.0.1:9/a.jpg", "Connection refused"),
         ("a\0.jpg", "embedded null byte"),
     ],
