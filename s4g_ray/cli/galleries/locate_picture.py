@@ -82,8 +82,28 @@ def _show(axes: Any, picture: Pixels, title: str) -> None:
 
 
 def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, float]) -> None:
-    """Draw the gallery's tiles with the candidates' squares, the circles, the answer, the truth."""
+    """Draw the gallery's ground, and where the answer is small on it, a part of it enlarged."""
     bounds = find_bounds(gallery)
+    _draw_ground(axes, gallery, answer, truth, bounds)
+    axes.tick_params(labelsize=8)
+    axes.ticklabel_format(useOffset=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=4, frameon=False, fontsize=9)
+    near = find_near_bounds(answer, truth, bounds)
+    if near is None or near[3] - near[1] > (bounds[3] - bounds[1]) / 4:
+        return
+    is_west = near[0] + near[2] < bounds[0] + bounds[2]
+    is_south = near[1] + near[3] < bounds[1] + bounds[3]
+    corner = (0.55 if is_west else 0.03, 0.65 if is_south else 0.03, 0.42, 0.32)
+    inset = axes.inset_axes(corner, zorder=6)
+    _draw_ground(inset, gallery, answer, truth, near)
+    inset.set(xticks=[], yticks=[])
+    axes.indicate_inset_zoom(inset, edgecolor="black", alpha=0.8)
+
+
+def _draw_ground(
+    axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, float], bounds: Bounds
+) -> None:
+    """Draw the tiles within bounds, the candidates' squares, the circles, the answer, the truth."""
     west, south, east, north = bounds
     background = compose_background(gallery, bounds)
     axes.imshow(background, extent=(west, east, south, north), aspect="auto", alpha=0.85)
@@ -93,8 +113,8 @@ def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, f
         half = candidate.size_m / 2 / METRES_A_DEGREE
         style = {"fontsize": 9, "color": "black", "ha": "center", "va": "center"}
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "linewidth": 0}
-        lon = turn_into(bounds, candidate.lon)
-        axes.text(lon, candidate.lat + half, str(rank), bbox=box, **style)
+        spot = (turn_into(bounds, candidate.lon), candidate.lat + half)
+        axes.text(*spot, str(rank), bbox=box, clip_on=True, **style)
     radii = (("50 %", answer.radius_50_m, "--"), ("90 %", answer.radius_90_m, "-"))
     for name, radius_m, line in radii:
         if radius_m is not None:
@@ -109,9 +129,6 @@ def _draw_map(axes: Any, gallery: Gallery, answer: Answer, truth: tuple[float, f
     axes.scatter([at], [truth[0]], s=200, color=GREEN, marker="*", label="truth", **mark)
     axes.set(xlim=(west, east), ylim=(south, north))
     axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))
-    axes.tick_params(labelsize=8)
-    axes.ticklabel_format(useOffset=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=4, frameon=False, fontsize=9)
 
 
 def _draw_outline(
@@ -142,6 +159,22 @@ def turn_into(bounds: Bounds, lon: float) -> float:
     west, _, east, _ = bounds
     middle = (west + east) / 2
     return middle + float(wrap_longitudes(lon - middle))
+
+
+def find_near_bounds(answer: Answer, truth: tuple[float, float], whole: Bounds) -> Bounds | None:
+    """Return the degrees around an answer's circle, the truth and the first candidate's tile.
+
+    They are in the turn of the whole map's. None without a position.
+    """
+    if answer.lat is None or answer.lon is None:
+        return None
+    away_m = float(metres_between(answer.lat, answer.lon, *truth))
+    tile_m = answer.candidates[0].size_m if answer.candidates else 0.0
+    half_m = max(1.6 * (answer.radius_90_m or 0.0), 1.3 * away_m, 0.65 * tile_m)
+    half = half_m / METRES_A_DEGREE
+    half_lon = half / float(np.cos(np.radians(answer.lat)))
+    lon = turn_into(whole, answer.lon)
+    return (lon - half_lon, answer.lat - half, lon + half_lon, answer.lat + half)
 
 
 def compose_background(gallery: Gallery, bounds: Bounds) -> Pixels:
