@@ -12,6 +12,7 @@ exclusions    Exclusions: places that are never negatives of each other
 train_split   TrainSplit: pairs, places, exclusions and gallery of a run, read once
 images        read, decode and resize images
 pair_loader   PairLoader: load batches ahead of training, by threads or processes
+photos/       find photos, and read what their files say of themselves
 batches/      make training batches: sources, augmentation in the loader or on a device
 photos/       find photos, and read what their files say of themselves
 format/       dataset.json, columns, paths and fingerprint of a data set

@@ -56,10 +56,11 @@ def report_distances(
         )
     measured = metres[np.isfinite(metres) & ~far]
     if len(measured):
-        median, most = np.percentile(measured, (50, 95))
+        farthest = measured.max()
+        median, most = np.percentile(measured, (50, 95), overwrite_input=True)
         source_folder.add_note(
             f"queries from their tiles: {format_metres(median)} (median), 95 % within"
-            f" {format_metres(most)}, the farthest {format_metres(measured.max())}"
+            f" {format_metres(most)}, the farthest {format_metres(farthest)}"
         )
     return far
 

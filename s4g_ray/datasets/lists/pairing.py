@@ -68,29 +68,35 @@ def _check_distances(
     source_folder: SourceFolder, tiles: ImageList, photos: ImageList, options: ListOptions
 ) -> None:
     """Take the place from photos that are too far from the nearest tile of it."""
-    located = np.flatnonzero(np.isfinite(tiles.lat))
-    if not len(located):
-        return
     metres = np.full(len(photos), np.nan)
-    asked = np.flatnonzero((photos.place_ids >= 0) & np.isfinite(photos.lat))
     if options.pair == "key":
-        asked = asked[np.isin(photos.place_ids[asked], tiles.place_ids[located])]
-        points = _points_of_places(tiles, located)
-        by_place = cKDTree(points)
-        for part in _blocks(asked):
-            nearest = located[by_place.query(_points_of_places(photos, part), workers=-1)[1]]
-            metres[part] = _measure(photos, part, tiles, nearest)
+        _measure_to_places(tiles, photos, metres)
     else:
-        for part in _blocks(asked):
-            metres[part] = _measure(photos, part, tiles, photos.place_ids[part])
-    if not len(asked):
+        for start in range(0, len(photos), POINTS_AT_ONCE):
+            rows = slice(start, start + POINTS_AT_ONCE)
+            metres[rows] = _measure(photos, rows, tiles, photos.place_ids[rows])
+    if np.isnan(metres).all():
         return
 
     def make_tree() -> cKDTree:
+        located = np.isfinite(tiles.lat)
         return cKDTree(unit_sphere(tiles.lat[located], tiles.lon[located]))
 
     far = report_distances(source_folder, photos, metres, make_tree, options.max_distance_m)
     photos.place_ids[far] = -1
+
+
+def _measure_to_places(tiles: ImageList, photos: ImageList, metres: Floats64) -> None:
+    """Set the metres of each photo to the nearest tile of its place, where both have positions."""
+    located = np.flatnonzero(np.isfinite(tiles.lat))
+    asked = np.flatnonzero((photos.place_ids >= 0) & np.isfinite(photos.lat))
+    asked = asked[np.isin(photos.place_ids[asked], tiles.place_ids[located])]
+    if not len(asked):
+        return
+    tree = cKDTree(_points_of_places(tiles, located))
+    for part in _blocks(asked):
+        nearest = located[tree.query(_points_of_places(photos, part), workers=-1)[1]]
+        metres[part] = _measure(photos, part, tiles, nearest)
 
 
 def _points_of_places(images: ImageList, rows: Ints) -> Floats64:
@@ -99,7 +105,7 @@ def _points_of_places(images: ImageList, rows: Ints) -> Floats64:
     return np.column_stack([xyz, APART * images.place_ids[rows]])
 
 
-def _measure(photos: ImageList, rows: Ints, tiles: ImageList, nearest: Ints) -> Floats64:
+def _measure(photos: ImageList, rows: Ints | slice, tiles: ImageList, nearest: Ints) -> Floats64:
     """Return the metres between photos and tiles."""
     lat = tiles.lat[nearest]
     return metres_between(photos.lat[rows], photos.lon[rows], lat, tiles.lon[nearest])
