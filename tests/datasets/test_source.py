@@ -177,7 +177,7 @@ def test_each_command_describes_the_data_set(name: str, summary: str, tmp_path: 
     header = files.read_json(f"{target}/dataset.json")
     notes = []
     if name == "folder":
-        distances = "11 m (median), 95 % within 11 m, the farthest 11 m"
+        distances = "0 m (median), 95 % within 0 m, the farthest 0 m"
         notes = [f"queries from their tiles: {distances}"]
     assert lines == [*notes, summary.format(target)]
     assert result == {
