@@ -46,7 +46,7 @@ def find_missing_files(
             if isinstance(error.__cause__, ValueError | ImportError):
                 return dict.fromkeys(numbers_of[folder], str(error))
             raise
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return dict.fromkeys(numbers_of[folder], f"{type(error).__name__}: {error}")
         return {
             number: "missing"
