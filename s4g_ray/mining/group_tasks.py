@@ -6,13 +6,17 @@ No Ray.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.tables.embedding_table import read_embedding_part
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, join_graphs, write_graph_part
+from s4g_ray.errors import RunError
 from s4g_ray.mining.candidates import (
     Filters,
     Kept,
@@ -93,6 +97,16 @@ class GlobalMining:
     search: Searcher
 
 
+def check_finite(embeddings: str, ids: Ints, vectors: NDArray[Any]) -> None:
+    """Raise RunError, with the id, for queries of a table whose vectors[M, D] are not finite."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise RunError(
+            f"{embeddings}: the embedding of query {ids[bad[0]]} is not finite ({len(bad)} such);"
+            " remove it and embed it anew, from a checkpoint that is finite"
+        )
+
+
 def mine_group(shared: GlobalMining, row: Row, on_block: OnBlock) -> MinedPart:
     """Task: mine the places of consecutive parts of the queries' embeddings."""
     job = shared.job
@@ -102,9 +116,11 @@ def mine_group(shared: GlobalMining, row: Row, on_block: OnBlock) -> MinedPart:
         table = read_embedding_part(job.embeddings, part)
         is_mined = rows_of(job.query_ids, table.ids) >= 0
         own = table.place_ids[is_mined]
+        vectors = table.vectors[is_mined]
+        check_finite(job.embeddings, table.ids[is_mined], vectors)
         kept = job.find(
             lambda queries, width: shared.search.search(job.version, queries, width),
-            table.vectors[is_mined],
+            vectors,
             own,
             on_block,
         )

@@ -22,7 +22,7 @@ from s4g_ray.data.tables.neighbor_graph import NeighborGraph, join_graphs
 from s4g_ray.errors import RunError
 from s4g_ray.mining.candidates import Kept, SearchReferences, merge_neighbors
 from s4g_ray.mining.cells.cell_plan import CellPlan
-from s4g_ray.mining.group_tasks import MiningJob
+from s4g_ray.mining.group_tasks import MiningJob, check_finite
 from s4g_ray.mining.groups import plan_groups
 from s4g_ray.mining.job_plan import MinedPart, OnBlock, Row, describe_group, parts_of
 from s4g_ray.mining.report import Counts
@@ -147,6 +147,7 @@ def mine_block(shared: CellMining, row: Row, on_block: OnBlock) -> MinedPart:
     """Task: mine the places of a block of cells, cell by cell."""
     plan = shared.plan
     queries = _read_records(shared, row["queries"])
+    check_finite(shared.job.embeddings, queries["id"], queries["vector"])
     references = _read_records(shared, row["references"])
     query_cells = plan.cells_of(queries["place"])
     cells = plan.cells_of(references["place"])
