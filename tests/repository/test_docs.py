@@ -175,7 +175,7 @@ NOT_RUN = [
         check_training,
     ),
     NotRun(
-        r"make (demo|check|test|lint|bench|wheel)",
+        r"make (demo|check|test|lint|bench|wheel|docs)",
         "minutes each; CI runs lint and test, and a test builds the wheel",
         check_make,
     ),

@@ -104,6 +104,9 @@ class Scene:
         for position in INPUTS[name]:
             if position < len(values):
                 self._provide(values[position])
+        if name == "doctor":
+            for value in values:
+                (self.root / value).mkdir(parents=True, exist_ok=True)
         self._provide_options(arguments)
         if name in TARGETS:
             shutil.rmtree(self.root / values[TARGETS[name]], ignore_errors=True)

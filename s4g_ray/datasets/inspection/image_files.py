@@ -39,10 +39,14 @@ def find_missing_files(
     def find_in(folder: str) -> dict[int, str]:
         try:
             names = set(files.list_names(folder))
-        except (StoreError, InputError):  # a fault of the store, not of these files
+        except StoreError:  # a fault of the store, not of these files
             raise
-        except (OSError, ValueError, ImportError) as error:
-            # ValueError: an unknown protocol; ImportError: its package is missing
+        except InputError as error:
+            # an unknown scheme, or one whose client is not installed; others are the store's
+            if isinstance(error.__cause__, ValueError | ImportError):
+                return dict.fromkeys(numbers_of[folder], str(error))
+            raise
+        except (OSError, ValueError) as error:
             return dict.fromkeys(numbers_of[folder], f"{type(error).__name__}: {error}")
         return {
             number: "missing"

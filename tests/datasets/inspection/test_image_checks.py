@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_listed_gives_its_reason(tmp_path: Path) -> None
     tables["queries"]["uri"][0] = "nosuch://bucket/0.png"
     fault = only_finding(inspect_dataset(write_small(tmp_path / "d", tables)), "images", "fault")
     assert fault.values["missing"] == 1
-    assert "ValueError: Protocol not known: nosuch" in fault.examples[0]
+    assert "Protocol not known: nosuch; use a local path, s3://" in fault.examples[0]
 
 
 def test_undecodable_images_are_faults_with_reasons_and_sizes_are_listed(tmp_path: Path) -> None:
