@@ -33,4 +33,3 @@ def test_beyond_the_antimeridian_the_enlarged_part_is_in_the_turn_of_the_map() -
     bounds = find_near_bounds(answer, (0.0, -179.89), (179.0, -1.0, 181.0, 1.0))
     assert bounds is not None
     assert bounds[0] < 180.1 < 180.11 < bounds[2]
-
