@@ -64,3 +64,18 @@ def test_a_job_without_options_is_resumed_with_its_arguments() -> None:
     wanted = "ray job submit ... -- python jobs/train.py --config a.yaml 'run_dir=x y' --resume"
     assert describe_next(arguments) == wanted
     assert describe_next([*arguments[:1], "--from-epoch", "3", *arguments[1:]]) == wanted
+
+
+def test_a_run_that_sigterm_ended_before_it_began_names_no_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: Any, **_: Any) -> RunResult:
+        return RunResult(config.run_dir, {}, None, [], finished=False, begun=False)
+
+    monkeypatch.setattr(driver, "run", run)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(tiny_config(tmp_path / "run", "data")))
+    done = CliRunner().invoke(app, ["train", str(path)])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "SIGTERM: nothing was begun"
+    assert "resume" not in done.output
