@@ -14,7 +14,6 @@ images        read, decode and resize images
 pair_loader   PairLoader: load batches ahead of training, by threads or processes
 photos/       find photos, and read what their files say of themselves
 batches/      make training batches: sources, augmentation in the loader or on a device
-photos/       find photos, and read what their files say of themselves
 format/       dataset.json, columns, paths and fingerprint of a data set
 pixels/       values of images into bytes
 tables/       the tables by which packages meet
