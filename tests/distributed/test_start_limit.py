@@ -15,14 +15,17 @@ from s4g_ray.distributed.start_limit import TooLateError, limited
 # a lock of the C library that is taken twice: no signal ends the wait for it
 HANG = """
 import ctypes, sys
+from contextlib import suppress
 from s4g_ray.distributed import start_limit
 start_limit.GRACE_S = 0.2
 lock = ctypes.create_string_buffer(64)
 library = ctypes.CDLL(None)
 with start_limit.limited(float(sys.argv[1]), "Ray did not start"):
     print("on", flush=True)
-    library.pthread_mutex_lock(lock)
-    library.pthread_mutex_lock(lock)
+    while True:
+        with suppress(BaseException):  # a signal before it hangs
+            library.pthread_mutex_lock(lock)
+            library.pthread_mutex_lock(lock)
 """
 
 
