@@ -144,11 +144,11 @@ class Lease:
         is_here = owner is not None and owner.is_of(self._owner.machine)
         if owner is not None and is_here and not owner.is_alive():
             return "it has ended"
+        if steal:  # at once: a sign of life meanwhile would be in the way
+            return STOLEN
         age_s = self._file.age_s(self._owner, found)
         if age_s is not None and age_s > STALE_S and not is_here:
             return f"it gave no sign of life for {age_s:.0f} s"
-        if steal:
-            return STOLEN
         if is_here:
             raise self._refuse(found, age_s)
         if owner is None:

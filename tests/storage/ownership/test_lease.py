@@ -77,7 +77,7 @@ def is_lost(lease: Lease) -> bool:
 HOLD = """
 import sys, time
 from s4g_ray.storage.ownership import lease as leases
-leases.BEAT_S = 0.05
+leases.BEAT_S = 0.5
 with leases.owning(sys.argv[1], interrupts="interrupts" in sys.argv) as lease:
     print("on", flush=True)
     deadline = time.monotonic() + 120
@@ -127,7 +127,7 @@ def test_a_second_process_is_refused_and_one_that_was_killed_is_replaced_at_once
 def test_a_process_whose_lease_is_stolen_stops(
     tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT_S", 0.05)
+    monkeypatch.setattr(leases, "BEAT_S", 0.5)
     with holding(str(tmp_path), way) as process:
         with owning(str(tmp_path), reporter, steal=True) as lease:
             assert process.wait(timeout=LIMIT_S) == 1
@@ -353,7 +353,7 @@ def any_store(request: pytest.FixtureRequest, store: Store) -> Store:
 def test_an_object_store_has_one_owner_too(
     any_store: Store, reporter: Reporter, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT_S", 0.05)
+    monkeypatch.setattr(leases, "BEAT_S", 0.5)
     folder = "s3://data/written"
     with holding(folder) as process:
         with pytest.raises(InputError, match="is being written by"), owning(folder, reporter):
