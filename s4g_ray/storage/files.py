@@ -101,8 +101,8 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 def _open_by_fsspec(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI, and the path there. Makes no request.
 
-    Its methods raise OSError alone: other errors become StoreError. Raises InputError for a scheme
-    that fsspec does not know, and where the scheme's client is not installed.
+    Its methods raise OSError alone: other errors of a client become StoreError. Raises InputError
+    for a scheme that fsspec does not know, and where the scheme's client is not installed.
     """
     try:
         filesystem, path = fsspec.url_to_fs(uri)
@@ -145,8 +145,8 @@ def _explain(request: Callable[..., Any], scheme: str) -> Callable[..., Any]:
     def explained(*arguments: Any, **options: Any) -> Any:
         try:
             return request(*arguments, **options)
-        except (OSError, NotImplementedError):
-            raise
+        except (OSError, NotImplementedError, TypeError, AttributeError, NameError):
+            raise  # the last three are mistakes in code
         except Exception as error:  # of the client's own kinds, such as those of httpx
             where = arguments[0] if arguments and isinstance(arguments[0], str) else ""
             raise StoreError(

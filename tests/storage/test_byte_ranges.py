@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,9 +54,7 @@ def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
     reads: list[tuple[str, int | None, int | None]] = []  # path, start, end
     content = bytes(700_000)
 
-    def cat_file(
-        self: Any, path: str, start: int | None = None, end: int | None = None, **_: Any
-    ) -> bytes:
+    def cat_file(path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         reads.append((path, start, end))
         return content[start:end]
 
@@ -64,7 +63,7 @@ def test_near_ranges_of_a_file_are_one_read_and_far_ones_are_not(
         reads.append((uri.removeprefix(str(tmp_path)), start, end))
         return content[start:end]
 
-    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
+    monkeypatch.setattr(fsspec.filesystem("memory"), "cat_file", cat_file)
     monkeypatch.setattr(files, "read_available", read)
     for folder, edge in (("memory://", 64_000 + NEAR_REMOTE), (str(tmp_path), 64_000 + NEAR)):
         near = [(f"{folder}/packed", 1000 * i, 1000) for i in reversed(range(64))]
@@ -87,6 +86,6 @@ def test_an_unexpected_error_of_a_remote_read_is_raised(monkeypatch: pytest.Monk
     def cat_file(*_: Any, **__: Any) -> bytes:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", cat_file)
+    monkeypatch.setattr(fsspec.filesystem("memory"), "cat_file", cat_file)
     with pytest.raises(TypeError, match="a mistake"):
         read_ranges([("memory://x", 0, 1)])

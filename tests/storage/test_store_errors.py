@@ -17,7 +17,7 @@ from s4g_ray.data.dataset import open_dataset
 from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_files
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.encoder.pretrained import read_state
-from s4g_ray.errors import InputError, StoreError, WriteError
+from s4g_ray.errors import InputError, RunError, StoreError, WriteError
 from s4g_ray.storage import files, object_store, s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
 from s4g_ray.storage.store_filesystem import store_filesystem
@@ -151,7 +151,7 @@ def test_a_session_on_a_cluster_carries_the_stores_settings_and_no_credential(
     """A cluster that starts on this machine inherits the environment of this process."""
     import ray
 
-    from s4g_ray.distributed.session import ray_session
+    from s4g_ray.distributed import session
 
     given: list[dict[str, Any]] = []
 
@@ -161,13 +161,15 @@ def test_a_session_on_a_cluster_carries_the_stores_settings_and_no_credential(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(session, "check_address", lambda *_, **__: None)
     monkeypatch.setattr(os, "environ", {**os.environ, **environment("http://s3")})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for values in ({}, {"endpoint_url": "http://minio:9000", "max_attempts": 3}):
         config = tiny_config(
             "s3://data/run", "s3://data/set", storage=values, ray={"address": address}
         )
-        with pytest.raises(InputError), ray_session(config.ray, config.storage):
+        expected = InputError if address else RunError
+        with pytest.raises(expected), session.ray_session(config.ray, config.storage):
             pass
     carried = {"AWS_ENDPOINT_URL_S3": "http://minio:9000", "AWS_MAX_ATTEMPTS": "3"}
     assert given[0]["runtime_env"] is None

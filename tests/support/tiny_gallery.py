@@ -19,6 +19,7 @@ from s4g_ray.config.data_schema import DataConfig
 from s4g_ray.data.area import Area
 from s4g_ray.data.images import crop_field_of_view, fit_query
 from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.gallery.store.tiles import Tiles
 from tests.conftest import tiny_config
 
 PIXELS = 32  # of a tile's side
@@ -92,7 +93,7 @@ class TinyGallery:
         lat, lon = np.array(centres).T
         ids = 100 + np.arange(len(places))
         size_m = np.full(len(ids), SIZE_M)
-        self.tiles = SimpleNamespace(ids=ids, lat=lat, lon=lon, size_m=size_m, rows=self.rows)
+        self.tiles = Tiles(ids, lat, lon, size_m)
         self.num_tiles = len(ids)
         self._vectors = self.encode(self.images)
         self.dim = self._vectors.shape[1]

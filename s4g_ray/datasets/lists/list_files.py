@@ -33,6 +33,7 @@ from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage.parquet import refuse_extension_types
 
 BLOCK_BYTES = 8_000_000  # of CSV that are parsed at once
+NUMBERS = ("lat", "lon", "heading")
 BATCH_ROWS = 100_000  # rows of the csv module or of Parquet that are parsed at once
 
 
@@ -246,8 +247,10 @@ class ParquetList:
                 schema = parquet.schema_arrow
                 refuse_extension_types(schema.empty_table(), self.uri)
                 names = schema.names
-                self.columns = ListColumns.find(self.uri, names, self._view, self._options)
-                self.columns = self._sample(parquet, self.columns)
+                columns = ListColumns.find(self.uri, names, self._view, self._options)
+                shown = [columns.name(kind) for kind in NUMBERS if kind in columns.index]
+                sample = next(parquet.iter_batches(SAMPLE_ROWS, columns=shown), None)
+                self.columns = self._with_sample(columns, sample)
                 wanted = sorted({names[column] for column in self.columns.index.values()})
                 for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
                     yield self._parse_batch(self.columns, batch, first)
@@ -263,20 +266,19 @@ class ParquetList:
         """Return how numbers are written, where it is not in degrees with points."""
         return self.columns.numbers.describe() if self.columns is not None else []
 
-    def _sample(self, parquet: pq.ParquetFile, columns: ListColumns) -> ListColumns:
+    def _with_sample(self, columns: ListColumns, batch: pa.RecordBatch | None) -> ListColumns:
         """Find the number format by the first rows."""
-        kinds: list[str] = [kind for kind in ("lat", "lon", "heading") if kind in columns.index]
-        names = sorted({columns.name(kind) for kind in kinds})
-        for batch in parquet.iter_batches(SAMPLE_ROWS, columns=names):
-            sample = {
-                kind: [
-                    "" if value is None else str(value).strip()
-                    for value in batch[columns.name(kind)].to_pylist()
-                ]
-                for kind in kinds
-            }
-            return columns.with_sample(sample, self._options)
-        return columns
+        if batch is None:
+            return columns
+        sample = {
+            kind: [
+                "" if value is None else str(value).strip()
+                for value in batch[columns.name(kind)].to_pylist()
+            ]
+            for kind in NUMBERS
+            if kind in columns.index
+        }
+        return columns.with_sample(sample, self._options)
 
     def _parse_batch(self, columns: ListColumns, batch: pa.RecordBatch, first: int) -> ListedChunk:
         numbers = np.arange(batch.num_rows) + first

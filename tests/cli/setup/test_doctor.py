@@ -24,6 +24,7 @@ def test_the_command_prints_one_object_and_fails_for_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
     done = CliRunner().invoke(app, ["doctor", str(tmp_path), "--write", "--json"])
     value = json.loads(done.stdout)
     fields = documented("s4g doctor")
