@@ -62,8 +62,10 @@ def _request(needs: Sequence[Need]) -> PlacementGroup:
             bundle["GPU"] = need.gpus
         if need.memory_gb:
             bundle["memory"] = need.memory_gb * 1e9
-        if not any(bundle.values()):  # a node that its labels select is needed all the same
-            bundle["CPU"] = 1 / UNIT
+        if not any(bundle.values()):
+            if not need.selector:
+                continue
+            bundle["CPU"] = 1 / UNIT  # a node that its labels select is needed all the same
         for _ in range(need.count):
             bundles.append(dict(bundle))
             selectors.append(dict(need.selector))

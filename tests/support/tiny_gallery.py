@@ -114,9 +114,6 @@ class TinyGallery:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        return ids - 100
-
     @property
     def encoder(self) -> Any:
         """What embeds inputs of the encoder's size, in any thread: the gallery itself."""
