@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,10 +26,19 @@ if TYPE_CHECKING:
 UNLIMITED = 100_000  # columns
 CTRL_C = 130  # exit code
 INTERRUPTED = "interrupted"
+PASSED_ON_S = 0.5
 Steal = Annotated[
     bool,
     typer.Option("--steal", help="Take the folder over from a process that is still writing it."),
 ]
+
+
+def can_draw(console: Console) -> bool:
+    """Return whether a display can be drawn: not into a file, nor in a terminal without a cursor.
+
+    FORCE_COLOR makes a terminal of any file, so the file is asked itself.
+    """
+    return console.is_interactive and not console.is_dumb_terminal and console.file.isatty()
 
 
 def make_reporter(as_json: bool) -> Any:
@@ -125,10 +135,12 @@ class _Interrupts:
         self.count += 1
         if self.count == 1:
             raise KeyboardInterrupt
-        if sys.stderr.isatty():
-            os.write(2, b"\x1b[?25h")  # a display may have hidden the cursor
+        for stream in (1, 2):
+            if os.isatty(stream):
+                os.write(stream, b"\x1b[?25h")  # a display may have hidden the cursor
         if self.count == 2:
             os.write(2, b"s4g: interrupted twice: ended at once\n")
+            time.sleep(PASSED_ON_S)  # a thread may pass it on to the terminal
         os._exit(CTRL_C)
 
     def has_told(self) -> None:

@@ -21,6 +21,7 @@ from s4g_ray.gallery.answer import Answer
 from s4g_ray.pipeline.run_folder import Record, RunResult
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
+from s4g_ray.storage.ownership.lease import owning
 
 if TYPE_CHECKING:
     from s4g_ray.gallery.gallery import Gallery
@@ -108,8 +109,7 @@ class Demo:
         from s4g_ray.pipeline.driver import run
 
         uri = self.config.data.uri
-        if not files.exists(files.join(uri, "dataset.json")):
-            convert_landsat("localtileserver", uri, reporter, **CUT)
+        self._convert(uri, reporter)
         with follow_run(reporter, self.config) as followed:
             result = run(self.config, resume=self.is_resumed, **followed)
         if not result.finished:
@@ -154,6 +154,15 @@ class Demo:
             )
         reporter.line(text)
         return gallery
+
+    def _convert(self, uri: str, reporter: Reporter) -> None:
+        """Cut the data set where it is missing."""
+        header = files.join(uri, "dataset.json")
+        if files.exists(header):
+            return
+        with owning(files.absolute(uri), reporter, interrupts=True):
+            if not files.exists(header):  # another call may have cut it meanwhile
+                convert_landsat("localtileserver", uri, reporter, **CUT)
 
     def _draw(self, gallery: Gallery, located: tuple[Located, ...]) -> list[str]:
         """Draw the first photo that has an answer, and return the picture's path."""

@@ -78,13 +78,18 @@ def _find_write_fault(folder: str) -> str:
     return ""
 
 
+def home_folder() -> Path:
+    """Return the user's home; a path that does not exist where there is none."""
+    return Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home() fails where there is none)
+
+
 def _check_token() -> None:
     """Check that Ray finds a token, or can make one in the home folder."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    home = Path.home()
+    home = home_folder()
     folder = home / ".ray"
     if (folder / "auth_token").is_file():
         return

@@ -44,12 +44,14 @@ def limited(limit_s: float, message: str) -> Iterator[None]:
     watcher.start()
     descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
+    alarm = signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        if before is not None:  # it was installed from Python
+            signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *alarm)  # of the program around this one
         signal.set_wakeup_fd(descriptor)
         ended.set()
         sender.close()

@@ -198,6 +198,7 @@ class RunFolder:
 
     def start(self) -> None:
         """Write the configuration, then run.json: from here on the folder holds a run."""
+        self.guard()
         files.write_bytes(self.path("config.yaml"), dump_config(self.config).encode())
         self.update()
         self.has_begun = True

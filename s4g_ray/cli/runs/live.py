@@ -12,11 +12,13 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
+from s4g_ray.cli.console import can_draw
 from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.cli.runs.run_view import describe_state, make_table
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.records import RunRecord
 from s4g_ray.progress import Reporter, make_bars
+from s4g_ray.storage import s3_settings
 
 REFRESH_PER_S = 4
 BORDER = 8  # lines of a terminal for all but the epochs: state, heading, bars
@@ -91,8 +93,9 @@ def follow_run(reporter: Reporter, config: RunConfig) -> Iterator[dict[str, Any]
 
     In a terminal a display, elsewhere the plain lines of `reporter`.
     """
-    if not reporter.console.is_terminal:
+    if not can_draw(reporter.console):
         yield {"reporter": reporter}
         return
+    s3_settings.apply(config.storage)  # before the run does: a run that is resumed is read here
     with LiveReporter(reporter.console, read_state(config.run_dir, config.train.epochs)) as live:
         yield {"reporter": live, "callbacks": [live]}

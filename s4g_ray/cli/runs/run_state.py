@@ -80,7 +80,8 @@ class RunState:
     @property
     def last_epoch(self) -> int:
         """Return the last epoch that has ended; 0 before the first."""
-        return max((row.epoch for row in self.rows.values() if row.time is not None), default=0)
+        rows = list(self.rows.values())  # other threads add rows
+        return max((row.epoch for row in rows if row.time is not None), default=0)
 
     def seconds_left(self, now: float) -> float | None:
         """Return the expected seconds until the last epoch ends; None before an epoch has ended.
@@ -90,7 +91,7 @@ class RunState:
         """
         ended = sorted(
             row.time
-            for row in self.rows.values()
+            for row in list(self.rows.values())  # other threads add rows
             if row.time is not None and (self._begun is None or row.time >= self._begun)
         )
         if self._begun is not None:

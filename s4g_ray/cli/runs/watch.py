@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.cli.console import can_draw, interruptible, make_reporter, print_json
 from s4g_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def watch(
             _print_once(reporter, state, status)
         else:
             pause_s = every_s or (LOCAL_S if files.is_local(uri) else STORE_S)
-            if reporter.console.is_terminal:
+            if can_draw(reporter.console):
                 _show_live(reporter, uri, pause_s)
             else:
                 _print_lines(reporter, uri, pause_s)

@@ -31,7 +31,7 @@ def check_address(address: str | None) -> Finding:
 def check_token() -> Finding:
     """Check that Ray's token can be used, where tokens are asked for."""
     mode = os.environ.get("RAY_AUTH_MODE", "token, by default")
-    path = Path.home() / TOKEN
+    path = start_checks.home_folder() / TOKEN
     if not mode.startswith("token"):
         return Finding(
             "Ray token",

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from s4g_ray.cli.setup.finding import Finding
-from s4g_ray.distributed.start_checks import check_local_start
+from s4g_ray.distributed.start_checks import check_local_start, home_folder
 from s4g_ray.errors import InputError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -109,18 +109,27 @@ def _read(path: Path) -> str:
         return ""
 
 
-def list_gpus() -> list[str]:
-    """Return the GPUs that NVIDIA's driver names, with their memory; none without a driver."""
+def list_gpus() -> list[str] | None:
+    """Return the GPUs that NVIDIA's driver names, with their memory; none without a driver.
+
+    None where the driver does not answer.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return None
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
 
 
-def check_gpus(gpus: list[str]) -> Finding:
+def check_gpus(gpus: list[str] | None) -> Finding:
     """Compare the GPUs of the driver with those that torch can use."""
+    if gpus is None:
+        remedy = "restart the driver, or the machine"
+        return Finding("GPUs", "error", "nvidia-smi does not answer", remedy)
     import torch  # not at the top: it takes seconds
 
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -180,7 +189,7 @@ def check_temporary_folder() -> Finding:
 
 def check_home() -> Finding:
     """Check that HOME can be written: Ray keeps its token there, other libraries caches."""
-    home = str(Path.home())
+    home = str(home_folder())
     fault = find_write_fault(home)
     if fault:
         return Finding("HOME", "error", f"{home}: {fault}", "set HOME to a folder with access")

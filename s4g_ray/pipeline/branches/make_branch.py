@@ -38,6 +38,7 @@ def make_branch(folder: RunFolder) -> None:
     """
     branch = folder.branch
     assert branch is not None
+    folder.guard()
     start = Checkpoint.read(folder.checkpoint(branch.from_epoch))
     kept = folder.path(branch.folder)
     if "branching" not in folder.info:

@@ -53,8 +53,12 @@ def prune_run(
         raise InputError(f"{uri} is no run's folder: run.json is missing")
     config = load_config(files.join(uri, "config.yaml"))
     s3_settings.apply(config.storage)
+    if dry_run:
+        if steal:
+            raise InputError("--dry-run changes nothing, so it takes nothing; leave out --steal")
+        return _prune(uri, config, keep, dry_run=True)
     with owning(uri, reporter, steal=steal, interrupts=True):
-        return _prune(uri, config, keep, dry_run=dry_run)
+        return _prune(uri, config, keep, dry_run=False)
 
 
 def _prune(uri: str, config: RunConfig, keep: int | None, *, dry_run: bool) -> Pruned:

@@ -84,7 +84,10 @@ class Lease:
         if not self._lost.is_set():
             if time.monotonic() - self._confirmed < every_s:
                 return
-            found = self._file.read()
+            try:
+                found = self._file.read()
+            except PermissionError:  # that of another user has replaced it
+                found = None
             if found is not None and found.is_of(self._owner):
                 self._confirmed = time.monotonic()
                 return
@@ -111,13 +114,15 @@ class Lease:
         self._ended.set()
         _held.discard(self)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(BEAT_S)
+        if self._thread.is_alive():  # the store does not answer: the lease becomes stale by itself
+            return
         with suppress(RunError, OSError):
             self._file.remove(self._owner)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            with suppress(RunError, OSError):  # the next one tries again
+            with suppress(Exception):  # of any client: the next heartbeat tries again
                 if not self._file.beat(self._owner):
                     self._lost.set()
                     if self._interrupts:
@@ -218,10 +223,11 @@ def owning(
     lease = Lease(folder, interrupts=interrupts)
     try:
         lease.acquire(reporter or Reporter(), steal=steal)
-        yield lease
-    except KeyboardInterrupt:
-        lease.watch()
-        raise
+        try:
+            yield lease
+        except KeyboardInterrupt:
+            lease.watch()
+            raise
     finally:
         lease.release()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.ownership.owner import Owner
 from s4g_ray.storage.s3_settings import is_object_store
@@ -128,7 +128,7 @@ class LocalLeaseFile:
                     return False
                 # of the file that was read: not of another that has replaced it since
                 os.utime(file.fileno())
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # that of another user has replaced it
             return False
         return True
 
@@ -225,16 +225,18 @@ class ObjectLeaseFile:
         found = self.read()  # the answer to an earlier write may have been lost
         if found is None or not found.is_of(owner):
             return False
-        return self._write(owner, found)
+        return self._write(owner, found) or self._has_own(owner)
 
     def age_s(self, owner: Owner, found: FoundLease) -> float | None:
         """Return the seconds since the last heartbeat: against the time of a new object."""
-        probe = f"{self._path}.{owner.token}.tmp"
+        folder, _, name = self._path.rpartition("/")
+        probe = f"{folder}/.{name}.{owner.token}.tmp"  # who looks into the folder ignores it
         self._filesystem.pipe_file(probe, b"")
         try:
             now = self._filesystem.info(probe)["LastModified"].timestamp()
         finally:
-            self._filesystem.rm_file(probe)
+            with suppress(RunError, OSError):  # it may be written, but not removed
+                self._filesystem.rm_file(probe)
         return None if found.modified is None else max(0.0, now - found.modified)
 
     def remove(self, owner: Owner) -> None:

@@ -169,6 +169,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     assert "holds no run (yet)" in str(done.exception)
 
 
+class Screen(io.StringIO):
+    """Text that was written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def terminal(text: io.StringIO) -> Console:
     return Console(file=text, width=110, height=20, force_terminal=True, highlight=False)
 
@@ -200,7 +207,10 @@ def test_a_display_follows_a_run_in_a_terminal_alone(tmp_path: Path) -> None:
     with follow_run(plain, config) as followed:
         assert followed == {"reporter": plain}
     write_run(tmp_path / "run", LINES)
-    with follow_run(Reporter(terminal(io.StringIO())), config) as followed:
+    forced = Reporter(terminal(io.StringIO()))  # as by FORCE_COLOR, into a file
+    with follow_run(forced, config) as followed:
+        assert followed == {"reporter": forced}
+    with follow_run(Reporter(terminal(Screen())), config) as followed:
         live = followed["reporter"]
         assert followed["callbacks"] == [live]
         assert sorted(live.state.rows) == [0, 1, 2, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
@@ -25,6 +26,7 @@ from s4g_ray.storage.ownership import lease as leases
 from s4g_ray.storage.ownership import lease_files
 from s4g_ray.storage.ownership.lease import Lease, owning
 from s4g_ray.storage.ownership.owner import Owner
+from s4g_ray.storage.store_filesystem import StoreFileSystem
 from tests.support.faulty_s3 import Fault, Store
 
 LIMIT_S = 60.0
@@ -252,6 +254,34 @@ def test_a_process_that_was_halted_notices_by_itself(
     assert (tmp_path / files.LEASE).exists()  # that of the other
 
 
+def test_an_interrupt_while_a_lease_is_awaited_is_no_loss(
+    tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    write_lease(tmp_path, elsewhere())
+    monkeypatch.setattr(leases.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt), owning(str(tmp_path), reporter):
+        pytest.fail("it is another process's")
+
+
+@pytest.mark.parametrize("beat_s", [0.01, 100.0])  # a heartbeat finds out, or who asks
+def test_a_lease_that_only_another_user_may_read_is_lost(
+    tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch, beat_s: float
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(leases, "BEAT_S", beat_s)
+    with owning(str(tmp_path), reporter) as lease, monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        if beat_s < 1:
+            wait_for(lambda: is_lost(lease))
+        with pytest.raises(OwnershipLostError):
+            lease.check()
+
+
 def test_a_removed_lease_is_lost(
     tmp_path: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,10 +416,22 @@ def test_a_lease_of_another_machine_is_stale_by_the_clock_of_the_store(
     folder = "s3://data/written"
     files.write_bytes(f"{folder}/{files.LEASE}", elsewhere().to_bytes())
     monkeypatch.setattr(leases, "STALE_S", 0.5)
+    written: list[str] = []
+    pipe_file = StoreFileSystem.pipe_file
+
+    def remember(self: Any, path: str, *values: Any, **options: Any) -> None:
+        written.append(path.rpartition("/")[2])
+        pipe_file(self, path, *values, **options)
+
+    monkeypatch.setattr(StoreFileSystem, "pipe_file", remember)
     with owning(folder, reporter) as lease:
         lease.check()
     assert "it gave no sign of life for " in lines.getvalue()
     assert files.list_names(folder) == []
+    # who looks into the folder meanwhile ignores such names
+    probes = set(written) - {files.LEASE}
+    assert probes
+    assert all(re.fullmatch(r"\..*\.tmp", name) for name in probes)
 
 
 @pytest.mark.s3
