@@ -261,7 +261,7 @@ def test_an_interrupt_while_a_lease_is_awaited_is_no_loss(
         raise KeyboardInterrupt
 
     write_lease(tmp_path, elsewhere())
-    monkeypatch.setattr(leases.time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt), owning(str(tmp_path), reporter):
         pytest.fail("it is another process's")
 
