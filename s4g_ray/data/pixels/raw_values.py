@@ -11,6 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PLANAR_CONFIGURATION,
+    SAMPLESPERPIXEL,
+    TiffImageFile,
+)
 
 from s4g_ray.arrays import Bools
 from s4g_ray.data.pixels.image_values import UnfitValuesError
@@ -36,15 +42,25 @@ def is_single_band(image: Image.Image) -> bool:
 def has_more_values(image: Image.Image, *, all_bands: bool) -> bool:
     """Return whether an opened file has values that Pillow cuts off: bits, or bands.
 
-    all_bands: bands beyond red, green and blue count too.
+    all_bands: bands beyond red, green and blue count too. Ask this before is_single_band: of a TIFF
+    whose bands lie one after the other Pillow may see the first alone.
     """
     stored = _stored_mode(image)
-    has_more_bands = image.format == "TIFF" and stored.startswith("RGB") and len(stored) > 3
     return (
-        (";16" in stored and not is_single_band(image))
+        (isinstance(image, TiffImageFile) and _has_more_bands(image, all_bands))
+        or (";16" in stored and not is_single_band(image))
         or stored == "LX"
-        or (all_bands and has_more_bands)
     )
+
+
+def _has_more_bands(image: TiffImageFile, all_bands: bool) -> bool:
+    """Return whether the tags of a TIFF name bands that Pillow does not see, or sees as others."""
+    num_bands = int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
+    has_bytes = set(image.tag_v2.get(BITSPERSAMPLE, (1,))) == {8}
+    if num_bands == 1 or (num_bands == 3 and has_bytes and image.mode == "RGB"):
+        return False
+    is_split = image.tag_v2.get(PLANAR_CONFIGURATION, 1) == 2
+    return is_split or not has_bytes or (all_bands and num_bands > 3 and image.mode != "CMYK")
 
 
 def read_single_band(image: Image.Image) -> RawValues:

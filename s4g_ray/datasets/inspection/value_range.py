@@ -82,10 +82,8 @@ def _read_values(data: bytes) -> NDArray[Any] | None:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if is_single_band(image):
-                return read_single_band(image).values
             if not has_more_values(image, all_bands=True):
-                return None
+                return read_single_band(image).values if is_single_band(image) else None
     except UnidentifiedImageError as error:
         if not data.startswith(TIFF_STARTS):
             raise ValueError(describe_content(data)) from error

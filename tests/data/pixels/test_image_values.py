@@ -80,6 +80,23 @@ def test_values_are_shown_by_the_range_of_the_data_set_and_refused_without_one(
             decode_pixels(data, values=ImageValues(named.stretch, (9,)))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("compress", ["none", "lzw", "deflate"])
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_bands_are_chosen_however_a_tiff_lays_them_out(
+    interleave: str, compress: str, dtype: str
+) -> None:
+    layout = {"interleave": interleave, "compress": compress}
+    for count in (2, 3, 4, 7):
+        values = make_values(dtype, 0, 255, count)
+        bands = {2: (2,), 3: (1, 2, 3)}.get(count, (4, 2, 3))
+        wanted = restate(values[:, :, [band - 1 for band in bands]], 0, 255)
+        for photometric in ("MINISBLACK", "RGB") if count > 2 else ("MINISBLACK",):
+            data = encode_tiff(values, photometric=photometric, **layout)
+            found = decode_pixels(data, values=ImageValues("0,255", bands))
+            np.testing.assert_allclose(found, wanted, atol=1)
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int32"])
 def test_the_full_range_of_a_type_needs_no_name(dtype: str) -> None:
     limits = np.iinfo(dtype)

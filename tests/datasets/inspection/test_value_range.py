@@ -84,6 +84,17 @@ def test_percentiles_of_a_sample_are_kept_and_used_wherever_images_are_read(
     assert np.ptp(try_image(view).numpy()) > 100
 
 
+def test_percentiles_are_those_of_each_band_where_bands_lie_one_after_the_other(
+    dataset: GeoDataset,
+) -> None:
+    wanted = convert_stretch(dataset.uri, "percentile:0,100", "--bands", "4,3,2")["stretch"]
+    for number in range(COUNT):
+        data = encode_tiff(make_tile(number), interleave="band", compress="lzw")
+        Path(dataset.uri, f"{number}.tif").write_bytes(data)
+    found = convert_stretch(dataset.uri, "percentile:0,100", "--bands", "4,3,2")["stretch"]
+    assert found == wanted
+
+
 def only_faults(made: GeoDataset) -> list[str]:
     return [one.text for one in inspect_dataset(made.uri).findings if one.level == "fault"]
 
