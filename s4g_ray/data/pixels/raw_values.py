@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    COMPRESSION,
     PLANAR_CONFIGURATION,
+    SAMPLEFORMAT,
     SAMPLESPERPIXEL,
     TiffImageFile,
 )
@@ -22,8 +24,14 @@ from s4g_ray.arrays import Bools
 from s4g_ray.data.pixels.image_values import UnfitValuesError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Pillow's names of the values of files, where their type is not that of its array
-_TYPES = {"I;16S": np.int16, "I;16BS": np.int16, "I;16B": np.uint16, "I;16": np.uint16}
+# The types of the values of files by Pillow's names of them; None: that of its array
+_TYPES = {
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N", "I;12"), np.uint16),
+    **dict.fromkeys(("I;16S", "I;16BS", "I;16NS"), np.int16),
+    **dict.fromkeys(("I", "I;32", "I;32B", "I;32N", "I;32S", "I;32BS"), None),
+    **dict.fromkeys(("F", "F;32F", "F;32BF", "F;32NF"), None),
+    **dict.fromkeys(("jp2", "L"), None),  # JPEG 2000, and PGM of other than 8 or 16 bits
+}
 _DRIVERS = {True: "GTiff", False: "PNG"}
 
 
@@ -47,16 +55,25 @@ def has_more_values(image: Image.Image, *, all_bands: bool) -> bool:
     """
     stored = _stored_mode(image)
     return (
-        (isinstance(image, TiffImageFile) and _has_more_bands(image, all_bands))
+        (isinstance(image, TiffImageFile) and _is_misread(image, all_bands))
         or (";16" in stored and not is_single_band(image))
         or stored == "LX"
     )
 
 
-def _has_more_bands(image: TiffImageFile, all_bands: bool) -> bool:
-    """Return whether the tags of a TIFF name bands that Pillow does not see, or sees as others."""
+def _is_misread(image: TiffImageFile, all_bands: bool) -> bool:
+    """Return whether a TIFF has tags of bands that Pillow does not see, or of values it misreads.
+
+    It reads signed bytes as unsigned ones, and does not swap the bytes of compressed values.
+    """
     num_bands = int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
-    has_bytes = set(image.tag_v2.get(BITSPERSAMPLE, (1,))) == {8}
+    bits = image.tag_v2.get(BITSPERSAMPLE, (1,))
+    has_bytes = set(bits) == {8}
+    if has_bytes and 2 in image.tag_v2.get(SAMPLEFORMAT, ()):
+        return True
+    is_compressed = image.tag_v2.get(COMPRESSION, 1) != 1
+    if is_compressed and max(bits) > 8 and image.tag_v2.prefix == b"MM":
+        return True
     if num_bands == 1 or (num_bands == 3 and has_bytes and image.mode == "RGB"):
         return False
     is_split = image.tag_v2.get(PLANAR_CONFIGURATION, 1) == 2
@@ -64,12 +81,20 @@ def _has_more_bands(image: TiffImageFile, all_bands: bool) -> bool:
 
 
 def read_single_band(image: Image.Image) -> RawValues:
-    """Read the values of an opened file of one band, upright, in the type that the file holds."""
+    """Read the values of an opened file of one band, upright, in the type that the file holds.
+
+    Raises UnfitValuesError for a type that is not known to be read rightly.
+    """
     stored = _stored_mode(image)
+    if stored not in _TYPES:
+        raise UnfitValuesError(
+            f"its values ({image.format}, {stored or image.mode}) are of a type that is not read;"
+            " save them as a TIFF of 16 bits, 32 bits or floating point"
+        )
     values = np.asarray(ImageOps.exif_transpose(image))[:, :, None]
     if stored == "I;32N" and values.min() < 0:
         values = values.view(np.uint32)
-    kind = _TYPES.get(stored)
+    kind = _TYPES[stored]
     return RawValues(values if kind is None else values.astype(kind))
 
 

@@ -16,12 +16,14 @@ from PIL import Image
 
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
+from s4g_ray.data.pixels.raw_values import read_single_band
 from s4g_ray.errors import InputError
 
 KINDS: dict[str, tuple[str, float, float]] = {  # type, and the range that its values use
     "8 of 16 bits": ("uint16", 0, 255),
     "reflectance": ("uint16", 0, 3000),
     "12 bits": ("uint16", 0, 4095),
+    "signed bytes": ("int8", -10, 20),
     "signed": ("int16", -1000, 3000),
     "elevation": ("int16", 200, 800),
     "32 bits": ("int32", 0, 10_000),
@@ -95,6 +97,23 @@ def test_bands_are_chosen_however_a_tiff_lays_them_out(
             data = encode_tiff(values, photometric=photometric, **layout)
             found = decode_pixels(data, values=ImageValues("0,255", bands))
             np.testing.assert_allclose(found, wanted, atol=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["LITTLE", "BIG"])
+def test_values_are_read_in_the_order_of_their_bytes(order: str, kind: str) -> None:
+    dtype, low, high = KINDS[kind]
+    values = make_values(dtype, low, high, 1)
+    wanted = restate(values, low, high)
+    for compress in ("none", "lzw", "deflate"):
+        data = encode_tiff(values, compress=compress, ENDIANNESS=order)
+        found = decode_pixels(data, values=ImageValues(f"{low:.12g},{high:.12g}"))
+        np.testing.assert_allclose(found, wanted, atol=1)
+
+
+def test_values_of_a_type_that_is_not_known_are_refused() -> None:
+    with pytest.raises(UnfitValuesError, match="of a type that is not read; save them as a TIFF"):
+        read_single_band(Image.new("I", (4, 4)))
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int32"])
