@@ -32,6 +32,7 @@ _TYPES = {
     **dict.fromkeys(("F", "F;32F", "F;32BF", "F;32NF"), None),
     **dict.fromkeys(("jp2", "L"), None),  # JPEG 2000, and PGM of other than 8 or 16 bits
 }
+GDAL_NODATA = 42113
 _DRIVERS = {True: "GTiff", False: "PNG"}
 
 
@@ -95,7 +96,29 @@ def read_single_band(image: Image.Image) -> RawValues:
     if stored == "I;32N" and values.min() < 0:
         values = values.view(np.uint32)
     kind = _TYPES[stored]
-    return RawValues(values if kind is None else values.astype(kind))
+    if kind is not None:
+        values = values.astype(kind)
+    return RawValues(values, _find_valid(values, _read_nodata(image)))
+
+
+def _read_nodata(image: Image.Image) -> float | None:
+    """Return the value that stands for missing data in a TIFF of GDAL; None where none does."""
+    text = image.tag_v2.get(GDAL_NODATA) if isinstance(image, TiffImageFile) else None
+    try:
+        return None if text is None else float(text.strip(" \0"))
+    except ValueError as error:
+        raise UnfitValuesError(
+            f"its value for missing data, {text!r}, is no number; set one, as by gdal_edit.py"
+            " -a_nodata 0"
+        ) from error
+
+
+def _find_valid(values: NDArray[Any], nodata: float | None) -> Bools | None:
+    if nodata is None or np.isnan(nodata):
+        return None
+    if values.dtype == np.float32:
+        nodata = float(np.float32(nodata))
+    return np.asarray(values != nodata)
 
 
 def _stored_mode(image: Image.Image) -> str:
@@ -135,8 +158,7 @@ def read_bands(data: bytes, max_pixels: int) -> RawValues:
                 nodata = raster.nodata
     except RasterioError as error:
         raise ValueError(f"damaged, or no image file: {error}") from error
-    valid = None if nodata is None or np.isnan(nodata) else values != nodata
-    return RawValues(values, valid)
+    return RawValues(values, _find_valid(values, nodata))
 
 
 def describe_content(data: bytes) -> str:

@@ -169,6 +169,21 @@ def test_what_has_no_data_is_black_and_does_not_count() -> None:
         np.testing.assert_allclose(found, wanted, atol=1)
 
 
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
+def test_a_value_for_missing_data_is_black_and_does_not_count(dtype: str, bands: int) -> None:
+    missing = {"int16": -9999.0, "int32": -(2.0**31), "float32": -3.4028234663852886e38}[dtype]
+    values = make_values(dtype, 1000, 3000, bands)
+    wanted = restate(values, 1000, 3000)
+    wanted[:, 2:] = 0
+    values[2:] = missing
+    data = encode_tiff(values, nodata=missing)
+    found = decode_pixels(data, values=ImageValues("1000,3000"))
+    np.testing.assert_allclose(found, wanted, atol=1)
+    with pytest.raises(UnfitValuesError, match=r"\(\w+, 1000 to 3000\)"):
+        decode_pixels(data, values=ImageValues("0,1"))
+
+
 def test_pngs_of_16_bits_keep_their_shades_and_bytes_stay_as_they_are() -> None:
     values = make_values("uint16", 0, 3000, 3)
     data = cv2.imencode(".png", values)[1].tobytes()  # blue first

@@ -95,6 +95,18 @@ def test_percentiles_are_those_of_each_band_where_bands_lie_one_after_the_other(
     assert found == wanted
 
 
+@pytest.mark.parametrize("bands", [1, 3])
+def test_values_for_missing_data_count_for_no_percentile(dataset: GeoDataset, bands: int) -> None:
+    for number in range(COUNT):
+        values = make_tile(number)[:, :, :bands].astype(np.int16)
+        values[:3] = -9999
+        Path(dataset.uri, f"{number}.tif").write_bytes(encode_tiff(values, nodata=-9999))
+    every = np.stack([make_tile(number)[3:, :, :bands] for number in range(COUNT)])
+    low, high = every.min(axis=(0, 1, 2)), every.max(axis=(0, 1, 2))
+    limits = ";".join(f"{a:g},{b:g}" for a, b in zip(low, high, strict=True))
+    assert convert_stretch(dataset.uri, "percentile:0,100")["stretch"] == limits
+
+
 def only_faults(made: GeoDataset) -> list[str]:
     return [one.text for one in inspect_dataset(made.uri).findings if one.level == "fault"]
 
