@@ -37,12 +37,13 @@ VALUES_AT_MOST = 1 << 16  # of an image and band, spread over it
 def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = None) -> GeoDataset:
     """Write how images become bytes into dataset.json; return the data set as it is now.
 
-    Percentiles are found in a sample of the images whose values are not bytes; each band has its
-    own limits. The data set's fingerprint changes with what is shown. Raises InputError for the
-    errors of open_dataset, for images that cannot be read, for a sample without such values, and
-    for images of the sample that do not fit.
+    bands: None keeps those that are stored. Percentiles are found in a sample of the images whose
+    values are not bytes; each band has its own limits. The data set's fingerprint changes with what
+    is shown. Raises InputError for the errors of open_dataset, for images that cannot be read, for
+    a sample without such values, and for images of the sample that do not fit.
     """
     uri = files.absolute(uri)
+    bands = bands or DatasetHeader.read(uri).values.bands
     dataset = open_dataset(uri, ImageOptions(None, "full", bands))
     sample = list(_read_sample(dataset))
     if stretch.percentiles is not None:
