@@ -142,8 +142,12 @@ def test_an_image_of_another_range_is_refused_with_its_own(
 ) -> None:
     dtype, low, high = KINDS[kind]
     values = make_values(dtype, low, high, 1)
-    with pytest.raises(UnfitValuesError, match=rf"{reason}.*data\.stretch={low:g},{high:g}"):
+    with pytest.raises(
+        UnfitValuesError, match=rf"{reason}.*data\.stretch={low:g},{high:g}"
+    ) as caught:
         decode_pixels(encode_tiff(values), values=ImageValues(stretch))
+    # values of floating point have no full range
+    assert ("data.stretch=full" in str(caught.value)) == (dtype != "float32")
 
 
 def test_a_range_for_each_band_and_a_constant_image_are_taken() -> None:
