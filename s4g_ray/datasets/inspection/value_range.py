@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.format.header import DatasetHeader
-from s4g_ray.data.images import FORMATS, MAX_PIXELS
+from s4g_ray.data.images import MAX_PIXELS, list_formats
 from s4g_ray.data.pixels.image_values import ImageValues, UnfitValuesError
 from s4g_ray.data.pixels.raw_values import (
     TIFF_STARTS,
@@ -83,7 +83,7 @@ def _read_values(data: bytes) -> RawValues | None:
     Raises ValueError for a file that is damaged or no image.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=list_formats(data)) as image:
             if not has_more_values(image, all_bands=True):
                 return read_single_band(image) if is_single_band(image) else None
     except UnidentifiedImageError as error:
