@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.image_table import ImageTable, View
+from s4g_ray.data.photos.heif import enable_heif, is_heif
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
 from s4g_ray.data.pixels.raw_values import (
     TIFF_STARTS,
@@ -93,8 +94,9 @@ def decode_pixels(
     target: memory for a JPEG of its size, which saves a copy; other images are given memory of
     their own. values: how values that are not bytes, and more bands than three, are shown.
 
-    Raises ValueError when the file is corrupt, of none of FORMATS, or has more than MAX_PIXELS, and
-    for values that would be black or white; size and format are checked before anything is decoded.
+    Raises ValueError when the file is corrupt, neither of FORMATS nor HEIC, or has more than
+    MAX_PIXELS, for HEIC without its library, and for values that would be black or white; size and
+    format are checked before anything is decoded.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -102,6 +104,8 @@ def decode_pixels(
         return _decode(data, target, values).transpose(2, 0, 1)
     except UnfitValuesError:
         raise
+    except BadImageError as error:  # without the library of HEIC
+        raise ValueError(str(error)) from error
     except UnidentifiedImageError as error:
         raise ValueError(describe_content(data)) from error
     except Image.DecompressionBombError as error:
@@ -117,13 +121,24 @@ def decode_pixels(
 def _decode(data: bytes, target: Pixels | None, values: ImageValues) -> Pixels:
     """Decode into [H, W, 3]: bytes by Pillow or simplejpeg, other values as ImageValues says."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=list_formats(data)) as image:
             if not has_more_values(image, all_bands=values.bands is not None):
                 return _decode_opened(data, image, target, values)
     except UnidentifiedImageError:
         if not data.startswith(TIFF_STARTS):
             raise
     return values.to_bytes(*read_bands(data, MAX_PIXELS))
+
+
+def list_formats(data: bytes) -> tuple[str, ...]:
+    """Return the formats that Pillow may open a file as: FORMATS, or HEIC alone for such a photo.
+
+    Raises BadImageError for HEIC without its library.
+    """
+    if not is_heif(data[:64]):
+        return FORMATS
+    enable_heif()
+    return ("HEIF",)
 
 
 def _decode_opened(

@@ -155,7 +155,10 @@ def split_tiles(tiles: RegionTiles, photos: ImageList) -> None:
 
 
 def make_tile_rows(tiles: RegionTiles) -> ViewRows:
-    """Return the rows of all tiles: with their ids, and the byte ranges of the region's shards."""
+    """Return the rows of all tiles: with their ids, and the byte ranges of the region's shards.
+
+    Their values are shown as in the region.
+    """
 
     def make_tables(kept: Bools) -> Iterator[pa.Table]:
         for batch in tiles.dataset.references.to_batches(columns=["id", "lat", "lon", *COLUMNS]):
@@ -165,7 +168,7 @@ def make_tile_rows(tiles: RegionTiles) -> ViewRows:
                 table = pa.Table.from_batches([batch]).filter(pa.array(chosen))
                 yield _make_table(tiles, table, rows[chosen])
 
-    return ViewRows(tiles.ids, tiles.splits, make_tables)
+    return ViewRows(tiles.ids, tiles.splits, make_tables, tiles.dataset.values)
 
 
 def _make_table(tiles: RegionTiles, table: pa.Table, rows: Ints) -> pa.Table:

@@ -325,7 +325,10 @@ class SourceFolder:
                 )
         everything = np.ones(len(references.splits), dtype=bool)
         tables = (references.make_tables(everything), queries.make_tables(kept))
-        return write_dataset(target, *tables, name=name, views=views, images_root=self.uri)
+        shown = references.values
+        return write_dataset(
+            target, *tables, name=name, views=views, images_root=self.uri, values=shown
+        )
 
     def _report_missing(self, strict: bool) -> None:
         if not self._missing:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.image_table import View
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.schema import SCHEMAS
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 
@@ -37,11 +38,13 @@ class ViewRows:
     """The rows of a view to write: place_ids[N], splits[N] as in SPLIT_CODES, and their tables.
 
     make_tables takes kept[N], which rows to write, and yields tables of them in their order.
+    values: how their images become bytes.
     """
 
     place_ids: Ints
     splits: NDArray[np.uint8]
     make_tables: Callable[[Bools], Iterator[pa.Table]]
+    values: ImageValues = AS_STORED
 
     @classmethod
     def from_list(cls, rows: Sequence[Row], view: View) -> ViewRows:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,24 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
     Image.fromarray(grey).save(buffer, "PNG")
     wanted = np.round(grey / 257).astype(int)
     assert (decode(buffer.getvalue())[0].numpy() == wanted).all()
+
+
+def test_heic_photos_are_decoded_and_their_missing_library_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    picture = Image.fromarray(make_image().numpy().transpose(1, 2, 0)).rotate(90, expand=True)
+    buffer = io.BytesIO()
+    picture.save(buffer, "HEIF", quality=95)
+    found = decode_pixels(buffer.getvalue()).transpose(1, 2, 0)
+    assert found.shape == np.asarray(picture).shape
+    assert np.abs(np.subtract(found, np.asarray(picture), dtype=float)).mean() < 6
+    with pytest.raises(ValueError, match="Error: "):
+        decode_pixels(buffer.getvalue()[:-100])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ValueError, match=r"^a HEIC photo needs .* 's4g-ray\[heic\]'"):
+        decode_pixels(buffer.getvalue())
 
 
 def test_exif_orientation_is_applied() -> None:

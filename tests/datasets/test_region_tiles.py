@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
+from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets import folder
 from s4g_ray.errors import InputError
@@ -19,7 +20,9 @@ STEP = 0.001  # degrees between the centres of tiles, 111 m at the equator
 SIDE = 6
 
 
-def write_region(target: Path, size_m: float | None = 223.0) -> GeoDataset:
+def write_region(
+    target: Path, size_m: float | None = 223.0, values: ImageValues = AS_STORED
+) -> GeoDataset:
     """Write SIDE * SIDE tiles at the equator that overlap by half, and one split for all."""
     row, column = (axis.ravel() for axis in np.mgrid[:SIDE, :SIDE])
     ids = 10**15 + row * 1000 + column
@@ -39,7 +42,7 @@ def write_region(target: Path, size_m: float | None = 223.0) -> GeoDataset:
     queries = pa.table({name: pa.array([], pa.string()) for name in ("uri", "split")})
     for name in ("id", "place_id"):
         queries = queries.append_column(name, pa.array([], pa.int64()))
-    return write_dataset(str(target), pa.table(columns), queries, name="region")
+    return write_dataset(str(target), pa.table(columns), queries, name="region", values=values)
 
 
 def write_photos(root: Path, points: list[tuple[float, float]], splits: list[str] | None) -> str:
@@ -95,6 +98,14 @@ def test_tiles_keep_ids_sizes_and_byte_ranges_of_the_region(tmp_path: Path) -> N
         files.join(region.uri, "shards/a.tar")
     }
     assert open_dataset(dataset.uri).fingerprint == dataset.fingerprint
+
+
+def test_tiles_keep_the_stretch_and_bands_of_the_region(tmp_path: Path) -> None:
+    region = write_region(tmp_path / "region", values=ImageValues("0,3000", (4, 3, 2)))
+    source = write_photos(tmp_path / "photos", [(0.0, 0.0)], None)
+    paired = folder.convert(source, str(tmp_path / "paired"), references=region.uri)
+    assert open_dataset(paired.uri).values == paired.values == region.values
+    assert paired.values.bands == (4, 3, 2)
 
 
 def test_a_tile_has_the_split_of_its_photos_held_out_ones_first(tmp_path: Path) -> None:

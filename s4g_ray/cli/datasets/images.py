@@ -47,7 +47,11 @@ def stretch(
         ),
     ],
     bands: Annotated[
-        str, typer.Option(help="Bands to show of files with 2, 4 or more, from 1, as 4,3,2.")
+        str,
+        typer.Option(
+            help="Bands to show of files with 2, 4 or more, from 1, as 4,3,2; without it those"
+            " named before stay."
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +67,7 @@ def stretch(
     reporter = make_reporter(as_json)
     with interruptible(), reporter.stage("looking at images"):
         made = write_stretch(dataset, Stretch.parse(how), chosen)
-    of_bands = f", bands {bands}" if bands else ""
+    of_bands = f", bands {','.join(map(str, made.values.bands))}" if made.values.bands else ""
     reporter.line(f"{made.name}: values are shown by stretch {made.values.stretch}{of_bands}")
     shown = {"stretch": made.values.stretch, "bands": made.values.bands}
     print_json(as_json, {"uri": made.uri, "fingerprint": made.fingerprint, **shown})

@@ -13,12 +13,11 @@ def is_heif(data: bytes) -> bool:
     return is_boxed and b"avif" not in data[8:64]  # AVIF is read by Pillow itself
 
 
-def enable_heif(name: str) -> None:
-    """Let Pillow open HEIC files. Raises BadImageError without pillow-heif."""
+def enable_heif(name: str = "") -> None:
+    """Let Pillow open HEIC files. Raises BadImageError, of a photo's name, without pillow-heif."""
     try:
         import pillow_heif
     except ImportError as error:
-        raise BadImageError(
-            f"{name}: a HEIC photo needs pillow-heif; pip install 's4g-ray[heic]'"
-        ) from error
+        message = "a HEIC photo needs pillow-heif; pip install 's4g-ray[heic]'"
+        raise BadImageError(f"{name}: {message}" if name else message) from error
     pillow_heif.register_heif_opener()

@@ -145,9 +145,10 @@ class ImageValues:
 
 
 def _refuse(dtype: np.dtype[Any], lowest: float, highest: float, reason: str) -> UnfitValuesError:
+    full = " data.stretch=full," if np.issubdtype(dtype, np.integer) else ""
     return UnfitValuesError(
         f"its values ({dtype}, {lowest:g} to {highest:g}) {reason}; name the range to show:"
-        f" data.stretch={lowest:g},{highest:g}, data.stretch=full, or find it: {WAYS}"
+        f" data.stretch={lowest:g},{highest:g},{full} or find it: {WAYS}"
     )
 
 

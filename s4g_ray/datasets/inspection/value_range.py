@@ -14,10 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.format.header import DatasetHeader
-from s4g_ray.data.images import FORMATS, MAX_PIXELS
+from s4g_ray.data.images import MAX_PIXELS, list_formats
 from s4g_ray.data.pixels.image_values import ImageValues, UnfitValuesError
 from s4g_ray.data.pixels.raw_values import (
     TIFF_STARTS,
+    RawValues,
     describe_content,
     has_more_values,
     is_single_band,
@@ -36,28 +37,29 @@ VALUES_AT_MOST = 1 << 16  # of an image and band, spread over it
 def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = None) -> GeoDataset:
     """Write how images become bytes into dataset.json; return the data set as it is now.
 
-    Percentiles are found in a sample of the images whose values are not bytes; each band has its
-    own limits. The data set's fingerprint changes with what is shown. Raises InputError for the
-    errors of open_dataset, for images that cannot be read, for a sample without such values, and
-    for images of the sample that do not fit.
+    bands: None keeps those that are stored. Percentiles are found in a sample of the images whose
+    values are not bytes; each band has its own limits. The data set's fingerprint changes with what
+    is shown. Raises InputError for the errors of open_dataset, for images that cannot be read, for
+    a sample without such values, and for images of the sample that do not fit.
     """
     uri = files.absolute(uri)
+    bands = bands or DatasetHeader.read(uri).values.bands
     dataset = open_dataset(uri, ImageOptions(None, "full", bands))
     sample = list(_read_sample(dataset))
     if stretch.percentiles is not None:
-        stretch = _find_limits(uri, stretch, dataset.values, [values for _, values in sample])
+        stretch = _find_limits(uri, stretch, dataset.values, [found for _, found in sample])
     values = ImageValues(stretch.describe(), bands).check()
     for name, found in sample:
         try:
-            values.to_bytes(found)
+            values.to_bytes(*found)
         except UnfitValuesError as error:
             raise InputError(f"{name}: {error}") from error
     replace(DatasetHeader.read(uri), values=values).write(uri)
     return open_dataset(uri)
 
 
-def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield name and values[H, W, C] of a sample of the images, without those of plain bytes."""
+def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, RawValues]]:
+    """Yield name and values of a sample of the images, without those of plain bytes."""
     inventory = Inventory.read(dataset)
     first = np.unique(inventory.images, return_index=True)[1]
     for row in choose_sample(inventory, first).tolist():
@@ -75,33 +77,28 @@ def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, NDArray[Any]]]:
             yield inventory.label_with_uri(row), found
 
 
-def _read_values(data: bytes) -> NDArray[Any] | None:
-    """Read the values [H, W, C] of an image file; None for one of plain bytes of brightness.
+def _read_values(data: bytes) -> RawValues | None:
+    """Read the values of an image file; None for one of plain bytes of brightness.
 
     Raises ValueError for a file that is damaged or no image.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if is_single_band(image):
-                return read_single_band(image).values
+        with Image.open(io.BytesIO(data), formats=list_formats(data)) as image:
             if not has_more_values(image, all_bands=True):
-                return None
+                return read_single_band(image) if is_single_band(image) else None
     except UnidentifiedImageError as error:
         if not data.startswith(TIFF_STARTS):
             raise ValueError(describe_content(data)) from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    values, valid = read_bands(data, MAX_PIXELS)
-    if valid is None or not np.issubdtype(values.dtype, np.floating):
-        return values
-    return np.where(valid, values, np.nan)
+    return read_bands(data, MAX_PIXELS)
 
 
 def _find_limits(
-    uri: str, stretch: Stretch, values: ImageValues, sample: list[NDArray[Any]]
+    uri: str, stretch: Stretch, values: ImageValues, sample: list[RawValues]
 ) -> Stretch:
     """Return the limits of percentiles, of each band that is shown."""
-    shown = [_thin(values.choose(found)) for found in sample if found.dtype != np.uint8]
+    shown = [_thin(values, found) for found in sample if found.values.dtype != np.uint8]
     if not shown:
         raise InputError(
             f"{uri}: the images that were looked at hold bytes alone, which stay as they are; no"
@@ -118,7 +115,14 @@ def _find_limits(
     return Stretch(tuple(map(float, low)), tuple(map(float, high)))
 
 
-def _thin(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return some rows [N, C] of values[H, W, C], spread over the image."""
+def _thin(values: ImageValues, found: RawValues) -> NDArray[np.float64]:
+    """Return some rows [N, C] of the bands that are shown, spread over the image; NaN: no data."""
+    rows = _take_some(values.choose(found.values)).astype(np.float64)
+    if found.valid is not None:
+        rows[~_take_some(values.choose(found.valid))] = np.nan
+    return rows
+
+
+def _take_some(values: NDArray[Any]) -> NDArray[Any]:
     flat = values.reshape(-1, values.shape[2])
-    return flat[:: max(1, len(flat) // VALUES_AT_MOST)].astype(np.float64)
+    return flat[:: max(1, len(flat) // VALUES_AT_MOST)]

@@ -18,7 +18,7 @@ from s4g_ray.arrays import Ints, group
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import View
-from s4g_ray.data.images import FORMATS, LARGEST_JPEG, decode, resize
+from s4g_ray.data.images import LARGEST_JPEG, decode, list_formats, resize
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.datasets.packing.s2_curve import order_along_curve
@@ -159,7 +159,7 @@ def _count_images_per_shard(
 def _find_extension(data: bytes) -> str:
     """Return the extension of an image file that was decoded."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        with Image.open(io.BytesIO(data), formats=list_formats(data)) as file:
             image_format = file.format or "image"
     except UnidentifiedImageError:  # of bands that Pillow does not know
         image_format = "TIFF"

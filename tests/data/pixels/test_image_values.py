@@ -16,12 +16,14 @@ from PIL import Image
 
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
+from s4g_ray.data.pixels.raw_values import read_single_band
 from s4g_ray.errors import InputError
 
 KINDS: dict[str, tuple[str, float, float]] = {  # type, and the range that its values use
     "8 of 16 bits": ("uint16", 0, 255),
     "reflectance": ("uint16", 0, 3000),
     "12 bits": ("uint16", 0, 4095),
+    "signed bytes": ("int8", -10, 20),
     "signed": ("int16", -1000, 3000),
     "elevation": ("int16", 200, 800),
     "32 bits": ("int32", 0, 10_000),
@@ -80,6 +82,40 @@ def test_values_are_shown_by_the_range_of_the_data_set_and_refused_without_one(
             decode_pixels(data, values=ImageValues(named.stretch, (9,)))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("compress", ["none", "lzw", "deflate"])
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_bands_are_chosen_however_a_tiff_lays_them_out(
+    interleave: str, compress: str, dtype: str
+) -> None:
+    layout = {"interleave": interleave, "compress": compress}
+    for count in (2, 3, 4, 7):
+        values = make_values(dtype, 0, 255, count)
+        bands = {2: (2,), 3: (1, 2, 3)}.get(count, (4, 2, 3))
+        wanted = restate(values[:, :, [band - 1 for band in bands]], 0, 255)
+        for photometric in ("MINISBLACK", "RGB") if count > 2 else ("MINISBLACK",):
+            data = encode_tiff(values, photometric=photometric, **layout)
+            found = decode_pixels(data, values=ImageValues("0,255", bands))
+            np.testing.assert_allclose(found, wanted, atol=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["LITTLE", "BIG"])
+def test_values_are_read_in_the_order_of_their_bytes(order: str, kind: str) -> None:
+    dtype, low, high = KINDS[kind]
+    values = make_values(dtype, low, high, 1)
+    wanted = restate(values, low, high)
+    for compress in ("none", "lzw", "deflate"):
+        data = encode_tiff(values, compress=compress, ENDIANNESS=order)
+        found = decode_pixels(data, values=ImageValues(f"{low:.12g},{high:.12g}"))
+        np.testing.assert_allclose(found, wanted, atol=1)
+
+
+def test_values_of_a_type_that_is_not_known_are_refused() -> None:
+    with pytest.raises(UnfitValuesError, match="of a type that is not read; save them as a TIFF"):
+        read_single_band(Image.new("I", (4, 4)))
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int32"])
 def test_the_full_range_of_a_type_needs_no_name(dtype: str) -> None:
     limits = np.iinfo(dtype)
@@ -106,8 +142,12 @@ def test_an_image_of_another_range_is_refused_with_its_own(
 ) -> None:
     dtype, low, high = KINDS[kind]
     values = make_values(dtype, low, high, 1)
-    with pytest.raises(UnfitValuesError, match=rf"{reason}.*data\.stretch={low:g},{high:g}"):
+    with pytest.raises(
+        UnfitValuesError, match=rf"{reason}.*data\.stretch={low:g},{high:g}"
+    ) as caught:
         decode_pixels(encode_tiff(values), values=ImageValues(stretch))
+    # values of floating point have no full range
+    assert ("data.stretch=full" in str(caught.value)) == (dtype != "float32")
 
 
 def test_a_range_for_each_band_and_a_constant_image_are_taken() -> None:
@@ -131,6 +171,21 @@ def test_what_has_no_data_is_black_and_does_not_count() -> None:
         holed[4:] = missing
         found = decode_pixels(encode_tiff(holed, **profile), values=ImageValues("0.25,1"))
         np.testing.assert_allclose(found, wanted, atol=1)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
+def test_a_value_for_missing_data_is_black_and_does_not_count(dtype: str, bands: int) -> None:
+    missing = {"int16": -9999.0, "int32": -(2.0**31), "float32": -3.4028234663852886e38}[dtype]
+    values = make_values(dtype, 1000, 3000, bands)
+    wanted = restate(values, 1000, 3000)
+    wanted[:, 2:] = 0
+    values[2:] = missing
+    data = encode_tiff(values, nodata=missing)
+    found = decode_pixels(data, values=ImageValues("1000,3000"))
+    np.testing.assert_allclose(found, wanted, atol=1)
+    with pytest.raises(UnfitValuesError, match=r"\(\w+, 1000 to 3000\)"):
+        decode_pixels(data, values=ImageValues("0,1"))
 
 
 def test_pngs_of_16_bits_keep_their_shades_and_bytes_stay_as_they_are() -> None:

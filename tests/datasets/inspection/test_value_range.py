@@ -12,6 +12,7 @@ from s4g_ray.cli.convert import convert_app
 from s4g_ray.config.data_schema import DataConfig, ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.images import load_raws, load_views, try_image
+from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.data.tables.node_cache import open_image_tables
 from s4g_ray.datasets.inspection.dataset_checks import inspect_dataset
@@ -82,6 +83,36 @@ def test_percentiles_of_a_sample_are_kept_and_used_wherever_images_are_read(
     config = DataConfig(uri=dataset.uri, reference_size=(8, 8))
     (view,) = load_views(opened.table("references", ["train"]), [1], "references", config, seed=0)
     assert np.ptp(try_image(view).numpy()) > 100
+
+
+def test_another_stretch_keeps_the_bands_unless_others_are_named(dataset: GeoDataset) -> None:
+    convert_stretch(dataset.uri, "0,3000", "--bands", "4,3,2")
+    assert convert_stretch(dataset.uri, "0,2000")["bands"] == [4, 3, 2]
+    assert open_dataset(dataset.uri).values == ImageValues("0,2000", (4, 3, 2))
+    assert convert_stretch(dataset.uri, "0,2000", "--bands", "1")["bands"] == [1]
+
+
+def test_percentiles_are_those_of_each_band_where_bands_lie_one_after_the_other(
+    dataset: GeoDataset,
+) -> None:
+    wanted = convert_stretch(dataset.uri, "percentile:0,100", "--bands", "4,3,2")["stretch"]
+    for number in range(COUNT):
+        data = encode_tiff(make_tile(number), interleave="band", compress="lzw")
+        Path(dataset.uri, f"{number}.tif").write_bytes(data)
+    found = convert_stretch(dataset.uri, "percentile:0,100", "--bands", "4,3,2")["stretch"]
+    assert found == wanted
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_values_for_missing_data_count_for_no_percentile(dataset: GeoDataset, bands: int) -> None:
+    for number in range(COUNT):
+        values = make_tile(number)[:, :, :bands].astype(np.int16)
+        values[:3] = -9999
+        Path(dataset.uri, f"{number}.tif").write_bytes(encode_tiff(values, nodata=-9999))
+    every = np.stack([make_tile(number)[3:, :, :bands] for number in range(COUNT)])
+    low, high = every.min(axis=(0, 1, 2)), every.max(axis=(0, 1, 2))
+    limits = ";".join(f"{a:g},{b:g}" for a, b in zip(low, high, strict=True))
+    assert convert_stretch(dataset.uri, "percentile:0,100")["stretch"] == limits
 
 
 def only_faults(made: GeoDataset) -> list[str]:
