@@ -169,6 +169,32 @@ def test_other_values_and_columns_are_refused_by_name_and_row(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("column", ["id", "place_id", "semi_positives"])
+@pytest.mark.parametrize(("kind", "bits"), [(pa.float16(), 11), (pa.float32(), 24), (None, 53)])
+def test_whole_numbers_that_may_be_rounded_are_refused(
+    column: str, kind: pa.DataType | None, bits: int
+) -> None:
+    queries = tables()[1]
+
+    def make(number: int) -> pa.Table:
+        values = pa.array([3.0, float(number), 0.0, -1.0], kind or pa.float64())
+        if column == "semi_positives":
+            values = pa.array([None, [], *([value] for value in values[:2].to_pylist())])
+            values = values.cast(pa.list_(kind or pa.float64()))
+        given = pa.chunked_array([values[:2], values[2:]])
+        columns = {name: queries[name] for name in queries.column_names}
+        return pa.table({**columns, column: given})
+
+    row = 3 if column == "semi_positives" else 1
+    for number in (2**bits - 1, 1 - 2**bits):
+        found = conform(make(number), "queries")[column].to_pylist()[row]
+        assert found == ([number] if column == "semi_positives" else number)
+    for number in (2**bits, -(2**bits), 2 ** (bits + 3)):
+        message = f"{column}', row {5 + row}: .* may be rounded: .* below 2..{bits} .*pandas: Int64"
+        with pytest.raises(InputError, match=message):
+            conform(make(number), "queries", 5)
+
+
 def test_a_repeated_column_is_refused(tmp_path: Path) -> None:
     references, queries = tables()
     twice = queries.append_column("lat", queries["lat"])
