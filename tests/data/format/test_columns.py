@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.data.format import columns
 from s4g_ray.data.format.columns import conform, iterate_tables
 from s4g_ray.errors import InputError
 from tests.conftest import tables
@@ -77,6 +78,23 @@ def test_types_that_lose_nothing_are_cast_to_those_of_the_schema(
     wanted = [str(value) for value in values] if column == "region" and kind in WHOLE else values
     assert found.to_pylist() == wanted
     assert str(found.type) in ("int64", "double", "float", "string", "list<element: int64>")
+
+
+@pytest.mark.parametrize("cast_rows", [1, 3, 10**6])
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.large_binary()])
+def test_texts_beyond_2_gib_of_a_chunk_are_cast(
+    kind: pa.DataType, cast_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "CAST_ROWS", cast_rows)
+    data = np.zeros(2**31 + 8, np.uint8)  # pages that are not written take no memory
+    data[-8:] = list(b"a.jpb.jp")
+    starts = np.arange(2**31, 2**31 + 9, 2)
+    buffers = [None, pa.py_buffer(starts), pa.py_buffer(data)]
+    uris = pa.Array.from_buffers(kind, 4, buffers)
+    queries = tables()[1].drop_columns(["uri"]).append_column("uri", uris)
+    found = conform(queries, "queries")["uri"]
+    found.validate(full=True)
+    assert found.to_pylist() == ["a.", "jp", "b.", "jp"]
 
 
 class Numbered(pa.ExtensionType):  # type: ignore[misc]
