@@ -87,6 +87,8 @@ def _read_photos(
         photos = read_list(source_folder, name, "queries", options)
     else:
         photos = list_folder(source_folder, queries or "", tiles, options)
+    # before the tags are read, of all photos: those without a position are left out next
+    _find_images(source_folder, photos, np.ones(len(photos), bool), options.match_names)
     fill_from_exif(source_folder, photos)
     if options.pair == "nearest":
         photos = photos.keep(np.isfinite(photos.lat))
@@ -112,10 +114,9 @@ def _pair_lists(
     tiles = read_list(source_folder, tile_list, "references", options)
     photos = _read_photos(source_folder, queries, tiles, options)
     assign_places(source_folder, tiles, photos, options)
-    match_names = options.match_names
     return (
-        _make_rows(source_folder, tiles, match_names),
-        _make_rows(source_folder, photos, match_names),
+        _make_rows(source_folder, tiles, options.match_names),
+        _make_rows(source_folder, photos, options.match_names, is_matched=options.from_exif),
     )
 
 
@@ -138,7 +139,9 @@ def _pair_with_region(
         photos.splits = tiles.splits[rows]  # of those without a place: not used
     else:
         split_tiles(tiles, photos)
-    return make_tile_rows(tiles), _make_rows(source_folder, photos, options.match_names, others)
+    return make_tile_rows(tiles), _make_rows(
+        source_folder, photos, options.match_names, others, is_matched=options.from_exif
+    )
 
 
 def _make_rows(
@@ -146,12 +149,18 @@ def _make_rows(
     images: ImageList,
     match_names: bool,
     others: Sequence[Ints] | None = None,
+    *,
+    is_matched: bool = False,
 ) -> ViewRows:
     """Return the rows of images that have a place and exist.
 
-    others: of queries, the semi-positive places of each.
+    others: of queries, the semi-positive places of each. is_matched: names were matched before.
     """
-    chosen = _find_images(source_folder, images, match_names)
+    asked = images.place_ids >= 0
+    if is_matched:
+        chosen = source_folder.has_images(images.column("path"), asked)
+    else:
+        chosen = _find_images(source_folder, images, asked, match_names)
 
     def make_tables(kept: Bools) -> Iterator[pa.Table]:
         rows_kept = chosen.copy()
@@ -168,12 +177,13 @@ def _make_rows(
     return ViewRows(images.place_ids[chosen], images.splits[chosen], make_tables)
 
 
-def _find_images(source_folder: SourceFolder, images: ImageList, match_names: bool) -> Bools:
-    """Return which images with a place exist, also under a name that is written otherwise.
+def _find_images(
+    source_folder: SourceFolder, images: ImageList, asked: Bools, match_names: bool
+) -> Bools:
+    """Return which of the asked[N] images exist, also under a name that is written otherwise.
 
     Such names are taken with match_names, and reported without.
     """
-    asked = images.place_ids >= 0
     paths = images.column("path")
     chosen = source_folder.has_images(paths, asked)
     is_missing = asked & ~chosen

@@ -2,6 +2,7 @@
 
 What casts without loss is cast: smaller and unsigned integers, whole numbers in floating point or
 decimals, large and dictionary-encoded strings, lists of any kind, extension types by their storage.
+Whole numbers in floating point that may have been rounded are refused.
 All else is refused with the column, the row, and the cast that helps.
 """
 
@@ -20,9 +21,11 @@ from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.data.schema import OPTIONAL, SCHEMAS
 from s4g_ray.errors import InputError
 
+CAST_ROWS = 1_000_000  # of texts, cast at a time
 _SHOWN = 60  # characters of a value in a message
 _NAMES = {pa.int64(): "pa.int64()", pa.float64(): "pa.float64()", pa.float32(): "pa.float32()"}
 _COUNTED = ("region", "source_id")  # texts that may be given as whole numbers
+_EXACT_BITS = {16: 11, 32: 24, 64: 53}  # floating point of so many bits: of whole numbers
 
 
 def iterate_tables(rows: Any) -> Iterator[pa.Table]:
@@ -116,10 +119,50 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, view: View, first_row: int) 
     try:
         plain = _unwrap(column)
         if _is_castable(plain.type, field):
-            return plain.cast(field.type)
+            is_other_text = _is_text(plain.type) and plain.type != field.type
+            cast = _cast_texts(plain) if is_other_text else plain.cast(field.type)
+            _check_exact(plain, field, view, first_row)
+            return cast
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
         raise _refuse_value(_unwrap(column), field, view, first_row, error) from error
     raise _refuse_type(column, field, view)
+
+
+def _cast_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cast texts to strings, in slices: a chunk of large ones may hold more than a string can."""
+    chunks = []
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), CAST_ROWS):
+            # a copy: the cast refuses a slice whose bytes are far from the first
+            texts = pa.concat_arrays([chunk.slice(start, CAST_ROWS)])
+            chunks.append(texts.cast(pa.string()))
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _check_exact(column: pa.ChunkedArray, field: pa.Field, view: View, first_row: int) -> None:
+    """Raise InputError for whole numbers in floating point that are large enough to be rounded."""
+    is_list = pa.types.is_list(field.type) and _is_list(column.type)
+    kind, wanted = (one.value_type if is_list else one for one in (column.type, field.type))
+    if not (pa.types.is_floating(kind) and pa.types.is_integer(wanted)):
+        return
+    bits = _EXACT_BITS[kind.bit_width]
+
+    def are_rounded(numbers: Any) -> Any:
+        return pc.greater_equal(pc.abs(numbers.cast(pa.float64())), 2.0**bits)
+
+    if not pc.any(are_rounded(pc.list_flatten(column) if is_list else column)).as_py():
+        return
+    row = next(
+        row
+        for row, value in enumerate(column)
+        if value.is_valid
+        and pc.any(are_rounded(value.values if is_list else pa.array([value]))).as_py()
+    )
+    raise InputError(
+        f"{view}: column {field.name!r}, row {first_row + row}: {_show(column[row].as_py())}"
+        f" ({column.type}) may be rounded: whole numbers are exact below 2**{bits} alone; cast to"
+        " integers before a join makes them floating point (pandas: Int64)"
+    )
 
 
 def _unwrap(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -143,7 +186,7 @@ def _unwrap(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _unview(lists: pa.Array) -> pa.Array:
     """Return list views as lists: pyarrow 26 casts those with nulls into invalid arrays."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    bounds = pa.array(np.cumsum([0, *lengths]), pa.int64())
+    bounds = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int64())
     values = pc.list_flatten(lists)
     return pa.LargeListArray.from_arrays(bounds, values, mask=pc.is_null(lists))
 

@@ -55,10 +55,11 @@ def relate(dataset: str, root: str) -> str | None:
 def find_root(dataset: str, stored: str | None) -> str:
     """Return the absolute folder of the images of a data set, from what dataset.json stores.
 
-    A data set that was opened by a link to its folder has its images beside the folder itself.
+    A data set that was opened by a link to its folder has its images in and beside the folder
+    itself.
     """
     if stored is None:
-        return dataset
+        return str(Path(dataset).resolve()) if _is_link(dataset) else dataset
     root = resolve(dataset, stored)
     if stored.startswith("..") and files.is_local(dataset) and not Path(root).is_dir():
         real = resolve(str(Path(dataset).resolve()), stored)
@@ -67,13 +68,25 @@ def find_root(dataset: str, stored: str | None) -> str:
     return root
 
 
+def _is_link(dataset: str) -> bool:
+    return files.is_local(dataset) and Path(dataset).is_symlink()
+
+
 def list_prefixes(dataset: str, root: str) -> Prefixes:
-    """List the starts of absolute paths that are stored relative to the root, longest first."""
+    """List the starts of absolute paths that are stored relative to the root, longest first.
+
+    Paths beside the root are where they move along with the data set: not above it, nor beside a
+    link to it.
+    """
     root = root.rstrip("/")
     prefixes = [(f"{root}/", "")]
     stored = relate(dataset, root)
     above = posixpath.dirname(split_scheme(root)[1])
-    is_near = stored is None or (not stored.startswith(("/", UP + UP)) and "://" not in stored)
+    if stored is None:
+        is_near = not _is_link(dataset)
+    else:
+        is_above = stored in ("..", UP + "..")
+        is_near = not is_above and not stored.startswith(("/", UP + UP)) and "://" not in stored
     if is_near and above not in ("", "/"):
         prefixes.append((f"{split_scheme(root)[0]}{above}/", UP))
     return prefixes

@@ -14,15 +14,18 @@ from s4g_ray.data.image_table import View
 # source_id is for people: it does not change what a run computes
 _NUMBERS = ("id", "place_id", "offset", "length", "lat", "lon", "size_m", "heading_deg")
 _TEXTS = ("uri", "split", "region")
-# of a path that is not below the images' folder, the folders may be others after a move
-_IS_ELSEWHERE = r"^/|^\.\./|://"
-_OTHER_FOLDERS = r"^(/|\.\./|[^/]*://).*/"
+# the folders of images that are not below the images' folder may be others after a move: of paths
+# beside it only `../` is left out, of absolute ones all but the last folder and the name
+_UP = r"^(?:\.\./)+"
+_IS_ABSOLUTE = r"^/|://"
+_LAST_TWO = r"(?s)^(?:/|[^/]*://)(?:.*/)?([^/]+/+[^/]*)$"
 
 
 class RowsDigest:
     """Computes a sha256 of ids, places, coordinates, splits, image names and sizes of rows.
 
-    Does not depend on where the data set or its images are, nor on the bytes of Parquet files.
+    Does not depend on where the data set is, on the folder of images that moves with it or is given
+    anew, nor on the bytes of Parquet files. Of an absolute path the last folder and the name count.
     """
 
     def __init__(self) -> None:
@@ -56,8 +59,11 @@ class RowsDigest:
     def _add_texts(self, name: str, column: pa.ChunkedArray) -> None:
         if column.null_count == len(column):
             return
-        if name == "uri" and pc.any(pc.match_substring_regex(column, _IS_ELSEWHERE)).as_py():
-            column = pc.replace_substring_regex(column, _OTHER_FOLDERS, "")
+        if name == "uri":
+            if pc.any(pc.starts_with(column, "../")).as_py():
+                column = pc.replace_substring_regex(column, _UP, "")
+            if pc.any(pc.match_substring_regex(column, _IS_ABSOLUTE)).as_py():
+                column = pc.replace_substring_regex(column, _LAST_TWO, r"\1")
         lengths = pc.fill_null(pc.binary_length(column), -1)
         self._add_array(name, lengths.to_numpy())
         for chunk in pc.fill_null(column, "").cast(pa.large_binary()).chunks:

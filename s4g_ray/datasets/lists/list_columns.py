@@ -21,7 +21,7 @@ from s4g_ray.data.schema import SPLITS
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.lists.column_names import find_columns, name_columns
 from s4g_ray.datasets.lists.list_options import ListOptions
-from s4g_ray.datasets.lists.number_format import PLAIN_NUMBERS, NumberFormat
+from s4g_ray.datasets.lists.number_format import PLAIN_NUMBERS, NumberFormat, explain_position
 from s4g_ray.datasets.source import is_number, is_position
 from s4g_ray.errors import InputError
 
@@ -239,7 +239,9 @@ class ListColumns:
                     " give both or leave both empty"
                 )
         elif not is_position(lat, lon):
-            hint = "; latitude and longitude look swapped" if is_position(lon, lat) else ""
+            hint = explain_position(lat, lon)
+            if is_position(lon, lat):
+                hint = "; latitude and longitude look swapped"
             raise InputError(
                 f"{location}: {lat}, {lon} is not within -90..90 and -180..180 degrees{hint}"
             )

@@ -18,6 +18,7 @@ from s4g_ray.datasets.lists.column_names import is_e7
 
 E7 = 1e7
 MOST_METRES = 2.1e7  # of projected coordinates: the half of the equator is 2.004e7 m
+MOST_MILLIONTHS = {"lat": 9.0e7, "lon": 1.8e8}  # of a degree
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f\u2019])\d{3})(?:\1\d{3})*")
 _WHOLE = re.compile(r"[+-]?\d+(?:\.0*)?")
 
@@ -39,7 +40,8 @@ class NumberFormat:
         """Find the format by a sample of values[kind] and the names of the columns, by kind.
 
         A decimal comma: some numbers have a comma, and none a point. E7: by the column's name, or
-        when all coordinates are whole numbers and too large for degrees and for metres.
+        when all coordinates are whole numbers and too large for degrees, metres and, at least one
+        of them, millionths of a degree.
         """
         named = any(is_e7(names[kind]) for kind in ("lat", "lon") if kind in names)
         e7 = named or _look_like_e7(values)
@@ -96,15 +98,27 @@ PLAIN_NUMBERS = NumberFormat()
 
 
 def _look_like_e7(values: Mapping[str, Sequence[str]]) -> bool:
-    """Return whether coordinates are whole numbers that neither degrees nor metres can be."""
-    columns = [[text for text in values.get(kind, ()) if text] for kind in ("lat", "lon")]
-    if not all(columns):
+    """Return whether coordinates are whole numbers that are neither degrees, metres nor E6."""
+    columns = {kind: [text for text in values.get(kind, ()) if text] for kind in ("lat", "lon")}
+    if not all(columns.values()):
         return False
     try:
-        numbers = [[abs(int(_whole(text))) for text in column] for column in columns]
+        numbers = {kind: [abs(int(_whole(text))) for text in columns[kind]] for kind in columns}
     except ValueError:
         return False
-    return max(float(np.median(column)) for column in numbers) > MOST_METRES
+    return max(float(np.median(column)) for column in numbers.values()) > MOST_METRES and any(
+        max(numbers[kind]) > MOST_MILLIONTHS[kind] for kind in numbers
+    )
+
+
+def explain_position(lat: float, lon: float) -> str:
+    """Return what to write for a position of whole numbers that may be E7 or millionths."""
+    if max(abs(lat), abs(lon)) > MOST_METRES and lat.is_integer() and lon.is_integer():
+        return (
+            "; for ten-millionths of a degree name the columns latitudeE7 and longitudeE7; write"
+            " other coordinates in degrees"
+        )
+    return ""
 
 
 def _whole(text: str) -> str:

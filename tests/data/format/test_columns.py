@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.data.format import columns
 from s4g_ray.data.format.columns import conform, iterate_tables
 from s4g_ray.errors import InputError
 from tests.conftest import tables
@@ -77,6 +78,23 @@ def test_types_that_lose_nothing_are_cast_to_those_of_the_schema(
     wanted = [str(value) for value in values] if column == "region" and kind in WHOLE else values
     assert found.to_pylist() == wanted
     assert str(found.type) in ("int64", "double", "float", "string", "list<element: int64>")
+
+
+@pytest.mark.parametrize("cast_rows", [1, 3, 10**6])
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.large_binary()])
+def test_texts_beyond_2_gib_of_a_chunk_are_cast(
+    kind: pa.DataType, cast_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "CAST_ROWS", cast_rows)
+    data = np.zeros(2**31 + 8, np.uint8)  # pages that are not written take no memory
+    data[-8:] = list(b"a.jpb.jp")
+    starts = np.arange(2**31, 2**31 + 9, 2)
+    buffers = [None, pa.py_buffer(starts), pa.py_buffer(data)]
+    uris = pa.Array.from_buffers(kind, 4, buffers)
+    queries = tables()[1].drop_columns(["uri"]).append_column("uri", uris)
+    found = conform(queries, "queries")["uri"]
+    found.validate(full=True)
+    assert found.to_pylist() == ["a.", "jp", "b.", "jp"]
 
 
 class Numbered(pa.ExtensionType):  # type: ignore[misc]
@@ -167,6 +185,32 @@ def test_other_values_and_columns_are_refused_by_name_and_row(
     with pytest.raises(InputError, match=f"queries.*{message}"):
         write(tmp_path, column, values)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("column", ["id", "place_id", "semi_positives"])
+@pytest.mark.parametrize(("kind", "bits"), [(pa.float16(), 11), (pa.float32(), 24), (None, 53)])
+def test_whole_numbers_that_may_be_rounded_are_refused(
+    column: str, kind: pa.DataType | None, bits: int
+) -> None:
+    queries = tables()[1]
+
+    def make(number: int) -> pa.Table:
+        values = pa.array([3.0, float(number), 0.0, -1.0], kind or pa.float64())
+        if column == "semi_positives":
+            values = pa.array([None, [], *([value] for value in values[:2].to_pylist())])
+            values = values.cast(pa.list_(kind or pa.float64()))
+        given = pa.chunked_array([values[:2], values[2:]])
+        columns = {name: queries[name] for name in queries.column_names}
+        return pa.table({**columns, column: given})
+
+    row = 3 if column == "semi_positives" else 1
+    for number in (2**bits - 1, 1 - 2**bits):
+        found = conform(make(number), "queries")[column].to_pylist()[row]
+        assert found == ([number] if column == "semi_positives" else number)
+    for number in (2**bits, -(2**bits), 2 ** (bits + 3)):
+        message = f"{column}', row {5 + row}: .* may be rounded: .* below 2..{bits} .*pandas: Int64"
+        with pytest.raises(InputError, match=message):
+            conform(make(number), "queries", 5)
 
 
 def test_a_repeated_column_is_refused(tmp_path: Path) -> None:

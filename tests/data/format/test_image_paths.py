@@ -7,8 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from s4g_ray.data.dataset import open_dataset, write_dataset
 from s4g_ray.data.format.image_paths import find_root, list_prefixes, relate, resolve, shorten
 from s4g_ray.data.tables.arrow_texts import read_paths
+from tests.conftest import tables
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,43 @@ def test_paths_are_shortened_where_they_move_along_and_resolve_to_what_they_were
         assert resolve(root, path) == whole
     resolved = [resolve(root, path) for path in found]
     assert list(read_paths(pa.chunked_array([found], pa.string()), root)) == resolved
+
+
+@pytest.mark.parametrize("root", ["/w/x/y/data", "/w/x/y"])
+def test_paths_beside_a_root_above_the_data_set_stay_absolute(root: str) -> None:
+    beside = f"{posixpath.dirname(root)}/beside/a.jpg"
+    column = pa.chunked_array([[f"{root}/b/c.jpg", beside]], pa.string())
+    assert shorten(column, list_prefixes("/w/x/y/data/set", root)).to_pylist() == [
+        "b/c.jpg",
+        beside,
+    ]
+
+
+def test_images_in_and_beside_a_data_set_are_found_by_a_link_to_it(tmp_path: Path) -> None:
+    disk = Path(os.path.realpath(tmp_path)) / "disk"
+    (tmp_path / "home").mkdir()
+    link = tmp_path / "home/set"
+    columns = tables()[1].to_pydict()
+
+    def write(folder: Path, beside: Path) -> None:
+        names = [str(folder / "0.jpg"), str(beside / "1.jpg"), "2.jpg", "x/3.jpg"]
+        queries = pa.table({**columns, "uri": names})
+        write_dataset(str(folder), tables()[0], queries, name="n")
+
+    def read(folder: Path) -> list[str]:
+        table = open_dataset(str(folder)).table("queries", ["train", "test"])
+        return sorted(os.path.realpath(uri) for uri in table.uris)
+
+    wanted = [
+        f"{disk}/{name}" for name in ("photos/1.jpg", "set/0.jpg", "set/2.jpg", "set/x/3.jpg")
+    ]
+    write(disk / "set", disk / "photos")
+    link.symlink_to(disk / "set")
+    assert read(link) == read(disk / "set") == wanted
+    (disk / "set/dataset.json").unlink()
+    write(link, link.parent / "photos")  # by the link: the images are beside it
+    wanted[0] = f"{os.path.realpath(link.parent)}/photos/1.jpg"
+    assert read(link) == read(disk / "set") == sorted(wanted)
 
 
 def test_a_data_set_opened_by_a_link_finds_images_beside_its_own_folder(tmp_path: Path) -> None:

@@ -28,14 +28,34 @@ def test_the_fingerprint_does_not_depend_on_where_the_data_set_and_its_images_ar
     for place in (tmp_path / "b/set", tmp_path / "photos/set"):
         root = str(tmp_path / "photos")
         assert fingerprint(place, at(root), images_root=root) == wanted
-    elsewhere = {
-        fingerprint(tmp_path / name, at(folder))
-        for name, folder in (("c", "/one/x"), ("d", "s3://bucket/y/z"), ("e", "../beside"))
-    }
-    assert elsewhere == {wanted}
+    folders = ("/one/x", "/two/y/x", "s3://bucket/y/x", "gs://x", "../x", "../../x", "/one\ntwo//x")
+    elsewhere = {fingerprint(tmp_path / f"e{n}", at(folder)) for n, folder in enumerate(folders)}
+    assert elsewhere == {fingerprint(tmp_path / "e", at("x"))}
     assert fingerprint(tmp_path / "f", at("sub")) != wanted  # a folder below is a part of the name
     named = queries.append_column("source_id", pa.array(list("abcd")))
     assert fingerprint(tmp_path / "g", named) == wanted
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(
+            (f"{folder}a", f"{folder}b")
+            for folder in ("", "/photos/", "s3://p/", "s3://", "/a\nb/")
+        ),
+        *((f"../{folder}a", f"../{folder}b") for folder in ("", "photos/", "../")),
+        *((f"{folder}a/x", f"{folder}b/x") for folder in ("", "../", "../photos/")),
+    ],
+)
+def test_the_fingerprint_depends_on_the_folders_that_tell_images_apart(
+    tmp_path: Path, one: str, other: str
+) -> None:
+    columns = tables()[1].to_pydict()
+    names = [f"{one}/i.jpg", f"{other}/i.jpg", *columns["uri"][2:]]
+    columns["uri"] = names
+    before = fingerprint(tmp_path / "a", pa.table(columns))
+    columns["uri"] = [names[1], names[0], *names[2:]]
+    assert fingerprint(tmp_path / "b", pa.table(columns)) != before
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,12 @@ def test_dialects_with_a_delimiter_are_parsed_by_arrow(
         ("path,lat,lat,lon\na,1,2,3", {}, "columns 'lat' and 'lat' could each be 'lat'"),
         # metres of a projection are neither degrees nor ten-millionths of them
         ("path,lat,lon\na,4578000,412000", {}, r"4578000\.0, 412000\.0 is not within"),
+        # millionths of a degree: could be ten-millionths of others
+        (
+            "path,lat,lon\na,48137154,11576124\nb,-90000000,180000000",
+            {},
+            r"line 2: 48137154\.0, 11576124\.0 is not within .*name the columns latitudeE7 and",
+        ),
         ("path,lat,lon\na,112,41", {}, r"112\.0, 41\.0 is not within .*; .* look swapped"),
         ("path,latE7,lonE7\na,415000000,41.5", {}, r"lonE7='41\.5' is not a number of E7"),
         ("\xff\xfep\0a\0t\0h\0,\0l", {}, "begins as utf-16 text, and is not: truncated data"),
@@ -173,6 +179,18 @@ def test_what_no_dialect_explains_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read(text.encode("latin-1"), ListOptions(**options))
+
+
+def test_a_name_says_that_small_numbers_are_ten_millionths_of_a_degree() -> None:
+    images, _ = read(b"path,latitudeE7,longitudeE7\na,65000000,33000000", ListOptions())
+    assert (images.lat.tolist(), images.lon.tolist()) == ([6.5], [3.3])
+
+
+@pytest.mark.parametrize("position", ["90000001,1", "1,-180000001"])
+def test_one_number_too_large_for_millionths_tells_ten_millionths(position: str) -> None:
+    text = f"path,lat,lon\na,65000000,33000000\nb,48137154,33000000\nc,{position}"
+    images, _ = read(text.encode(), ListOptions())
+    assert (images.lat[0], images.lon[0]) == (6.5, 3.3)
 
 
 def test_options_decide_where_a_sample_can_mean_either() -> None:

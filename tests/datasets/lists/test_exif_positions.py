@@ -115,6 +115,38 @@ def test_lists_without_columns_of_coordinates_take_those_of_the_tags(tmp_path: P
         folder.convert(source, str(tmp_path / "e"), from_exif=True)
 
 
+@pytest.mark.parametrize("has_region", [False, True])
+def test_names_are_matched_before_the_tags_are_read(tmp_path: Path, has_region: bool) -> None:
+    listed = ["path", "p/A.jpg", "p/b.jpg", "p\\q\\d.png", "p/gone.jpg", "p/c.JPG"]
+    source = make(tmp_path / "s", listed)
+    options: dict[str, Any] = {"from_exif": True}
+    if has_region:
+        tags = folder.convert(source, str(tmp_path / "region"), queries="p", from_exif=True)
+        options["references"] = tags.uri
+    lines: list[str] = []
+    with pytest.raises(InputError, match="no photo has a position"):
+        folder.convert(source, str(tmp_path / "d"), report=lines.append, **options)
+    text = f"{source}/queries.csv: missing images with a likely match: 4 (by letter case 3,"
+    assert len(lines) == 1
+    assert lines[0].startswith(text)
+    assert lines[0].endswith("take them with match_names (--match-names)")
+    (tmp_path / "s/queries.csv").write_text("\n".join([*listed, "p/a.jpg"]).replace("/A", "/B"))
+    lines.clear()
+    offered = folder.convert(source, str(tmp_path / "d"), report=lines.append, **options)
+    assert rows(offered, "queries", "source_id") == [("p/a.jpg",)]
+    assert sum("likely match" in line for line in lines) == 1
+    (tmp_path / "s/queries.csv").write_text("\n".join(listed))
+    lines.clear()
+    taken = folder.convert(
+        source, str(tmp_path / "e"), match_names=True, report=lines.append, **options
+    )
+    found = rows(taken, "queries", "id", "place_id", "source_id")
+    assert found == [(0, 0, "p/a.jpg"), (1, 1, "p/b.JPG"), (2, 0, "p/q/d.png")]
+    assert lines[0] == "missing images: 1, left out with their rows: p/gone.jpg"
+    assert "photos without a position in their tags: 1: p/c.jpg" in lines
+    assert sum(line.startswith(text) and line.endswith(": taken") for line in lines) == 1
+
+
 @pytest.mark.parametrize("options", [{"split_column": "set"}, {"pair": "key"}, {"id_column": "n"}])
 def test_options_that_need_a_list_are_refused_for_a_folder(
     tmp_path: Path, options: dict[str, Any]
