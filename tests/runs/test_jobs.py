@@ -195,7 +195,7 @@ def check_embeddings_neighbors_and_scores(head: Head, folder: Path, dataset: Geo
             head.submit, "jobs/evaluate.py", run, dataset.uri, "--protocol", "strict", "--json"
         )
         check_embeddings_and_neighbors(head, folder, dataset)
-    (scored,) = result_of(evaluated.result())
+    (scored,) = result_of(evaluated.result())["results"]
     (logged,) = [r for r in read_records(run) if r["kind"] == "evaluation"]
     assert scored["strict"]["recall@1"] == pytest.approx(logged["recall@1"])
 
