@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 @dataclass(frozen=True)
 class ShippedConfig:
-    """A configuration of the package. summary: the first line of its file."""
+    """A configuration of the package. summary: the first sentence of its file."""
 
     name: str
     path: Path
@@ -29,8 +31,11 @@ def list_configs(folder: Path = FOLDER) -> list[ShippedConfig]:
     """Return the configurations of the package, by name."""
     found = []
     for path in sorted(folder.glob("*.yaml")):
-        first = path.read_text().partition("\n")[0]
-        found.append(ShippedConfig(path.stem, path, first.removeprefix("#").strip()))
+        comments = itertools.takewhile(
+            lambda line: line.startswith("# "), path.read_text().splitlines()
+        )
+        text = " ".join(line.removeprefix("# ").strip() for line in comments)
+        found.append(ShippedConfig(path.stem, path, re.split(r"(?<=\.) ", text, maxsplit=1)[0]))
     return found
 
 

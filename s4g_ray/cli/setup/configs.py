@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from s4g_ray.cli.console import make_reporter, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from s4g_ray.config.shipped import ShippedConfig
 
 
 def configs(
@@ -28,8 +34,8 @@ def configs(
     reporter = make_reporter(as_json)
     if name is None:
         found = list_configs()
-        for config in found if not as_json else []:
-            reporter.line(f"{config.name:<18} {config.summary}")
+        if not as_json:
+            reporter.console.print(_list(found))
         listed = [
             {"name": one.name, "path": str(one.path), "summary": one.summary} for one in found
         ]
@@ -45,3 +51,14 @@ def configs(
         made["path"] = str(copy_config(name, target))
         reporter.line(f"{made['path']}: set data.uri and run_dir, then s4g train {made['path']}")
     print_json(as_json, made)
+
+
+def _list(found: Sequence[ShippedConfig]) -> Table:
+    """Make a table of names and summaries."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "", box=None, show_header=False, pad_edge=False)
+    for config in found:
+        table.add_row(Text(config.name), Text(config.summary))
+    return table
