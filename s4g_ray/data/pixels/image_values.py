@@ -1,8 +1,9 @@
 """Define ImageValues: how the values of a data set's images become bytes of red, green and blue.
 
 Bytes stay as they are. Other values (16 bits, signed, floating point) are stretched, and files of
-2, 4 or more bands need to be told which to show. An image that a stretch would make black or white
-is refused: it is not of the range that the data set names.
+2, 4 or more bands need to be told which to show. An image far from the limits of a stretch is
+refused: it is not of the range that the data set names. Nearer ones are clipped, as water and snow
+are by percentiles; whether a stretch makes images black or white is judged over a sample of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:  # numba takes a second to import
 Values = NDArray[Any]  # [H, W, C]
 SHADES = 1 / 8  # of a type's full range: values that use less of it have other limits
 CLIPPED = 0.5  # share of values beyond a stretch above which it is not that of the image
-LEVELS = 4  # of 255: an image with fewer is black or white
+WITHIN = -4 / 255  # widths of a stretch: what is not farther than that inside is black or white
+FAR = 1.0  # widths of a stretch beyond which an image alone is not of its range
 WAYS = "`s4g convert stretch DATASET percentile:2,98`"
 
 
@@ -61,7 +63,7 @@ class ImageValues:
         """Turn values[H, W, C] into bytes [H, W, 3].
 
         valid[H, W, C]: False where a file has no data, which becomes black. Raises UnfitValuesError
-        for bands that are not there, and for values that would be black or white.
+        for bands that are not there, and for values of another range.
         """
         chosen = self._choose_bands(values.shape[2], values.dtype)
         shown = self.choose(values)
@@ -71,6 +73,18 @@ class ImageValues:
                 known &= valid[:, :, chosen]
             shown = self._stretch(shown, known)
         return np.repeat(shown, 3, axis=2) if len(chosen) == 1 else shown
+
+    def check_sample(self, values: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
+        """Check values[N] of many images, of a type, together.
+
+        Raises UnfitValuesError where limits that are known make them black or white. By a type's
+        full range each image is judged alone.
+        """
+        stretch = self._parse(self.stretch or "full")
+        if stretch.low is None or stretch.high is None or not len(values):
+            return
+        if values.min() < values.max():
+            self._check_fit(values, dtype, min(stretch.low), max(stretch.high), WITHIN)
 
     def choose(self, values: Values) -> Values:
         """Return the bands to show of values[H, W, C]: one or three. Raises UnfitValuesError."""
@@ -112,7 +126,9 @@ class ImageValues:
         except InputError as error:
             raise UnfitValuesError(str(error)) from error
         if highest > lowest:
-            self._check_fit(values, known, float(low.min()), float(high.max()))
+            found = values[known].astype(np.float64)
+            beyond = WITHIN if stretch.low is None else FAR
+            self._check_fit(found, values.dtype, float(low.min()), float(high.max()), beyond)
         if known.all():
             return stretch.apply(values)
         if np.issubdtype(values.dtype, np.floating):
@@ -121,27 +137,34 @@ class ImageValues:
         shown[~known] = 0
         return shown
 
-    def _check_fit(self, values: Values, known: Bools, low: float, high: float) -> None:
-        """Raise UnfitValuesError for values of another range than low..high."""
-        found = values[known].astype(np.float64)
-        lowest = found.min()
-        highest = found.max()
+    def _check_fit(
+        self,
+        found: NDArray[np.float64],
+        dtype: np.dtype[Any],
+        low: float,
+        high: float,
+        beyond: float,
+    ) -> None:
+        """Raise UnfitValuesError for values that lie `beyond` widths of low..high outside it."""
+        lowest = float(found.min())
+        highest = float(found.max())
         width = high - low
         if self.stretch is None and highest - lowest < width * SHADES:
             reason = "would be nearly one shade, as their type's full range is shown"
-            raise _refuse(values.dtype, lowest, highest, reason)
-        if highest < low + width * LEVELS / 255:
-            raise _refuse(values.dtype, lowest, highest, f"are black by stretch {self.stretch}")
-        if lowest > high - width * LEVELS / 255:
-            raise _refuse(values.dtype, lowest, highest, f"are white by stretch {self.stretch}")
+            raise _refuse(dtype, lowest, highest, reason)
+        if highest < low - width * beyond:
+            raise _refuse(dtype, lowest, highest, f"are black by stretch {self.stretch}")
+        if lowest > high + width * beyond:
+            raise _refuse(dtype, lowest, highest, f"are white by stretch {self.stretch}")
+        margin = width * max(beyond, 0.0)
         # the lowest value may stand for missing data
         for side, share in (
-            ("above", np.mean(found > high)),
-            ("below", np.mean((found < low) & (found > lowest))),
+            ("above", np.mean(found > high + margin)),
+            ("below", np.mean((found < low - margin) & (found > lowest))),
         ):
             if share > CLIPPED:
                 reason = f"lie {side} those of stretch {self.stretch} ({share:.0%} of them)"
-                raise _refuse(values.dtype, lowest, highest, reason)
+                raise _refuse(dtype, lowest, highest, reason)
 
 
 def _refuse(dtype: np.dtype[Any], lowest: float, highest: float, reason: str) -> UnfitValuesError:

@@ -32,6 +32,7 @@ from s4g_ray.datasets.inspection.image_files import decode_images, find_missing_
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.datasets.inspection.leakage_checks import find_leakage
 from s4g_ray.datasets.inspection.part_checks import compare_parts
+from s4g_ray.datasets.inspection.value_range import find_unfit_range
 from s4g_ray.errors import InputError
 from s4g_ray.progress import Update, ignore
 
@@ -77,6 +78,8 @@ def inspect_dataset(
     else:
         findings.append(describe_decoding(inventory, rows, decoded, "sampled image"))
         findings.extend(find_plain_images(inventory, rows, decoded))
+    if inventory.values.stretch is not None:
+        findings.extend(find_unfit_range(inventory, rows))
     findings.extend(find_repeated_images(inventory))
     findings.extend(find_leakage(inventory, leak_radius_m))
     return Inspection(dataset.uri, dataset.name, tuple(findings))

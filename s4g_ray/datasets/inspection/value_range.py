@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from s4g_ray.arrays import Ints
 from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.format.header import DatasetHeader
@@ -25,11 +26,14 @@ from s4g_ray.data.pixels.raw_values import (
     read_bands,
     read_single_band,
 )
-from s4g_ray.data.pixels.stretch import Stretch
+from s4g_ray.datasets.inspection.findings import Finding
 from s4g_ray.datasets.inspection.image_checks import choose_sample
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
+
+if TYPE_CHECKING:  # numba takes a second to import
+    from s4g_ray.data.pixels.stretch import Stretch
 
 VALUES_AT_MOST = 1 << 16  # of an image and band, spread over it
 
@@ -54,8 +58,41 @@ def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = No
             values.to_bytes(*found)
         except UnfitValuesError as error:
             raise InputError(f"{name}: {error}") from error
+    try:
+        _check_sample(values, [found for _, found in sample])
+    except UnfitValuesError as error:
+        raise InputError(f"{uri}: the sampled images taken together: {error}") from error
     replace(DatasetHeader.read(uri), values=values).write(uri)
     return open_dataset(uri)
+
+
+def find_unfit_range(inventory: Inventory, rows: Ints) -> list[Finding]:
+    """Find whether the data set's stretch makes a sample of the images of rows[M] black or white.
+
+    Images that cannot be read, or lack bands, are left to describe_decoding.
+    """
+    sample = []
+    for row in choose_sample(inventory, rows).tolist():
+        try:
+            found = _read_row(inventory, row)
+            if found is not None:
+                inventory.values.choose(found.values)
+                sample.append(found)
+        except (InputError, UnfitValuesError):
+            continue
+    try:
+        _check_sample(inventory.values, sample)
+    except UnfitValuesError as error:
+        return [Finding("fault", "images", f"the sampled images taken together: {error}")]
+    return []
+
+
+def _check_sample(values: ImageValues, sample: list[RawValues]) -> None:
+    """Raise UnfitValuesError where values make the images of a sample black or white, together."""
+    others = [found for found in sample if found.values.dtype != np.uint8]
+    if others:
+        rows = np.concatenate([_thin(values, found).ravel() for found in others])
+        values.check_sample(rows[np.isfinite(rows)], others[0].values.dtype)
 
 
 def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, RawValues]]:
@@ -63,18 +100,21 @@ def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, RawValues]]:
     inventory = Inventory.read(dataset)
     first = np.unique(inventory.images, return_index=True)[1]
     for row in choose_sample(inventory, first).tolist():
-        path = inventory.paths[inventory.files[row]]
-        try:
-            if inventory.offsets[row] >= 0:
-                offset = int(inventory.offsets[row])
-                data = files.read_bytes(path, offset, int(inventory.lengths[row]))
-            else:
-                data = files.read_bytes(path)
-            found = _read_values(data)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{inventory.label_with_uri(row)}: {error}") from error
+        found = _read_row(inventory, row)
         if found is not None:
             yield inventory.label_with_uri(row), found
+
+
+def _read_row(inventory: Inventory, row: int) -> RawValues | None:
+    """Read the values of a row's image; None for one of plain bytes. Raises InputError."""
+    path = inventory.paths[inventory.files[row]]
+    try:
+        if inventory.offsets[row] >= 0:
+            offset = int(inventory.offsets[row])
+            return _read_values(files.read_bytes(path, offset, int(inventory.lengths[row])))
+        return _read_values(files.read_bytes(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{inventory.label_with_uri(row)}: {error}") from error
 
 
 def _read_values(data: bytes) -> RawValues | None:
@@ -98,6 +138,8 @@ def _find_limits(
     uri: str, stretch: Stretch, values: ImageValues, sample: list[RawValues]
 ) -> Stretch:
     """Return the limits of percentiles, of each band that is shown."""
+    from s4g_ray.data.pixels.stretch import Stretch
+
     shown = [_thin(values, found) for found in sample if found.values.dtype != np.uint8]
     if not shown:
         raise InputError(

@@ -128,12 +128,12 @@ def test_the_full_range_of_a_type_needs_no_name(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "stretch", "reason"),
     [
-        ("float, 0 to 1", "0,3000", "are black by stretch 0,3000"),
+        ("float, 0 to 1", "2.1,3.1", "are black by stretch 2.1,3.1"),
         ("float, 0 to 1", "full", "have no full range"),
         ("8 of 16 bits", "full", "are black by stretch full"),
         ("reflectance", "0,1", "lie above those of stretch 0,1"),
         ("float, physical", "0,100", "are white by stretch 0,100"),
-        ("signed", "2500,3000", r"lie below those of stretch 2500,3000 \(8\d% of them\)"),
+        ("signed", "2500,3000", r"lie below those of stretch 2500,3000 \(7\d% of them\)"),
         ("reflectance", None, "uint16, 0 to 3000.* nearly one shade"),
     ],
 )
@@ -148,6 +148,27 @@ def test_an_image_of_another_range_is_refused_with_its_own(
         decode_pixels(encode_tiff(values), values=ImageValues(stretch))
     # values of floating point have no full range
     assert ("data.stretch=full" in str(caught.value)) == (dtype != "float32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stretch", "reason"),
+    [
+        ("float, 0 to 1", "0,3000", "are black by stretch 0,3000"),
+        ("float, physical", "200,269", "are white by stretch 200,269"),
+        ("signed", "2000,3000", r"lie below those of stretch 2000,3000 \(7\d% of them\)"),
+        ("elevation", "200,400", r"lie above those of stretch 200,400 \(6\d% of them\)"),
+    ],
+)
+def test_water_and_snow_are_clipped_but_a_sample_is_not(
+    kind: str, stretch: str, reason: str
+) -> None:
+    dtype, low, high = KINDS[kind]
+    values = make_values(dtype, low, high, 1)
+    named = ImageValues(stretch)
+    wanted = restate(values, *map(float, stretch.split(",")))
+    np.testing.assert_allclose(decode_pixels(encode_tiff(values), values=named), wanted, atol=1)
+    with pytest.raises(UnfitValuesError, match=reason):
+        named.check_sample(values.ravel().astype(np.float64), values.dtype)
 
 
 def test_a_range_for_each_band_and_a_constant_image_are_taken() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.config.data_schema import DataConfig, ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
+from s4g_ray.data.format.header import DatasetHeader
 from s4g_ray.data.images import load_raws, load_views, try_image
 from s4g_ray.data.pixels.image_values import ImageValues
 from s4g_ray.data.pixels.stretch import Stretch
@@ -113,6 +116,40 @@ def test_values_for_missing_data_count_for_no_percentile(dataset: GeoDataset, ba
     low, high = every.min(axis=(0, 1, 2)), every.max(axis=(0, 1, 2))
     limits = ";".join(f"{a:g},{b:g}" for a, b in zip(low, high, strict=True))
     assert convert_stretch(dataset.uri, "percentile:0,100")["stretch"] == limits
+
+
+def test_one_tile_of_water_and_one_of_snow_are_shown_after_percentiles(
+    dataset: GeoDataset,
+) -> None:
+    ramp = np.indices((16, 16)).sum(0)[:, :, None]
+    for number, start in enumerate((500, 500, 300, 1700)):
+        values = np.asarray(start + ramp * (32 if start == 500 else 1), np.uint16)
+        Path(dataset.uri, f"{number}.tif").write_bytes(encode_tiff(values))
+    convert_stretch(dataset.uri, "percentile:30,70")
+    opened = open_dataset(dataset.uri)
+    assert [int(np.median(image)) for image in read_images(opened)[2:]] == [0, 255]
+    assert not only_faults(opened)
+
+
+def test_a_range_that_makes_the_whole_sample_black_is_refused_and_a_fault(
+    dataset: GeoDataset,
+) -> None:
+    message = "the sampled images taken together: .* are black by stretch 0,300000"
+    with pytest.raises(InputError, match=message):
+        write_stretch(dataset.uri, Stretch.parse("0,300000"), (1, 2, 3))
+    header = replace(DatasetHeader.read(dataset.uri), values=ImageValues("0,300000", (1, 2, 3)))
+    header.write(dataset.uri)
+    (fault,) = only_faults(open_dataset(dataset.uri))
+    assert re.match(message, fault)
+    replace(header, values=ImageValues("0,300000")).write(dataset.uri)
+    assert only_faults(open_dataset(dataset.uri)) == ["4 of 4 sampled images cannot be decoded"]
+
+
+def test_a_plain_band_has_limits_of_its_own(dataset: GeoDataset) -> None:
+    for number in range(COUNT):
+        data = encode_tiff(np.full((16, 16, 1), 700, np.uint16))
+        Path(dataset.uri, f"{number}.tif").write_bytes(data)
+    assert convert_stretch(dataset.uri, "percentile:2,98")["stretch"] == "700,701"
 
 
 def only_faults(made: GeoDataset) -> list[str]:
