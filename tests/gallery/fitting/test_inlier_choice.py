@@ -107,7 +107,7 @@ def test_the_compared_tiles_are_those_that_locating_compares(tmp_path: Path) -> 
     gallery.has_calibration = True
     photos = gallery.images[3:33:3]
     ids, scores = gallery.search(gallery.encode(photos), gallery.num_tiles)
-    rows = gallery.rows(ids)
+    rows = gallery.tiles.rows(ids)
     columns = (gallery.tiles.lat[rows], gallery.tiles.lon[rows], gallery.tiles.size_m[rows])
     unknown = np.full(len(photos), -1)
     nowhere = np.full(len(photos), np.nan)
