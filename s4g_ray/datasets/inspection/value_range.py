@@ -50,6 +50,11 @@ def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = No
     bands = bands or DatasetHeader.read(uri).values.bands
     dataset = open_dataset(uri, ImageOptions(None, "full", bands))
     sample = list(_read_sample(dataset))
+    for name, found in sample:
+        try:
+            dataset.values.choose(found.values)
+        except UnfitValuesError as error:  # it lacks bands, or has more than are shown
+            raise InputError(f"{name}: {error}") from error
     if stretch.percentiles is not None:
         stretch = _find_limits(uri, stretch, dataset.values, [found for _, found in sample])
     values = ImageValues(stretch.describe(), bands).check()

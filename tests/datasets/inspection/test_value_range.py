@@ -194,6 +194,8 @@ def test_a_configuration_may_name_another_range_and_the_fingerprint_tells(
         ("0,1", (1, 2, 3), "reference id 0 .*are white by stretch 0,1"),
         ("full", (1, 2, 3), None),
         ("0,3000", None, "name those to show"),
+        ("percentile:2,98", None, "name those to show"),
+        ("percentile:2,98", (1, 2, 9), r"bands \[1, 2, 9\] are asked for"),
         ("0,3000", (1, 2, 9), r"bands \[1, 2, 9\] are asked for"),
     ],
 )
