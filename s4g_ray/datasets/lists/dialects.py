@@ -13,7 +13,7 @@ from typing import Any
 
 from s4g_ray.data.image_table import View
 from s4g_ray.datasets.lists.column_names import list_matches, name_columns
-from s4g_ray.datasets.lists.list_options import DELIMITER_NAMES, ListOptions
+from s4g_ray.datasets.lists.list_options import ListOptions
 
 SAMPLE_BYTES = 1 << 16
 SAMPLE_ROWS = 500
@@ -135,8 +135,3 @@ def sample_rows(text: str, delimiter: str) -> list[list[str]]:
 def is_hint(fields: list[str], delimiter: str) -> bool:
     """Return whether a row only tells Excel the delimiter."""
     return _HINT.fullmatch(delimiter.join(fields)) is not None
-
-
-def name_delimiter(delimiter: str) -> str:
-    """Return the name of a delimiter for the command line."""
-    return next((name for name, sign in DELIMITER_NAMES.items() if sign == delimiter), delimiter)
