@@ -13,7 +13,6 @@ from pathlib import PurePosixPath
 
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, join_first
 from s4g_ray.errors import InputError
-from s4g_ray.storage import files
 
 LEVELS_BELOW = 2
 LEVELS_ABOVE = 2
@@ -34,21 +33,23 @@ def open_root(
     several have: the message lists them, or what is lacking and which names are likely renamed.
     """
     given = SourceFolder(source, report)
-    if find_complete(given, layouts) is not None:
-        return given, given.choose_layout(layouts)
-    found: dict[str, SourceFolder] = {}
+    layout = find_complete(given, layouts)
+    if layout is not None:
+        return given, layout
+    found: dict[str, tuple[SourceFolder, str]] = {}
     for uri in _list_candidates(given):
         folder = SourceFolder(uri, report)
-        if find_complete(folder, layouts) is not None:
-            found[folder.uri] = folder
+        layout = find_complete(folder, layouts)
+        if layout is not None:
+            found[folder.uri] = folder, layout
     if len(found) > 1:
         raise InputError(
             f"{given.uri} holds several data sets: {join_first(sorted(found))}; name one of them"
         )
     if found:
-        [folder] = found.values()
+        [(folder, layout)] = found.values()
         report(f"the data set lies in {folder.uri}, not in {given.uri}: converted from there")
-        return folder, folder.choose_layout(layouts)
+        return folder, layout
     renamed = _list_renamed(given, layouts)
     lines = [remedy] if remedy else []
     if renamed:
@@ -77,7 +78,7 @@ def _list_candidates(given: SourceFolder) -> Iterator[str]:
     uri = given.uri.rstrip("/")
     for _ in range(LEVELS_ABOVE):
         parent = uri.rpartition("/")[0]
-        if not parent or parent.endswith(":/") or (not files.is_local(uri) and "://" not in parent):
+        if not parent or parent.endswith(":/"):
             return
         uri = parent
         yield uri
