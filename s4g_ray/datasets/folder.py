@@ -68,10 +68,10 @@ def convert(
     refuse_existing(target)
     source_folder = SourceFolder(source, report)
     name = name or source_folder.uri.rstrip("/").rpartition("/")[2] or "folder"
-    pair = _pair_lists
     if references is not None and is_region(files.absolute(references)):
-        pair = _pair_with_region
-    rows = pair(source_folder, references, queries, list_options)
+        rows = _pair_with_region(source_folder, references, queries, list_options)
+    else:
+        rows = _pair_lists(source_folder, references, queries, list_options)
     return source_folder.write_rows(target, *rows, name=name, views=VIEWS, strict=strict)
 
 
@@ -121,14 +121,13 @@ def _pair_lists(
 
 
 def _pair_with_region(
-    source_folder: SourceFolder, references: str | None, queries: str | None, options: ListOptions
+    source_folder: SourceFolder, references: str, queries: str | None, options: ListOptions
 ) -> tuple[ViewRows, ViewRows]:
     """Return the rows of the tiles of a data set, and of the photos that have a place there."""
     if options.pair != "nearest":
         raise InputError(
             f"pair={options.pair!r} needs a list of the tiles; {references} has no keys"
         )
-    assert references is not None
     tiles = open_region(references)
     photos = _read_photos(source_folder, queries, None, options)
     others = pair_photos(source_folder, tiles, photos, options.max_distance_m)
