@@ -80,7 +80,6 @@ class ImageList:
 
     def keep(self, chosen: Bools) -> ImageList:
         """Return the list with the chosen[N] rows alone."""
-        texts = [table.take(pa.array(rows)) for rows, table in self._chunks(chosen)]
         return replace(
             self,
             numbers=self.numbers[chosen],
@@ -88,7 +87,7 @@ class ImageList:
             lat=self.lat[chosen],
             lon=self.lon[chosen],
             headings=None if self.headings is None else self.headings[chosen],
-            texts=texts,
+            texts=[texts for _, texts in self.iterate(chosen)],
             splits=self.splits[chosen],
             place_ids=self.place_ids[chosen],
         )
@@ -103,13 +102,6 @@ class ImageList:
                 path = pc.coalesce(new.take(found.combine_chunks()), table["path"].combine_chunks())
                 column = table.column_names.index("path")
                 self.texts[number] = table.set_column(column, "path", path)
-
-    def _chunks(self, chosen: Bools) -> Iterator[tuple[Ints, pa.Table]]:
-        """Yield the chosen[N] rows of each chunk, numbered within it, and the chunk."""
-        first = 0
-        for table in self.texts:
-            yield np.flatnonzero(chosen[first : first + len(table)]), table
-            first += len(table)
 
     def iterate(self, chosen: Bools) -> Iterator[tuple[Ints, pa.Table]]:
         """Yield the chosen[N] rows: consecutive row numbers, and their texts."""
