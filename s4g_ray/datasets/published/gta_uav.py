@@ -126,11 +126,10 @@ def _list_tiles(source_folder: SourceFolder) -> dict[str, _Tile]:
 
 def _read_images(source_folder: SourceFolder, name: str, split: str) -> Iterator[_Image]:
     uri = source_folder.join(name)
+    text = source_folder.read_text(name)
     try:
-        entries = json.loads(source_folder.read_text(name))
+        entries = json.loads(text)
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{uri} is not JSON ({error}); download it again") from error
     if not isinstance(entries, list):
         raise InputError(f"{uri} is no list of drone images; download it again")
