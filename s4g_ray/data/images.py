@@ -130,14 +130,15 @@ def _decode(data: bytes, target: Pixels | None, values: ImageValues) -> Pixels:
     return values.to_bytes(*read_bands(data, MAX_PIXELS))
 
 
-def list_formats(data: bytes) -> tuple[str, ...]:
+def list_formats(data: bytes, name: str = "") -> tuple[str, ...]:
     """Return the formats that Pillow may open a file as: FORMATS, or HEIC alone for such a photo.
 
-    Raises BadImageError for HEIC without its library.
+    data: its first 64 bytes, or more. Raises BadImageError, of a photo's name, for HEIC without its
+    library.
     """
     if not is_heif(data[:64]):
         return FORMATS
-    enable_heif()
+    enable_heif(name)
     return ("HEIF",)
 
 

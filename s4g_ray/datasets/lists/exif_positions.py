@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from s4g_ray.data.images import FORMATS
+from s4g_ray.data.images import list_formats
 from s4g_ray.data.photos.exif import read_exif, read_heading
-from s4g_ray.data.photos.heif import enable_heif, is_heif
 from s4g_ray.data.photos.photo_files import is_video, list_photos
 from s4g_ray.datasets.lists.file_names import describe_odd, is_utf8
 from s4g_ray.datasets.lists.image_lists import ImageList
@@ -129,10 +128,7 @@ def read_tags(uri: str) -> PhotoTags:
     filesystem, path = files.filesystem_of(uri)
     try:
         with filesystem.open(path, "rb") as stream:
-            formats: tuple[str, ...] = FORMATS
-            if is_heif(stream.read(64)):
-                enable_heif(uri)
-                formats = ("HEIF",)
+            formats = list_formats(stream.read(64), uri)
             stream.seek(0)
             with Image.open(stream, formats=formats) as image:
                 position = read_exif(image)
