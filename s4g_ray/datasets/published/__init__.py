@@ -2,6 +2,7 @@
 
 archive_root   the folder of an archive where its data set lies, found by its landmarks
 drone_folders  numbered folders of drone and satellite images, and the rows of both
+split_names    which folders of an archive are train, and which test
 sues200        SUES-200: drone and satellite images at four heights
 denseuav       DenseUAV: drone images of campuses at three heights, satellite images of two years
 gta_uav        GTA-UAV: drone images of a game's map, tiles of four zoom levels

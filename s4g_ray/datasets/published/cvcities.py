@@ -17,6 +17,7 @@ from typing import Any
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.datasets.published.archive_root import open_root
+from s4g_ray.datasets.published.split_names import parse_splits
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
@@ -66,7 +67,7 @@ def convert(
     layout, malformed rows, positions far from a city, missing images when `strict`, and a target
     that holds a data set.
     """
-    splits = _parse_cities(train_cities, test_cities)
+    splits = parse_splits(train_cities, test_cities, "city", "cities", "paris,london")
     target = files.absolute(target)
     refuse_existing(target)
     needed = [f"{city}/{LIST}" for city in splits]
@@ -98,19 +99,6 @@ def convert(
     return source_folder.write(
         target, references, queries, name="cvcities", views=VIEWS, strict=strict
     )
-
-
-def _parse_cities(train: str, test: str) -> dict[str, str]:
-    """Return the split of each city. Raises InputError for one that is in both lists."""
-    splits: dict[str, str] = {}
-    for split, text in (("train", train), ("test", test)):
-        for city in filter(None, (part.strip() for part in text.split(","))):
-            if city in splits:
-                raise InputError(f"city {city!r} is listed twice; name each city once")
-            splits[city] = split
-    if not splits:
-        raise InputError("train_cities and test_cities name no city; give some as paris,london")
-    return splits
 
 
 @dataclass(frozen=True)

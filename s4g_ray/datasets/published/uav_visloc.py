@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets import folder as plain_folder
 from s4g_ray.datasets.published.archive_root import open_root
+from s4g_ray.datasets.published.split_names import parse_splits
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
@@ -53,7 +54,7 @@ def convert(
             "UAV-VisLoc has maps, not tiles: cut them first with s4g convert imagery"
             f" {source}/*/satellite*.tif TILES --size-m 150 --overlap 0.5, then give --tiles TILES"
         )
-    splits = _parse_flights(train_flights, test_flights)
+    splits = parse_splits(train_flights, test_flights, "flight", "flights", "01,03")
     target = files.absolute(target)
     refuse_existing(target)
     needed = [path for flight in splits for path in (f"{flight}/{flight}.csv", f"{flight}/drone")]
@@ -80,19 +81,6 @@ def convert(
             strict=strict,
             report=report,
         )
-
-
-def _parse_flights(train: str, test: str) -> dict[str, str]:
-    """Return the split of each flight. Raises InputError for one that is in both lists."""
-    splits: dict[str, str] = {}
-    for split, text in (("train", train), ("test", test)):
-        for flight in filter(None, (part.strip() for part in text.split(","))):
-            if flight in splits:
-                raise InputError(f"flight {flight!r} is listed twice; name each flight once")
-            splits[flight] = split
-    if not splits:
-        raise InputError("train_flights and test_flights name no flight; give some as 01,03")
-    return splits
 
 
 def _read_flight(
