@@ -16,7 +16,9 @@ from pathlib import PurePosixPath
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.drone_folders import (
+    VIEWS,
     PlaceImage,
+    check_views,
     find_images,
     list_places,
     make_rows,
@@ -26,7 +28,6 @@ from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
 POSITIONS = "Dense_GPS_ALL.txt"
-VIEWS = {"drone": "drone image", "satellite": "satellite image"}
 Position = tuple[float, float]  # degrees: latitude, longitude
 
 
@@ -47,11 +48,7 @@ def convert(
     an error; else their coordinates are null. Raises InputError for other views, another layout,
     malformed rows of positions, and a target that holds a data set.
     """
-    if {query_view, reference_view} != set(VIEWS):
-        raise InputError(
-            f"query_view={query_view!r}, reference_view={reference_view!r}: one must be drone, the"
-            " other satellite"
-        )
+    check_views(query_view, reference_view)
     target = files.absolute(target)
     refuse_existing(target)
     references = [(f"train/{reference_view}", "train"), (f"test/gallery_{reference_view}", "test")]

@@ -20,6 +20,8 @@ from s4g_ray.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")  # upper case counts too
 
+VIEWS = {"drone": "drone image", "satellite": "satellite image"}
+
 
 @dataclass(frozen=True)
 class PlaceImage:
@@ -31,6 +33,15 @@ class PlaceImage:
     region: str | None = None
     lat: float | None = None
     lon: float | None = None
+
+
+def check_views(query_view: str, reference_view: str) -> None:
+    """Raise InputError unless one of the views is drone and the other satellite."""
+    if {query_view, reference_view} != set(VIEWS):
+        raise InputError(
+            f"query_view={query_view!r}, reference_view={reference_view!r}: one must be drone, the"
+            " other satellite"
+        )
 
 
 def list_places(source_folder: SourceFolder, folder: str, kind: str) -> list[str]:

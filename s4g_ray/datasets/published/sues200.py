@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.drone_folders import (
+    VIEWS,
     PlaceImage,
+    check_views,
     find_images,
     list_places,
     make_rows,
@@ -25,7 +27,6 @@ from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 
 HEIGHTS = ("150", "200", "250", "300")  # metres
-VIEWS = {"drone": "drone image", "satellite": "satellite image"}
 ARCHIVE = {"drone": "drone_view_512", "satellite": "satellite-view"}
 # the 120 places to train on: script/indexs.yaml of the published code
 TRAIN_PLACES = frozenset(
@@ -59,11 +60,7 @@ def convert(
     list names images that could be missing. Raises InputError for other views and heights, another
     layout, and a target that holds a data set.
     """
-    if {query_view, reference_view} != set(VIEWS):
-        raise InputError(
-            f"query_view={query_view!r}, reference_view={reference_view!r}: one must be drone, the"
-            " other satellite"
-        )
+    check_views(query_view, reference_view)
     wanted = _parse_heights(heights)
     target = files.absolute(target)
     refuse_existing(target)
