@@ -68,7 +68,7 @@ def inspect_dataset(
     findings.append(describe_extents(inventory))
     findings.extend(measure_distances_to_place(inventory))
     findings.append(describe_missing_files(inventory, missing))
-    first = np.unique(inventory.images, return_index=True)[1]  # a row of each image
+    first = inventory.first_of_images()
     rows = first[~np.isin(inventory.files[first], list(missing))]
     if not decode:
         rows = choose_sample(inventory, rows)

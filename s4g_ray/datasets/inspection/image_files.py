@@ -81,17 +81,13 @@ def decode_images(
     """
 
     def decode(row: int) -> tuple[tuple[int, int], bytes, str, bool]:
-        path = inventory.paths[inventory.files[row]]
         try:
-            if inventory.offsets[row] >= 0:
-                offset = int(inventory.offsets[row])
-                data = files.read_bytes(path, offset, int(inventory.lengths[row]))
-            else:
-                data = files.read_bytes(path)
+            data = inventory.read_image(row)
             pixels = decode_pixels(data, values=inventory.values)
         except StoreError:
             raise
         except OSError as error:
+            path = inventory.paths[inventory.files[row]]
             return (0, 0), b"", _describe_unreadable(path, error), False
         except (ValueError, EOFError) as error:
             return (0, 0), b"", str(error), False

@@ -25,6 +25,7 @@ from s4g_ray.data.sphere import (
     span_longitudes,
     unit_sphere,
 )
+from s4g_ray.storage import files
 
 SPLIT_NAMES = SPLITS["references"]
 HELD_OUT = ("val", "test")
@@ -96,6 +97,17 @@ class Inventory:
     def located(self, rows: Ints) -> Ints:
         """Return those of the given rows that have coordinates."""
         return rows[np.isfinite(self.lat[rows])]
+
+    def first_of_images(self) -> Ints:
+        """Return a row of each image: the first."""
+        return np.unique(self.images, return_index=True)[1]
+
+    def read_image(self, row: int) -> bytes:
+        """Read the bytes of a row's image. Raises OSError, EOFError and StoreError."""
+        path = self.paths[self.files[row]]
+        if self.offsets[row] >= 0:
+            return files.read_bytes(path, int(self.offsets[row]), int(self.lengths[row]))
+        return files.read_bytes(path)
 
     def label(self, row: int) -> str:
         """Describe a row for people: view, id, place."""

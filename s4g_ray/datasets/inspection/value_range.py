@@ -103,8 +103,7 @@ def _check_sample(values: ImageValues, sample: list[RawValues]) -> None:
 def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, RawValues]]:
     """Yield name and values of a sample of the images, without those of plain bytes."""
     inventory = Inventory.read(dataset)
-    first = np.unique(inventory.images, return_index=True)[1]
-    for row in choose_sample(inventory, first).tolist():
+    for row in choose_sample(inventory, inventory.first_of_images()).tolist():
         found = _read_row(inventory, row)
         if found is not None:
             yield inventory.label_with_uri(row), found
@@ -112,12 +111,8 @@ def _read_sample(dataset: GeoDataset) -> Iterator[tuple[str, RawValues]]:
 
 def _read_row(inventory: Inventory, row: int) -> RawValues | None:
     """Read the values of a row's image; None for one of plain bytes. Raises InputError."""
-    path = inventory.paths[inventory.files[row]]
     try:
-        if inventory.offsets[row] >= 0:
-            offset = int(inventory.offsets[row])
-            return _read_values(files.read_bytes(path, offset, int(inventory.lengths[row])))
-        return _read_values(files.read_bytes(path))
+        return _read_values(inventory.read_image(row))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{inventory.label_with_uri(row)}: {error}") from error
 
