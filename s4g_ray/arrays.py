@@ -64,6 +64,16 @@ def spread_rows(num_rows: int, size: int, seed: int) -> Ints:
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
 
+def space_rows(num_rows: int, size: int) -> Ints:
+    """Return at most `size` rows of num_rows at equal distances, from the first to the last one.
+
+    Returns all rows when `size` is at least num_rows.
+    """
+    if size >= num_rows:
+        return np.arange(num_rows)
+    return np.unique(np.linspace(0, num_rows - 1, size).astype(np.int64))
+
+
 def is_among(values: Ints, ascending: Ints) -> Bools:
     """Return which of values[N] are among ascending[M]. Needs little memory beside the answer."""
     found = np.zeros(len(values), dtype=bool)

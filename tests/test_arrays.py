@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from s4g_ray.arrays import by_rows
+from s4g_ray.arrays import by_rows, space_rows
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
@@ -53,3 +54,15 @@ print("done")
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 5, 64, 65, 1000])
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_spaced_rows_are_ascending_and_reach_both_ends(num_rows: int, size: int) -> None:
+    rows = space_rows(num_rows, size).tolist()
+    assert len(rows) == min(num_rows, size)
+    assert rows == sorted(set(rows))
+    if num_rows and size > 1:
+        assert (rows[0], rows[-1]) == (0, num_rows - 1)
+        gaps = {after - before for before, after in itertools.pairwise(rows)}
+        assert not gaps or max(gaps) - min(gaps) <= 1

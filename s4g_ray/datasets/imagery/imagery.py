@@ -14,6 +14,7 @@ import numpy as np
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from s4g_ray.arrays import space_rows
 from s4g_ray.data.area import Area, Extent, join_extents
 from s4g_ray.data.pixels.stretch import Stretch
 from s4g_ray.datasets.imagery.rasters.file_versions import fingerprint_files
@@ -190,7 +191,7 @@ def choose_stretch(imagery: Imagery, stretch: Stretch | None = None) -> Stretch:
         for source in imagery.sources:
             stretch.range_for(np.dtype(source.dtype), len(stretch.low or (0,)))
         return stretch
-    chosen = np.unique(np.linspace(0, len(imagery.sources) - 1, NUM_SAMPLED).astype(int))
+    chosen = space_rows(len(imagery.sources), NUM_SAMPLED)
     samples = [_sample(imagery.sources[number]) for number in chosen]
     if len({sample.shape[1] for sample in samples}) > 1:
         raise InputError("some rasters have one band and others three; give --bands")

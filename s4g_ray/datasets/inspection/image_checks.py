@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s4g_ray.arrays import Bools, Ints, group
+from s4g_ray.arrays import Bools, Ints, group, space_rows
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.datasets.inspection.findings import (
     NUM_EXAMPLES,
@@ -59,8 +59,7 @@ def choose_sample(inventory: Inventory, rows: Ints) -> Ints:
     chosen = []
     for view in VIEWS:
         of_view = rows[inventory.is_query[rows] == (view == "queries")]
-        spread = np.linspace(0, len(of_view) - 1, NUM_SAMPLED).astype(np.int64)
-        chosen.append(of_view[np.unique(spread)] if len(of_view) else of_view)
+        chosen.append(of_view[space_rows(len(of_view), NUM_SAMPLED)])
     return np.concatenate(chosen)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from s4g_ray.arrays import space_rows
 from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.format.header import DatasetHeader
@@ -63,9 +63,7 @@ def relocate(uri: str, root: str) -> Relocated:
 
 
 def _take_sample(paths: pa.ChunkedArray) -> list[str]:
-    if not len(paths):
-        return []
-    rows = np.unique(np.linspace(0, len(paths) - 1, NUM_SAMPLED).astype(np.int64))
+    rows = space_rows(len(paths), NUM_SAMPLED)
     return [str(path) for path in paths.take(pa.array(rows)).to_pylist()]
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from s4g_ray.arrays import Ints, group
+from s4g_ray.arrays import Ints, group, space_rows
 from s4g_ray.config.data_schema import Size
 from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import View
@@ -145,8 +145,7 @@ def _count_images_per_shard(
     values: ImageValues,
 ) -> int:
     """Return how many images make a shard, by the stored size of a sample along the curve."""
-    num_sampled = min(NUM_SAMPLED, len(order))
-    chosen = np.unique(np.linspace(0, len(order) - 1, num_sampled).astype(np.int64))
+    chosen = space_rows(len(order), NUM_SAMPLED)
     sizes = []
     for data in read_ranges([range_of(row) for row in order[chosen].tolist()]):
         stored = encode_stored(data, view, options, values)
