@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from s4g_ray.arrays import Bools, Floats64, Ints
-from s4g_ray.data.sphere import EARTH_RADIUS_M, format_metres, unit_sphere
+from s4g_ray.data.sphere import EARTH_RADIUS_M, chord_of, format_metres, unit_sphere
 from s4g_ray.datasets.lists.image_lists import ImageList
 from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError
@@ -99,12 +99,12 @@ def _describe_far(photos: ImageList, metres: Floats64, tree: cKDTree, limit: flo
 def explain_far(photos: ImageList, rows: Ints, tree: cKDTree, limit: float) -> str:
     """Return the fault by which at least half of some photos would lie near tiles, or ""."""
     rows = rows[:: max(1, len(rows) // SAMPLE)]
-    near_chord = 2 * np.sin(min(limit / EARTH_RADIUS_M, np.pi) / 2)
+    near_chord = chord_of(limit)
     for fault, correct in FAULTS.items():
         lat, lon = correct(photos.lat[rows], photos.lon[rows])
         valid = (np.abs(lat) <= 90) & (np.abs(lon) <= 180)
         chords = tree.query(unit_sphere(lat[valid], lon[valid]), workers=-1)[0]
-        num_near = int((chords <= near_chord).sum())
+        num_near = int(np.count_nonzero(chords <= near_chord))
         if num_near * 2 >= len(rows):
             return (
                 f"in one of the two lists {fault}; read the other way, {num_near:,} of"
