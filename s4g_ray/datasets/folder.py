@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.data.format.image_paths import are_whole
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.lists.exif_positions import fill_from_exif, list_folder
 from s4g_ray.datasets.lists.image_lists import ImageList, read_list
@@ -207,13 +208,12 @@ def _make_table(
 ) -> pa.Table:
     """Return the canonical columns of some rows."""
     paths = texts["path"]
-    is_whole = pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
     joined = pc.binary_join_element_wise(source_folder.uri.rstrip("/"), paths, "/")
     splits = pa.DictionaryArray.from_arrays(pa.array(images.splits[rows]), list(SPLIT_CODES))
     columns = {
         "id": images.ids[rows],
         "place_id": images.place_ids[rows],
-        "uri": pc.if_else(is_whole, paths, joined),
+        "uri": pc.if_else(are_whole(paths), paths, joined),
         "lat": pa.array(images.lat[rows], from_pandas=True),
         "lon": pa.array(images.lon[rows], from_pandas=True),
         "split": splits.cast(pa.string()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,11 @@ def split_scheme(uri: str) -> tuple[str, str]:
     """Return `s3://` and the path after it; "" for a local path."""
     scheme, separator, path = uri.partition("://")
     return (f"{scheme}://", path) if separator else ("", uri)
+
+
+def are_whole(paths: pa.Array | pa.ChunkedArray) -> Any:
+    """Return which of paths[N] are absolute or URIs, and start from no folder."""
+    return pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
 
 
 def resolve(folder: str, path: str) -> str:

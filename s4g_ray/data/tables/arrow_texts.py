@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from s4g_ray.data.format.image_paths import UP, resolve
+from s4g_ray.data.format.image_paths import UP, are_whole, resolve
 from s4g_ray.data.tables.text_column import TextColumn, shrink
 
 # Strings are kept once each, with a code for each row, where a row has one of at most so many, as a
@@ -31,7 +31,7 @@ def sort_by_id(table: pa.Table) -> pa.Table:
 
 def read_paths(column: pa.ChunkedArray, folder: str) -> TextColumn:
     """Read paths or URIs [N] as image_paths.resolve(folder, path) gives them, without nulls."""
-    is_whole = pc.or_(pc.starts_with(column, "/"), pc.match_substring(column, "://"))
+    is_whole = are_whole(column)
     is_above = pc.starts_with(column, UP)
     start = f"{folder.rstrip('/')}/"
     num_whole = pc.sum(is_whole).as_py() or 0

@@ -12,7 +12,7 @@ from s4g_ray.arrays import space_rows
 from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.format.header import DatasetHeader
-from s4g_ray.data.format.image_paths import relate, resolve
+from s4g_ray.data.format.image_paths import are_whole, relate, resolve
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.datasets.inspection.image_files import find_missing_files
 from s4g_ray.errors import InputError
@@ -46,8 +46,7 @@ def relocate(uri: str, root: str) -> Relocated:
     sample: list[str] = []
     for view in VIEWS:
         uris = getattr(dataset, view).to_table(columns=["uri"])["uri"]
-        is_absolute = pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://"))
-        relative = uris.filter(pc.invert(is_absolute))
+        relative = uris.filter(pc.invert(are_whole(uris)))
         num_rows += len(uris)
         num_absolute += len(uris) - len(relative)
         sample.extend(_take_sample(relative))
