@@ -5,6 +5,7 @@ Pillow reads single bands of 16 and 32 bits; files of several bands of them need
 
 from __future__ import annotations
 
+import threading
 import warnings
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ _TYPES = {
 }
 GDAL_NODATA = 42113
 _DRIVERS = {True: "GTiff", False: "PNG"}
+_filters = threading.Lock()  # warnings are filtered for all threads of a process
 
 
 class RawValues(NamedTuple):
@@ -145,9 +147,11 @@ def read_bands(data: bytes, max_pixels: int) -> RawValues:
         ) from error
     driver = _DRIVERS[data.startswith(TIFF_STARTS)]
     try:
-        with warnings.catch_warnings(), rasterio.MemoryFile(data) as memory:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with memory.open(driver=driver) as raster:
+        with rasterio.MemoryFile(data) as memory:
+            with _filters, warnings.catch_warnings():  # images need no position
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                raster = memory.open(driver=driver)
+            with raster:
                 num_values = raster.width * raster.height * raster.count
                 if raster.width * raster.height > max_pixels or num_values > 3 * max_pixels:
                     raise ValueError(

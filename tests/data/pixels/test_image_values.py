@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ from PIL import Image
 
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues, UnfitValuesError
-from s4g_ray.data.pixels.raw_values import read_single_band
+from s4g_ray.data.pixels.raw_values import read_bands, read_single_band
 from s4g_ray.errors import InputError
 
 KINDS: dict[str, tuple[str, float, float]] = {  # type, and the range that its values use
@@ -58,6 +59,14 @@ def restate(values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
     scaled = np.clip((values.astype(np.float64) - low) / (high - low) * 255, 0, 255)
     shown = np.broadcast_to(np.floor(scaled + 0.5), (*values.shape[:2], 3))
     return shown.transpose(2, 0, 1).copy()
+
+
+def test_threads_read_beside_each_other_without_a_warning() -> None:
+    values = make_values("uint16", 0, 3000, 4)
+    data = encode_tiff(values)
+    with ThreadPoolExecutor(8) as pool:
+        for read in pool.map(lambda _: read_bands(data, 10_000).values, range(1000)):
+            np.testing.assert_array_equal(read, values)
 
 
 @pytest.mark.parametrize("bands", range(1, 8))
