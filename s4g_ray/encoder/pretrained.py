@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from s4g_ray.encoder.weights import WEIGHTS, StateDict, find_faults, join_first, load_strictly
-from s4g_ray.errors import InputError, first_line
+from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
 
@@ -101,7 +101,7 @@ def _take_off_prefixes(encoder: nn.Module, state: StateDict, notes: dict[str, No
     return state
 
 
-def _find_prefix(state: StateDict, known: Sequence[str] | Any) -> str | None:
+def _find_prefix(state: StateDict, known: Collection[str]) -> str | None:
     """Return a prefix of all keys but those of a classifier, which are not `known`."""
     for prefix in PREFIXES:
         others = [key for key in state if not key.startswith(prefix)]
@@ -243,7 +243,7 @@ def _list_classes(data: bytes, error: Exception) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
     except Exception:  # not of the zip form, or damaged: the message names the first
-        return re.findall(r"GLOBAL ([\w.]+)", first_line(error) + str(error))[:1]
+        return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
 
 
 def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:
