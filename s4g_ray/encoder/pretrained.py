@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -17,8 +17,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from s4g_ray.encoder.weights import WEIGHTS, StateDict, find_faults, load_strictly
-from s4g_ray.errors import InputError, first_line
+from s4g_ray.encoder.weights import WEIGHTS, StateDict, find_faults, join_first, load_strictly
+from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
 
@@ -27,7 +27,6 @@ Report = Callable[[str], None]  # takes one line
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.")
 CLASSIFIERS = ("classifier.", "head.", "fc.")  # beside a backbone that has a prefix
 SCALE = "logit_scale"
-NUM_SHOWN = 4  # names in one message
 
 
 def ignore_report(line: str) -> None:
@@ -90,7 +89,7 @@ def _take_off_prefixes(encoder: nn.Module, state: StateDict, notes: dict[str, No
             break
         others = [key for key in state if not key.startswith(prefix)]
         if others:
-            notes[f"dropped beside {prefix}*, a classifier: {_join(others)}"] = None
+            notes[f"dropped beside {prefix}*, a classifier: {join_first(others)}"] = None
         state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
         taken += prefix
     if taken:
@@ -102,7 +101,7 @@ def _take_off_prefixes(encoder: nn.Module, state: StateDict, notes: dict[str, No
     return state
 
 
-def _find_prefix(state: StateDict, known: Sequence[str] | Any) -> str | None:
+def _find_prefix(state: StateDict, known: Collection[str]) -> str | None:
     """Return a prefix of all keys but those of a classifier, which are not `known`."""
     for prefix in PREFIXES:
         others = [key for key in state if not key.startswith(prefix)]
@@ -163,7 +162,7 @@ def _drop_classifier(model: Any, state: StateDict, notes: dict[str, None]) -> di
         of_model = _list_classifier_keys(model)
         dropped = [key for key in others if key in of_model or key.startswith(prefixes)]
     if dropped:
-        notes[f"dropped the classifier: {_join(dropped)}"] = None
+        notes[f"dropped the classifier: {join_first(dropped)}"] = None
     return {key: value for key, value in state.items() if key not in dropped}
 
 
@@ -178,11 +177,6 @@ def _list_classifier_keys(model: Any) -> set[str]:
     except Exception:  # some models compute with their weights when they are built
         return set()
     return set(whole.state_dict()) - set(model.state_dict())
-
-
-def _join(keys: Sequence[str]) -> str:
-    text = ", ".join(keys[:NUM_SHOWN])
-    return text if len(keys) <= NUM_SHOWN else f"{text} and {len(keys) - NUM_SHOWN} more"
 
 
 def _fits(module: nn.Module, state: StateDict) -> bool:
@@ -214,7 +208,7 @@ def read_state(uri: str) -> StateDict:
         reason = f"damaged, or not tensors alone ({type(error).__name__}); only those are loaded"
         if classes:
             reason = (
-                f"not tensors alone: it holds {_join(classes)}, which are not loaded because"
+                f"not tensors alone: it holds {join_first(classes)}, which are not loaded because"
                 " unpickling them may run code; save the tensors:"
                 " torch.save(model.state_dict(), path)"
             )
@@ -237,7 +231,7 @@ def _show(value: Any) -> str:
     """Describe what a file holds instead of a state dict, and how to save the state dict alone."""
     if not isinstance(value, Mapping):
         return f"it is a {type(value).__name__}; save the state dict alone"
-    keys = f"its keys are {_join(list(map(str, value)))}"
+    keys = f"its keys are {join_first(list(map(str, value)))}"
     within = [name for name, entry in value.items() if _is_state_dict(entry)]
     if not within:
         return f"{keys}; save the state dict alone"
@@ -249,7 +243,7 @@ def _list_classes(data: bytes, error: Exception) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data)))
     except Exception:  # not of the zip form, or damaged: the message names the first
-        return re.findall(r"GLOBAL ([\w.]+)", first_line(error) + str(error))[:1]
+        return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
 
 
 def rename_efficientnet(state: StateDict, depths: list[int]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Loading is strict: every key and every shape must fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import safetensors.torch
 import torch
@@ -15,7 +15,7 @@ from s4g_ray.errors import InputError, RunError
 
 StateDict = Mapping[str, Tensor]
 WEIGHTS = "model.safetensors"  # in a checkpoint
-NUM_SHOWN = 4  # keys or shapes of a kind in one message
+NUM_SHOWN = 4  # names in one message
 
 
 def encode_weights(encoder: nn.Module) -> bytes:
@@ -96,10 +96,14 @@ def find_faults(module: nn.Module, state: StateDict) -> dict[str, list[str]]:
     }
 
 
+def join_first(names: Sequence[str]) -> str:
+    """Join the first NUM_SHOWN names with commas, and add how many more there are."""
+    text = ", ".join(names[:NUM_SHOWN])
+    return text if len(names) <= NUM_SHOWN else f"{text} and {len(names) - NUM_SHOWN} more"
+
+
 def _describe_faults(kind: str, found: list[str]) -> str:
-    text = ", ".join(found[:NUM_SHOWN])
-    if len(found) > NUM_SHOWN:
-        text += f" and {len(found) - NUM_SHOWN} more"
+    text = join_first(found)
     if kind == "shapes":
         return f"of another shape ({len(found)}): {text}"
     return f"{kind} {text} ({len(found)})"

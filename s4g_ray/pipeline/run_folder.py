@@ -159,9 +159,7 @@ class RunFolder:
                 f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
                 " --from-epoch, or correct run_dir"
             )
-        # of an interrupted start; the lease is this process's
-        leftovers = re.compile(rf"config\.yaml|\..*\.tmp|{re.escape(files.LEASE)}")
-        if not all(leftovers.fullmatch(name) for name in files.list_names(uri)):
+        if set(files.list_content(uri)) - {"config.yaml"}:  # that of an interrupted start
             raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
             "format": "s4g-run",

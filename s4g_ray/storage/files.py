@@ -178,6 +178,13 @@ def list_names(uri: str) -> list[str]:
     return sorted(entry.rsplit("/", 1)[-1] for entry in paths if entry != folder)
 
 
+def list_content(uri: str) -> list[str]:
+    """Return the names in a folder without what writing leaves beside: temporary files, a lease."""
+    return [
+        name for name in list_names(uri) if name != LEASE and not re.fullmatch(r"\..*\.tmp", name)
+    ]
+
+
 def remove(uri: str) -> None:
     """Remove a file, or a folder and everything in it. Does nothing when it does not exist.
 

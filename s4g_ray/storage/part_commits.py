@@ -89,9 +89,7 @@ def claim_folder(
     values, one that holds other files, and one that cannot be written to.
     """
     uri = files.join(folder, marker)
-    names = [
-        name for name in files.list_names(folder) if not _is_temporary(name) and name != files.LEASE
-    ]
+    names = files.list_content(folder)
     made_with = json.loads(json.dumps(made_with))  # as it reads back
     if marker in names:
         begun_with = files.read_json(uri)
@@ -105,11 +103,6 @@ def claim_folder(
         files.write_json(uri, made_with)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}") from error
-
-
-def _is_temporary(name: str) -> bool:
-    """Return whether a file is left of a write that was cut off."""
-    return name.startswith(".") and name.endswith(".tmp")
 
 
 def _describe_differences(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files, s3_access
 from s4g_ray.storage.s3_access import S3Access
 from tests.support.faulty_s3 import Fault, Store
+from tests.support.http_server import Handler, serving
 
 
 @pytest.fixture(autouse=True)
@@ -115,23 +114,14 @@ def test_a_process_that_a_profile_names_gives_credentials_that_are_renewed(
 def answering(content: str) -> Iterator[str]:
     """Answer every request with a text, as a container's agent does. Yields the address."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content.encode())
+    class Agent(Handler):
+        def serve(self) -> None:
+            self.answer(200, content.encode())
 
-        def log_message(self, *_: object) -> None: ...
+        do_GET = serve  # noqa: N815
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Agent) as address:
+        yield address
 
 
 def test_the_role_of_a_container_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

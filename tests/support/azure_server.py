@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.support.http_server import Handler, serving
 
 NOW = "Thu, 26 Nov 2026 08:00:00 GMT"
 CONTAINER = "container"
@@ -28,19 +28,15 @@ class Blobs:
     requests: list[str] = field(default_factory=list)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     store: Blobs
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: object) -> None: ...
 
     def handle_request(self) -> None:
         parts = urlsplit(self.path)
         self.query = {name: v[0] for name, v in parse_qs(parts.query).items()}
         _, _, rest = parts.path.partition(f"/{CONTAINER}")
         self.name = unquote(rest.lstrip("/"))
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.body = self.read_body()
         self.store.requests.append(f"{self.command} {self.query.get('comp', '')}".strip())
         if self.store.num_refused:
             self.store.num_refused -= 1
@@ -51,15 +47,6 @@ class _Handler(BaseHTTPRequestHandler):
             getattr(self, f"serve_{self.query.get('comp') or self.command.lower()}")()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_request  # noqa: N815
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        headers.setdefault("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def put(self, data: bytes) -> None:
         prefix = "x-ms-meta-"
@@ -159,14 +146,5 @@ def azure_server() -> Iterator[Blobs]:
     """Serve an empty container on a free port until the block ends."""
     store = Blobs()
     handler = type("Handler", (_Handler,), {"store": store})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    store.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with serving(handler) as store.address:
         yield store
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.http_server import Handler, serving
 
 REPO = "owner/places"
 COMMIT = "0" * 40
@@ -48,15 +48,11 @@ class Hub:
         return [entry for name in sorted(names) if (entry := self.describe(start + name))]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     hub: Hub
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: object) -> None: ...
 
     def serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.read_body()
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         self.hub.tokens.add(self.headers.get("Authorization", ""))
@@ -95,37 +91,21 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X_Repo_Commit": COMMIT, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
         wanted = self.headers.get("Range")
         if wanted is None:
-            self.send(200, data, **headers)
+            self.answer(200, data, **headers)
             return
         start, _, end = wanted.removeprefix("bytes=").partition("-")
         last = min(int(end) if end else len(data) - 1, len(data) - 1)
         headers["Content_Range"] = f"bytes {start}-{last}/{len(data)}"
-        self.send(206, data[int(start) : last + 1], **headers)
+        self.answer(206, data[int(start) : last + 1], **headers)
 
     def send_json(self, value: Any, status: int = 200, **headers: str) -> None:
-        self.send(status, json.dumps(value).encode(), Content_Type="application/json", **headers)
-
-    def send(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content_Length": str(len(body))}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self.answer(status, json.dumps(value).encode(), Content_Type="application/json", **headers)
 
 
 @contextmanager
 def fake_hub() -> Iterator[Hub]:
     """Run a hub on a free port, until the block ends."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with serving(handler) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,6 +20,7 @@ from benchmarks.support.s3_server import ACCESS_KEY
 from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.storage import files
+from tests.support.http_server import Handler, serving
 
 # slow_down, internal: status 503 and 500; the server does not see the request
 # refuse: the connection ends without an answer; the server does not see the request
@@ -139,23 +139,17 @@ def operation_of(method: str, query: str, headers: Mapping[str, str]) -> str:
     return method
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     """Answers the requests of one connection to the proxy of its subclass."""
 
     proxy: Proxy
-    protocol_version = "HTTP/1.1"
-    # by default each answer waits 40 ms until the client has acknowledged the headers
-    disable_nagle_algorithm = True
 
     def handle(self) -> None:
         with suppress(ConnectionError):  # a client that was killed
             super().handle()
 
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
     def relay(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.read_body()
         parts = urlsplit(self.path)
         operation = operation_of(self.command, parts.query, dict(self.headers.items()))
         prefix = ""
@@ -166,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault in ANSWERS:
             status, text = ANSWERS[fault]
-            self.answer(status, [("Content-Type", "application/xml")], text.encode(), len(text))
+            self.answer(status, text.encode(), Content_Type="application/xml")
         else:
             self.forward(
                 body, CONDITIONS if fault == "unconditional" else (), is_cut=fault == "cut"
@@ -187,24 +181,16 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(found.headers.get("Content-Length", 0))
         upstream.close()
         replaced = {"content-length", "transfer-encoding", "connection", "date", "server"}
-        headers = [
-            (name, value) for name, value in found.getheaders() if name.lower() not in replaced
-        ]
+        headers = {
+            name: value for name, value in found.getheaders() if name.lower() not in replaced
+        }
         if is_cut:
             self.close_connection = True
             if len(data) < 2:
                 return
             length = len(data)
             data = data[: length // 2]
-        self.answer(found.status, headers, data, length)
-
-    def answer(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
-        self.send_response(status)
-        for name, value in [*headers, ("Content-Length", str(length))]:
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        self.answer(found.status, data, **headers, Content_Length=str(length))
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay  # noqa: N815
 
@@ -214,17 +200,8 @@ def proxied(endpoint: str) -> Iterator[Proxy]:
     """Run a proxy before a server, on a free port, until the block ends."""
     proxy = Proxy(endpoint.removeprefix("http://"))
     handler = type("Handler", (_Handler,), {"proxy": proxy})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    proxy.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with serving(handler) as proxy.endpoint:
         yield proxy
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def copy_dataset(dataset: GeoDataset, target: str) -> GeoDataset:

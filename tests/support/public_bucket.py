@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.http_server import Handler, serving
 
 NOW = "Thu, 26 Nov 2026 08:00:00 GMT"
 SIGNATURES = ("sig", "X-Amz-Signature", "X-Goog-Signature")  # of a URL
@@ -25,14 +25,11 @@ class PublicBucket:
     requests: list[str] = field(default_factory=list)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     bucket: PublicBucket
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: object) -> None: ...
 
     def serve(self) -> None:
+        self.read_body()
         parts = urlsplit(self.path)
         query = parse_qs(parts.query)
         self.bucket.requests.append(f"{self.command} {self.path}")
@@ -53,29 +50,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = serve  # noqa: N815
 
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(status)
-        for name, value in {**headers, "Content_Length": str(len(body))}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
 
 @contextmanager
 def public_bucket() -> Iterator[PublicBucket]:
     """Run the bucket's server on a free port, until the block ends."""
     bucket = PublicBucket()
     handler = type("Handler", (_Handler,), {"bucket": bucket})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    bucket.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with serving(handler) as bucket.address:
         yield bucket
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

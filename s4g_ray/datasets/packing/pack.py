@@ -227,11 +227,10 @@ def _describe_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 def _check_empty(target: str) -> None:
     """Raise InputError when a folder holds anything but temporary files and the work folder."""
-    for name in files.list_names(target):
-        if name not in (WORK, files.LEASE) and not re.fullmatch(r"\..*\.tmp", name):
-            raise InputError(
-                f"{target} is not empty, and was not begun by s4g pack; choose another folder"
-            )
+    if set(files.list_content(target)) - {WORK}:
+        raise InputError(
+            f"{target} is not empty, and was not begun by s4g pack; choose another folder"
+        )
 
 
 def _read_table(dataset: GeoDataset, view: View) -> pa.Table:

@@ -156,7 +156,7 @@ class BlockEncoder:
         with self._opening:
             if opened not in self._tables:
                 tables = open_image_tables(
-                    job.data.uri, dict(job.splits), job.data.cache_dir, job.data.image_options
+                    job.data.uri, dict(job.splits), job.data.cache_dir, images
                 )
                 self._tables[opened] = tables
             while len(self._tables) > KEPT_TABLES:

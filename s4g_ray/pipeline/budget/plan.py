@@ -75,8 +75,7 @@ def plan_run(
     """
     reporter = reporter or Reporter()
     s3_settings.apply(config.storage)
-    if rates_run is not None:
-        read_rates(rates_run, Rates())  # errors come at once
+    earlier = None if rates_run is None else read_rates(rates_run)  # first: errors come at once
     with reporter.stage("reading the data set"):
         dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
@@ -92,8 +91,8 @@ def plan_run(
         costs = estimate_costs(config, sizes, indexes)
     index_bytes = [1e9 * index.plan.memory_gb for index in indexes.values()]
     stocks = list_stocks(config, sizes, index_bytes)
-    if rates_run is not None:
-        rates = read_rates(rates_run, rates)
+    if earlier is not None:
+        rates = rates.updated(earlier)
     plans = {name: index.plan for name, index in indexes.items()}
     return RunPlan(
         config,

@@ -37,9 +37,14 @@ class Rates:
     includes_loading: bool = False
     source: str = ""
 
+    def updated(self, other: Rates) -> Rates:
+        """Return these rates with those that another has in their place."""
+        known = {name: value for name, value in vars(other).items() if value is not None}
+        return replace(self, **known)
 
-def read_rates(run: str, measured: Rates) -> Rates:
-    """Return the rates of an earlier run, from its metrics.jsonl; the others as `measured`.
+
+def read_rates(run: str) -> Rates:
+    """Return the rates of an earlier run, from its metrics.jsonl; None those that it lacks.
 
     Raises InputError for a folder without a run, or one without a finished epoch.
     """
@@ -56,7 +61,7 @@ def read_rates(run: str, measured: Rates) -> Rates:
     train = statistics.median(r["workers"] / r["pairs_per_s"] for r in warm)
     pairs = [_planned_pairs(r, config.train.batch_size) for r in warm]
     plans = [r["plan_s"] / n for r, n in zip(warm, pairs, strict=True) if r.get("plan_s") and n]
-    found = replace(measured, train_pair_s=train, includes_loading=True, source=f"the run {run}")
+    found = Rates(train_pair_s=train, includes_loading=True, source=f"the run {run}")
     embedded = _embedding_seconds(records)
     if embedded:
         actors = config.embedding.actors[1]

@@ -18,6 +18,7 @@ from s4g_ray.storage.ownership.owner import Owner
 BEAT_S = 10.0  # between two heartbeats
 STALE_S = 60.0  # without a heartbeat, after which a lease is taken over
 POLL_S = 1.0  # between two looks for a heartbeat
+LAST_BEAT_S = 10.0  # for a heartbeat in progress to end, before the lease is removed
 _held: set[Lease] = set()  # the leases of this process
 STOLEN = "--steal; waiting for it to stop"
 TRIES = 5  # to take a lease that changes hands meanwhile
@@ -114,7 +115,7 @@ class Lease:
         self._ended.set()
         _held.discard(self)
         if self._thread.is_alive():
-            self._thread.join(BEAT_S)
+            self._thread.join(LAST_BEAT_S)
         if self._thread.is_alive():  # the store does not answer: the lease becomes stale by itself
             return
         with suppress(RunError, OSError):

@@ -144,8 +144,7 @@ class LocalLeaseFile:
 
     def remove(self, owner: Owner) -> None:
         """Remove the lease, if it is the owner's, and folders that it has made in vain."""
-        found = self.read()
-        if found is not None and found.is_of(owner):
+        if is_held(self, owner):
             self._path.unlink(missing_ok=True)
         self._remove_folders()
 
@@ -200,12 +199,12 @@ class ObjectLeaseFile:
         now = self.read()
         if now is None or now.version != found.version:
             return False
-        return self._write_first(owner, now)
+        return self._write_first(owner, _condition(now))
 
-    def _write_first(self, owner: Owner, found: FoundLease | None) -> bool:
+    def _write_first(self, owner: Owner, version: Any) -> bool:
         """Write the lease, and find out whether the store knows conditions."""
         try:
-            if not self._write(owner, found):
+            if not self._write(owner, version):
                 return self._has_own(owner)
             # a store that does not know the condition writes in any case
             if not self._write(owner, None):
@@ -220,12 +219,11 @@ class ObjectLeaseFile:
         """Write the lease anew, if it is the owner's."""
         if self._plain is not None:
             return self._plain.beat(owner)
-        if self._version is not None and self._write_version(owner, self._version):
+        if self._version is not None and self._write(owner, self._version):
             return True
-        found = self.read()  # the answer to an earlier write may have been lost
-        if found is None or not found.is_of(owner):
+        if not self._has_own(owner):
             return False
-        return self._write(owner, found) or self._has_own(owner)
+        return self._write(owner, self._version) or self._has_own(owner)
 
     def age_s(self, owner: Owner, found: FoundLease) -> float | None:
         """Return the seconds since the last heartbeat: against the time of a new object."""
@@ -241,17 +239,10 @@ class ObjectLeaseFile:
 
     def remove(self, owner: Owner) -> None:
         """Remove the lease, if it is the owner's."""
-        found = self.read()
-        if found is not None and found.is_of(owner):
+        if is_held(self, owner):
             self._filesystem.rm_file(self._path)
 
-    def _write(self, owner: Owner, found: FoundLease | None) -> bool:
-        version = None
-        if found is not None:
-            version = {"e_tag": found.version[0], "version": found.version[1]}
-        return self._write_version(owner, version)
-
-    def _write_version(self, owner: Owner, version: Any) -> bool:
+    def _write(self, owner: Owner, version: Any) -> bool:
         self._beats += 1
         written = self._filesystem.pipe_if(self._path, owner.to_bytes(self._beats), version)
         if written is not None:
@@ -263,7 +254,7 @@ class ObjectLeaseFile:
         found = self.read()
         if found is None or not found.is_of(owner):
             return False
-        self._version = {"e_tag": found.version[0], "version": found.version[1]}
+        self._version = _condition(found)
         return True
 
 
@@ -298,8 +289,7 @@ class PlainLeaseFile:
 
     def beat(self, owner: Owner) -> bool:
         """Write the lease anew, if it is the owner's."""
-        found = self.read()
-        if found is None or not found.is_of(owner):
+        if not is_held(self, owner):
             return False
         self._write(owner)
         return True
@@ -310,8 +300,7 @@ class PlainLeaseFile:
 
     def remove(self, owner: Owner) -> None:
         """Remove the lease, if it is the owner's."""
-        found = self.read()
-        if found is not None and found.is_of(owner):
+        if is_held(self, owner):
             files.remove(self._uri)
 
     def write(self, owner: Owner) -> bool:
@@ -324,11 +313,21 @@ class PlainLeaseFile:
         files.write_bytes(self._uri, owner.to_bytes(self._beats))
 
 
+def is_held(file: LeaseFile, owner: Owner) -> bool:
+    """Return whether the lease is the owner's."""
+    found = file.read()
+    return found is not None and found.is_of(owner)
+
+
 def is_kept(file: LeaseFile, owner: Owner) -> bool:
     """Return whether a lease that was just written is still the owner's after a while."""
     time.sleep(SETTLE_S)
-    found = file.read()
-    return found is not None and found.is_of(owner)
+    return is_held(file, owner)
+
+
+def _condition(found: FoundLease) -> dict[str, Any]:
+    """Return the version of an object as a condition of ObjectStore.write_if."""
+    return {"e_tag": found.version[0], "version": found.version[1]}
 
 
 def _link(whole: Path, target: Path, owner: Owner) -> None:

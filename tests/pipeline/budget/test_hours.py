@@ -148,7 +148,7 @@ def test_rates_of_an_earlier_run_are_those_of_its_warm_epochs(tmp_path: Path) ->
     (run / "run.json").write_text("{}")
     (run / "config.yaml").write_text(dump_config(configure(embedding={"num_actors": 3})))
     with pytest.raises(InputError, match="holds no finished epoch"):
-        read_rates(str(run), RATES)
+        read_rates(str(run))
     epoch = {"kind": "epoch", "workers": 2, "load_s": 1.0, "step_s": 9.0, "plan_s": 0.5}
     lines = [
         {**epoch, "epoch": 1, "pairs_per_s": 10.0},
@@ -158,7 +158,7 @@ def test_rates_of_an_earlier_run_are_those_of_its_warm_epochs(tmp_path: Path) ->
         {"kind": "embedding", "epoch": 2, "warm_images_per_s": 0.0},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_rates(str(run), RATES)
+    found = RATES.updated(read_rates(str(run)))
     assert found.train_pair_s == pytest.approx(2 / 100)
     assert found.embed_s == pytest.approx(3 / 600)
     assert found.plan_pair_s == pytest.approx(0.5 / 1000)
@@ -166,7 +166,7 @@ def test_rates_of_an_earlier_run_are_those_of_its_warm_epochs(tmp_path: Path) ->
     # its waits for images are in the rates, so decoding is not counted again
     assert stages_of(configure(), cpus=1, rates=found)["epoch"].seconds == pytest.approx(10)
     with pytest.raises(InputError, match=r"is no run's folder: run\.json is missing"):
-        read_rates(str(tmp_path), RATES)
+        read_rates(str(tmp_path))
 
 
 def test_memory_grows_with_the_places_of_each_process() -> None:
