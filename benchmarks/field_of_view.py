@@ -31,7 +31,7 @@ from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.source import find_checkpoint
 from s4g_ray.evaluation.metrics import retrieval_metrics
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "landsat_panorama.yaml"
 FOVS = (360.0, 180.0, 90.0, 70.0)

@@ -15,7 +15,7 @@ from benchmarks.support.record import record
 from s4g_ray.config.loading import load_config, override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import RunError
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.schedule import Schedule
 

@@ -13,7 +13,6 @@ from .index.sharded.client import IndexClient as IndexClient
 from .index.sharded.service import IndexService as IndexService
 from .index.vector_index import VectorIndex as VectorIndex
 from .pipeline.callbacks import Callback as Callback
-from .pipeline.driver import run as run
 from .pipeline.records import BadImagesRecord as BadImagesRecord
 from .pipeline.records import EmbeddingRecord as EmbeddingRecord
 from .pipeline.records import EpochRecord as EpochRecord
@@ -25,6 +24,7 @@ from .pipeline.records import RoundRecord as RoundRecord
 from .pipeline.records import RunRecord as RunRecord
 from .pipeline.records import StepRecord as StepRecord
 from .pipeline.records import WorkersRecord as WorkersRecord
+from .pipeline.run import run as run
 from .pipeline.run_folder import RunResult as RunResult
 from .sampling.geographic_neighbors import geographic_neighbors as geographic_neighbors
 from .sampling.sampler import plan_batches as plan_batches

@@ -205,7 +205,7 @@ def warm_pool(lent_pools: list[EncoderPool]) -> Iterator[None]:
             return super().job() if self is lent_pools[0] else lent_pools[0].job()
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("driver", "stages.embed", "stages.evaluate"):
+        for module in ("driver", "stages.table_job", "stages.evaluation_job"):
             patch.setattr(f"s4g_ray.pipeline.{module}.EncoderPool", Lent)
         yield
 
@@ -236,7 +236,7 @@ def undisturbed(
     synthetic: GeoDataset, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
 ) -> RunConfig:
     """A run of overlapped_config that nothing has happened to."""
-    from s4g_ray.pipeline.driver import run
+    from s4g_ray.pipeline.run import run
 
     config = overlapped_config(tmp_path_factory.mktemp("undisturbed") / "run", synthetic.uri)
     assert run(config).finished

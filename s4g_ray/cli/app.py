@@ -180,7 +180,7 @@ def train_as_configured(
         reporter.line(note)
     hint = f"interrupted; published files stay: to resume, run `{again}`"
     with interruptible(if_begun(loaded.run_dir, hint)), follow_run(reporter, loaded) as followed:
-        from s4g_ray.pipeline.driver import run
+        from s4g_ray.pipeline.run import run
 
         result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)
     if not result.finished:

@@ -106,7 +106,7 @@ class Demo:
         """
         from s4g_ray.cli.runs.live import follow_run
         from s4g_ray.gallery.gallery import open_gallery
-        from s4g_ray.pipeline.driver import run
+        from s4g_ray.pipeline.run import run
 
         uri = self.config.data.uri
         self._convert(uri, reporter)

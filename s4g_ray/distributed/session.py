@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import ray
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Node, nodes_of
 from s4g_ray.distributed.ray_output import without_ray_lines
-from s4g_ray.distributed.start_checks import check_address, check_local_start
+from s4g_ray.distributed.start_checks import check_session, find_address, is_connected
 from s4g_ray.distributed.start_limit import TooLateError, limited
 from s4g_ray.errors import InputError, RunError, reason_of
 from s4g_ray.storage import s3_settings
@@ -37,36 +36,22 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
     Raises InputError when the address does not answer, ray.metrics_port is taken, or Ray's folders
     cannot be used, and RunError when Ray does not start.
     """
-    if ray.is_initialized():
+    if is_connected():
         yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         return
+    check_session(cluster)
     address = find_address(cluster)
     _set_ray_variables(has_nodes=bool(address))
     warnings.filterwarnings("ignore", module="ray")
     store_variables = s3_settings.apply(storage)
     if store_variables:  # in a submitted job, Ray adds them to the job's own variables
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-    if address:
-        check_address(address, timeout_s=cluster.start_timeout_s)
-    else:
-        _check_free(cluster.metrics_port)
-        check_local_start()
     with without_ray_lines():
         try:
             _init_ray(address, cluster, store_variables)
             yield nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
-
-
-def is_connected() -> bool:
-    """Return whether this process has a Ray session."""
-    return bool(ray.is_initialized())
-
-
-def find_address(cluster: RayConfig) -> str | None:
-    """Return the address of the cluster that is to be used; None: one started on this machine."""
-    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def _set_ray_variables(*, has_nodes: bool) -> None:
@@ -129,18 +114,3 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
             f"Ray cannot start on this machine: {reason_of(error)}; its logs are in"
             " /tmp/ray/session_latest/logs, or below RAY_TMPDIR or TMPDIR"
         ) from error
-
-
-def _check_free(port: int | None) -> None:
-    """Raise InputError for a port that is taken: Ray's agent and with it the session would die."""
-    if port is None:
-        return
-    with socket.socket() as trial:
-        # a port that was released a moment ago counts as free
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("", port))
-        except OSError as error:
-            raise InputError(
-                f"ray.metrics_port={port} cannot be used: {error.strerror}; choose another"
-            ) from error

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from s4g_ray.config.schema import RayConfig
 from s4g_ray.errors import InputError
 
 SOCKET_LIMIT = 107 if sys.platform.startswith("linux") else 103  # bytes of a socket's path
@@ -22,6 +23,48 @@ CONNECT_S = 10.0  # for an address to answer: a head may be starting
 POLL_S = 0.5
 # begins HTTP/2, by which all servers of Ray speak: its preface, and empty SETTINGS
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def check_session(cluster: RayConfig) -> None:
+    """Check what a session of Ray needs, unless this process has one.
+
+    Commands call this before they import Ray, which takes seconds; ray_session calls it again.
+    Raises InputError as check_address and check_local_start, and for a port that is taken.
+    """
+    if is_connected():
+        return
+    address = find_address(cluster)
+    if address:
+        check_address(address, timeout_s=cluster.start_timeout_s)
+        return
+    _check_free(cluster.metrics_port)
+    check_local_start()
+
+
+def is_connected() -> bool:
+    """Return whether this process has a Ray session."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def find_address(cluster: RayConfig) -> str | None:
+    """Return the address of the cluster that is to be used; None: one started on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _check_free(port: int | None) -> None:
+    """Raise InputError for a port that is taken: Ray's agent and with it the session would die."""
+    if port is None:
+        return
+    with socket.socket() as trial:
+        # a port that was released a moment ago counts as free
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("", port))
+        except OSError as error:
+            raise InputError(
+                f"ray.metrics_port={port} cannot be used: {error.strerror}; choose another"
+            ) from error
 
 
 def check_local_start() -> None:

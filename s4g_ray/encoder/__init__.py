@@ -3,6 +3,7 @@
 encoder           Encoder: one timm backbone for both views or one for each, and the logit scale
 architecture/     backbones, heads, layers and admissible sizes of images
 weights           load and save state dicts strictly
+weights_file      find a file of weights, without torch
 pretrained        load weights from elsewhere: prefixes, classifiers, the published forms
 checkpoint        publish, find and prune the checkpoints of a run
 training_state    the state of optimiser and gradient scaler in a checkpoint

@@ -15,13 +15,8 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.training_state import decode_state, encode_state
-from s4g_ray.encoder.weights import (
-    WEIGHTS,
-    StateDict,
-    check_finite,
-    encode_state_dict,
-    load_weights,
-)
+from s4g_ray.encoder.weights import StateDict, check_finite, encode_state_dict, load_weights
+from s4g_ray.encoder.weights_file import WEIGHTS
 from s4g_ray.errors import RunError, StoreError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import (

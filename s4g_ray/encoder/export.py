@@ -23,7 +23,8 @@ from s4g_ray.encoder.source import (
     MODEL_KEYS,
     find_checkpoint,
 )
-from s4g_ray.encoder.weights import WEIGHTS, encode_weights
+from s4g_ray.encoder.weights import encode_weights
+from s4g_ray.encoder.weights_file import WEIGHTS
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import open_published

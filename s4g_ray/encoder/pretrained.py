@@ -17,7 +17,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from s4g_ray.encoder.weights import WEIGHTS, StateDict, find_faults, join_first, load_strictly
+from s4g_ray.encoder.weights import StateDict, find_faults, join_first, load_strictly
+from s4g_ray.encoder.weights_file import find_weights
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
@@ -190,9 +191,7 @@ def read_state(uri: str) -> StateDict:
     uri: the file, or the folder of an export. Raises InputError when the file is missing, or is no
     state dict: it names the classes of other objects, or the keys.
     """
-    path = files.resolve_package(files.absolute(uri))
-    if files.exists(files.join(path, WEIGHTS)):  # an export's folder
-        path = files.join(path, WEIGHTS)
+    path = find_weights(uri)
     try:
         data = files.read_bytes(path)
     except OSError as error:

@@ -1,20 +1,26 @@
-"""Open a run, an export or a file of weights as the source of an encoder."""
+"""Open a run, an export or a file of weights as the source of an encoder.
+
+Imports torch only to build the encoder, so that a source that is not there is reported at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from s4g_ray.config.loading import load_config, parse_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig, TrainConfig
-from s4g_ray.encoder.checkpoint import load_encoder
-from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.pretrained import Report, ignore_report
-from s4g_ray.encoder.weights import WEIGHTS
+from s4g_ray.encoder.weights_file import WEIGHTS, find_weights
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, latest_version
+
+if TYPE_CHECKING:
+    from s4g_ray.encoder.encoder import Encoder
+    from s4g_ray.encoder.precision import Numerics
+    from s4g_ray.encoder.pretrained import Report
 
 DESCRIPTION = "model.json"
 FORMAT = "s4g-model"
@@ -62,15 +68,19 @@ class EncoderSource:
     uri: str
     config: RunConfig
     checkpoint: str | None = None
-    numerics: Numerics | None = None  # chosen by the run
+    numerics: Mapping[str, Any] | None = None  # the values that the run chose, as in run.json
 
-    def build_encoder(self, model: ModelConfig, report: Report = ignore_report) -> Encoder:
+    def build_encoder(self, model: ModelConfig, report: Report | None = None) -> Encoder:
         """Build the encoder, with the weights of the checkpoint or of model.pretrained.
 
         report: gets a line for what is dropped of weights from elsewhere.
         """
+        from s4g_ray.encoder.checkpoint import load_encoder
+        from s4g_ray.encoder.encoder import Encoder
+        from s4g_ray.encoder.pretrained import ignore_report
+
         if self.checkpoint is None:
-            return Encoder.build(model, report=report)
+            return Encoder.build(model, report=report or ignore_report)
         return load_encoder(model, self.checkpoint)
 
     def numerics_for(self, train: TrainConfig) -> Numerics:
@@ -78,10 +88,12 @@ class EncoderSource:
 
         Without a choice of the run, `auto` means float32 and the default memory format.
         """
+        from s4g_ray.encoder.precision import Numerics
+
         own = self.config.train
         is_same = train.precision == own.precision and train.channels_last == own.channels_last
         if self.numerics is not None and is_same:
-            return self.numerics
+            return Numerics(**self.numerics)
         precision = "fp32" if train.precision == "auto" else train.precision
         return Numerics(precision, train.channels_last is True)
 
@@ -94,7 +106,7 @@ def open_source(
     config: replaces the configuration of a run or an export, and holds the settings of the object
     store. A file of weights takes its architecture and sizes from model.json beside it, or else
     from `config`. epoch: of a run's checkpoint; the last one by default. Raises InputError when
-    `uri` is none of these.
+    `uri` is none of these, or its weights are missing.
     """
     if config is not None:
         s3_settings.apply(config.storage)
@@ -116,7 +128,7 @@ def open_source(
         config = _read_description(description, data_uri)
     if epoch is not None:
         raise InputError(f"{uri} is no run's folder: it has no epochs to choose from")
-    weights = path if is_file else files.join(path, WEIGHTS)
+    weights = find_weights(path if is_file else files.join(path, WEIGHTS))
     model = config.model.model_copy(update={"pretrained": weights})
     config = config.model_copy(update={"model": model})
     return EncoderSource(path, _with_data_uri(config, data_uri))
@@ -126,8 +138,7 @@ def _open_run(
     path: str, data_uri: str, config: RunConfig | None, epoch: int | None
 ) -> EncoderSource:
     checkpoint = find_checkpoint(path, epoch)
-    chosen = files.read_json(files.join(path, "run.json")).get("numerics")
-    numerics = Numerics(**chosen) if chosen else None
+    numerics = files.read_json(files.join(path, "run.json")).get("numerics")
     if config is None:
         config = load_config(files.join(path, "config.yaml"))
     return EncoderSource(path, _with_data_uri(config, data_uri), checkpoint, numerics)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from s4g_ray.errors import InputError, RunError
 
 StateDict = Mapping[str, Tensor]
-WEIGHTS = "model.safetensors"  # in a checkpoint
 NUM_SHOWN = 4  # names in one message
 
 

@@ -1,6 +1,7 @@
 """The run: from a configuration to a folder of artefacts.
 
-driver            run(): the epochs of a run, with rounds between or beside them
+run               run(): check the input, then train in the run's folder
+driver            the epochs of a run, with rounds between or beside them
 preflight         checks before a run starts
 planner           the batch plan of each epoch
 precision_choice  choose the precision, measured where a worker would run

@@ -1,4 +1,4 @@
-"""run(): train the epochs of a run, with mining rounds between or beside them."""
+"""Train the epochs of a run, with mining rounds between or beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.tables.batch_plan import load_record
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.autoscaling import await_room
@@ -31,12 +31,7 @@ from s4g_ray.pipeline.loggers.run_loggers import RunLoggers, check_loggers
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
 from s4g_ray.pipeline.preemption import PreemptedError, Preemption
-from s4g_ray.pipeline.preflight import (
-    check_against_dataset,
-    check_gpu_use,
-    check_index,
-    check_resources,
-)
+from s4g_ray.pipeline.preflight import check_index, check_resources
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.retention.artefacts import Retention
@@ -48,72 +43,56 @@ from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.pipeline.run_folder import Record, RunFolder, RunResult, find_start, result_of
 from s4g_ray.pipeline.run_log import RunLog, describe_run
 from s4g_ray.progress import Reporter
-from s4g_ray.storage import files, s3_settings
-from s4g_ray.storage.ownership.lease import owning
+from s4g_ray.storage.ownership.lease import Lease
 from s4g_ray.training.trainer import Training
 
 CLOSE_S = 30.0  # for workers to end
 
 
-def run(
+def train_in_folder(
     config: RunConfig,
+    dataset: GeoDataset,
+    split: TrainSplit,
+    lease: Lease,
     *,
-    resume: bool = False,
-    from_epoch: int | None = None,
-    steal: bool = False,
-    reporter: Reporter | None = None,
-    callbacks: Sequence[Callback] = (),
+    resume: bool,
+    from_epoch: int | None,
+    reporter: Reporter,
+    preemption: Preemption,
+    callbacks: Sequence[Callback],
 ) -> RunResult:
-    """Train, mine and evaluate as configured; publish everything in `config.run_dir`.
-
-    A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
-    checkpoint after this epoch as a branch, which may have another learning rate, precision or
-    schedule; what followed is kept in RUN/branches/. steal: as Lease.acquire. SIGTERM ends the run
-    within checkpoint.grace_s, with a checkpoint of the step in progress. `callbacks` receive the
-    records that are logged from now on. Raises InputError for bad input (before anything is
-    written), RunError when the run cannot continue, and the error of a callback.
-    """
-    s3_settings.apply(config.storage)
+    """Train, mine and evaluate in the folder of a lease, as run(), which has checked the input."""
     check_loggers(config.loggers)
-    reporter = reporter or Reporter()
-    preemption = Preemption()
-    check_gpu_use(config)
-    with ExitStack() as stack:
-        stack.enter_context(preemption.watched())
-        dataset = open_dataset(config.data.uri, config.data.image_options)
-        split = TrainSplit.read(config, dataset)
-        check_against_dataset(config, dataset, split)
-        model = fit_model_to_sizes(config.model, config.data)
-        if config.train.layer_decay < 1:
-            check_layers(model)
-        config = config.model_copy(update={"model": model})
-        lease = stack.enter_context(owning(files.absolute(config.run_dir), reporter, steal=steal))
-        folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
-        folder.guard = lease.watch
-        start = find_start(folder)
-        # watched again in the session: Ray installs a handler of its own
-        with ray_session(config.ray, config.storage) as nodes, preemption.watched():
-            try:
-                preemption.check()
-                fits = partial(check_resources, config, num_pairs=len(split.pairs))
-                # before weights are downloaded
-                await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
-                build = partial(Encoder.build, config.model, seed=config.seed, report=reporter.line)
-                encoder = build(weights=start is None)
-                driver = Driver(
-                    config, dataset, split, folder, encoder, reporter, preemption, callbacks
-                )
-                driver.check_indexes()
-                check_disk(folder, dataset, split, encoder, reporter)
-                if folder.branch is not None:
-                    reporter.line(folder.branch.summary())
-                    with reporter.stage("keeping what followed"):
-                        make_branch(folder)
-                folder.start()
-                driver.train(start)
-            except PreemptedError:
-                return result_of(folder, finished=False)
-            return result_of(folder, finished=True, ray_result=driver.ray_result)
+    model = fit_model_to_sizes(config.model, config.data)
+    if config.train.layer_decay < 1:
+        check_layers(model)
+    config = config.model_copy(update={"model": model})
+    folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
+    folder.guard = lease.watch
+    start = find_start(folder)
+    # watched again in the session: Ray installs a handler of its own
+    with ray_session(config.ray, config.storage) as nodes, preemption.watched():
+        try:
+            preemption.check()
+            fits = partial(check_resources, config, num_pairs=len(split.pairs))
+            # before weights are downloaded
+            await_room(config.ray, fits, nodes, reporter, tick=preemption.check)
+            build = partial(Encoder.build, config.model, seed=config.seed, report=reporter.line)
+            encoder = build(weights=start is None)
+            driver = Driver(
+                config, dataset, split, folder, encoder, reporter, preemption, callbacks
+            )
+            driver.check_indexes()
+            check_disk(folder, dataset, split, encoder, reporter)
+            if folder.branch is not None:
+                reporter.line(folder.branch.summary())
+                with reporter.stage("keeping what followed"):
+                    make_branch(folder)
+            folder.start()
+            driver.train(start)
+        except PreemptedError:
+            return result_of(folder, finished=False)
+        return result_of(folder, finished=True, ray_result=driver.ray_result)
 
 
 class Driver:

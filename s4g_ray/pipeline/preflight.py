@@ -26,7 +26,7 @@ from s4g_ray.distributed.placement import (
 from s4g_ray.errors import InputError
 from s4g_ray.index.plan import plan_for
 from s4g_ray.pipeline.rounds.rotation import smallest_share
-from s4g_ray.sampling.cell_tasks import PLANNER_CPUS
+from s4g_ray.sampling.cells import PLANNER_CPUS
 
 
 def check_gpu_use(config: RunConfig) -> None:

@@ -140,27 +140,13 @@ class RunFolder:
     ) -> RunFolder:
         """Open a new folder, or an existing one to resume; write nothing.
 
-        from_epoch: continue from the checkpoint after this epoch, as a branch. Raises InputError
-        for a folder that holds a run (without `resume`) or other files, where a resumed run has
-        other values or another data set, and as check_branch.
+        The folder is one that check_run_dir takes. from_epoch: continue from the checkpoint after
+        this epoch, as a branch. Raises InputError where a resumed run has other values or another
+        data set, and as check_branch.
         """
         uri = files.absolute(config.run_dir)
-        if from_epoch is not None and not resume:
-            raise InputError(f"--from-epoch {from_epoch} continues a run that exists; add --resume")
-        if files.exists(files.join(uri, "run.json")):
-            if not resume:
-                raise InputError(
-                    f"{uri} holds a run already; continue it with --resume, or choose another"
-                    " run_dir"
-                )
+        if resume and files.exists(files.join(uri, "run.json")):
             return cls._reopen(uri, config, dataset, from_epoch)
-        if from_epoch is not None:
-            raise InputError(
-                f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
-                " --from-epoch, or correct run_dir"
-            )
-        if set(files.list_content(uri)) - {"config.yaml"}:  # that of an interrupted start
-            raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
             "format": "s4g-run",
             "version": 1,

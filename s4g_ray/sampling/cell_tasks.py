@@ -18,13 +18,11 @@ from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.tables.batch_plan import BatchPlan
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, read_graph_part
 from s4g_ray.errors import RunError, first_line
-from s4g_ray.sampling.cells import Cell, CellTree, PlanOptions, plan_tree
+from s4g_ray.sampling.cells import PLANNER_CPUS, Cell, CellTree, PlanOptions, plan_tree
 from s4g_ray.sampling.compact_graph import IdLookup, fill_rows
 from s4g_ray.sampling.exclusion_table import ExclusionTable
 from s4g_ray.sampling.sampler import check_sizes, rows_of_pairs
 from s4g_ray.storage.manifest import Part, open_published
-
-PLANNER_CPUS = 0.5  # logical CPUs of a task that splits a part of a graph or plans a cell
 
 
 def plan_cells_on_cluster(

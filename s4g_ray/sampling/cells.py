@@ -33,6 +33,7 @@ from s4g_ray.sampling.visit_order import VisitOrder
 ROOT = 1  # the node of the whole; node n is divided into 2 n and 2 n + 1
 # the share of a cell's pairs that goes into its first half is drawn from this range
 CUT = (0.4, 0.6)
+PLANNER_CPUS = 0.5  # logical CPUs of a task that splits a part of a graph or plans a cell
 Call = Callable[..., tuple[Any, Any]]
 
 

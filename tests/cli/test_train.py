@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from s4g_ray.cli.app import app
 from s4g_ray.config.loading import dump_config
-from s4g_ray.pipeline import driver
+from s4g_ray.pipeline import run as run_module
 from s4g_ray.pipeline.run_folder import RunResult
 from tests.conftest import tiny_config
 
@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         found.append(options)
         return RunResult(config.run_dir, {}, None, [], finished=False)
 
-    monkeypatch.setattr(driver, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     return found
 
 
@@ -72,7 +72,7 @@ def test_a_run_that_sigterm_ended_before_it_began_names_no_resuming(
     def run(config: Any, **_: Any) -> RunResult:
         return RunResult(config.run_dir, {}, None, [], finished=False, begun=False)
 
-    monkeypatch.setattr(driver, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     path = tmp_path / "tiny.yaml"
     path.write_text(dump_config(tiny_config(tmp_path / "run", "data")))
     done = CliRunner().invoke(app, ["train", str(path)])

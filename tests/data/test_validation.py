@@ -17,7 +17,7 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from tests.conftest import tables, tiny_config, with_validation
 from tests.support.resealed import reseal
 

@@ -11,7 +11,7 @@ from s4g_ray.config.loading import override_config
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline import driver
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from tests.conftest import tiny_config
 
 FAILURES = {

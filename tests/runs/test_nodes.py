@@ -9,7 +9,7 @@ import pytest
 
 from s4g_ray.config.loading import override_config
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from tests.conftest import tiny_config
 from tests.support.faulty_runs import Command, assert_same_end, held, records
 from tests.support.three_node_run import SECOND_DIED, SPREAD, TASKS

@@ -25,7 +25,7 @@ from s4g_ray.data.tables.batch_plan import load_plan, load_record
 from s4g_ray.data.tables.embedding_table import read_part_head
 from s4g_ray.data.tables.neighbor_graph import read_graph_samples, write_graph_part
 from s4g_ray.errors import StoreError
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import write_part

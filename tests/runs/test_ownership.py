@@ -9,7 +9,7 @@ import pytest
 
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from s4g_ray.storage import files
 from s4g_ray.storage.ownership.lease import owning
 from tests.conftest import tiny_config

@@ -151,7 +151,7 @@ def test_a_session_on_a_cluster_carries_the_stores_settings_and_no_credential(
     """A cluster that starts on this machine inherits the environment of this process."""
     import ray
 
-    from s4g_ray.distributed import session
+    from s4g_ray.distributed import session, start_checks
 
     given: list[dict[str, Any]] = []
 
@@ -161,7 +161,7 @@ def test_a_session_on_a_cluster_carries_the_stores_settings_and_no_credential(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(session, "check_address", lambda *_, **__: None)
+    monkeypatch.setattr(start_checks, "check_address", lambda *_, **__: None)
     monkeypatch.setattr(os, "environ", {**os.environ, **environment("http://s3")})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for values in ({}, {"endpoint_url": "http://minio:9000", "max_attempts": 3}):

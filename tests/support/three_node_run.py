@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors, list_tasks
 
 from s4g_ray.config.loading import load_config
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from tests.conftest import NUM_TRAIN
 from tests.support.faulty_runs import records, steps
 from tests.support.two_node_run import until, workers

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from tests.support.faulty_runs import LOOK_EVERY_S, records, steps
 
 # files in the run's folder: a node has died; the node that comes has a worker

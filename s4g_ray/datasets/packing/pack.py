@@ -15,11 +15,11 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 import pyarrow as pa
-import torch
 
 from s4g_ray.data.dataset import GeoDataset, open_dataset, refuse_existing, write_dataset
 from s4g_ray.data.image_table import VIEWS, View
@@ -123,9 +123,7 @@ def pack(
     _claim_target(job, dataset)
     num_threads = num_threads or len(os.sched_getaffinity(0))
     tables = {view: _read_table(dataset, view) for view in VIEWS}
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # each image is resized by one thread of the pool
-    try:
+    with _single_torch_thread():  # each image is resized by one thread of the pool
         plans = {
             view: plan_view(tables[view], dataset.images_root, view, options, dataset.values)
             for view in VIEWS
@@ -134,9 +132,19 @@ def pack(
         if not shards:
             raise InputError(f"{dataset.uri} holds no image")
         written = _write_shards(job, shards, num_threads)
-    finally:
-        torch.set_num_threads(torch_threads)
     return _publish(job, dataset, tables, plans, written)
+
+
+@contextmanager
+def _single_torch_thread() -> Iterator[None]:
+    import torch  # takes seconds: errors of the input come before
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _find_finished(job: PackJob) -> Packed | None:

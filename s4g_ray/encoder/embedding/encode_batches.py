@@ -16,7 +16,8 @@ from s4g_ray.data.image_table import View
 from s4g_ray.encoder.embedding.outcomes import EncodingJob
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.weights import WEIGHTS, load_weights
+from s4g_ray.encoder.weights import load_weights
+from s4g_ray.encoder.weights_file import WEIGHTS
 from s4g_ray.errors import RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import open_published, read_part

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from s4g_ray.config.schema import RayConfig
-from s4g_ray.distributed.session import find_address, is_connected, ray_session
+from s4g_ray.distributed.session import ray_session
+from s4g_ray.distributed.start_checks import find_address, is_connected
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.store.index_facts import IndexFacts
 from s4g_ray.storage.s3_settings import StorageConfig

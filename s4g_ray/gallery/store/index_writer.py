@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from s4g_ray.arrays import Floats32, Floats64, Ints, spread_rows
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.distributed.session import find_address, is_connected, ray_session
+from s4g_ray.distributed.session import ray_session
+from s4g_ray.distributed.start_checks import find_address, is_connected
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.store.index_facts import IndexFacts
 from s4g_ray.gallery.store.vectors import (

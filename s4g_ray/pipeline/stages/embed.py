@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 from s4g_ray.config.loading import override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS, View
-from s4g_ray.distributed.autoscaling import await_room
-from s4g_ray.distributed.session import ray_session
+from s4g_ray.distributed.start_checks import check_session
 from s4g_ray.distributed.submitted_job import check_kept
-from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
-from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
-from s4g_ray.encoder.embedding.report import EmbeddingReport
-from s4g_ray.encoder.embedding_job import embed
-from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.source import open_source
-from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.preflight import check_headings, check_resources
-from s4g_ray.pipeline.run_folder import Record
+from s4g_ray.pipeline.preflight import check_headings
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
-from s4g_ray.storage.manifest import is_published, open_published
 from s4g_ray.storage.ownership.lease import owning
-from s4g_ray.storage.part_commits import WORK, claim_folder
 
 SPLITS = ("train", "val", "test")
-MARKER = "embedding.json"  # the values that a folder was begun with
 
 
 def embed_collection(
@@ -45,7 +32,7 @@ def embed_collection(
     epoch: int | None = None,
     steal: bool = False,
     reporter: Reporter | None = None,
-) -> Record:
+) -> dict[str, Any]:
     """Publish embeddings of both views of `splits` at `target`; return the table's description.
 
     The encoder is that of a run (its last checkpoint, or that of `epoch`), an export or weights;
@@ -61,71 +48,14 @@ def embed_collection(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset = open_dataset(base.data.uri, base.data.image_options)
-    numerics = opened.numerics_for(base.train)
-    views = _views_of(base, dataset, splits)
-    base = base.model_copy(update={"model": fit_model_to_sizes(base.model, base.data)})
-    encoder = opened.build_encoder(base.model, reporter.line)
-    made_with = {
-        **_describe_encoder(base, encoder),
-        "source": opened.uri,
-        "dataset": dataset.fingerprint,
-        "splits": list(splits),
-        **asdict(numerics),
-    }
+    check_session(base.ray)
     with owning(target, reporter, steal=steal, interrupts=True):
-        claim_folder(target, MARKER, made_with, "an embedding job")
-        if is_published(target):
-            reporter.line(f"{target} is finished already")
-            return _describe_table(target, made_with)
-        checkpoint = opened.checkpoint or _save_weights(target, encoder)
-        job = partial(
-            embed,
-            config=base,
-            dataset=dataset,
-            checkpoint=checkpoint,
-            target=target,
-            splits=splits,
-            numerics=numerics,
-            stamp=checkpoint_stamp(base, encoder, checkpoint, dataset.fingerprint),
-            views=views,
-        )
-        report = _run_on_cluster(base, job, f"embedding {', '.join(splits)}", reporter)
-        for line in report.lines("images"):
-            reporter.line(line)
-    return _describe_table(target, made_with)
+        dataset = open_dataset(base.data.uri, base.data.image_options)
+        views = _views_of(base, dataset, splits)
+        # imports torch and Ray, which takes seconds: errors of the input come before
+        from s4g_ray.pipeline.stages.table_job import embed_on_cluster
 
-
-def _save_weights(target: str, encoder: Encoder) -> str:
-    """Write weights that have no checkpoint as one, for the actors; return its URI."""
-    checkpoint = files.join(target, WORK, "checkpoint")
-    save_checkpoint(checkpoint, encoder, None, epoch=0, step=0)
-    return checkpoint
-
-
-def _run_on_cluster(
-    config: RunConfig,
-    job: Callable[..., EmbeddingReport],
-    stage: str,
-    reporter: Reporter,
-) -> EmbeddingReport:
-    """Run job(pool, on_progress=...) once the cluster has room for embedding actors."""
-    fits = partial(check_resources, config, training=False)
-    with ray_session(config.ray, config.storage) as nodes:
-        await_room(config.ray, fits, nodes, reporter)
-        pool = EncoderPool(config.model, config.placed_embedding, config.ray.start_timeout_s)
-        with pool, reporter.stage(stage) as update:
-            return job(pool, on_progress=update)
-
-
-def _describe_encoder(config: RunConfig, encoder: Encoder) -> Record:
-    return {
-        "model": config.model.name,
-        "weights_sha256": files.fingerprint(encode_weights(encoder)),
-        "preprocessing": encoder.preprocessing(config.data),
-        "dtype": config.embedding.dtype,
-        "seed": config.seed,
-    }
+        return embed_on_cluster(opened, base, dataset, splits, views, target, reporter)
 
 
 def _views_of(config: RunConfig, dataset: GeoDataset, splits: Sequence[str]) -> list[View]:
@@ -144,17 +74,3 @@ def _views_of(config: RunConfig, dataset: GeoDataset, splits: Sequence[str]) -> 
     if not views:
         raise InputError(f"{dataset.uri} holds no image of split {', '.join(splits)}")
     return views
-
-
-def _describe_table(target: str, made_with: Record) -> Record:
-    manifest = open_published(target, "embeddings")
-    counts: Record = dict.fromkeys(VIEWS, 0)
-    for part in manifest.parts:
-        view, _, _ = part.name.partition("/")
-        counts[view] += part.rows
-    return {
-        "uri": target,
-        **counts,
-        "bad_images": manifest.info["bad_images"],
-        "made_with": made_with,
-    }

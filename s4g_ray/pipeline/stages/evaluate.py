@@ -5,40 +5,23 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
 
-from s4g_ray.config.data_schema import format_fov
 from s4g_ray.config.loading import override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
-from s4g_ray.data.image_table import View
-from s4g_ray.distributed.autoscaling import await_room
-from s4g_ray.distributed.placement import Node
-from s4g_ray.distributed.session import ray_session
+from s4g_ray.distributed.start_checks import check_session
 from s4g_ray.distributed.submitted_job import check_kept
-from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
-from s4g_ray.encoder.checkpoint import checkpoint_stamp, save_checkpoint
-from s4g_ray.encoder.embedding_job import embed
-from s4g_ray.encoder.encoder import Encoder
-from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.source import EncoderSource, open_source
+from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
-from s4g_ray.evaluation.query_results import QueryResults, check_results_uri, write_results
-from s4g_ray.evaluation.scores import search_tables
+from s4g_ray.evaluation.query_results import check_results_uri, write_results
 from s4g_ray.evaluation.tables import Evaluation
-from s4g_ray.pipeline.preflight import check_resources, check_test_split
+from s4g_ray.pipeline.preflight import check_test_split
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
-from s4g_ray.storage.manifest import is_published, open_published
 from s4g_ray.storage.ownership.lease import owning
-from s4g_ray.storage.part_commits import claim_folder
-
-MARKER = "evaluation.json"  # the values that a folder of --out was begun with
 
 
 def evaluate(
@@ -74,31 +57,31 @@ def evaluate(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    dataset = open_dataset(base.data.uri, base.data.image_options)
-    base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
-    base = _with_data(base, query_heading=heading or base.data.query_heading)
-    configs = [_with_fov(base, fov) for fov in fovs] or [base]
-    check_test_split(configs[0], dataset)
-    base = _fit_model(base, configs)
-    numerics = opened.numerics_for(base.train)
+    check_session(base.ray)
     num_top = top if queries_out is not None else 0
-    made_with = {"split": base.data.test_split, "seed": base.seed, **asdict(numerics)}
-    reporter.line(_describe(base, numerics))
-    with _work_folder(out, made_with, reporter, steal=steal) as folder:
-        encoder = opened.build_encoder(base.model, reporter.line)
-        with ray_session(base.ray, base.storage) as nodes:
-            await_room(base.ray, partial(_check_nodes, base, out), nodes, reporter)
-            with EncoderPool(base.model, base.placed_embedding, base.ray.start_timeout_s) as pool:
-                job = EvaluationJob(
-                    opened, numerics, dataset, encoder, folder, pool, reporter, num_top
-                )
-                job.embed(configs[0], "references", "references")
-                found = [job.evaluate(config) for config in configs]
+    with _work_folder(out, reporter, steal=steal) as folder:
+        dataset = open_dataset(base.data.uri, base.data.image_options)
+        base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
+        base = _with_data(base, query_heading=heading or base.data.query_heading)
+        configs = [_with_fov(base, fov) for fov in fovs] or [base]
+        check_test_split(configs[0], dataset)
+        # imports torch, Ray and faiss, which takes seconds: errors of the input come before
+        from s4g_ray.pipeline.stages.evaluation_job import evaluate_on_cluster
+
+        found, query_results = evaluate_on_cluster(
+            opened,
+            dataset,
+            configs,
+            folder,
+            is_kept=out is not None,
+            num_top=num_top,
+            reporter=reporter,
+        )
         if out is not None:
             results = [result.as_dict() for result in found]
             files.write_json(files.join(folder, "result.json"), results)
         if queries_out is not None:
-            write_results(queries_out, job.query_results)
+            write_results(queries_out, query_results)
             reporter.line(f"wrote the results of each query to {queries_out}")
     return found
 
@@ -111,35 +94,6 @@ def _check_queries_out(uri: str, top: int) -> str:
     uri = files.absolute(uri)
     check_results_uri(uri)
     return uri
-
-
-def _fit_model(base: RunConfig, configs: Sequence[RunConfig]) -> RunConfig:
-    """Return the configuration with a model that takes the image sizes of all of `configs`."""
-    model = base.model
-    for config in configs:
-        model = fit_model_to_sizes(model, config.data)
-    return base.model_copy(update={"model": model})
-
-
-def _describe(config: RunConfig, numerics: Numerics) -> str:
-    """Return a line about what is evaluated: model, image sizes, precision and split."""
-    data = config.data
-    return (
-        f"{config.model.name}, queries {data.query_size[0]}x{data.query_size[1]}, references"
-        f" {data.reference_size[0]}x{data.reference_size[1]}, {numerics.precision}, split"
-        f" {data.test_split}"
-    )
-
-
-def _check_nodes(config: RunConfig, out: str | None, nodes: Sequence[Node]) -> None:
-    """Raise InputError for several nodes without `out`, and NoRoomError without room for actors."""
-    # even where one node alone has CPUs: it need not be the driver's
-    if out is None and len(nodes) > 1:
-        raise InputError(
-            f"the cluster has {len(nodes)} nodes; give --out s3://... or a folder that all of them"
-            " reach"
-        )
-    check_resources(config, nodes, training=False)
 
 
 def _choose_split(dataset: GeoDataset, wanted: str | None, configured: str) -> str:
@@ -176,10 +130,8 @@ def _with_fov(config: RunConfig, fov_deg: float) -> RunConfig:
 
 
 @contextmanager
-def _work_folder(
-    out: str | None, made_with: dict[str, Any], reporter: Reporter, *, steal: bool
-) -> Iterator[str]:
-    """Yield a temporary folder, or `out`: new, or begun by an evaluation with the same values."""
+def _work_folder(out: str | None, reporter: Reporter, *, steal: bool) -> Iterator[str]:
+    """Yield a temporary folder, or `out`, which holds no finished evaluation."""
     if out is None:
         with tempfile.TemporaryDirectory(prefix="s4g-evaluate-") as folder:
             yield folder
@@ -191,110 +143,4 @@ def _work_folder(
             raise InputError(
                 f"{out} holds a finished evaluation; remove it or choose another folder"
             )
-        claim_folder(folder, MARKER, made_with, "an evaluation")
         yield folder
-
-
-class EvaluationJob:
-    """Embeds and scores with one encoder; tables lie in `folder`."""
-
-    def __init__(
-        self,
-        source: EncoderSource,
-        numerics: Numerics,
-        dataset: GeoDataset,
-        encoder: Encoder,
-        folder: str,
-        pool: EncoderPool,
-        reporter: Reporter,
-        num_top: int = 0,
-    ) -> None:
-        """num_top: how many references are kept for each query in query_results; 0: none."""
-        self.source = source
-        self.numerics = numerics
-        self.dataset = dataset
-        self.encoder = encoder
-        self.folder = folder
-        self.pool = pool
-        self.reporter = reporter
-        self.num_top = num_top
-        self.bad_images: dict[str, tuple[str, ...]] = {}
-        # of each evaluation, with the values that tell it from the others
-        self.query_results: list[tuple[QueryResults, dict[str, Any]]] = []
-        self.checkpoint = source.checkpoint or files.join(folder, "checkpoint")
-        if source.checkpoint is None:
-            save_checkpoint(self.checkpoint, encoder, None, epoch=0, step=0)
-
-    def embed(self, config: RunConfig, view: View, name: str) -> str:
-        """Embed one view of the test split; return the URI of the table."""
-        uri = files.join(self.folder, name)
-        split = config.data.test_split
-        stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
-        if is_published(uri):
-            manifest = open_published(uri, "embeddings", stamp)
-            self.bad_images[name] = tuple(manifest.info["bad_images"])
-            self.reporter.line(f"{name} are embedded already")
-            return uri
-        with self.reporter.stage(f"embedding {name} of {split}") as update:
-            report = embed(
-                self.pool,
-                config,
-                self.dataset,
-                self.checkpoint,
-                uri,
-                splits=[split],
-                numerics=self.numerics,
-                views=[view],
-                stamp=stamp,
-                on_progress=update,
-            )
-        self.bad_images[name] = report.bad_images
-        for line in report.lines(name):
-            self.reporter.line(line)
-        return uri
-
-    def evaluate(self, config: RunConfig) -> Evaluation:
-        """Embed the queries in one field of view, and score them."""
-        data = config.data
-        low, high = data.fov_range
-        name = f"queries-fov={format_fov(data.query_fov_deg)}-{data.query_heading}"
-        uri = self.embed(config, "queries", name)
-        stamp = checkpoint_stamp(config, self.encoder, self.checkpoint, self.dataset.fingerprint)
-        with self.reporter.stage("scoring"):
-            search = search_tables(
-                self.dataset,
-                data.test_split,
-                uri,
-                files.join(self.folder, "references"),
-                stamp=stamp,
-                radii_m=config.evaluation.radii_m,
-                num_top=self.num_top,
-                sdm_ranks=config.evaluation.sdm_ranks,
-            )
-            found = search.score()
-            if self.num_top:
-                results = QueryResults.from_search(self.dataset, data.test_split, search)
-                fov = low if low == high else format_fov((low, high))
-                view = {"fov_deg": fov, "heading": data.query_heading}
-                self.query_results.append((results, view))
-        info = open_published(self.checkpoint, "checkpoint").info
-        made_with = {
-            "source": self.source.uri,
-            "model": config.model.name,
-            "epoch": info["epoch"],
-            "weights_sha256": info["weights_sha256"],
-            "query_size": list(data.query_size),
-            "reference_size": list(data.reference_size),
-            **asdict(self.numerics),
-            "seed": config.seed,
-            "dataset_fingerprint": self.dataset.fingerprint,
-        }
-        return Evaluation(
-            self.dataset.name,
-            data.test_split,
-            low if low == high else (low, high),
-            data.query_heading,
-            found,
-            made_with,
-            self.bad_images["references"] + self.bad_images[name],
-        )

@@ -15,7 +15,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from s4g_ray.pipeline.stages.embed import embed_collection
 from s4g_ray.pipeline.stages.evaluate import evaluate
 from tests.conftest import tiny_config

@@ -18,9 +18,9 @@ from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.pipeline.driver import run
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.rounds.miner import Miner
+from s4g_ray.pipeline.run import run
 from s4g_ray.pipeline.run_folder import RunFolder, RunResult
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.metrics import PROTOCOLS
 from s4g_ray.evaluation.tables import evaluation_tables
-from s4g_ray.pipeline.driver import run
+from s4g_ray.pipeline.run import run
 from s4g_ray.pipeline.run_folder import RunResult
 from s4g_ray.pipeline.stages.evaluate import evaluate
 from s4g_ray.storage import files
@@ -262,7 +263,7 @@ def test_fields_of_view_share_the_gallery_and_the_actors_and_are_those_of_the_im
 
     monkeypatch.setattr(EncoderPool, "start_actors", count)
     # actors of its own
-    monkeypatch.setattr("s4g_ray.pipeline.stages.evaluate.EncoderPool", EncoderPool)
+    monkeypatch.setattr("s4g_ray.pipeline.stages.evaluation_job.EncoderPool", EncoderPool)
     rows = tmp_path / "queries.parquet"
     found = evaluate(
         config.run_dir,
@@ -453,7 +454,7 @@ def test_weights_are_used_in_the_precision_of_their_configuration_and_runs_in_th
     assert EncoderSource("x", config).numerics_for(config.train) == Numerics("fp16")
     assert EncoderSource("x", auto).numerics_for(auto.train) == Numerics("fp32")
     chosen = Numerics("bf16", channels_last=True)
-    of_run = EncoderSource("x", auto, "checkpoint", chosen)
+    of_run = EncoderSource("x", auto, "checkpoint", asdict(chosen))
     assert of_run.numerics_for(auto.train) == chosen
     assert of_run.numerics_for(config.train) == Numerics("fp16")
 
@@ -553,7 +554,7 @@ def test_several_nodes_without_a_folder_of_all_are_refused_before_anything_is_em
     torch.save(Encoder.build(config.model).state_dict(), tmp_path / "w.pth")
     nodes = [Node(number) for number in cpus]
     monkeypatch.setattr(
-        "s4g_ray.pipeline.stages.evaluate.ray_session", lambda *_: nullcontext(nodes)
+        "s4g_ray.pipeline.stages.evaluation_job.ray_session", lambda *_: nullcontext(nodes)
     )
     with pytest.raises(
         InputError, match=r"^the cluster has 2 nodes; give --out s3://\.\.\. or a folder that all"

@@ -1,0 +1,98 @@
+"""run(): check a run's input, and train, mine and evaluate in its folder.
+
+Imports torch, Ray and faiss only after the checks that need none of them: that takes seconds, and
+a minute on a busy machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.train_split import TrainSplit
+from s4g_ray.distributed.start_checks import check_session
+from s4g_ray.encoder.weights_file import find_weights
+from s4g_ray.errors import InputError
+from s4g_ray.pipeline.callbacks import Callback
+from s4g_ray.pipeline.preemption import Preemption
+from s4g_ray.pipeline.preflight import check_against_dataset, check_gpu_use
+from s4g_ray.progress import Reporter
+from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.ownership.lease import owning
+
+if TYPE_CHECKING:
+    from s4g_ray.pipeline.run_folder import RunResult
+
+
+def run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    from_epoch: int | None = None,
+    steal: bool = False,
+    reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
+    """Train, mine and evaluate as configured; publish everything in `config.run_dir`.
+
+    A run folder that exists is continued only when `resume` is given. from_epoch: continue from the
+    checkpoint after this epoch as a branch, which may have another learning rate, precision or
+    schedule; what followed is kept in RUN/branches/. steal: as Lease.acquire. SIGTERM ends the run
+    within checkpoint.grace_s, with a checkpoint of the step in progress. `callbacks` receive the
+    records that are logged from now on. Raises InputError for bad input (before anything is
+    written), RunError when the run cannot continue, and the error of a callback.
+    """
+    s3_settings.apply(config.storage)
+    check_gpu_use(config)
+    check_session(config.ray)
+    if isinstance(config.model.pretrained, str) and not resume:  # a checkpoint may be resumed
+        find_weights(config.model.pretrained)
+    reporter = reporter or Reporter()
+    preemption = Preemption()
+    uri = files.absolute(config.run_dir)
+    with ExitStack() as stack:
+        stack.enter_context(preemption.watched())
+        lease = stack.enter_context(owning(uri, reporter, steal=steal))
+        check_run_dir(uri, resume=resume, from_epoch=from_epoch)
+        dataset = open_dataset(config.data.uri, config.data.image_options)
+        split = TrainSplit.read(config, dataset)
+        check_against_dataset(config, dataset, split)
+        from s4g_ray.pipeline.driver import train_in_folder
+
+        return train_in_folder(
+            config,
+            dataset,
+            split,
+            lease,
+            resume=resume,
+            from_epoch=from_epoch,
+            reporter=reporter,
+            preemption=preemption,
+            callbacks=callbacks,
+        )
+
+
+def check_run_dir(uri: str, *, resume: bool, from_epoch: int | None) -> None:
+    """Check that a folder holds a run to resume, or none where a new one is to begin.
+
+    Raises InputError for a folder that holds a run (without `resume`) or other files, and where a
+    branch is to begin and there is no run.
+    """
+    if from_epoch is not None and not resume:
+        raise InputError(f"--from-epoch {from_epoch} continues a run that exists; add --resume")
+    if files.exists(files.join(uri, "run.json")):
+        if not resume:
+            raise InputError(
+                f"{uri} holds a run already; continue it with --resume, or choose another run_dir"
+            )
+        return
+    if from_epoch is not None:
+        raise InputError(
+            f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
+            " --from-epoch, or correct run_dir"
+        )
+    if set(files.list_content(uri)) - {"config.yaml"}:  # that of an interrupted start
+        raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
