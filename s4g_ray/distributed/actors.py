@@ -1,17 +1,20 @@
 """Wait for actors to start, within a time.
 
-The error of actors that do not start gives their demand and the free resources of the cluster.
+The error of actors that do not start tells those that find no room, with their demand and what the
+cluster has free, from those that start slowly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 
-from s4g_ray.distributed.placement import Need, count_noun, describe_labels, nodes_of
+from s4g_ray.distributed.placement import UNIT, Need, count_noun, describe_labels, nodes_of
 from s4g_ray.errors import RunError, reason_of
 
 
@@ -57,7 +60,17 @@ def await_some(
 
 
 def describe_late(num_late: int, need: Need, timeout_s: float) -> str:
-    """Return the error message of actors that waited too long for room, or for a matching node."""
+    """Return the error message of actors that did not answer in time.
+
+    They wait for room or a matching node, or they have a place and are still starting.
+    """
+    num_waiting = min(num_late, count_waiting(need))
+    if not num_waiting:
+        return (
+            f"{num_late} of {count_noun(need.count, need.name)} did not start within"
+            f" {timeout_s:g} s: they have found room, and their processes are still starting, as"
+            " on a busy machine; raise ray.start_timeout_s, or end other work there"
+        )
     free = ray.available_resources()  # type: ignore[no-untyped-call]
     demand = need.of_each
     labels = ""
@@ -69,9 +82,31 @@ def describe_late(num_late: int, need: Need, timeout_s: float) -> str:
     if need.memory_gb:
         there += f" and {free.get('memory', 0.0) / 1e9:.3g} GB of memory"
     return (
-        f"{num_late} of {count_noun(need.count, need.name)} did not start within {timeout_s:g} s:"
-        f" each asks for {demand}; the cluster has {there} free{labels}; ask for less, free"
-        " resources, or raise ray.start_timeout_s"
+        f"{num_waiting} of {count_noun(need.count, need.name)} did not start within"
+        f" {timeout_s:g} s: each asks for {demand}; the cluster has {there} free{labels}; ask for"
+        " less, free resources, or raise ray.start_timeout_s"
+    )
+
+
+def count_waiting(need: Need) -> int:
+    """Return how many actors and tasks of these resources wait for room, as Ray reports demand.
+
+    Ray's table of actors does not tell: an actor is PENDING_CREATION until its class is loaded.
+    """
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    bundles = [
+        one
+        for demand in status.resource_demands.ray_task_actor_demand
+        for one in demand.bundles_by_count
+    ]
+    return sum(one.count for one in bundles if _asks_for(one.bundle, need))
+
+
+def _asks_for(bundle: Mapping[str, float], need: Need) -> bool:
+    wanted = {"CPU": need.cpus, "GPU": need.gpus, "memory": 1e9 * need.memory_gb}
+    return all(
+        math.isclose(bundle.get(kind, 0.0), amount, rel_tol=1e-3, abs_tol=1 / UNIT)
+        for kind, amount in wanted.items()
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private.node import Node as RayNode
 
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.placement import Node, nodes_of
@@ -20,6 +24,8 @@ from s4g_ray.storage import s3_settings
 from s4g_ray.storage.s3_settings import StorageConfig
 
 LEAST_START_S = 60.0  # for Ray itself, where ray.start_timeout_s is shorter
+BUSY = "timed out during startup"  # in the error of ray.init
+LOGS = "its logs are in /tmp/ray/session_latest/logs, or below RAY_TMPDIR or TMPDIR"
 
 
 @contextmanager
@@ -85,11 +91,12 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
     else:
         late = (
             f"Ray did not start on this machine within {limit_s:g} s, which is busy; run the"
-            " command again, or raise ray.start_timeout_s"
+            f" command again, or raise ray.start_timeout_s; {LOGS}"
         )
     try:
         with limited(limit_s, late):
-            ray.init(
+            _start_in_time(
+                limit_s,
                 address=address or "local",  # a new cluster, even where another one runs here
                 num_cpus=None if address else cluster.num_cpus,
                 include_dashboard=None if address else False,
@@ -106,11 +113,32 @@ def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str
                 f"no Ray cluster answers at {address}: {reason_of(error)}; start it, correct"
                 " ray.address or RAY_ADDRESS, or unset them to use this machine"
             ) from error
-        if "timed out during startup" in str(error):
-            raise RunError(
-                "Ray did not start on this machine in time, which is busy; run the command again"
-            ) from error
-        raise RunError(
-            f"Ray cannot start on this machine: {reason_of(error)}; its logs are in"
-            " /tmp/ray/session_latest/logs, or below RAY_TMPDIR or TMPDIR"
-        ) from error
+        if BUSY in str(error):
+            raise RunError(late) from error
+        raise RunError(f"Ray cannot start on this machine: {reason_of(error)}; {LOGS}") from error
+
+
+def _start_in_time(limit_s: float, **options: Any) -> None:
+    """Call ray.init, again and again where a new node is not up in Ray's own time.
+
+    A raylet waits 15 s for its agents and then dies, and ray.init waits 30 s for the raylet. None
+    of Ray's variables changes either (seen with Ray 2.60). On a busy machine the agents' imports
+    take longer, and less the second time.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises a plain one
+            if BUSY not in str(error) or time.monotonic() > deadline:
+                raise
+            _end_failed_start(error)
+
+
+def _end_failed_start(error: Exception) -> None:
+    """End the processes of a node that failed to start, which ray.shutdown() does not know."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, RayNode):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.node import Node as RayNode
 
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed import session
@@ -222,7 +223,7 @@ def test_a_start_that_takes_too_long_is_ended(
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (Exception("The current node timed out during startup. x"), RunError, "in time, .* busy"),
+        (Exception("The current node timed out during startup. x"), RunError, "within 0.1 s, .* b"),
         (OSError("no sockets"), RunError, "Ray cannot start on this machine: no sockets; its logs"),
     ],
 )
@@ -236,7 +237,35 @@ def test_a_start_that_fails_is_one_message(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(session, "LEAST_START_S", 0.0)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(kind, match=message), ray_session(RayConfig(), StorageConfig()):
+    config = RayConfig(start_timeout_s=0.1)
+    with pytest.raises(kind, match=message), ray_session(config, StorageConfig()):
         pass
     assert ended == [True]  # what has started by then ends
+
+
+def test_a_node_that_a_busy_machine_lets_down_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[RayNode] = []
+
+    class Node(RayNode):  # type: ignore[misc]
+        def __init__(self) -> None:
+            raise Exception("The current node timed out during startup. This could happen")
+
+        def kill_all_processes(self, **_: Any) -> None:
+            ended.append(self)
+
+    def init(**_: Any) -> None:
+        if len(ended) < 2:
+            Node()
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session(RayConfig(), StorageConfig()) as nodes:
+        assert nodes == []
+    assert len(ended) == 2  # their processes do not stay beside the third
