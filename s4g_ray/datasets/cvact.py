@@ -200,6 +200,8 @@ class _Mat:
         if missing:
             raise InputError(f"{uri} lacks {', '.join(missing)}; restore the file")
         names = [_name_text(entry) for entry in np.ravel(found["panoIds"])]
+        if not names:
+            raise source_folder.refuse_empty(MAT)
         utm = np.asarray(found["utm"], dtype=np.float64)
         if utm.shape != (len(names), 2):
             raise InputError(

@@ -172,11 +172,22 @@ class SourceFolder:
     def read_lines(self, path: str) -> list[tuple[str, str]]:
         """Read the lines of a text file that are not blank, each with its location.
 
-        A location is 'FILE, line N'. Raises InputError as read_text does.
+        A location is 'FILE, line N'. Raises InputError as read_text does, and for a file without
+        lines.
         """
         uri = self.join(path)
         numbered = enumerate(self.read_text(path).splitlines(), 1)
-        return [(f"{uri}, line {number}", line) for number, line in numbered if line.strip()]
+        found = [(f"{uri}, line {number}", line) for number, line in numbered if line.strip()]
+        if not found:
+            raise self.refuse_empty(path)
+        return found
+
+    def refuse_empty(self, path: str) -> InputError:
+        """Return the error of a list without entries."""
+        return InputError(
+            f"{self.join(path)} lists nothing: it is empty, or ends after its header; restore the"
+            " file"
+        )
 
     def choose_layout(self, layouts: Mapping[str, Sequence[str]], remedy: str = "") -> str:
         """Return the name of the first layout whose files and folders all exist.

@@ -29,10 +29,12 @@ def check_session(cluster: RayConfig) -> None:
     """Check what a session of Ray needs, unless this process has one.
 
     Commands call this before they import Ray, which takes seconds; ray_session calls it again.
-    Raises InputError as check_address and check_local_start, and for a port that is taken.
+    Raises InputError as check_token_file, check_address and check_local_start, and for a port that
+    is taken.
     """
     if is_connected():
         return
+    check_token_file()
     address = find_address(cluster)
     if address:
         check_address(address, timeout_s=cluster.start_timeout_s)
@@ -126,16 +128,46 @@ def home_folder() -> Path:
     return Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home() fails where there is none)
 
 
+def uses_token() -> bool:
+    """Return whether Ray asks for a token, as clusters that are started here do."""
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
+def find_token_path() -> Path | None:
+    """Return the file of Ray's token, as Ray looks for it; None where RAY_AUTH_TOKEN holds it."""
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return None
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or home_folder() / ".ray" / "auth_token")
+
+
+def check_token_file() -> None:
+    """Raise InputError where RAY_AUTH_TOKEN_PATH names no token: Ray neither makes nor skips it."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = find_token_path()
+    if not uses_token() or not named or path is None:
+        return
+    fault = ""
+    try:
+        if not path.read_bytes().strip():
+            fault = "it is empty"
+    except OSError as error:
+        fault = error.strerror or str(error)
+    if fault:
+        raise InputError(
+            f"RAY_AUTH_TOKEN_PATH={named} holds no token ({fault}); make one with `ray"
+            " get-auth-token --generate` and move it there, correct the path, or unset it"
+        )
+
+
 def _check_token() -> None:
     """Check that Ray finds a token, or can make one in the home folder."""
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+    path = find_token_path()
+    if not uses_token() or path is None or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    if path.is_file():
         return
     home = home_folder()
-    folder = home / ".ray"
-    if (folder / "auth_token").is_file():
-        return
+    folder = path.parent
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -23,7 +23,7 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
     "timeout_s": ("S4G_S3_TIMEOUT_S",),
     "max_connections": ("S4G_S3_MAX_CONNECTIONS",),
 }
-
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 Number = TypeVar("Number", int, float)
 
@@ -84,9 +84,15 @@ def apply(config: StorageConfig) -> dict[str, str]:
     return given
 
 
+def find_endpoint() -> str | None:
+    """Return the address of a store other than AWS that the environment names."""
+    urls = (os.environ.get(name) for name in ENDPOINTS)
+    return next((url for url in urls if url), None)
+
+
 def check_endpoint() -> None:
     """Raise InputError for an endpoint in the environment that is invalid or holds credentials."""
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+    for name in ENDPOINTS:
         url = os.environ.get(name)
         fault = fault_of_endpoint(url) if url else None
         if fault:

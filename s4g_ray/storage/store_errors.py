@@ -9,7 +9,7 @@ import html
 import re
 
 from s4g_ray.errors import RunError, StoreError
-from s4g_ray.storage.s3_settings import anonymous_variable, is_anonymous
+from s4g_ray.storage.s3_settings import anonymous_variable, find_endpoint, is_anonymous
 
 MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchUpload", "BlobNotFound", "404"}
 # temporary errors, in addition to status 408, 429 and 5xx; a wrong digest is damage in transit
@@ -68,6 +68,11 @@ REMEDIES = {
     "InvalidPathError": "rename that object: keys must hold no empty parts, '.' and '..' between"
     " slashes",
 }
+NO_ANSWER = {"EndpointConnectionError", "ReadTimeoutError", "ConnectionError"}
+_ENDPOINT = (
+    "check that a store answers at {endpoint}, or correct storage.endpoint_url (or"
+    " AWS_ENDPOINT_URL_S3); to wait longer for it, raise storage.max_attempts or storage.timeout_s"
+)
 _WAIT = (
     "check that the store works; to wait longer for it, raise storage.max_attempts or"
     " storage.timeout_s"
@@ -182,6 +187,9 @@ def permanent_error(fault: RequestError, uri: str) -> OSError:
     scheme = uri.partition("://")[0]
     if fault.code in ("AccessDenied", "403") and is_anonymous(scheme):
         remedy = _NOT_PUBLIC.format(variable=anonymous_variable(scheme))
+    endpoint = find_endpoint()
+    if fault.code in NO_ANSWER and endpoint is not None and scheme in ("s3", "s3a"):
+        remedy = _ENDPOINT.format(endpoint=endpoint)
     if "computeMetadata" in fault.message:  # the last place where Google's credentials may be
         remedy = _GOOGLE
     if "Account must be specified" in fault.message:

@@ -20,7 +20,7 @@ from ray._private.node import Node as RayNode
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed import session
 from s4g_ray.distributed.session import ray_session
-from s4g_ray.distributed.start_checks import check_address, check_local_start
+from s4g_ray.distributed.start_checks import check_address, check_local_start, check_session
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage.s3_settings import StorageConfig
 
@@ -92,14 +92,51 @@ def test_a_full_folder_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "x"), ("RAY_AUTH_TOKEN_PATH", "/a/token")],
+    [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "x"), ("RAY_AUTH_TOKEN_PATH", "{token}")],
 )
 def test_a_home_folder_is_wanted_for_the_token_alone(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("HOME", "/proc")
-    monkeypatch.setenv(name, value)
-    check_local_start()
+    monkeypatch.setenv(name, value.format(token=tmp_path / "token"))
+    check_session(RayConfig())
+
+
+# what Ray 2.60's loader of tokens says of each: AuthenticationError, or a token
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        ({"RAY_AUTH_TOKEN_PATH": "/no/such"}, "No such file or directory"),
+        ({"RAY_AUTH_TOKEN_PATH": "{empty}"}, "it is empty"),
+        ({"RAY_AUTH_TOKEN_PATH": "{empty}", "RAY_AUTH_TOKEN": "  "}, "it is empty"),
+        ({"RAY_AUTH_TOKEN_PATH": "/no/such", "RAY_AUTH_MODE": "TOKEN"}, "No such file"),
+        ({"RAY_AUTH_TOKEN_PATH": "/no/such", "RAY_AUTH_MODE": "disabled"}, ""),
+        ({"RAY_AUTH_TOKEN_PATH": "/no/such", "RAY_AUTH_TOKEN": "x"}, ""),
+        ({"RAY_AUTH_TOKEN_PATH": ""}, ""),
+    ],
+)
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_path_that_holds_no_token_is_refused_where_ray_would(
+    address: str | None,
+    variables: dict[str, str],
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty").touch()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(empty=tmp_path / "empty"))
+    if not fault:
+        check_session(RayConfig(address=address))
+        return
+    message = rf"RAY_AUTH_TOKEN_PATH=.* holds no token \({fault}.*\); make one with `ray get-auth"
+    with pytest.raises(InputError, match=message):
+        check_session(RayConfig(address=address))
 
 
 @contextmanager

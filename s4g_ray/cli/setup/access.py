@@ -12,7 +12,7 @@ from s4g_ray.distributed import start_checks
 from s4g_ray.errors import InputError, RunError, first_line
 
 CONNECT_S = 3.0  # until a cluster's address counts as silent
-TOKEN = ".ray/auth_token"
+CORRECT = "correct the path, or give access"
 
 
 def check_address(address: str | None) -> Finding:
@@ -23,27 +23,39 @@ def check_address(address: str | None) -> Finding:
     try:
         start_checks.check_address(address, timeout_s=CONNECT_S)
     except InputError as error:
-        value, _, remedy = str(error).partition("; ")
-        return Finding(name, "error", value, remedy)
+        return _to_finding(name, error, "")
     return Finding(name, "ok", f"RAY_ADDRESS={address}; --ray connects to it")
 
 
 def check_token() -> Finding:
     """Check that Ray's token can be used, where tokens are asked for."""
-    mode = os.environ.get("RAY_AUTH_MODE", "token, by default")
-    path = start_checks.home_folder() / TOKEN
-    if not mode.startswith("token"):
+    name = "Ray token"
+    if not start_checks.uses_token():
         return Finding(
-            "Ray token",
+            name,
             "warning",
-            f"RAY_AUTH_MODE={mode}: anyone who reaches the cluster's ports can run code there",
+            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: anyone who reaches the cluster's ports"
+            " can run code there",
             "unset it, so that the cluster asks for a token",
         )
+    try:
+        start_checks.check_token_file()
+    except InputError as error:
+        return _to_finding(name, error, "")
+    path = start_checks.find_token_path()
+    if path is None:
+        return Finding(name, "ok", "RAY_AUTH_TOKEN holds it")
     if not path.exists():
-        return Finding("Ray token", "ok", f"{path} is made when Ray starts here")
+        return Finding(name, "ok", f"{path} is made when Ray starts here")
     if not os.access(path, os.R_OK):
-        return Finding("Ray token", "error", f"{path} cannot be read", f"chmod 600 {path}")
-    return Finding("Ray token", "ok", str(path))
+        return Finding(name, "error", f"{path} cannot be read", f"chmod 600 {path}")
+    return Finding(name, "ok", str(path))
+
+
+def _to_finding(name: str, error: Exception, remedy: str) -> Finding:
+    """Make a finding of an error whose message ends with a remedy; else `remedy` is taken."""
+    value, _, own = first_line(error).partition("; ")
+    return Finding(name, "error", value, own or remedy)
 
 
 def check_ray(address: str | None) -> Finding:
@@ -72,7 +84,7 @@ def check_ray(address: str | None) -> Finding:
 def check_store(uri: str, *, write: bool) -> Finding:
     """List a folder, local or in a store; with `write`, also write, read and remove a file there.
 
-    Removes what it writes. An error names the variables that hold the credentials.
+    Removes what it writes.
     """
     from s4g_ray.storage import files
 
@@ -80,10 +92,10 @@ def check_store(uri: str, *, write: bool) -> Finding:
     try:
         folder = files.absolute(uri)
         if files.is_local(folder) and not Path(folder).is_dir():
-            return Finding(name, "error", "there is no such folder", _store_remedy(uri))
+            return Finding(name, "error", "there is no such folder", CORRECT)
         entries = files.list_names(folder)
     except (OSError, InputError, RunError) as error:
-        return Finding(name, "error", first_line(error), _store_remedy(uri))
+        return _to_finding(name, error, CORRECT)
     value = f"{len(entries)} entries"
     if not write:
         return Finding(name, "ok", f"{value}; --write tries to write there")
@@ -103,14 +115,3 @@ def check_store(uri: str, *, write: bool) -> Finding:
     if not same:
         return Finding(name, "error", f"{value}; a file reads back as another", "use another store")
     return Finding(name, "ok", f"{value}; a file was written, read and removed")
-
-
-def _store_remedy(uri: str) -> str:
-    from s4g_ray.storage.files import is_local
-
-    if is_local(uri):
-        return "correct the path, or give access"
-    return (
-        "set the store's variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE;"
-        " AWS_ENDPOINT_URL_S3 for a store other than AWS)"
-    )

@@ -15,6 +15,7 @@ from s4g_ray.errors import InputError
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 GB = 1e9
+ANSWER_S = 60.0  # for nvidia-smi, which hangs with some faults of the driver
 LEAST_MEMORY_GB = 4.0  # free: the demo's processes take about three
 LEAST_TEMPORARY_GB = 2.0
 SHARED_SHARE = 0.3  # of the memory: what Ray's object store takes of /dev/shm
@@ -119,7 +120,9 @@ def list_gpus() -> list[str] | None:
         return []
     command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return None
     return done.stdout.strip().splitlines() if done.returncode == 0 else []
@@ -129,7 +132,8 @@ def check_gpus(gpus: list[str] | None) -> Finding:
     """Compare the GPUs of the driver with those that torch can use."""
     if gpus is None:
         remedy = "restart the driver, or the machine"
-        return Finding("GPUs", "error", "nvidia-smi does not answer", remedy)
+        value = f"nvidia-smi does not answer within {ANSWER_S:g} s"
+        return Finding("GPUs", "error", value, remedy)
     import torch  # not at the top: it takes seconds
 
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -113,7 +113,10 @@ class _Pair:
 def _read_city(source_folder: SourceFolder, city: str) -> Iterator[_Pair]:
     name = f"{city}/{LIST}"
     uri = source_folder.join(name)
-    for line, fields in enumerate(csv.reader(io.StringIO(source_folder.read_text(name))), 1):
+    rows = list(enumerate(csv.reader(io.StringIO(source_folder.read_text(name))), 1))
+    if not any(fields for _, fields in rows):
+        raise source_folder.refuse_empty(name)
+    for line, fields in rows:
         if not fields:
             continue
         location = f"{uri}, line {line}"

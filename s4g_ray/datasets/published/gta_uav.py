@@ -133,6 +133,8 @@ def _read_images(source_folder: SourceFolder, name: str, split: str) -> Iterator
         raise InputError(f"{uri} is not JSON ({error}); download it again") from error
     if not isinstance(entries, list):
         raise InputError(f"{uri} is no list of drone images; download it again")
+    if not entries:
+        raise source_folder.refuse_empty(name)
     for number, entry in enumerate(entries, 1):
         try:
             yield _parse_image(entry, split)

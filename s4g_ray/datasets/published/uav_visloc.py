@@ -91,11 +91,15 @@ def _read_flight(
     uri = source_folder.join(name)
     reader = csv.DictReader(io.StringIO(source_folder.read_text(name)))
     header = [column.strip() for column in reader.fieldnames or []]
+    if not header:
+        raise source_folder.refuse_empty(name)
     reader.fieldnames = header
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise InputError(f"{uri} lacks the columns {', '.join(missing)}; it has {header}")
+    has_rows = False
     for row in reader:
+        has_rows = True
         try:
             lat = float(row["lat"])
             lon = float(row["lon"])
@@ -109,3 +113,5 @@ def _read_flight(
                 " degrees"
             )
         yield f"{flight}/drone/{row['filename'].strip()}", lat, lon, split, flight
+    if not has_rows:
+        raise source_folder.refuse_empty(name)

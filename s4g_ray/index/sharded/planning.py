@@ -29,7 +29,8 @@ from s4g_ray.progress import Reporter
 from s4g_ray.storage.manifest import latest_version, open_published
 
 ACCELERATOR = "ray.io/accelerator-type"  # a label that Ray gives nodes with GPUs
-SETTLE_S = 10.0
+SETTLE_S = 10.0  # for what was freed to be seen as free
+AGAIN_S = 0.5  # between two answers that are to agree
 # GB of a GPU by Ray's name of its type; the smaller where a type comes with two sizes
 GPU_MEMORY_GB = {
     "V100": 16,
@@ -73,41 +74,45 @@ def plan_shards(
         known = dataclasses.replace(known, swaps=swaps)
     if num_vectors is None or dim is None:
         return known
+    deadline = time.monotonic() + SETTLE_S
     if known is not None:
-        plan = _plan_as_before(cfg, known, num_vectors, dim, num_queries)
-        if plan is not None:
+        as_before = partial(plan_as, known, cfg, num_vectors, dim, num_queries=num_queries)
+        with suppress(ValueError):  # it does not fit any more
+            plan = _plan_for_free(cfg, as_before, deadline)
             return dataclasses.replace(plan, reason=f"{plan.reason}; kind and shards as before")
-    resources = ask_resources(cfg)
-    if not resources.memory_gb:
-        need = shard_need(cfg, 1)
-        raise RunError(
-            f"no node can hold an index shard of {need.of_each} {need.selection}".rstrip()
-            + "; change mining.label_selector or mining.gpus_per_shard, or add nodes"
-        )
-    try:
+
+    def plan_anew(resources: Resources) -> IndexPlan:
         room = divide_room(resources, num_indexes)
         return plan_for(cfg, num_vectors, dim, room, num_queries=num_queries, swaps=swaps)
+
+    try:
+        return _plan_for_free(cfg, plan_anew, deadline)
     except ValueError as error:
         raise RunError(str(error)) from error
 
 
-def _plan_as_before(
-    cfg: MiningConfig, known: IndexPlan, num_vectors: int, dim: int, num_queries: int | None
-) -> IndexPlan | None:
-    """Plan with kind, bits and shards of a known plan; None where they do not fit in SETTLE_S.
+def _plan_for_free(
+    cfg: MiningConfig, plan: Callable[[Resources], IndexPlan], deadline: float
+) -> IndexPlan:
+    """Plan from what is free, and again until the deadline while nothing fits.
 
-    The memory of shards that were stopped just now is not free at once.
+    The memory of shards that were stopped just now is free only when their processes have ended.
+    Raises ValueError where nothing fits then, and RunError where no node may hold a shard.
     """
-    deadline = time.monotonic() + SETTLE_S
     while True:
-        try:
-            return plan_as(
-                known, cfg, num_vectors, dim, ask_resources(cfg), num_queries=num_queries
+        resources = ask_resources(cfg)
+        if not resources.memory_gb:
+            need = shard_need(cfg, 1)
+            raise RunError(
+                f"no node can hold an index shard of {need.of_each} {need.selection}".rstrip()
+                + "; change mining.label_selector or mining.gpus_per_shard, or add nodes"
             )
+        try:
+            return plan(resources)
         except ValueError:
             if time.monotonic() >= deadline:
-                return None
-            time.sleep(1.0)
+                raise
+        time.sleep(1.0)
 
 
 def plan_as(
@@ -170,10 +175,23 @@ def await_nodes(
 
 
 def ask_resources(cfg: MiningConfig) -> Resources:
-    """Ask Ray for the memory and GPUs that are free, and the cores, where shards may run."""
-    nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
-    free = available_resources_per_node()  # type: ignore[no-untyped-call]
-    return find_resources(cfg, nodes, free)
+    """Ask Ray for the memory and GPUs that are free, and the cores, where shards may run.
+
+    Ray learns a moment later what was freed (0.1 s), and what a node that has joined has free: asks
+    until two answers agree and hold all nodes, for up to SETTLE_S.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    before = None
+    while True:
+        nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
+        free = available_resources_per_node()  # type: ignore[no-untyped-call]
+        found = find_resources(cfg, nodes, free)
+        now = (found.memory_gb, found.gpus)  # tasks take and free CPUs all the time
+        is_complete = all(node.labels.get(NODE_ID) in free for node in nodes)
+        if (is_complete and now == before) or time.monotonic() >= deadline:
+            return found
+        before = now
+        time.sleep(AGAIN_S)
 
 
 def find_resources(

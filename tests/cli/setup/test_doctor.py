@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from s4g_ray.cli.app import app
 from s4g_ray.cli.setup import access, libraries, machine
 from s4g_ray.cli.setup.finding import Finding, summarize
+from s4g_ray.storage import files
+from s4g_ray.storage.store_errors import RequestError, permanent_error
 from tests.support.json_fields import documented
 
 GB = 10**9
@@ -148,6 +150,89 @@ def test_a_driver_with_gpus_that_torch_cannot_use_is_an_error(
     assert machine.check_gpus(gpus).state == "ok"
     program.write_text("#!/bin/sh\necho 'no driver'; exit 9\n")
     assert machine.list_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "state", "value"),
+    [
+        ({}, "ok", "home/.ray/auth_token is made when Ray starts here"),
+        ({"RAY_AUTH_TOKEN": "secret"}, "ok", "RAY_AUTH_TOKEN holds it"),
+        ({"RAY_AUTH_TOKEN_PATH": "own"}, "ok", "own"),
+        ({"RAY_AUTH_TOKEN_PATH": "none"}, "error", "RAY_AUTH_TOKEN_PATH=none holds no token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "warning", "RAY_AUTH_MODE=disabled: anyone who reaches"),
+    ],
+)
+def test_the_token_is_looked_for_where_ray_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    state: str,
+    value: str,
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "own").write_text("secret")
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    found = access.check_token()
+    assert found.state == state
+    assert value in found.value
+    assert bool(found.remedy) is (state != "ok")
+    assert "secret" not in found.value
+
+
+@pytest.mark.parametrize(
+    ("code", "endpoint", "remedy"),
+    [
+        ("AccessDenied", None, "give these credentials access"),
+        ("NoSuchBucket", None, "make the bucket, or fix the URI or storage.endpoint_url"),
+        ("NoCredentialsError", None, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("PermanentRedirect", None, "set storage.region"),
+        ("EndpointConnectionError", None, "check that the store works; to wait longer"),
+        (
+            "EndpointConnectionError",
+            "http://minio:9000",
+            "check that a store answers at http://minio:9000, or correct storage.endpoint_url",
+        ),
+        ("ReadTimeoutError", "http://minio:9000", "check that a store answers at http://minio"),
+        ("SlowDown", "http://minio:9000", "check that the store works; to wait longer"),
+    ],
+)
+def test_a_fault_of_a_store_has_its_own_remedy(
+    monkeypatch: pytest.MonkeyPatch, code: str, endpoint: str | None, remedy: str
+) -> None:
+    def refuse(uri: str) -> list[str]:
+        raise permanent_error(RequestError(code, "on cue", "list", 8, may_pass=True), uri)
+
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if endpoint is not None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setattr(files, "list_names", refuse)
+    found = access.check_store("s3://bucket/set", write=False)
+    assert (found.state, found.value) == (
+        "error",
+        f"s3://bucket/set: {code} (on cue) to list, 8 times",
+    )
+    assert found.remedy.startswith(remedy)
+    assert ("AWS_ACCESS_KEY_ID" in found.remedy) is (code == "NoCredentialsError")
+
+
+def test_a_driver_that_does_not_answer_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "ANSWER_S", 0.2)
+    gpus = machine.list_gpus()
+    assert gpus is None
+    found = machine.check_gpus(gpus)
+    assert (found.state, found.value) == ("error", "nvidia-smi does not answer within 0.2 s")
+    assert found.remedy == "restart the driver, or the machine"
 
 
 def test_an_address_is_tried_without_ray() -> None:

@@ -182,3 +182,36 @@ def test_nodes_of_an_index_that_are_gone_are_asked_for_again(
     planning.await_nodes(cfg, str(tmp_path), late, Reporter())  # plan_shards refuses
     assert fake.asked[1:] == [[{"CPU": 1e-4}] * 2]
     assert fake.withdrawn == 2
+
+
+def test_what_was_freed_just_now_and_nodes_that_joined_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [Node(8, 0, {NODE_ID: "n1"}, 40), Node(8, 0, {NODE_ID: "n2"}, 40)]
+    answers: list[dict[str, dict[str, float]]] = [
+        {"n1": {"memory": 10e9}},  # a shard there has just been stopped; n2 has just joined
+        {"n1": {"memory": 40e9}},
+        {"n1": {"memory": 40e9}},
+        {"n1": {"memory": 40e9, "CPU": 1.0}, "n2": {"memory": 40e9}},
+        {"n1": {"memory": 40e9, "CPU": 7.0}, "n2": {"memory": 40e9}},
+        {"n1": {}, "n2": {}},
+    ]
+    monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setattr(planning, "nodes_of", lambda _: nodes)
+    monkeypatch.setattr(planning, "available_resources_per_node", lambda: answers.pop(0))
+    monkeypatch.setattr(planning, "AGAIN_S", 0.0)
+    assert planning.ask_resources(MiningConfig()).memory_gb == (40, 40)
+    assert len(answers) == 1
+    monkeypatch.setattr(planning, "SETTLE_S", 0.0)
+    assert planning.ask_resources(MiningConfig()).memory_gb == (0, 0)  # what there is by then
+
+
+def test_a_first_plan_waits_for_memory_that_is_about_to_be_free(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rooms = [Resources(memory_gb=(gb,), cores=(8.0,)) for gb in (0.1, 0.1, 16.0)]
+    monkeypatch.setattr(planning, "ask_resources", lambda _: rooms.pop(0))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    plan = planning.plan_shards(MiningConfig(), str(tmp_path), 10**6, 1024, 10**6)
+    assert plan is not None
+    assert rooms == []

@@ -30,7 +30,7 @@ from rasterio.windows import Window
 from s4g_ray.datasets.imagery.rasters.georeference import Georeference
 from s4g_ray.errors import InputError, first_line
 from s4g_ray.storage import files
-from s4g_ray.storage.s3_settings import RetryPolicy
+from s4g_ray.storage.s3_settings import RetryPolicy, find_endpoint
 
 NUM_OPEN = 32  # files that a thread keeps open
 CACHE_MB = 64  # of GDAL, in each process
@@ -357,7 +357,7 @@ def _options(uri: str) -> dict[str, Any]:
         GDAL_HTTP_LOW_SPEED_LIMIT=1,
         GDAL_HTTP_MERGE_CONSECUTIVE_RANGES="YES",
     )
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = find_endpoint()
     if endpoint:
         address = urlsplit(endpoint)
         options.update(
