@@ -19,6 +19,7 @@ from scipy.io.matlab import MatReadError
 
 from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
+from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
 from s4g_ray.datasets.source_rows import Row
@@ -201,7 +202,7 @@ class _Mat:
             raise InputError(f"{uri} lacks {', '.join(missing)}; restore the file")
         names = [_name_text(entry) for entry in np.ravel(found["panoIds"])]
         if not names:
-            raise source_folder.refuse_empty(MAT)
+            raise empty_list_error(uri)
         utm = np.asarray(found["utm"], dtype=np.float64)
         if utm.shape != (len(names), 2):
             raise InputError(

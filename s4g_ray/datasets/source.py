@@ -20,7 +20,7 @@ from s4g_ray.arrays import Bools
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.tables.view_columns import SPLIT_CODES
-from s4g_ray.datasets.lists.file_names import describe_odd, is_utf8
+from s4g_ray.datasets.lists.file_names import describe_odd, empty_list_error, is_utf8
 from s4g_ray.datasets.source_rows import Row, ViewRows, split_paths
 from s4g_ray.errors import InputError, StoreError
 from s4g_ray.storage import files
@@ -172,22 +172,14 @@ class SourceFolder:
     def read_lines(self, path: str) -> list[tuple[str, str]]:
         """Read the lines of a text file that are not blank, each with its location.
 
-        A location is 'FILE, line N'. Raises InputError as read_text does, and for a file without
-        lines.
+        A location is 'FILE, line N'. Raises InputError as read_text, and for a file without lines.
         """
         uri = self.join(path)
         numbered = enumerate(self.read_text(path).splitlines(), 1)
         found = [(f"{uri}, line {number}", line) for number, line in numbered if line.strip()]
         if not found:
-            raise self.refuse_empty(path)
+            raise empty_list_error(uri)
         return found
-
-    def refuse_empty(self, path: str) -> InputError:
-        """Return the error of a list without entries."""
-        return InputError(
-            f"{self.join(path)} lists nothing: it is empty, or ends after its header; restore the"
-            " file"
-        )
 
     def choose_layout(self, layouts: Mapping[str, Sequence[str]], remedy: str = "") -> str:
         """Return the name of the first layout whose files and folders all exist.
@@ -245,9 +237,8 @@ class SourceFolder:
         codes = folders.indices.to_numpy()
         order = np.argsort(codes, kind="stable")
         edges = np.searchsorted(codes[order], np.arange(len(listings) + 1))
-        names = names.combine_chunks().take(
-            pa.array(order)
-        )  # so that those of a folder are a slice
+        # so that those of a folder are a slice
+        names = names.combine_chunks().take(pa.array(order))
         found = np.zeros(len(codes), dtype=bool)
         for number, listing in enumerate(listings):
             within = slice(edges[number], edges[number + 1])

@@ -16,6 +16,7 @@ from typing import Any
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.sphere import metres_between
+from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.split_names import parse_splits
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
@@ -115,7 +116,7 @@ def _read_city(source_folder: SourceFolder, city: str) -> Iterator[_Pair]:
     uri = source_folder.join(name)
     rows = list(enumerate(csv.reader(io.StringIO(source_folder.read_text(name))), 1))
     if not any(fields for _, fields in rows):
-        raise source_folder.refuse_empty(name)
+        raise empty_list_error(uri)
     for line, fields in rows:
         if not fields:
             continue

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.sphere import METRES_A_DEGREE
+from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.drone_folders import make_tile_rows
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, join_first
@@ -134,7 +135,7 @@ def _read_images(source_folder: SourceFolder, name: str, split: str) -> Iterator
     if not isinstance(entries, list):
         raise InputError(f"{uri} is no list of drone images; download it again")
     if not entries:
-        raise source_folder.refuse_empty(name)
+        raise empty_list_error(uri)
     for number, entry in enumerate(entries, 1):
         try:
             yield _parse_image(entry, split)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets import folder as plain_folder
+from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.split_names import parse_splits
 from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
@@ -92,7 +93,7 @@ def _read_flight(
     reader = csv.DictReader(io.StringIO(source_folder.read_text(name)))
     header = [column.strip() for column in reader.fieldnames or []]
     if not header:
-        raise source_folder.refuse_empty(name)
+        raise empty_list_error(uri)
     reader.fieldnames = header
     missing = [column for column in COLUMNS if column not in header]
     if missing:
@@ -114,4 +115,4 @@ def _read_flight(
             )
         yield f"{flight}/drone/{row['filename'].strip()}", lat, lon, split, flight
     if not has_rows:
-        raise source_folder.refuse_empty(name)
+        raise empty_list_error(uri)
