@@ -327,9 +327,8 @@ class SourceFolder:
                 )
         everything = np.ones(len(references.splits), dtype=bool)
         tables = (references.make_tables(everything), queries.make_tables(kept))
-        shown = references.values
         return write_dataset(
-            target, *tables, name=name, views=views, images_root=self.uri, values=shown
+            target, *tables, name=name, views=views, images_root=self.uri, values=references.values
         )
 
     def _report_missing(self, strict: bool) -> None:

@@ -1,4 +1,4 @@
-"""Tell names of files that are not UTF-8: Python keeps their bytes as lone surrogates."""
+"""Describe names of files that are not UTF-8 (Python keeps lone surrogates), and empty lists."""
 
 from __future__ import annotations
 
