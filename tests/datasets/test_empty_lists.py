@@ -23,7 +23,7 @@ from tests.support.drone_trees import (
 )
 from tests.support.source_trees import cvact_tree, cvusa_tree, save_cvact_mat, vigor_tree
 
-SIDE = {"satellite_size": (8, 8), "panorama_size": (8, 8)}
+SIDE: dict[str, Any] = {"satellite_size": (8, 8), "panorama_size": (8, 8)}
 TILE = "4_0_6_13.png"
 LISTED = [gta_entry("1.png", (4472.2, 9460.9), {TILE: 0.473})]
 FOLDER = {"queries": "path,lat,lon", "references": "path,lat,lon"}

@@ -287,11 +287,11 @@ def test_a_node_that_a_busy_machine_lets_down_is_started_again(
 ) -> None:
     ended: list[RayNode] = []
 
-    class Node(RayNode):  # type: ignore[misc]
+    class Node(RayNode):
         def __init__(self) -> None:
             raise Exception("The current node timed out during startup. This could happen")
 
-        def kill_all_processes(self, **_: Any) -> None:
+        def kill_all_processes(self, *_: Any, **__: Any) -> None:
             ended.append(self)
 
     def init(**_: Any) -> None:
