@@ -27,7 +27,7 @@ from s4g_ray.errors import InputError, OwnershipLostError, RunError
 from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.budget.disk_check import check_disk
 from s4g_ray.pipeline.callbacks import Callback, CallbackList
-from s4g_ray.pipeline.loggers.run_loggers import RunLoggers, check_loggers
+from s4g_ray.pipeline.loggers.run_loggers import RunLoggers
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
 from s4g_ray.pipeline.preemption import PreemptedError, Preemption
@@ -62,7 +62,6 @@ def train_in_folder(
     callbacks: Sequence[Callback],
 ) -> RunResult:
     """Train, mine and evaluate in the folder of a lease, as run(), which has checked the input."""
-    check_loggers(config.loggers)
     model = fit_model_to_sizes(config.model, config.data)
     if config.train.layer_decay < 1:
         check_layers(model)

@@ -17,6 +17,7 @@ from s4g_ray.distributed.start_checks import check_session
 from s4g_ray.encoder.weights_file import find_weights
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.callbacks import Callback
+from s4g_ray.pipeline.loggers.logger_checks import check_loggers
 from s4g_ray.pipeline.preemption import Preemption
 from s4g_ray.pipeline.preflight import check_against_dataset, check_gpu_use
 from s4g_ray.progress import Reporter
@@ -46,6 +47,7 @@ def run(
     written), RunError when the run cannot continue, and the error of a callback.
     """
     s3_settings.apply(config.storage)
+    check_loggers(config.loggers)  # TensorBoard's writer is torch's: it is imported here
     check_gpu_use(config)
     check_session(config.ray)
     if isinstance(config.model.pretrained, str) and not resume:  # a checkpoint may be resumed

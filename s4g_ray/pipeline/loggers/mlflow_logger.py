@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from s4g_ray.errors import InputError
 from s4g_ray.pipeline.loggers.pictures import Picture
 from s4g_ray.pipeline.loggers.points import Point
 
@@ -17,21 +16,6 @@ from s4g_ray.pipeline.loggers.points import Point
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 PARAM_LENGTH = 500  # of a value, in characters; stores of version 1 take no more
-
-
-def check_store() -> None:
-    """Raise InputError for a MLFLOW_TRACKING_URI that this installation of MLflow cannot use.
-
-    Asks no server.
-    """
-    try:
-        import_module("mlflow").MlflowClient()
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"loggers: mlflow cannot use its store ({reason}); set MLFLOW_TRACKING_URI to a server"
-            " (http://...), or to a folder (file:///...) with MLFLOW_ALLOW_FILE_STORE=true"
-        ) from error
 
 
 class MlflowLogger:

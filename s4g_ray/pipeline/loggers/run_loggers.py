@@ -6,56 +6,21 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from s4g_ray.config.loading import dump_config, flatten_config
 from s4g_ray.config.schema import LoggerName, RunConfig
-from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch import flatten
 from s4g_ray.pipeline.loggers.feed import Logger, LoggerFeed
-from s4g_ray.pipeline.loggers.mlflow_logger import MlflowLogger, check_store
+from s4g_ray.pipeline.loggers.mlflow_logger import MlflowLogger
 from s4g_ray.pipeline.loggers.points import PointReader
 from s4g_ray.pipeline.loggers.tensorboard_logger import TensorBoardLogger
-from s4g_ray.pipeline.loggers.wandb_logger import WandbLogger, check_login
+from s4g_ray.pipeline.loggers.wandb_logger import WandbLogger
 from s4g_ray.pipeline.records import RunRecord, parse_record
 from s4g_ray.pipeline.report.examples import Example
 from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
-
-
-class Package(NamedTuple):
-    """A module that a logger needs, an attribute of it, and the package that brings it."""
-
-    module: str
-    attribute: str
-    package: str
-
-
-PACKAGES: dict[LoggerName, Package] = {
-    "tensorboard": Package("torch.utils.tensorboard", "SummaryWriter", "tensorboard"),
-    "wandb": Package("wandb", "init", "wandb"),
-    "mlflow": Package("mlflow", "MlflowClient", "mlflow-skinny"),
-}
-
-
-def check_loggers(names: Sequence[LoggerName]) -> None:
-    """Raise InputError for loggers whose package is missing, or that have no login or no store."""
-    for name in names:
-        needed = PACKAGES[name]
-        try:
-            # a folder of the package's name in the working directory imports as an empty module
-            getattr(import_module(needed.module), needed.attribute)
-        except (ImportError, AttributeError) as error:
-            raise InputError(
-                f"loggers: {name} needs the package {needed.package} ({error}); install it with"
-                f" `pip install 's4g-ray[{name}]'`, or remove {name} from loggers"
-            ) from error
-        if name == "wandb":
-            check_login()
-        if name == "mlflow":
-            check_store()
 
 
 class RunLoggers:

@@ -7,25 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from s4g_ray.errors import InputError
 from s4g_ray.pipeline.loggers.pictures import Picture
 from s4g_ray.pipeline.loggers.points import Point
-
-
-def check_login() -> None:
-    """Log in to Weights & Biases as its client does: a terminal asks for the key.
-
-    Raises InputError without a key where nobody can be asked.
-    """
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return
-    try:
-        import_module("wandb").login()
-    except Exception as error:
-        raise InputError(
-            f"loggers: wandb cannot log in ({error}); set WANDB_API_KEY, run `wandb login`, or set"
-            " WANDB_MODE=offline"
-        ) from error
 
 
 class WandbLogger:

@@ -18,7 +18,8 @@ from PIL import Image
 from s4g_ray.config.schema import LoggerName, RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.loggers import feed as feed_module
-from s4g_ray.pipeline.loggers.run_loggers import PACKAGES, RunLoggers, check_loggers
+from s4g_ray.pipeline.loggers.logger_checks import PACKAGES, check_loggers
+from s4g_ray.pipeline.loggers.run_loggers import RunLoggers
 from s4g_ray.pipeline.records import parse_record
 from s4g_ray.pipeline.report.examples import Example, Tile, encode_data_uri
 from s4g_ray.pipeline.run import run
