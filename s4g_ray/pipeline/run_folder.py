@@ -17,7 +17,8 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri, newest_checkpoint
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.branches.branch import REPLACED, Branch, find_branch
+from s4g_ray.pipeline.branches.branch import find_branch
+from s4g_ray.pipeline.branches.branch_record import REPLACED, Branch
 from s4g_ray.storage import files
 
 Record = dict[str, Any]

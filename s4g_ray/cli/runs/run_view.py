@@ -47,6 +47,8 @@ def describe_state(state: RunState, now: float) -> str:
     left = state.seconds_left(now)
     if state.last_epoch >= state.num_epochs:
         parts.append("all epochs are trained")
+    elif state.is_stopped:
+        parts.append("stopped")
     elif left is None:
         parts.append("time left: known after the first epoch")
     else:

@@ -12,7 +12,7 @@ from s4g_ray.data.dataset import open_dataset
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.query_results import QueryResults
 from s4g_ray.evaluation.scores import search_tables
-from s4g_ray.pipeline.branches.branch import describe_branch
+from s4g_ray.pipeline.branches.branch_record import describe_branch
 from s4g_ray.pipeline.report.charts import draw_loss_chart, draw_recall_chart, draw_time_chart
 from s4g_ray.pipeline.report.examples import (
     NUM_TOP,

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +23,18 @@ from s4g_ray.cli.app import app
 from s4g_ray.cli.runs.live import LiveReporter, follow_run
 from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.cli.runs.run_view import describe_epoch, describe_state, make_table
+from s4g_ray.cli.runs.watched_run import describe_resuming
 from s4g_ray.config.loading import dump_config
+from s4g_ray.pipeline.branches.branch_record import Branch
 from s4g_ray.pipeline.records import parse_record
 from s4g_ray.progress import Reporter
+from s4g_ray.storage import files
+from s4g_ray.storage.ownership import lease
+from s4g_ray.storage.ownership.lease import owning
+from s4g_ray.storage.ownership.observer import LeaseObserver
+from s4g_ray.storage.ownership.owner import Owner
 from tests.conftest import tiny_config
+from tests.support.faulty_s3 import Store
 from tests.support.json_fields import documented
 
 Line = dict[str, Any]
@@ -69,7 +84,15 @@ def write_run(folder: Path, lines: list[Line], status: str = "running") -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "run.json").write_text(json.dumps({"status": status}))
+    info = {"status": status, "dataset": {"uri": str(Path("data").absolute())}}
+    (folder / "run.json").write_text(json.dumps(info))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a run that a living process writes."""
+    with owning(str(tmp_path / "run")):
+        yield tmp_path / "run"
 
 
 def shown(state: RunState, most: int | None = None) -> list[list[str]]:
@@ -118,8 +141,8 @@ def test_a_run_without_an_epoch_says_so() -> None:
     assert "known after the first epoch" in text
 
 
-def test_watch_once_prints_plain_lines_and_json_one_object(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_watch_once_prints_plain_lines_and_json_one_object(trained: Path) -> None:
+    run = trained
     write_run(run, LINES)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "epo')  # its writer is writing it
@@ -139,13 +162,14 @@ def test_watch_once_prints_plain_lines_and_json_one_object(tmp_path: Path) -> No
     value = json.loads(done.stdout)
     assert value.keys() == documented("s4g watch").own
     assert (value["status"], value["last_epoch"], value["epochs"]) == ("running", 3, 5)
+    assert value["resume"] is None
     assert [row["recall"] for row in value["rows"]] == [0.05, 0.125, None, None]
 
 
 def test_watch_follows_a_run_until_it_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
+    run = trained
     write_run(run, LINES[:4])
     waits: list[float] = []
 
@@ -164,9 +188,175 @@ def test_watch_follows_a_run_until_it_is_done(
     assert len(lines) == len(set(lines)) == 7
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+def elsewhere(run: Path, age_s: float) -> None:
+    """Write the lease of a process of another machine."""
+    owner = replace(Owner.of_this_process(), host="node7", machine="another", pid=7, user="eve")
+    run.mkdir(exist_ok=True)
+    (run / files.LEASE).write_bytes(owner.to_bytes())
+    os.utime(run / files.LEASE, (time.time() - age_s, time.time() - age_s))
+
+
+def leave_no_lease(run: Path) -> str:
+    return ""
+
+
+def leave_lease_of_ended_process(run: Path) -> str:
+    script = (
+        f"from s4g_ray.storage.ownership.lease import *; Lease({str(run)!r}).acquire(Reporter())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    assert process.wait(60) == 0
+    return f": process {process.pid} of .*: it has ended"
+
+
+def leave_silent_lease(run: Path) -> str:
+    elsewhere(run, 500)
+    return ": process 7 of eve on node7: it gave no sign of life for 60 s"
+
+
+LEAVE = [leave_no_lease, leave_lease_of_ended_process, leave_silent_lease]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s4g_ray.storage.ownership.observer.NEXT_BEAT_S", 0.05)
+    monkeypatch.setattr(lease, "POLL_S", 0.02)
+
+
+@pytest.mark.parametrize("leave", LEAVE)
+@pytest.mark.parametrize("option", [["--once"], ["--json"], ["--every-s", "0.1"]])
+def test_a_run_that_no_process_trains_is_stopped_and_the_command_resumes_it(
+    tmp_path: Path, quick: None, leave: Callable[[Path], str], option: list[str]
+) -> None:
+    run = tmp_path / "run"
+    write_run(run, LINES)
+    reason = leave(run)
+    again = f"s4g train {run}/config.yaml --resume"
+    done = CliRunner().invoke(app, ["watch", str(run), *option])
+    if option == ["--json"]:
+        value = json.loads(done.stdout)
+        assert (value["status"], value["resume"]) == ("stopped", again)
+        assert (value["workers"], value["seconds_left"]) == (None, None)
+        assert value.keys() == documented("s4g watch").own
+    else:
+        lines = done.output.splitlines()
+        line = lines[0 if option == ["--once"] else -1]
+        wanted = f"{run}: stopped after epoch 3 of 5"
+        assert re.fullmatch(f"{wanted}{reason}; resume with: {again}", line), done.output
+        assert "left" not in done.output
+    assert done.exit_code == (1 if option[0] == "--every-s" else 0)
+
+
+def test_a_run_whose_lease_is_old_by_another_clock_is_running(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, LINES)
+    elsewhere(run, 500)
+    observer = LeaseObserver(str(run))
+    assert observer.look().is_written
+    elsewhere(run, 490)  # a heartbeat, by a clock that is late
+    assert observer.look_until_sure().is_written
+    (run / files.LEASE).write_bytes(b"{")  # damaged, and of this moment
+    assert LeaseObserver(str(run)).look_until_sure().holder == "a process whose lease is damaged"
+
+
+def test_the_command_that_resumes_names_folders_that_moved_and_the_values_of_a_branch(
+    tmp_path: Path,
+) -> None:
+    config = tiny_config("runs/a", "data")
+    info = {"dataset": {"uri": "/elsewhere/my data"}}
+    moved = "run_dir=s3://b/runs/a 'data.uri=/elsewhere/my data' --resume"
+    uri = "s3://b/runs/a"
+    assert describe_resuming(uri, info, config) == f"s4g train {uri}/config.yaml {moved}"
+    branch = Branch("0001", 2, {}, [])
+    text = describe_resuming(uri, {**info, "branching": branch.as_record()}, config)
+    assert text == f"s4g train {uri}/branches/0001/branch.yaml {moved}"
+
+
+@pytest.mark.parametrize("option", ["--once", "--json"])
+def test_a_folder_without_a_run_is_refused_at_once(tmp_path: Path, option: str) -> None:
+    run = tmp_path / "run"
+    done = CliRunner().invoke(app, ["watch", str(run), option])
+    assert str(done.exception).startswith(f"no run has begun in {run} yet; start one with ")
+    assert done.output == ""
+    with owning(str(run)):
+        done = CliRunner().invoke(app, ["watch", str(run), option])
+    assert str(done.exception).startswith(f"process {os.getpid()} of ")
+    assert str(done.exception).endswith(f"has begun no run in {run} yet; watch again later")
+    (tmp_path / "other.txt").touch()
     done = CliRunner().invoke(app, ["watch", str(tmp_path)])
-    assert "holds no run (yet)" in str(done.exception)
+    assert f"{tmp_path} holds no run, but other files" in str(done.exception)
+
+
+def test_watch_waits_for_a_run_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    held = ExitStack()
+
+    def begin(_: float) -> None:
+        if not run.exists():
+            held.enter_context(owning(str(run)))
+        elif not (run / "run.json").exists():
+            write_run(run, LINES)
+        else:
+            write_run(run, LINES, "done")
+
+    monkeypatch.setattr("s4g_ray.cli.runs.watch.time.sleep", begin)
+    with held:
+        done = CliRunner().invoke(app, ["watch", str(run)])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0] == f"waiting up to 300 s for a process to begin a run in {run}"
+    assert lines[1].startswith(f"waiting up to 300 s for process {os.getpid()} of ")
+    assert lines[-1] == f"{run}: done"
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_watch_waits_no_longer_than_it_is_told(tmp_path: Path, is_held: bool) -> None:
+    run = tmp_path / "run"
+    with ExitStack() as held:
+        if is_held:
+            held.enter_context(owning(str(run)))
+        done = CliRunner().invoke(app, ["watch", str(run), "--wait-s", "0.2", "--every-s", "0.1"])
+    assert f" in {run} within 0.2 s; " in str(done.exception)
+    assert len(done.output.splitlines()) == 1
+
+
+def test_watch_ends_when_the_process_that_it_waits_for_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    held = ExitStack()
+    held.enter_context(owning(str(run)))
+    monkeypatch.setattr("s4g_ray.cli.runs.watch.time.sleep", lambda _: held.close())
+    done = CliRunner().invoke(app, ["watch", str(run)])
+    assert f"ended before it began the run in {run}; see its output" in str(done.exception)
+
+
+@pytest.mark.s3
+def test_a_run_in_an_object_store_is_watched_from_its_beginning_to_its_stop(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "s3://data/watched/run"
+    write_run(tmp_path, LINES)
+    held = ExitStack()
+    names = ["config.yaml", "run.json", "metrics.jsonl"]
+
+    def go_on(_: float) -> None:
+        if not files.exists(f"{uri}/{files.LEASE}"):
+            held.enter_context(owning(uri))
+        elif names:
+            name = names.pop(0)
+            files.write_bytes(f"{uri}/{name}", (tmp_path / name).read_bytes())
+        else:
+            held.close()
+
+    monkeypatch.setattr("s4g_ray.cli.runs.watch.time.sleep", go_on)
+    with held:
+        done = CliRunner().invoke(app, ["watch", uri])
+    lines = done.output.splitlines()
+    assert done.exit_code == 1, done.output
+    assert [line.split()[0] for line in lines[:3]] == ["waiting", "waiting", "epoch"]
+    again = f"s4g train {uri}/config.yaml run_dir={uri} --resume"
+    assert lines[-1] == f"{uri}: stopped after epoch 3 of 5; resume with: {again}"
 
 
 class Screen(io.StringIO):
