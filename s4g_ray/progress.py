@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from rich.console import Console
 from rich.progress import (
@@ -73,14 +74,29 @@ class Reporter:
         # holds the bars of all open stages: a terminal shows one Progress at a time
         self._bars: Progress | None = None
         self._num_stages = 0
+        self._silenced: WeakSet[threading.Thread] = WeakSet()
 
     def line(self, text: str) -> None:
         """Print a line that stays on the terminal."""
+        if threading.current_thread() in self._silenced:
+            return
         self.console.print(text, markup=False, emoji=False)
 
     def record_line(self, text: str) -> None:
         """Print a line about what a run records too; a display of the records leaves it out."""
         self.line(text)
+
+    @contextmanager
+    def silencing_left_threads(self) -> Iterator[None]:
+        """Leave out lines of threads that start in the block and are still there at its end.
+
+        A round may be in progress when a run is stopped: no line follows the command's last one.
+        """
+        before = set(threading.enumerate())
+        try:
+            yield
+        finally:
+            self._silenced.update(set(threading.enumerate()) - before)
 
     @contextmanager
     def stage(self, title: str, waits_for: str = "") -> Iterator[Update]:

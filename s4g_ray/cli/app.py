@@ -179,7 +179,8 @@ def train_as_configured(
     if note is not None:
         reporter.line(note)
     hint = f"interrupted; published files stay: to resume, run `{again}`"
-    with interruptible(if_begun(loaded.run_dir, hint)), follow_run(reporter, loaded) as followed:
+    following = follow_run(reporter, loaded, resume=resume, from_epoch=from_epoch)
+    with interruptible(if_begun(loaded.run_dir, hint)), following as followed:
         from s4g_ray.pipeline.driver import run
 
         result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)

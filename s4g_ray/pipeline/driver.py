@@ -78,7 +78,9 @@ def run(
     reporter = reporter or Reporter()
     preemption = Preemption()
     check_gpu_use(config)
+    stopped = ""
     with ExitStack() as stack:
+        stack.enter_context(reporter.silencing_left_threads())
         stack.enter_context(preemption.watched())
         dataset = open_dataset(config.data.uri, config.data.image_options)
         split = TrainSplit.read(config, dataset)
@@ -91,9 +93,9 @@ def run(
         folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
         folder.guard = lease.watch
         start = find_start(folder)
-        # watched again in the session: Ray installs a handler of its own
-        with ray_session(config.ray, config.storage) as nodes, preemption.watched():
-            try:
+        try:
+            # watched again in the session: Ray installs a handler of its own
+            with ray_session(config.ray, config.storage) as nodes, preemption.watched():
                 preemption.check()
                 fits = partial(check_resources, config, num_pairs=len(split.pairs))
                 # before weights are downloaded
@@ -111,9 +113,13 @@ def run(
                         make_branch(folder)
                 folder.start()
                 driver.train(start)
-            except PreemptedError:
-                return result_of(folder, finished=False)
-            return result_of(folder, finished=True, ray_result=driver.ray_result)
+                result = result_of(folder, finished=True, ray_result=driver.ray_result)
+        except PreemptedError as end:
+            stopped = str(end)
+            result = result_of(folder, finished=False)
+    if stopped:  # now that nothing else prints
+        reporter.line(stopped)
+    return result
 
 
 class Driver:
@@ -277,9 +283,8 @@ class Driver:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)
                 self.retention.apply(self.log.finished)
-            except PreemptedError:
-                self._save_and_stop()
-                raise
+            except PreemptedError as end:
+                raise PreemptedError(self._save_and_stop()) from end
             finally:
                 self.training.close(self._seconds_to_close())
                 self.ray_result = self.training.result
@@ -376,8 +381,11 @@ class Driver:
                 for message in self.training.take():
                     self.log.handle_message(epoch, message, update)
 
-    def _save_and_stop(self) -> None:
-        """After SIGTERM: have the workers publish a checkpoint within checkpoint.grace_s."""
+    def _save_and_stop(self) -> str:
+        """After SIGTERM: have the workers publish a checkpoint within checkpoint.grace_s.
+
+        Returns a line about it.
+        """
         limit = self.config.checkpoint.grace_s
         self.deadline = time.monotonic() + limit
         self.reporter.line("SIGTERM: stopping")
@@ -395,4 +403,4 @@ class Driver:
         newest = newest_checkpoint(self.folder.uri)
         assert newest is not None
         late = f" (a later one was not ready within {limit:g} s)" if is_training else ""
-        self.reporter.line(f"stopped; the newest checkpoint is that of step {newest.step}{late}")
+        return f"stopped; the newest checkpoint is that of step {newest.step}{late}"

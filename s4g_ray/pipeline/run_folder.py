@@ -19,6 +19,7 @@ from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri, newest_checkpoint
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch import find_branch
 from s4g_ray.pipeline.branches.branch_record import REPLACED, Branch
+from s4g_ray.pipeline.run_start import check_start
 from s4g_ray.storage import files
 
 Record = dict[str, Any]
@@ -142,26 +143,12 @@ class RunFolder:
         """Open a new folder, or an existing one to resume; write nothing.
 
         from_epoch: continue from the checkpoint after this epoch, as a branch. Raises InputError
-        for a folder that holds a run (without `resume`) or other files, where a resumed run has
-        other values or another data set, and as check_branch.
+        where a resumed run has other values or another data set, as check_start and check_branch.
         """
         uri = files.absolute(config.run_dir)
-        if from_epoch is not None and not resume:
-            raise InputError(f"--from-epoch {from_epoch} continues a run that exists; add --resume")
+        check_start(uri, resume=resume, from_epoch=from_epoch)
         if files.exists(files.join(uri, "run.json")):
-            if not resume:
-                raise InputError(
-                    f"{uri} holds a run already; continue it with --resume, or choose another"
-                    " run_dir"
-                )
             return cls._reopen(uri, config, dataset, from_epoch)
-        if from_epoch is not None:
-            raise InputError(
-                f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
-                " --from-epoch, or correct run_dir"
-            )
-        if set(files.list_content(uri)) - {"config.yaml"}:  # that of an interrupted start
-            raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
         info = {
             "format": "s4g-run",
             "version": 1,

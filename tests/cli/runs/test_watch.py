@@ -25,6 +25,7 @@ from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.cli.runs.run_view import describe_epoch, describe_state, make_table
 from s4g_ray.cli.runs.watched_run import describe_resuming
 from s4g_ray.config.loading import dump_config
+from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch_record import Branch
 from s4g_ray.pipeline.records import parse_record
 from s4g_ray.progress import Reporter
@@ -370,6 +371,22 @@ def terminal(text: io.StringIO) -> Console:
     return Console(file=text, width=110, height=20, force_terminal=True, highlight=False)
 
 
+def test_a_run_that_may_not_start_is_refused_before_anything_is_shown(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiny_config(run, "data")
+    write_run(run, LINES, "done")
+    screen = Screen()
+    refused = pytest.raises(InputError, match="holds a run already; continue it with --resume")
+    with refused, follow_run(Reporter(terminal(screen)), config, resume=False):
+        pass
+    assert screen.getvalue() == ""
+    # another process that writes the folder is named when its lease is found
+    with owning(str(run)), follow_run(Reporter(terminal(screen)), config, resume=False) as followed:
+        followed["reporter"].refresh()
+    assert "waiting for libraries" in screen.getvalue()
+    assert "epoch" not in screen.getvalue()
+
+
 def test_the_display_keeps_lines_and_ends_as_a_table_of_all_epochs() -> None:
     text = io.StringIO()
     with LiveReporter(terminal(text), RunState("runs/a", 5)) as live:
@@ -394,13 +411,13 @@ def test_the_display_keeps_lines_and_ends_as_a_table_of_all_epochs() -> None:
 def test_a_display_follows_a_run_in_a_terminal_alone(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", "data", train={"epochs": 5})
     plain = Reporter(Console(file=io.StringIO()))
-    with follow_run(plain, config) as followed:
+    with follow_run(plain, config, resume=False) as followed:
         assert followed == {"reporter": plain}
     write_run(tmp_path / "run", LINES)
     forced = Reporter(terminal(io.StringIO()))  # as by FORCE_COLOR, into a file
-    with follow_run(forced, config) as followed:
+    with follow_run(forced, config, resume=True) as followed:
         assert followed == {"reporter": forced}
-    with follow_run(Reporter(terminal(Screen())), config) as followed:
+    with follow_run(Reporter(terminal(Screen())), config, resume=True) as followed:
         live = followed["reporter"]
         assert followed["callbacks"] == [live]
         assert sorted(live.state.rows) == [0, 1, 2, 3]
