@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 from rich.console import Console
@@ -49,13 +50,27 @@ def make_bars(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
+class _Console(Console):
+    """A console that fills no line of a table with blanks at its end in a file or pipe."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts and tables, as Console.print does."""
+        if self.is_terminal or all(isinstance(one, str | Text) for one in objects):
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        lines = [line.rstrip() for line in captured.get().split("\n")]
+        super().print("\n".join(lines), end="")
+
+
 def make_console(*, stderr: bool = False, force_terminal: bool | None = None) -> Console:
     """Return a console that shows texts as they are.
 
     Names and paths of a user's may hold what rich reads as markup or as an emoji, also in tables.
     force_terminal: None finds out whether there is a terminal.
     """
-    return Console(
+    return _Console(
         stderr=stderr,
         force_terminal=force_terminal,
         markup=False,

@@ -12,6 +12,7 @@ from typing import Any
 
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.format.header import CORRECT_KEY
 from s4g_ray.data.tables.batch_plan import load_record
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.autoscaling import await_room
@@ -82,7 +83,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(reporter.silencing_left_threads())
         stack.enter_context(preemption.watched())
-        dataset = open_dataset(config.data.uri, config.data.image_options)
+        remedy = "if it has moved, add data.uri=ITS_NEW_PLACE" if resume else CORRECT_KEY
+        dataset = open_dataset(config.data.uri, config.data.image_options, remedy=remedy)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)

@@ -31,7 +31,7 @@ def make_table(state: RunState, most: int | None = None) -> Table:
             cells.insert(3, _percent(row.val_recall))
         table.add_row(*cells)
     if hidden:
-        table.caption = Text(f"{hidden} earlier epochs")
+        table.caption = Text(f"{hidden} earlier epoch{'' if hidden == 1 else 's'}")
         table.caption_justify = "left"
     return table
 

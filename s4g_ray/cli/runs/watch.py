@@ -122,7 +122,7 @@ def _show_live(reporter: Reporter, look: Callable[[], WatchedRun], pause_s: floa
         most = max(3, console.height - BORDER)
         return Group(
             Text(found.describe()),
-            make_table(found.state, most),
+            *([make_table(found.state, most)] if found.state.rows else []),
             *list_notes(found.state),
             Text(describe_state(found.state, time.time())),
         )

@@ -10,6 +10,7 @@ import torch
 
 from s4g_ray.config.schema import RayConfig, RunConfig
 from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.format.header import CORRECT_KEY
 from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.placement import Node
 from s4g_ray.distributed.session import ray_session
@@ -77,7 +78,7 @@ def plan_run(
     s3_settings.apply(config.storage)
     earlier = None if rates_run is None else read_rates(rates_run)  # first: errors come at once
     with reporter.stage("reading the data set"):
-        dataset = open_dataset(config.data.uri, config.data.image_options)
+        dataset = open_dataset(config.data.uri, config.data.image_options, remedy=CORRECT_KEY)
         split = TrainSplit.read(config, dataset)
         check_against_dataset(config, dataset, split)
         model = fit_model_to_sizes(config.model, config.data)

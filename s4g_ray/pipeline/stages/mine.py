@@ -176,7 +176,7 @@ def _collection_of(config: RunConfig, table: _Table, dataset_uri: str | None) ->
     """
     found = _Collection.from_table(table)
     if dataset_uri is not None:
-        dataset = open_dataset(files.absolute(dataset_uri), config.data.image_options)
+        dataset = open_dataset(dataset_uri, config.data.image_options, remedy="correct --dataset")
         if dataset.fingerprint != table.stamp.dataset:
             raise InputError(
                 f"{table.uri} was not made from {dataset.uri}: their fingerprints differ"
