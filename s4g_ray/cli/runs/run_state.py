@@ -55,7 +55,7 @@ class RunState:
         self.step: StepRecord | None = None
         self.notes: list[str] = []
         self.changed: float | None = None  # time of the newest record
-        self.is_stopped = False
+        self.is_trained = True  # workers are at it, or start
         self._begun: float | None = None  # when the workers started last
 
     def add(self, record: RunRecord) -> None:
@@ -78,9 +78,9 @@ class RunState:
         elif isinstance(record, RoundFailedRecord):
             self.notes.append(f"{record.what} after epoch {record.epoch} failed: {record.reason}")
 
-    def stop(self) -> None:
-        """Take into account that no process trains the run."""
-        self.is_stopped = True
+    def end_workers(self) -> None:
+        """Take into account that the workers of the records have ended."""
+        self.is_trained = False
         self.workers = None
 
     @property
@@ -94,9 +94,9 @@ class RunState:
 
         By the median time of the epochs since the workers started last, rounds between included,
         and of the one in progress where it takes longer than that. None before an epoch has ended,
-        and for a run that is stopped.
+        and where the workers have ended.
         """
-        if self.is_stopped:
+        if not self.is_trained:
             return None
         ended = sorted(
             row.time

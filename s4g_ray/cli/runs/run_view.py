@@ -47,12 +47,10 @@ def describe_state(state: RunState, now: float) -> str:
     left = state.seconds_left(now)
     if state.last_epoch >= state.num_epochs:
         parts.append("all epochs are trained")
-    elif state.is_stopped:
-        parts.append("stopped")
-    elif left is None:
-        parts.append("time left: known after the first epoch")
-    else:
+    elif left is not None:
         parts.append(f"about {format_duration(left)} left")
+    elif state.is_trained:
+        parts.append("time left: known after the first epoch")
     return "  ".join(parts)
 
 

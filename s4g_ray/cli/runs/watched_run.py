@@ -41,9 +41,12 @@ class WatchedRun:
         config = load_config(files.join(uri, "config.yaml"))
         state = read_state(uri, config.train.epochs)
         status = str(info["status"])
-        if status != RUNNING or sighting.is_written:
+        if status != RUNNING:
             return cls(state, status, sighting)
-        state.stop()
+        if not sighting.is_written or sighting.since > (state.changed or 0.0):
+            state.end_workers()  # those of this process have not begun
+        if sighting.is_written:
+            return cls(state, status, sighting)
         return cls(state, STOPPED, sighting, describe_resuming(uri, info, config))
 
     @property
@@ -59,7 +62,8 @@ class WatchedRun:
     def describe(self) -> str:
         """Describe in a line whether it goes on, or how it is resumed."""
         if self.is_running:
-            return f"{self.state.uri}: running, {self._describe_record()}"
+            verb = "running" if self.state.is_trained else "starting"
+            return f"{self.state.uri}: {verb}, {self._describe_record()}"
         if self.again is None:
             return f"{self.state.uri}: {self.status}"
         text = f"{self.state.uri}: stopped after epoch {self.state.last_epoch}"

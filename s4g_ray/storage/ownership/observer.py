@@ -17,11 +17,13 @@ NEXT_BEAT_S = 15.0  # in which a process that seems to have ended gives a sign o
 class Sighting:
     """What is known of a folder's writer. holder: none where it is empty.
 
-    ended: why the holder writes no more; empty while it is alive.
+    ended: why the holder writes no more; empty while it is alive. since: when it took the folder,
+    in seconds since 1970 by its clock; 0 where that is not known.
     """
 
     holder: str = ""
     ended: str = ""
+    since: float = 0.0
 
     @property
     def is_written(self) -> bool:
@@ -53,9 +55,10 @@ class LeaseObserver:
             self._is_in_doubt = False
             return Sighting()
         holder = found.describe()
+        since = 0.0 if found.owner is None else found.owner.since
         if found.owner is not None and found.owner.is_of(self._machine):
             self._is_in_doubt = False
-            return Sighting(holder, "" if found.owner.is_alive() else lease.ENDED)
+            return Sighting(holder, "" if found.owner.is_alive() else lease.ENDED, since)
         now = time.monotonic()
         if before is None:
             age_s = lease.STALE_S + 1 if found.modified is None else time.time() - found.modified
@@ -64,7 +67,7 @@ class LeaseObserver:
         elif before.version != found.version:
             self._is_in_doubt = False
             self._silent_from = now
-        return Sighting(holder, self._silence(now))
+        return Sighting(holder, self._silence(now), since)
 
     def _silence(self, now: float) -> str:
         patience_s = NEXT_BEAT_S if self._is_in_doubt else lease.STALE_S

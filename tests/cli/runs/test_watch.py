@@ -20,6 +20,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from s4g_ray.cli.app import app
+from s4g_ray.cli.runs import live
 from s4g_ray.cli.runs.live import LiveReporter, follow_run
 from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.cli.runs.run_view import describe_epoch, describe_state, make_table
@@ -29,7 +30,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch_record import Branch
 from s4g_ray.pipeline.records import parse_record
 from s4g_ray.progress import Reporter
-from s4g_ray.storage import files
+from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.ownership import lease
 from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.storage.ownership.observer import LeaseObserver
@@ -90,9 +91,11 @@ def write_run(folder: Path, lines: list[Line], status: str = "running") -> None:
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a run that a living process writes."""
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a run that a living process writes, since before its first record."""
+    monkeypatch.setattr("s4g_ray.storage.ownership.owner.time.time", lambda: 80.0)
     with owning(str(tmp_path / "run")):
+        monkeypatch.undo()
         yield tmp_path / "run"
 
 
@@ -248,6 +251,21 @@ def test_a_run_that_no_process_trains_is_stopped_and_the_command_resumes_it(
     assert done.exit_code == (1 if option[0] == "--every-s" else 0)
 
 
+def test_a_run_that_is_resumed_is_starting_until_its_first_record(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, LINES)
+    with owning(str(run)):
+        done = CliRunner().invoke(app, ["watch", str(run), "--once"])
+        lines = done.output.splitlines()
+        assert lines[0].startswith(f"{run}: starting, last record ")
+        assert lines[-1] == "epoch 3 of 5 done  step 25, loss 0.080"
+        write_run(run, [*LINES, workers(time.time() + 1, after_step=20)])
+        done = CliRunner().invoke(app, ["watch", str(run), "--once"])
+    lines = done.output.splitlines()
+    assert lines[0].startswith(f"{run}: running, last record ")
+    assert lines[-1] == "epoch 2 of 5 done  2 workers  time left: known after the first epoch"
+
+
 def test_a_run_whose_lease_is_old_by_another_clock_is_running(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_run(run, LINES)
@@ -387,18 +405,41 @@ def test_a_run_that_may_not_start_is_refused_before_anything_is_shown(tmp_path: 
     assert "epoch" not in screen.getvalue()
 
 
+def test_the_settings_of_the_store_hold_before_a_run_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path / "run", "data", storage={"region": "eu-north-1"})
+    (name, *_) = s3_settings.variables(config.storage)
+    monkeypatch.delenv(name, raising=False)
+    seen: list[tuple[str, str | None]] = []
+
+    def check(*_: Any, **__: Any) -> None:
+        seen.append(("check", os.environ.get(name)))
+
+    def read(*_: Any) -> RunState:
+        seen.append(("read", os.environ.get(name)))
+        return RunState("runs/a", 5)
+
+    monkeypatch.setattr(live, "check_start_early", check)
+    monkeypatch.setattr(live, "read_state", read)
+    with follow_run(Reporter(terminal(Screen())), config, resume=True):
+        pass
+    monkeypatch.delenv(name)
+    assert seen == [("check", "eu-north-1"), ("read", "eu-north-1")]
+
+
 def test_the_display_keeps_lines_and_ends_as_a_table_of_all_epochs() -> None:
     text = io.StringIO()
-    with LiveReporter(terminal(text), RunState("runs/a", 5)) as live:
-        live.line("data set [bold] synthetic")
-        with live.stage("epoch 1 of 5", "2 workers to start") as update:
-            live.refresh()
+    with LiveReporter(terminal(text), RunState("runs/a", 5)) as display:
+        display.line("data set [bold] synthetic")
+        with display.stage("epoch 1 of 5", "2 workers to start") as update:
+            display.refresh()
             waiting = text.getvalue()
             update(3, 7)
-            live.refresh()
+            display.refresh()
         for line in LINES:
-            live.on_record(parse_record(line))
-        live.record_line("epoch   1  loss 1.5")
+            display.on_record(parse_record(line))
+        display.record_line("epoch   1  loss 1.5")
     printed = text.getvalue()
     assert "waiting for 2 workers to start" in waiting
     assert "3 of 7" in printed[len(waiting) :]
@@ -418,7 +459,7 @@ def test_a_display_follows_a_run_in_a_terminal_alone(tmp_path: Path) -> None:
     with follow_run(forced, config, resume=True) as followed:
         assert followed == {"reporter": forced}
     with follow_run(Reporter(terminal(Screen())), config, resume=True) as followed:
-        live = followed["reporter"]
-        assert followed["callbacks"] == [live]
-        assert sorted(live.state.rows) == [0, 1, 2, 3]
+        display = followed["reporter"]
+        assert followed["callbacks"] == [display]
+        assert sorted(display.state.rows) == [0, 1, 2, 3]
     assert sorted(read_state(str(tmp_path / "run"), 5).rows) == [0, 1, 2, 3]
