@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.format.header import CORRECT_KEY
 from s4g_ray.data.tables.batch_plan import load_record
 from s4g_ray.data.train_split import TrainSplit
@@ -20,7 +20,6 @@ from s4g_ray.distributed.placement_gate import make_gate
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.worker_warnings import shown_warnings
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -32,12 +31,7 @@ from s4g_ray.pipeline.loggers.run_loggers import RunLoggers, check_loggers
 from s4g_ray.pipeline.planner import Planner
 from s4g_ray.pipeline.precision_choice import choose_numerics
 from s4g_ray.pipeline.preemption import PreemptedError, Preemption
-from s4g_ray.pipeline.preflight import (
-    check_against_dataset,
-    check_gpu_use,
-    check_index,
-    check_resources,
-)
+from s4g_ray.pipeline.preflight import check_gpu_use, check_index, check_resources, open_run_data
 from s4g_ray.pipeline.prometheus import Exporter
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.retention.artefacts import Retention
@@ -54,6 +48,7 @@ from s4g_ray.storage.ownership.lease import owning
 from s4g_ray.training.trainer import Training
 
 CLOSE_S = 30.0  # for workers to end
+MOVED = "if it has moved, add data.uri=ITS_NEW_PLACE"  # the data set of a resumed run
 
 
 def run(
@@ -83,14 +78,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(reporter.silencing_left_threads())
         stack.enter_context(preemption.watched())
-        remedy = "if it has moved, add data.uri=ITS_NEW_PLACE" if resume else CORRECT_KEY
-        dataset = open_dataset(config.data.uri, config.data.image_options, remedy=remedy)
-        split = TrainSplit.read(config, dataset)
-        check_against_dataset(config, dataset, split)
-        model = fit_model_to_sizes(config.model, config.data)
-        if config.train.layer_decay < 1:
-            check_layers(model)
-        config = config.model_copy(update={"model": model})
+        config, dataset, split = open_run_data(config, MOVED if resume else CORRECT_KEY)
         lease = stack.enter_context(owning(files.absolute(config.run_dir), reporter, steal=steal))
         folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
         folder.guard = lease.watch
