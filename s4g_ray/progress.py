@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
 
 from rich.console import Console
 from rich.progress import (
@@ -48,13 +50,27 @@ def make_bars(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
+class _Console(Console):
+    """A console that fills no line of a table with blanks at its end in a file or pipe."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts and tables, as Console.print does."""
+        if self.is_terminal or all(isinstance(one, str | Text) for one in objects):
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        lines = [line.rstrip() for line in captured.get().split("\n")]
+        super().print("\n".join(lines), end="")
+
+
 def make_console(*, stderr: bool = False, force_terminal: bool | None = None) -> Console:
     """Return a console that shows texts as they are.
 
     Names and paths of a user's may hold what rich reads as markup or as an emoji, also in tables.
     force_terminal: None finds out whether there is a terminal.
     """
-    return Console(
+    return _Console(
         stderr=stderr,
         force_terminal=force_terminal,
         markup=False,
@@ -73,14 +89,29 @@ class Reporter:
         # holds the bars of all open stages: a terminal shows one Progress at a time
         self._bars: Progress | None = None
         self._num_stages = 0
+        self._silenced: WeakSet[threading.Thread] = WeakSet()
 
     def line(self, text: str) -> None:
         """Print a line that stays on the terminal."""
+        if threading.current_thread() in self._silenced:
+            return
         self.console.print(text, markup=False, emoji=False)
 
     def record_line(self, text: str) -> None:
         """Print a line about what a run records too; a display of the records leaves it out."""
         self.line(text)
+
+    @contextmanager
+    def silencing_left_threads(self) -> Iterator[None]:
+        """Leave out lines of threads that start in the block and are still there at its end.
+
+        A round may be in progress when a run is stopped: no line follows the command's last one.
+        """
+        before = set(threading.enumerate())
+        try:
+            yield
+        finally:
+            self._silenced.update(set(threading.enumerate()) - before)
 
     @contextmanager
     def stage(self, title: str, waits_for: str = "") -> Iterator[Update]:

@@ -179,7 +179,8 @@ def train_as_configured(
     if note is not None:
         reporter.line(note)
     hint = f"interrupted; published files stay: to resume, run `{again}`"
-    with interruptible(if_begun(loaded.run_dir, hint)), follow_run(reporter, loaded) as followed:
+    following = follow_run(reporter, loaded, resume=resume, from_epoch=from_epoch)
+    with interruptible(if_begun(loaded.run_dir, hint)), following as followed:
         from s4g_ray.pipeline.run import run
 
         result = run(loaded, resume=resume, from_epoch=from_epoch, steal=steal, **followed)
@@ -312,6 +313,9 @@ def report(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="A run's folder, or several to compare.")
     ],
+    dataset: Annotated[
+        str | None, typer.Option(help="Of one run: where its data set lies, if it has moved.")
+    ] = None,
     gallery: Annotated[
         str | None,
         typer.Option(help="Of one run: show the calibration of this gallery, too."),
@@ -330,16 +334,17 @@ def report(
 
     The comparison shows curves, results, what differs in the configurations, and means over seeds.
     """
-    if len(runs) > 1 and gallery is not None:
-        raise InputError(
-            "--gallery belongs to the report of one run; give one run, or leave it out"
-        )
+    for name, value in (("--dataset", dataset), ("--gallery", gallery)):
+        if len(runs) > 1 and value is not None:
+            raise InputError(
+                f"{name} belongs to the report of one run; give one run, or leave it out"
+            )
     if len(runs) == 1 and out is not None:
         raise InputError("--out is for several runs; the report of one run is RUN/report.html")
     if len(runs) == 1:
         from s4g_ray.pipeline.report.page import result_values, write_report
 
-        page = write_report(runs[0], gallery=gallery)
+        page = write_report(runs[0], dataset=dataset, gallery=gallery)
         values = result_values(runs[0])
     else:
         from s4g_ray.pipeline.report.comparison import write_comparison

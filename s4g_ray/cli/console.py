@@ -27,6 +27,9 @@ UNLIMITED = 100_000  # columns
 CTRL_C = 130  # exit code
 INTERRUPTED = "interrupted"
 PASSED_ON_S = 0.5
+DRAWN_S = 0.1  # in which a display that is being drawn is complete
+SHOW_CURSOR = b"\x1b[?25h"  # a display may have hidden it
+Message = str | Callable[[], str]
 Steal = Annotated[
     bool,
     typer.Option("--steal", help="Take the folder over from a process that is still writing it."),
@@ -52,6 +55,8 @@ def make_reporter(as_json: bool) -> Any:
     is_terminal = False if in_job() else None
     console = make_console(stderr=as_json, force_terminal=is_terminal)
     widen(console)
+    if can_draw(console):
+        _interrupts.displays.append(console)
     return Reporter(console)
 
 
@@ -91,23 +96,32 @@ def parse_numbers(option: str, text: str | None, example: str) -> list[float]:
 
 
 @contextmanager
-def interruptible(message: str | Callable[[], str] = INTERRUPTED) -> Iterator[None]:
+def interruptible(message: Message = INTERRUPTED) -> Iterator[None]:
     """End with a message on Ctrl-C (exit code 130) or SIGTERM (143).
 
     A function returns the message when it is needed. Without this, typer and Ray end the command
     without one.
     """
+    outer = _interrupts.message
+    _interrupts.message = message
     try:
         yield
     except KeyboardInterrupt:
         leases = sys.modules.get("s4g_ray.storage.ownership.lease")
         if leases is not None:
             leases.raise_if_lost()  # Ctrl-C is not why
-        fail(message if isinstance(message, str) else message(), CTRL_C)
+        fail(evaluate(message), CTRL_C)
     except SystemExit as end:
         if end.code != signal.SIGTERM:  # the exit code with which Ray ends a connected driver
             raise
-        fail(message if isinstance(message, str) else message(), 128 + signal.SIGTERM)
+        fail(evaluate(message), 128 + signal.SIGTERM)
+    finally:
+        _interrupts.message = outer
+
+
+def evaluate(message: Message) -> str:
+    """Return a message of interruptible."""
+    return message if isinstance(message, str) else message()
 
 
 def if_begun(folder: str, message: str) -> Callable[[], str]:
@@ -126,26 +140,44 @@ def if_begun(folder: str, message: str) -> Callable[[], str]:
 
 
 class _Interrupts:
-    """Handles SIGINT: the first one lets the command end in order, a second one ends it at once."""
+    """Handles SIGINT: the first one lets the command end in order, a second one ends it at once.
+
+    message: what the command tells when it is interrupted. displays: consoles that may hold one.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.message: Message = INTERRUPTED
+        self.displays: list[Console] = []
 
     def __call__(self, *_: object) -> None:
         self.count += 1
         if self.count == 1:
             raise KeyboardInterrupt
-        for stream in (1, 2):
-            if os.isatty(stream):
-                os.write(stream, b"\x1b[?25h")  # a display may have hidden the cursor
-        if self.count == 2:
-            os.write(2, b"s4g: interrupted twice: ended at once\n")
-            time.sleep(PASSED_ON_S)  # a thread may pass it on to the terminal
-        os._exit(CTRL_C)
+        try:
+            for display in self.displays:
+                display.quiet = True  # it would be drawn over the line
+            if self.count == 2:
+                self._tell()
+        finally:
+            self._write_to_display(SHOW_CURSOR)
+            os._exit(CTRL_C)
 
     def has_told(self) -> None:
         """Let further signals end the process without another line."""
         self.count = 2
+
+    def _tell(self) -> None:
+        time.sleep(DRAWN_S)
+        self._write_to_display(b"\r\n")
+        message = evaluate(self.message)
+        remedy = message.removeprefix(INTERRUPTED) if message.startswith(INTERRUPTED) else ""
+        os.write(2, f"s4g: interrupted twice: ended at once{remedy}\n".encode())
+        time.sleep(PASSED_ON_S)  # a thread may pass it on to the terminal
+
+    def _write_to_display(self, data: bytes) -> None:
+        for display in self.displays:
+            os.write(2 if display.stderr else 1, data)
 
 
 _interrupts = _Interrupts()

@@ -110,7 +110,7 @@ class Demo:
 
         uri = self.config.data.uri
         self._convert(uri, reporter)
-        with follow_run(reporter, self.config) as followed:
+        with follow_run(reporter, self.config, resume=self.is_resumed) as followed:
             result = run(self.config, resume=self.is_resumed, **followed)
         if not result.finished:
             reporter.line(f"resume with: {self.again}")

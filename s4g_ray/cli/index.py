@@ -181,9 +181,11 @@ def _count_vectors(
     if config is None:
         raise InputError("how many vectors? Give --vectors N and --dim D, or a CONFIG")
     from s4g_ray.data.dataset import open_dataset
+    from s4g_ray.data.format.header import CORRECT_KEY
     from s4g_ray.data.train_split import TrainSplit
 
-    split = TrainSplit.read(config, open_dataset(config.data.uri, config.data.image_options))
+    dataset = open_dataset(config.data.uri, config.data.image_options, remedy=CORRECT_KEY)
+    split = TrainSplit.read(config, dataset)
     sizes = {"pairs": len(split.reference_ids)}
     if split.gallery is not None:
         sizes["gallery"] = len(split.gallery)

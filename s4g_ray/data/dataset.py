@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Floats64, Ints, Rows32
 from s4g_ray.config.data_schema import AS_WRITTEN, ImageOptions
-from s4g_ray.data.format.header import HEADER, DatasetHeader
+from s4g_ray.data.format.header import CORRECT_PATH, HEADER, DatasetHeader
 from s4g_ray.data.format.image_paths import find_root, list_prefixes, relate
 from s4g_ray.data.format.rows_digest import RowsDigest
 from s4g_ray.data.image_table import VIEWS, ImageTable, View
@@ -141,15 +141,18 @@ class GeoDataset:
         return join_pairs(query_ids, query_places, reference_ids, reference_places)
 
 
-def open_dataset(uri: str, images: ImageOptions = AS_WRITTEN) -> GeoDataset:
+def open_dataset(
+    uri: str, images: ImageOptions = AS_WRITTEN, *, remedy: str = CORRECT_PATH
+) -> GeoDataset:
     """Open and validate a data set, reading its rows in batches.
 
-    images: what is another than dataset.json says, as data.image_options. Checks the names, sizes
+    images: what is another than dataset.json says, as data.image_options. remedy: for a caller's
+    user, where there is no data set. Checks the names, sizes
     and rows of the parts, the schema, unique ids, places and coordinates, and that each train query
     has a train reference. Raises InputError that names the file, the row and the remedy.
     """
     uri = files.absolute(uri)
-    header = DatasetHeader.read(uri)
+    header = DatasetHeader.read(uri, remedy=remedy)
     checks: dict[View, ViewCheck] = {}
     sources: dict[View, pads.Dataset] = {}
     for view in VIEWS:

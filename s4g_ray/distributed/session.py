@@ -48,6 +48,7 @@ def ray_session(cluster: RayConfig, storage: StorageConfig) -> Iterator[list[Nod
     check_session(cluster)
     address = find_address(cluster)
     _set_ray_variables(has_nodes=bool(address))
+    _forbid_starts_by_chance()
     warnings.filterwarnings("ignore", module="ray")
     store_variables = s3_settings.apply(storage)
     if store_variables:  # in a submitted job, Ray adds them to the job's own variables
@@ -76,6 +77,16 @@ def _set_ray_variables(*, has_nodes: bool) -> None:
     # By default Ray keeps one idle process a CPU and stops the others: on few cores, each embedding
     # job would then start new processes for its tasks.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(max(8, os.cpu_count() or 1)))
+
+
+def _forbid_starts_by_chance() -> None:
+    """Have Ray start by ray.init alone.
+
+    Else a thread that outlives the session, such as that of a round in progress, starts a cluster
+    by its next call of Ray, which a command that was interrupted then waits for.
+    """
+    module: Any = ray._private.auto_init_hook
+    module.enable_auto_connect = False
 
 
 def _init_ray(address: str | None, cluster: RayConfig, store_variables: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ run_log           workers' messages into metrics.jsonl and lines
 records           typed records: the lines of metrics.jsonl
 callbacks         callbacks that receive them
 run_folder        RunFolder: run.json, config.yaml, metrics.jsonl, artefacts
+run_start         whether a run may start in a folder
 preemption        SIGTERM
 prometheus        records of a run as Ray metrics
 branches/         continue from an earlier checkpoint with other values

@@ -19,7 +19,6 @@ from s4g_ray.distributed.placement_gate import make_gate
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.worker_warnings import shown_warnings
 from s4g_ray.encoder.actors import EncoderPool
-from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_sizes
 from s4g_ray.encoder.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
@@ -60,18 +59,17 @@ def train_in_folder(
     reporter: Reporter,
     preemption: Preemption,
     callbacks: Sequence[Callback],
-) -> RunResult:
-    """Train, mine and evaluate in the folder of a lease, as run(), which has checked the input."""
-    model = fit_model_to_sizes(config.model, config.data)
-    if config.train.layer_decay < 1:
-        check_layers(model)
-    config = config.model_copy(update={"model": model})
+) -> tuple[RunResult, str]:
+    """Train, mine and evaluate in the folder of a lease, as run(), which has checked the input.
+
+    Returns the result and, of a run that SIGTERM has ended, a line about its newest checkpoint.
+    """
     folder = RunFolder.open(config, dataset, resume=resume, from_epoch=from_epoch)
     folder.guard = lease.watch
     start = find_start(folder)
-    # watched again in the session: Ray installs a handler of its own
-    with ray_session(config.ray, config.storage) as nodes, preemption.watched():
-        try:
+    try:
+        # watched again in the session: Ray installs a handler of its own
+        with ray_session(config.ray, config.storage) as nodes, preemption.watched():
             preemption.check()
             fits = partial(check_resources, config, num_pairs=len(split.pairs))
             # before weights are downloaded
@@ -89,9 +87,9 @@ def train_in_folder(
                     make_branch(folder)
             folder.start()
             driver.train(start)
-        except PreemptedError:
-            return result_of(folder, finished=False)
-        return result_of(folder, finished=True, ray_result=driver.ray_result)
+            return result_of(folder, finished=True, ray_result=driver.ray_result), ""
+    except PreemptedError as end:
+        return result_of(folder, finished=False), str(end)
 
 
 class Driver:
@@ -255,9 +253,8 @@ class Driver:
                 self._train_epochs(start)
                 self.coordinator.finish(self._watch)
                 self.retention.apply(self.log.finished)
-            except PreemptedError:
-                self._save_and_stop()
-                raise
+            except PreemptedError as end:
+                raise PreemptedError(self._save_and_stop()) from end
             finally:
                 self.training.close(self._seconds_to_close())
                 self.ray_result = self.training.result
@@ -354,8 +351,11 @@ class Driver:
                 for message in self.training.take():
                     self.log.handle_message(epoch, message, update)
 
-    def _save_and_stop(self) -> None:
-        """After SIGTERM: have the workers publish a checkpoint within checkpoint.grace_s."""
+    def _save_and_stop(self) -> str:
+        """After SIGTERM: have the workers publish a checkpoint within checkpoint.grace_s.
+
+        Returns a line about it.
+        """
         limit = self.config.checkpoint.grace_s
         self.deadline = time.monotonic() + limit
         self.reporter.line("SIGTERM: stopping")
@@ -373,4 +373,4 @@ class Driver:
         newest = newest_checkpoint(self.folder.uri)
         assert newest is not None
         late = f" (a later one was not ready within {limit:g} s)" if is_training else ""
-        self.reporter.line(f"stopped; the newest checkpoint is that of step {newest.step}{late}")
+        return f"stopped; the newest checkpoint is that of step {newest.step}{late}"

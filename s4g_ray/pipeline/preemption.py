@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class PreemptedError(Exception):
-    """SIGTERM has ended the run."""
+    """SIGTERM has ended the run. Its text is a line about the newest checkpoint, if it began."""
 
 
 class Preemption:

@@ -9,8 +9,9 @@ import numpy as np
 
 from s4g_ray.config.schema import MiningConfig, RunConfig, share_rest
 from s4g_ray.config.training_schema import TrainConfig
-from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.exclusions import check_radius
+from s4g_ray.data.format.header import CORRECT_KEY
 from s4g_ray.data.places import Places
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.train_split import TrainSplit
@@ -27,6 +28,26 @@ from s4g_ray.errors import InputError
 from s4g_ray.index.plan import plan_for
 from s4g_ray.pipeline.rounds.rotation import smallest_share
 from s4g_ray.sampling.cells import PLANNER_CPUS
+
+
+def open_run_data(
+    config: RunConfig, remedy: str = CORRECT_KEY
+) -> tuple[RunConfig, GeoDataset, TrainSplit]:
+    """Open and check the data set of a run, and fit the model to its image sizes.
+
+    Returns the configuration with that model, the data set and its train split. remedy: as
+    open_dataset. Raises InputError as check_against_dataset, and for layers without a rate.
+    """
+    dataset = open_dataset(config.data.uri, config.data.image_options, remedy=remedy)
+    split = TrainSplit.read(config, dataset)
+    check_against_dataset(config, dataset, split)
+    # imports torch, which takes seconds: errors of the input come before
+    from s4g_ray.encoder.architecture.size_check import check_layers, fit_model_to_sizes
+
+    model = fit_model_to_sizes(config.model, config.data)
+    if config.train.layer_decay < 1:
+        check_layers(model)
+    return config.model_copy(update={"model": model}), dataset, split
 
 
 def check_gpu_use(config: RunConfig) -> None:

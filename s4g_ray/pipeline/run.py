@@ -11,21 +11,22 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import open_dataset
-from s4g_ray.data.train_split import TrainSplit
+from s4g_ray.data.format.header import CORRECT_KEY
 from s4g_ray.distributed.start_checks import check_session
 from s4g_ray.encoder.weights_file import find_weights
-from s4g_ray.errors import InputError
 from s4g_ray.pipeline.callbacks import Callback
 from s4g_ray.pipeline.loggers.logger_checks import check_loggers
 from s4g_ray.pipeline.preemption import Preemption
-from s4g_ray.pipeline.preflight import check_against_dataset, check_gpu_use
+from s4g_ray.pipeline.preflight import check_gpu_use, open_run_data
+from s4g_ray.pipeline.run_start import check_start
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.ownership.lease import owning
 
 if TYPE_CHECKING:
     from s4g_ray.pipeline.run_folder import RunResult
+
+MOVED = "if it has moved, add data.uri=ITS_NEW_PLACE"  # the data set of a resumed run
 
 
 def run(
@@ -56,15 +57,14 @@ def run(
     preemption = Preemption()
     uri = files.absolute(config.run_dir)
     with ExitStack() as stack:
+        stack.enter_context(reporter.silencing_left_threads())
         stack.enter_context(preemption.watched())
         lease = stack.enter_context(owning(uri, reporter, steal=steal))
-        check_run_dir(uri, resume=resume, from_epoch=from_epoch)
-        dataset = open_dataset(config.data.uri, config.data.image_options)
-        split = TrainSplit.read(config, dataset)
-        check_against_dataset(config, dataset, split)
+        check_start(uri, resume=resume, from_epoch=from_epoch)
+        config, dataset, split = open_run_data(config, MOVED if resume else CORRECT_KEY)
         from s4g_ray.pipeline.driver import train_in_folder
 
-        return train_in_folder(
+        result, stopped = train_in_folder(
             config,
             dataset,
             split,
@@ -75,26 +75,6 @@ def run(
             preemption=preemption,
             callbacks=callbacks,
         )
-
-
-def check_run_dir(uri: str, *, resume: bool, from_epoch: int | None) -> None:
-    """Check that a folder holds a run to resume, or none where a new one is to begin.
-
-    Raises InputError for a folder that holds a run (without `resume`) or other files, and where a
-    branch is to begin and there is no run.
-    """
-    if from_epoch is not None and not resume:
-        raise InputError(f"--from-epoch {from_epoch} continues a run that exists; add --resume")
-    if files.exists(files.join(uri, "run.json")):
-        if not resume:
-            raise InputError(
-                f"{uri} holds a run already; continue it with --resume, or choose another run_dir"
-            )
-        return
-    if from_epoch is not None:
-        raise InputError(
-            f"{uri} holds no run that could continue after epoch {from_epoch}; leave out"
-            " --from-epoch, or correct run_dir"
-        )
-    if set(files.list_content(uri)) - {"config.yaml"}:  # that of an interrupted start
-        raise InputError(f"{uri} is not empty and holds no run; choose another run_dir")
+    if stopped:  # now that nothing else prints
+        reporter.line(stopped)
+    return result

@@ -17,7 +17,8 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri, newest_checkpoint
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.branches.branch import REPLACED, Branch, find_branch
+from s4g_ray.pipeline.branches.branch import find_branch
+from s4g_ray.pipeline.branches.branch_record import REPLACED, Branch
 from s4g_ray.storage import files
 
 Record = dict[str, Any]
@@ -140,7 +141,7 @@ class RunFolder:
     ) -> RunFolder:
         """Open a new folder, or an existing one to resume; write nothing.
 
-        The folder is one that check_run_dir takes. from_epoch: continue from the checkpoint after
+        The folder is one that check_start takes. from_epoch: continue from the checkpoint after
         this epoch, as a branch. Raises InputError where a resumed run has other values or another
         data set, and as check_branch.
         """

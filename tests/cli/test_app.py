@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from s4g_ray.cli.app import app
 from s4g_ray.config.loading import dump_config
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.encoder.checkpoint import save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
+from s4g_ray.errors import InputError
 from s4g_ray.pipeline.run_folder import RunFolder
 from tests.conftest import NUM_TEST, tiny_config
 from tests.support.evaluated_runs import GRID, write_ground, write_run
 from tests.support.forked_processes import Forked, variables
+from tests.support.galleries import write_weights
 from tests.support.json_fields import documented
 
 MODULE = "s4g_ray.cli.app"
@@ -70,6 +74,38 @@ def test_bad_input_is_one_message_and_exit_2(
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "run").exists()
+
+
+CORRECT_PATH = "correct the path, or make one with `s4g convert` or write_dataset"
+CORRECT_KEY = "correct data.uri, or make one with `s4g convert` or write_dataset"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ("train CONFIG", CORRECT_KEY),
+        ("train CONFIG --resume", "if it has moved, add data.uri=ITS_NEW_PLACE"),
+        ("plan CONFIG", CORRECT_KEY),
+        ("index plan CONFIG", CORRECT_KEY),
+        ("evaluate WEIGHTS NONE --config CONFIG", CORRECT_PATH),
+        ("embed WEIGHTS NONE OUT --config CONFIG", CORRECT_PATH),
+        ("gallery build WEIGHTS NONE OUT --config CONFIG", CORRECT_PATH),
+        ("gallery calibrate OUT NONE --outside NONE", "correct --outside"),
+        ("check NONE", CORRECT_PATH),
+        ("pack NONE OUT", CORRECT_PATH),
+        ("convert relocate NONE OUT", CORRECT_PATH),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_named_with_what_mends_the_command(
+    tmp_path: Path, arguments: str, remedy: str
+) -> None:
+    none = str(tmp_path / "none")
+    given = {"CONFIG": config_file(tmp_path, none), "NONE": none, "OUT": str(tmp_path / "out")}
+    if "WEIGHTS" in arguments:
+        given["WEIGHTS"] = write_weights(tmp_path)
+    done = CliRunner().invoke(app, [given.get(word, word) for word in arguments.split()])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception) == f"no data set at {none}: dataset.json is missing; {remedy}"
 
 
 def test_a_missing_configuration_and_an_unfinished_run_are_exit_2(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import sys, time
 import typer
 from pathlib import Path
 from s4g_ray.storage.ownership import lease
-from s4g_ray.cli.console import if_begun, interruptible, owned, run_app
+from s4g_ray.cli.console import if_begun, interruptible, make_reporter, owned, run_app
 
 lease.BEAT_S = 0.1
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -40,6 +41,19 @@ def covered():
 @app.command()
 def slow_to_end():
     with interruptible("interrupted; what to do"):
+        try:
+            pause()
+        finally:
+            pause()
+
+@app.command()
+def draw():
+    from s4g_ray.cli.runs.live import LiveReporter
+    from s4g_ray.cli.runs.run_state import RunState
+    with (
+        interruptible("interrupted; what to do"),
+        LiveReporter(make_reporter(False).console, RunState("run", 5)),
+    ):
         try:
             pause()
         finally:
@@ -93,11 +107,40 @@ def interrupt(script: str, *arguments: str, times: int = 1) -> tuple[int, list[s
     [
         ("bare", 1, "s4g: interrupted"),
         ("covered", 1, "s4g: interrupted; what to do"),
-        ("slow-to-end", 2, ENDED_AT_ONCE),
+        ("slow-to-end", 2, f"{ENDED_AT_ONCE}; what to do"),
     ],
 )
 def test_ctrl_c_is_one_line(script: str, command: str, times: int, told: str) -> None:
     assert interrupt(script, command, times=times) == (130, [told])
+
+
+def test_nothing_is_drawn_over_the_line_of_a_second_ctrl_c(script: str) -> None:
+    terminal, side = pty.openpty()
+    command = [sys.executable, script, "draw"]
+    with subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, start_new_session=True
+    ) as process:
+        os.close(side)
+        for _ in range(2):
+            printed = b""
+            while b"on\r\n" not in printed:
+                printed += os.read(terminal, 10_000)
+            os.killpg(process.pid, signal.SIGINT)
+        printed = read_to_end(terminal)
+        assert process.wait(120) == 130
+    told = f"\r\n{ENDED_AT_ONCE}; what to do\r\n\x1b[?25h"
+    assert printed.endswith(told.encode())
+
+
+def read_to_end(terminal: int) -> bytes:
+    """Read what is written to a terminal until its last program has ended."""
+    printed = b""
+    while True:
+        try:
+            printed += os.read(terminal, 10_000)
+        except OSError:  # nothing has it open any more
+            os.close(terminal)
+            return printed
 
 
 def test_resuming_is_named_only_where_something_was_begun(script: str, tmp_path: Path) -> None:

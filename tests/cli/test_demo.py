@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from rich.console import Console
 
 from s4g_ray.cli import demo
 from s4g_ray.cli.demo import Demo, DemoResult, Located
+from s4g_ray.errors import InputError
 from s4g_ray.gallery.answer import Answer
 from s4g_ray.gallery.gallery import open_gallery
 from s4g_ray.progress import Reporter
+from s4g_ray.storage import files
+from s4g_ray.storage.ownership.lease import owning
 from tests.support.tiny_training import TINY_TRAINING
 
 TINY = [
@@ -34,6 +39,50 @@ def run(overrides: list[str]) -> tuple[DemoResult, str]:
     console = Console(file=text, width=200, highlight=False, soft_wrap=True)
     made = Demo.from_overrides(overrides)
     return made.run(Reporter(console)), text.getvalue()
+
+
+def test_one_call_at_a_time_cuts_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    cuts: list[str] = []
+
+    def cut(_: str, target: str, *__: Any, **___: Any) -> None:
+        assert (data / files.LEASE).exists()
+        cuts.append(target)
+
+    monkeypatch.setattr(demo, "convert_landsat", cut)
+    made = Demo.from_overrides([f"data.uri={data}", f"run_dir={tmp_path}/run"])
+    reporter = Reporter(Console(file=io.StringIO()))
+    with owning(str(data)), pytest.raises(InputError, match="is being written by process"):
+        made.run(reporter)
+    assert cuts == []
+
+    @contextmanager
+    def wait_for_another(*_: Any, **__: Any) -> Iterator[None]:
+        data.mkdir(exist_ok=True)
+        (data / "dataset.json").touch()  # by another call
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "owning", wait_for_another)
+        patch.setattr("s4g_ray.cli.runs.live.follow_run", end)
+        with pytest.raises(EndError):
+            made.run(reporter)
+    assert cuts == []
+    (data / "dataset.json").unlink()
+    monkeypatch.setattr("s4g_ray.cli.runs.live.follow_run", end)
+    with pytest.raises(EndError):
+        made.run(reporter)
+    assert cuts == [str(data)]
+
+
+class EndError(Exception):
+    """The demo has come to its run."""
+
+
+def end(*_: Any, **__: Any) -> None:
+    raise EndError
 
 
 @pytest.mark.cluster

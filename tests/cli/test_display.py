@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,17 @@ def shown(*arguments: str) -> str:
     """Run a command; return what it prints, in one line."""
     done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    assert not re.search(r" $", done.stdout, re.MULTILINE)
     return " ".join(done.output.split())
+
+
+def test_tables_in_a_pipe_are_as_wide_as_they_need_and_end_without_blanks() -> None:
+    done = CliRunner().invoke(app, ["configs"])
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(list((ROOT / "configs").glob("*.yaml")))
+    assert max(map(len, lines)) > 80
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_commands_show_names_and_paths_as_they_are(folder: Path) -> None:

@@ -42,6 +42,8 @@ def test_the_epoch_is_passed_on_and_a_branch_that_has_begun_is_resumed_without_i
 ) -> None:
     path = str(tmp_path / "tiny.yaml")
     Path(path).write_text(dump_config(tiny_config(tmp_path / "run", "data")))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").touch()
     override = "train.learning_rate=0.0005"
     done = CliRunner().invoke(app, ["train", path, override, "--resume", *option])
     assert done.exit_code == 0, done.output

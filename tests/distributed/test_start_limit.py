@@ -61,3 +61,25 @@ def test_a_start_within_its_limit_leaves_nothing_behind() -> None:
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.set_wakeup_fd(-1) == -1
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_the_alarm_of_a_caller_stays() -> None:
+    rung: list[int] = []
+
+    def ring(number: int, _: object) -> None:
+        rung.append(number)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 100.0, 7.0)
+        with limited(60, "late"):
+            pass
+        left_s, again_s = signal.getitimer(signal.ITIMER_REAL)
+        assert 90 < left_s <= 100
+        assert again_s == 7
+        signal.alarm(0)
+        signal.raise_signal(signal.SIGALRM)
+        assert rung == [signal.SIGALRM]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, OwnershipLostError
 from s4g_ray.pipeline.branches.branch import flatten
+from s4g_ray.pipeline.branches.branch_record import Branch
+from s4g_ray.pipeline.branches.make_branch import make_branch
 from s4g_ray.pipeline.run_folder import FREE_ON_RESUME, RunFolder
 from tests.conftest import tiny_config
 
@@ -48,3 +51,29 @@ def test_every_key_that_may_change_is_one_of_the_configuration(
         for key in FREE_ON_RESUME - {"run_dir", "loggers"}
     )
     assert not FREE_ON_RESUME & set(flatten(config, FREE_ON_RESUME))
+
+
+def start_folder(folder: RunFolder) -> None:
+    folder.start()
+
+
+def branch_folder(folder: RunFolder) -> None:
+    make_branch(folder)
+
+
+@pytest.mark.parametrize("write", [start_folder, branch_folder])
+def test_nothing_is_written_into_a_folder_that_another_process_has_taken(
+    tmp_path: Path, write: Callable[[RunFolder], None]
+) -> None:
+    def refuse() -> None:
+        raise OwnershipLostError("taken over")
+
+    run = tmp_path / "run"
+    run.mkdir()
+    config = tiny_config(run, "data")
+    folder = RunFolder(str(run), config, {"status": "running"}, [], [])
+    folder.branch = Branch("0001", 1, {}, [])
+    folder.guard = refuse
+    with pytest.raises(OwnershipLostError):
+        write(folder)
+    assert list(run.iterdir()) == []

@@ -17,6 +17,7 @@ from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.cli.runs.run_view import describe_state, make_table
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.pipeline.records import RunRecord
+from s4g_ray.pipeline.run_start import check_start_early
 from s4g_ray.progress import Reporter, make_bars
 from s4g_ray.storage import s3_settings
 
@@ -74,7 +75,7 @@ class LiveReporter(Reporter):
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
-        if self.state.rows:
+        if self._has_begun and self.state.rows:  # a run that is not resumed after all is not shown
             parts.append(make_table(self.state, max(3, self.console.height - BORDER)))
         if self._has_begun:
             parts.append(Text(describe_state(self.state, time.time())))
@@ -88,14 +89,18 @@ class LiveReporter(Reporter):
 
 
 @contextmanager
-def follow_run(reporter: Reporter, config: RunConfig) -> Iterator[dict[str, Any]]:
+def follow_run(
+    reporter: Reporter, config: RunConfig, *, resume: bool, from_epoch: int | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the arguments `reporter` and `callbacks` with which run() shows a run.
 
-    In a terminal a display, elsewhere the plain lines of `reporter`.
+    In a terminal a display, elsewhere the plain lines of `reporter`. Raises InputError at once for
+    a folder in which the run may not start.
     """
+    s3_settings.apply(config.storage)  # before the run does: its folder is read here
+    check_start_early(config.run_dir, resume=resume, from_epoch=from_epoch)
     if not can_draw(reporter.console):
         yield {"reporter": reporter}
         return
-    s3_settings.apply(config.storage)  # before the run does: a run that is resumed is read here
     with LiveReporter(reporter.console, read_state(config.run_dir, config.train.epochs)) as live:
         yield {"reporter": live, "callbacks": [live]}

@@ -55,6 +55,7 @@ class RunState:
         self.step: StepRecord | None = None
         self.notes: list[str] = []
         self.changed: float | None = None  # time of the newest record
+        self.is_trained = True  # workers are at it, or start
         self._begun: float | None = None  # when the workers started last
 
     def add(self, record: RunRecord) -> None:
@@ -77,6 +78,11 @@ class RunState:
         elif isinstance(record, RoundFailedRecord):
             self.notes.append(f"{record.what} after epoch {record.epoch} failed: {record.reason}")
 
+    def end_workers(self) -> None:
+        """Take into account that the workers of the records have ended."""
+        self.is_trained = False
+        self.workers = None
+
     @property
     def last_epoch(self) -> int:
         """Return the last epoch that has ended; 0 before the first."""
@@ -84,11 +90,14 @@ class RunState:
         return max((row.epoch for row in rows if row.time is not None), default=0)
 
     def seconds_left(self, now: float) -> float | None:
-        """Return the expected seconds until the last epoch ends; None before an epoch has ended.
+        """Return the expected seconds until the last epoch ends.
 
         By the median time of the epochs since the workers started last, rounds between included,
-        and of the one in progress where it takes longer than that.
+        and of the one in progress where it takes longer than that. None before an epoch has ended,
+        and where the workers have ended.
         """
+        if not self.is_trained:
+            return None
         ended = sorted(
             row.time
             for row in list(self.rows.values())  # other threads add rows

@@ -31,7 +31,7 @@ def make_table(state: RunState, most: int | None = None) -> Table:
             cells.insert(3, _percent(row.val_recall))
         table.add_row(*cells)
     if hidden:
-        table.caption = Text(f"{hidden} earlier epochs")
+        table.caption = Text(f"{hidden} earlier epoch{'' if hidden == 1 else 's'}")
         table.caption_justify = "left"
     return table
 
@@ -47,10 +47,10 @@ def describe_state(state: RunState, now: float) -> str:
     left = state.seconds_left(now)
     if state.last_epoch >= state.num_epochs:
         parts.append("all epochs are trained")
-    elif left is None:
-        parts.append("time left: known after the first epoch")
-    else:
+    elif left is not None:
         parts.append(f"about {format_duration(left)} left")
+    elif state.is_trained:
+        parts.append("time left: known after the first epoch")
     return "  ".join(parts)
 
 

@@ -21,6 +21,10 @@ HEADER = "dataset.json"
 FORMAT = "s4g-dataset"
 VERSION = 2
 PART_NAME = re.compile(r"(references|queries)/part-[^/\0]*\.parquet")
+# remedies of a data set that is not there: of an argument, and of a configuration's
+MAKE_ONE = "make one with `s4g convert` or write_dataset"
+CORRECT_PATH = f"correct the path, or {MAKE_ONE}"
+CORRECT_KEY = f"correct data.uri, or {MAKE_ONE}"
 COPY_AGAIN = "copy the data set again (as by `rsync -a --checksum`), or convert again"
 
 
@@ -68,18 +72,16 @@ class DatasetHeader:
     values: ImageValues = AS_STORED  # how the values of the images become bytes
 
     @classmethod
-    def read(cls, uri: str) -> DatasetHeader:
+    def read(cls, uri: str, *, remedy: str = CORRECT_PATH) -> DatasetHeader:
         """Read the header of a data set's folder.
 
-        Raises InputError when it is missing, damaged or of another format or version.
+        Raises InputError when it is missing (with this remedy), damaged, or of another format or
+        version.
         """
         try:
             value = files.read_json(files.join(uri, HEADER))
         except FileNotFoundError as error:
-            raise InputError(
-                f"no data set at {uri}: {HEADER} is missing; make one with `s4g convert` or"
-                " write_dataset"
-            ) from error
+            raise InputError(f"no data set at {uri}: {HEADER} is missing; {remedy}") from error
         except RunError as error:
             reraise_outage(error)
             raise InputError(str(error)) from error

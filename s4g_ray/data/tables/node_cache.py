@@ -37,6 +37,7 @@ from s4g_ray.storage import files
 
 # Parquet bytes of a view, about 20,000 rows: a smaller table takes at most 2 MB of each process
 SMALL_BYTES = 500_000
+ON_NODES = "every node must find it there: put it on a disk that all share, or s3://"
 KEEP_DAYS = 30  # a table that no process opened for so long is removed
 # what a listing gives of a file's state: the first of local files, the last of object stores
 _MARKS = ("name", "size", "mtime", "ino", "ETag", "LastModified")
@@ -116,7 +117,7 @@ def open_image_tables(
     if len(sources) < len(found) or all(
         source.num_bytes < SMALL_BYTES for source in sources.values()
     ):
-        dataset = open_dataset(uri, images)
+        dataset = open_dataset(uri, images, remedy=ON_NODES)
         return {view: dataset.table(view, names) for view, names in splits.items()}
     return _open_mapped(make_cache_folder(cache_dir), sources)
 
@@ -227,7 +228,7 @@ def build_tables(folder: Path, sources: Sequence[TableSource]) -> None:
     Raises InputError as open_dataset does, RunError where the files cannot be written or the data
     set changes meanwhile.
     """
-    dataset = open_dataset(sources[0].uri, sources[0].images)
+    dataset = open_dataset(sources[0].uri, sources[0].images, remedy=ON_NODES)
     for source in sources:
         table = dataset.table(source.view, source.splits)
         if TableSource.find(source.uri, source.view, source.splits, source.images) != source:

@@ -123,7 +123,9 @@ def calibrate(
     """
     from s4g_ray.gallery.gallery import open_gallery
 
-    outside = None if outside_uri is None else open_dataset(outside_uri)
+    outside = None
+    if outside_uri is not None:
+        outside = open_dataset(outside_uri, remedy="correct --outside")
     with (
         open_gallery(gallery_uri) as gallery,
         owning(gallery.uri, reporter, steal=steal) as lease,

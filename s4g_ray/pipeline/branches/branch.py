@@ -1,24 +1,20 @@
-"""Branch: a run that continues from an earlier checkpoint. Which values may change, and checks."""
+"""find_branch: which values may change in a branch, from which checkpoint, and checks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 from s4g_ray.config.loading import flatten_config, load_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.checkpoint import FOLDER as CHECKPOINTS
 from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri
 from s4g_ray.errors import InputError
+from s4g_ray.pipeline.branches.branch_record import BRANCH_CONFIG, Branch, Changes
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published, published_versions
-
-Changes = Mapping[str, list[Any]]  # key -> [old value, new value]
-FOLDER = "branches"
-BRANCH_CONFIG = "branch.yaml"  # in branches/NAME/: the values of the branch, while it is made
-REPLACED = "replaced"  # the status of a run's former line, in its run.json
 
 # Sections and keys whose values may change in a branch: they decide what is computed after its
 # checkpoint, and what is there stays valid.
@@ -27,47 +23,6 @@ FREE_KEYS = {"sampling.mode", "sampling.num_hard_negatives", "sampling.neighbor_
 # the metrics of all evaluations have the same names; the last two divide the parameters into
 # groups, each with a state of its own
 FIXED_KEYS = {"evaluation.radii_m", "train.decay_norms", "train.layer_decay"}
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A branch of a run, as run.json records it.
-
-    name: of the folder below branches/ that keeps what followed. changed: of the keys that decide
-    what is computed. removed: what followed and is not kept, relative to the run folder.
-    """
-
-    name: str
-    from_epoch: int
-    changed: Changes
-    removed: list[str]
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read a branch from its entry in run.json."""
-        return cls(**{key: record[key] for key in cls.__dataclass_fields__})
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the entry of run.json, and of metrics.jsonl."""
-        return asdict(self)
-
-    @property
-    def folder(self) -> str:
-        """Return where what followed is kept, relative to the run folder."""
-        return f"{FOLDER}/{self.name}"
-
-    def summary(self) -> str:
-        """Return a line that names the epoch and the changed values."""
-        return describe_branch(self.as_record())
-
-
-def describe_branch(record: Mapping[str, Any]) -> str:
-    """Return a line about a branch's record: `branch from epoch 4: train.epochs 8 -> 9`."""
-    changed = [f"{key} {old} -> {new}" for key, (old, new) in record["changed"].items()]
-    return (
-        f"branch from epoch {record['from_epoch']}: {', '.join(changed) or 'no value changed'};"
-        f" what followed is kept in {FOLDER}/{record['name']}"
-    )
 
 
 def describe_changes(changes: Changes) -> str:

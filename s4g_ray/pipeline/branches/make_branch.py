@@ -17,7 +17,7 @@ from dataclasses import replace
 from s4g_ray.config.loading import dump_config
 from s4g_ray.encoder.checkpoint import FOLDER as CHECKPOINTS
 from s4g_ray.encoder.checkpoint import Checkpoint, step_uri
-from s4g_ray.pipeline.branches.branch import BRANCH_CONFIG, REPLACED, Branch
+from s4g_ray.pipeline.branches.branch_record import BRANCH_CONFIG, REPLACED, Branch
 from s4g_ray.pipeline.rounds.mining_round import find_best
 from s4g_ray.pipeline.run_folder import VERSIONED, Record, RunFolder, version_of
 from s4g_ray.storage import files

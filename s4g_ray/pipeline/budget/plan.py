@@ -9,11 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from s4g_ray.config.schema import RayConfig, RunConfig
-from s4g_ray.data.dataset import open_dataset
-from s4g_ray.data.train_split import TrainSplit
 from s4g_ray.distributed.placement import Node
 from s4g_ray.distributed.session import ray_session
-from s4g_ray.encoder.architecture.size_check import fit_model_to_sizes
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.budget.disk import Stock, check_room, list_stocks
@@ -23,7 +20,7 @@ from s4g_ray.pipeline.budget.measure import measure_rates
 from s4g_ray.pipeline.budget.memory import ProcessMemory, list_memory
 from s4g_ray.pipeline.budget.rates import Rates, read_rates
 from s4g_ray.pipeline.budget.sizes import RunSizes
-from s4g_ray.pipeline.preflight import check_against_dataset, check_resources
+from s4g_ray.pipeline.preflight import check_resources, open_run_data
 from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
@@ -77,12 +74,8 @@ def plan_run(
     s3_settings.apply(config.storage)
     earlier = None if rates_run is None else read_rates(rates_run)  # first: errors come at once
     with reporter.stage("reading the data set"):
-        dataset = open_dataset(config.data.uri, config.data.image_options)
-        split = TrainSplit.read(config, dataset)
-        check_against_dataset(config, dataset, split)
-        model = fit_model_to_sizes(config.model, config.data)
-        config = config.model_copy(update={"model": model})
-        encoder = Encoder.build(model, weights=False)
+        config, dataset, split = open_run_data(config)
+        encoder = Encoder.build(config.model, weights=False)
         sizes = RunSizes.read(dataset, split, encoder)
     machines, nodes = find_machines(config.ray, config.storage)
     with reporter.stage("measuring rates") as update:

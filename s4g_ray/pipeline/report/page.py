@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.data.dataset import open_dataset
+from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.query_results import QueryResults
 from s4g_ray.evaluation.scores import search_tables
-from s4g_ray.pipeline.branches.branch import describe_branch
+from s4g_ray.pipeline.branches.branch_record import describe_branch
 from s4g_ray.pipeline.report.charts import draw_loss_chart, draw_recall_chart, draw_time_chart
 from s4g_ray.pipeline.report.examples import (
     NUM_TOP,
@@ -63,19 +63,20 @@ class EvaluatedRun:
 def write_report(
     run_dir: str,
     *,
+    dataset: str | None = None,
     gallery: str | None = None,
     show: Callable[[list[Example]], None] | None = None,
 ) -> str:
     """Write RUN/report.html and return its URI.
 
-    gallery: one whose calibration the page shows. show() is called with the retrievals of the last
-    evaluation that the page shows.
+    dataset: where the run's data set lies now, if it has moved. gallery: one whose calibration the
+    page shows. show() is called with the retrievals of the last evaluation that the page shows.
 
     Raises InputError when the folder holds no evaluated run, or the gallery no calibration.
     """
     run = EvaluatedRun.read(run_dir)
     calibration = None if gallery is None else read_calibration(gallery)
-    results = read_results(run)
+    results = read_results(run, dataset)
     config = run.config
     examples = list(find_retrievals(results, config))
     if show is not None:
@@ -108,10 +109,11 @@ def write_report(
     return target
 
 
-def read_results(run: EvaluatedRun) -> QueryResults:
+def read_results(run: EvaluatedRun, dataset_uri: str | None = None) -> QueryResults:
     """Search the test queries again, by the embeddings of the last evaluation.
 
-    Raises InputError where those were pruned.
+    dataset_uri: as write_report. Raises InputError where the embeddings were pruned, and for a data
+    set that is not the run's.
     """
     last = run.of_kind("evaluation")[-1]["epoch"]
     folder = files.join(run.uri, f"embeddings/v={last:04d}")
@@ -120,10 +122,27 @@ def read_results(run: EvaluatedRun) -> QueryResults:
             f"{run.uri} has no embeddings of its last evaluation, after epoch {last}: they were"
             " pruned before the run branched; resume it until its next evaluation"
         )
-    dataset = open_dataset(run.info["dataset"]["uri"], run.config.data.image_options)
+    dataset = _open_dataset_of(run, dataset_uri)
     split = run.config.data.test_split
     search = search_tables(dataset, split, folder, folder, num_top=NUM_TOP)
     return QueryResults.from_search(dataset, split, search)
+
+
+def _open_dataset_of(run: EvaluatedRun, moved_to: str | None) -> GeoDataset:
+    """Open a run's data set, where it was or where it has moved to."""
+    known = run.info["dataset"]
+    images = run.config.data.image_options
+    uri = known["uri"]
+    if moved_to is not None and files.absolute(moved_to) != uri:
+        uri = files.absolute(moved_to)
+        images = replace(images, root=None)  # its images moved with it, or as it says
+    dataset = open_dataset(uri, images, remedy="if it has moved, name it with --dataset")
+    if dataset.fingerprint != known["fingerprint"]:
+        raise InputError(
+            f"{run.uri} was made on another data set than {uri} now holds; name its own with"
+            " --dataset"
+        )
+    return dataset
 
 
 def result_rows(records: list[Record]) -> list[tuple[str, Record]]:

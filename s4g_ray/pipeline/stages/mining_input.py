@@ -18,7 +18,6 @@ from s4g_ray.data.tables.embedding_table import read_heads
 from s4g_ray.data.train_split import find_exclusions, first_positions
 from s4g_ray.errors import InputError
 from s4g_ray.row_lookup import rows_of
-from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Part, Stamp, is_published, open_published
 
 
@@ -98,7 +97,7 @@ def find_rows(config: RunConfig, table: EmbeddedTable, dataset_uri: str | None) 
     """
     found = MinedRows.from_table(table)
     if dataset_uri is not None:
-        dataset = open_dataset(files.absolute(dataset_uri), config.data.image_options)
+        dataset = open_dataset(dataset_uri, config.data.image_options, remedy="correct --dataset")
         if dataset.fingerprint != table.stamp.dataset:
             raise InputError(
                 f"{table.uri} was not made from {dataset.uri}: their fingerprints differ"

@@ -12,7 +12,7 @@ from s4g_ray.errors import InputError, OwnershipLostError, RunError
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files
 from s4g_ray.storage.ownership import lease_files
-from s4g_ray.storage.ownership.lease_files import FoundLease, open_lease_file
+from s4g_ray.storage.ownership.lease_files import FoundLease, open_lease_file, read_lease
 from s4g_ray.storage.ownership.owner import Owner
 
 BEAT_S = 10.0  # between two heartbeats
@@ -21,6 +21,7 @@ POLL_S = 1.0  # between two looks for a heartbeat
 LAST_BEAT_S = 10.0  # for a heartbeat in progress to end, before the lease is removed
 _held: set[Lease] = set()  # the leases of this process
 STOLEN = "--steal; waiting for it to stop"
+ENDED = "it has ended"
 TRIES = 5  # to take a lease that changes hands meanwhile
 
 
@@ -57,14 +58,14 @@ class Lease:
         for _ in range(TRIES):
             if self._file.create(self._owner):
                 break
-            found = self._read_or_refuse()
+            found = read_lease(self._file, self._folder)
             if found is None:  # it ended a moment ago
                 continue
             if found.is_of(self._owner):  # written, and only the answer of the disk was lost
                 break
             why = self._find_reason(found, reporter, steal=steal)
             if why and self._file.replace(self._owner, found):
-                reporter.line(f"took over {self._folder} from {_name(found)}: {why}")
+                reporter.line(f"took over {self._folder} from {found.describe()}: {why}")
                 if why == STOLEN:
                     time.sleep(BEAT_S + lease_files.SETTLE_S)  # until that process has noticed
                 break
@@ -132,15 +133,6 @@ class Lease:
                     return
                 self._confirmed = time.monotonic()
 
-    def _read_or_refuse(self) -> FoundLease | None:
-        try:
-            return self._file.read()
-        except (PermissionError, IsADirectoryError) as error:
-            raise InputError(
-                f"{self._folder} holds a lease that cannot be read: {error}; give read access to"
-                f" {files.LEASE}, or remove it when no process writes the folder"
-            ) from error
-
     def _find_reason(self, found: FoundLease, reporter: Reporter, *, steal: bool) -> str:
         """Return why a lease may be taken over; empty when it has changed meanwhile.
 
@@ -149,7 +141,7 @@ class Lease:
         owner = found.owner
         is_here = owner is not None and owner.is_of(self._owner.machine)
         if owner is not None and is_here and not owner.is_alive():
-            return "it has ended"
+            return ENDED
         if steal:  # at once: a sign of life meanwhile would be in the way
             return STOLEN
         age_s = self._file.age_s(self._owner, found)
@@ -166,7 +158,7 @@ class Lease:
         """Wait for a sign of life of an owner on another machine; return as _find_reason."""
         left_s = STALE_S - age_s
         reporter.line(
-            f"{self._folder} is held by {_name(found)}; waiting up to {left_s:.0f} s for a sign"
+            f"{self._folder} is held by {found.describe()}; waiting up to {left_s:.0f} s for a sign"
             " of life"
         )
         deadline = time.monotonic() + left_s
@@ -187,15 +179,15 @@ class Lease:
         since = found.owner.describe_since() if found.owner else "an unknown time"
         seen = "" if age_s is None else f", last sign of life {age_s:.0f} s ago"
         return InputError(
-            f"{self._folder} is being written by {_name(found)} since {since}{seen}; wait until it"
-            " ends, or stop it; if you know that it writes no more, take over with --steal"
+            f"{self._folder} is being written by {found.describe()} since {since}{seen}; wait"
+            " until it ends, or stop it; if you know that it writes no more, take over with --steal"
         )
 
     def _loss(self) -> OwnershipLostError:
         found = None
         with suppress(RunError, OSError):
             found = self._file.read()
-        taker = _name(found) if found else "another process, which has ended"
+        taker = found.describe() if found else "another process, which has ended"
         return OwnershipLostError(
             f"{self._folder} was taken over by {taker}: this process has stopped, and publishes"
             " nothing more; run the command again when no other process writes there"
@@ -237,7 +229,3 @@ def _main_thread_id() -> int:
     number = threading.main_thread().ident
     assert number is not None
     return number
-
-
-def _name(found: FoundLease) -> str:
-    return found.owner.describe() if found.owner else "a process whose lease is damaged"

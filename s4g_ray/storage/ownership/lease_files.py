@@ -36,6 +36,10 @@ class FoundLease:
         """Return whether the lease is that of an owner."""
         return self.owner is not None and self.owner.token == owner.token
 
+    def describe(self) -> str:
+        """Return who holds it."""
+        return self.owner.describe() if self.owner else "a process whose lease is damaged"
+
 
 class LeaseFile(Protocol):
     """The file of a lease. Methods raise StoreError when the store fails, and OSError."""
@@ -66,6 +70,20 @@ def open_lease_file(uri: str) -> LeaseFile:
     if is_object_store(uri):
         return ObjectLeaseFile(uri)
     return PlainLeaseFile(uri)
+
+
+def read_lease(file: LeaseFile, folder: str) -> FoundLease | None:
+    """Read the lease of a folder; None where there is none.
+
+    Raises InputError for one that may not be read, StoreError when the store fails.
+    """
+    try:
+        return file.read()
+    except (PermissionError, IsADirectoryError) as error:
+        raise InputError(
+            f"{folder} holds a lease that cannot be read: {error}; give read access to"
+            f" {files.LEASE}, or remove it when no process writes the folder"
+        ) from error
 
 
 class LocalLeaseFile:

@@ -19,8 +19,8 @@ from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.branches.branch import check_branch
 from s4g_ray.pipeline.branches.make_branch import make_branch
-from s4g_ray.pipeline.run import check_run_dir
 from s4g_ray.pipeline.run_folder import RunFolder, find_start
+from s4g_ray.pipeline.run_start import check_start
 from s4g_ray.storage import files
 from tests.support.branched_runs import NUMERICS, STEPS, read_tree, run_config, write_run
 from tests.support.faulty_s3 import Store
@@ -331,9 +331,9 @@ def test_a_damaged_checkpoint_is_refused_before_anything_moves(run: str, resume:
 
 def test_an_epoch_is_named_only_for_a_run_that_is_resumed(run: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="new holds no run that could continue after epoch 2"):
-        check_run_dir(str(tmp_path / "new"), resume=True, from_epoch=2)
+        check_start(str(tmp_path / "new"), resume=True, from_epoch=2)
     with pytest.raises(InputError, match="--from-epoch 2 continues a run that exists; add"):
-        check_run_dir(run, resume=False, from_epoch=2)
+        check_start(run, resume=False, from_epoch=2)
 
 
 def test_a_plain_resume_names_the_epochs_that_could_take_other_values(resume: Resume) -> None:

@@ -64,6 +64,24 @@ def test_the_page_is_whole_escaped_and_loads_nothing(run: str) -> None:
         assert outside not in page
 
 
+def test_a_report_follows_a_data_set_that_has_moved_and_refuses_another(
+    tmp_path: Path, synthetic: GeoDataset
+) -> None:
+    ground = write_ground(tmp_path / "data")
+    vectors = np.eye(NUM)
+    run = str(tmp_path / "run")
+    write_run(tmp_path / "run", ground, queries=vectors, references=vectors)
+    before = Path(write_report(run)).read_text()
+    moved = str(tmp_path / "moved")
+    Path(ground.uri).rename(moved)
+    with pytest.raises(InputError, match="; if it has moved, name it with --dataset"):
+        write_report(run)
+    after = Path(write_report(run, dataset=moved)).read_text()
+    assert after.count("data:image") == before.count("data:image") > 5
+    with pytest.raises(InputError, match=f"made on another data set than {synthetic.uri} now"):
+        write_report(run, dataset=synthetic.uri)
+
+
 def test_the_values_of_a_report_are_those_of_its_table(run: str) -> None:
     values = result_values(run)
     assert values["dataset"] == "<ground> & co"
