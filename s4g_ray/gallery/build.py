@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from s4g_ray.arrays import Ints
+from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.config.loading import override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.format.image_paths import relate
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
@@ -49,8 +51,9 @@ def build_gallery(
 
     model: a run (its last checkpoint, or that of `epoch`), an export or weights; config and
     overrides as embed_collection takes them. splits None: all references. copy_images: into the
-    gallery, which is then complete in itself. steal: take the folder over from a living process,
-    as Lease.acquire. After an interruption the same call resumes.
+    gallery, which is then complete in itself; otherwise its paths start from the images' folder as
+    those of a data set do, and relocate names another. steal: take the folder over from a living
+    process, as Lease.acquire. After an interruption the same call resumes.
 
     Raises InputError for bad input, such as a target that holds another gallery, references
     without coordinates, and an index that fits neither this machine nor the Ray cluster that is
@@ -80,6 +83,8 @@ def build_gallery(
         claim_folder(target, MARKER, made_with, "`s4g gallery build`")
         taken.save(opened)
         header = _empty_header(taken, name or dataset.name, attribution, copy_images)
+        if not copy_images:
+            header = replace(header, images_root=relate(target, dataset.images_root))
         report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
         files.remove(files.join(target, MARKER))
     reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
@@ -145,14 +150,14 @@ def add_tiles(
     """Add a data set's references to a gallery, and replace tiles of the same id.
 
     Embeds only images whose bytes are new. overrides: of sections embedding, mining, ray, storage
-    and train, and data.on_bad_image. steal: as build_gallery. Raises InputError for bad input: no
-    gallery, one that is being written, another preprocessing than its own, ids of other places; and
-    as build_gallery does.
+    and train, data.on_bad_image and data.images_root. steal: as build_gallery. Raises InputError
+    for bad input: no gallery, one that is being written, another preprocessing than its own, ids of
+    other places; and as build_gallery does.
     """
     reporter = reporter or Reporter()
     gallery = files.absolute(gallery)
     opened = open_source_of(gallery, files.absolute(dataset_uri), overrides)
-    dataset = open_dataset(opened.data.uri)
+    dataset = open_dataset(opened.data.uri, ImageOptions(opened.data.images_root))
     opened = _with_values(opened, dataset)
     table = read_source_tiles(dataset, splits)
     with owning(gallery, reporter, steal=steal) as lease:

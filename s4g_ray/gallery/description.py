@@ -53,6 +53,7 @@ def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> d
         },
         "model": dict(header.model),
         "copies_images": header.copies_images,
+        "images_root": header.find_images(version.gallery),
         "has_calibration": calibration is not None,
         "calibration": calibration,
         "sources": [dict(source) for source in header.sources],
@@ -113,7 +114,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     held = f"{index['memory_gb']:.3g} GB"
     if index["is_sharded"]:
         held += f" in {index['num_shards']} shards of {index['shard_gb']:.3g} GB on a Ray cluster"
-    images = "copied into the gallery" if info["copies_images"] else "at their source"
+    images = "copied into the gallery" if info["copies_images"] else f"in {info['images_root']}"
     rows = [
         ("gallery", f"{info['name']} ({info['uri']})"),
         ("version", f"{info['version']}, of {info['updated']}"),

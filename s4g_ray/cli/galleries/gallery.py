@@ -1,10 +1,11 @@
-"""Define `s4g gallery`: build a gallery, add and remove tiles, and describe it.
+"""Define `s4g gallery`: build a gallery, add and remove tiles, name the folder of its images.
 
 jobs/gallery.py runs the same commands.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -157,6 +158,31 @@ def remove(
     with interruptible(AS_IT_WAS):
         report = remove_tiles(gallery, **chosen, steal=steal, reporter=make_reporter(as_json))
     print_json(as_json, report.as_dict())
+
+
+@gallery_app.command()
+def relocate(
+    gallery: GalleryUri,
+    root: Annotated[
+        str, typer.Argument(help="The folder of its images now, or s3://...: all stays but this.")
+    ],
+    steal: Steal = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name the folder of a gallery's images anew, where they are not copied into it.
+
+    For images that were moved without the gallery, or the other way round. Tiles, embeddings and
+    index stay.
+    """
+    from s4g_ray.gallery.relocation import relocate as give_root
+
+    reporter = make_reporter(as_json)
+    with interruptible(AS_IT_WAS):
+        found = give_root(gallery, root, steal=steal, reporter=reporter)
+    reporter.line(f"{found.name}: {found.relative:,} images are looked for in {found.images_root}")
+    if found.absolute:
+        reporter.line(f"{found.absolute:,} images have absolute paths, which stay")
+    print_json(as_json, asdict(found))
 
 
 @gallery_app.command()
