@@ -10,9 +10,9 @@ from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
-from s4g_ray.encoder.pretrained import Report, ignore_report
 from s4g_ray.encoder.weights import WEIGHTS
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, latest_version
 

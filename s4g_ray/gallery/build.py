@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Ints
 from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.config.loading import override_config
@@ -71,7 +72,7 @@ def build_gallery(
     dataset = open_dataset(base.data.uri, base.data.image_options)
     base = _with_values(base, dataset)
     table = read_source_tiles(dataset, splits)
-    taken = GalleryModel.from_source(opened, base, target)
+    taken = GalleryModel.from_source(opened, base, target, reporter.line)
     source = _describe_source(dataset, splits)
     made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
     if files.exists(files.join(target, HEADER)):
@@ -87,7 +88,7 @@ def build_gallery(
             header = replace(header, images_root=relate(target, dataset.images_root))
         report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
         files.remove(files.join(target, MARKER))
-    reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
+    reporter.line(f"{target}: {count_noun(report.num_tiles, 'tile')}, version {report.version}")
     return report
 
 
@@ -131,10 +132,10 @@ def _report_built(
     names = ("fingerprint", "splits")
     if not any(all(one.get(name) == source[name] for name in names) for one in header.sources):
         raise InputError(
-            f"{target} holds a gallery of {header.num_tiles:,} tiles already; add to it with"
-            f" `s4g gallery add`, or choose another folder"
+            f"{target} holds a gallery of {count_noun(header.num_tiles, 'tile')} already; add to it"
+            " with `s4g gallery add`, or choose another folder"
         )
-    reporter.line(f"{target} is built already: {header.num_tiles:,} tiles")
+    reporter.line(f"{target} is built already: {count_noun(header.num_tiles, 'tile')}")
     return UpdateReport(header.current, header.num_tiles, unchanged=header.num_tiles)
 
 
@@ -166,7 +167,7 @@ def add_tiles(
         update = GalleryUpdate(gallery, header, model, lease, reporter)
         report = update.put(table, _describe_source(dataset, splits))
     reporter.line(
-        f"{gallery}: {report.added:,} tiles added, {report.changed:,} replaced,"
+        f"{gallery}: {count_noun(report.added, 'tile')} added, {report.changed:,} replaced,"
         f" {report.unchanged:,} unchanged; {report.num_tiles:,} in version {report.version}"
     )
     return report
@@ -201,7 +202,7 @@ def remove_tiles(
             )
         report = update.remove(chosen)
     reporter.line(
-        f"{gallery}: {report.removed:,} tiles removed; {report.num_tiles:,} in version"
+        f"{gallery}: {count_noun(report.removed, 'tile')} removed; {report.num_tiles:,} in version"
         f" {report.version}"
     )
     return report

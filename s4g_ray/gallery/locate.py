@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Floats32, Floats64, Ints
 from s4g_ray.config.data_schema import DataConfig, Size
 from s4g_ray.data.area import Area
@@ -179,7 +180,21 @@ class _PhotoSearch:
             raise InputError(
                 "no tile of the gallery has its centre in the area to search; the gallery covers"
                 f" latitudes {south:.5f} to {north:.5f}, longitudes {west:.5f} to {east:.5f}"
+                f"{self._explain_empty(self._area)}"
             )
+
+    def _explain_empty(self, area: Area) -> str:
+        """Return that latitude and longitude look swapped, where tiles lie in the area then."""
+        tiles = self._gallery.tiles
+        lat, lon = tiles.lon, tiles.lat
+        is_valid = np.abs(lat) <= 90
+        num_inside = int(area.contains(lat[is_valid], lon[is_valid]).sum())
+        if not num_inside:
+            return ""
+        return (
+            f"; read the other way, {count_noun(num_inside, 'tile')} lie there: latitude and"
+            " longitude look swapped"
+        )
 
     def plan(self, num_photos: int | None, *, most_calls: int = MOST_CALLS) -> EncodePlan:
         """Plan the encoding of so many photos; None: unknown."""

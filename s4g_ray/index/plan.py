@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from s4g_ray.amounts import count_noun, format_bytes
 from s4g_ray.config.schema import MiningConfig
 from s4g_ray.index.cost import Rates, expected_cost, format_hours, recorded_rates
 
@@ -262,11 +263,11 @@ class _Choice:
 
     def explain(self, plan: IndexPlan, too_slow: list[IndexPlan]) -> IndexPlan:
         """Return the plan with its reason: a sentence with memory, hours and what is slower."""
-        shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards} shards"
         reason = (
-            f"{plan.kind} in {shards}: {plan.memory_gb:.3g} GB a version, a shard up to"
-            f" {plan.peak_gb:.3g} GB, {format_hours(self.search_hours(plan))} to search"
-            f" {self._num_queries:,} queries"
+            f"{plan.kind} in {count_noun(plan.num_shards, 'shard')}:"
+            f" {format_bytes(1e9 * plan.memory_gb)} a version, a shard up to"
+            f" {format_bytes(1e9 * plan.peak_gb)}, {format_hours(self.search_hours(plan))} to"
+            f" search {count_noun(self._num_queries, 'query', 'queries')}"
         )
         slower = [other for other in too_slow if other.kind != plan.kind]
         limit = f"mining.max_search_hours={self._cfg.max_search_hours:g}"
@@ -301,9 +302,10 @@ class _Choice:
         if self._cfg.gpus_per_shard and room.gpu_memory_gb:
             on_gpu = f" and {sharded.gpu_gb:.3g} GB of a GPU's {room.gpu_memory_gb:.3g}"
         return (
-            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in {count} shards need"
-            f" {sharded.peak_gb:.3g} GB a shard{on_gpu}; the nodes have {memory} GB free: add"
-            " nodes, raise mining.num_shards, or lower model.embedding_dim"
+            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in"
+            f" {count_noun(count, 'shard')} need {sharded.peak_gb:.3g} GB a shard{on_gpu}; the"
+            f" nodes have {memory} GB free: add nodes, raise mining.num_shards, or lower"
+            " model.embedding_dim"
         )
 
 

@@ -97,7 +97,7 @@ def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
         "data set synthetic",
         "run folder ",
         "disk: at most",
-        "test_convnext, 1 epochs",
+        "test_convnext, 1 epoch of",
         "epoch",
         "           embedded",
         "           test R@1",

@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from s4g_ray.amounts import join_first
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.sources.published import COMMANDS
 from s4g_ray.cli.sources.run_converter import summarize
@@ -19,7 +20,7 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
 from s4g_ray.datasets import cvact, cvusa, folder, university1652, vigor
-from s4g_ray.datasets.source import SourceFolder, join_first
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files

@@ -13,6 +13,7 @@ import typer
 
 from s4g_ray.cli.areas import parse_bounds, read_area
 from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, print_json
+from s4g_ray.cli.datasets.images import describe_root
 from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
 
@@ -179,9 +180,8 @@ def relocate(
     reporter = make_reporter(as_json)
     with interruptible(AS_IT_WAS):
         found = give_root(gallery, root, steal=steal, reporter=reporter)
-    reporter.line(f"{found.name}: {found.relative:,} images are looked for in {found.images_root}")
-    if found.absolute:
-        reporter.line(f"{found.absolute:,} images have absolute paths, which stay")
+    for line in describe_root(found.name, found.images_root, found.relative, found.absolute):
+        reporter.line(line)
     print_json(as_json, asdict(found))
 
 

@@ -36,9 +36,9 @@ class LocateOptions:
     def __post_init__(self) -> None:
         """Check the values."""
         if not 1 <= self.top <= MOST_CANDIDATES:
-            raise InputError(f"top={self.top} is not within 1..{MOST_CANDIDATES}")
+            raise InputError(f"--top {self.top} is not within 1..{MOST_CANDIDATES}")
         if not 1 <= self.turns <= MOST_TURNS:
-            raise InputError(f"turns={self.turns} is not within 1..{MOST_TURNS}")
+            raise InputError(f"--turns {self.turns} is not within 1..{MOST_TURNS}")
         if (self.near is None) != (self.within_m is None):
             raise InputError(
                 "a position to search near needs a distance, and a distance a position"
@@ -49,9 +49,20 @@ class LocateOptions:
             raise InputError("give a position to search near, or an area, not both")
         if isinstance(self.near, str) and self.near != "exif":
             raise InputError(f"near={self.near!r} is no pair of lat and lon, and not 'exif'")
+        if isinstance(self.near, tuple):
+            _check_position(*self.near)
 
     def fixed_area(self) -> Area | None:
         """Return the area in which all photos are searched; None where it is not the same."""
         if self.near is None or isinstance(self.near, str) or self.within_m is None:
             return self.area
         return Area.circle(*self.near, self.within_m)
+
+
+def _check_position(lat: float, lon: float) -> None:
+    """Raise InputError for what is not degrees; the likely reason is its end."""
+    if abs(lat) <= 90 and math.isfinite(lon):
+        return
+    is_swapped = abs(lon) <= 90 and abs(lat) <= 180
+    hint = ": latitude and longitude look swapped" if is_swapped else ""
+    raise InputError(f"--near {lat:g},{lon:g}: latitude {lat:g} is not within -90..90{hint}")
