@@ -295,17 +295,16 @@ class _Choice:
                 f"no node can hold a shard of mining.gpus_per_shard={self._cfg.gpus_per_shard:g};"
                 " lower it, change mining.label_selector, or add nodes"
             )
-        count = self._shard_counts(plan.num_vectors)[-1]
-        sharded = dataclasses.replace(plan, num_shards=count)
+        sharded = dataclasses.replace(plan, num_shards=self._shard_counts(plan.num_vectors)[-1])
+        shards = count_noun(sharded.num_shards, "shard")
         memory = ", ".join(f"{memory_gb:.3g}" for memory_gb in room.memory_gb)
         on_gpu = ""
         if self._cfg.gpus_per_shard and room.gpu_memory_gb:
             on_gpu = f" and {sharded.gpu_gb:.3g} GB of a GPU's {room.gpu_memory_gb:.3g}"
         return (
-            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in"
-            f" {count_noun(count, 'shard')} need {sharded.peak_gb:.3g} GB a shard{on_gpu}; the"
-            f" nodes have {memory} GB free: add nodes, raise mining.num_shards, or lower"
-            " model.embedding_dim"
+            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in {shards} need"
+            f" {sharded.peak_gb:.3g} GB a shard{on_gpu}; the nodes have {memory} GB free: add"
+            " nodes, raise mining.num_shards, or lower model.embedding_dim"
         )
 
 

@@ -44,7 +44,7 @@ def test_kind_memory_and_times_are_printed_before_anything_is_built() -> None:
         "lists",
         "2,048",
         "bits a value",
-        " GB in each of 4 shards",
+        "MB in each of 4 shards",
         " of it training",
         "search of 5,000 queries",
         " a second",

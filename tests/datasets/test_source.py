@@ -108,12 +108,12 @@ def test_a_source_in_an_object_store_gives_the_same_rows(
     wanted = read_rows(converter.convert(str(source), str(tmp_path / "local"), strict=True))
     for path in source.rglob("*"):
         if path.is_file():
-            memory.pipe_file(f"/bucket/set/{path.relative_to(source)}", path.read_bytes())
-    dataset = converter.convert("memory://bucket/set", "memory://made/set", strict=True)
+            memory.pipe_file(f"/bucket/source/{path.relative_to(source)}", path.read_bytes())
+    dataset = converter.convert("memory://bucket/source", "memory://made/set", strict=True)
     assert read_rows(dataset) == wanted
     assert all(not row["uri"].startswith("/") for rows in wanted for row in rows)
     opened = open_dataset("memory://made/set")
-    assert opened.images_root == dataset.images_root == "memory://bucket/set"
+    assert opened.images_root == dataset.images_root == "memory://bucket/source"
     assert opened.fingerprint == open_dataset(str(tmp_path / "local")).fingerprint
 
 

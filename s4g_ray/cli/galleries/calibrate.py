@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from s4g_ray.gallery.fitting.calibrate import CalibrationReport
+    from s4g_ray.progress import Reporter
 
 
 def calibrate(
@@ -73,11 +74,18 @@ def calibrate(
         report = calibrate_gallery(
             gallery, dataset, outside, options=options, steal=steal, reporter=reporter
         )
-    print_json(as_json, report.to_json())
+    show(report, gallery, turns, as_json, reporter)
+
+
+def show(
+    report: CalibrationReport, gallery: str, turns: int, as_json: bool, reporter: Reporter
+) -> None:
+    """Show a table of a calibration's quality, or JSON, and what was written."""
     if not as_json:
         reporter.console.print(make_table(report))
     for line in describe_end(report, gallery, turns):
         reporter.line(line)
+    print_json(as_json, report.to_json())
 
 
 def describe_end(report: CalibrationReport, gallery: str, turns: int) -> Iterator[str]:

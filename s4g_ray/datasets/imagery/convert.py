@@ -90,17 +90,13 @@ def convert(
     """
     options = CutOptions(pixels, quality, max_nodata, split)
     refuse_existing(files.absolute(target))
-    sizes = [float(size_m)] if isinstance(size_m, int | float) else [float(one) for one in size_m]
-    if not sizes or len(set(sizes)) < len(sizes):
-        named = ", ".join(f"{size:g}" for size in sizes)
-        raise InputError(f"--size-m {named}: give one or several different sizes")
+    sizes = _read_sizes(size_m)
     grids = {size: WorldGrid(size, overlap) for size in sizes}
     check_grids(list(grids.values()))
     imagery = open_imagery(source, bands=bands)
     parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
     chosen = choose_stretch(imagery, stretch)
-    if bands is None:
-        _note_bands(imagery, report)
+    _note_bands(imagery, bands, report)
     _note_resolution(imagery, sizes, pixels, report)
     if num_tasks is None and sum(len(part.cells) for part in parts) * pixels**2 <= FEW_PIXELS:
         num_tasks = 0
@@ -127,8 +123,19 @@ def _check_unchanged(imagery: Imagery, identity: str, target: str) -> None:
         )
 
 
-def _note_bands(imagery: Imagery, report: Report) -> None:
+def _read_sizes(size_m: float | Sequence[float]) -> list[float]:
+    """Return the sizes. Raises InputError unless they are one or several different ones."""
+    sizes = [float(size_m)] if isinstance(size_m, int | float) else [float(one) for one in size_m]
+    if not sizes or len(set(sizes)) < len(sizes):
+        named = ", ".join(f"{size:g}" for size in sizes)
+        raise InputError(f"--size-m {named}: give one or several different sizes")
+    return sizes
+
+
+def _note_bands(imagery: Imagery, asked: Sequence[int] | None, report: Report) -> None:
     """Report the bands that are shown where none are named; those of one file a color are known."""
+    if asked is not None:
+        return
     counts = Counter(tuple(source.describe()["bands"]) for source in imagery.sources)
     texts = {bands: ",".join(map(str, bands)) for bands in counts if len(set(bands)) == len(bands)}
     if not texts:

@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+from s4g_ray.amounts import count_noun
 from s4g_ray.data.area import Area
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.photos.turned_views import ViewKind
+from s4g_ray.gallery.store.tiles import Tiles
 
 MOST_CANDIDATES = 1000
 MOST_TURNS = 360
@@ -66,3 +70,20 @@ def _check_position(lat: float, lon: float) -> None:
     is_swapped = abs(lon) <= 90 and abs(lat) <= 180
     hint = ": latitude and longitude look swapped" if is_swapped else ""
     raise InputError(f"--near {lat:g},{lon:g}: latitude {lat:g} is not within -90..90{hint}")
+
+
+def check_area(area: Area, tiles: Tiles) -> None:
+    """Raise InputError where no tile lies in an area; the likely reason is its end."""
+    if area.contains(tiles.lat, tiles.lon).any():
+        return
+    west, south, east, north = tiles.bounds()
+    hint = ""
+    is_latitude = np.abs(tiles.lon) <= 90
+    num_swapped = int(area.contains(tiles.lon[is_latitude], tiles.lat[is_latitude]).sum())
+    if num_swapped:
+        there = count_noun(num_swapped, "tile")
+        hint = f"; read the other way, the area holds {there}: latitude and longitude look swapped"
+    raise InputError(
+        "no tile of the gallery has its centre in the area to search; the gallery covers latitudes"
+        f" {south:.5f} to {north:.5f}, longitudes {west:.5f} to {east:.5f}{hint}"
+    )
