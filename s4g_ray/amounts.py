@@ -1,4 +1,4 @@
-"""Word amounts for people: counts with their nouns, bytes with their unit, the first of names."""
+"""Word amounts for people: counts with their nouns, bytes and times with their unit, names."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ def format_bytes(count: float) -> str:
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
     return count_noun(round(count), "byte")
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time: `0.4 s`, `12 min`, `3.5 h`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    if 0 < seconds < 0.001:
+        return "below 1 ms"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def join_first(names: Sequence[str], most: int = NUM_LISTED) -> str:

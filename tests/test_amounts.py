@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s4g_ray.amounts import count_noun, format_bytes, join_first
+from s4g_ray.amounts import count_noun, format_bytes, format_duration, join_first
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,13 @@ def test_a_count_has_its_noun(count: float, nouns: tuple[str, ...], text: str) -
 )
 def test_bytes_have_three_digits_and_a_decimal_unit(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_durations_have_a_suitable_unit() -> None:
+    times = (0.0, 1e-5, 0.0123, 4.56, 45.4, 150, 9000, 400_000)
+    formatted = [format_duration(seconds) for seconds in times]
+    long = ["4.6 s", "45 s", "2.5 min", "2.5 h", "4.63 d"]
+    assert formatted == ["0 s", "below 1 ms", "0.012 s", *long]
 
 
 def test_the_first_names_are_joined() -> None:

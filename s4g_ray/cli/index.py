@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from s4g_ray.amounts import count_noun, format_bytes
+from s4g_ray.amounts import count_noun, format_bytes, format_duration
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.errors import InputError
 
@@ -270,11 +270,3 @@ def _describe(estimate: _Estimate) -> dict[str, str]:
     )
     rows["why"] = plan.reason
     return rows
-
-
-def format_duration(seconds: float) -> str:
-    """Format a time for people: 0.4 s, 12 min, 3.5 h."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

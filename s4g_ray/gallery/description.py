@@ -132,7 +132,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("calibration", _name_calibration(info["calibration"])),
     ]
     rows.extend(
-        ("source", f"{one['name']} ({one['uri']}), {count_noun(one['tiles'], 'tile')}")
+        ("source", f"{one['name']} ({one['uri']}), {count_noun(one['tiles'], 'tile')} when added")
         for one in info["sources"]
     )
     if info["attribution"]:

@@ -270,7 +270,7 @@ class GalleryUpdate:
             self._reporter,
             self._lease,
         )
-        for line in report.lines("tiles"):
+        for line in report.lines("tile"):
             self._reporter.line(line)
         rows = rows_of(changed["id"].to_numpy(), read_embedded_ids(table))
         return changed.take(pa.array(rows)), report.bad_images

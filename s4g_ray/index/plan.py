@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from s4g_ray.amounts import count_noun, format_bytes
+from s4g_ray.amounts import count_noun, format_bytes, format_duration
 from s4g_ray.config.schema import MiningConfig
-from s4g_ray.index.cost import Rates, expected_cost, format_hours, recorded_rates
+from s4g_ray.index.cost import Rates, expected_cost, recorded_rates
 
 Kind = Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"]
 EXACT_KINDS = ("flat", "sqfp16")
@@ -263,18 +263,18 @@ class _Choice:
 
     def explain(self, plan: IndexPlan, too_slow: list[IndexPlan]) -> IndexPlan:
         """Return the plan with its reason: a sentence with memory, hours and what is slower."""
+        time = format_duration(3600 * self.search_hours(plan))
         reason = (
             f"{plan.kind} in {count_noun(plan.num_shards, 'shard')}:"
             f" {format_bytes(1e9 * plan.memory_gb)} a version, a shard up to"
-            f" {format_bytes(1e9 * plan.peak_gb)}, {format_hours(self.search_hours(plan))} to"
-            f" search {count_noun(self._num_queries, 'query', 'queries')}"
+            f" {format_bytes(1e9 * plan.peak_gb)}, {time} to search {self._num_queries:,} queries"
         )
         slower = [other for other in too_slow if other.kind != plan.kind]
         limit = f"mining.max_search_hours={self._cfg.max_search_hours:g}"
         if self.search_hours(plan) > self._cfg.max_search_hours:
             reason += f", above {limit}: nothing that fits is faster"
         elif slower:
-            hours = format_hours(self.search_hours(slower[-1]))
+            hours = format_duration(3600 * self.search_hours(slower[-1]))
             reason += f"; {slower[-1].kind} would take {hours}, above {limit}"
         elif self._cfg.index_kind == "auto":
             reason += "; the most exact kind that fits"

@@ -135,6 +135,7 @@ def test_check_shows_a_table_or_json_and_fails_for_a_fault(
     [
         (["--protocol", "loose"], "--protocol loose is none of strict, paper and both"),
         (["--fov", "360,wide"], "--fov 360,wide is not a list of numbers"),
+        (["--fov", "360,400"], "--fov 360,400 is not within 0..360 degrees"),
         (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
         (["--queries-out", "q.json"], "neither Parquet nor CSV"),
         (["--queries-out", "q.csv", "--top", "0"], "--top 0 is below 1"),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from s4g_ray.amounts import format_duration
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
-from s4g_ray.cli.index import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

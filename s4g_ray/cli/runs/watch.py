@@ -78,7 +78,7 @@ def _describe_status(state: RunState, status: str) -> str:
         return f"{state.uri}: {status}"
     if state.changed is None:
         return f"{state.uri}: started, no record yet"
-    from s4g_ray.cli.index import format_duration
+    from s4g_ray.amounts import format_duration
 
     silent_s = max(0.0, time.time() - state.changed)
     text = f"{state.uri}: running, last record {format_duration(silent_s)} ago"

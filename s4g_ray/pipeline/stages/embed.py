@@ -91,7 +91,7 @@ def embed_collection(
             views=views,
         )
         report = _run_on_cluster(base, job, f"embedding {', '.join(splits)}", reporter)
-        for line in report.lines("images"):
+        for line in report.lines("image"):
             reporter.line(line)
     return _describe_table(target, made_with)
 
