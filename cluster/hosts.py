@@ -199,7 +199,7 @@ def num_ranks(host: Host) -> int:
 
 def records(run: str, kind: str) -> list[dict[str, Any]]:
     """Return the lines of one kind in a run's metrics.jsonl."""
-    from s4g_ray.pipeline.run_folder import read_records
+    from s4g_ray.pipeline.records import read_records
 
     return [record for record in read_records(run) if record["kind"] == kind]
 

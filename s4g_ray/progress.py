@@ -22,10 +22,15 @@ from rich.text import Text
 
 LINE_EVERY_S = 10.0  # between two lines of the same stage, where there is no terminal
 Update = Callable[[int, int], None]  # done, total
+Report = Callable[[str], None]  # takes one line, such as what was left out
 
 
 def ignore(done: int, total: int) -> None:
     """Do nothing: an Update for callers that show no progress."""
+
+
+def ignore_report(line: str) -> None:
+    """Do nothing: a Report for callers that show nothing."""
 
 
 class _CountColumn(ProgressColumn):

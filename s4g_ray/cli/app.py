@@ -218,6 +218,8 @@ def evaluate(
     from s4g_ray.config.loading import load_config
 
     fovs = parse_numbers("--fov", fov, "360,180,90")
+    if not all(0 < degrees <= 360 for degrees in fovs):
+        raise InputError(f"--fov {fov} is not within 0..360 degrees: give those that are seen")
     loaded = load_config(config) if config else None
     if protocol not in ("strict", "paper", "both"):
         raise InputError(f"--protocol {protocol} is none of strict, paper and both")

@@ -26,6 +26,7 @@ EXAMPLES: dict[str, str] = {
     "gallery build": "s4g gallery build models/earth data/earth galleries/earth",
     "gallery add": "s4g gallery add galleries/earth data/newer",
     "gallery remove": "s4g gallery remove galleries/earth --bounds 24.9,60.1,25,60.2",
+    "gallery relocate": "s4g gallery relocate galleries/earth /new/place/of/images",
     "gallery calibrate": "s4g gallery calibrate galleries/earth data/earth --split test",
     "gallery info": "s4g gallery info galleries/earth --json",
     "convert cvusa": "s4g convert cvusa /path/to/CVUSA data/cvusa",

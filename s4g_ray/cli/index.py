@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from s4g_ray.amounts import count_noun, format_bytes, format_duration
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.errors import InputError
 
@@ -253,28 +254,21 @@ def _describe(estimate: _Estimate) -> dict[str, str]:
         "shards": f"{plan.num_shards}",
     }
     rows.update({name: f"{size:,}" for name, size in sizes.items() if size})
-    memory = f"{plan.memory_gb:.3g} GB"
+    memory = format_bytes(1e9 * plan.memory_gb)
     if plan.num_shards > 1:
-        memory += f", {plan.shard_gb:.3g} GB in each of {plan.num_shards} shards"
+        shard = format_bytes(1e9 * plan.shard_gb)
+        memory += f", {shard} in each of {count_noun(plan.num_shards, 'shard')}"
     build = format_duration(cost.build_s)
     if cost.train_s:
         build += f", {format_duration(cost.train_s)} of it training"
     rows["memory of a version"] = memory
     rows["while one is built"] = (
-        f"up to {plan.peak_gb:.3g} GB a shard: the version in service, the new one, and that one's"
-        " file"
+        f"up to {format_bytes(1e9 * plan.peak_gb)} a shard: the version in service, the new one,"
+        " and that one's file"
     )
     rows["build"] = build
-    rows[f"search of {estimate.num_queries:,} queries"] = (
+    rows[f"search of {count_noun(estimate.num_queries, 'query', 'queries')}"] = (
         f"{format_duration(cost.search_s)}, {cost.queries_per_s:,.0f} a second"
     )
     rows["why"] = plan.reason
     return rows
-
-
-def format_duration(seconds: float) -> str:
-    """Format a time for people: 0.4 s, 12 min, 3.5 h."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -81,16 +81,17 @@ def _parse_size(option: str, text: str | None) -> Size | None:
 
 
 def _describe(packed: Packed) -> list[str]:
-    from s4g_ray.datasets.inspection.findings import plural, take_first
+    from s4g_ray.amounts import count_noun, format_bytes
+    from s4g_ray.datasets.inspection.findings import take_first
 
-    images = plural(packed.num_images, "image")
-    shards = plural(packed.num_shards, "shard")
+    images = count_noun(packed.num_images, "image")
+    shards = count_noun(packed.num_shards, "shard")
     if packed.reused_shards:
         shards += f" ({packed.reused_shards:,} written before)"
-    size = f"{packed.num_bytes / 1e6:,.1f} MB"
+    size = format_bytes(packed.num_bytes)
     lines = [f"{packed.dataset.name}: {images} in {shards}, {size}, verified: {packed.dataset.uri}"]
     if packed.skipped:
-        lines.append(f"{plural(len(packed.skipped), 'row')} left out:")
+        lines.append(f"{count_noun(len(packed.skipped), 'row')} left out:")
         lines.extend(take_first(f"  {row.view}: {row.reason}" for row in packed.skipped))
     return lines
 

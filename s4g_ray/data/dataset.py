@@ -236,7 +236,7 @@ def write_dataset(
     if views is not None and set(views) != set(VIEWS):
         raise InputError(f"views={dict(views)!r} must have the keys {' and '.join(VIEWS)}")
     root = uri if images_root is None else files.absolute(images_root)
-    digest = RowsDigest()
+    digest = RowsDigest(name)
     prefixes = list_prefixes(uri, root)
     writers = [PartWriter(files.join(uri, view), view, digest, prefixes) for view in VIEWS]
     try:

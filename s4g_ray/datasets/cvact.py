@@ -21,9 +21,10 @@ from s4g_ray.arrays import Floats64, Ints
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 MAT = "ACT_data.mat"

@@ -13,9 +13,10 @@ from typing import Any
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.published.archive_root import open_root
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_number, is_position
+from s4g_ray.datasets.source import SourceFolder, is_number, is_position
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 SPLIT_FILES = {"splits/train-19zl.csv": "train", "splits/val-19zl.csv": "test"}

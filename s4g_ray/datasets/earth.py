@@ -61,24 +61,22 @@ class EarthOptions:
     def __post_init__(self) -> None:
         low, high = self.scale
         for name, value, least in (
-            ("tile_km", self.tile_km, 0),
-            ("step_km", self.step_km, 0),
+            ("--tile-km", self.tile_km, 0),
+            ("--step-km", self.step_km, 0),
             ("scale", low, 0),
-            ("size", self.size, 7),
+            ("--size", self.size, 7),
         ):
             if not value > least:
-                raise InputError(
-                    f"{name}={getattr(self, name)} is too small; give more than {least}"
-                )
+                raise InputError(f"{name} {value:g} is too small; give more than {least}")
         if self.seed < 0 or self.max_shift < 0 or high < low or self.reach_km() > RADIUS_KM:
             raise InputError(
-                f"seed={self.seed} and max_shift={self.max_shift} must not be negative,"
-                f" scale={self.scale} must rise, and tile_km={self.tile_km:g} must be smaller than"
-                " the globe"
+                f"--seed {self.seed} and max_shift={self.max_shift} must not be negative,"
+                f" scale={self.scale} must rise, and --tile-km {self.tile_km:g} must be smaller"
+                " than the globe"
             )
         if self.test_region not in (*REGIONS, "eurasia"):
             raise InputError(
-                f"test_region={self.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}"
+                f"--test-region {self.test_region!r} is none of {', '.join([*REGIONS, 'eurasia'])}"
             )
 
     def reach_km(self) -> float:

@@ -28,9 +28,10 @@ from s4g_ray.datasets.region_tiles import (
     pair_photos,
     split_tiles,
 )
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, make_options
+from s4g_ray.datasets.source import SourceFolder, make_options
 from s4g_ray.datasets.source_rows import ViewRows
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 LIST_ENDINGS = (".csv", ".parquet", ".tsv", ".txt")
@@ -127,7 +128,7 @@ def _pair_with_region(
     """Return the rows of the tiles of a data set, and of the photos that have a place there."""
     if options.pair != "nearest":
         raise InputError(
-            f"pair={options.pair!r} needs a list of the tiles; {references} has no keys"
+            f"--pair {options.pair} needs a list of the tiles; {references} has no keys"
         )
     tiles = open_region(references)
     photos = _read_photos(source_folder, queries, None, options)
@@ -195,7 +196,7 @@ def _find_images(
         return chosen
     text = f"{images.uri}: missing images with a likely match: {matches.describe()}"
     if not match_names:
-        source_folder.report(f"{text}; take them with match_names (--match-names)")
+        source_folder.report(f"{text}; take them with --match-names")
         return chosen
     source_folder.add_note(f"{text}: taken")
     source_folder.forget_missing(matches.paths)

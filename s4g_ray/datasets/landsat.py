@@ -31,9 +31,9 @@ from s4g_ray.datasets.landsat_pictures import (
     draw_pose,
     move,
 )
-from s4g_ray.datasets.source import Report, ignore_report, make_options
+from s4g_ray.datasets.source import make_options
 from s4g_ray.errors import InputError
-from s4g_ray.progress import Update, ignore
+from s4g_ray.progress import Report, Update, ignore, ignore_report
 from s4g_ray.storage import files
 
 PACKAGE = "localtileserver"  # a source of this name is the file that the package ships
@@ -91,7 +91,7 @@ def convert(
     if not any(len(group.asked) for group in groups):
         raise InputError(
             f"no place of the scene is seen by both sensors over {cfg.size_m:.0f} m and more; give"
-            " a smaller size_m"
+            " a smaller --size-m"
         )
     queries = _cut_queries(groups, target, sensors[0], on_progress)
     is_test = whole.split[whole.asked] == "test"

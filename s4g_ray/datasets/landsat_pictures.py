@@ -48,13 +48,10 @@ class LandsatOptions:
         for name, kind in (("queries", QueryKind), ("headings", Headings)):
             value = getattr(self, name)
             if value not in get_args(kind):
-                raise InputError(
-                    f"convert landsat: {name}={value!r} is none of {', '.join(get_args(kind))}"
-                )
+                raise InputError(f"--{name} {value!r} is none of {', '.join(get_args(kind))}")
         if self.queries == "overhead" and self.headings != "north":
             raise InputError(
-                "convert landsat: headings=random is for queries=panorama; overhead queries have"
-                " any angle"
+                "--headings random is for --queries panorama; overhead queries have any angle"
             )
         for name, least in (
             ("size_m", 1),
@@ -65,12 +62,14 @@ class LandsatOptions:
         ):
             value = getattr(self, name)
             if not least <= value < 1e6:
-                raise InputError(f"convert landsat: {name}={value} is not within {least}..1e6")
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} {value} is not within {least}..1e6")
         sizes = [self.size_m, *self.train_sizes_m]
         if min(sizes) < 1 or len(set(sizes)) < len(sizes):
+            further = ",".join(f"{size:g}" for size in self.train_sizes_m)
             raise InputError(
-                f"convert landsat: train_sizes_m={list(self.train_sizes_m)} must be metres, each"
-                f" once, and other than size_m={self.size_m:g}"
+                f"--train-sizes-m {further} must be metres, each once, and other than"
+                f" --size-m {self.size_m:g}"
             )
 
     @property

@@ -6,7 +6,7 @@ that `has_image` or `has_pair` finds, and hands the rows to `write`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from s4g_ray.amounts import count_noun, join_first
 from s4g_ray.arrays import Bools
 from s4g_ray.data.dataset import GeoDataset, write_dataset
 from s4g_ray.data.schema import gallery_splits
@@ -23,10 +24,10 @@ from s4g_ray.data.tables.view_columns import SPLIT_CODES
 from s4g_ray.datasets.lists.file_names import describe_odd, empty_list_error, is_utf8
 from s4g_ray.datasets.source_rows import Row, ViewRows, split_paths
 from s4g_ray.errors import InputError, StoreError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 Options = TypeVar("Options")
-Report = Callable[[str], None]  # takes one line about rows, images or files that were left out
 SIGNS = {  # names at the top of each source that has a converter
     "cvusa": {"bingmap", "streetview"},
     "cvact": {"ACT_data.mat"},
@@ -38,7 +39,6 @@ SIGNS = {  # names at the top of each source that has a converter
     "uav-visloc": {"01", "02", "03"},
     "cvcities": {"captown", "maynila"},
 }
-NUM_LISTED = 10  # names in one message
 IMAGES_AT_ONCE = 1 << 21  # that has_images looks for
 NUM_LISTINGS = 16  # folders listed at a time: object stores answer slowly, but many at once
 
@@ -50,18 +50,6 @@ def make_options(kind: type[Options], converter: str, values: Mapping[str, Any])
     except TypeError as error:
         names = ", ".join(kind.__annotations__)
         raise InputError(f"convert {converter}: {error}; options are {names}") from error
-
-
-def ignore_report(line: str) -> None:
-    """Do nothing: a Report for callers that show nothing."""
-
-
-def join_first(names: Sequence[str]) -> str:
-    """Join the first NUM_LISTED names with commas, and add how many more there are."""
-    text = ", ".join(names[:NUM_LISTED])
-    if len(names) > NUM_LISTED:
-        text += f" and {len(names) - NUM_LISTED:,} more"
-    return text
 
 
 def is_number(text: str) -> bool:
@@ -323,7 +311,7 @@ class SourceFolder:
             if not count:
                 raise InputError(
                     f"{self.uri}: no {view} are left to convert;"
-                    f" {len(self._missing):,} images missing"
+                    f" {count_noun(len(self._missing), 'image')} missing"
                 )
         everything = np.ones(len(references.splits), dtype=bool)
         tables = (references.make_tables(everything), queries.make_tables(kept))

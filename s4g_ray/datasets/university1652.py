@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.drone_folders import find_images, list_places
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 VIEW_NAMES = {
@@ -44,12 +45,13 @@ def convert(
     missing. Raises InputError for views that do not exist or are on both sides, another layout,
     building folders that are not numbers, and a target that holds a data set.
     """
-    query_views = _parse_views("query_view", query_view)
-    reference_views = _parse_views("reference_view", reference_view)
+    query_views = _parse_views("--query-view", query_view)
+    reference_views = _parse_views("--reference-view", reference_view)
     shared = set(query_views).intersection(reference_views)
     if shared:
         raise InputError(
-            f"{', '.join(sorted(shared))} is in query_view and in reference_view; choose one side"
+            f"{', '.join(sorted(shared))} is in --query-view and in --reference-view; choose one"
+            " side"
         )
     target = files.absolute(target)
     refuse_existing(target)
@@ -74,11 +76,11 @@ def _parse_views(option: str, text: str) -> list[str]:
     views = list(dict.fromkeys(view.strip() for view in text.split(",")))
     for view in views:
         if view not in VIEW_NAMES:
-            raise InputError(f"{option}={text!r}: {view!r} is none of {', '.join(VIEW_NAMES)}")
+            raise InputError(f"{option} {text!r}: {view!r} is none of {', '.join(VIEW_NAMES)}")
     if views == [TRAIN_ONLY]:
         raise InputError(
-            f"{option}={text!r} has no test images;"
-            " join it with another view, such as street,google"
+            f"{option} {text!r} has no test images; join it with another view, such as"
+            " street,google"
         )
     return views
 

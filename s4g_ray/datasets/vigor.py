@@ -14,9 +14,10 @@ from typing import Literal, get_args
 
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.datasets.published.archive_root import open_root
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
+from s4g_ray.datasets.source import SourceFolder, is_position
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 Area = Literal["same", "cross"]
@@ -62,9 +63,9 @@ def convert(
     images when `strict`, and a target that holds a data set.
     """
     if area not in get_args(Area):
-        raise InputError(f"area={area!r} is none of {', '.join(get_args(Area))}")
+        raise InputError(f"--area {area!r} is none of {', '.join(get_args(Area))}")
     if labels not in get_args(Labels):
-        raise InputError(f"labels={labels!r} is none of {', '.join(get_args(Labels))}")
+        raise InputError(f"--labels {labels!r} is none of {', '.join(get_args(Labels))}")
     target = files.absolute(target)
     refuse_existing(target)
     source_folder, layout = _open_layout(source, area, labels, report)
@@ -109,10 +110,7 @@ def _open_layout(
         folder: [path.format(city=city, name=name) for city, name in names]
         for folder, path in corrected.items()
     }
-    remedy = (
-        "corrected labels are a separate download;"
-        " give --labels original (labels='original') for the others"
-    )
+    remedy = "corrected labels are a separate download; give --labels original for the others"
     corrected_labels = corrected[source_folder.choose_layout(label_layouts, remedy)]
     return source_folder, _Layout(images, corrected_labels)
 

@@ -14,7 +14,8 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 
-from s4g_ray.distributed.placement import UNIT, Need, count_noun, describe_labels, nodes_of
+from s4g_ray.amounts import count_noun
+from s4g_ray.distributed.placement import UNIT, Need, describe_labels, nodes_of
 from s4g_ray.errors import RunError, reason_of
 
 
@@ -78,7 +79,8 @@ def describe_late(num_late: int, need: Need, timeout_s: float) -> str:
         demand += f" and a node of {need.selection}"
         nodes = nodes_of(ray.nodes())  # type: ignore[no-untyped-call]
         labels = f"; the labels of its nodes are {describe_labels(nodes)}"
-    there = f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs"
+    cpus = count_noun(free.get("CPU", 0.0), "CPU")
+    there = f"{cpus} and {count_noun(free.get('GPU', 0.0), 'GPU')}"
     if need.memory_gb:
         there += f" and {free.get('memory', 0.0) / 1e9:.3g} GB of memory"
     return (

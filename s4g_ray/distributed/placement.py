@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import EmbeddingConfig, MiningConfig
 from s4g_ray.errors import InputError
 
@@ -72,10 +73,10 @@ class Need:
 
     @property
     def of_each(self) -> str:
-        """Return the resources of each, as `4 CPUs and 1 GPUs`."""
-        terms = [f"{self.cpus:g} CPUs"]
+        """Return the resources of each, as `4 CPUs and 1 GPU`."""
+        terms = [count_noun(self.cpus, "CPU")]
         if self.gpus:
-            terms.append(f"{self.gpus:g} GPUs")
+            terms.append(count_noun(self.gpus, "GPU"))
         if self.memory_gb:
             terms.append(f"{self.memory_gb:.3g} GB of memory")
         return " and ".join(terms)
@@ -123,11 +124,6 @@ def shard_need(cfg: MiningConfig, count: int, memory_gb: float = 0.0) -> Need:
         "mining",
         memory_gb,
     )
-
-
-def count_noun(count: int, one: str) -> str:
-    """Return a count with its noun: `1 worker`, `2 workers`."""
-    return f"{count} {one}" if count == 1 else f"{count} {one}s"
 
 
 def selects(wanted: str, label: str | None) -> bool:
@@ -296,9 +292,10 @@ def _check_total(kind: Kind, needs: Sequence[Need], nodes: Sequence[Node]) -> No
     num_there = sum(_units_of(kind, node) for node in nodes)
     if num_needed > num_there:
         terms = _list_terms(kind, {need: need.count for need in needs})
-        unit = "GB of memory" if kind == "memory" else f"{kind}s"
+        needed = num_needed / UNIT
+        wanted = f"{needed:g} GB of memory" if kind == "memory" else count_noun(needed, kind)
         raise NoRoomError(
-            f"{num_needed / UNIT:g} {unit} are needed ({terms}), but the cluster has"
+            f"{wanted} {'is' if needed == 1 else 'are'} needed ({terms}), but the cluster has"
             f" {num_there / UNIT:g}; {REMEDIES[kind]}",
             needs,
         )
@@ -344,14 +341,14 @@ def _describe_largest(need: Need, packing: Packing) -> str:
         return largest_gpu, memory, room.cpus
 
     largest = max((room for room in packing.rooms if need.fits(room.node)), key=free)
-    cpus = f"{largest.cpus / UNIT:g} of {largest.node.cpus:g} CPUs"
+    cpus = f"{largest.cpus / UNIT:g} of {count_noun(largest.node.cpus, 'CPU')}"
     if need.memory_gb and largest.node.memory_gb is not None:
         memory = f"{largest.memory / UNIT:.3g} of {largest.node.memory_gb:.3g} GB of memory"
         cpus = f"{cpus}, {memory}" if need.gpus else f"{cpus} and {memory}"
     if not need.gpus:
         return cpus
     gpus = ", ".join(f"{gpu / UNIT:g}" for gpu in largest.gpus) or "none"
-    return f"{cpus} and {gpus} of its {largest.node.gpus:g} GPUs"
+    return f"{cpus} and {gpus} of its {count_noun(largest.node.gpus, 'GPU')}"
 
 
 def _largest_first(needs: Sequence[Need]) -> list[Need]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from s4g_ray.amounts import format_bytes
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.errors import InputError
 
@@ -98,8 +99,8 @@ def check_local_start() -> None:
     free = shutil.disk_usage(folder).free
     if free < LEAST_BYTES:
         raise InputError(
-            f"{said} has {free / 1e6:.0f} MB free, and Ray's sockets and logs take"
-            f" {LEAST_BYTES / 1e6:.0f} MB; make room, or set RAY_TMPDIR to another folder"
+            f"{said} has {format_bytes(free)} free, and Ray's sockets and logs take"
+            f" {format_bytes(LEAST_BYTES)}; make room, or set RAY_TMPDIR to another folder"
         )
     _check_token()
 

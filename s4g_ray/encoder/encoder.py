@@ -17,8 +17,9 @@ from s4g_ray.data.image_table import View
 from s4g_ray.encoder.architecture.backbone import create_backbone
 from s4g_ray.encoder.architecture.head import Head, build_head, measure_width
 from s4g_ray.encoder.architecture.parameter_groups import freeze_stages
-from s4g_ray.encoder.pretrained import Report, ignore_report, load_pretrained
+from s4g_ray.encoder.pretrained import load_pretrained
 from s4g_ray.errors import InputError, first_line
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -17,21 +17,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from s4g_ray.encoder.weights import StateDict, find_faults, join_first, load_strictly
+from s4g_ray.amounts import join_first
+from s4g_ray.encoder.weights import NUM_SHOWN, StateDict, find_faults, load_strictly
 from s4g_ray.encoder.weights_file import find_weights
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
 
-Report = Callable[[str], None]  # takes one line
 # of DataParallel and DDP, of torch.compile, and of modules that hold a backbone
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.")
 CLASSIFIERS = ("classifier.", "head.", "fc.")  # beside a backbone that has a prefix
 SCALE = "logit_scale"
-
-
-def ignore_report(line: str) -> None:
-    """Do nothing: a Report for callers that show nothing."""
 
 
 def load_pretrained(encoder: nn.Module, uri: str, report: Report = ignore_report) -> None:
@@ -90,7 +87,7 @@ def _take_off_prefixes(encoder: nn.Module, state: StateDict, notes: dict[str, No
             break
         others = [key for key in state if not key.startswith(prefix)]
         if others:
-            notes[f"dropped beside {prefix}*, a classifier: {join_first(others)}"] = None
+            notes[f"dropped beside {prefix}*, a classifier: {join_first(others, NUM_SHOWN)}"] = None
         state = {key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}
         taken += prefix
     if taken:
@@ -163,7 +160,7 @@ def _drop_classifier(model: Any, state: StateDict, notes: dict[str, None]) -> di
         of_model = _list_classifier_keys(model)
         dropped = [key for key in others if key in of_model or key.startswith(prefixes)]
     if dropped:
-        notes[f"dropped the classifier: {join_first(dropped)}"] = None
+        notes[f"dropped the classifier: {join_first(dropped, NUM_SHOWN)}"] = None
     return {key: value for key, value in state.items() if key not in dropped}
 
 
@@ -206,9 +203,10 @@ def read_state(uri: str) -> StateDict:
         classes = _list_classes(data, error)
         reason = f"damaged, or not tensors alone ({type(error).__name__}); only those are loaded"
         if classes:
+            named = join_first(classes, NUM_SHOWN)
             reason = (
-                f"not tensors alone: it holds {join_first(classes)}, which are not loaded because"
-                " unpickling them may run code; save the tensors:"
+                f"not tensors alone: it holds {named}, which are not loaded because unpickling them"
+                " may run code; save the tensors:"
                 " torch.save(model.state_dict(), path)"
             )
         raise InputError(f"{uri}: not a readable state dict: {reason}") from error
@@ -230,7 +228,7 @@ def _show(value: Any) -> str:
     """Describe what a file holds instead of a state dict, and how to save the state dict alone."""
     if not isinstance(value, Mapping):
         return f"it is a {type(value).__name__}; save the state dict alone"
-    keys = f"its keys are {join_first(list(map(str, value)))}"
+    keys = f"its keys are {join_first(list(map(str, value)), NUM_SHOWN)}"
     within = [name for name, entry in value.items() if _is_state_dict(entry)]
     if not within:
         return f"{keys}; save the state dict alone"

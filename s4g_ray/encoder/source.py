@@ -14,13 +14,13 @@ from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import ModelConfig, TrainConfig
 from s4g_ray.encoder.weights_file import WEIGHTS, find_weights
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, latest_version
 
 if TYPE_CHECKING:
     from s4g_ray.encoder.encoder import Encoder
     from s4g_ray.encoder.precision import Numerics
-    from s4g_ray.encoder.pretrained import Report
 
 DESCRIPTION = "model.json"
 FORMAT = "s4g-model"
@@ -70,17 +70,16 @@ class EncoderSource:
     checkpoint: str | None = None
     numerics: Mapping[str, Any] | None = None  # the values that the run chose, as in run.json
 
-    def build_encoder(self, model: ModelConfig, report: Report | None = None) -> Encoder:
+    def build_encoder(self, model: ModelConfig, report: Report = ignore_report) -> Encoder:
         """Build the encoder, with the weights of the checkpoint or of model.pretrained.
 
         report: gets a line for what is dropped of weights from elsewhere.
         """
         from s4g_ray.encoder.checkpoint import load_encoder
         from s4g_ray.encoder.encoder import Encoder
-        from s4g_ray.encoder.pretrained import ignore_report
 
         if self.checkpoint is None:
-            return Encoder.build(model, report=report or ignore_report)
+            return Encoder.build(model, report=report)
         return load_encoder(model, self.checkpoint)
 
     def numerics_for(self, train: TrainConfig) -> Numerics:

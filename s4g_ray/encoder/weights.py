@@ -5,12 +5,13 @@ Loading is strict: every key and every shape must fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from s4g_ray.amounts import join_first
 from s4g_ray.errors import InputError, RunError
 
 StateDict = Mapping[str, Tensor]
@@ -95,14 +96,8 @@ def find_faults(module: nn.Module, state: StateDict) -> dict[str, list[str]]:
     }
 
 
-def join_first(names: Sequence[str]) -> str:
-    """Join the first NUM_SHOWN names with commas, and add how many more there are."""
-    text = ", ".join(names[:NUM_SHOWN])
-    return text if len(names) <= NUM_SHOWN else f"{text} and {len(names) - NUM_SHOWN} more"
-
-
 def _describe_faults(kind: str, found: list[str]) -> str:
-    text = join_first(found)
+    text = join_first(found, NUM_SHOWN)
     if kind == "shapes":
         return f"of another shape ({len(found)}): {text}"
     return f"{kind} {text} ({len(found)})"

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.data_schema import FieldOfView, format_fov
 from s4g_ray.data.schema import ProtocolName
 from s4g_ray.data.sphere import format_metres
@@ -72,7 +73,7 @@ def evaluation_tables(
             columns.append((label, metrics))
     title = f"{results[0].dataset}, split {results[0].split}"
     if results[0].bad_images:
-        title += f" ({len(results[0].bad_images)} images left out)"
+        title += f" ({count_noun(len(results[0].bad_images), 'image')} left out)"
     table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     for label, _ in columns:

@@ -4,6 +4,7 @@ gallery            Gallery: open a gallery, search it, encode photos, read tiles
 query_encoder      QueryEncoder: embed photos in this process
 description        facts about a gallery, as JSON and as a table
 build              build a gallery, add tiles and remove them
+relocation         name the folder of images anew, where they are not copied
 update             GalleryUpdate: write the next version
 store/             the files of a gallery: versions, tiles, images, embeddings
 calibration        Calibration: scores into probabilities, a position with its radii, or `none`

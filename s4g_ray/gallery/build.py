@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Ints
+from s4g_ray.config.data_schema import ImageOptions
 from s4g_ray.config.loading import override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, open_dataset
+from s4g_ray.data.format.image_paths import relate
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
@@ -49,8 +52,9 @@ def build_gallery(
 
     model: a run (its last checkpoint, or that of `epoch`), an export or weights; config and
     overrides as embed_collection takes them. splits None: all references. copy_images: into the
-    gallery, which is then complete in itself. steal: take the folder over from a living process,
-    as Lease.acquire. After an interruption the same call resumes.
+    gallery, which is then complete in itself; otherwise its paths start from the images' folder as
+    those of a data set do, and relocate names another. steal: take the folder over from a living
+    process, as Lease.acquire. After an interruption the same call resumes.
 
     Raises InputError for bad input, such as a target that holds another gallery, references
     without coordinates, and an index that fits neither this machine nor the Ray cluster that is
@@ -68,7 +72,7 @@ def build_gallery(
     dataset = open_dataset(base.data.uri, base.data.image_options)
     base = _with_values(base, dataset)
     table = read_source_tiles(dataset, splits)
-    taken = GalleryModel.from_source(opened, base, target)
+    taken = GalleryModel.from_source(opened, base, target, reporter.line)
     source = _describe_source(dataset, splits)
     made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
     if files.exists(files.join(target, HEADER)):
@@ -80,9 +84,11 @@ def build_gallery(
         claim_folder(target, MARKER, made_with, "`s4g gallery build`")
         taken.save(opened)
         header = _empty_header(taken, name or dataset.name, attribution, copy_images)
+        if not copy_images:
+            header = replace(header, images_root=relate(target, dataset.images_root))
         report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
         files.remove(files.join(target, MARKER))
-    reporter.line(f"{target}: {report.num_tiles:,} tiles, version {report.version}")
+    reporter.line(f"{target}: {count_noun(report.num_tiles, 'tile')}, version {report.version}")
     return report
 
 
@@ -126,10 +132,10 @@ def _report_built(
     names = ("fingerprint", "splits")
     if not any(all(one.get(name) == source[name] for name in names) for one in header.sources):
         raise InputError(
-            f"{target} holds a gallery of {header.num_tiles:,} tiles already; add to it with"
-            f" `s4g gallery add`, or choose another folder"
+            f"{target} holds a gallery of {count_noun(header.num_tiles, 'tile')} already; add to it"
+            " with `s4g gallery add`, or choose another folder"
         )
-    reporter.line(f"{target} is built already: {header.num_tiles:,} tiles")
+    reporter.line(f"{target} is built already: {count_noun(header.num_tiles, 'tile')}")
     return UpdateReport(header.current, header.num_tiles, unchanged=header.num_tiles)
 
 
@@ -145,14 +151,14 @@ def add_tiles(
     """Add a data set's references to a gallery, and replace tiles of the same id.
 
     Embeds only images whose bytes are new. overrides: of sections embedding, mining, ray, storage
-    and train, and data.on_bad_image. steal: as build_gallery. Raises InputError for bad input: no
-    gallery, one that is being written, another preprocessing than its own, ids of other places; and
-    as build_gallery does.
+    and train, data.on_bad_image and data.images_root. steal: as build_gallery. Raises InputError
+    for bad input: no gallery, one that is being written, another preprocessing than its own, ids of
+    other places; and as build_gallery does.
     """
     reporter = reporter or Reporter()
     gallery = files.absolute(gallery)
     opened = open_source_of(gallery, files.absolute(dataset_uri), overrides)
-    dataset = open_dataset(opened.data.uri)
+    dataset = open_dataset(opened.data.uri, ImageOptions(opened.data.images_root))
     opened = _with_values(opened, dataset)
     table = read_source_tiles(dataset, splits)
     with owning(gallery, reporter, steal=steal) as lease:
@@ -161,7 +167,7 @@ def add_tiles(
         update = GalleryUpdate(gallery, header, model, lease, reporter)
         report = update.put(table, _describe_source(dataset, splits))
     reporter.line(
-        f"{gallery}: {report.added:,} tiles added, {report.changed:,} replaced,"
+        f"{gallery}: {count_noun(report.added, 'tile')} added, {report.changed:,} replaced,"
         f" {report.unchanged:,} unchanged; {report.num_tiles:,} in version {report.version}"
     )
     return report
@@ -196,7 +202,7 @@ def remove_tiles(
             )
         report = update.remove(chosen)
     reporter.line(
-        f"{gallery}: {report.removed:,} tiles removed; {report.num_tiles:,} in version"
+        f"{gallery}: {count_noun(report.removed, 'tile')} removed; {report.num_tiles:,} in version"
         f" {report.version}"
     )
     return report

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from s4g_ray.amounts import count_noun, format_bytes
 from s4g_ray.errors import InputError
 from s4g_ray.gallery.calibration import Calibration
 from s4g_ray.gallery.store.header import GalleryHeader
@@ -53,6 +54,7 @@ def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> d
         },
         "model": dict(header.model),
         "copies_images": header.copies_images,
+        "images_root": header.find_images(version.gallery),
         "has_calibration": calibration is not None,
         "calibration": calibration,
         "sources": [dict(source) for source in header.sources],
@@ -110,10 +112,11 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = info["model"]
     index = info["index"]
     recall = "exact" if index["recall@10"] is None else f"recall@10 {index['recall@10']:.3f}"
-    held = f"{index['memory_gb']:.3g} GB"
+    held = format_bytes(1e9 * index["memory_gb"])
     if index["is_sharded"]:
-        held += f" in {index['num_shards']} shards of {index['shard_gb']:.3g} GB on a Ray cluster"
-    images = "copied into the gallery" if info["copies_images"] else "at their source"
+        shards = count_noun(index["num_shards"], "shard")
+        held += f" in {shards} of {format_bytes(1e9 * index['shard_gb'])} on a Ray cluster"
+    images = "copied into the gallery" if info["copies_images"] else f"in {info['images_root']}"
     rows = [
         ("gallery", f"{info['name']} ({info['uri']})"),
         ("version", f"{info['version']}, of {info['updated']}"),
@@ -129,7 +132,7 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("calibration", _name_calibration(info["calibration"])),
     ]
     rows.extend(
-        ("source", f"{one['name']} ({one['uri']}), {one['tiles']:,} tiles")
+        ("source", f"{one['name']} ({one['uri']}), {count_noun(one['tiles'], 'tile')} when added")
         for one in info["sources"]
     )
     if info["attribution"]:

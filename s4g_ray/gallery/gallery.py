@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.area import Area
+from s4g_ray.data.format.image_paths import resolve
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.pixels.image_values import ImageValues
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from s4g_ray.gallery.answer import Answer
     from s4g_ray.gallery.query_encoder import QueryEncoder
 
+MOVED = "where the images were moved, name their folder with `s4g gallery relocate {} FOLDER`"
 OPENED_COLUMNS = ("id", "lat", "lon", "size_m")
 
 
@@ -257,13 +259,15 @@ class Gallery:
                 f"{self.uri} holds copies of its images, but the entry of tile {tile_id} names"
                 f" {name!r}; build the gallery again"
             )
-        uri = files.join(self.uri, name)
+        uri = resolve(snapshot.header.find_images(self.uri), name)
         length = int(snapshot.files.lengths[row])
         place = (None, None) if length < 0 else (int(snapshot.files.offsets[row]), length)
         try:
             data = files.read_bytes(uri, *place)
         except (OSError, EOFError) as error:
-            raise RunError(f"the image of tile {tile_id} cannot be read: {error}") from error
+            remedy = "" if snapshot.header.copies_images else f"; {MOVED.format(self.uri)}"
+            message = f"the image of tile {tile_id} cannot be read: {error}{remedy}"
+            raise RunError(message) from error
         return data, describe_bytes(data)[1]
 
     def read_tile(self, tile_id: int) -> NDArray[np.uint8]:
@@ -293,12 +297,13 @@ class Gallery:
         return answers
 
     def reload(self) -> bool:
-        """Open the current version, if it is another one; return whether it is.
+        """Open the current version, if it or the folder of images is another; return whether it is.
 
         Searches of other threads finish on the version that they began with.
         """
         header = GalleryHeader.load(self.uri)
-        if header.current == self.version:
+        held = self._snapshot.header
+        if (header.current, header.images_root) == (held.current, held.images_root):
             return False
         snapshot = Snapshot.load(self.uri, self._opener)
         with self._lock:

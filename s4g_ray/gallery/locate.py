@@ -41,7 +41,7 @@ from s4g_ray.gallery.search.candidates import (
     join_turns,
     list_groups,
 )
-from s4g_ray.gallery.search.options import LocateOptions
+from s4g_ray.gallery.search.options import LocateOptions, check_area
 from s4g_ray.gallery.search.refine import refine_answer
 from s4g_ray.gallery.search.usable_calibration import find_calibration
 
@@ -168,18 +168,8 @@ class _PhotoSearch:
         self._inputs = InputMaker(take_as_is(data), self._turns, kind, keeps_pixels=options.refine)
         self._calibration, self._note = find_calibration(gallery, options.turns)
         self._area = options.fixed_area()
-        self._check_area()
-
-    def _check_area(self) -> None:
-        if self._area is None:
-            return
-        tiles = self._gallery.tiles
-        if not self._area.contains(tiles.lat, tiles.lon).any():
-            west, south, east, north = tiles.bounds()
-            raise InputError(
-                "no tile of the gallery has its centre in the area to search; the gallery covers"
-                f" latitudes {south:.5f} to {north:.5f}, longitudes {west:.5f} to {east:.5f}"
-            )
+        if self._area is not None:
+            check_area(self._area, gallery.tiles)
 
     def plan(self, num_photos: int | None, *, most_calls: int = MOST_CALLS) -> EncodePlan:
         """Plan the encoding of so many photos; None: unknown."""

@@ -30,6 +30,7 @@ from s4g_ray.gallery.store.source_tiles import (
     merge_rows,
     refresh_rows,
     refuse_other_places,
+    shorten_paths,
 )
 from s4g_ray.gallery.store.tiles import SCHEMA, read_tiles, write_tiles
 from s4g_ray.gallery.store.vectors import read_embedded_ids, read_vectors
@@ -158,6 +159,8 @@ class GalleryUpdate:
         report.changed = int(is_old.sum())
         report.added = len(changed) - report.changed
         rows = merge_rows(self._rows, refreshed, changed)
+        if not self._header.copies_images:
+            rows = shorten_paths(rows, self._gallery, self._header.find_images(self._gallery))
         if self._old is not None and rows.equals(self._rows.combine_chunks()):
             self._lease.check()
             files.remove(self._folder)
@@ -231,6 +234,7 @@ class GalleryUpdate:
             return None
         info = open_version(self._gallery, self._number).info
         header = dict(info["header"])
+        header["images_root"] = self._header.images_root  # it may have been given anew meanwhile
         self._put_in_service(GalleryHeader(**{**header, "sources": tuple(header["sources"])}))
         change = {**info["change"], "bad_images": tuple(info["change"]["bad_images"])}
         return self._timed(UpdateReport(**change))
@@ -266,7 +270,7 @@ class GalleryUpdate:
             self._reporter,
             self._lease,
         )
-        for line in report.lines("tiles"):
+        for line in report.lines("tile"):
             self._reporter.line(line)
         rows = rows_of(changed["id"].to_numpy(), read_embedded_ids(table))
         return changed.take(pa.array(rows)), report.bad_images

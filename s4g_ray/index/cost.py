@@ -85,12 +85,3 @@ def expected_cost(plan: IndexPlan, rates: Rates, *, num_queries: int) -> Cost:
         add_s = rows * math.log2(max(rows, 2)) * rates.row
         query_s = rates.walk * math.log2(max(rows, 2)) / math.log2(WALK_ROWS)
     return Cost(train_s, train_s + add_s, num_queries * query_s, 1 / query_s)
-
-
-def format_hours(hours: float) -> str:
-    """Format a time for people, in the largest unit that it fills: 12 h, 1.5 h, 3 min, 4 s."""
-    if hours >= 10:
-        return f"{hours:,.0f} h"
-    if hours >= 1:
-        return f"{hours:.2g} h"
-    return f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"

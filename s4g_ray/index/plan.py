@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from s4g_ray.amounts import count_noun, format_bytes, format_duration
 from s4g_ray.config.schema import MiningConfig
-from s4g_ray.index.cost import Rates, expected_cost, format_hours, recorded_rates
+from s4g_ray.index.cost import Rates, expected_cost, recorded_rates
 
 Kind = Literal["auto", "flat", "sqfp16", "ivf_sq8", "ivf_rabitq", "hnsw"]
 EXACT_KINDS = ("flat", "sqfp16")
@@ -262,18 +263,18 @@ class _Choice:
 
     def explain(self, plan: IndexPlan, too_slow: list[IndexPlan]) -> IndexPlan:
         """Return the plan with its reason: a sentence with memory, hours and what is slower."""
-        shards = "1 shard" if plan.num_shards == 1 else f"{plan.num_shards} shards"
+        time = format_duration(3600 * self.search_hours(plan))
         reason = (
-            f"{plan.kind} in {shards}: {plan.memory_gb:.3g} GB a version, a shard up to"
-            f" {plan.peak_gb:.3g} GB, {format_hours(self.search_hours(plan))} to search"
-            f" {self._num_queries:,} queries"
+            f"{plan.kind} in {count_noun(plan.num_shards, 'shard')}:"
+            f" {format_bytes(1e9 * plan.memory_gb)} a version, a shard up to"
+            f" {format_bytes(1e9 * plan.peak_gb)}, {time} to search {self._num_queries:,} queries"
         )
         slower = [other for other in too_slow if other.kind != plan.kind]
         limit = f"mining.max_search_hours={self._cfg.max_search_hours:g}"
         if self.search_hours(plan) > self._cfg.max_search_hours:
             reason += f", above {limit}: nothing that fits is faster"
         elif slower:
-            hours = format_hours(self.search_hours(slower[-1]))
+            hours = format_duration(3600 * self.search_hours(slower[-1]))
             reason += f"; {slower[-1].kind} would take {hours}, above {limit}"
         elif self._cfg.index_kind == "auto":
             reason += "; the most exact kind that fits"
@@ -294,14 +295,14 @@ class _Choice:
                 f"no node can hold a shard of mining.gpus_per_shard={self._cfg.gpus_per_shard:g};"
                 " lower it, change mining.label_selector, or add nodes"
             )
-        count = self._shard_counts(plan.num_vectors)[-1]
-        sharded = dataclasses.replace(plan, num_shards=count)
+        sharded = dataclasses.replace(plan, num_shards=self._shard_counts(plan.num_vectors)[-1])
+        shards = count_noun(sharded.num_shards, "shard")
         memory = ", ".join(f"{memory_gb:.3g}" for memory_gb in room.memory_gb)
         on_gpu = ""
         if self._cfg.gpus_per_shard and room.gpu_memory_gb:
             on_gpu = f" and {sharded.gpu_gb:.3g} GB of a GPU's {room.gpu_memory_gb:.3g}"
         return (
-            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in {count} shards need"
+            f"{plan.num_vectors:,} vectors of D={plan.dim} as {plan.kind} in {shards} need"
             f" {sharded.peak_gb:.3g} GB a shard{on_gpu}; the nodes have {memory} GB free: add"
             " nodes, raise mining.num_shards, or lower model.embedding_dim"
         )

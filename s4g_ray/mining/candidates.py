@@ -49,8 +49,8 @@ class References:
         lost = self.ids[self.places < 0]
         if len(lost):
             raise InputError(
-                f"{len(lost)} references have no place; leave them out of the index"
-                f" (id {lost[0]} first)"
+                f"references without a place: {len(lost):,}, the first id {lost[0]}; leave them out"
+                " of the index"
             )
 
     def __len__(self) -> int:

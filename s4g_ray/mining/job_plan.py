@@ -152,8 +152,8 @@ def _count_missing(
     num_missing = len(query_ids) - int(is_found.sum())
     if num_missing > num_bad_images or num_missing == len(query_ids):
         raise RunError(
-            f"{num_missing} of {len(query_ids)} queries have no embedding in {embeddings}, from"
-            f" which {num_bad_images} images were left out; the first is query id"
+            f"{num_missing} of {len(query_ids)} queries have no embedding in {embeddings} (bad"
+            f" images left out there: {num_bad_images}); the first is query id"
             f" {query_ids[np.argmin(is_found)]}; remove {embeddings} and resume"
         )
     return num_missing

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import MiningConfig, RunConfig, share_rest
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.data.dataset import GeoDataset, open_dataset
@@ -196,7 +197,8 @@ def check_scored(config: RunConfig, dataset: GeoDataset, key: str, split: str) -
     if not np.isin(tested, gallery).any():
         raise InputError(
             f"data.{key}={split!r} holds no query whose place has a reference in {dataset.uri}:"
-            f" {len(tested)} queries, {len(gallery)} references"
+            f" {count_noun(len(tested), 'query', 'queries')},"
+            f" {count_noun(len(gallery), 'reference')}"
         )
     check_headings(config, dataset, split)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
 from typing import Any
+
+from s4g_ray.storage import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,3 +254,18 @@ def _is_required(a_field: Any) -> bool:
 
 def _freeze(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def read_records(uri: str, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Read the records of a run's metrics.jsonl or bad_images.jsonl; none where it does not exist.
+
+    A last line without an end is left out: its writer died while writing it.
+    """
+    path = files.join(uri, name)
+    if not files.exists(path):
+        return []
+    return [
+        json.loads(line)
+        for line in files.read_bytes(path).splitlines(keepends=True)
+        if line.endswith(b"\n")
+    ]

@@ -19,6 +19,7 @@ from s4g_ray.encoder.checkpoint import Checkpoint, epoch_uri, newest_checkpoint
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.branches.branch import find_branch
 from s4g_ray.pipeline.branches.branch_record import REPLACED, Branch
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.storage import files
 
 Record = dict[str, Any]
@@ -337,18 +338,3 @@ def version_of(name: str) -> int | None:
     """Return the number in `epoch=0004`, `v=0004` or `epoch=0004.parquet`; None for other names."""
     match = re.fullmatch(r"(?:epoch|v)=(\d+)(?:\.parquet)?", name)
     return int(match[1]) if match else None
-
-
-def read_records(uri: str, name: str = "metrics.jsonl") -> list[Record]:
-    """Read the records of a run's metrics.jsonl or bad_images.jsonl; none where it does not exist.
-
-    A last line without an end is left out: its writer died while writing it.
-    """
-    path = files.join(uri, name)
-    if not files.exists(path):
-        return []
-    return [
-        json.loads(line)
-        for line in files.read_bytes(path).splitlines(keepends=True)
-        if line.endswith(b"\n")
-    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.exclusions import Exclusions
 from s4g_ray.data.tables.batch_plan import load_record
@@ -98,7 +99,9 @@ class RunLog:
         self._folder.forget(message["epoch"], step)
         self._folder.log("workers", during_epoch=epoch, workers=workers, after_step=step)
         if any(record["kind"] == "lost" for record in self._folder.records):
-            self._reporter.line(f"           continuing with {workers} workers after step {step}")
+            self._reporter.line(
+                f"           continuing with {count_noun(workers, 'worker')} after step {step}"
+            )
 
     def _log_epoch(self, record: Record, plan: Record) -> None:
         """Log an epoch and show its line. Raises BadImageError when no pair could be decoded."""
@@ -111,7 +114,7 @@ class RunLog:
             raise BadImageError(
                 "no pair of this epoch could be decoded; see bad_images.jsonl in the run folder"
             )
-        workers = f"  {record['workers']} workers" if self._is_elastic else ""
+        workers = f"  {count_noun(record['workers'], 'worker')}" if self._is_elastic else ""
         late = "  graph late" if record["graph_late"] else ""
         waited = f"  waited {record['wait_share']:.0%}" if self._schedule.overlaps else ""
         self._reporter.record_line(
@@ -152,20 +155,24 @@ def describe_run(
 ) -> Iterator[str]:
     """Yield the lines that a run begins with. name: of the data set; start: None for a new run."""
     train = config.train
-    yield f"data set {name}: {len(split.pairs)} train pairs, {len(split.places)} places"
+    pairs = count_noun(len(split.pairs), "train pair")
+    yield f"data set {name}: {pairs}, {count_noun(len(split.places), 'place')}"
     if split.gallery is not None:
-        yield f"{len(split.gallery)} references without a query serve as gallery negatives"
+        yield f"references without a query that serve as gallery negatives: {len(split.gallery):,}"
     if split.exclusions is not None:
         excluded = _describe_exclusions(split.exclusions)
         yield f"{excluded} are never negatives of each other (protocol {config.protocol})"
     yield f"run folder {config.run_dir}"
-    workers = " to ".join(str(count) for count in dict.fromkeys(train.workers))
+    counts = " to ".join(str(count) for count in dict.fromkeys(train.workers))
+    workers = f"{counts} worker{'' if counts == '1' else 's'}"
     yield (
-        f"{config.model.name}, {train.epochs} epochs of batches of {train.batch_size} pairs on"
-        f" {workers} worker{'' if workers == '1' else 's'}, {config.sampling.mode} sampling"
+        f"{config.model.name}, {count_noun(train.epochs, 'epoch')} of batches of {train.batch_size}"
+        f" pairs on {workers}, {config.sampling.mode} sampling"
     )
     if start is not None:
-        within = f" and {start.batch} batches of the next" if start.batch else ""
+        within = (
+            f" and {count_noun(start.batch, 'batch', 'batches')} of the next" if start.batch else ""
+        )
         yield f"resuming after epoch {start.epoch}{within} (step {start.step})"
 
 

@@ -133,7 +133,7 @@ def test_a_run_from_the_command_line_shows_its_progress_and_no_line_of_ray(
         "data set synthetic",
         "run folder ",
         "disk: at most",
-        "test_convnext, 1 epochs",
+        "test_convnext, 1 epoch of",
         "epoch",
         "           embedded",
         "           test R@1",
@@ -171,6 +171,7 @@ def test_check_shows_a_table_or_json_and_fails_for_a_fault(
     [
         (["--protocol", "loose"], "--protocol loose is none of strict, paper and both"),
         (["--fov", "360,wide"], "--fov 360,wide is not a list of numbers"),
+        (["--fov", "360,400"], "--fov 360,400 is not within 0..360 degrees"),
         (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
         (["--queries-out", "q.json"], "neither Parquet nor CSV"),
         (["--queries-out", "q.csv", "--top", "0"], "--top 0 is below 1"),

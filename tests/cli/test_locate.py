@@ -140,7 +140,7 @@ def test_the_search_is_restricted(photos: Path, gallery: TinyGallery) -> None:
         (("in", "--area", "no.geojson"), "no.geojson is missing"),
         (("in", "--area", "in/3.png"), "is not GeoJSON"),
         (("in", "--every-s", "0"), "--every-s 0"),
-        (("in", "--top", "0"), "top=0"),
+        (("in", "--top", "0"), "--top 0"),
     ],
 )
 def test_bad_options_give_one_message(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from s4g_ray.data.dataset import open_dataset, write_dataset
+from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.errors import InputError
 from tests.conftest import tables
 from tests.support.resealed import reseal
@@ -320,3 +320,22 @@ def test_sizes_of_tiles_are_written_where_they_are_given_and_read_as_null_elsewh
     reseal(tmp_path / "sized")
     with pytest.raises(InputError, match="column 'size_m' is double, but must be float"):
         open_dataset(given.uri)
+
+
+def write_tiles_of(year: str, name: str, home: str, target: Path) -> GeoDataset:
+    """Write the same rows as those of another year, but for the folder of their images."""
+    made = []
+    for table in tables():
+        uris = [[f"{home}/{year}/tiles/{Path(uri).name}" for uri in table["uri"].to_pylist()]]
+        made.append(table.set_column(table.column_names.index("uri"), "uri", uris))
+    return write_dataset(str(target), *made, name=name)
+
+
+@pytest.mark.parametrize("home", ["/mnt/a", "s3://bucket"])
+def test_equal_rows_of_two_data_sets_have_fingerprints_of_their_own(
+    tmp_path: Path, home: str
+) -> None:
+    first = write_tiles_of("2019", "lake2019", home, tmp_path / "first")
+    other = write_tiles_of("2021", "lake2021", home, tmp_path / "other")
+    moved = write_tiles_of("archive/2019", "lake2019", home, tmp_path / "moved")
+    assert first.fingerprint == moved.fingerprint != other.fingerprint

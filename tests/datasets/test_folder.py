@@ -171,7 +171,7 @@ def test_equal_keys_are_one_place_and_may_lack_coordinates(tmp_path: Path) -> No
         "no test queries: nothing to evaluate on",
     ]
     with pytest.raises(
-        InputError, match=r"references\.csv, line 4: without coordinates .* give split_column"
+        InputError, match=r"references\.csv, line 4: without coordinates .* give --split-column"
     ):
         folder.convert(source, str(tmp_path / "e"), pair="key")
 
@@ -331,7 +331,7 @@ GOOD = "a.jpg,1,2,k,train,0,5"
         ("b.jpg,one,2,k,train,0,6", "lat='one' is not a number"),
         ("b.jpg,nan,2,k,train,0,6", r"nan, 2\.0 is not within -90\.\.90"),
         ("b.jpg,1,181,k,train,0,6", r"1\.0, 181\.0 is not within"),
-        ("b.jpg,,,k,train,0,6", r"coordinates are empty; fill them in, or pair by key"),
+        ("b.jpg,,,k,train,0,6", r"coordinates are empty; fill them in, or pair by --pair key"),
         ("b.jpg,1,2,k,training,0,6", "split='training' is none of train, val, test"),
         ("b.jpg,1,2,k,gallery,0,6", "split='gallery' is none of train, val, test"),
         ("b.jpg,1,2,k,train,north,6", "heading='north' is not a number"),
@@ -370,14 +370,18 @@ def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, me
         (
             [HEADER, GOOD],
             {"region_column": "zone"},
-            "no column 'zone'; columns: path, .*; name it with region_column",
+            "no column 'zone'; columns: path, .*; name it with --region-column",
         ),
         (
             [HEADER, GOOD],
             {"heading_column": "headings"},
             r"no column 'headings' \(did you mean 'heading'\?\)",
         ),
-        ([HEADER, GOOD], {"path_column": "file"}, "no column 'file'; .* name it with path_column"),
+        (
+            [HEADER, GOOD],
+            {"path_column": "file"},
+            "no column 'file'; .* with --path-column",
+        ),
         (["path,lat,lon", "a.png,1,2"], {"pair": "key"}, "no column 'key'"),
         (
             [],
@@ -397,11 +401,11 @@ def test_bad_values_are_refused_with_file_and_line(tmp_path: Path, line: str, me
             {"references": "tiles.csv"},
             r"tiles\.csv is missing; .* holds queries\.csv, references\.csv",
         ),
-        ([HEADER, GOOD], {"pair": "closest"}, "pair='closest' is none of nearest, key"),
-        ([HEADER, GOOD], {"test_fraction": 1.5}, r"test_fraction=1\.5 is not within 0\.\.1"),
-        ([HEADER, GOOD], {"max_distance_m": 0.0}, r"max_distance_m=0\.0 must be above 0"),
-        ([HEADER, GOOD], {"delimiter": "::"}, "delimiter='::' must be one character, or comma"),
-        ([HEADER, GOOD], {"decimal": ";"}, "decimal=';' must be . or ,"),
+        ([HEADER, GOOD], {"pair": "closest"}, "--pair 'closest' is none of nearest, key"),
+        ([HEADER, GOOD], {"test_fraction": 1.5}, r"--test-fraction 1\.5 is not within 0\.\.1"),
+        ([HEADER, GOOD], {"max_distance_m": 0.0}, r"--max-distance-m 0 must be above 0"),
+        ([HEADER, GOOD], {"delimiter": "::"}, "--delimiter '::' must be one character, or comma"),
+        ([HEADER, GOOD], {"decimal": ";"}, "--decimal ';' must be . or ,"),
         ([HEADER, GOOD], {"max_distance": 5.0}, "options are .*max_distance_m"),
     ],
 )

@@ -307,13 +307,13 @@ def test_wrong_options_and_sources_are_refused(
         landsat.convert("localtileserver", target, tile_m=3)
     too_small: dict[str, Any] = {"size_m": 0, "pixels": 4, "queries_per_tile": 0, "seed": -1}
     for name, value in too_small.items():
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value} is not"):
             landsat.convert("localtileserver", target, **{name: value})
-    with pytest.raises(InputError, match="queries='pano' is none of overhead, panorama"):
+    with pytest.raises(InputError, match="--queries 'pano' is none of overhead, panorama"):
         landsat.convert("localtileserver", target, queries="pano")
-    with pytest.raises(InputError, match="headings='south' is none of north, random"):
+    with pytest.raises(InputError, match="--headings 'south' is none of north, random"):
         landsat.convert("localtileserver", target, queries="panorama", headings="south")
-    with pytest.raises(InputError, match="headings=random is for queries=panorama"):
+    with pytest.raises(InputError, match="--headings random is for --queries panorama"):
         landsat.convert("localtileserver", target, headings="random")
     for sizes in ((1920.0,), (960.0, 960.0), (0.0,)):
         with pytest.raises(InputError, match="must be metres, each once, and other than"):

@@ -148,7 +148,7 @@ def test_a_distance_or_an_unknown_size_takes_the_nearest_centre(tmp_path: Path) 
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     region = write_region(tmp_path / "region")
     source = write_photos(tmp_path / "photos", [(0.0, 0.0)], None)
-    with pytest.raises(InputError, match=re.escape("pair='key' needs a list of the tiles")):
+    with pytest.raises(InputError, match=re.escape("--pair key needs a list of the tiles")):
         folder.convert(source, str(tmp_path / "a"), references=region.uri, pair="key")
     far = write_photos(tmp_path / "far", [(50.0, 0.0)], None)
     with pytest.raises(InputError, match="no queries are left to convert"):

@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from s4g_ray.amounts import join_first
 from s4g_ray.cli.convert import convert_app
 from s4g_ray.cli.sources.published import COMMANDS
 from s4g_ray.cli.sources.run_converter import summarize
@@ -19,7 +20,7 @@ from s4g_ray.data.dataset import GeoDataset, open_dataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.images import decode
 from s4g_ray.datasets import cvact, cvusa, folder, university1652, vigor
-from s4g_ray.datasets.source import SourceFolder, join_first
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import Row
 from s4g_ray.errors import InputError
 from s4g_ray.storage import files
@@ -107,12 +108,12 @@ def test_a_source_in_an_object_store_gives_the_same_rows(
     wanted = read_rows(converter.convert(str(source), str(tmp_path / "local"), strict=True))
     for path in source.rglob("*"):
         if path.is_file():
-            memory.pipe_file(f"/bucket/set/{path.relative_to(source)}", path.read_bytes())
-    dataset = converter.convert("memory://bucket/set", "memory://made/set", strict=True)
+            memory.pipe_file(f"/bucket/source/{path.relative_to(source)}", path.read_bytes())
+    dataset = converter.convert("memory://bucket/source", "memory://made/set", strict=True)
     assert read_rows(dataset) == wanted
     assert all(not row["uri"].startswith("/") for rows in wanted for row in rows)
     opened = open_dataset("memory://made/set")
-    assert opened.images_root == dataset.images_root == "memory://bucket/set"
+    assert opened.images_root == dataset.images_root == "memory://bucket/source"
     assert opened.fingerprint == open_dataset(str(tmp_path / "local")).fingerprint
 
 

@@ -143,11 +143,11 @@ def test_wrong_layouts_and_views_are_refused(tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         (
             {"query_view": "dron"},
-            "query_view='dron': 'dron' is none of drone, satellite, street, google",
+            "--query-view 'dron': 'dron' is none of drone, satellite, street, google",
         ),
-        ({"reference_view": ""}, "reference_view='': '' is none of"),
+        ({"reference_view": ""}, "--reference-view '': '' is none of"),
         ({"query_view": "google"}, "has no test images; join it with another view"),
-        ({"query_view": "drone,satellite"}, "satellite is in query_view and in reference_view"),
+        ({"query_view": "drone,satellite"}, "satellite is in --query-view and in --reference-view"),
     ]
     for views, message in wrong:
         with pytest.raises(InputError, match=message):

@@ -265,9 +265,9 @@ def test_wrong_layouts_and_options_are_refused(tmp_path: Path) -> None:
     assert "needs splits__corrected/Chicago/same_area_balanced_train__corrected.txt, " in str(
         error.value
     )
-    assert str(error.value).endswith("give --labels original (labels='original') for the others")
+    assert str(error.value).endswith("give --labels original for the others")
     wrong: Any = "both"
-    with pytest.raises(InputError, match="area='both' is none of same, cross"):
+    with pytest.raises(InputError, match="--area 'both' is none of same, cross"):
         vigor.convert(str(source), str(tmp_path / "target"), area=wrong)
-    with pytest.raises(InputError, match="labels='both' is none of original, corrected"):
+    with pytest.raises(InputError, match="--labels 'both' is none of original, corrected"):
         vigor.convert(str(source), str(tmp_path / "target"), labels=wrong)

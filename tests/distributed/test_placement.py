@@ -185,7 +185,7 @@ SEARCHING = Need(1, "searching task", 0.25)
             [Need(3, "worker", 0.1, 0.6)],
             [Node(1, 2)],
             "no node has room for a worker of 0.1 CPUs and 0.6 GPUs beside 2 workers x 0.6: the one"
-            " with the most has 0.8 of 1 CPUs and 0.4, 0.4 of its 2 GPUs left",
+            " with the most has 0.8 of 1 CPU and 0.4, 0.4 of its 2 GPUs left",
         ),
         ([Need(2, "worker", 0.1, 0.6), Need(2, "embedding actor", 0.1, 0.4)], [Node(1, 2)], None),
         ([Need(30, "worker", 0.1)], [Node(3.25)], None),

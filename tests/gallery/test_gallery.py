@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import s4g_ray
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.gallery.build import build_gallery
 from s4g_ray.gallery.calibration import Calibration, NoneModel
 from s4g_ray.gallery.description import info_table
 from s4g_ray.gallery.gallery import Gallery, open_gallery
+from s4g_ray.progress import Reporter
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 from tests.support import galleries
 
@@ -226,3 +229,21 @@ def test_other_weights_in_the_model_folder_are_refused(
         opened.encode([np.zeros((8, 8, 3), np.uint8)])
     assert ours["weights_sha256"] in str(caught.value)
     assert theirs["weights_sha256"] in str(caught.value)
+
+
+def test_a_build_tells_what_it_took_off_weights_from_elsewhere(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    state = load_file(galleries.write_weights(tmp_path))
+    weights = str(tmp_path / "wrapped.safetensors")
+    save_file({f"module.{key}": value for key, value in state.items()}, weights)
+    shown = io.StringIO()
+    build_gallery(
+        weights,
+        synthetic.uri,
+        str(tmp_path / "gallery"),
+        config=tiny_config(tmp_path / "run", synthetic.uri),
+        splits=["test"],
+        reporter=Reporter(Console(file=shown, width=1000)),
+    )
+    assert f"took the prefix 'module.' off all {len(state)} keys" in shown.getvalue()

@@ -175,13 +175,18 @@ def test_answers_of_many_photos_are_those_of_each(gallery: TinyGallery) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top=0"),
-        ({"turns": 0}, "turns=0"),
+        ({"top": 0}, "--top 0"),
+        ({"turns": 0}, "--turns 0"),
         ({"near": (47.0, 8.0)}, "needs a distance"),
         ({"within_m": 5.0}, "needs a distance"),
         ({"near": (47.0, 8.0), "within_m": -1.0}, "-1 m"),
         ({"near": (0.0, 0.0), "within_m": 10.0}, "the gallery covers"),
-        ({"near": (97.0, 0.0), "within_m": 10.0}, "latitude"),
+        ({"near": (97.0, 0.0), "within_m": 10.0}, "--near 97,0: .* -90..90: .* look swapped$"),
+        ({"near": (97.0, 99.0), "within_m": 10.0}, "latitude 97 is not within -90..90$"),
+        (
+            {"near": (8.0, 47.0), "within_m": 9000.0},
+            "holds 48 tiles: latitude and longitude look swapped$",
+        ),
         ({"near": "there", "within_m": 10.0}, "no pair"),
     ],
 )

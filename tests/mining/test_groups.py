@@ -136,12 +136,12 @@ REFUSALS: list[tuple[str, type[Exception], Change]] = [
     ("there are no query ids", InputError, lambda _: {"query_ids": np.zeros(0, np.int64)}),
     ("6 references have 5 places", InputError, lambda _: {"reference_places": np.arange(5)}),
     (
-        "1 references have no place; .* .id 0 first",
+        "references without a place: 1, the first id 0; leave them out",
         InputError,
         lambda _: {"reference_places": np.array([-1, 1, 2, 3, 4, 5])},
     ),
     (
-        r"3 of 5 queries have no embedding in .*, from which 1 images were left out;"
+        r"3 of 5 queries have no embedding in .* \(bad images left out there: 1\);"
         r" the first is query id 20",
         RunError,
         lambda _: {"query_ids": np.array([0, 1, 20, 21, 22])},

@@ -30,12 +30,12 @@ from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError, InputError, RunError
 from s4g_ray.evaluation.gradient_correlation import gradient_correlation_embeddings
 from s4g_ray.pipeline.planner import Planner
-from s4g_ray.pipeline.records import EmbeddingRecord, RunRecord
+from s4g_ray.pipeline.records import EmbeddingRecord, RunRecord, read_records
 from s4g_ray.pipeline.report.examples import Example
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.rounds.graphs import RunGraphs
 from s4g_ray.pipeline.run import run
-from s4g_ray.pipeline.run_folder import RunFolder, RunResult, read_records
+from s4g_ray.pipeline.run_folder import RunFolder, RunResult
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published

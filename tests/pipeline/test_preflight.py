@@ -117,7 +117,7 @@ def refusal(
         ),
         (1.25, {"mining": {"num_searchers": 90}}, False, None),
         (3.25, {"sampling": {"mode": "random"}, "mining": {"schedule": "overlap"}}, True, None),
-        (0.9, {}, False, "1 CPUs are needed (2 embedding actors x 0.5)"),
+        (0.9, {}, False, "1 CPU is needed (2 embedding actors x 0.5)"),
     ],
 )
 def test_what_lives_at_the_same_time_must_fit_the_cluster(

@@ -18,7 +18,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.prometheus import METRICS, Record, Sample, last_values, run_tag, samples_of
-from s4g_ray.pipeline.run_folder import read_records
+from s4g_ray.pipeline.records import read_records
 from tests.conftest import tiny_config, with_validation, write_synthetic
 from tests.support.dashboards import (
     OF_GPUS,

@@ -18,7 +18,7 @@ EVERYTHING = read_sources(ROOT, "s4g_ray", "jobs", "benchmarks", "cluster", "tes
 
 # Packages by level, from the ground up. A package imports itself and packages of earlier levels.
 LEVELS = (
-    {"errors", "arrays", "progress"},
+    {"errors", "amounts", "arrays", "progress"},
     {"row_lookup"},
     {"storage"},
     {"config"},
@@ -59,6 +59,7 @@ IMPORTS = {
 }
 ALLOWED = {
     "errors": set(),
+    "amounts": set(),
     "arrays": set(),
     "progress": set(),
     "row_lookup": {"errors", "arrays"},

@@ -22,8 +22,8 @@ from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.encoder.checkpoint import load_encoder
 from s4g_ray.encoder.source import find_checkpoint
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.pipeline.run import run
-from s4g_ray.pipeline.run_folder import read_records
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 from tests.support.faulty_runs import held
 from tests.support.ray_head import Head, ray_head

@@ -13,8 +13,8 @@ from s4g_ray.data.sphere import METRES_A_DEGREE
 from s4g_ray.data.tables.batch_plan import load_plan
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.data.tables.query_scores import read_query_scores
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.pipeline.run import run
-from s4g_ray.pipeline.run_folder import read_records
 from tests.conftest import NUM_TRAIN, tiny_config
 
 NUM_PLACES = 32  # of the train split

@@ -17,7 +17,7 @@ from s4g_ray.cli.app import app
 from s4g_ray.config.loading import load_config
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.gallery.gallery import open_gallery
-from s4g_ray.pipeline.run_folder import read_records
+from s4g_ray.pipeline.records import read_records
 from tests.repository.test_docs import check_s4g
 from tests.support.doc_commands import ROOT, Command, commands
 from tests.support.lake_photos import write_lake_photos

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.pipeline.rounds.mining_round import best_epoch
 from s4g_ray.pipeline.run import run
-from s4g_ray.pipeline.run_folder import read_records
 from s4g_ray.storage import files
 from tests.conftest import NUM_TEST, tiny_config, with_validation
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from s4g_ray.errors import InputError, WriteError
-from s4g_ray.pipeline.run_folder import read_records
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.storage import files
 from tests.support.branched_runs import read_tree
 

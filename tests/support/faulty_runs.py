@@ -19,7 +19,7 @@ import torch
 
 from s4g_ray.config.loading import dump_config
 from s4g_ray.config.schema import RunConfig
-from s4g_ray.pipeline.run_folder import read_records
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.storage.manifest import open_published, read_part
 from tests.conftest import NUM_TRAIN
 from tests.support.fault_site.fork_request import TOKEN_FD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -29,11 +30,17 @@ def relocate(
     with interruptible():
         found = give_root(dataset, root)
     root = found.dataset.images_root
-    reporter.line(f"{found.dataset.name}: {found.relative:,} images are looked for in {root}")
-    if found.absolute:
-        reporter.line(f"{found.absolute:,} images have absolute paths, which stay")
+    for line in describe_root(found.dataset.name, root, found.relative, found.absolute):
+        reporter.line(line)
     made = {"uri": found.dataset.uri, "images_root": root, "relative": found.relative}
     print_json(as_json, {**made, "absolute": found.absolute})
+
+
+def describe_root(name: str, root: str, relative: int, absolute: int) -> Iterator[str]:
+    """Yield how many images of a data set or gallery are looked for in a folder."""
+    yield f"{name}: paths of images that start from {root}: {relative:,}"
+    if absolute:
+        yield f"absolute paths, which stay: {absolute:,}"
 
 
 def stretch(
@@ -66,8 +73,10 @@ def stretch(
     chosen = tuple(map(int, parse_numbers("--bands", bands, "4,3,2"))) or None
     reporter = make_reporter(as_json)
     with interruptible(), reporter.stage("looking at images"):
-        made = write_stretch(dataset, Stretch.parse(how), chosen)
+        made = write_stretch(dataset, Stretch.parse(how), chosen, reporter.line)
     of_bands = f", bands {','.join(map(str, made.values.bands))}" if made.values.bands else ""
-    reporter.line(f"{made.name}: values are shown by stretch {made.values.stretch}{of_bands}")
+    reporter.line(
+        f"{made.name}: values other than bytes are shown by stretch {made.values.stretch}{of_bands}"
+    )
     shown = {"stretch": made.values.stretch, "bands": made.values.bands}
     print_json(as_json, {"uri": made.uri, "fingerprint": made.fingerprint, **shown})

@@ -1,6 +1,6 @@
 """Run the commands that find out where photos were taken.
 
-gallery         `s4g gallery build | add | remove | info`
+gallery         `s4g gallery build | add | remove | relocate | info`
 calibrate       `s4g gallery calibrate`
 locate          `s4g locate`
 locate_output   its answers as a table, JSON, GeoJSON or CSV

@@ -9,6 +9,8 @@ import typer
 from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
     from s4g_ray.gallery.fitting.calibrate import CalibrationReport
@@ -72,18 +74,29 @@ def calibrate(
         report = calibrate_gallery(
             gallery, dataset, outside, options=options, steal=steal, reporter=reporter
         )
-    print_json(as_json, report.to_json())
+    show(report, gallery, turns, as_json, reporter)
+
+
+def show(
+    report: CalibrationReport, gallery: str, turns: int, as_json: bool, reporter: Reporter
+) -> None:
+    """Show a table of a calibration's quality, or JSON, and what was written."""
     if not as_json:
-        _show(report, gallery, reporter)
+        reporter.console.print(make_table(report))
+    for line in describe_end(report, gallery, turns):
+        reporter.line(line)
+    print_json(as_json, report.to_json())
 
 
-def _show(report: CalibrationReport, gallery: str, reporter: Reporter) -> None:
-    """Show a table of a calibration's quality, its warnings, and where it lies."""
-
-    reporter.console.print(make_table(report))
+def describe_end(report: CalibrationReport, gallery: str, turns: int) -> Iterator[str]:
+    """Yield the warnings of a calibration, what was written, and what it changes."""
     for warning in report.warnings:
-        reporter.line(f"warning: {warning}")
-    reporter.line(f"wrote calibration.json into {gallery}")
+        yield f"warning: {warning}"
+    searches = f" (searches with --turns {turns})" if turns > 1 else ""
+    yield (
+        f"wrote calibration.json into {gallery}: answers of `s4g locate` and `s4g serve`{searches}"
+        " now have probabilities and radii, and are `none` where a photo is likely from outside"
+    )
 
 
 def make_table(report: CalibrationReport) -> Table:

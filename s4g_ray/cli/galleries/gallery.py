@@ -1,10 +1,11 @@
-"""Define `s4g gallery`: build a gallery, add and remove tiles, and describe it.
+"""Define `s4g gallery`: build a gallery, add and remove tiles, name the folder of its images.
 
 jobs/gallery.py runs the same commands.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from s4g_ray.cli.areas import parse_bounds, read_area
 from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, print_json
+from s4g_ray.cli.datasets.images import describe_root
 from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
 
@@ -157,6 +159,30 @@ def remove(
     with interruptible(AS_IT_WAS):
         report = remove_tiles(gallery, **chosen, steal=steal, reporter=make_reporter(as_json))
     print_json(as_json, report.as_dict())
+
+
+@gallery_app.command()
+def relocate(
+    gallery: GalleryUri,
+    root: Annotated[
+        str, typer.Argument(help="The folder of its images now, or s3://...: all stays but this.")
+    ],
+    steal: Steal = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name the folder of a gallery's images anew, where they are not copied into it.
+
+    For images that were moved without the gallery, or the other way round. Tiles, embeddings and
+    index stay.
+    """
+    from s4g_ray.gallery.relocation import relocate as give_root
+
+    reporter = make_reporter(as_json)
+    with interruptible(AS_IT_WAS):
+        found = give_root(gallery, root, steal=steal, reporter=reporter)
+    for line in describe_root(found.name, found.images_root, found.relative, found.absolute):
+        reporter.line(line)
+    print_json(as_json, asdict(found))
 
 
 @gallery_app.command()

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from rich.console import RenderableType
 from rich.text import Text
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.cli.galleries.locate_words import (
     format_percent,
     format_position,
@@ -164,7 +165,7 @@ class _Counts:
 
     def lines(self) -> Iterator[RenderableType]:
         """Yield how many photos are located, and the reasons of the others, with their photos."""
-        yield Text(f"\n{self.num_located:,} of {self.num_photos:,} photos located")
+        yield Text(f"\n{self.num_located:,} of {count_noun(self.num_photos, 'photo')} located")
         for reason, group in self.groups.items():
             yield wrapped(f"no answer for {group.names()}: {reason}{group.shares()}", "yellow")
         for note in self.notes:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from s4g_ray.amounts import format_duration
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
-from s4g_ray.cli.index import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def list_tables(found: RunPlan) -> Iterator[Table]:
     """Yield the tables of a plan: disk, memory and stages."""
     from rich.table import Table
 
-    from s4g_ray.pipeline.retention.prune import format_bytes
+    from s4g_ray.amounts import format_bytes
 
     disk = Table("disk", "of one", "at once", "in all", box=None, title_justify="left")
     for stock in found.stocks:
@@ -87,19 +87,18 @@ def list_tables(found: RunPlan) -> Iterator[Table]:
 
 def describe_plan(found: RunPlan) -> Iterator[str]:
     """Yield lines about a plan: data set, cluster, what binds, what the figures rest on, faults."""
-    from s4g_ray.distributed.placement import count_noun
+    from s4g_ray.amounts import count_noun
 
     sizes = found.sizes
     machines = found.machines
     yield ""
     yield (
-        f"{sizes.pairs:,} pairs of {sizes.places:,} places, {sizes.parameters:,} parameters,"
-        f" D={sizes.dim}"
+        f"{count_noun(sizes.pairs, 'pair')} of {count_noun(sizes.places, 'place')},"
+        f" {sizes.parameters:,} parameters, D={sizes.dim}"
     )
     yield (
-        f"{count_noun(machines.num_nodes, 'node')} with {machines.cpus:g} CPUs and"
-        f" {machines.gpus:g} GPUs:"
-        f" {machines.source}"
+        f"{count_noun(machines.num_nodes, 'node')} with {count_noun(machines.cpus, 'CPU')} and"
+        f" {count_noun(machines.gpus, 'GPU')}: {machines.source}"
     )
     for name, index in found.indexes.items():
         yield f"index of {name}: {index.plan.reason}"

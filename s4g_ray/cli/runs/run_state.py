@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from s4g_ray.pipeline.records import (
     StepRecord,
     WorkersRecord,
     parse_record,
+    read_records,
 )
 from s4g_ray.storage import files
 
@@ -163,10 +163,7 @@ class RunState:
 def read_state(uri: str, num_epochs: int) -> RunState:
     """Read the state of a run from its records; an empty one where it has none."""
     uri = files.absolute(uri)
-    path = files.join(uri, "metrics.jsonl")
     state = RunState(uri, num_epochs)
-    if files.exists(path):
-        for line in files.read_bytes(path).splitlines(keepends=True):
-            if line.endswith(b"\n"):  # else its writer is writing it
-                state.add(parse_record(json.loads(line)))
+    for record in read_records(uri):
+        state.add(parse_record(record))
     return state

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from s4g_ray.cli.index import format_duration
+from s4g_ray.amounts import format_duration
 from s4g_ray.cli.runs.run_state import EpochRow, RunState
 
 NUM_NOTES = 3  # of failures

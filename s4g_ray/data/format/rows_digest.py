@@ -26,10 +26,12 @@ class RowsDigest:
 
     Does not depend on where the data set is, on the folder of images that moves with it or is given
     anew, nor on the bytes of Parquet files. Of an absolute path the last folder and the name count.
+    So the rows of two data sets may be equal where their folders alone differ, as 2019/tiles/1.png
+    and 2021/tiles/1.png: the data set's name counts too, which stays when it moves.
     """
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
+    def __init__(self, name: str) -> None:
+        self._digest = hashlib.sha256(f"{name}\n".encode(errors="surrogatepass"))
 
     def update(self, view: View, table: pa.Table) -> None:
         """Add the rows of a part."""

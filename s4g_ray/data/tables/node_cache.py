@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from s4g_ray.amounts import format_bytes
 from s4g_ray.config.data_schema import AS_WRITTEN, ImageOptions
 from s4g_ray.data.dataset import open_dataset
 from s4g_ray.data.image_table import ImageTable, View
@@ -243,8 +244,8 @@ def _publish(target: Path, table: ImageTable, view: View) -> None:
     remedy = "make room, or set data.cache_dir to another folder"
     if needed > free:
         raise WriteError(
-            f"the table of {len(table)} {view} takes {needed / 1e6:.1f} MB, but {target.parent} has"
-            f" {free / 1e6:.1f} MB left; {remedy}"
+            f"the table of {len(table)} {view} takes {format_bytes(needed)}, but {target.parent}"
+            f" has {format_bytes(free)} left; {remedy}"
         )
     temporary = target.with_name(f"{target.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -254,7 +255,7 @@ def _publish(target: Path, table: ImageTable, view: View) -> None:
         if error.errno == errno.ENOTEMPTY:  # a process whose lock was lost was faster
             return
         raise WriteError(
-            f"cannot write {needed / 1e6:.1f} MB to {target.parent}: {error.strerror or error};"
+            f"cannot write {format_bytes(needed)} to {target.parent}: {error.strerror or error};"
             f" {remedy}"
         ) from error
     finally:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import s4g_ray.datasets.imagery.libraries  # noqa: F401 - first: it names the extra
 
 # isort: split
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.pixels.stretch import Stretch
@@ -24,9 +26,8 @@ from s4g_ray.datasets.imagery.world_grid import (
     check_grids,
     split_blocks,
 )
-from s4g_ray.datasets.source import Report, ignore_report
 from s4g_ray.errors import InputError
-from s4g_ray.progress import Update, ignore
+from s4g_ray.progress import Report, Update, ignore, ignore_report
 from s4g_ray.storage import files
 
 TILES_BYTES = 64e6  # of tiles that are in memory at once: 4 bytes a pixel
@@ -89,14 +90,13 @@ def convert(
     """
     options = CutOptions(pixels, quality, max_nodata, split)
     refuse_existing(files.absolute(target))
-    sizes = [float(size_m)] if isinstance(size_m, int | float) else [float(one) for one in size_m]
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise InputError(f"size_m={sizes} must be one or several different sizes")
+    sizes = _read_sizes(size_m)
     grids = {size: WorldGrid(size, overlap) for size in sizes}
     check_grids(list(grids.values()))
     imagery = open_imagery(source, bands=bands)
     parts = [GridPart(grid, find_cells(imagery, grid, area, bounds)) for grid in grids.values()]
     chosen = choose_stretch(imagery, stretch)
+    _note_bands(imagery, bands, report)
     _note_resolution(imagery, sizes, pixels, report)
     if num_tasks is None and sum(len(part.cells) for part in parts) * pixels**2 <= FEW_PIXELS:
         num_tasks = 0
@@ -121,6 +121,31 @@ def _check_unchanged(imagery: Imagery, identity: str, target: str) -> None:
             f"files of the imagery were changed or removed while {target} was cut from them; remove"
             f" {target}, then run the same command again"
         )
+
+
+def _read_sizes(size_m: float | Sequence[float]) -> list[float]:
+    """Return the sizes. Raises InputError unless they are one or several different ones."""
+    sizes = [float(size_m)] if isinstance(size_m, int | float) else [float(one) for one in size_m]
+    if not sizes or len(set(sizes)) < len(sizes):
+        named = ", ".join(f"{size:g}" for size in sizes)
+        raise InputError(f"--size-m {named}: give one or several different sizes")
+    return sizes
+
+
+def _note_bands(imagery: Imagery, asked: Sequence[int] | None, report: Report) -> None:
+    """Report the bands that are shown where none are named; those of one file a color are known."""
+    if asked is not None:
+        return
+    counts = Counter(tuple(source.describe()["bands"]) for source in imagery.sources)
+    texts = {bands: ",".join(map(str, bands)) for bands in counts if len(set(bands)) == len(bands)}
+    if not texts:
+        return
+    if len(counts) > 1:
+        texts = {
+            bands: f"{text} of {count_noun(counts[bands], 'raster')}"
+            for bands, text in texts.items()
+        }
+    report(f"bands shown: {'; '.join(texts.values())} (--bands names others)")
 
 
 def _note_resolution(imagery: Imagery, sizes: Sequence[float], pixels: int, report: Report) -> None:

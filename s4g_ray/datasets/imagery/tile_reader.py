@@ -82,7 +82,7 @@ def read_tiles(
     InputError for a source that is damaged, and for a stretch that does not fit it.
     """
     if pixels < 1:
-        raise InputError(f"pixels={pixels} must be 1 or more")
+        raise InputError(f"--pixels {pixels} must be 1 or more")
     together = max(1, MAX_TILE_BYTES // (pixels * pixels * 4))
     for start in range(0, len(cells), together):
         chosen = cells.take(slice(start, start + together))

@@ -69,12 +69,12 @@ class WorldGrid:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            raise InputError(f"overlap={self.overlap:g} must be 0 or more, and below 1")
+            raise InputError(f"--overlap {self.overlap:g} must be 0 or more, and below 1")
         if not self.size_m <= MAX_SIZE_M or not self.step_m >= MIN_STEP_M:
             raise InputError(
-                f"size_m={self.size_m:g} with overlap={self.overlap:g} gives cells"
-                f" {self.step_m:g} m apart; choose at least {MIN_STEP_M} m apart, and size_m of at"
-                f" most {MAX_SIZE_M:g}"
+                f"--size-m {self.size_m:g} with --overlap {self.overlap:g} gives cells"
+                f" {self.step_m:g} m apart; choose at least {MIN_STEP_M} m apart, and --size-m of"
+                f" at most {MAX_SIZE_M:g}"
             )
 
     @property

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.sphere import format_metres, metres_between
 from s4g_ray.datasets.inspection.count_checks import rows_by_region
-from s4g_ray.datasets.inspection.findings import Finding, plural, take_first
+from s4g_ray.datasets.inspection.findings import Finding, take_first
 from s4g_ray.datasets.inspection.inventory import (
     Inventory,
     compute_extent,
@@ -78,7 +79,7 @@ def measure_distances_to_place(inventory: Inventory) -> list[Finding]:
         return [Finding("ok", "coordinates", text, values=values)]
     order = np.argsort(-metres, kind="stable")[:num_far]
     text += (
-        f"; {plural(num_far, 'query', 'queries')} over {FAR_FROM_PLACE_M:,.0f} m, the farthest"
+        f"; {count_noun(num_far, 'query', 'queries')} over {FAR_FROM_PLACE_M:,.0f} m, the farthest"
         f" {inventory.label(queries[order[0]])}"
     )
     lines = (

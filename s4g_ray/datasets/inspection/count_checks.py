@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Ints
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS
 from s4g_ray.data.schema import gallery_splits
-from s4g_ray.datasets.inspection.findings import Finding, plural, take_first
+from s4g_ray.datasets.inspection.findings import Finding, take_first
 from s4g_ray.datasets.inspection.inventory import HELD_OUT, SPLIT_NAMES, Inventory
 
 REGIONS_SHOWN = range(2, 13)  # numbers of regions that are described one by one
@@ -77,9 +78,11 @@ def describe_columns(dataset: GeoDataset, inventory: Inventory) -> Finding:
         "semi-positives": semi_positives,
     }
     totals = {view: len(inventory.rows(view)) for view in VIEWS}
-    queries = plural(totals["queries"], "query", "queries")
-    references = plural(totals["references"], "reference")
-    shown = ", ".join(f"{name} ({plural(count, 'row')})" for name, count in filled.items() if count)
+    queries = count_noun(totals["queries"], "query", "queries")
+    references = count_noun(totals["references"], "reference")
+    shown = ", ".join(
+        f"{name} ({count_noun(count, 'row')})" for name, count in filled.items() if count
+    )
     empty = ", ".join(name for name, count in filled.items() if not count)
     text = f"{queries}, {references}; filled: {shown or 'no optional column'}"
     if empty:
@@ -142,7 +145,7 @@ def match_places(inventory: Inventory) -> list[Finding]:
     findings = [_describe_train_places(inventory, queries)]
     unused = references[~np.isin(inventory.place_ids[references], inventory.place_ids[queries])]
     if len(unused):
-        count = plural(len(unused), "train reference")
+        count = count_noun(len(unused), "train reference")
         text = f"{count} of places without a train query: used as gallery negatives only"
         findings.append(Finding("note", "places", text, values={"unused": len(unused)}))
     for split in HELD_OUT:
@@ -154,7 +157,7 @@ def _describe_train_places(inventory: Inventory, queries: Ints) -> Finding:
     per_place = np.unique(inventory.place_ids[queries], return_counts=True)[1]
     mean = float(per_place.mean()) if len(queries) else 0.0
     largest = int(per_place.max()) if len(queries) else 0
-    places = plural(len(per_place), "train place")
+    places = count_noun(len(per_place), "train place")
     text = f"{places} with {mean:.4g} queries each (at most {largest:,})"
     values: dict[str, Any] = {
         "train_places": len(per_place),
@@ -170,7 +173,7 @@ def _find_unmatched_queries(inventory: Inventory, split: str) -> list[Finding]:
     unmatched = queries[~np.isin(inventory.place_ids[queries], gallery)]
     if not len(unmatched):
         return []
-    total = plural(len(queries), f"{split} query", f"{split} queries")
+    total = count_noun(len(queries), f"{split} query", f"{split} queries")
     text = (
         f"{len(unmatched):,} of {total} without a reference of the place in {split} or gallery:"
         " evaluation leaves them out"

@@ -51,11 +51,10 @@ def inspect_dataset(
     InputError for the errors of open_dataset, and for an impossible radius or number of threads.
     """
     if not 0 <= leak_radius_m <= math.pi * EARTH_RADIUS_M:
-        raise InputError(
-            f"leak_radius_m={leak_radius_m} is not within 0..{math.pi * EARTH_RADIUS_M:.0f} metres"
-        )
+        most = math.pi * EARTH_RADIUS_M
+        raise InputError(f"--leak-radius-m {leak_radius_m:g} is not within 0..{most:.0f} metres")
     if num_threads < 1:
-        raise InputError(f"num_threads={num_threads} is below 1; give at least one thread")
+        raise InputError(f"--threads {num_threads} is below 1; give at least one thread")
     dataset = open_dataset(uri)
     inventory = Inventory.read(dataset)
     counts = count_rows(inventory, np.arange(len(inventory.ids)))

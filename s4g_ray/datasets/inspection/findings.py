@@ -60,12 +60,6 @@ def findings_table(inspection: Inspection) -> Table:
     return table
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
-    """Return a count with its noun: 1 query, 2 queries."""
-    noun = one if count == 1 else many or f"{one}s"
-    return f"{count:,} {noun}"
-
-
 def take_first(lines: Iterable[str]) -> tuple[str, ...]:
     """Return the first NUM_EXAMPLES lines, without making the others."""
     return tuple(islice(lines, NUM_EXAMPLES))

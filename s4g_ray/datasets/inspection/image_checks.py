@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Bools, Ints, group, space_rows
 from s4g_ray.data.image_table import VIEWS, View
 from s4g_ray.datasets.inspection.findings import (
     NUM_EXAMPLES,
     Finding,
     Level,
-    plural,
     take_first,
 )
 from s4g_ray.datasets.inspection.image_files import DecodedImages
@@ -26,12 +26,12 @@ NUM_SIZES = 5  # image sizes that are listed of a view
 
 def describe_missing_files(inventory: Inventory, missing: Mapping[int, str]) -> Finding:
     """Describe the image files that are missing (numbers of files, with the reason)."""
-    total = plural(len(inventory.paths), "image file")
+    total = count_noun(len(inventory.paths), "image file")
     values = {"files": len(inventory.paths), "missing": len(missing)}
     if not missing:
         return Finding("ok", "images", f"{total}, none missing", values=values)
     rows = np.flatnonzero(np.isin(inventory.files, list(missing)))
-    text = f"{len(missing):,} of {total} missing, of {plural(len(rows), 'row')}"
+    text = f"{len(missing):,} of {total} missing, of {count_noun(len(rows), 'row')}"
     lines = (
         f"{inventory.label_with_uri(row)}: {missing[int(inventory.files[row])]}"
         for row in rows.tolist()
@@ -69,8 +69,8 @@ def find_plain_images(inventory: Inventory, rows: Ints, decoded: DecodedImages) 
     if not len(plain):
         return []
     text = (
-        f"{len(plain):,} of {plural(len(rows), 'image')} show one colour alone: no data there, or"
-        " values of another range (`s4g convert stretch`)"
+        f"{len(plain):,} of {count_noun(len(rows), 'image')} show one colour alone: no data there,"
+        " or values of another range (`s4g convert stretch`)"
     )
     lines = (inventory.label_with_uri(int(rows[number])) for number in plain)
     values = {"images": len(rows), "plain": len(plain)}
@@ -81,7 +81,7 @@ def describe_decoding(
     inventory: Inventory, rows: Ints, decoded: DecodedImages, kind: str = "image"
 ) -> Finding:
     """Describe which of the images of rows[M] cannot be decoded, and why."""
-    total = plural(len(rows), kind)
+    total = count_noun(len(rows), kind)
     values = {"images": len(rows), "undecodable": len(decoded.reasons)}
     if not decoded.reasons:
         return Finding("ok", "images", f"{total} decoded, none undecodable", values=values)
@@ -135,7 +135,7 @@ def _find_equal_content(
     }
     text = (
         f"{values['images']:,} images have the same bytes as another:"
-        f" {plural(values['contents'], 'content')}"
+        f" {count_noun(values['contents'], 'content')}"
         f", {values['of_several_places']:,} under several places"
         f", {values['in_train_and_held_out']:,} both in train and in val or test"
     )
@@ -171,8 +171,8 @@ def _find_images_in_several_rows(inventory: Inventory) -> list[Finding]:
             continue
         num_images = len(np.unique(groups[rows]))
         text = (
-            f"{plural(num_images, 'image')} in several rows of {places}, within a view and split:"
-            f" {len(rows):,} rows"
+            f"{count_noun(num_images, 'image')} in several rows of {places}, within a view and"
+            f" split: {len(rows):,} rows"
         )
         lines = _group_lines(inventory, rows, groups[rows])
         values = {"images": num_images, "rows": len(rows)}
@@ -191,7 +191,7 @@ def _find_images_in_several_splits(inventory: Inventory, view: View) -> list[Fin
         comment = "a tile may serve training and the test gallery"
     else:
         comment = "is that intended?"
-    text = f"{plural(num_images, 'image')} of {view} in several splits: {comment}"
+    text = f"{count_noun(num_images, 'image')} of {view} in several splits: {comment}"
     lines = _group_lines(inventory, rows[is_spread], images[is_spread], with_uris=False)
     return [Finding("note", "duplicates", text, lines, {"view": view, "images": num_images})]
 
@@ -205,8 +205,8 @@ def _find_equal_positions(inventory: Inventory) -> list[Finding]:
         return []
     num_positions = len(np.unique(groups[is_shared]))
     text = (
-        f"{plural(num_references, 'reference')} of different places at exactly the same"
-        f" {plural(num_positions, 'position')} within a split"
+        f"{count_noun(num_references, 'reference')} of different places at exactly the same"
+        f" {count_noun(num_positions, 'position')} within a split"
     )
     lines = _group_lines(inventory, rows[is_shared], groups[is_shared], with_uris=False)
     values = {"references": num_references, "positions": num_positions}

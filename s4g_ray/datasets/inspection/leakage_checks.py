@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from s4g_ray.datasets.inspection.findings import NUM_EXAMPLES, Finding, plural, take_first
+from s4g_ray.amounts import count_noun
+from s4g_ray.datasets.inspection.findings import NUM_EXAMPLES, Finding, take_first
 from s4g_ray.datasets.inspection.inventory import HELD_OUT, Inventory, find_queries_near_train
 
 
@@ -64,7 +65,7 @@ def _find_shared_places(inventory: Inventory, split: str) -> Finding:
     train = inventory.place_ids[inventory.rows("queries", "train")]
     shared = np.intersect1d(held_out, train)
     values = {"split": split, "places": len(held_out), "shared": len(shared)}
-    places = plural(len(held_out), f"{split} place")
+    places = count_noun(len(held_out), f"{split} place")
     text = f"{len(shared):,} of {places} also with train queries"
     if not len(shared):
         return Finding("ok", "leakage", text, values=values)

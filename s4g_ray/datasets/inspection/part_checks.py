@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.data.format.header import COPY_AGAIN, HEADER, DatasetHeader, DatasetPart
-from s4g_ray.datasets.inspection.findings import Finding, plural, take_first
+from s4g_ray.datasets.inspection.findings import Finding, take_first
 from s4g_ray.datasets.inspection.image_files import run_in_parallel
 from s4g_ray.progress import ignore
 from s4g_ray.storage import files
@@ -22,7 +23,7 @@ def compare_parts(uri: str, *, num_threads: int) -> Finding:
     # each is in memory as a whole: few at a time
     results = run_in_parallel(differs, parts, num_threads=min(num_threads, 4), on_progress=ignore)
     altered = [part.name for part, differ in zip(parts, results, strict=True) if differ]
-    total = plural(len(parts), "Parquet part")
+    total = count_noun(len(parts), "Parquet part")
     values = {"parts": len(parts), "altered": len(altered)}
     if not altered:
         return Finding("ok", "parts", f"{total}, all with the sha256 of {HEADER}", values=values)

@@ -30,6 +30,7 @@ from s4g_ray.datasets.inspection.findings import Finding
 from s4g_ray.datasets.inspection.image_checks import choose_sample
 from s4g_ray.datasets.inspection.inventory import Inventory
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 if TYPE_CHECKING:  # numba takes a second to import
@@ -38,12 +39,18 @@ if TYPE_CHECKING:  # numba takes a second to import
 VALUES_AT_MOST = 1 << 16  # of an image and band, spread over it
 
 
-def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = None) -> GeoDataset:
+def write_stretch(
+    uri: str,
+    stretch: Stretch,
+    bands: tuple[int, ...] | None = None,
+    report: Report = ignore_report,
+) -> GeoDataset:
     """Write how images become bytes into dataset.json; return the data set as it is now.
 
     bands: None keeps those that are stored. Percentiles are found in a sample of the images whose
     values are not bytes; each band has its own limits. The data set's fingerprint changes with what
-    is shown. Raises InputError for the errors of open_dataset, for images that cannot be read, for
+    is shown. report: gets a line where the sample holds bytes alone, which no stretch changes.
+    Raises InputError for the errors of open_dataset, for images that cannot be read, for
     a sample without such values, and for images of the sample that do not fit.
     """
     uri = files.absolute(uri)
@@ -55,6 +62,12 @@ def write_stretch(uri: str, stretch: Stretch, bands: tuple[int, ...] | None = No
             dataset.values.choose(found.values)
         except UnfitValuesError as error:  # it lacks bands, or has more than are shown
             raise InputError(f"{name}: {error}") from error
+    has_others = any(found.values.dtype != np.uint8 for _, found in sample)
+    if not has_others and stretch.percentiles is None:
+        report(
+            "the images that were looked at hold bytes alone, which stay as they are: the stretch"
+            " changes none of them"
+        )
     if stretch.percentiles is not None:
         stretch = _find_limits(uri, stretch, dataset.values, [found for _, found in sample])
     values = ImageValues(stretch.describe(), bands).check()

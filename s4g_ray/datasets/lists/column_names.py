@@ -57,13 +57,13 @@ def find_columns(location: str, names: Sequence[str], wanted: Mapping[str, str])
         if not found:
             raise InputError(
                 f"{location}: no column {name!r}{_suggest(name, names)};"
-                f" columns: {', '.join(names)}; name it with {kind}_column"
+                f" columns: {', '.join(names)}; name it with --{kind}-column"
             )
         if len(found) > 1:
             twice = " and ".join(repr(names[column]) for column in found)
             raise InputError(
                 f"{location}: columns {twice} could each be {name!r}; rename all but one, or name"
-                f" it with {kind}_column"
+                f" it with --{kind}-column"
             )
         index[kind] = found[0]
     return index

@@ -9,29 +9,36 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from s4g_ray.amounts import count_noun, join_first
 from s4g_ray.data.images import list_formats
 from s4g_ray.data.photos.exif import read_exif, read_heading
 from s4g_ray.data.photos.photo_files import is_video, list_photos
+from s4g_ray.data.pixels.raw_values import describe_content
 from s4g_ray.datasets.lists.file_names import describe_odd, is_utf8
 from s4g_ray.datasets.lists.image_lists import ImageList
 from s4g_ray.datasets.lists.list_options import ListOptions
-from s4g_ray.datasets.source import SourceFolder, join_first
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 
+HEAD_BYTES = 512  # of a photo: tell its format, or what it is instead
 NUM_READERS = 16  # photos whose tags are read at a time: object stores answer slowly
 
 
 @dataclass(frozen=True)
 class PhotoTags:
-    """What a photo says of itself: degrees, None for what it does not."""
+    """What a photo says of itself: degrees, None for what it does not.
+
+    fault: why it cannot be opened.
+    """
 
     lat: float | None = None
     lon: float | None = None
     heading_deg: float | None = None
     is_magnetic: bool = False
+    fault: str | None = None
 
 
 def list_folder(
@@ -41,10 +48,10 @@ def list_folder(
 
     Raises InputError for a folder without photos, and for options that need a list.
     """
-    named = {"split_column": options.split_column, "id_column": options.id_column}
+    named = {"--split-column": options.split_column, "--id-column": options.id_column}
     for option, column in named.items():
         if column is not None or options.pair == "key":
-            reason = "pair=key" if options.pair == "key" else f"{option}={column}"
+            reason = "--pair key" if options.pair == "key" else f"{option} {column}"
             raise InputError(f"{reason} needs a list of the queries; a folder of photos has none")
     uri = source_folder.join(folder)
     top = source_folder.join("").rstrip("/") + "/"
@@ -80,7 +87,8 @@ def list_folder(
 def fill_from_exif(source_folder: SourceFolder, photos: ImageList) -> None:
     """Fill in positions and headings that are empty, by the photos' EXIF and XMP tags.
 
-    Reads the start of each photo that lacks one. Counts and names photos that have no position.
+    Reads the start of each photo that lacks one. Counts and names photos that cannot be opened, and
+    those that have no position.
     Raises BadImageError for a HEIC photo without pillow-heif.
     """
     headings = photos.headings
@@ -102,14 +110,17 @@ def fill_from_exif(source_folder: SourceFolder, photos: ImageList) -> None:
             headings[row] = tag.heading_deg
     photos.headings = None if np.isnan(headings).all() else headings
     num_headings = sum(tag.heading_deg is not None for tag in tags)
-    note = f"from the photos' own tags: {num_filled:,} positions, {num_headings:,} headings"
+    filled = count_noun(num_filled, "position")
+    note = f"from the photos' own tags: {filled}, {count_noun(num_headings, 'heading')}"
     num_magnetic = sum(tag.is_magnetic for tag in tags)
     if num_magnetic:
         note += f" ({num_magnetic:,} of them from magnetic north, taken as they are)"
     source_folder.add_note(note)
-    lacking = [
-        path for row, path in zip(rows, asked_paths, strict=True) if np.isnan(photos.lat[row])
-    ]
+    read = list(zip(rows, asked_paths, tags, strict=True))
+    bad = [f"{path} ({tag.fault})" for _, path, tag in read if tag.fault is not None]
+    if bad:
+        source_folder.add_note(f"photos that cannot be opened: {len(bad):,}: {join_first(bad)}")
+    lacking = [path for row, path, tag in read if np.isnan(photos.lat[row]) and tag.fault is None]
     if lacking:
         source_folder.add_note(
             f"photos without a position in their tags: {len(lacking):,}: {join_first(lacking)}"
@@ -121,22 +132,26 @@ def _make_reader(source_folder: SourceFolder) -> Callable[[str], PhotoTags]:
 
 
 def read_tags(uri: str) -> PhotoTags:
-    """Read position and heading of a photo; empty for a file that is no image.
+    """Read position and heading of a photo, or why it cannot be opened.
 
     Raises BadImageError for a HEIC photo without pillow-heif, and StoreError.
     """
     filesystem, path = files.filesystem_of(uri)
+    start = b""
     try:
         with filesystem.open(path, "rb") as stream:
-            formats = list_formats(stream.read(64), uri)
+            start = stream.read(HEAD_BYTES)
+            formats = list_formats(start, uri)
             stream.seek(0)
             with Image.open(stream, formats=formats) as image:
                 position = read_exif(image)
                 heading, is_magnetic = read_heading(image)
     except (InputError, RunError):
         raise
-    except Exception:  # a damaged file raises many kinds; the photo is named as one without tags
-        return PhotoTags()
+    except UnidentifiedImageError:
+        return PhotoTags(fault=describe_content(start) if start else "an empty file")
+    except Exception as error:  # a damaged file raises many kinds; the photo is named with it
+        return PhotoTags(fault=f"{type(error).__name__}: {error}")
     if position is None:
         return PhotoTags(heading_deg=heading, is_magnetic=is_magnetic)
     return PhotoTags(position.lat, position.lon, heading, is_magnetic)

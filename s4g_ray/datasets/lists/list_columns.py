@@ -231,7 +231,7 @@ class ListColumns:
         if lat is None or lon is None:
             if self.needs_position:
                 raise InputError(
-                    f"{location}: coordinates are empty; fill them in, or pair by key (pair=key)"
+                    f"{location}: coordinates are empty; fill them in, or pair by --pair key"
                 )
             if (lat, lon) != (None, None):
                 raise InputError(

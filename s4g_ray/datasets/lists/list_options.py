@@ -37,18 +37,18 @@ class ListOptions:
 
     def __post_init__(self) -> None:
         if self.pair not in get_args(Pair):
-            raise InputError(f"pair={self.pair!r} is none of {', '.join(get_args(Pair))}")
+            raise InputError(f"--pair {self.pair!r} is none of {', '.join(get_args(Pair))}")
         if not 0 <= self.test_fraction <= 1:
-            raise InputError(f"test_fraction={self.test_fraction} is not within 0..1")
+            raise InputError(f"--test-fraction {self.test_fraction:g} is not within 0..1")
         if self.max_distance_m is not None and not self.max_distance_m > 0:
-            raise InputError(f"max_distance_m={self.max_distance_m} must be above 0")
+            raise InputError(f"--max-distance-m {self.max_distance_m:g} must be above 0")
         if self.delimiter is not None:
             delimiter = DELIMITER_NAMES.get(self.delimiter, self.delimiter)
             if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n.':
                 raise InputError(
-                    f"delimiter={self.delimiter!r} must be one character, or"
+                    f"--delimiter {self.delimiter!r} must be one character, or"
                     f" {', '.join(name for name in DELIMITER_NAMES if name.isalpha())}"
                 )
             object.__setattr__(self, "delimiter", delimiter)
         if self.decimal not in (None, ".", ","):
-            raise InputError(f"decimal={self.decimal!r} must be . or ,")
+            raise InputError(f"--decimal {self.decimal!r} must be . or ,")

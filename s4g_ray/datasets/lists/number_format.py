@@ -79,9 +79,9 @@ class NumberFormat:
         if self.e7 and kind in ("lat", "lon"):
             return " of E7 (whole ten-millionths of a degree), which the list's others are"
         if self.decimal == "." and "," in text:
-            return "; for a list with decimal commas give decimal=',' (--decimal ,)"
+            return "; for a list with decimal commas give --decimal ,"
         if self.decimal == "," and "." in text:
-            return "; the list has decimal commas; for points give decimal='.' (--decimal .)"
+            return "; the list has decimal commas; for points give --decimal ."
         return ""
 
     def describe(self) -> list[str]:

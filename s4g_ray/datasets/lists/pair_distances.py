@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial import cKDTree
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Bools, Floats64, Ints
 from s4g_ray.data.sphere import EARTH_RADIUS_M, chord_of, format_metres, unit_sphere
 from s4g_ray.datasets.lists.image_lists import ImageList
@@ -88,11 +89,12 @@ def _describe_far(photos: ImageList, metres: Floats64, tree: cKDTree, limit: flo
     if limit > ALWAYS_NEAR_M:
         reason = f"{SPACINGS} times the distance between neighboring tiles"
     fault = explain_far(photos, rows, tree, limit) or "correct their positions, or the tiles'"
+    # the likely reason is the end, where it is seen in a terminal
     return (
         f"{photos.locate(farthest)}: {path!r} is {format_metres(metres[farthest])} from its tile."
-        f" Of {len(photos):,} queries, {len(rows):,} are farther than {format_metres(limit)}"
-        f" ({reason}): {fault}. Or leave out those beyond a limit with max_distance_m"
-        f" (--max-distance-m {np.ceil(limit):.0f}); inf keeps all"
+        f" Of {count_noun(len(photos), 'query', 'queries')}, {len(rows):,}"
+        f" {'is' if len(rows) == 1 else 'are'} farther than {format_metres(limit)} ({reason});"
+        f" --max-distance-m {np.ceil(limit):.0f} leaves them out, inf keeps all\n{fault}"
     )
 
 
@@ -107,7 +109,7 @@ def explain_far(photos: ImageList, rows: Ints, tree: cKDTree, limit: float) -> s
         num_near = int(np.count_nonzero(chords <= near_chord))
         if num_near * 2 >= len(rows):
             return (
-                f"in one of the two lists {fault}; read the other way, {num_near:,} of"
-                f" {len(rows):,} of them are near tiles"
+                f"read the other way, {num_near:,} of {len(rows):,} of them are near tiles: in one"
+                f" of the two lists {fault}"
             )
     return ""

@@ -126,7 +126,7 @@ def _split_by_strip(tiles: ImageList, photos: ImageList, fraction: float) -> Non
     if len(unknown):
         raise InputError(
             f"{tiles.locate(int(unknown[0]))}: without coordinates there is no eastern strip to"
-            " test on; give split_column"
+            " test on; give --split-column"
         )
     lon = unroll_longitudes(tiles.lon)
     mean_lon = np.bincount(tiles.place_ids, lon) / np.bincount(tiles.place_ids)

@@ -43,17 +43,17 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         for name, size in (
-            ("query_size", self.query_size),
-            ("reference_size", self.reference_size),
+            ("--query-size", self.query_size),
+            ("--reference-size", self.reference_size),
         ):
             if size is not None and not all(1 <= side <= LARGEST_JPEG for side in size):
                 raise InputError(
-                    f"{name}={size} is not within 1..{LARGEST_JPEG} pixels, the limits of JPEG"
+                    f"{name} {size} is not within 1..{LARGEST_JPEG} pixels, the limits of JPEG"
                 )
         if not 1 <= self.quality <= 100:
-            raise InputError(f"quality={self.quality} is not within 1..100")
+            raise InputError(f"--quality {self.quality} is not within 1..100")
         if not self.shard_mb > 0:
-            raise InputError(f"shard_mb={self.shard_mb} is not above 0")
+            raise InputError(f"--shard-mb {self.shard_mb:g} is not above 0")
 
     def size(self, view: View) -> Size | None:
         """Return the height and width of a view's stored images; None: as they are."""

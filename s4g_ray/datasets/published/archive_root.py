@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, join_first
+from s4g_ray.amounts import join_first
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 
 LEVELS_BELOW = 2
 LEVELS_ABOVE = 2

@@ -23,8 +23,9 @@ from s4g_ray.datasets.published.drone_folders import (
     list_places,
     make_rows,
 )
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
+from s4g_ray.datasets.source import SourceFolder, is_position
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 POSITIONS = "Dense_GPS_ALL.txt"

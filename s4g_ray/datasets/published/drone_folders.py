@@ -12,9 +12,10 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 
+from s4g_ray.amounts import join_first
 from s4g_ray.arrays import Bools, Floats64
 from s4g_ray.data.schema import OPTIONAL, SCHEMAS
-from s4g_ray.datasets.source import SourceFolder, is_number, join_first
+from s4g_ray.datasets.source import SourceFolder, is_number
 from s4g_ray.datasets.source_rows import Row, ViewRows
 from s4g_ray.errors import InputError
 
@@ -39,8 +40,8 @@ def check_views(query_view: str, reference_view: str) -> None:
     """Raise InputError unless one of the views is drone and the other satellite."""
     if {query_view, reference_view} != set(VIEWS):
         raise InputError(
-            f"query_view={query_view!r}, reference_view={reference_view!r}: one must be drone, the"
-            " other satellite"
+            f"--query-view {query_view!r}, --reference-view {reference_view!r}: one must be drone,"
+            " the other satellite"
         )
 
 

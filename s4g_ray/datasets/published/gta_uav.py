@@ -17,14 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from s4g_ray.amounts import join_first
 from s4g_ray.data.dataset import GeoDataset, refuse_existing
 from s4g_ray.data.sphere import METRES_A_DEGREE
 from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.drone_folders import make_tile_rows
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, join_first
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.datasets.source_rows import Row, ViewRows
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 Area = Literal["cross", "same"]
@@ -55,7 +57,7 @@ def convert(
     `strict`, and a target that holds a data set.
     """
     if area not in get_args(Area):
-        raise InputError(f"area={area!r} is none of {', '.join(get_args(Area))}")
+        raise InputError(f"--area {area!r} is none of {', '.join(get_args(Area))}")
     target = files.absolute(target)
     refuse_existing(target)
     lists = {split: f"{area}-area-drone2sate-{split}.json" for split in ("train", "test")}

@@ -18,5 +18,7 @@ def parse_splits(train: str, test: str, kind: str, kinds: str, example: str) -> 
                 raise InputError(f"{kind} {name!r} is listed twice; name each {kind} once")
             splits[name] = split
     if not splits:
-        raise InputError(f"train_{kinds} and test_{kinds} name no {kind}; give some as {example}")
+        raise InputError(
+            f"--train-{kinds} and --test-{kinds} name no {kind}; give some as {example}"
+        )
     return splits

@@ -22,8 +22,9 @@ from s4g_ray.datasets.published.drone_folders import (
     list_places,
     make_rows,
 )
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report
+from s4g_ray.datasets.source import SourceFolder
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 HEIGHTS = ("150", "200", "250", "300")  # metres
@@ -95,7 +96,7 @@ def _parse_heights(text: str) -> list[str]:
     heights = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for height in heights:
         if height not in HEIGHTS:
-            raise InputError(f"heights={text!r}: {height!r} is none of {', '.join(HEIGHTS)}")
+            raise InputError(f"--heights {text!r}: {height!r} is none of {', '.join(HEIGHTS)}")
     return heights
 
 

@@ -22,8 +22,9 @@ from s4g_ray.datasets import folder as plain_folder
 from s4g_ray.datasets.lists.file_names import empty_list_error
 from s4g_ray.datasets.published.archive_root import open_root
 from s4g_ray.datasets.published.split_names import parse_splits
-from s4g_ray.datasets.source import Report, SourceFolder, ignore_report, is_position
+from s4g_ray.datasets.source import SourceFolder, is_position
 from s4g_ray.errors import InputError
+from s4g_ray.progress import Report, ignore_report
 from s4g_ray.storage import files
 
 # flights as Game4Loc divides them across areas (scripts/prepare_dataset/visloc.py of its code)

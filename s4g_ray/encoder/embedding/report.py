@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.encoder.embedding.outcomes import BlockResult
 
 SHOWN = 10  # images that could not be decoded, listed in the summary
@@ -25,11 +26,11 @@ class EmbeddingReport:
     reused_parts: int = 0  # committed by an interrupted job
     reused_images: int = 0  # of those parts, and of the blocks of others that it committed
 
-    def lines(self, name: str) -> list[str]:
-        """Return a summary for the user, with the first skipped images; name: of the images."""
+    def lines(self, one: str, many: str | None = None) -> list[str]:
+        """Return a summary for the user, with the first skipped images; one, many: their nouns."""
         num_bad = len(self.bad_images)
         left_out = f", left out {num_bad}" if num_bad else ""
-        lines = [f"embedded {self.images} {name}{left_out} in {self.seconds:.0f} s"]
+        lines = [f"embedded {count_noun(self.images, one, many)}{left_out} in {self.seconds:.0f} s"]
         lines.extend(f"  {reason}" for reason in self.bad_images[:SHOWN])
         if num_bad > SHOWN:
             lines.append(f"  and {num_bad - SHOWN} more")

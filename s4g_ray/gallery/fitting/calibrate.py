@@ -51,14 +51,14 @@ class CalibrationOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("outside_share", "max_false_none"):
-            value = getattr(self, name)
+        named = {"--outside-share": self.outside_share, "--max-false-none": self.max_false_none}
+        for option, value in named.items():
             if not 0 < value < 1:
-                raise InputError(f"{name}={value} is not between 0 and 1")
+                raise InputError(f"{option} {value:g} is not between 0 and 1")
         if not 1 <= self.turns <= 360:
-            raise InputError(f"turns={self.turns} is not within 1..360")
+            raise InputError(f"--turns {self.turns} is not within 1..360")
         if self.max_queries < 2 * FEWEST_QUERIES:
-            raise InputError(f"max_queries={self.max_queries} is below {2 * FEWEST_QUERIES}")
+            raise InputError(f"--max-queries {self.max_queries} is below {2 * FEWEST_QUERIES}")
 
 
 @dataclass(frozen=True)

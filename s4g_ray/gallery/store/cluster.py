@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from s4g_ray.amounts import count_noun, format_bytes
 from s4g_ray.config.schema import RayConfig
 from s4g_ray.distributed.session import ray_session
 from s4g_ray.distributed.start_checks import find_address, is_connected
@@ -52,10 +53,11 @@ def connect(
     cluster = RayConfig(address=address)
     if not is_connected() and not find_address(cluster):
         raise InputError(
-            f"the index of {uri} is held by {facts.num_shards} shards of {facts.shard_gb:.3g} GB"
-            " on a Ray cluster, and none is named: set RAY_ADDRESS to that of a cluster"
-            " (`ray start --head` starts one here, for RAY_ADDRESS=auto), or build the gallery"
-            " again with mining.num_shards=1, for a machine that holds it whole"
+            f"the index of {uri} is held by {count_noun(facts.num_shards, 'shard')} of"
+            f" {format_bytes(1e9 * facts.shard_gb)} on a Ray cluster, and none is named: set"
+            " RAY_ADDRESS to that of a cluster (`ray start --head` starts one here, for"
+            " RAY_ADDRESS=auto), or build the gallery again with mining.num_shards=1, for a machine"
+            " that holds it whole"
         )
     _session.enter(cluster, storage)
     return _session.leave

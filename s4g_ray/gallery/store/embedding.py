@@ -24,7 +24,7 @@ from s4g_ray.encoder.source import DESCRIPTION, EncoderSource
 from s4g_ray.encoder.weights import encode_weights
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.header import MODEL, GalleryHeader
-from s4g_ray.progress import Reporter, Update
+from s4g_ray.progress import Report, Reporter, Update
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import Stamp, is_published, open_published
 from s4g_ray.storage.ownership.lease import BEAT_S, Lease
@@ -48,10 +48,15 @@ class GalleryModel:
     dim: int
 
     @classmethod
-    def from_source(cls, opened: EncoderSource, config: RunConfig, gallery: str) -> Self:
-        """Take the model of a run, an export or weights; write nothing."""
+    def from_source(
+        cls, opened: EncoderSource, config: RunConfig, gallery: str, report: Report
+    ) -> Self:
+        """Take the model of a run, an export or weights; write nothing.
+
+        report: as EncoderSource.build_encoder takes it.
+        """
         config = config.model_copy(update={"model": fit_model_to_sizes(config.model, config.data)})
-        encoder = opened.build_encoder(config.model)
+        encoder = opened.build_encoder(config.model, report)
         step = 0 if opened.checkpoint is None else Checkpoint.read(opened.checkpoint).step
         return cls(
             config=config,

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from s4g_ray.data.format.image_paths import find_root
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
@@ -37,6 +38,13 @@ class GalleryHeader:
     attribution: str = ""
     # of section mining, as they were asked for: a gallery that is planned anew keeps them
     index_settings: dict[str, Any] = field(default_factory=dict)
+    # the folder that relative paths of images start from: relative to the gallery, or absolute;
+    # None: the gallery's own
+    images_root: str | None = None
+
+    def find_images(self, gallery: str) -> str:
+        """Return the absolute folder that relative paths of images start from."""
+        return find_root(gallery, self.images_root)
 
     def save(self, gallery: str) -> None:
         """Write gallery.json: from then on readers open this version."""

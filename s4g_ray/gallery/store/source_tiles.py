@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from s4g_ray.arrays import Bools, Ints
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.data.format.image_paths import resolve
+from s4g_ray.data.format.image_paths import list_prefixes, resolve, shorten
 from s4g_ray.data.schema import SPLITS
 from s4g_ray.data.sphere import metres_between
 from s4g_ray.data.tables.arrow_texts import sort_by_id
@@ -118,6 +118,13 @@ def have_moved(old: pa.Table, new: pa.Table) -> Bools:
     for name in ("lat", "lon"):
         moved |= same[name].to_numpy() != new[name].to_numpy()
     return moved
+
+
+def shorten_paths(rows: pa.Table, gallery: str, root: str) -> pa.Table:
+    """Return rows whose paths below or beside the folder of images, `root`, are relative to it."""
+    column = SCHEMA.get_field_index("uri")
+    paths = shorten(rows["uri"], list_prefixes(gallery, root))
+    return rows.set_column(column, SCHEMA.field("uri"), paths)
 
 
 def merge_rows(old: pa.Table, *others: pa.Table) -> pa.Table:

@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         pa.field("size_m", pa.float32()),
         pa.field("region", pa.string()),
         pa.field("source_id", pa.string()),
-        pa.field("uri", pa.string(), nullable=False),  # relative to the gallery, or absolute
+        pa.field("uri", pa.string(), nullable=False),  # from the folder of images, or absolute
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         # of the image's bytes: an unchanged image keeps its embedding

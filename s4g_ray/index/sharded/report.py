@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from s4g_ray.amounts import count_noun
+
 
 @dataclass(frozen=True)
 class IndexReport:
@@ -64,8 +66,8 @@ class IndexReport:
 
     def describe(self) -> str:
         """Return the report as a line: kind, size, recall with its interval, the worst region."""
-        shards = "1 shard" if self.num_shards == 1 else f"{self.num_shards} shards"
-        text = f"{self.kind} of {self.num_vectors} references on {shards}"
+        references = count_noun(self.num_vectors, "reference")
+        text = f"{self.kind} of {references} on {count_noun(self.num_shards, 'shard')}"
         if self.recall is None:
             return text
         text += f", recall@{self.k} {self.recall:.3f}"

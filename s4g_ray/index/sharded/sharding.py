@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_groups
 from s4g_ray.errors import RunError
@@ -190,8 +191,8 @@ def deal_rows(
     total = sum(sum(groups) for groups in counts)
     if total < num_shards:
         raise RunError(
-            f"{total} references cannot fill mining.num_shards={num_shards}; lower it to at most"
-            f" {total}"
+            f"{count_noun(total, 'reference')} cannot fill mining.num_shards={num_shards}; lower it"
+            f" to at most {total}"
         )
     limit = max(1, total // (num_shards * DEALS_PER_SHARD))
     shares: list[list[RowRange]] = [[] for _ in range(num_shards)]

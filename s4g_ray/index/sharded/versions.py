@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.errors import RunError
 from s4g_ray.index.exact_search import Engine
 from s4g_ray.index.vector_index import VectorIndex
@@ -86,7 +87,7 @@ def open_shards(setup: ShardSetup, version: int) -> Manifest:
         raise RunError(f"{folder} holds an index, but no version of shards; remove it and resume")
     if info["num_shards"] != setup.num_shards:
         raise RunError(
-            f"{folder} has {info['num_shards']} shards, but"
+            f"{folder} has {count_noun(info['num_shards'], 'shard')}, but"
             f" mining.num_shards={setup.num_shards}; set that to {info['num_shards']}, or"
             f" remove {folder} and resume"
         )

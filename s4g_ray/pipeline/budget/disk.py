@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from s4g_ray.amounts import format_bytes
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.budget.sizes import RunSizes
-from s4g_ray.pipeline.retention.prune import format_bytes
 from s4g_ray.pipeline.rounds.graphs import gallery_width
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.storage import files

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.index.cost import Cost
 from s4g_ray.pipeline.budget.rates import Rates
@@ -166,11 +167,12 @@ def _epoch_work(config: RunConfig, sizes: RunSizes, rates: Rates, machines: Mach
     works = [Work(step_s, encoder)]
     if load_s is not None:
         slots = min(loaders, machines.cpus)
-        name = "loader_processes" if loaders <= machines.cpus else "CPUs"
-        works.append(Work(load_s / slots, f"reading and decoding, on {slots:g} {name}"))
+        by_cpus = loaders > machines.cpus
+        on = count_noun(slots, "CPU") if by_cpus else f"{slots:g} loader_processes"
+        works.append(Work(load_s / slots, f"reading and decoding, on {on}"))
         if not train.use_gpu and step_s is not None:
             cpu_s = step_s * num_workers * train.threads_per_worker + load_s
-            works.append(Work(cpu_s / machines.cpus, f"{machines.cpus:g} CPUs"))
+            works.append(Work(cpu_s / machines.cpus, count_noun(machines.cpus, "CPU")))
     return works
 
 
@@ -187,10 +189,10 @@ def _embedding_work(
         return works
     decode_s = rates.decode_s * num_images
     slots = min(num_actors * embedding.decoders, machines.cpus)
-    works.append(Work(decode_s / slots, f"decoding, by {slots:g} threads"))
+    works.append(Work(decode_s / slots, f"decoding, by {count_noun(slots, 'thread')}"))
     if not on_gpu and encode_s is not None:
         cpu_s = encode_s * num_actors * embedding.threads_per_actor + decode_s
-        works.append(Work(cpu_s / machines.cpus, f"{machines.cpus:g} CPUs"))
+        works.append(Work(cpu_s / machines.cpus, count_noun(machines.cpus, "CPU")))
     return works
 
 

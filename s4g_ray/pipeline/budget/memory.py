@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from s4g_ray.amounts import format_bytes
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.index.plan import IndexPlan
 from s4g_ray.pipeline.budget.sizes import RunSizes
-from s4g_ray.pipeline.retention.prune import format_bytes
 
 # resident after the imports of each process, measured with CPU builds of torch and faiss
 DRIVER_GB = 1.0

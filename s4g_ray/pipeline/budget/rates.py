@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from s4g_ray.config.loading import load_config
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.run_folder import Record, read_records
+from s4g_ray.pipeline.records import read_records
+from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.storage import files
 
 

@@ -13,6 +13,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.evaluation.query_results import QueryResults
 from s4g_ray.evaluation.scores import search_tables
 from s4g_ray.pipeline.branches.branch_record import describe_branch
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.pipeline.report.charts import draw_loss_chart, draw_recall_chart, draw_time_chart
 from s4g_ray.pipeline.report.examples import (
     NUM_TOP,
@@ -24,7 +25,7 @@ from s4g_ray.pipeline.report.examples import (
 from s4g_ray.pipeline.report.region_map import draw_maps
 from s4g_ray.pipeline.report.reliability import read_calibration
 from s4g_ray.pipeline.report.templates import render_page
-from s4g_ray.pipeline.run_folder import Record, read_records
+from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
 

@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Floats64, Ints, spread_rows
 from s4g_ray.data.sphere import METRES_A_DEGREE, format_metres, unit_sphere, wrap_longitudes
 from s4g_ray.errors import InputError
@@ -121,7 +122,8 @@ def _describe(frame: MapFrame, num_drawn: int, num_queries: int, num_outside: in
     lat = format_degrees(frame.lat, 0.01, "NS")
     lon = format_degrees(frame.lon, 0.01, "EW")
     size = f"{format_metres(2 * frame.half_width_m)} by {format_metres(2 * frame.half_height_m)}"
-    text = f"{size} around {lat}, {lon}; {num_drawn:,} of {num_queries:,} queries"
+    queries = count_noun(num_queries, "query", "queries")
+    text = f"{size} around {lat}, {lon}; {num_drawn:,} of {queries}"
     if num_outside:
         text += f", {num_outside:,} of them with a prediction outside of the map"
     return text

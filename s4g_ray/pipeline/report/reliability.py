@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.pipeline.report.svg_charts import BLUE, INK, SOFT, add_legend, make_axes, to_svg
 from s4g_ray.storage import files
@@ -82,9 +83,10 @@ def draw_reliability(bins: list[dict[str, Any]]) -> str:
 
 def describe(report: dict[str, Any]) -> list[str]:
     """Return the figures of a calibration's report as sentences."""
+    photos = count_noun(report["num_inside"], "photo")
     lines = [
-        f"{report['num_inside']:,} photos from inside of the gallery and {report['num_outside']:,}"
-        " from outside, none of which it was fitted on. Numbers at the points: photos in a bin.",
+        f"{photos} from inside of the gallery and {report['num_outside']:,} from"
+        " outside, none of which it was fitted on. Numbers at the points: photos in a bin.",
         f"Expected calibration error {_percent(report['ece'])}"
         f" (± {_percent(report['ece_error'])}).",
     ]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from s4g_ray.amounts import format_bytes
 from s4g_ray.config.loading import load_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.encoder.checkpoint import FOLDER as CHECKPOINTS
 from s4g_ray.errors import InputError
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.pipeline.retention.artefacts import Keep, find_removable, list_versioned, measure
 from s4g_ray.pipeline.retention.rule import RunState
 from s4g_ray.pipeline.rounds.graphs import FOLDERS
 from s4g_ray.pipeline.rounds.schedule import Schedule
-from s4g_ray.pipeline.run_folder import Record, read_records
+from s4g_ray.pipeline.run_folder import Record
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
 from s4g_ray.storage.manifest import is_published, published_versions
@@ -134,14 +136,6 @@ def describe_pruned(pruned: Pruned, *, dry_run: bool) -> list[str]:
     if not lines:
         return ["nothing to remove"]
     return [*lines, f"{verb} {format_bytes(pruned.total_bytes)} in all"]
-
-
-def format_bytes(count: float) -> str:
-    """Format a number of bytes for people: 12 kB, 3.4 MB, 5.67 GB, 1.2 TB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def as_record(pruned: Pruned) -> Record:

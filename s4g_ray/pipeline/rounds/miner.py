@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Bools, Ints
 from s4g_ray.config.schema import MiningConfig, RayConfig
 from s4g_ray.data.tables.embedding_table import open_embeddings, read_heads, sample_queries
@@ -228,7 +229,8 @@ class Miner:
         if collection == "pairs":
             above = f", {found.above_positive:.0%} score above the positive"
         self._reporter.record_line(
-            f"           mined {found.neighbors} neighbors of {found.places} places among"
+            f"           mined {count_noun(found.neighbors, 'neighbor')} of"
+            f" {count_noun(found.places, 'place')} among"
             f" {collection} ({found.coverage:.0%} of those wanted),"
             f" {found.overlap or 0:.0%} as before{above}{effort}"
         )

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Ints
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset
-from s4g_ray.distributed.placement import count_noun
 from s4g_ray.encoder.actors import EncoderPool
 from s4g_ray.encoder.checkpoint import checkpoint_stamp
 from s4g_ray.encoder.embedding.table_plan import fingerprint_places
@@ -213,8 +213,9 @@ class MiningRound:
             reused_parts=report.reused_parts,
         )
         left_out = f", left out {len(report.bad_images)}" if report.bad_images else ""
+        images = count_noun(report.images, "image")
         self._reporter.record_line(
-            f"           embedded {report.images} images{left_out} in {report.seconds:.0f} s"
+            f"           embedded {images}{left_out} in {report.seconds:.0f} s"
         )
 
     def _test(self, epoch: int) -> None:

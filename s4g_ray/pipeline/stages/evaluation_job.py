@@ -133,9 +133,10 @@ class EvaluationJob:
         if is_published(uri):
             manifest = open_published(uri, "embeddings", stamp)
             self.bad_images[name] = tuple(manifest.info["bad_images"])
-            self.reporter.line(f"{name} are embedded already")
+            self.reporter.line(f"{_name_images(config, view)[1]} are embedded already")
             return uri
-        with self.reporter.stage(f"embedding {name} of {split}") as update:
+        title = f"embedding {_name_images(config, view)[1]} of {split}"
+        with self.reporter.stage(title) as update:
             report = embed(
                 self.pool,
                 config,
@@ -149,7 +150,7 @@ class EvaluationJob:
                 on_progress=update,
             )
         self.bad_images[name] = report.bad_images
-        for line in report.lines(name):
+        for line in report.lines(*_name_images(config, view)):
             self.reporter.line(line)
         return uri
 
@@ -198,3 +199,11 @@ class EvaluationJob:
             made_with,
             self.bad_images["references"] + self.bad_images[name],
         )
+
+
+def _name_images(config: RunConfig, view: View) -> tuple[str, str]:
+    """Return what one image of a view is called, and several: `queries (180°, random)`."""
+    if view == "references":
+        return "reference", "references"
+    seen = f"({format_fov(config.data.query_fov_deg)}°, {config.data.query_heading})"
+    return f"query {seen}", f"queries {seen}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.tables.embedding_table import sample_queries
 from s4g_ray.distributed.autoscaling import await_room
@@ -106,7 +107,8 @@ def _mine(
             )
     dropped = ", ".join(f"{reason} {count}" for reason, count in report.dropped.items())
     reporter.line(
-        f"mined {report.neighbors} neighbors of {report.places} places ({report.coverage:.0%} of"
+        f"mined {count_noun(report.neighbors, 'neighbor')} of {count_noun(report.places, 'place')}"
+        f" ({report.coverage:.0%} of"
         f" those wanted), {report.above_positive:.0%} score above the positive; dropped: {dropped}"
     )
     if report.warning is not None:
@@ -136,7 +138,7 @@ def _build_index(
         start_timeout_s=config.ray.start_timeout_s,
     )
     stack.enter_context(service)
-    with reporter.stage(f"indexing {len(references)} references"):
+    with reporter.stage(f"indexing {count_noun(len(references), 'reference')}"):
         index = service.report(0, stamp=stamp, ids=references)
         if index is None:
             rng = np.random.default_rng(config.seed)

@@ -70,7 +70,7 @@ def embed_on_cluster(
         views=views,
     )
     report = _run_on_cluster(config, job, f"embedding {', '.join(splits)}", reporter)
-    for line in report.lines("images"):
+    for line in report.lines("image"):
         reporter.line(line)
     return _describe_table(target, made_with)
 

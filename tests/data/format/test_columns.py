@@ -29,6 +29,7 @@ WHOLE = [
 STRINGS = [
     *(pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()),
     *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.uint8(), pa.large_string())),
+    pa.dictionary(pa.uint32(), pa.string_view()),  # categories of polars
 ]
 NESTED = [
     *(pa.large_list(pa.int64()), pa.list_(pa.int32()), pa.list_(pa.float64())),
@@ -263,7 +264,21 @@ def test_a_frame_that_exports_arrow_is_a_table_alone_or_among_others(tmp_path: P
         assert dataset.fingerprint == wanted
 
 
-@pytest.mark.parametrize("rows", ["a.parquet", {"id": [1]}, 5, None, ["a.csv"], [[1, 2]]])
-def test_what_is_no_table_is_refused(rows: Any) -> None:
-    with pytest.raises(InputError, match=r"is no table: give a pyarrow\.Table"):
+class LazyFrame:
+    """A query of polars: it has rows once it is collected."""
+
+    def collect(self) -> Any:
+        return tables()[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "remedy"),
+    [
+        *((rows, r"give a pyarrow\.Table") for rows in ("a.parquet", 5, None, ["a.csv"], [[1, 2]])),
+        *((rows, r"give pyarrow\.table") for rows in ({"id": [1]}, [{"id": 1}])),
+        (LazyFrame(), r"collect it, as frame\.collect\(\)"),
+    ],
+)
+def test_what_is_no_table_is_refused(rows: Any, remedy: str) -> None:
+    with pytest.raises(InputError, match=f"is no table: {remedy}"):
         list(iterate_tables(rows))

@@ -329,7 +329,7 @@ def test_a_full_disk_and_a_dead_builder_are_errors_with_their_remedy(
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-        with pytest.raises(WriteError, match=r"0\.0 MB left; make room, or set data\.cache_dir"):
+        with pytest.raises(WriteError, match=r"1 kB left; make room, or set data\.cache_dir"):
             open_image_tables(dataset.uri, WANTED, str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)

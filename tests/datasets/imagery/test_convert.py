@@ -106,8 +106,9 @@ def test_several_sizes_and_sources_make_one_region(tmp_path: Path) -> None:
     assert set(summary.dropped) <= {"more than 0.05 without data", "no imagery"}
     raster_km2 = 0.012 * 111.4 * 0.012 * 55.6
     assert summary.ground_km2 == pytest.approx(raster_km2, rel=0.1)
-    assert len(notes) == 1
-    assert notes[0].startswith("tiles of 60 m at 128 pixels show 0.469 m a pixel, the imagery")
+    assert len(notes) == 2
+    assert notes[0] == "bands shown: 1,2,3 (--bands names others)"
+    assert notes[1].startswith("tiles of 60 m at 128 pixels show 0.469 m a pixel, the imagery")
     sizes = dataset.references.to_table(columns=["size_m"])["size_m"].to_pylist()
     assert sizes.count(240.0) == summary.tiles_by_size["240"]
     # fewer than a raster pixel: 1 m of ground
@@ -125,12 +126,12 @@ def test_what_cannot_be_cut_is_refused_and_leaves_no_target(tmp_path: Path) -> N
     for options, message in (
         ({"size_m": 60, "bounds": (0.0, 0.0, 1.0, 1.0)}, r"24\.9.*0, 0, 1, 1"),
         ({"size_m": 60, "bands": [7]}, "7"),
-        ({"size_m": [60, 60]}, "must be one or several different sizes"),
-        ({"size_m": []}, "must be one or several different sizes"),
-        ({"size_m": -60}, "size_m=-60"),
+        ({"size_m": [60, 60]}, "--size-m .*: give one or several different sizes"),
+        ({"size_m": []}, "--size-m .*: give one or several different sizes"),
+        ({"size_m": -60}, "--size-m -60"),
         ({"size_m": 0.09}, r"109,\d+,\d+ cells of 0\.09 m.* more than 100,000,000; give a larger"),
-        ({"size_m": 60, "overlap": 1.0}, "overlap=1"),
-        ({"size_m": 60, "pixels": 0}, "pixels=0"),
+        ({"size_m": 60, "overlap": 1.0}, "--overlap 1"),
+        ({"size_m": 60, "pixels": 0}, "--pixels 0"),
     ):
         with pytest.raises(InputError, match=message):
             convert(source, str(target), **options)

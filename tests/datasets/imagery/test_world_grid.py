@@ -93,7 +93,7 @@ def test_blocks_are_compact_and_hold_each_cell_once() -> None:
 
 
 def test_grids_are_refused() -> None:
-    with pytest.raises(InputError, match="overlap=1"):
+    with pytest.raises(InputError, match="--overlap 1"):
         WorldGrid(60, 1.0)
     with pytest.raises(InputError, match=r"0\.01 m apart"):
         WorldGrid(0.01)

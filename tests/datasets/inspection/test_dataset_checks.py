@@ -152,9 +152,9 @@ def test_a_data_set_without_queries_can_be_inspected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"leak_radius_m": -1.0}, r"leak_radius_m=-1\.0 is not within 0\.\."),
-        ({"leak_radius_m": float("nan")}, "leak_radius_m=nan"),
-        ({"num_threads": 0}, "num_threads=0 is below 1"),
+        ({"leak_radius_m": -1.0}, r"--leak-radius-m -1 is not within 0\.\."),
+        ({"leak_radius_m": float("nan")}, "--leak-radius-m nan"),
+        ({"num_threads": 0}, "--threads 0 is below 1"),
     ],
 )
 def test_impossible_options_and_a_missing_data_set_are_refused(

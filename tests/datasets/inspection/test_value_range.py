@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from s4g_ray.cli.convert import convert_app
@@ -210,3 +211,19 @@ def test_a_range_that_does_not_fit_is_refused_before_it_is_written(
     with pytest.raises(InputError, match=message):
         write_stretch(dataset.uri, Stretch.parse(stretch), bands)
     assert Path(dataset.uri, "dataset.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("stretch", ["0,3000", "full"])
+def test_a_stretch_of_bytes_says_that_it_changes_nothing(tmp_path: Path, stretch: str) -> None:
+    for number in range(COUNT):
+        Image.fromarray(make_tile(number)[..., 0].astype(np.uint8)).save(tmp_path / f"{number}.png")
+    made = []
+    for table in tables(COUNT):
+        names = [[f"{number}.png" for number in range(COUNT)]]
+        made.append(table.set_column(table.column_names.index("uri"), "uri", names))
+    of_bytes = write_dataset(str(tmp_path), *made, name="bytes")
+    done = CliRunner().invoke(convert_app, ["stretch", of_bytes.uri, stretch])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert any("hold bytes alone, which stay as they are: the stretch changes" in x for x in lines)
+    assert lines[-1] == f"bytes: values other than bytes are shown by stretch {stretch}"

@@ -151,7 +151,7 @@ def test_dialects_with_a_delimiter_are_parsed_by_arrow(
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("path;lat;lon\na;41,5;1,234.5", {}, r"lat='41,5' is not a number; .* give decimal=','"),
+        ("path;lat;lon\na;41,5;1,234.5", {}, r"lat='41,5' is not a number; .* give --decimal ,"),
         (
             "path;lat;lon\na;1.5;2.5",
             {"decimal": ","},

@@ -15,6 +15,7 @@ from s4g_ray.errors import InputError
 from tests.support.source_trees import rows
 
 GPS = ExifTags.GPS
+BROKEN = "p/broken.jpg (not an image file of a known format)"
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF'
     ' xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description'
@@ -78,10 +79,11 @@ def test_a_folder_of_photos_needs_no_list(tmp_path: Path) -> None:
     wanted = [[41.2501, -112.5], [41.2599, -112.5001], [41.2502, -112.5]]
     np.testing.assert_allclose(degrees, wanted, atol=1e-7)
     assert [row[4] for row in found] == [90.5, 10.0, None]
-    assert notes[:2] == [
+    assert notes[:3] == [
         "from the photos' own tags: 3 positions, 3 headings (1 of them from magnetic north, taken"
         " as they are)",
-        "photos without a position in their tags: 2: p/broken.jpg, p/c.jpg",
+        f"photos that cannot be opened: 1: {BROKEN}",
+        "photos without a position in their tags: 1: p/c.jpg",
     ]
     named = folder.convert(source, str(tmp_path / "e"), from_exif=True, queries="p/q")
     assert rows(named, "queries", "source_id") == [("p/q/d.png",)]
@@ -101,7 +103,8 @@ def test_a_list_comes_before_the_tags(tmp_path: Path) -> None:
     found = rows(dataset, "queries", "id", "place_id", "heading_deg")
     assert found == [(0, 1, 90.5), (1, 1, 33.0), (2, 0, 7.0)]
     assert notes[0] == "missing images: 1, left out with their rows: p/gone.jpg"
-    assert "photos without a position in their tags: 1: p/broken.jpg" in notes
+    assert f"photos that cannot be opened: 1: {BROKEN}" in notes
+    assert not any("without a position" in note for note in notes)
 
 
 def test_lists_without_columns_of_coordinates_take_those_of_the_tags(tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_names_are_matched_before_the_tags_are_read(tmp_path: Path, has_region: 
     text = f"{source}/queries.csv: missing images with a likely match: 4 (by letter case 3,"
     assert len(lines) == 1
     assert lines[0].startswith(text)
-    assert lines[0].endswith("take them with match_names (--match-names)")
+    assert lines[0].endswith("take them with --match-names")
     (tmp_path / "s/queries.csv").write_text("\n".join([*listed, "p/a.jpg"]).replace("/A", "/B"))
     lines.clear()
     offered = folder.convert(source, str(tmp_path / "d"), report=lines.append, **options)
@@ -173,3 +176,19 @@ def test_heic_photos_are_read_as_others(tmp_path: Path) -> None:
     path = tmp_path / "phone.heic"
     write_photo(path, (41.5, -112.25), 12.5)
     assert read_tags(str(path)) == PhotoTags(41.5, -112.25, 12.5, False)
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "an empty file"),
+        (b"<html>gone</html>", "an HTML page, not an image"),
+        (b"\xff\xd8\xff\xe1\x00", "not an image file of a known format"),
+    ],
+)
+def test_a_photo_that_cannot_be_opened_says_why(tmp_path: Path, data: bytes, fault: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(data)
+    tags = read_tags(str(tmp_path / "a.jpg"))
+    assert tags.lat is None
+    assert tags.fault is not None
+    assert tags.fault.startswith(fault)

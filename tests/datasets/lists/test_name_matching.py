@@ -74,7 +74,7 @@ def test_likely_matches_are_offered_with_their_count_and_taken_by_an_option(tmp_
         f"{source}/queries.csv: missing images with a likely match: 3 (by letter case 3,"
         f" \\ for / 1), the first {'p/a.jpg'!r} for {listed[0]!r}"
     )
-    assert lines[0] == f"{text}; take them with match_names (--match-names)"
+    assert lines[0] == f"{text}; take them with --match-names"
     lines.clear()
     target = str(tmp_path / "taken")
     dataset = folder.convert(source, target, match_names=True, report=lines.append)

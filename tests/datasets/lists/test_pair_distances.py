@@ -87,7 +87,8 @@ def test_swapped_coordinates_of_either_list_are_recognized(tmp_path: Path, list_
     (root / "a.jpg").touch()
     (root / "b.jpg").touch()
     with pytest.raises(
-        InputError, match="latitude and longitude are swapped; read the other way, 2"
+        InputError,
+        match=r"\nread the other way, 2 of 2 .*: in one .* latitude and longitude are swapped$",
     ):
         folder.convert(str(root), str(tmp_path / "d"))
 
@@ -96,7 +97,7 @@ def test_far_pairs_are_left_out_by_a_limit(tmp_path: Path) -> None:
     lat = LAT.copy()
     lat[7] += 1
     source = make(tmp_path / "s", lat, LON)
-    with pytest.raises(InputError, match="Of 40 queries, 1 are farther"):
+    with pytest.raises(InputError, match="Of 40 queries, 1 is farther"):
         folder.convert(source, str(tmp_path / "d"))
     notes: list[str] = []
     dataset = folder.convert(source, str(tmp_path / "d"), max_distance_m=500, report=notes.append)

@@ -140,7 +140,7 @@ def test_the_true_tile_is_the_nearest_that_holds_the_query(
         ({"outside_share": 0.0}, "outside_share"),
         ({"max_false_none": 1.0}, "max_false_none"),
         ({"turns": 0}, "turns=0"),
-        ({"max_queries": 10}, "max_queries=10"),
+        ({"max_queries": 10}, "--max-queries 10"),
     ],
 )
 def test_options_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -213,7 +213,7 @@ def refused_builds(folder: Path, collection: Collection, queries: Array) -> list
         (
             first,
             {"ids": collection.ids[:1], "k": 1},
-            r"1 references cannot fill mining.num_shards=2; lower it",
+            r"1 reference cannot fill mining.num_shards=2; lower it",
         ),
         (first, {"k": 231}, r"k=231 is not within 1\.\.230, the number of references to index"),
         (
@@ -295,7 +295,7 @@ def test_a_version_of_other_shards_or_another_kind_is_built_again_and_its_engine
         one.build(60, collection.tables, sample=queries, k=K)
     with IndexService(config(num_shards=2, **free), folder, engine="torch_bf16") as two:
         assert two.report(60) is None
-        with pytest.raises(RunError, match=r"v=0060 has 1 shards, but mining.num_shards=2"):
+        with pytest.raises(RunError, match=r"v=0060 has 1 shard, but mining.num_shards=2"):
             two.search(60, queries, K)
         assert two.build(60, collection.tables, sample=queries, k=K).num_shards == 2
         assert two.search(60, queries, K)[0].tolist() == wanted.tolist()

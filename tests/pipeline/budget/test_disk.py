@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from s4g_ray.amounts import format_bytes
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.pairs import PairTable
 from s4g_ray.data.tables.batch_plan import BatchPlan, PlanStats
@@ -30,7 +31,6 @@ from s4g_ray.pipeline.budget.disk import (
 from s4g_ray.pipeline.budget.disk_check import check_disk
 from s4g_ray.pipeline.budget.sizes import RunSizes
 from s4g_ray.pipeline.retention.artefacts import Keep
-from s4g_ray.pipeline.retention.prune import format_bytes
 from s4g_ray.pipeline.rounds.schedule import Schedule
 from s4g_ray.pipeline.run_folder import RunFolder
 from s4g_ray.progress import Reporter

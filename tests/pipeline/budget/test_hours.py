@@ -89,7 +89,7 @@ def test_a_synchronous_run_takes_the_sum_of_its_stages() -> None:
 def test_what_takes_longest_binds_a_stage() -> None:
     few = stages_of(configure(), cpus=1)
     assert few["epoch"].seconds == pytest.approx(100 + 40)  # all of it on one processor
-    assert few["epoch"].binds == few["embed for mining"].binds == "1 CPUs"
+    assert few["epoch"].binds == few["embed for mining"].binds == "1 CPU"
     assert few["embed for mining"].seconds == pytest.approx(40 + 20)
     slow = stages_of(configure(train={"loader_processes": 1, "use_gpu": True}), rates=RATES)
     assert slow["epoch"].binds == "the GPUs of the workers"

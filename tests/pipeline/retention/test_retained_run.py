@@ -12,11 +12,11 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.tables.embedding_table import read_embeddings
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph
 from s4g_ray.data.train_split import TrainSplit
+from s4g_ray.pipeline.records import read_records
 from s4g_ray.pipeline.report.page import write_report
 from s4g_ray.pipeline.retention.prune import prune_run
 from s4g_ray.pipeline.rounds.rotation import choose_places
 from s4g_ray.pipeline.run import run as run_config
-from s4g_ray.pipeline.run_folder import read_records
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config
 
 pytestmark = pytest.mark.cluster

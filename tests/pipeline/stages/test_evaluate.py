@@ -474,7 +474,7 @@ def test_images_that_are_left_out_are_counted_and_listed_with_the_result(
     (reason,) = found.as_dict()["bad_images"]
     assert broken in reason
     assert found.score.metrics["strict"]["queries_without_reference"] == 1
-    assert "(1 images left out)" in rendered(evaluation_tables([found]))
+    assert "(1 image left out)" in rendered(evaluation_tables([found]))
 
 
 def test_university_is_scored_with_its_distractors_and_as_published_without(

@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Floats64
 from s4g_ray.datasets.imagery.world_grid import FLATTENING, SEMI_MAJOR_M
 
@@ -124,7 +125,7 @@ def draw_map(
     _draw(axes, geometries[-2], facecolor="0.8", edgecolor="none", label="dropped")
     for number, (size_m, geometry) in enumerate(zip(kept, geometries, strict=False)):
         color = COLORS[number % len(COLORS)]
-        label = f"{counts[size_m]:,} tiles of {size_m:g} m"
+        label = f"{count_noun(counts[size_m], 'tile')} of {size_m:g} m"
         _draw(axes, geometry, facecolor=color, edgecolor=color, alpha=0.5, label=label)
     _draw(axes, geometries[-1], facecolor="none", edgecolor="black", lw=0.8, label="imagery")
     axes.autoscale_view()

@@ -64,14 +64,14 @@ class CutOptions:
 
     def __post_init__(self) -> None:
         if not 8 <= self.pixels <= LARGEST_TILE:
-            raise InputError(f"pixels={self.pixels} is not within 8..{LARGEST_TILE}")
+            raise InputError(f"--pixels {self.pixels} is not within 8..{LARGEST_TILE}")
         if not 1 <= self.quality <= 100:
-            raise InputError(f"quality={self.quality} is not within 1..100")
+            raise InputError(f"--quality {self.quality} is not within 1..100")
         if not 0 <= self.max_nodata < 1:
-            raise InputError(f"max_nodata={self.max_nodata:g} must be 0 or more, and below 1")
+            raise InputError(f"--max-nodata {self.max_nodata:g} must be 0 or more, and below 1")
         if self.split not in SPLITS["references"]:
             allowed = ", ".join(SPLITS["references"])
-            raise InputError(f"split={self.split!r} is none of {allowed}")
+            raise InputError(f"--split {self.split!r} is none of {allowed}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from s4g_ray.amounts import count_noun, format_bytes
 from s4g_ray.datasets.imagery.cutting.tile_shards import CutBlock
 from s4g_ray.datasets.packing.packed_tables import SHARDS
 from s4g_ray.storage import files
@@ -70,9 +71,9 @@ class Summary:
         """Return the counts as lines for a terminal."""
         sizes = ", ".join(f"{count:,} of {size} m" for size, count in self.tiles_by_size.items())
         lines = [
-            f"{self.cells:,} cells, {self.tiles:,} tiles ({sizes}, {self.pixels} x {self.pixels}"
-            f" pixels), {self.ground_km2:,.4g} km2 of ground",
-            f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB; imagery of"
+            f"{count_noun(self.cells, 'cell')}, {count_noun(self.tiles, 'tile')} ({sizes},"
+            f" {self.pixels} x {self.pixels} pixels), {self.ground_km2:,.4g} km2 of ground",
+            f"{count_noun(self.shards, 'shard')}, {format_bytes(self.bytes)}; imagery of"
             f" {self.native_resolution_m:.3g} m, stretch {self.stretch}",
         ]
         finer = [size for size in self.tiles_by_size if float(size) < self.native_resolution_m]
@@ -82,8 +83,11 @@ class Summary:
                 " little more than its color"
             )
         if self.reused_shards:
-            lines.append(f"{self.reused_shards:,} shards were written by an earlier call")
-        lines += [f"dropped: {count:,} cells: {reason}" for reason, count in self.dropped.items()]
+            lines.append(f"shards that an earlier call wrote: {self.reused_shards:,}")
+        lines += [
+            f"dropped: {count_noun(count, 'cell')}: {reason}"
+            for reason, count in self.dropped.items()
+        ]
         return lines
 
 

@@ -227,10 +227,10 @@ def test_no_tile_left_says_why_and_leaves_the_target_free(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pixels": 4}, "pixels=4 is not within 8..8192"),
-        ({"quality": 0}, "quality=0 is not within 1..100"),
-        ({"max_nodata": 1.0}, "max_nodata=1 must be 0 or more, and below 1"),
-        ({"split": "all"}, "split='all' is none of train, val, test, gallery"),
+        ({"pixels": 4}, "--pixels 4 is not within 8..8192"),
+        ({"quality": 0}, "--quality 0 is not within 1..100"),
+        ({"max_nodata": 1.0}, "--max-nodata 1 must be 0 or more, and below 1"),
+        ({"split": "all"}, "--split 'all' is none of train, val, test, gallery"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

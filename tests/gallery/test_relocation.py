@@ -1,0 +1,142 @@
+"""Galleries whose images stay at their source move with them, or are told where they are now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from s4g_ray.cli.app import app
+from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.errors import InputError, RunError
+from s4g_ray.gallery.build import add_tiles, remove_tiles
+from s4g_ray.gallery.gallery import Gallery, open_gallery
+from s4g_ray.gallery.relocation import relocate
+from s4g_ray.gallery.store.tiles import read_tiles
+from tests.support import galleries
+from tests.support.json_fields import documented
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def built(synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set and, beside it, a gallery of its split `test`, without copies."""
+    folder = tmp_path_factory.mktemp("built")
+    shutil.copytree(synthetic.uri, folder / "data")
+    galleries.build(
+        folder, str(folder / "data"), folder / "gallery", splits=["test"], copy_images=False
+    )
+    return folder
+
+
+@pytest.fixture
+def home(built: Path, tmp_path: Path) -> Path:
+    """The folder `old` with both, to be moved; where it was built, nothing is any more."""
+    shutil.copytree(built / "data", tmp_path / "old/data")
+    shutil.copytree(built / "gallery", tmp_path / "old/gallery")
+    return tmp_path / "old"
+
+
+def read_images(opened: Gallery) -> list[bytes]:
+    return [opened.read_tile_bytes(int(tile_id))[0] for tile_id in opened.tiles.ids]
+
+
+def stored_paths(gallery: Path) -> list[str]:
+    version = open_gallery(str(gallery)).snapshot.version
+    paths: list[str] = read_tiles(version.folder, version.parts, ("uri",))["uri"].to_pylist()
+    return paths
+
+
+def test_a_gallery_moves_with_the_images_beside_it(home: Path, tmp_path: Path) -> None:
+    assert all(path.startswith("images/references/") for path in stored_paths(home / "gallery"))
+    shutil.move(home, tmp_path / "elsewhere/new")
+    opened = open_gallery(str(tmp_path / "elsewhere/new/gallery"))
+    folder = tmp_path / "elsewhere/new/data/images/references"
+    expected = [(folder / f"{tile_id}.png").read_bytes() for tile_id in opened.tiles.ids]
+    assert read_images(opened) == expected
+    assert opened.info["images_root"] == str(tmp_path / "elsewhere/new/data")
+
+
+def test_images_that_moved_alone_are_named_once_for_all(home: Path, tmp_path: Path) -> None:
+    gallery = str(home / "gallery")
+    reader = open_gallery(gallery)
+    before = read_images(reader)
+    shutil.move(home / "data", tmp_path / "photos")
+    with pytest.raises(RunError, match=rf"name their folder with `s4g gallery relocate {gallery} "):
+        reader.read_tile_bytes(int(reader.tiles.ids[0]))
+    for wrong in ("photos/images", "none"):
+        with pytest.raises(InputError, match=r"looked for are not there, as .*; give the folder"):
+            relocate(gallery, str(tmp_path / wrong))
+    arguments = ["gallery", "relocate", gallery, str(tmp_path / "photos"), "--json"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    values: dict[str, Any] = json.loads(done.stdout)
+    assert values.keys() == documented("s4g gallery relocate").own
+    assert (values["relative"], values["absolute"]) == (len(before), 0)
+    assert reader.reload()  # one that is open finds them too
+    assert not reader.reload()
+    assert read_images(reader) == before
+    assert read_images(open_gallery(gallery)) == before
+
+
+def test_changes_of_a_gallery_keep_the_folder_of_its_images(home: Path, tmp_path: Path) -> None:
+    gallery = str(home / "gallery")
+    shutil.move(home / "data", tmp_path / "photos")
+    relocate(gallery, str(tmp_path / "photos"))
+    report = add_tiles(gallery, str(tmp_path / "photos"), splits=["test"])
+    assert (report.unchanged, report.version) == (24, 1)  # the same files: nothing is new
+    added = add_tiles(gallery, str(tmp_path / "photos"), splits=["train"])
+    assert (added.encoded, added.added) == (96, 96)
+    remove_tiles(gallery, ids=np.array([0]))
+    assert all(path.startswith("images/references/") for path in stored_paths(home / "gallery"))
+    assert len(read_images(open_gallery(gallery))) == 119
+
+
+def test_images_that_are_added_from_elsewhere_by_an_option(
+    home: Path, tmp_path: Path, synthetic: GeoDataset
+) -> None:
+    shutil.copytree(home / "data", tmp_path / "rows")
+    shutil.move(tmp_path / "rows/images", tmp_path / "other/images")
+    overrides = [f"data.images_root={tmp_path}/other"]
+    gallery = str(home / "gallery")
+    add_tiles(gallery, str(tmp_path / "rows"), splits=["train"], overrides=overrides)
+    found = relocate(gallery, str(home / "data"))
+    assert (found.relative, found.absolute) == (24, 96)  # those beside `old` stay absolute
+    assert len(read_images(open_gallery(gallery))) == 120
+
+
+def test_a_gallery_that_holds_its_images_has_no_folder_to_name(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    galleries.build(tmp_path, synthetic.uri, tmp_path / "gallery", splits=["test"])
+    with pytest.raises(InputError, match="holds copies of its images: it moves as a folder"):
+        relocate(str(tmp_path / "gallery"), synthetic.uri)
+
+
+def test_a_gallery_that_moved_alone_keeps_its_tiles(home: Path, tmp_path: Path) -> None:
+    shutil.move(home / "gallery", tmp_path / "a/b/gallery")
+    gallery = str(tmp_path / "a/b/gallery")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_images(open_gallery(gallery))
+    assert relocate(gallery, str(home / "data")).images_root == str(home / "data")
+    assert len(read_images(open_gallery(gallery))) == 24
+
+
+def test_a_gallery_of_absolute_paths_alone_is_renewed_by_its_data_set(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    tiles = galleries.write_tiles(tmp_path / "tiles", synthetic, [3, 4])
+    gallery = tmp_path / "gallery"
+    galleries.build(tmp_path, tiles.uri, gallery, copy_images=False)
+    remedy = rf"all paths of images are absolute.*`s4g gallery add {gallery} DATASET`"
+    with pytest.raises(InputError, match=remedy):
+        relocate(str(gallery), str(tmp_path))
+    shutil.copytree(synthetic.uri, tmp_path / "data")
+    assert add_tiles(str(gallery), str(tmp_path / "data")).unchanged == 2
+    assert all(path.startswith("../data/images") for path in stored_paths(gallery))
