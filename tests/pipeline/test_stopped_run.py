@@ -16,6 +16,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.distributed.placement import Node
 from s4g_ray.pipeline import driver
 from s4g_ray.pipeline.preemption import PreemptedError
+from s4g_ray.pipeline.run import run
 from s4g_ray.progress import Reporter
 from tests.conftest import tiny_config
 
@@ -60,7 +61,7 @@ def test_no_line_follows_that_of_a_run_that_is_stopped(
     monkeypatch.setattr(driver, "ray_session", session)
     monkeypatch.setattr(driver, "check_disk", lambda *_: None)
     config = tiny_config(tmp_path / "run", synthetic.uri)
-    result = driver.run(config, reporter=reporter)
+    result = run(config, reporter=reporter)
     go_on.set()
     rounds[0].join(60)
     assert not result.finished
