@@ -15,9 +15,9 @@ from benchmarks.support.record import record
 from s4g_ray.config.loading import load_config, override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.errors import RunError
-from s4g_ray.pipeline.run import run
 from s4g_ray.pipeline.rounds.coordinator import Coordinator
 from s4g_ray.pipeline.rounds.schedule import Schedule
+from s4g_ray.pipeline.run import run
 
 COSTS = (0.5, 1.0, 2.0)  # time of a mining round, in training intervals
 SETTINGS = {
