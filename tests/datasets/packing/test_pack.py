@@ -244,7 +244,7 @@ def test_the_command_describes_the_packed_data_set_and_refuses_bad_options(
 
     for arguments, message in (
         (["--query-size", "64"], "--query-size 64 is not a height and a width such as 140,768"),
-        (["--reference-size", "0,64"], r"reference_size=\(0, 64\) is not within 1..65500"),
+        (["--reference-size", "0,64"], r"--reference-size 0,64 is not within 1..65500"),
         (["--quality", "0"], "--quality 0 is not within 1..100"),
         (["--shard-mb", "0"], "--shard-mb 0 is not above 0"),
         (["--workers", "0"], "--workers 0 is below 1"),
