@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from benchmarks.support.s3_server import environment, serving
+from s4g_ray.amounts import format_bytes
 from s4g_ray.cli.app import app
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS
@@ -261,8 +262,8 @@ def test_the_command_describes_the_packed_data_set_and_refuses_bad_options(
         [],
     )
     assert (
-        f"mixed: {NUM_IMAGES} images in 6 shards, 0.1 MB, verified: {tmp_path}/packed"
-        in done.stderr
+        f"mixed: {NUM_IMAGES} images in 6 shards, {format_bytes(found['bytes'])}, verified:"
+        f" {tmp_path}/packed" in done.stderr
     )
 
 
