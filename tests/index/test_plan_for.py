@@ -99,14 +99,14 @@ def test_the_choice_fits_and_nothing_more_exact_or_in_fewer_shards_would_do(
 def test_the_reason_is_a_sentence_with_memory_hours_and_what_is_too_slow() -> None:
     plan = plan_for(MiningConfig(), 10**6, 1024)
     assert plan.reason == (
-        "ivf_sq8 in 1 shard: 1.56 GB a version, a shard up to 5.19 GB, 1.1 h to search 1,000,000"
-        " queries; sqfp16 would take 15 h, above mining.max_search_hours=4"
+        "ivf_sq8 in 1 shard: 1.56 GB a version, a shard up to 5.19 GB, 68.5 min to search 1,000,000"
+        " queries; sqfp16 would take 14.9 h, above mining.max_search_hours=4"
     )
     exact = plan_for(MiningConfig(max_search_hours=20), 10**6, 1024)
     assert exact.reason.endswith("; the most exact kind that fits")
     slow = plan_for(MiningConfig(index_kind="flat"), 10**6, 1024)
     assert slow.reason.endswith(
-        "15 h to search 1,000,000 queries, above mining.max_search_hours=4: nothing that fits is"
+        "14.9 h to search 1,000,000 queries, above mining.max_search_hours=4: nothing that fits is"
         " faster"
     )
     few = plan_for(MiningConfig(), 10**6, 1024, num_queries=1000)

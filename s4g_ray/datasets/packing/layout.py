@@ -47,8 +47,9 @@ class PackOptions:
             ("--reference-size", self.reference_size),
         ):
             if size is not None and not all(1 <= side <= LARGEST_JPEG for side in size):
+                given = f"{name} {size[0]},{size[1]}"
                 raise InputError(
-                    f"{name} {size} is not within 1..{LARGEST_JPEG} pixels, the limits of JPEG"
+                    f"{given} is not within 1..{LARGEST_JPEG} pixels, the limits of JPEG"
                 )
         if not 1 <= self.quality <= 100:
             raise InputError(f"--quality {self.quality} is not within 1..100")

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from benchmarks.support.s3_server import environment, serving
+from s4g_ray.amounts import format_bytes
 from s4g_ray.cli.app import app
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import VIEWS
@@ -244,7 +245,7 @@ def test_the_command_describes_the_packed_data_set_and_refuses_bad_options(
 
     for arguments, message in (
         (["--query-size", "64"], "--query-size 64 is not a height and a width such as 140,768"),
-        (["--reference-size", "0,64"], r"reference_size=\(0, 64\) is not within 1..65500"),
+        (["--reference-size", "0,64"], r"--reference-size 0,64 is not within 1..65500"),
         (["--quality", "0"], "--quality 0 is not within 1..100"),
         (["--shard-mb", "0"], "--shard-mb 0 is not above 0"),
         (["--workers", "0"], "--workers 0 is below 1"),
@@ -261,8 +262,8 @@ def test_the_command_describes_the_packed_data_set_and_refuses_bad_options(
         [],
     )
     assert (
-        f"mixed: {NUM_IMAGES} images in 6 shards, 0.1 MB, verified: {tmp_path}/packed"
-        in done.stderr
+        f"mixed: {NUM_IMAGES} images in 6 shards, {format_bytes(found['bytes'])}, verified:"
+        f" {tmp_path}/packed" in done.stderr
     )
 
 
