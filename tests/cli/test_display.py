@@ -50,7 +50,10 @@ def shown(*arguments: str) -> str:
     return " ".join(done.output.split())
 
 
-def test_tables_in_a_pipe_are_as_wide_as_they_need_and_end_without_blanks() -> None:
+def test_tables_in_a_pipe_are_as_wide_as_they_need_and_end_without_blanks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     done = CliRunner().invoke(app, ["configs"])
     assert done.exit_code == 0
     lines = done.stdout.splitlines()

@@ -137,9 +137,9 @@ def test_the_true_tile_is_the_nearest_that_holds_the_query(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"outside_share": 0.0}, "outside_share"),
-        ({"max_false_none": 1.0}, "max_false_none"),
-        ({"turns": 0}, "turns=0"),
+        ({"outside_share": 0.0}, "--outside-share 0 "),
+        ({"max_false_none": 1.0}, "--max-false-none 1 "),
+        ({"turns": 0}, "--turns 0 "),
         ({"max_queries": 10}, "--max-queries 10"),
     ],
 )
