@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ CTRL_C = 130  # exit code
 INTERRUPTED = "interrupted"
 PASSED_ON_S = 0.5
 DRAWN_S = 0.1  # in which a display that is being drawn is complete
+ANSWER_S = 0.5  # for a store to tell whether there is something to resume
 SHOW_CURSOR = b"\x1b[?25h"  # a display may have hidden it
 Message = str | Callable[[], str]
 Steal = Annotated[
@@ -159,8 +161,8 @@ class _Interrupts:
                 display.quiet = True  # it would be drawn over the line
             if self.count == 2:
                 self._tell()
-        finally:
             self._write_to_display(SHOW_CURSOR)
+        finally:
             os._exit(CTRL_C)
 
     def has_told(self) -> None:
@@ -170,10 +172,18 @@ class _Interrupts:
     def _tell(self) -> None:
         time.sleep(DRAWN_S)
         self._write_to_display(b"\r\n")
-        message = evaluate(self.message)
+        message = self._evaluate_in_time()
         remedy = message.removeprefix(INTERRUPTED) if message.startswith(INTERRUPTED) else ""
         os.write(2, f"s4g: interrupted twice: ended at once{remedy}\n".encode())
         time.sleep(PASSED_ON_S)  # a thread may pass it on to the terminal
+
+    def _evaluate_in_time(self) -> str:
+        """Return the message, or that without a remedy where a store does not answer."""
+        found = [INTERRUPTED]
+        asking = threading.Thread(target=lambda: found.append(evaluate(self.message)), daemon=True)
+        asking.start()
+        asking.join(ANSWER_S)
+        return found[-1]
 
     def _write_to_display(self, data: bytes) -> None:
         for display in self.displays:

@@ -141,13 +141,15 @@ def _start_in_time(limit_s: float, **options: Any) -> None:
         try:
             ray.init(**options)
             return
-        except Exception as error:  # Ray raises a plain one
-            if BUSY not in str(error) or time.monotonic() > deadline:
-                raise
+        except BaseException as error:  # also the limit's, and Ctrl-C
             _end_failed_start(error)
+            # Ray raises a plain one
+            is_busy = isinstance(error, Exception) and BUSY in str(error)
+            if not is_busy or time.monotonic() > deadline:
+                raise
 
 
-def _end_failed_start(error: Exception) -> None:
+def _end_failed_start(error: BaseException) -> None:
     """End the processes of a node that failed to start, which ray.shutdown() does not know."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         node = frame.f_locals.get("self")

@@ -155,8 +155,8 @@ def check_token_file() -> None:
         fault = error.strerror or str(error)
     if fault:
         raise InputError(
-            f"RAY_AUTH_TOKEN_PATH={named} holds no token ({fault}); make one with `ray"
-            " get-auth-token --generate` and move it there, correct the path, or unset it"
+            f"RAY_AUTH_TOKEN_PATH={named} holds no token ({fault}); correct the path, or unset it,"
+            " make a token with `ray get-auth-token --generate`, and move it there"
         )
 
 

@@ -68,6 +68,7 @@ def train_in_folder(
     folder.guard = lease.watch
     start = find_start(folder)
     try:
+        preemption.check()
         # watched again in the session: Ray installs a handler of its own
         with ray_session(config.ray, config.storage) as nodes, preemption.watched():
             preemption.check()

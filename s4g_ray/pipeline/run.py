@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from s4g_ray.config.schema import RunConfig
@@ -59,9 +60,14 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(reporter.silencing_left_threads())
         stack.enter_context(preemption.watched())
+        open_data = partial(open_run_data, config, MOVED if resume else CORRECT_KEY)
+        opened = None
+        if steal:  # a living owner is ended only by a command whose input is right
+            check_start(uri, resume=resume, from_epoch=from_epoch)
+            opened = open_data()
         lease = stack.enter_context(owning(uri, reporter, steal=steal))
         check_start(uri, resume=resume, from_epoch=from_epoch)
-        config, dataset, split = open_run_data(config, MOVED if resume else CORRECT_KEY)
+        config, dataset, split = opened or open_data()
         from s4g_ray.pipeline.driver import train_in_folder
 
         result, stopped = train_in_folder(

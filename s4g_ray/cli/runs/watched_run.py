@@ -42,6 +42,7 @@ class WatchedRun:
         state = read_state(uri, config.train.epochs)
         status = str(info["status"])
         if status != RUNNING:
+            state.end_workers()
             return cls(state, status, sighting)
         if not sighting.is_written or sighting.since > (state.changed or 0.0):
             state.end_workers()  # those of this process have not begun
@@ -111,9 +112,10 @@ def await_run(
     deadline = 0.0
     while True:
         sighting = observer.look()
-        if files.exists(files.join(uri, "run.json")):
+        content = set(files.list_content(uri))
+        if "run.json" in content:
             return
-        if set(files.list_content(uri)) - {"config.yaml"}:  # that of a start
+        if content - {"config.yaml"}:  # that of a start
             raise InputError(f"{uri} holds no run, but other files; give the folder of a run")
         now = sighting.holder if sighting.is_written else ""
         if holder and not now:

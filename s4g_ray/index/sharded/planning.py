@@ -101,17 +101,19 @@ def _plan_for_free(
     """
     while True:
         resources = ask_resources(cfg)
-        if not resources.memory_gb:
+        is_late = time.monotonic() >= deadline
+        if resources.memory_gb:
+            try:
+                return plan(resources)
+            except ValueError:
+                if is_late:
+                    raise
+        elif is_late:
             need = shard_need(cfg, 1)
             raise RunError(
                 f"no node can hold an index shard of {need.of_each} {need.selection}".rstrip()
                 + "; change mining.label_selector or mining.gpus_per_shard, or add nodes"
             )
-        try:
-            return plan(resources)
-        except ValueError:
-            if time.monotonic() >= deadline:
-                raise
         time.sleep(1.0)
 
 

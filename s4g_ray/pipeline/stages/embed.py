@@ -16,6 +16,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.pipeline.preflight import check_headings
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.manifest import is_published
 from s4g_ray.storage.ownership.lease import owning
 
 SPLITS = ("train", "val", "test")
@@ -48,10 +49,11 @@ def embed_collection(
     opened = open_source(source, files.absolute(dataset_uri), config=config, epoch=epoch)
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
-    check_session(base.ray)
+    if not is_published(target):
+        check_session(base.ray)
+    dataset = open_dataset(base.data.uri, base.data.image_options)
+    views = _views_of(base, dataset, splits)
     with owning(target, reporter, steal=steal, interrupts=True):
-        dataset = open_dataset(base.data.uri, base.data.image_options)
-        views = _views_of(base, dataset, splits)
         # imports torch and Ray, which takes seconds: errors of the input come before
         from s4g_ray.pipeline.stages.table_job import embed_on_cluster
 

@@ -59,12 +59,12 @@ def evaluate(
     s3_settings.apply(base.storage)
     check_session(base.ray)
     num_top = top if queries_out is not None else 0
+    dataset = open_dataset(base.data.uri, base.data.image_options)
+    base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
+    base = _with_data(base, query_heading=heading or base.data.query_heading)
+    configs = [_with_fov(base, fov) for fov in fovs] or [base]
+    check_test_split(configs[0], dataset)
     with _work_folder(out, reporter, steal=steal) as folder:
-        dataset = open_dataset(base.data.uri, base.data.image_options)
-        base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
-        base = _with_data(base, query_heading=heading or base.data.query_heading)
-        configs = [_with_fov(base, fov) for fov in fovs] or [base]
-        check_test_split(configs[0], dataset)
         # imports torch, Ray and faiss, which takes seconds: errors of the input come before
         from s4g_ray.pipeline.stages.evaluation_job import evaluate_on_cluster
 

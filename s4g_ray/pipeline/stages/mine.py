@@ -13,6 +13,7 @@ from s4g_ray.pipeline.preflight import check_index
 from s4g_ray.pipeline.stages.mining_input import find_rows, open_table
 from s4g_ray.progress import Reporter
 from s4g_ray.storage import files, s3_settings
+from s4g_ray.storage.manifest import is_published
 from s4g_ray.storage.ownership.lease import owning
 
 # num_hard_negatives, which neighbor_pool_size must not be below, matters in training alone: the
@@ -50,12 +51,13 @@ def mine_table(
     check_kept("TARGET", target)
     base = override_config(config or parse_config(NO_RUN), overrides)
     s3_settings.apply(base.storage)
-    check_session(base.ray)
+    if not is_published(target):
+        check_session(base.ray)
+    table = open_table(embeddings)
+    found = find_rows(base, table, dataset_uri)
+    if base.mining.scope == "global":
+        check_index(base.mining, len(found.reference_ids), table.stamp.dim)
     with owning(target, reporter, steal=steal, interrupts=True):
-        table = open_table(embeddings)
-        found = find_rows(base, table, dataset_uri)
-        if base.mining.scope == "global":
-            check_index(base.mining, len(found.reference_ids), table.stamp.dim)
         # imports Ray and faiss, which takes seconds: errors of the input come before
         from s4g_ray.pipeline.stages.graph_job import mine_on_cluster
 
