@@ -47,6 +47,14 @@ def slow_to_end():
             pause()
 
 @app.command()
+def ask_store():
+    with interruptible(lambda: time.sleep(120)):
+        try:
+            pause()
+        finally:
+            pause()
+
+@app.command()
 def draw():
     from s4g_ray.cli.runs.live import LiveReporter
     from s4g_ray.cli.runs.run_state import RunState
@@ -108,6 +116,7 @@ def interrupt(script: str, *arguments: str, times: int = 1) -> tuple[int, list[s
         ("bare", 1, "s4g: interrupted"),
         ("covered", 1, "s4g: interrupted; what to do"),
         ("slow-to-end", 2, f"{ENDED_AT_ONCE}; what to do"),
+        ("ask-store", 2, ENDED_AT_ONCE),  # which does not answer
     ],
 )
 def test_ctrl_c_is_one_line(script: str, command: str, times: int, told: str) -> None:

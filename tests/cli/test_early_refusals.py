@@ -73,7 +73,6 @@ def cases(synthetic: GeoDataset, tmp_path: Path) -> dict[str, Case]:
         "embed: data": ([*embed[:2], nowhere, *embed[3:]], {}, "nowhere"),
         "embed: live": ([*embed[:3], live, *embed[4:]], {}, "is being written by process"),
         "mine: table": (mine, {}, "holds no published embedding table"),
-        "mine: live": ([*mine[:2], live], {}, "is being written by process"),
         "pack: data": (["pack", nowhere, str(tmp_path / "packed")], {}, "nowhere"),
         "pack: target": (pack, {}, "is inside the data set to be packed"),
         "convert: target": (convert, {}, "holds a data set already"),

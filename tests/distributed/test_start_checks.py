@@ -134,7 +134,7 @@ def test_a_path_that_holds_no_token_is_refused_where_ray_would(
     if not fault:
         check_session(RayConfig(address=address))
         return
-    message = rf"RAY_AUTH_TOKEN_PATH=.* holds no token \({fault}.*\); make one with `ray get-auth"
+    message = rf"RAY_AUTH_TOKEN_PATH=.* holds no token \({fault}.*\); correct the path, or unset"
     with pytest.raises(InputError, match=message):
         check_session(RayConfig(address=address))
 
@@ -306,3 +306,24 @@ def test_a_node_that_a_busy_machine_lets_down_is_started_again(
     with ray_session(RayConfig(), StorageConfig()) as nodes:
         assert nodes == []
     assert len(ended) == 2  # their processes do not stay beside the third
+
+
+def test_a_start_that_is_too_late_leaves_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[RayNode] = []
+
+    class Node(RayNode):
+        def __init__(self) -> None:
+            time.sleep(60)
+
+        def kill_all_processes(self, *_: Any, **__: Any) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: Node())
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "LEAST_START_S", 0.0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    late = RayConfig(start_timeout_s=0.1)
+    with pytest.raises(RunError, match=r"within 0\.1 s"), ray_session(late, StorageConfig()):
+        pass
+    assert len(ended) == 1

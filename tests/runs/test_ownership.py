@@ -29,6 +29,17 @@ def test_a_run_that_another_process_works_on_is_refused_before_ray_starts(
     assert not Path(config.run_dir).exists()
 
 
+def test_a_command_with_bad_input_steals_nothing(synthetic: GeoDataset, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", str(tmp_path / "none"))
+    with owning(config.run_dir) as lease:
+        with pytest.raises(InputError, match="no data set at"):
+            run(config, steal=True)
+        (tmp_path / "run" / "run.json").write_text("{}")
+        with pytest.raises(InputError, match="holds a run already"):
+            run(tiny_config(tmp_path / "run", synthetic.uri), steal=True)
+        lease.check()
+
+
 def published(tree: dict[str, bytes]) -> dict[str, bytes]:
     """Return the files of a run, without the lease and what Ray Train removes at its end."""
     passing = (files.LEASE, ".ray_train/")

@@ -306,6 +306,31 @@ def test_a_folder_without_a_run_is_refused_at_once(tmp_path: Path, option: str) 
     assert f"{tmp_path} holds no run, but other files" in str(done.exception)
 
 
+def test_a_run_that_begins_during_a_look_is_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    look = files.list_content
+
+    def begin(uri: str) -> list[str]:
+        if not run.exists():
+            write_run(run, LINES, "done")
+        return look(uri)
+
+    monkeypatch.setattr(files, "list_content", begin)
+    done = CliRunner().invoke(app, ["watch", str(run), "--once"])
+    assert done.output.splitlines()[0] == f"{run}: done"
+
+
+def test_a_run_that_nobody_trains_has_no_workers(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", LINES[:3], "replaced")
+    done = CliRunner().invoke(app, ["watch", str(tmp_path / "run"), "--json"])
+    found = json.loads(done.stdout)
+    assert found["status"] == "replaced"
+    assert found["workers"] is None
+    assert found["seconds_left"] is None
+
+
 def test_watch_waits_for_a_run_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     held = ExitStack()

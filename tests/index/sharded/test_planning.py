@@ -210,6 +210,7 @@ def test_a_first_plan_waits_for_memory_that_is_about_to_be_free(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rooms = [Resources(memory_gb=(gb,), cores=(8.0,)) for gb in (0.1, 0.1, 16.0)]
+    rooms.insert(1, Resources(memory_gb=(), cores=()))  # its node is away for a moment
     monkeypatch.setattr(planning, "ask_resources", lambda _: rooms.pop(0))
     monkeypatch.setattr("time.sleep", lambda _: None)
     plan = planning.plan_shards(MiningConfig(), str(tmp_path), 10**6, 1024, 10**6)
