@@ -28,6 +28,7 @@ from scipy import stats
 
 from benchmarks.support.learning_arms import ARMS, BATCH_SIZE, DATA, SHARED
 from benchmarks.support.record import RESULTS, Cell, record
+from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Floats64
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def _compare(runs: dict[Key, dict[str, Any]], arm: str, seeds: list[int]) -> lis
         return ["", "", ""]
     paired = [seed for seed in seeds if (against, seed) in runs]
     if len(paired) < 2:
-        return [f"to {against}: {len(paired)} pairs", "", ""]
+        return [f"to {against}: {count_noun(len(paired), 'pair')}", "", ""]
     curves = {
         name: 100 * np.array([_recalls(runs[name, seed]) for seed in paired])
         for name in (arm, against)

@@ -72,7 +72,8 @@ def ray_head(num_cpus: int) -> Iterator[Head]:
     Its workers are forked from a process of its Python, with the dependencies imported.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="s4g-") as name,  # short: sockets lie there
+        # short: sockets lie there; an agent that ends may still write its log
+        tempfile.TemporaryDirectory(prefix="s4g-", ignore_cleanup_errors=True) as name,
         ExitStack() as stack,
     ):
         folder, token = Path(name), secrets.token_hex(32)
