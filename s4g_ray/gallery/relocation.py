@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from s4g_ray.data.format.image_paths import relate, resolve
 from s4g_ray.data.format.moved_images import check_images_root, choose_sample
-from s4g_ray.errors import InputError
+from s4g_ray.errors import InputError, StoreError
 from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.tiles import DIGEST_BYTES, read_tiles
 from s4g_ray.gallery.store.versions import open_version
@@ -66,6 +66,8 @@ def _check_bytes(gallery: str, root: str, sample: pa.Table) -> None:
     places = zip(uris, sample["offset"].to_pylist(), sample["length"].to_pylist(), strict=True)
     contents = read_ranges(list(places))
     for uri, data, digest in zip(uris, contents, sample["digest"].to_pylist(), strict=True):
+        if isinstance(data, StoreError):
+            raise data
         if isinstance(data, Exception):
             raise InputError(f"{uri} cannot be read: {data}") from data
         if hashlib.sha256(data).digest()[:DIGEST_BYTES] != digest:

@@ -48,15 +48,18 @@ def check_images_root(owner: str, root: str, *columns: pa.ChunkedArray, remedy: 
 
 
 def choose_sample(paths: pa.ChunkedArray) -> Ints:
-    """Return rows of relative paths[N], spread over those below the folder and each beside it."""
+    """Return rows of relative paths[N], spread over those below the folder and each beside it.
+
+    Of more than NUM_SAMPLED folders beside it, so many.
+    """
     relative = np.flatnonzero(pc.invert(are_whole(paths)).to_numpy())
     kept = paths.take(pa.array(relative))
     tops = pc.struct_field(pc.extract_regex(kept, rf"^(?P<top>{re.escape(UP)}[^/]*)/"), "top")
     groups = pc.fill_null(tops, "").combine_chunks().dictionary_encode()
-    codes = groups.indices.to_numpy()
     num_groups = len(groups.dictionary)
+    chosen = space_rows(num_groups, NUM_SAMPLED)
     rows: list[Ints] = [np.empty(0, np.int64)]
-    for code in range(num_groups):
-        members = relative[codes == code]
-        rows.append(members[space_rows(len(members), max(1, NUM_SAMPLED // num_groups))])
+    for code in chosen.tolist():
+        members = relative[groups.indices.to_numpy() == code]
+        rows.append(members[space_rows(len(members), NUM_SAMPLED // len(chosen))])
     return np.sort(np.concatenate(rows))
