@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 NUM_LISTED = 10  # names in one message
@@ -12,8 +13,9 @@ def count_noun(count: float, one: str, many: str | None = None) -> str:
 
     many: the plural, where it is not `one` and s.
     """
-    noun = one if count == 1 else many or f"{one}s"
-    number = f"{int(count):,}" if count == int(count) else f"{count:g}"
+    is_whole = math.isfinite(count) and count == int(count)
+    number = f"{int(count):,}" if is_whole else f"{count:g}"
+    noun = one if number == "1" else many or f"{one}s"
     return f"{number} {noun}"
 
 
@@ -22,6 +24,10 @@ def format_bytes(count: float) -> str:
 
     Units are powers of 1000 everywhere, as in the options and the configuration.
     """
+    if not math.isfinite(count):
+        return count_noun(count, "byte")
+    if count < -0.5:
+        return f"-{format_bytes(-count)}"
     for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"

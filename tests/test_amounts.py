@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from s4g_ray.amounts import count_noun, format_bytes, format_duration, join_first
@@ -15,6 +17,9 @@ from s4g_ray.amounts import count_noun, format_bytes, format_duration, join_firs
         (2000, ("shard",), "2,000 shards"),
         (1.0, ("CPU",), "1 CPU"),
         (0.5, ("CPU",), "0.5 CPUs"),
+        (0.999999999, ("CPU",), "1 CPU"),
+        (math.inf, ("CPU",), "inf CPUs"),
+        (math.nan, ("CPU",), "nan CPUs"),
     ],
 )
 def test_a_count_has_its_noun(count: float, nouns: tuple[str, ...], text: str) -> None:
@@ -32,6 +37,12 @@ def test_a_count_has_its_noun(count: float, nouns: tuple[str, ...], text: str) -
         (999_600, "1 MB"),
         (5.67e9, "5.67 GB"),
         (2e15, "2 PB"),
+        (-0.3, "0 bytes"),
+        (-1, "-1 byte"),
+        (-12_300, "-12.3 kB"),
+        (math.inf, "inf bytes"),
+        (-math.inf, "-inf bytes"),
+        (math.nan, "nan bytes"),
     ],
 )
 def test_bytes_have_three_digits_and_a_decimal_unit(count: float, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from s4g_ray.config.loading import override_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.area import Area
 from s4g_ray.data.dataset import GeoDataset, open_dataset
-from s4g_ray.data.format.image_paths import relate
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
@@ -76,7 +75,7 @@ def build_gallery(
     source = _describe_source(dataset, splits)
     made_with = {"model": taken.describe(), "source": source, "copies_images": copy_images}
     if files.exists(files.join(target, HEADER)):
-        return _report_built(target, taken, source, copy_images, reporter)
+        return _report_built(target, taken, source, copy_images, dataset.images_root, reporter)
     with (
         index_cluster(base, len(table), taken.dim),  # refuses before anything is written
         owning(target, reporter, steal=steal) as lease,
@@ -84,9 +83,8 @@ def build_gallery(
         claim_folder(target, MARKER, made_with, "`s4g gallery build`")
         taken.save(opened)
         header = _empty_header(taken, name or dataset.name, attribution, copy_images)
-        if not copy_images:
-            header = replace(header, images_root=relate(target, dataset.images_root))
-        report = GalleryUpdate(target, header, taken, lease, reporter).put(table, source)
+        update = GalleryUpdate(target, header, taken, lease, reporter)
+        report = update.put(table, source, dataset.images_root)
         files.remove(files.join(target, MARKER))
     reporter.line(f"{target}: {count_noun(report.num_tiles, 'tile')}, version {report.version}")
     return report
@@ -119,6 +117,7 @@ def _report_built(
     model: GalleryModel,
     source: dict[str, Any],
     copy_images: bool,
+    images_root: str,
     reporter: Reporter,
 ) -> UpdateReport:
     """Report a gallery that is built already. Raises InputError for one of other inputs."""
@@ -135,7 +134,13 @@ def _report_built(
             f"{target} holds a gallery of {count_noun(header.num_tiles, 'tile')} already; add to it"
             " with `s4g gallery add`, or choose another folder"
         )
-    reporter.line(f"{target} is built already: {count_noun(header.num_tiles, 'tile')}")
+    line = f"{target} is built already: {count_noun(header.num_tiles, 'tile')}"
+    if header.images_root is not None and header.find_images(target) != images_root:
+        line += (
+            f"; it looks for its images in {header.find_images(target)}, not in {images_root}:"
+            f" `s4g gallery relocate {target} {images_root}` names another folder"
+        )
+    reporter.line(line)
     return UpdateReport(header.current, header.num_tiles, unchanged=header.num_tiles)
 
 
@@ -165,7 +170,7 @@ def add_tiles(
         header = GalleryHeader.load(gallery)
         model = GalleryModel.from_gallery(gallery, header, opened)
         update = GalleryUpdate(gallery, header, model, lease, reporter)
-        report = update.put(table, _describe_source(dataset, splits))
+        report = update.put(table, _describe_source(dataset, splits), dataset.images_root)
     reporter.line(
         f"{gallery}: {count_noun(report.added, 'tile')} added, {report.changed:,} replaced,"
         f" {report.unchanged:,} unchanged; {report.num_tiles:,} in version {report.version}"

@@ -54,7 +54,7 @@ def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> d
         },
         "model": dict(header.model),
         "copies_images": header.copies_images,
-        "images_root": header.find_images(version.gallery),
+        "images_root": _find_images(header, version.gallery),
         "has_calibration": calibration is not None,
         "calibration": calibration,
         "sources": [dict(source) for source in header.sources],
@@ -63,6 +63,13 @@ def describe_version(header: GalleryHeader, version: Version, tiles: Tiles) -> d
         "updated": header.updated,
         "last_change": dict(info.get("change", {})),
     }
+
+
+def _find_images(header: GalleryHeader, gallery: str) -> str | None:
+    """Return the folder of the images; None for galleries whose paths of images are absolute."""
+    if header.images_root is None and not header.copies_images:
+        return None
+    return header.find_images(gallery)
 
 
 def describe_calibration(gallery: str) -> dict[str, Any] | None:
@@ -116,7 +123,11 @@ def _rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
     if index["is_sharded"]:
         shards = count_noun(index["num_shards"], "shard")
         held += f" in {shards} of {format_bytes(1e9 * index['shard_gb'])} on a Ray cluster"
-    images = "copied into the gallery" if info["copies_images"] else f"in {info['images_root']}"
+    images = "at their source"
+    if info["copies_images"]:
+        images = "copied into the gallery"
+    elif info["images_root"] is not None:
+        images = f"in {info['images_root']}"
     rows = [
         ("gallery", f"{info['name']} ({info['uri']})"),
         ("version", f"{info['version']}, of {info['updated']}"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.data.area import Area
-from s4g_ray.data.format.image_paths import resolve
+from s4g_ray.data.format.image_paths import is_whole, resolve
 from s4g_ray.data.image_table import View
 from s4g_ray.data.images import decode_pixels
 from s4g_ray.data.pixels.image_values import ImageValues
@@ -37,6 +37,10 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from s4g_ray.gallery.query_encoder import QueryEncoder
 
 MOVED = "where the images were moved, name their folder with `s4g gallery relocate {} FOLDER`"
+MOVED_ABSOLUTE = (
+    "where the images were moved, `s4g gallery add {} DATASET`, with its data set as it is now,"
+    " renews their paths"
+)
 OPENED_COLUMNS = ("id", "lat", "lon", "size_m")
 
 
@@ -265,8 +269,10 @@ class Gallery:
         try:
             data = files.read_bytes(uri, *place)
         except (OSError, EOFError) as error:
-            remedy = "" if snapshot.header.copies_images else f"; {MOVED.format(self.uri)}"
-            message = f"the image of tile {tile_id} cannot be read: {error}{remedy}"
+            message = f"the image of tile {tile_id} cannot be read: {error}"
+            if not snapshot.header.copies_images:
+                remedy = MOVED_ABSOLUTE if is_whole(name) else MOVED
+                message += f"; {remedy.format(self.uri)}"
             raise RunError(message) from error
         return data, describe_bytes(data)[1]
 

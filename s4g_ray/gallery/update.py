@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from s4g_ray.arrays import Floats32, Ints
 from s4g_ray.config.schema import RunConfig
+from s4g_ray.data.format.image_paths import are_whole, relate
 from s4g_ray.data.tables.embedding_table import encode_part
 from s4g_ray.errors import InputError, RunError
 from s4g_ray.gallery.store.embedding import GalleryModel, embed_tiles
@@ -129,13 +131,19 @@ class GalleryUpdate:
         """The rows of the gallery as it is, by ascending id."""
         return self._rows
 
-    def put(self, table: pa.Table, source: dict[str, Any]) -> UpdateReport:
+    def put(self, table: pa.Table, source: dict[str, Any], images_root: str) -> UpdateReport:
         """Add the tiles of a data set, or put them in place of those of the same id.
 
-        table: as read_source_tiles gives it; source: name, uri and fingerprint of the data set.
+        table: as read_source_tiles gives it; source: name, uri and fingerprint of the data set;
+        images_root: the absolute folder of its images. Where no tile depends on the gallery's own
+        folder of images, that becomes the folder.
         """
         refuse_other_places(self._gallery, self._rows, table)
-        key = self._claim({"source": source, "action": "put"})
+        key = self._claim({"source": source, "images_root": images_root, "action": "put"})
+        has_relative = pc.any(pc.invert(are_whole(self._rows["uri"]))).as_py()
+        if not self._header.copies_images and not has_relative:
+            root = relate(self._gallery, images_root)
+            self._header = dataclasses.replace(self._header, images_root=root)
         finished = self._finish_published()
         if finished is not None:
             return finished

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,7 +175,10 @@ class RunFolder:
             )
         branch = find_branch(uri, info, config, from_epoch, FREE_ON_RESUME)
         if info["dataset"]["fingerprint"] != dataset.fingerprint:
-            raise InputError(f"{uri} was started on another data set than {dataset.uri} now holds")
+            raise InputError(
+                f"{uri} was started on another data set than {dataset.uri} now holds"
+                f"{describe_other_name(info['dataset'], dataset)}"
+            )
         info["dataset"]["uri"] = dataset.uri  # it may have been moved
         bad_images = read_records(uri, "bad_images.jsonl")
         folder = cls(uri, config, info, read_records(uri), bad_images)
@@ -331,6 +335,20 @@ def result_of(folder: RunFolder, *, finished: bool, ray_result: Any = None) -> R
         finished,
         begun=folder.has_begun,
         ray_result=ray_result,
+    )
+
+
+def describe_other_name(known: Mapping[str, Any], dataset: GeoDataset) -> str:
+    """Return the end of an error for a data set of another fingerprint, where its name is another.
+
+    known: the entry `dataset` of run.json.
+    """
+    name = known["name"]
+    if name == dataset.name:
+        return ""
+    return (
+        f"; its name is {dataset.name!r}, not {name!r}, and belongs to the fingerprint: where the"
+        f" rows are the same, convert it again with --name {shlex.quote(name)}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,8 @@ def test_answers_of_many_photos_are_those_of_each(gallery: TinyGallery) -> None:
         ({"near": (47.0, 8.0), "within_m": -1.0}, "-1 m"),
         ({"near": (0.0, 0.0), "within_m": 10.0}, "the gallery covers"),
         ({"near": (97.0, 0.0), "within_m": 10.0}, "--near 97,0: .* -90..90: .* look swapped$"),
+        ({"near": (45.0, math.nan), "within_m": 10.0}, "--near 45,nan: .* finite degrees$"),
+        ({"near": (math.inf, 0.0), "within_m": 10.0}, "--near inf,0: .* finite degrees$"),
         ({"near": (97.0, 99.0), "within_m": 10.0}, "latitude 97 is not within -90..90$"),
         (
             {"near": (8.0, 47.0), "within_m": 9000.0},

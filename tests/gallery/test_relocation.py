@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from s4g_ray.cli.app import app
-from s4g_ray.data.dataset import GeoDataset
+from s4g_ray.data.dataset import GeoDataset, open_dataset, write_dataset
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.gallery import update as updating
 from s4g_ray.gallery.build import add_tiles, remove_tiles
 from s4g_ray.gallery.gallery import Gallery, open_gallery
 from s4g_ray.gallery.relocation import relocate
+from s4g_ray.gallery.store.header import GalleryHeader
 from s4g_ray.gallery.store.tiles import read_tiles
 from tests.support import galleries
 from tests.support.json_fields import documented
@@ -32,13 +37,14 @@ def built(synthetic: GeoDataset, tmp_path_factory: pytest.TempPathFactory) -> Pa
     galleries.build(
         folder, str(folder / "data"), folder / "gallery", splits=["test"], copy_images=False
     )
+    (folder / "data").rename(folder / "moved")  # a path that was left absolute is not readable
     return folder
 
 
 @pytest.fixture
 def home(built: Path, tmp_path: Path) -> Path:
     """The folder `old` with both, to be moved; where it was built, nothing is any more."""
-    shutil.copytree(built / "data", tmp_path / "old/data")
+    shutil.copytree(built / "moved", tmp_path / "old/data")
     shutil.copytree(built / "gallery", tmp_path / "old/gallery")
     return tmp_path / "old"
 
@@ -139,4 +145,95 @@ def test_a_gallery_of_absolute_paths_alone_is_renewed_by_its_data_set(
         relocate(str(gallery), str(tmp_path))
     shutil.copytree(synthetic.uri, tmp_path / "data")
     assert add_tiles(str(gallery), str(tmp_path / "data")).unchanged == 2
-    assert all(path.startswith("../data/images") for path in stored_paths(gallery))
+    assert all(path.startswith("images/") for path in stored_paths(gallery))
+    assert open_gallery(str(gallery)).info["images_root"] == str(tmp_path / "data")
+
+
+def test_a_gallery_of_absolute_paths_that_names_no_folder(
+    synthetic: GeoDataset, tmp_path: Path
+) -> None:
+    data = shutil.copytree(synthetic.uri, tmp_path / "old/data")
+    tiles = galleries.write_tiles(tmp_path / "set/tiles", open_dataset(str(data)), [3, 4])
+    gallery = str(tmp_path / "gallery")
+    galleries.build(tmp_path, tiles.uri, gallery, copy_images=False)
+    dataclasses.replace(GalleryHeader.load(gallery), images_root=None).save(gallery)
+    opened = open_gallery(gallery)
+    assert opened.info["images_root"] is None
+    done = CliRunner().invoke(app, ["gallery", "info", gallery], catch_exceptions=False)
+    assert re.search(r"images +at their source", done.stdout)
+    moved = shutil.move(data, tmp_path / "data")
+    with pytest.raises(RunError, match=rf"`s4g gallery add {gallery} DATASET`.* renews their"):
+        read_images(opened)
+    add_tiles(gallery, str(moved), splits=["train"])
+    add_tiles(gallery, str(moved))
+    assert relocate(gallery, str(moved)).absolute == 0
+    assert len(read_images(open_gallery(gallery))) == 120
+
+
+def test_a_gallery_that_is_built_already_names_relocate_for_another_folder(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "data/images", tmp_path / "other/images")
+    for root, says in ((home / "data", False), (tmp_path / "other", True)):
+        galleries.build(
+            tmp_path,
+            str(home / "data"),
+            home / "gallery",
+            splits=["test"],
+            copy_images=False,
+            overrides=[f"data.images_root={root}"],
+        )
+        output = capsys.readouterr().out
+        assert (f"`s4g gallery relocate {home}/gallery {root}`" in output) is says
+
+
+def test_an_add_from_another_folder_does_not_resume_the_one_before(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for year, flip in (("2019", 1), ("2021", 2)):
+        shutil.copytree(home / "data/images", tmp_path / year / "images")
+        for path in (tmp_path / year / "images/references").iterdir():
+            path.write_bytes(path.read_bytes() + bytes(flip))
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    gallery = str(home / "gallery")
+    dataset = str(home / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(updating, "embed_tiles", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            add_tiles(gallery, dataset, overrides=[f"data.images_root={tmp_path}/2019"])
+    add_tiles(gallery, dataset, overrides=[f"data.images_root={tmp_path}/2021"])
+    assert all(data.endswith(bytes(2)) for data in read_images(open_gallery(gallery)))
+
+
+def test_other_images_of_the_same_names_are_refused(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "data", tmp_path / "other")
+    changed = tmp_path / "other" / stored_paths(home / "gallery")[5]
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(InputError, match=rf"{changed} is not the image of that name"):
+        relocate(str(home / "gallery"), str(tmp_path / "other"))
+
+
+def test_images_beside_the_folder_are_looked_for_however_few(home: Path, tmp_path: Path) -> None:
+    table = open_dataset(str(home / "data")).references.to_table().sort_by("id").slice(0, 1)
+    table = table.set_column(
+        table.schema.get_field_index("uri"),
+        "uri",
+        pa.array([str(home / "other" / Path(table["uri"][0].as_py()).name)]),
+    )
+    shutil.copytree(home / "data/images/references", home / "other")
+    empty = open_dataset(str(home / "data")).queries.schema.empty_table()
+    gallery = str(home / "gallery")
+    one = write_dataset(str(home / "one"), table, empty, name="one")
+    add_tiles(gallery, one.uri)
+    beside = [path for path in stored_paths(home / "gallery") if path.startswith("../")]
+    assert len(beside) == 1
+    before = read_images(open_gallery(gallery))
+    shutil.move(home / "data", tmp_path / "disk/data")
+    remedy = rf"as {tmp_path}/disk/other/.*there: {beside[0]}\); .*`s4g gallery add {gallery} "
+    with pytest.raises(InputError, match=remedy):
+        relocate(gallery, str(tmp_path / "disk/data"))
+    add_tiles(gallery, str(tmp_path / "disk/data"), splits=["test"])
+    assert read_images(open_gallery(gallery)) == before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,18 @@ def test_a_resumed_run_may_change_the_keys_that_errors_of_the_index_name(
     for key, value in {"every_epochs": 2, "max_score": 0.5, "exact_engine": "torch"}.items():
         with pytest.raises(InputError, match=rf"other values \(mining\.{key}: .* -> {value!r}\)"):
             resume(**{key: value})
+
+
+@pytest.mark.parametrize("name", ["synthetic", "other"])
+def test_a_data_set_of_another_name_is_refused_with_the_option_that_names_it(
+    synthetic: GeoDataset, tmp_path: Path, name: str
+) -> None:
+    config = tiny_config(tmp_path / "run", synthetic.uri)
+    RunFolder.open(config, synthetic, resume=False).start()
+    other = dataclasses.replace(synthetic, name=name, fingerprint="0" * 64)
+    with pytest.raises(InputError, match="was started on another data set") as caught:
+        RunFolder.open(config, other, resume=True)
+    assert ("--name synthetic" in str(caught.value)) is (name == "other")
 
 
 def test_every_key_that_may_change_is_one_of_the_configuration(

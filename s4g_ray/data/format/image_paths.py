@@ -31,6 +31,11 @@ def are_whole(paths: pa.Array | pa.ChunkedArray) -> Any:
     return pc.or_(pc.starts_with(paths, "/"), pc.match_substring(paths, "://"))
 
 
+def is_whole(path: str) -> bool:
+    """Return whether a path is absolute or a URI, and starts from no folder."""
+    return path.startswith("/") or "://" in path
+
+
 def resolve(folder: str, path: str) -> str:
     """Return the absolute path or URI of a path relative to a folder, without `..` at its start."""
     joined = files.join(folder, path)

@@ -136,16 +136,23 @@ def _note_bands(imagery: Imagery, asked: Sequence[int] | None, report: Report) -
     """Report the bands that are shown where none are named; those of one file a color are known."""
     if asked is not None:
         return
-    counts = Counter(tuple(source.describe()["bands"]) for source in imagery.sources)
-    texts = {bands: ",".join(map(str, bands)) for bands in counts if len(set(bands)) == len(bands)}
-    if not texts:
+    counts: Counter[tuple[int, ...]] = Counter()
+    has_others = False
+    for source in imagery.sources:
+        bands = tuple(source.describe()["bands"])
+        if len(set(bands)) == len(bands):
+            counts[bands] += 1
+            has_others = has_others or source.has_other_bands
+    if not counts:
         return
+    texts = {bands: ",".join(map(str, bands)) for bands in counts}
     if len(counts) > 1:
         texts = {
             bands: f"{text} of {count_noun(counts[bands], 'raster')}"
             for bands, text in texts.items()
         }
-    report(f"bands shown: {'; '.join(texts.values())} (--bands names others)")
+    hint = " (--bands names others)" if has_others else ""
+    report(f"bands shown: {'; '.join(texts.values())}{hint}")
 
 
 def _note_resolution(imagery: Imagery, sizes: Sequence[float], pixels: int, report: Report) -> None:

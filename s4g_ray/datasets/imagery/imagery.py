@@ -50,6 +50,10 @@ class Source(Protocol):
     def highest(self) -> int:
         """Return the largest value, of bytes."""
 
+    @property
+    def has_other_bands(self) -> bool:
+        """Return whether there are bands that are not read."""
+
     def choose_factor(self, scale: float) -> int:
         """Return how many pixels (on an axis) reading averages, for tiles of scale pixels."""
 

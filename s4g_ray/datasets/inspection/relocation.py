@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 
 from s4g_ray.config.data_schema import ImageOptions
@@ -32,7 +33,8 @@ def relocate(uri: str, root: str) -> Relocated:
     root = files.absolute(root)
     dataset = open_dataset(uri, ImageOptions(root))
     columns = [getattr(dataset, view).to_table(columns=["uri"])["uri"] for view in VIEWS]
-    relative = check_images_root(uri, root, *columns, remedy="convert again")
+    remedy = f"convert again with --name {shlex.quote(dataset.name)}"  # keeps the fingerprint
+    relative = check_images_root(uri, root, *columns, remedy=remedy)
     header = DatasetHeader.read(uri)
     replace(header, images_root=relate(uri, root)).write(uri)
     return Relocated(dataset, relative, sum(map(len, columns)) - relative)

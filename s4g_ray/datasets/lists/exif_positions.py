@@ -101,6 +101,8 @@ def fill_from_exif(source_folder: SourceFolder, photos: ImageList) -> None:
     with ThreadPoolExecutor(NUM_READERS) as pool:
         tags = list(pool.map(_make_reader(source_folder), asked_paths))
     num_filled = 0
+    num_headings = 0
+    num_magnetic = 0
     for row, tag in zip(rows.tolist(), tags, strict=True):
         if np.isnan(photos.lat[row]) and tag.lat is not None and tag.lon is not None:
             photos.lat[row] = tag.lat
@@ -108,11 +110,11 @@ def fill_from_exif(source_folder: SourceFolder, photos: ImageList) -> None:
             num_filled += 1
         if np.isnan(headings[row]) and tag.heading_deg is not None:
             headings[row] = tag.heading_deg
+            num_headings += 1
+            num_magnetic += tag.is_magnetic
     photos.headings = None if np.isnan(headings).all() else headings
-    num_headings = sum(tag.heading_deg is not None for tag in tags)
     filled = count_noun(num_filled, "position")
     note = f"from the photos' own tags: {filled}, {count_noun(num_headings, 'heading')}"
-    num_magnetic = sum(tag.is_magnetic for tag in tags)
     if num_magnetic:
         note += f" ({num_magnetic:,} of them from magnetic north, taken as they are)"
     source_folder.add_note(note)

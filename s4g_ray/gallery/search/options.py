@@ -65,7 +65,9 @@ class LocateOptions:
 
 def _check_position(lat: float, lon: float) -> None:
     """Raise InputError for what is not degrees; the likely reason is its end."""
-    if abs(lat) <= 90 and math.isfinite(lon):
+    if not (math.isfinite(lat) and math.isfinite(lon)):
+        raise InputError(f"--near {lat:g},{lon:g}: give latitude and longitude as finite degrees")
+    if abs(lat) <= 90:
         return
     is_swapped = abs(lon) <= 90 and abs(lat) <= 180
     hint = ": latitude and longitude look swapped" if is_swapped else ""

@@ -25,7 +25,7 @@ from s4g_ray.pipeline.report.examples import (
 from s4g_ray.pipeline.report.region_map import draw_maps
 from s4g_ray.pipeline.report.reliability import read_calibration
 from s4g_ray.pipeline.report.templates import render_page
-from s4g_ray.pipeline.run_folder import Record
+from s4g_ray.pipeline.run_folder import Record, describe_other_name
 from s4g_ray.storage import files
 from s4g_ray.storage.manifest import is_published
 
@@ -141,7 +141,7 @@ def _open_dataset_of(run: EvaluatedRun, moved_to: str | None) -> GeoDataset:
     if dataset.fingerprint != known["fingerprint"]:
         raise InputError(
             f"{run.uri} was made on another data set than {uri} now holds; name its own with"
-            " --dataset"
+            f" --dataset{describe_other_name(known, dataset)}"
         )
     return dataset
 

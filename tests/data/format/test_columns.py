@@ -119,6 +119,29 @@ def test_extension_and_run_end_encoded_columns_are_read_by_their_values(tmp_path
     assert read(write(tmp_path / "b", "split", splits), "split").to_pylist() == TEXTS
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string_view())], ids=str
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_run_end_encoded_columns_of_any_texts_are_read_by_their_values(
+    tmp_path: Path, kind: pa.DataType, chunked: bool
+) -> None:
+    values = pa.array(["x", None, ""])
+    if pa.types.is_dictionary(kind):
+        values = values.dictionary_encode()
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3, 6], pa.int32()), values.cast(kind))
+    regions = pa.chunked_array([runs[1:3], runs[3:5]] if chunked else [runs[1:5]])
+    found = read(write(tmp_path, "region", regions), "region")
+    assert found.to_pylist() == ["x", None, "", ""]
+
+
+def test_an_empty_run_end_encoded_column_is_cast() -> None:
+    kind = pa.run_end_encoded(pa.int32(), pa.string_view())
+    queries = tables()[1].slice(0, 0)
+    found = conform(queries.append_column("region", pa.chunked_array([], kind)), "queries")
+    assert len(found) == 0
+
+
 def cast_of(message: str) -> str:
     """The cast that a message names."""
     found = re.search(r"(?:cast|round) it: (.*)", message)

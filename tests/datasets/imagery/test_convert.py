@@ -23,17 +23,17 @@ from s4g_ray.storage import files
 WEST, NORTH, STEP, SIDE = 24.9, 60.2, 2e-5, 600  # degrees; 2.2 m to the north, 1.1 m to the east
 
 
-def write_raster(path: Path, first_row: int = 0) -> str:
+def write_raster(path: Path, first_row: int = 0, num_bands: int = 3) -> str:
     """Write a raster whose red is the column and whose green is the row, from first_row on."""
     rows = SIDE - first_row
-    values = np.zeros((3, rows, SIDE), np.uint8)
+    values = np.zeros((num_bands, rows, SIDE), np.uint8)
     values[0] = np.linspace(1, 255, SIDE)[None]
     values[1] = np.linspace(1, 255, SIDE)[first_row:, None]
     profile = {
         "driver": "GTiff",
         "width": SIDE,
         "height": rows,
-        "count": 3,
+        "count": num_bands,
         "dtype": "uint8",
         "crs": "EPSG:4326",
         "nodata": 0,
@@ -95,6 +95,16 @@ def test_the_same_ground_has_the_same_id_in_every_source_and_area(tmp_path: Path
     assert all(bounds[0] <= lon <= bounds[2] for _, lon, _ in inside.values())
 
 
+@pytest.mark.parametrize(("num_bands", "hint"), [(3, ""), (5, " (--bands names others)")])
+def test_bands_that_are_shown_are_named_and_others_where_there_are_some(
+    tmp_path: Path, num_bands: int, hint: str
+) -> None:
+    notes: list[str] = []
+    source = write_raster(tmp_path / "a.tif", num_bands=num_bands)
+    convert(source, str(tmp_path / "r"), size_m=240, pixels=64, report=notes.append)
+    assert notes[0] == f"bands shown: 1,2,3{hint}"
+
+
 def test_several_sizes_and_sources_make_one_region(tmp_path: Path) -> None:
     sources = [write_raster(tmp_path / "s/b.tif", 300), write_raster(tmp_path / "s/a.tif")]
     notes: list[str] = []
@@ -107,7 +117,7 @@ def test_several_sizes_and_sources_make_one_region(tmp_path: Path) -> None:
     raster_km2 = 0.012 * 111.4 * 0.012 * 55.6
     assert summary.ground_km2 == pytest.approx(raster_km2, rel=0.1)
     assert len(notes) == 2
-    assert notes[0] == "bands shown: 1,2,3 (--bands names others)"
+    assert notes[0] == "bands shown: 1,2,3"
     assert notes[1].startswith("tiles of 60 m at 128 pixels show 0.469 m a pixel, the imagery")
     sizes = dataset.references.to_table(columns=["size_m"])["size_m"].to_pylist()
     assert sizes.count(240.0) == summary.tiles_by_size["240"]

@@ -106,5 +106,5 @@ def test_a_data_set_of_absolute_paths_alone_has_no_folder_to_name(tmp_path: Path
         queries.set_column(number, "uri", column),
         name="n",
     )
-    with pytest.raises(InputError, match=r"all paths of images are absolute.*convert again"):
+    with pytest.raises(InputError, match=r"all paths of images are absolute.*again with --name"):
         relocate(str(tmp_path / "set"), str(tmp_path))

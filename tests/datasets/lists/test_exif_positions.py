@@ -103,6 +103,7 @@ def test_a_list_comes_before_the_tags(tmp_path: Path) -> None:
     found = rows(dataset, "queries", "id", "place_id", "heading_deg")
     assert found == [(0, 1, 90.5), (1, 1, 33.0), (2, 0, 7.0)]
     assert notes[0] == "missing images: 1, left out with their rows: p/gone.jpg"
+    assert "from the photos' own tags: 1 position, 2 headings" in notes  # one is of the list
     assert f"photos that cannot be opened: 1: {BROKEN}" in notes
     assert not any("without a position" in note for note in notes)
 

@@ -78,7 +78,7 @@ def test_a_report_follows_a_data_set_that_has_moved_and_refuses_another(
         write_report(run)
     after = Path(write_report(run, dataset=moved)).read_text()
     assert after.count("data:image") == before.count("data:image") > 5
-    with pytest.raises(InputError, match=f"made on another data set than {synthetic.uri} now"):
+    with pytest.raises(InputError, match=f"than {synthetic.uri} now .* --name '<ground>"):
         write_report(run, dataset=synthetic.uri)
 
 

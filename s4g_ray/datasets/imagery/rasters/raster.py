@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -59,6 +59,8 @@ class Raster:
     masks: tuple[str, ...]  # files whose masks beside the bands tell it
     palette: bytes | None = None  # red, green, blue of 256 values
     highest: int = 255  # of bytes: less where the file stores fewer bits
+    # than those that are read, beside alpha; not of the identity
+    has_other_bands: bool = field(default=False, repr=False)
 
     def choose_factor(self, scale: float) -> int:
         """Return the whole number of pixels that reading may average, for tiles of scale pixels."""
@@ -210,6 +212,7 @@ def open_raster(
             else (),
             palette,
             255 if palette else _read_highest(source, chosen),
+            has_other_bands=source.count - len(alpha) > len(chosen),
         )
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -37,6 +37,7 @@ class Pyramid:
     nodata: float | None
     dtype: str = "uint8"
     highest: int = 255
+    has_other_bands: ClassVar[bool] = False
 
     def choose_factor(self, scale: float) -> int:
         """Return how many pixels of the last zoom a pixel of the best zoom for a tile spans.
