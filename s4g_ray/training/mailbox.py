@@ -24,6 +24,7 @@ class Mailbox:
         self._answers: dict[int, str | None] = {}
         self._stop: Stop | None = None
         self._is_moving = False  # this group of workers leaves its nodes
+        self._controller: Any = None  # a handle of Ray Train's
         self._changed = asyncio.Condition()
 
     async def post(self, message: Message) -> None:
@@ -84,6 +85,14 @@ class Mailbox:
     async def must_move(self) -> bool:
         """Return whether the ranks ended in order to continue on other nodes."""
         return self._is_moving and self._stop is None
+
+    async def set_controller(self, controller: Any) -> None:
+        """Keep a handle of Ray Train's controller."""
+        self._controller = controller
+
+    async def get_controller(self) -> Any:
+        """Return the handle of Ray Train's controller; None before it has started."""
+        return self._controller
 
     async def start_group(self) -> None:
         """Forget that the group of workers before was told to move."""

@@ -30,6 +30,8 @@ from s4g_ray.training.worker_group import GroupEvents, train_or_move
 if TYPE_CHECKING:
     from s4g_ray.encoder.precision import Numerics
 
+KILLED_S = 10.0  # for the thread that fits to learn that its controller was killed
+
 
 class Training:
     """A training in progress: Ray Train's fit in a thread of the driver, and the mailbox.
@@ -129,9 +131,22 @@ class Training:
         with suppress(RunError):
             self.stop()
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._end_controller()
         ray.kill(self.mailbox)
         with suppress(RunError):
             files.remove(self._scratch)
+
+    def _end_controller(self) -> None:
+        """End Ray Train's controller, and the workers with it, and wait for the thread that fits.
+
+        A thread in a call of Ray while its session ends may end the process without a word.
+        """
+        with suppress(RunError):
+            controller = self._ask(self.mailbox.get_controller)
+            if controller is not None:
+                ray.kill(controller)
+        self._thread.join(KILLED_S)
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
         """Call the mailbox and return its answer. Raises RunError when it has died."""

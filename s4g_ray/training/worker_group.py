@@ -10,14 +10,14 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from s4g_ray.errors import reason_of
 
 DRAINED = "its node is about to be taken away"
 
 
-class GroupEvents(WorkerGroupCallback):
+class GroupEvents(WorkerGroupCallback, ControllerCallback):
     """Act on what happens to a group of workers; runs in Ray Train's controller.
 
     mailbox: a handle of the run's Mailbox. gate: a handle of its Gate; None where no order is
@@ -29,6 +29,11 @@ class GroupEvents(WorkerGroupCallback):
         self.gate = gate
         self.is_reported = False  # the loss of this group
         self.is_moving = False
+
+    def after_controller_start(self, train_run_context: Any) -> None:  # noqa: ARG002
+        """Give the driver a handle of the controller, to end it by."""
+        controller = ray.get_runtime_context().current_actor
+        ray.get(self.mailbox.set_controller.remote(controller))
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:  # noqa: ARG002
         """Have actors make room, before Ray Train asks for the room of a new group."""
