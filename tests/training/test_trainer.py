@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +194,32 @@ def test_workers_get_configured_variables_and_nccls_warnings_on_gpus(
     assert trainer.backend_config.timeout_s == 91
     assert trainer.scaling_config.placement_strategy == "PACK"
     assert trainer.run_config.failure_config.max_preemption_failures == -1  # they do not count
+
+
+def test_close_ends_the_controller_of_workers_that_do_not_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitting = threading.Event()
+    killed: list[Any] = []
+
+    def kill(actor: Any) -> None:
+        killed.append(actor)
+        if actor == "controller":
+            fitting.set()
+
+    monkeypatch.setattr(ray, "kill", kill)
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    training: Any = object.__new__(Training)
+    training.mailbox = SimpleNamespace(
+        stop=SimpleNamespace(remote=lambda _: None),
+        get_controller=SimpleNamespace(remote=lambda: "controller"),
+    )
+    training._scratch = str(tmp_path / "scratch")
+    training._thread = threading.Thread(target=fitting.wait, args=(60,), daemon=True)
+    training._thread.start()
+    training.close(0.01)
+    assert not training._thread.is_alive()
+    assert killed == ["controller", training.mailbox]
 
 
 def set_column(table: pa.Table, name: str, values: list[str]) -> pa.Table:
