@@ -143,9 +143,7 @@ def _start_in_time(limit_s: float, **options: Any) -> None:
             return
         except BaseException as error:  # also the limit's, and Ctrl-C
             _end_failed_start(error)
-            # Ray raises a plain one
-            is_busy = isinstance(error, Exception) and BUSY in str(error)
-            if not is_busy or time.monotonic() > deadline:
+            if BUSY not in str(error) or time.monotonic() > deadline:
                 raise
 
 

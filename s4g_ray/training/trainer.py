@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.errors import RunError, reason_of
@@ -102,8 +103,7 @@ class Training:
         """Return what an epoch that begins now waits for until its first step."""
         if self.is_training:
             return "its plan and first steps"
-        count = self._config.train.workers[0]
-        return f"{count} worker{'' if count == 1 else 's'} to start"
+        return f"{count_noun(self._config.train.workers[0], 'worker')} to start"
 
     def _check_start(self) -> None:
         """Raise RunError when workers take too long to start: Ray Train would try for ever."""

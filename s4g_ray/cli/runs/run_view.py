@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from s4g_ray.amounts import format_duration
+from s4g_ray.amounts import count_noun, format_duration
 from s4g_ray.cli.runs.run_state import EpochRow, RunState
 
 NUM_NOTES = 3  # of failures
@@ -31,7 +31,7 @@ def make_table(state: RunState, most: int | None = None) -> Table:
             cells.insert(3, _percent(row.val_recall))
         table.add_row(*cells)
     if hidden:
-        table.caption = Text(f"{hidden} earlier epoch{'' if hidden == 1 else 's'}")
+        table.caption = Text(count_noun(hidden, "earlier epoch"))
         table.caption_justify = "left"
     return table
 
@@ -43,7 +43,7 @@ def describe_state(state: RunState, now: float) -> str:
         loss = "" if state.step.loss is None else f", loss {state.step.loss:.3f}"
         parts.append(f"step {state.step.step:,}{loss}")
     if state.workers is not None:
-        parts.append(f"{state.workers} worker{'' if state.workers == 1 else 's'}")
+        parts.append(count_noun(state.workers, "worker"))
     left = state.seconds_left(now)
     if state.last_epoch >= state.num_epochs:
         parts.append("all epochs are trained")

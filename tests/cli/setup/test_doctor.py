@@ -131,13 +131,18 @@ def test_a_home_that_cannot_be_written_is_an_error(
     assert (found.state, found.value) == ("error", f"{tmp_path}/none: No such file or directory")
 
 
+def install_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """Install an nvidia-smi that runs one line of shell."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{answer}\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 def test_a_driver_with_gpus_that_torch_cannot_use_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA H100, 81559 MiB'\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    install_driver(tmp_path, monkeypatch, "echo 'NVIDIA H100, 81559 MiB'")
     gpus = machine.list_gpus()
     assert gpus == ["NVIDIA H100, 81559 MiB"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -148,7 +153,7 @@ def test_a_driver_with_gpus_that_torch_cannot_use_is_an_error(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert machine.check_gpus(gpus).state == "ok"
-    program.write_text("#!/bin/sh\necho 'no driver'; exit 9\n")
+    install_driver(tmp_path, monkeypatch, "echo 'no driver'; exit 9")
     assert machine.list_gpus() == []
 
 
@@ -223,10 +228,7 @@ def test_a_fault_of_a_store_has_its_own_remedy(
 def test_a_driver_that_does_not_answer_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    install_driver(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr(machine, "ANSWER_S", 0.2)
     gpus = machine.list_gpus()
     assert gpus is None
