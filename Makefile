@@ -40,7 +40,7 @@ check: lint
 test: $(STAMP)
 	@status=0; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(WITHOUT_CLUSTER)" || status=$$?; \
-	$(BIN)/python -m pytest -m "$(WITH_CLUSTER)" || status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "$(WITH_CLUSTER)" || status=$$?; \
 	exit $$status
 
 lint: $(STAMP)

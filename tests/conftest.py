@@ -104,6 +104,13 @@ def write_synthetic(folder: Path, num_gallery: int = 0) -> GeoDataset:
     return write_dataset(str(folder), made["references"], made["queries"], name="synthetic")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup, tests on hosts of their own run beside those that share a session."""
+    for item in items:
+        group = "session" if item.get_closest_marker("hosts") is None else "hosts"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> GeoDataset:
     return write_synthetic(tmp_path_factory.mktemp("data") / "synthetic")

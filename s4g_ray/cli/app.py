@@ -32,6 +32,7 @@ from s4g_ray.cli.setup.doctor import doctor
 from s4g_ray.cli.stages import embed, mine
 from s4g_ray.distributed.submitted_job import check_kept, stop_note
 from s4g_ray.errors import InputError
+from s4g_ray.freed_memory import keep_freed_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -117,6 +118,7 @@ def demo(overrides: Overrides = None, as_json: AsJson = False) -> None:
     Ends with a table of results, report.html, a gallery, and photos that it locates. run_dir=
     resumes an earlier call.
     """
+    keep_freed_memory()
     from s4g_ray.cli.demo import Demo
 
     made = Demo.from_overrides(overrides or [])

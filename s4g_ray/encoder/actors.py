@@ -21,6 +21,7 @@ from s4g_ray.distributed.actors import await_some, await_start, kill
 from s4g_ray.distributed.placement import Need, actor_need
 from s4g_ray.distributed.placement_gate import PlacementGate
 from s4g_ray.errors import RunError
+from s4g_ray.freed_memory import keeping_variables
 
 if TYPE_CHECKING:
     from s4g_ray.encoder.embedding.outcomes import BlockResult, EncodingJob, Written
@@ -257,6 +258,8 @@ class EncoderPool:
             "max_restarts": -1,
             "concurrency_groups": {"encode": AT_ONCE, "files": 1, "status": 1},
         }
+        if not need.gpus:
+            options["runtime_env"] = {"env_vars": keeping_variables()}
         create: Any = ray.remote(**options)(EncoderActor)
         return tuple(create.remote(self._model, cfg, need.gpus > 0) for _ in range(count))
 

@@ -15,6 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from s4g_ray.freed_memory import keeping_variables
 from s4g_ray.serving.app import build_app
 from s4g_ray.serving.backend import Json, Located, LocateRequest, TileImage
 from s4g_ray.serving.config import ServeConfig, make_config, read_token
@@ -105,14 +106,17 @@ def bind_locator(config: ServeConfig, opener: Opener = open_for_service) -> serv
             downscale_delay_s=config.downscale_after_s,
         )
         options = {"autoscaling_config": autoscaling}
+    actor_options: dict[str, Any] = {
+        "num_cpus": config.cpus_per_replica,
+        "num_gpus": config.gpus_per_replica,
+    }
+    if not config.gpus_per_replica:
+        actor_options["runtime_env"] = {"env_vars": keeping_variables()}
     make: Any = serve.deployment(
         name=LOCATOR,
         # the application's queue is the only one
         max_ongoing_requests=config.max_queue + BESIDE,
-        ray_actor_options={
-            "num_cpus": config.cpus_per_replica,
-            "num_gpus": config.gpus_per_replica,
-        },
+        ray_actor_options=actor_options,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=config.max_answer_s,
         graceful_shutdown_wait_loop_s=0.5,

@@ -23,6 +23,7 @@ from s4g_ray.amounts import count_noun
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.config.training_schema import TrainConfig
 from s4g_ray.errors import RunError, reason_of
+from s4g_ray.freed_memory import keeping_variables
 from s4g_ray.storage import files
 from s4g_ray.training.failures import FAILURES
 from s4g_ray.training.mailbox import Mailbox, Message, Stop
@@ -201,10 +202,14 @@ def make_trainer(
 
 
 def worker_variables(train: TrainConfig) -> dict[str, str]:
-    """Return the environment variables of the workers: train.env, and NCCL's warnings on GPUs."""
-    variables = {}
+    """Return the environment variables of the workers.
+
+    train.env; on GPUs NCCL's warnings, on CPUs those that keep freed memory.
+    """
     if train.use_gpu:
-        variables["NCCL_DEBUG"] = os.environ.get("NCCL_DEBUG", "WARN")
+        variables = {"NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN")}
+    else:
+        variables = keeping_variables()
     return {**variables, **train.env}
 
 

@@ -18,7 +18,7 @@ EVERYTHING = read_sources(ROOT, "s4g_ray", "jobs", "benchmarks", "cluster", "tes
 
 # Packages by level, from the ground up. A package imports itself and packages of earlier levels.
 LEVELS = (
-    {"errors", "amounts", "arrays", "progress"},
+    {"errors", "amounts", "arrays", "freed_memory", "progress"},
     {"row_lookup"},
     {"storage"},
     {"config"},
@@ -61,6 +61,7 @@ ALLOWED = {
     "errors": set(),
     "amounts": set(),
     "arrays": set(),
+    "freed_memory": set(),
     "progress": set(),
     "row_lookup": {"errors", "arrays"},
     **{package: imports | GROUND for package, imports in IMPORTS.items()},

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from s4g_ray.cli.app import app as commands
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError, RunError
+from s4g_ray.freed_memory import keeping_variables
 from s4g_ray.serving.app import build_app
 from s4g_ray.serving.config import ServeConfig, make_config, read_token
-from s4g_ray.serving.deployment import HandleBackend, bind_service
+from s4g_ray.serving.deployment import HandleBackend, bind_locator, bind_service
 from s4g_ray.serving.metrics import ServiceMetrics
 from s4g_ray.serving.server import check_room, open_port, running_replicas
 from tests.support.forked_processes import python_path
@@ -184,6 +185,14 @@ def _marked(mark: str) -> list[int]:
         if f"S4G_TEST_MARK={mark}".encode() in variables:
             found.append(int(process.name))
     return found
+
+
+@pytest.mark.parametrize("gpus", [0, 0.5])
+def test_replicas_on_cpus_keep_what_they_free(gpus: float) -> None:
+    made: Any = bind_locator(make_config({"gallery": "none", "gpus_per_replica": gpus}))
+    options = made._bound_deployment.ray_actor_options
+    expected = {} if gpus else {"env_vars": keeping_variables()}
+    assert options.get("runtime_env", {}) == expected
 
 
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:

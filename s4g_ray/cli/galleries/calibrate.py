@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from s4g_ray.cli.console import Steal, interruptible, make_reporter, print_json
+from s4g_ray.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,7 @@ def calibrate(
 
     Afterwards `s4g locate` gives probabilities, radii, exact positions and `none`.
     """
+    keep_freed_memory()
     from s4g_ray.gallery.fitting.calibrate import CalibrationOptions
     from s4g_ray.gallery.fitting.calibrate import calibrate as calibrate_gallery
 

@@ -16,6 +16,7 @@ from s4g_ray.cli.console import Steal, if_begun, interruptible, make_reporter, p
 from s4g_ray.cli.datasets.images import describe_root
 from s4g_ray.cli.galleries.calibrate import calibrate
 from s4g_ray.errors import InputError
+from s4g_ray.freed_memory import keep_freed_memory
 
 gallery_app = typer.Typer(
     help="Build, change and describe a gallery: references that answer where a photo was taken.",
@@ -79,6 +80,7 @@ def build(
 
     Embeds them and builds their index. An interrupted call can be resumed.
     """
+    keep_freed_memory()
     from s4g_ray.config.loading import load_config
 
     loaded = load_config(config) if config else None  # before the slow imports: errors come at once
@@ -115,6 +117,7 @@ def add(
 
     Embeds only images that are new or changed. Readers go on with the version before.
     """
+    keep_freed_memory()
     from s4g_ray.gallery.build import add_tiles
 
     with interruptible(AS_IT_WAS):

@@ -13,6 +13,7 @@ import typer
 from s4g_ray.cli.areas import read_area
 from s4g_ray.cli.console import interruptible, make_reporter, widen
 from s4g_ray.errors import InputError
+from s4g_ray.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +83,7 @@ def locate(
     (`s4g gallery calibrate`). Exit code 2 when the only photo cannot be read; 1 when some of many
     cannot: they are listed with their reason.
     """
+    keep_freed_memory()
     wanted = _choose_format(as_json, as_geojson, as_csv)
     if not 0 < every_s < float("inf"):
         raise InputError(f"--every-s {every_s:g} is not above 0")
