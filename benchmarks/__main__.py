@@ -23,6 +23,7 @@ NAMES = (
     "serving",
     "index_kinds",
     "embedding",
+    "freed_memory",
     "precision",
     "micro_batches",
     "loading",

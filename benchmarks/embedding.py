@@ -41,6 +41,7 @@ from s4g_ray.encoder.checkpoint import checkpoint_stamp, load_encoder, save_chec
 from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
+from s4g_ray.freed_memory import keeping_variables
 from s4g_ray.storage import files
 from s4g_ray.storage.byte_ranges import read_ranges
 from s4g_ray.storage.manifest import Stamp
@@ -206,7 +207,8 @@ def measure(workload: Workload, repeats: int, watch: ProcessWatch) -> tuple[floa
         model=config.model.name,
         numerics=workload.numerics,
     )
-    bare: Any = ray.remote(num_cpus=0)(BareProcess)
+    environment = {"env_vars": keeping_variables()}  # as the actors have
+    bare: Any = ray.remote(num_cpus=0, runtime_env=environment)(BareProcess)
     arguments = (config, workload.checkpoint, workload.numerics)
     processes = [bare.remote(*arguments) for _ in range(config.embedding.actors[0])]
     fixed = []

