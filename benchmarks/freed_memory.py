@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.support.record import Cell, record
-from s4g_ray.freed_memory import VARIABLES, keeping_variables
+from s4g_ray.freed_memory import VARIABLES
 
 ENCODER = "tf_efficientnet_lite0"
 NUM_IMAGES = 64
@@ -58,7 +58,7 @@ def main() -> None:
 def compare(work: str, size: int, repeats: int) -> list[Cell]:
     """Measure both ways in turns; return a row of the table."""
     plain = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    environments = (plain, {**plain, **keeping_variables()})
+    environments = (plain, {**plain, **VARIABLES})
     found: tuple[list[list[float]], ...] = ([], [])
     for _ in range(repeats):
         for results, environment in zip(found, environments, strict=True):

@@ -23,9 +23,9 @@ PARAMETERS = {-8: 1, -4: 0, -1: 2**31 - 1}
 def keeping_variables() -> dict[str, str]:
     """Return the environment variables of a process that keeps what it frees.
 
-    A variable that this process has stays as it is here.
+    None where this process's environment has one of them: its user has chosen.
     """
-    return {name: os.environ.get(name, value) for name, value in VARIABLES.items()}
+    return {} if _is_chosen() else dict(VARIABLES)
 
 
 def keep_freed_memory() -> None:
@@ -35,7 +35,11 @@ def keep_freed_memory() -> None:
     the environment has one of VARIABLES.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or VARIABLES.keys() & os.environ.keys():
+    if mallopt is None or _is_chosen():
         return
     for parameter, value in PARAMETERS.items():
         mallopt(parameter, value)
+
+
+def _is_chosen() -> bool:
+    return not VARIABLES.keys().isdisjoint(os.environ)

@@ -19,7 +19,8 @@ os.environ.update(
     RAY_worker_register_timeout_seconds="300",
     RAY_agent_register_timeout_ms="300000",
     RAY_memory_monitor_refresh_ms="0",  # it kills tasks for the memory that others use
-    MALLOC_ARENA_MAX="1",  # so commands that run in a test's process leave its malloc as it is
+    # set, it leaves malloc as it is: that of a test's process, and workers that start at once
+    MALLOC_ARENA_MAX="1",
 )
 
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ from s4g_ray.encoder.embedding_job import embed
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import BadImageError, RunError
-from s4g_ray.freed_memory import keeping_variables
+from s4g_ray.freed_memory import VARIABLES
 from s4g_ray.storage.manifest import is_published, open_published
 from tests.conftest import NUM_TEST, NUM_TRAIN, tiny_config, write_synthetic
 
@@ -130,7 +130,9 @@ def case(
 
 
 @cluster
-def test_actors_stay_from_job_to_job_and_the_bits_do_not_depend_on_them(case: Case) -> None:
+def test_actors_stay_from_job_to_job_and_the_bits_do_not_depend_on_them(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[int] = []
     first = case.embed("a", on_progress=lambda done, total: shown.append(done))
     names = case.names()
@@ -149,12 +151,13 @@ def test_actors_stay_from_job_to_job_and_the_bits_do_not_depend_on_them(case: Ca
     assert len(set(names)) == 2
     assert case.names() == names
     assert second.seconds < first.seconds
-    actor = case.pool.actors[0]
-    variables = ray.get(actor.__ray_call__.remote(lambda _: dict(os.environ)))
-    assert keeping_variables().items() <= variables.items()
     alone = override_config(case.config, ["embedding.num_actors=1"])
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     with EncoderPool(alone.model, alone.placed_embedding, 60) as pool:
         dataclasses.replace(case, pool=pool, config=alone).embed("b")
+        variables = pool.actors[0].__ray_call__.remote(lambda _: dict(os.environ))
+        assert VARIABLES.items() <= ray.get(variables).items()
     assert open_published(str(case.folder / "b"), "embeddings").parts == found.parts
 
 

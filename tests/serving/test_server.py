@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from s4g_ray.cli.app import app as commands
 from s4g_ray.distributed.placement import Node
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.freed_memory import keeping_variables
+from s4g_ray.freed_memory import VARIABLES
 from s4g_ray.serving.app import build_app
 from s4g_ray.serving.config import ServeConfig, make_config, read_token
 from s4g_ray.serving.deployment import HandleBackend, bind_locator, bind_service
@@ -188,10 +188,12 @@ def _marked(mark: str) -> list[int]:
 
 
 @pytest.mark.parametrize("gpus", [0, 0.5])
-def test_replicas_on_cpus_keep_what_they_free(gpus: float) -> None:
+def test_replicas_on_cpus_keep_what_they_free(gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     made: Any = bind_locator(make_config({"gallery": "none", "gpus_per_replica": gpus}))
     options = made._bound_deployment.ray_actor_options
-    expected = {} if gpus else {"env_vars": keeping_variables()}
+    expected = {} if gpus else {"env_vars": VARIABLES}
     assert options.get("runtime_env", {}) == expected
 
 

@@ -24,7 +24,7 @@ from s4g_ray.encoder.checkpoint import epoch_uri, save_checkpoint
 from s4g_ray.encoder.encoder import Encoder
 from s4g_ray.encoder.precision import Numerics
 from s4g_ray.errors import WriteError
-from s4g_ray.freed_memory import keeping_variables
+from s4g_ray.freed_memory import VARIABLES
 from s4g_ray.sampling.gallery_negatives import choose_gallery
 from s4g_ray.sampling.sampler import plan_batches
 from s4g_ray.storage import files
@@ -176,9 +176,11 @@ def test_workers_get_configured_variables_and_nccls_warnings_or_those_of_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("NCCL_DEBUG", raising=False)
-    assert worker_variables(TrainConfig()) == keeping_variables()
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert worker_variables(TrainConfig()) == VARIABLES
     chosen = {"MALLOC_ARENA_MAX": "8"}
-    assert worker_variables(TrainConfig(env=chosen)) == {**keeping_variables(), **chosen}
+    assert worker_variables(TrainConfig(env=chosen)) == {**VARIABLES, **chosen}
     on_gpus = TrainConfig(use_gpu=True, env={"NCCL_SOCKET_IFNAME": "eth0"})
     assert worker_variables(on_gpus) == {"NCCL_DEBUG": "WARN", "NCCL_SOCKET_IFNAME": "eth0"}
     assert worker_variables(TrainConfig(use_gpu=True, env={"NCCL_DEBUG": "INFO"})) == {
