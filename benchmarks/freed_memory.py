@@ -21,7 +21,7 @@ from s4g_ray.freed_memory import VARIABLES
 
 ENCODER = "tf_efficientnet_lite0"
 NUM_IMAGES = 64
-PIXELS = 40_000  # sides of all inputs of a measurement, summed: NUM_IMAGES times so many passes
+SIDES = 600  # pixels: of the inputs of all passes of a measurement, two at least
 WORKS = {"encode": "embedding", "step": "forward and backward pass"}
 
 
@@ -107,7 +107,7 @@ def measure(work: str, size: int) -> list[float]:
     encoder.train(work == "step")
     for _ in range(2):
         run()
-    passes = max(2, PIXELS // (NUM_IMAGES * size))
+    passes = max(2, SIDES // size)
     before = resource.getrusage(resource.RUSAGE_SELF)
     for _ in range(passes):
         run()

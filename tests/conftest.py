@@ -38,6 +38,7 @@ from benchmarks.support.s3_server import client, environment, serving
 from s4g_ray.config.loading import parse_config
 from s4g_ray.config.schema import RunConfig
 from s4g_ray.data.dataset import GeoDataset, write_dataset
+from s4g_ray.freed_memory import VARIABLES
 from s4g_ray.storage import files, object_store
 from tests.support import forked_processes
 from tests.support.faulty_s3 import Store, copy_dataset, proxied
@@ -111,6 +112,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "session" if item.get_closest_marker("hosts") is None else "hosts"
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture
+def malloc_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a user who has not chosen how malloc works."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

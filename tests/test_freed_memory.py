@@ -43,21 +43,17 @@ def count_pages(how: str, **variables: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs have other rules")
-def test_large_blocks_are_used_again_without_new_pages_of_the_kernel(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+def test_large_blocks_are_used_again_without_new_pages_of_the_kernel() -> None:
     pages = count_pages("as it is")  # small ones or huge ones, as the system is set
     assert pages > 100
-    assert count_pages("by variables", **keeping_variables()) < pages / 10
+    assert count_pages("by variables", **VARIABLES) < pages / 10
     assert count_pages("by a call") < pages / 10
     assert count_pages("by a call", MALLOC_TRIM_THRESHOLD_="100000") > pages / 2  # as users want
 
 
-def test_a_user_who_sets_a_variable_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+def test_a_user_who_sets_a_variable_has_chosen(
+    malloc_not_chosen: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert keeping_variables() == VARIABLES
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert keeping_variables() == {}

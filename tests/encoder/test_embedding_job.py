@@ -131,7 +131,7 @@ def case(
 
 @cluster
 def test_actors_stay_from_job_to_job_and_the_bits_do_not_depend_on_them(
-    case: Case, monkeypatch: pytest.MonkeyPatch
+    case: Case, malloc_not_chosen: None
 ) -> None:
     shown: list[int] = []
     first = case.embed("a", on_progress=lambda done, total: shown.append(done))
@@ -152,8 +152,6 @@ def test_actors_stay_from_job_to_job_and_the_bits_do_not_depend_on_them(
     assert case.names() == names
     assert second.seconds < first.seconds
     alone = override_config(case.config, ["embedding.num_actors=1"])
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
     with EncoderPool(alone.model, alone.placed_embedding, 60) as pool:
         dataclasses.replace(case, pool=pool, config=alone).embed("b")
         variables = pool.actors[0].__ray_call__.remote(lambda _: dict(os.environ))

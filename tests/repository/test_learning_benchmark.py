@@ -59,10 +59,10 @@ def test_a_run_is_measured_at_equal_steps_and_needs_enough_epochs(synthetic: Geo
 
 
 def test_epochs_of_whole_batches_have_the_steps() -> None:
-    # 1,541 pairs, as earth has: 23 batches of the 1,494 that a plan keeps
-    assert learning.count_epochs(900, 1541, 64) == 40
-    assert learning.count_epochs(23, 1541, 64) == 1
-    assert learning.count_epochs(24, 1541, 64) == 2
+    # 1,527 pairs, as earth has: 23 batches of the 1,481 that a plan keeps
+    assert learning.count_epochs(900, 1527, 64) == 40
+    assert learning.count_epochs(23, 1527, 64) == 1
+    assert learning.count_epochs(24, 1527, 64) == 2
 
 
 def write_run(arm: str, seed: int, recalls: list[float], **changes: Any) -> None:

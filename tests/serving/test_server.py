@@ -188,9 +188,7 @@ def _marked(mark: str) -> list[int]:
 
 
 @pytest.mark.parametrize("gpus", [0, 0.5])
-def test_replicas_on_cpus_keep_what_they_free(gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+def test_replicas_on_cpus_keep_what_they_free(gpus: float, malloc_not_chosen: None) -> None:
     made: Any = bind_locator(make_config({"gallery": "none", "gpus_per_replica": gpus}))
     options = made._bound_deployment.ray_actor_options
     expected = {} if gpus else {"env_vars": VARIABLES}

@@ -173,11 +173,9 @@ def test_a_groups_loss_is_posted_once_and_a_drained_node_moves_it(
 
 
 def test_workers_get_configured_variables_and_nccls_warnings_or_those_of_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    malloc_not_chosen: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("NCCL_DEBUG", raising=False)
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
     assert worker_variables(TrainConfig()) == VARIABLES
     chosen = {"MALLOC_ARENA_MAX": "8"}
     assert worker_variables(TrainConfig(env=chosen)) == {**VARIABLES, **chosen}
