@@ -30,6 +30,7 @@ from benchmarks.support.learning_arms import ARMS, BATCH_SIZE, DATA, SHARED
 from benchmarks.support.record import RESULTS, Cell, record
 from s4g_ray.amounts import count_noun
 from s4g_ray.arrays import Floats64
+from s4g_ray.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from s4g_ray.config.schema import RunConfig
@@ -68,7 +69,7 @@ def run_missing(name: str, arms: Iterable[str], seeds: Sequence[int], processes:
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(processes, get_context("spawn"), _use_one_thread) as pool,
+        ProcessPoolExecutor(processes, get_context("spawn"), _prepare_process) as pool,
     ):
         uris = {half: make_data(name, Path(folder), half=half) for half in (False, True)}
         running = {
@@ -88,9 +89,10 @@ def run_missing(name: str, arms: Iterable[str], seeds: Sequence[int], processes:
             raise
 
 
-def _use_one_thread() -> None:
+def _prepare_process() -> None:
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     os.nice(10)
 

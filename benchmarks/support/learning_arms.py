@@ -96,8 +96,7 @@ ARMS = {
     "mined, queries shifted": Arm(
         ("augment.query_shift=0.1", "augment.query_scale=[0.85,1.15]"), "mined"
     ),
-    "random, half": Arm((RANDOM,), None, half=True),
-    "mined, half": Arm((), "random, half", half=True),
+    "mined, half": Arm((), "mined", half=True),
     "mined, half, gallery negatives": Arm((HALF,), "mined, half", half=True),
     # batch size and temperature
     "random, batch of 16": Arm((RANDOM, *SMALL), None, batch_size=16),

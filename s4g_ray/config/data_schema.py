@@ -173,7 +173,7 @@ class AugmentConfig(Section):
     query_scale: tuple[float, float] = (1.0, 1.0)
     # where images are augmented. cpu: as they are loaded; device: a batch at a time on the device
     # that trains, with the same random draws, and JPEG compression simulated after the resizing;
-    # auto: device where that is a GPU
+    # auto: device where that is a GPU and the form is not the published one
     device: Literal["auto", "cpu", "device"] = "auto"
 
     @model_validator(mode="after")
@@ -194,5 +194,10 @@ class AugmentConfig(Section):
         return self.query_shift > 0 or self.query_scale != (1.0, 1.0)
 
     def is_on_device(self, device_type: str) -> bool:
-        """Return whether images are augmented on a device of the type `cpu`, `cuda` or another."""
-        return self.device == "device" or (self.device == "auto" and device_type != "cpu")
+        """Return whether images are augmented on a device of the type `cpu`, `cuda` or another.
+
+        Of RunConfig.augmentation: there `published` is known, which compresses before it resizes.
+        """
+        if self.device == "auto":
+            return device_type != "cpu" and not self.published
+        return self.device == "device"

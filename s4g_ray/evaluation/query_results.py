@@ -22,6 +22,7 @@ from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.image_table import ImageTable, View
 from s4g_ray.data.schema import gallery_splits
 from s4g_ray.data.sphere import metres_between
+from s4g_ray.data.tables.view_columns import SemiPositives
 from s4g_ray.errors import InputError
 from s4g_ray.evaluation.metrics import PROTOCOLS
 from s4g_ray.evaluation.scores import SplitSearch
@@ -48,6 +49,7 @@ class QueryResults:
     ranks: Ints
     own: Ints
     own_scores: Floats64
+    semi_positives: SemiPositives
 
     @classmethod
     def from_search(cls, dataset: GeoDataset, split: str, search: SplitSearch) -> QueryResults:
@@ -67,6 +69,7 @@ class QueryResults:
             np.stack(ranks),
             _choose(rows, found.own_best),
             found.own_scores,
+            dataset.semi_positives(split),
         )
 
     def errors_m(self, rank: int = 0) -> Floats64:
@@ -84,11 +87,19 @@ class QueryResults:
         own = self.queries.place_ids[:, None] == self.gallery.place_ids[self.top]
         return np.asarray(own & (self.top >= 0))
 
+    def is_semi_positive(self) -> NDArray[np.bool_]:
+        """Return which of top[Q, k] are semi-positive: tiles of other places with its ground."""
+        places = np.where(self.top >= 0, self.gallery.place_ids[self.top], -1)
+        return self.semi_positives.contain(self.queries.ids, places)
+
     def to_table(self) -> pa.Table:
-        """Return a row for each query; lists hold the first references, as many as there are."""
+        """Return a row for each query; lists hold the first references, as many as there are.
+
+        Texts and lists have 64-bit offsets: a list of URIs may hold more than 2 GiB.
+        """
         columns: dict[str, Any] = {
             "query_id": self.queries.ids,
-            "query_uri": list(self.queries.uris),
+            "query_uri": pa.array(list(self.queries.uris), pa.large_string()),
             "query_source_id": pa.array(
                 read_source_ids(self.dataset, "queries", self.queries.ids), pa.string()
             ),
@@ -102,18 +113,18 @@ class QueryResults:
         columns["own_score"] = _nullable(self.own_scores)
         columns["own_metres"] = _nullable(self._metres_to(self.own))
         is_there = self.top >= 0
-        offsets = pa.array(np.concatenate([[0], np.cumsum(is_there.sum(axis=1))]).astype(np.int32))
+        offsets = pa.array(np.concatenate([[0], np.cumsum(is_there.sum(axis=1))]))
         rows = self.top[is_there]
         metres = np.stack([self.errors_m(rank) for rank in range(self.top.shape[1])], axis=1)
         listed = {
             "top_ids": pa.array(self.gallery.ids[rows]),
             "top_places": pa.array(self.gallery.place_ids[rows]),
-            "top_uris": pa.array(list(self.gallery.uris.take(rows)), pa.string()),
+            "top_uris": pa.array(list(self.gallery.uris.take(rows)), pa.large_string()),
             "top_scores": pa.array(self.scores[is_there]),
             "top_metres": _nullable(metres[is_there]),
         }
         for name, values in listed.items():
-            columns[name] = pa.ListArray.from_arrays(offsets, values)
+            columns[name] = pa.LargeListArray.from_arrays(offsets, values)
         return pa.table(columns)
 
 
@@ -177,7 +188,7 @@ def _spread_lists(table: pa.Table) -> pa.Table:
     """Replace each list column by one column for each position, null where a list is shorter."""
     columns: dict[str, Any] = {}
     for name in table.column_names:
-        if not pa.types.is_list(table[name].type):
+        if not pa.types.is_large_list(table[name].type):
             columns[name] = table[name]
             continue
         lists = table[name].combine_chunks()

@@ -124,13 +124,15 @@ def search_tables(
     """Search a split's queries by the published embedding tables of them and of its references.
 
     The references are read part by part, twice; of each, 24 bytes stay in memory, 8 more where
-    `num_top` references are listed for each query, and 16 more for sdm_ranks. Raises RunError when
-    a table is unpublished, altered, or the queries are not made from `stamp`.
+    `num_top` references are listed for each query (all where the gallery has fewer), and 16 more
+    for sdm_ranks. Raises RunError when a table is unpublished, altered, or the queries are not made
+    from `stamp`.
     """
     embedded, query_rows = read_embedded_rows(
         queries, "queries", dataset.table("queries", [split]), stamp=stamp
     )
     ids, lat, lon = dataset.columns("references", gallery_splits(split), ["id", "lat", "lon"])
+    num_top = min(num_top, len(ids))
     distractor_ids = _find_distractors(dataset, query_rows)
     gallery_ids: list[Ints] = []
 

@@ -117,7 +117,7 @@ def _open_loader(config: RunConfig) -> PairLoader:
         config.augmentation,
         seed=config.seed,
         num_processes=config.train.loader_processes,
-        on_device=config.augment.is_on_device(get_device().type),
+        on_device=config.augmentation.is_on_device(get_device().type),
         with_ground=config.train.soft_labels > 0,
     )
 

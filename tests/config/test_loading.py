@@ -94,6 +94,15 @@ def test_the_papers_configurations_hold_the_papers_values(name: str) -> None:
         assert getattr(getattr(config, section) if section else config, leaf) == wanted, key
 
 
+@pytest.mark.parametrize("name", OF_DATA_SET)
+def test_the_papers_configurations_augment_by_the_loader(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert config.train.use_gpu
+    assert not config.augmentation.is_on_device("cuda")
+    strict = load_config(CONFIGS / f"{name}.yaml", ["protocol=strict"])
+    assert strict.augmentation.is_on_device("cuda")
+
+
 def test_two_workers_on_one_gpu_are_refused_and_one_with_half_a_gpu_is_accepted() -> None:
     load_config(CONFIGS / "cvusa.yaml", ["train.gpus_per_worker=0.5"])
     load_config(CONFIGS / "cvusa.yaml", ["train.num_workers=4"])

@@ -199,11 +199,16 @@ def test_a_pinned_batch_is_augmented_on_the_gpu_as_on_the_cpu(synthetic: GeoData
 
 
 @pytest.mark.parametrize(
-    ("device", "on_cuda", "on_cpu"),
-    [("auto", True, False), ("device", True, True), ("cpu", False, False)],
+    ("device", "published", "on_cuda", "on_cpu"),
+    [
+        ("auto", False, True, False),
+        ("auto", True, False, False),  # there JPEG comes before the resizing
+        ("device", True, True, True),
+        ("cpu", False, False, False),
+    ],
 )
 def test_images_are_augmented_on_the_device_where_it_is_a_gpu_or_as_configured(
-    device: str, on_cuda: bool, on_cpu: bool
+    device: str, published: bool, on_cuda: bool, on_cpu: bool
 ) -> None:
-    cfg = augment_config(device=device)
+    cfg = augment_config(device=device, published=published)
     assert (cfg.is_on_device("cuda"), cfg.is_on_device("cpu")) == (on_cuda, on_cpu)

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +75,24 @@ def test_the_table_holds_what_a_plain_sort_finds_for_each_query(
         np.testing.assert_allclose(row["top_metres"], metres)
         assert row["own_metres"] == 0
         assert (row["fov_deg"], row["heading"]) == (360, "as_is")
+
+
+def test_lists_are_as_long_as_the_gallery_at_most(ground: GeoDataset, tmp_path: Path) -> None:
+    vectors = np.eye(NUM, dtype=np.float32)
+    uri = str(tmp_path / "e")
+    write_embeddings(uri, np.arange(NUM) + 500, vectors, vectors)
+    search = search_tables(ground, "test", uri, uri, num_top=10**9)
+    results = QueryResults.from_search(ground, "test", search)
+    assert results.top.shape == (NUM, NUM)
+    assert (np.sort(results.top, axis=1) == np.arange(NUM)).all()
+
+
+def test_lists_may_hold_more_text_than_32_bits_count(
+    found: tuple[QueryResults, np.ndarray[tuple[int, ...], np.dtype[np.float64]]],
+) -> None:
+    schema = found[0].to_table().schema
+    assert schema.field("top_uris").type == pa.large_list(pa.large_string())
+    assert schema.field("top_ids").type == pa.large_list(pa.int64())
 
 
 def test_csv_has_a_column_for_each_position_of_the_lists(

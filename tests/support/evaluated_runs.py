@@ -31,8 +31,11 @@ def tile_color(row: int, column: int) -> tuple[int, int, int]:
     return 20 + 25 * column, 20 + 25 * row, 90
 
 
-def write_ground(folder: Path) -> GeoDataset:
-    """Write GRID x GRID places, all of split test; place p is row p // GRID from the north."""
+def write_ground(folder: Path, *, has_semi_positives: bool = False) -> GeoDataset:
+    """Write GRID x GRID places, all of split test; place p is row p // GRID from the north.
+
+    has_semi_positives: the place after each is semi-positive for its query; the last has none.
+    """
     (folder / "images").mkdir(parents=True)
     count = GRID * GRID
     rows, columns = np.divmod(np.arange(count), GRID)
@@ -52,7 +55,11 @@ def write_ground(folder: Path) -> GeoDataset:
         "source_id": [f"source {place}" for place in range(count)],
     }
     references = pa.table({**columns_of, "size_m": np.full(count, SIZE_M, np.float32)})
-    return write_dataset(str(folder), references, pa.table(columns_of), name="<ground> & co")
+    queries = pa.table(columns_of)
+    if has_semi_positives:
+        nearby = pa.array([[place + 1] for place in range(count - 1)] + [[]], pa.list_(pa.int64()))
+        queries = queries.append_column("semi_positives", nearby)
+    return write_dataset(str(folder), references, queries, name="<ground> & co")
 
 
 def write_embeddings(

@@ -41,6 +41,20 @@ class SemiPositives:
         """Return query_ids[p] and place_ids[p] of all pairs of a query and a place."""
         return np.repeat(self.query_ids, np.diff(self.offsets)), self.place_ids
 
+    def contain(self, query_ids: Ints, place_ids: Ints) -> Bools:
+        """Return which of place_ids[Q, k] are semi-positive for the query query_ids[Q]."""
+        found = np.zeros(place_ids.shape, dtype=bool)
+        at = np.searchsorted(self.query_ids, query_ids)
+        at[at == len(self)] = 0
+        known = np.flatnonzero(self.query_ids[at] == query_ids) if len(self) else at[:0]
+        starts = self.offsets[at[known]]
+        lengths = self.offsets[at[known] + 1] - starts
+        for i in range(int(lengths.max(initial=0))):
+            rows = known[lengths > i]
+            places = self.place_ids[starts[lengths > i] + i]
+            found[rows] |= place_ids[rows] == places[:, None]
+        return found
+
     def take(self, rows: Ints) -> SemiPositives:
         """Return those of rows[m] of the queries, in their order."""
         lengths = np.diff(self.offsets)[rows]

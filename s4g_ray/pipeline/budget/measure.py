@@ -116,7 +116,7 @@ def _measure_loading(config: RunConfig, tables: dict[View, ImageTable]) -> float
         config.data,
         config.augmentation,
         seed=config.seed,
-        on_device=config.augment.is_on_device(device),
+        on_device=config.augmentation.is_on_device(device),
     )
     batches = [table.ids[:count].reshape(-1, 1) for table in tables.values()]
     views = dict(zip(tables, batches, strict=True))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from s4g_ray.amounts import count_noun
 from s4g_ray.config.loading import flatten_config
 from s4g_ray.errors import InputError
 from s4g_ray.pipeline.report.comparison_charts import Line, color_of, draw_curves
@@ -77,17 +78,19 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ in their seeds alone; a group may be a single run."""
+    """Runs that differ in their seeds alone; a group may be a single run.
+
+    Of a seed with several runs (with other workers, or made twice) their mean counts once.
+    """
 
     label: str
     runs: list[ComparedRun]
 
     def mean(self, key: str) -> tuple[float, float] | None:
-        """Return the mean of a result and its standard error, NaN for one run; None if unknown."""
-        values = [run.results()[key] for run in self.runs if key in run.results()]
-        if len(values) < len(self.runs):
+        """Return the mean of a result and its standard error, NaN for one seed; None if unknown."""
+        if any(key not in run.results() for run in self.runs):
             return None
-        return _mean_and_error(values)
+        return _mean_and_error(list(_by_seed(self.runs, key).values()))
 
     def difference(self, other: RunGroup, key: str) -> tuple[float, float, int] | None:
         """Return the mean of this group's values less another's, paired by seed; its error; count.
@@ -104,7 +107,11 @@ class RunGroup:
 
 
 def _by_seed(runs: Sequence[ComparedRun], key: str) -> dict[int, float]:
-    return {run.values[SEED]: run.results()[key] for run in runs if key in run.results()}
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        if key in run.results():
+            values.setdefault(run.values[SEED], []).append(run.results()[key])
+    return {seed: float(np.mean(of_seed)) for seed, of_seed in values.items()}
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -153,6 +160,13 @@ class Comparison:
         ]
         if differing:
             found.append(f"Their last evaluations differ in {', '.join(differing)}.")
+        for group in self.groups:
+            num_seeds = len({run.values[SEED] for run in group.runs})
+            if len(group.runs) > 1 and num_seeds < len(group.runs):
+                found.append(
+                    f"{group.label}: {len(group.runs)} runs have {count_noun(num_seeds, 'seed')};"
+                    " of a seed's runs the mean counts."
+                )
         if len({run.last["epoch"] for run in self.runs}) > 1:
             found.append("Their last evaluations are of different epochs.")
         return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -34,7 +35,7 @@ WIDEST = 168  # pixels, of a panorama's thumbnail
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with its caption: kind is query, right, wrong or negative.
+    """A picture with its caption: kind is query, right, semi-positive, wrong or negative.
 
     details: lines below the caption. source: the whole path of the picture's file.
     """
@@ -58,6 +59,7 @@ def find_retrievals(results: QueryResults, config: RunConfig) -> Iterator[Exampl
     """Yield queries with their best references: half with the right place among them."""
     rng = np.random.default_rng((config.seed, 1))
     right = results.is_right()
+    kinds = _kinds_of(results)
     found = rng.permutation(np.flatnonzero(right.any(axis=1)))[: NUM_EXAMPLES // 2]
     missed = rng.permutation(np.flatnonzero(~right.any(axis=1)))[: NUM_EXAMPLES - len(found)]
     queries = results.queries
@@ -67,8 +69,8 @@ def find_retrievals(results: QueryResults, config: RunConfig) -> Iterator[Exampl
             if reference < 0:
                 break
             caption = f"{rank + 1}. {format_metres(results.errors_m(rank)[row])}"
-            kind = "right" if right[row, rank] else "wrong"
-            tiles.append(Tile(_thumbnail(results.gallery, reference), caption, kind))
+            picture = _thumbnail(results.gallery, reference)
+            tiles.append(Tile(picture, caption, str(kinds[row, rank])))
         if results.own[row] >= 0 and not right[row].any():
             own = _thumbnail(results.gallery, results.own[row])
             tiles.append(Tile(own, "its own, missed", "right"))
@@ -78,9 +80,11 @@ def find_retrievals(results: QueryResults, config: RunConfig) -> Iterator[Exampl
 def find_hardest(results: QueryResults, config: RunConfig) -> Iterator[Example]:
     """Yield the queries that a wrong reference outscores their own one by most, largest first.
 
-    One query of a place: others of it tend to be mistaken alike.
+    One query of a place: others of it tend to be mistaken alike. Queries whose first reference is
+    semi-positive are left out: it shows their ground.
     """
-    is_wrong = ~results.is_right()[:, 0] & (results.own >= 0)
+    kinds = _kinds_of(results)
+    is_wrong = (kinds[:, 0] == "wrong") & (results.own >= 0)
     rows = np.flatnonzero(is_wrong)
     margins = results.scores[rows, 0] - results.own_scores[rows]
     rows = rows[np.argsort(-margins, kind="stable")]
@@ -91,7 +95,6 @@ def find_hardest(results: QueryResults, config: RunConfig) -> Iterator[Example]:
     wrong = [row[row >= 0][:NUM_WRONG] for row in results.top[rows]]
     namer.read("queries", results.queries.ids[rows])
     namer.read("references", gallery.ids[np.concatenate([results.own[rows], *wrong])])
-    right = results.is_right()
     for row, references in zip(rows.tolist(), wrong, strict=True):
         picture = _thumbnail(results.queries, row, config.data.query_size)
         details, source = namer.describe("queries", results.queries, row)
@@ -101,14 +104,20 @@ def find_hardest(results: QueryResults, config: RunConfig) -> Iterator[Example]:
         caption = f"its own: rank {results.ranks[0, row]:,}, {results.own_scores[row]:.2f}"
         tiles.append(Tile(_thumbnail(gallery, own), caption, "right", details, source))
         for rank, reference in enumerate(references):
-            if right[row, rank]:
+            if kinds[row, rank] == "right":
                 continue  # stands before them
             metres = format_metres(results.errors_m(rank)[row])
             caption = f"{rank + 1}. {results.scores[row, rank]:.2f}, {metres}"
             details, source = namer.describe("references", gallery, reference)
             picture = _thumbnail(gallery, reference)
-            tiles.append(Tile(picture, caption, "wrong", details, source))
+            tiles.append(Tile(picture, caption, str(kinds[row, rank]), details, source))
         yield Example(_position(results.queries, row), tiles)
+
+
+def _kinds_of(results: QueryResults) -> NDArray[np.str_]:
+    """Return what each of top[Q, k] is: right, semi-positive or wrong."""
+    others = np.where(results.is_semi_positive(), "semi-positive", "wrong")
+    return np.where(results.is_right(), "right", others)
 
 
 class ImageNamer:

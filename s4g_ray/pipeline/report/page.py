@@ -98,6 +98,7 @@ def write_report(
         maps=draw_maps(results),
         calibration=calibration,
         hardest=list(find_hardest(results, config)),
+        has_semi_positives=len(results.semi_positives) > 0,
         examples=examples,
         negatives=list(find_mined_examples(run.uri, config, results.dataset)),
         mining=run.of_kind("mining"),

@@ -39,6 +39,7 @@ LOCATOR_BELOW_M = 5_000_000.0  # width of a map that needs one of the world besi
 PAPER = "#e7e9ec"
 INK = "#111827"
 CROSS = "#dc2626"
+SEMI = "#d97706"
 RIGHT = "#4ade80"
 
 
@@ -136,6 +137,7 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
     """
     best = results.top[rows, 0]
     right = results.is_right()[rows, 0]
+    semi = results.is_semi_positive()[rows, 0] & ~right
     start = (results.queries.lat[rows], results.queries.lon[rows])
     end = (results.gallery.lat[best], results.gallery.lon[best])
     x, y = frame.to_plane(*start)
@@ -149,8 +151,10 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
     marks: list[tuple[Floats64, Floats64, str, str, str]] = [
         (x[~right], y[~right], "o", "white", "true position, another tile was found"),
         (x[right], y[right], "o", RIGHT, "true position, the right tile was found"),
-        (end_x[~right], end_y[~right], "X", CROSS, "the wrong tile"),
+        (end_x[~right & ~semi], end_y[~right & ~semi], "X", CROSS, "the wrong tile"),
     ]
+    if semi.any():
+        marks.append((end_x[semi], end_y[semi], "X", SEMI, "a semi-positive tile"))
     for order, (left, up, marker, color, label) in enumerate(marks):
         style: dict[str, Any] = {"marker": marker, "color": color, "label": label}
         is_cross = marker == "X"

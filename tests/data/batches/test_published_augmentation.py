@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,13 @@ CVUSA: tuple[Size, Size] = ((140, 768), (384, 384))  # of queries and references
 VIGOR: tuple[Size, Size] = ((384, 768), (384, 384))
 UNIVERSITY: tuple[Size, Size] = ((384, 384), (384, 384))
 SMALL: tuple[Size, Size] = ((36, 90), (40, 40))
+
+ADJUST: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "brightness": torchvision.adjust_brightness,
+    "contrast": torchvision.adjust_contrast,
+    "saturation": torchvision.adjust_saturation,
+    "hue": torchvision.adjust_hue,
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -295,6 +302,66 @@ def test_the_four_colours_change_in_each_order_as_often() -> None:
     assert sum((count - 100) ** 2 / 100 for count in counts.values()) < 60  # chi-square, 23 degrees
 
 
+def test_colours_are_drawn_evenly_within_the_published_strength() -> None:
+    cfg = published(color_probability=1.0)
+    drawn = [draw_reference(cfg, generator(number), SMALL[1]) for number in range(1000)]
+    for name in COLORS:
+        middle = 0.0 if name == "hue" else 1.0
+        changes = np.array([draws[name][0] for draws in drawn]) - middle
+        assert np.abs(changes).max() == pytest.approx(0.15, abs=0.002)
+        counts, _ = np.histogram(changes, bins=10, range=(-0.15, 0.15))
+        assert ((counts - 100) ** 2 / 100).sum() < 28  # chi-square, 9 degrees
+
+
+def test_operations_follow_each_other_as_published() -> None:
+    """Colours, then blur or sharpening, then holes, then the turn: each other order is far off."""
+    cfg = published(
+        color_probability=1.0,
+        blur_probability=1.0,
+        dropout_probability=1.0,
+        rotate="panorama",
+        rotate_probability=1.0,
+    )
+    images = (make_photo(3, SMALL[0]), make_photo(4, SMALL[1]))
+    steps = ("colours", "filter", "holes", "turn")
+    apart: dict[tuple[str, ...], list[float]] = {
+        order: [] for order in itertools.permutations(steps)
+    }
+    for number in range(12):
+        views = augment_both_ways(cfg, number, images)
+        for view, draws in enumerate(draw(cfg, number, SMALL)):
+            for order, differences in apart.items():
+                wanted = images[view]
+                for step in order:
+                    wanted = apply_step(wanted, step, draws, 0.4 if view else 0.5)
+                differences.extend(
+                    float((found.float() - wanted.float()).abs().mean()) for found in views[view]
+                )
+    means = {order: np.mean(differences) for order, differences in apart.items()}
+    assert max(apart[steps]) < 2  # rounded after each colour, then filtered
+    assert min(mean for order, mean in means.items() if order != steps) > 2 * means[steps]
+
+
+def apply_step(image: Tensor, step: str, draws: ImageDraws, ratio: float) -> Tensor:
+    """Apply one of the published operations as drawn; ratio: of a grid's holes to its cells."""
+    if step == "colours":
+        for name, value in draws.items():
+            if name in COLORS:
+                image = ADJUST[name](image, value[0])
+        return image
+    if step == "filter":
+        return filter_pixels(image, draws["filter"])
+    if step == "holes":
+        size = (image.shape[-2], image.shape[-1])
+        drawn = np.array(draws.get("holes", []), dtype=int).reshape(-1, 4).tolist()
+        masked = torch.from_numpy(black_out(size, drawn or grid_holes(size, ratio)))
+        return image.masked_fill(masked, 0)
+    if "roll" in draws:
+        return image.roll(int(draws["roll"][0]), -1)
+    turns = [number for number in (1, 2, 3) if f"turn_{90 * number}" in draws]
+    return torch.rot90(image, sum(turns), (-2, -1))
+
+
 def test_the_strict_form_changes_colours_in_one_order() -> None:
     cfg = augment_config(color_probability=1.0)
     for number in range(50):
@@ -303,12 +370,6 @@ def test_the_strict_form_changes_colours_in_one_order() -> None:
 
 
 def test_colours_change_as_in_torchvision_in_the_drawn_order() -> None:
-    adjust = {
-        "brightness": torchvision.adjust_brightness,
-        "contrast": torchvision.adjust_contrast,
-        "saturation": torchvision.adjust_saturation,
-        "hue": torchvision.adjust_hue,
-    }
     cfg = published(color_probability=1.0)
     images = (make_photo(3, SMALL[0]), make_photo(4, SMALL[1]))
     apart = 0.0
@@ -317,10 +378,10 @@ def test_colours_change_as_in_torchvision_in_the_drawn_order() -> None:
         for image, draws, both in zip(images, draw(cfg, number, SMALL), views, strict=True):
             wanted = image
             for name, (value,) in draws.items():
-                wanted = adjust[name](wanted, value)
+                wanted = ADJUST[name](wanted, value)
             in_fixed_order = image
             for name in COLORS:
-                in_fixed_order = adjust[name](in_fixed_order, draws[name][0])
+                in_fixed_order = ADJUST[name](in_fixed_order, draws[name][0])
             for found in both:
                 assert (found.int() - wanted.int()).abs().max() <= 2  # rounded after each step
             apart = max(apart, float((wanted.int() - in_fixed_order.int()).abs().max()))

@@ -59,6 +59,24 @@ def test_runs_are_compared_by_what_differs_and_over_seeds(runs: list[str]) -> No
     assert y == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_runs_of_one_seed_count_once(ground: GeoDataset, tmp_path: Path) -> None:
+    recalls = {"a": (3, 0.5), "b": (3, 0.7), "c": (4, 0.4)}
+    for name, (seed, recall) in recalls.items():
+        write_run(
+            tmp_path / name,
+            ground,
+            queries=VECTORS,
+            references=VECTORS,
+            recall=recall,
+            seed=seed,
+        )
+    compared = Comparison.read([str(tmp_path / name) for name in recalls])
+    (group,) = compared.groups
+    assert group.mean("recall@1") == pytest.approx((0.5, 0.1))  # of 0.6 and 0.4
+    (warning,) = compared.warnings()
+    assert "3 runs have 2 seeds" in warning
+
+
 def test_the_page_of_several_runs_is_whole_and_escaped(runs: list[str], tmp_path: Path) -> None:
     target = tmp_path / "comparison.html"
     values = write_comparison(runs, str(target)).to_json()

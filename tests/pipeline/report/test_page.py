@@ -8,7 +8,7 @@ import pytest
 
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.errors import InputError
-from s4g_ray.pipeline.report.examples import find_hardest, shorten_middle
+from s4g_ray.pipeline.report.examples import find_hardest, find_retrievals, shorten_middle
 from s4g_ray.pipeline.report.page import EvaluatedRun, read_results, result_values, write_report
 from s4g_ray.storage import files
 from tests.support.evaluated_runs import GRID, SOUTH, write_ground, write_run
@@ -50,9 +50,32 @@ def test_the_hardest_mistakes_come_first_with_their_ids_files_and_scores(run: st
     assert second.tiles[0].details == ("id 509", "tile <9>.png")
 
 
+def test_queries_that_find_a_semi_positive_tile_are_no_mistakes(tmp_path: Path) -> None:
+    ground = write_ground(tmp_path / "data", has_semi_positives=True)
+    references = np.eye(NUM)
+    queries = references.copy()
+    for place in range(10):
+        queries[place] = 2 * references[place + 1] + 0.1 * references[place]
+    queries[30] = references[40] + 0.5 * references[30] + 0.6 * references[31]
+    write_run(tmp_path / "run", ground, queries=queries, references=references)
+    evaluated = EvaluatedRun.read(str(tmp_path / "run"))
+    results = read_results(evaluated)
+    first = results.is_semi_positive()[:, 0]
+    assert results.queries.place_ids[first].tolist() == list(range(10))
+    (hardest,) = find_hardest(results, evaluated.config)
+    assert hardest.tiles[0].details[0] == "id 530"
+    kinds = [tile.kind for tile in hardest.tiles[1:4]]
+    assert kinds == ["right", "wrong", "semi-positive"]
+    shown = next(find_retrievals(results, evaluated.config))
+    assert "semi-positive" in [tile.kind for tile in shown.tiles]
+    page = Path(write_report(str(tmp_path / "run"))).read_text()
+    assert "reference is semi-positive" in page
+
+
 def test_the_page_is_whole_escaped_and_loads_nothing(run: str) -> None:
     page = Path(write_report(run)).read_text()
     assert "Hardest mistakes" in page
+    assert "reference is semi-positive" not in page
     assert "tile &lt;17&gt;.png" in page
     assert "a &lt;b&gt; run" in page
     assert f"<td>{SOUTH}</td>" in page
