@@ -79,7 +79,14 @@ ARMS = {
     "mined, overlap (lag 1)": Arm(("mining.schedule=overlap", "mining.lag_epochs=1"), "mined"),
     "mined every 2nd epoch": Arm(("mining.every_epochs=2",), "mined"),
     "mined in cells": Arm(
-        ("mining.scope=cells", "mining.cell_places=256", "mining.far_references=256"), "mined"
+        ("mining.scope=cells", "mining.cell_places=256", "mining.far_references=256"),
+        "mined",
+        data=LANDSAT,  # of earth, the cells around one of 256 places are all there are
+    ),
+    "mined in cells of 64": Arm(
+        ("mining.scope=cells", "mining.cell_places=64", "mining.far_references=64"),
+        "mined",
+        data=("earth",),
     ),
     "mined, relative margin 0.05": Arm(("mining.relative_margin=0.05",), "mined"),
     "mined, k = 48 of 64": Arm(("sampling.num_hard_negatives=48",), "mined"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,18 @@ def check_results_uri(uri: str) -> None:
     folder = next(parent for parent in Path(uri).parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"--queries-out {uri} cannot be written: {folder} takes no files")
+
+
+def check_store(uri: str) -> None:
+    """Write a file beside the per-query results in their store, before the work, and remove it.
+
+    Does nothing for a local path. Raises WriteError, as files.write_bytes does.
+    """
+    if files.is_local(uri):
+        return
+    trial = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
+    files.write_bytes(trial, b"")
+    files.remove(trial)
 
 
 def write_results(uri: str, results: Sequence[tuple[QueryResults, dict[str, Any]]]) -> None:

@@ -12,11 +12,18 @@ from rich.console import Console
 
 from s4g_ray.data.dataset import GeoDataset
 from s4g_ray.data.sphere import metres_between
-from s4g_ray.errors import InputError
-from s4g_ray.evaluation.query_results import QueryResults, check_results_uri, write_results
+from s4g_ray.errors import InputError, WriteError
+from s4g_ray.evaluation.query_results import (
+    QueryResults,
+    check_results_uri,
+    check_store,
+    write_results,
+)
 from s4g_ray.evaluation.scores import search_tables
 from s4g_ray.evaluation.tables import Evaluation, evaluation_tables
+from s4g_ray.storage import files
 from tests.support.evaluated_runs import GRID, SOUTH, write_embeddings, write_ground
+from tests.support.faulty_s3 import Store
 
 NUM = GRID * GRID
 TOP = 3
@@ -122,6 +129,16 @@ def test_a_file_of_another_kind_and_a_folder_are_refused(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be written: .*file takes no files"):
         check_results_uri(str(tmp_path / "file" / "deeper" / "b.csv"))
+
+
+@pytest.mark.s3
+def test_a_store_that_takes_no_results_is_found_at_once(store: Store, tmp_path: Path) -> None:
+    check_store("s3://data/results/q.csv")
+    assert not files.exists("s3://data/results")
+    with pytest.raises(WriteError, match="no-such-bucket"):
+        check_store("s3://no-such-bucket/q.csv")
+    check_store(str(tmp_path / "q.csv"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(

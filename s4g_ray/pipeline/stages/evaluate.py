@@ -16,7 +16,7 @@ from s4g_ray.distributed.start_checks import check_session
 from s4g_ray.distributed.submitted_job import check_kept
 from s4g_ray.encoder.source import open_source
 from s4g_ray.errors import InputError
-from s4g_ray.evaluation.query_results import check_results_uri, write_results
+from s4g_ray.evaluation.query_results import check_results_uri, check_store, write_results
 from s4g_ray.evaluation.tables import Evaluation
 from s4g_ray.pipeline.preflight import check_test_split
 from s4g_ray.progress import Reporter
@@ -49,7 +49,8 @@ def evaluate(
     an interruption the same call with `out` resumes from the tables that are published there.
     steal: take `out` over from a living process, as Lease.acquire. queries_out: a .parquet or .csv
     file for the results of each query, with its first `top` references. Raises InputError for bad
-    input, RunError for non-finite embeddings and when the job dies.
+    input, WriteError for a store that takes no `queries_out`, RunError for non-finite embeddings
+    and when the job dies.
     """
     reporter = reporter or Reporter()
     if queries_out is not None:
@@ -58,6 +59,8 @@ def evaluate(
     base = override_config(opened.config, overrides)
     s3_settings.apply(base.storage)
     check_session(base.ray)
+    if queries_out is not None:
+        check_store(queries_out)
     num_top = top if queries_out is not None else 0
     dataset = open_dataset(base.data.uri, base.data.image_options)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
