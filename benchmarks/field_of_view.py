@@ -78,11 +78,13 @@ def configure(kind: str, seed: int, work: Path, uri: str) -> RunConfig:
 
 
 def train(kind: str, seed: int, work: Path) -> int:
-    """Train, unless that is done; return the number of steps."""
+    """Train, unless that is done; return the number of steps. Raises SystemExit when stopped."""
     path = work / f"{name_run(kind, seed)}.json"
     if not path.exists():
         config = configure(kind, seed, work, make_dataset(work))
         trained = run(config, resume=(Path(config.run_dir) / "run.json").exists())
+        if not trained.finished:
+            raise SystemExit(f"{config.run_dir} was stopped; the same command continues it")
         steps = [line["step"] for line in trained.records if line["kind"] == "step"]
         write_whole(path, {"steps": max(steps)})
     return int(json.loads(path.read_text())["steps"])

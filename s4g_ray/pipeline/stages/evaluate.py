@@ -47,10 +47,9 @@ def evaluate(
     for all. `out` keeps embeddings and result.json; without it, they lie in a temporary folder of
     this machine (a cluster of several nodes needs `out` on storage that all of them reach). After
     an interruption the same call with `out` resumes from the tables that are published there.
-    steal: take `out` over from a living process, as Lease.acquire. queries_out: a .parquet or .csv
-    file for the results of each query, with its first `top` references. Raises InputError for bad
-    input, WriteError for a store that takes no `queries_out`, RunError for non-finite embeddings
-    and when the job dies.
+    steal: as Lease.acquire. queries_out: a .parquet or .csv file for the results of each query,
+    with its first `top` references. Raises InputError for bad input, WriteError for a store that
+    takes no file, RunError for non-finite embeddings and when the job dies.
     """
     reporter = reporter or Reporter()
     if queries_out is not None:
@@ -61,7 +60,6 @@ def evaluate(
     check_session(base.ray)
     if queries_out is not None:
         check_store(queries_out)
-    num_top = top if queries_out is not None else 0
     dataset = open_dataset(base.data.uri, base.data.image_options)
     base = _with_data(base, test_split=_choose_split(dataset, split, base.data.test_split))
     base = _with_data(base, query_heading=heading or base.data.query_heading)
@@ -77,7 +75,7 @@ def evaluate(
             configs,
             folder,
             is_kept=out is not None,
-            num_top=num_top,
+            num_top=top if queries_out is not None else 0,
             reporter=reporter,
         )
         if out is not None:
