@@ -79,12 +79,15 @@ def evaluate(
             reporter=reporter,
         )
         if out is not None:
-            results = [result.as_dict() for result in found]
-            files.write_json(files.join(folder, "result.json"), results)
+            _write_found(folder, found)
         if queries_out is not None:
             write_results(queries_out, query_results)
             reporter.line(f"wrote the results of each query to {queries_out}")
     return found
+
+
+def _write_found(folder: str, found: Sequence[Evaluation]) -> None:
+    files.write_json(files.join(folder, "result.json"), [result.as_dict() for result in found])
 
 
 def _check_queries_out(uri: str, top: int) -> str:
