@@ -91,7 +91,7 @@ class QueryResults:
     def is_semi_positive(self) -> NDArray[np.bool_]:
         """Return which of top[Q, k] are semi-positive: tiles of other places with its ground."""
         places = np.where(self.top >= 0, self.gallery.place_ids[self.top], -1)
-        return self.semi_positives.contain(self.queries.ids, places)
+        return self.semi_positives.contains(self.queries.ids, places)
 
     def to_table(self) -> pa.Table:
         """Return a row for each query; lists hold the first references, as many as there are.

@@ -41,7 +41,7 @@ class SemiPositives:
         """Return query_ids[p] and place_ids[p] of all pairs of a query and a place."""
         return np.repeat(self.query_ids, np.diff(self.offsets)), self.place_ids
 
-    def contain(self, query_ids: Ints, place_ids: Ints) -> Bools:
+    def contains(self, query_ids: Ints, place_ids: Ints) -> Bools:
         """Return which of place_ids[Q, k] are semi-positive for the query query_ids[Q]."""
         found = np.zeros(place_ids.shape, dtype=bool)
         at = np.searchsorted(self.query_ids, query_ids)

@@ -162,7 +162,7 @@ class Comparison:
             found.append(f"Their last evaluations differ in {', '.join(differing)}.")
         for group in self.groups:
             num_seeds = len({run.values[SEED] for run in group.runs})
-            if len(group.runs) > 1 and num_seeds < len(group.runs):
+            if num_seeds < len(group.runs):
                 found.append(
                     f"{group.label}: {len(group.runs)} runs have {count_noun(num_seeds, 'seed')};"
                     " of a seed's runs the mean counts."

@@ -138,6 +138,7 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
     best = results.top[rows, 0]
     right = results.is_right()[rows, 0]
     semi = results.is_semi_positive()[rows, 0] & ~right
+    wrong = ~right & ~semi
     start = (results.queries.lat[rows], results.queries.lon[rows])
     end = (results.gallery.lat[best], results.gallery.lon[best])
     x, y = frame.to_plane(*start)
@@ -151,7 +152,7 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
     marks: list[tuple[Floats64, Floats64, str, str, str]] = [
         (x[~right], y[~right], "o", "white", "true position, another tile was found"),
         (x[right], y[right], "o", RIGHT, "true position, the right tile was found"),
-        (end_x[~right & ~semi], end_y[~right & ~semi], "X", CROSS, "the wrong tile"),
+        (end_x[wrong], end_y[wrong], "X", CROSS, "the wrong tile"),
     ]
     if semi.any():
         marks.append((end_x[semi], end_y[semi], "X", SEMI, "a semi-positive tile"))

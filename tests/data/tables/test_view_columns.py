@@ -16,7 +16,7 @@ def test_semi_positive_places_are_found_as_by_a_loop(num_queries: int) -> None:
     semi = SemiPositives.from_lengths(known, lengths, flat)
     queries = rng.permutation(120)
     places = rng.integers(-1, 9, (120, 5))
-    found = semi.contain(queries, places)
+    found = semi.contains(queries, places)
     for row, query in enumerate(queries.tolist()):
         for column in range(5):
             assert found[row, column] == (places[row, column] in lists.get(query, []))
