@@ -199,6 +199,9 @@ class MiningConfig(Section):
     range_min: int = Field(0, ge=0)  # drop so many of each query's nearest other places
     # a query that keeps too few candidates searches for more, up to this many
     max_candidates: int = Field(1024, ge=1)
+    # whether a place with several queries has the neighbors of all of them; false: those of the
+    # query with the highest id. none: false only with protocol=paper
+    merge_queries: bool | None = None
     # full: each round embeds and mines all places; rotate: each round after the first takes a share
     # of them, whole geographic blocks, and carries on the previous graph of the others. A share is
     # searched among its own references alone, as scores of two models cannot be compared
@@ -264,8 +267,8 @@ class RunConfig(Section):
     run_dir: str  # a folder or s3://...
     seed: int = Field(0, ge=0)
     # paper: as published, for the paper's tables. Batches keep the order in which they are built,
-    # semi-positives may be negatives, ties count for the query, galleries have no distractors,
-    # images are augmented in the published form
+    # semi-positives may be negatives, a place has the neighbors of its last query, ties count for
+    # the query, galleries have no distractors, images are augmented in the published form
     protocol: Literal["strict", "paper"] = "strict"
     # tools that show metrics.jsonl while the run goes on, each an extra of s4g-ray: [tensorboard,
     # wandb, mlflow]. The environment gives projects, addresses and keys (WANDB_PROJECT,
@@ -297,6 +300,14 @@ class RunConfig(Section):
         if published is None:
             published = self.protocol == "paper"
         return self.augment.model_copy(update={"published": published})
+
+    @property
+    def settled_mining(self) -> MiningConfig:
+        """Return section `mining` with `merge_queries` as a bool."""
+        merges = self.mining.merge_queries
+        if merges is None:
+            merges = self.protocol != "paper"
+        return self.mining.model_copy(update={"merge_queries": merges})
 
     @property
     def placed_embedding(self) -> EmbeddingConfig:

@@ -269,16 +269,23 @@ def filter_candidates(own: Ints, places: Ints, scores: Floats32, filters: Filter
     return kept
 
 
-def merge_neighbors(query_places: Ints, neighbors: Ints, scores: Floats32, k: int) -> NeighborGraph:
+def merge_neighbors(
+    query_places: Ints, neighbors: Ints, scores: Floats32, k: int, *, last_only: bool = False
+) -> NeighborGraph:
     """Merge the neighbors of queries into the k best of each place.
 
     query_places[M], neighbors[M, n] and scores[M, n] as in Kept. A place that was found through
     several queries (a tile with two panoramas) counts once, with its best score; equal scores are
-    ordered by place.
+    ordered by place. last_only: of the queries of a place only the last row counts, as in the
+    published code, which keeps one list for each tile.
     """
     places, starts = np.unique(np.sort(query_places), return_index=True)
     merged = np.full((len(places), k), -1, dtype=np.int64)
     merged_scores = np.full((len(places), k), -np.inf, dtype=np.float32)
     order = np.argsort(query_places, kind="stable")
-    merge_rows(order, np.append(starts, len(order)), neighbors, scores, merged, merged_scores)
+    edges = np.append(starts, len(order))
+    if last_only:
+        order = order[edges[1:] - 1]
+        edges = np.arange(len(places) + 1)
+    merge_rows(order, edges, neighbors, scores, merged, merged_scores)
     return NeighborGraph(places, merged, merged_scores)

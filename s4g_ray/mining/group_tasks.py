@@ -79,6 +79,11 @@ class MiningJob:
             on_block=on_block,
         )
 
+    def merge(self, own: Ints, kept: Kept) -> NeighborGraph:
+        """Merge what queries kept: own[M] are their places, their ids ascend within a place."""
+        last_only = self.cfg.merge_queries is False
+        return merge_neighbors(own, kept.neighbors, kept.scores, self.k, last_only=last_only)
+
     def write_part(self, number: int, graph: NeighborGraph, counts: Counts) -> MinedPart:
         """Write a part of the graph, and add its counts to those of its queries."""
         num_compared = 0
@@ -125,7 +130,7 @@ def mine_group(shared: GlobalMining, row: Row, on_block: OnBlock) -> MinedPart:
             on_block,
         )
         counts += Counts.from_queries(kept)
-        graphs.append(merge_neighbors(own, kept.neighbors, kept.scores, job.k))
+        graphs.append(job.merge(own, kept))
     return job.write_part(row["number"], join_graphs(graphs), counts)
 
 

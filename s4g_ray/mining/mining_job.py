@@ -66,6 +66,7 @@ GRAPH_SETTINGS = {
     "relative_margin",
     "range_min",
     "max_candidates",
+    "merge_queries",
     "part_mb",
     "scope",
     "cell_places",

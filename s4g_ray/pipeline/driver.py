@@ -208,7 +208,7 @@ class Driver:
         gate = make_gate(cfg.train.use_gpu and bool(takes_gpus))
         miner = Miner(
             self.graphs,
-            cfg.mining,
+            cfg.settled_mining,
             self.reporter,
             seed=cfg.seed,
             ray=cfg.ray,

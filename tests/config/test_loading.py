@@ -103,6 +103,13 @@ def test_the_papers_configurations_augment_by_the_loader(name: str) -> None:
     assert strict.augmentation.is_on_device("cuda")
 
 
+def test_the_paper_s_protocol_keeps_the_neighbors_of_a_tile_s_last_panorama() -> None:
+    path = CONFIGS / "vigor_same.yaml"
+    assert load_config(path).settled_mining.merge_queries is False
+    assert load_config(path, ["protocol=strict"]).settled_mining.merge_queries is True
+    assert load_config(path, ["mining.merge_queries=true"]).settled_mining.merge_queries is True
+
+
 def test_two_workers_on_one_gpu_are_refused_and_one_with_half_a_gpu_is_accepted() -> None:
     load_config(CONFIGS / "cvusa.yaml", ["train.gpus_per_worker=0.5"])
     load_config(CONFIGS / "cvusa.yaml", ["train.num_workers=4"])

@@ -332,3 +332,18 @@ def test_the_neighbors_of_all_panoramas_of_a_tile_are_merged() -> None:
     assert graph.neighbors.tolist() == [[3, 5, 4], [1, 3, -1]]
     assert graph.scores is not None
     np.testing.assert_allclose(graph.scores[:, 0], [0.8, 0.6])
+
+
+def test_only_the_last_panorama_of_a_tile_counts_in_the_published_form() -> None:
+    places = np.array([1, 2, 1, 2, 7])
+    neighbors = np.array([[3, 4], [1, 3], [5, -1], [-1, -1], [1, 2]])
+    scores = np.array([[0.8, 0.3], [0.6, 0.5], [0.7, 0], [0, 0], [0.2, 0.1]], dtype=np.float32)
+    scores[neighbors < 0] = -np.inf
+    graph = merge_neighbors(places, neighbors, scores, 2, last_only=True)
+    # as in published code: a dictionary by tile, written panorama by panorama
+    by_tile = {}
+    for place, row, row_scores in zip(places.tolist(), neighbors, scores, strict=True):
+        by_tile[place] = (row.tolist(), row_scores.tolist())
+    assert graph.scores is not None
+    rows = zip(graph.neighbors.tolist(), graph.scores.tolist(), strict=True)
+    assert dict(zip(graph.place_ids.tolist(), rows, strict=True)) == by_tile

@@ -361,6 +361,7 @@ def test_a_projection_without_a_result_or_rate_names_the_benchmark_to_run(name: 
         Rates.read(changed)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_steps_on_a_gpu_are_measured_here_on_the_cpu() -> None:
     arguments = Namespace(model="test_convnext", size=32, pairs=4, steps=1)
     bench = gpu_step.Bench(arguments, torch.device("cpu"))

@@ -20,7 +20,7 @@ from s4g_ray.data.places import Places
 from s4g_ray.data.tables.embedding_table import EmbeddingTable, read_embedding_part
 from s4g_ray.data.tables.neighbor_graph import NeighborGraph, join_graphs
 from s4g_ray.errors import RunError
-from s4g_ray.mining.candidates import Kept, SearchReferences, merge_neighbors
+from s4g_ray.mining.candidates import Kept, SearchReferences
 from s4g_ray.mining.cells.cell_plan import CellPlan
 from s4g_ray.mining.group_tasks import MiningJob, check_finite
 from s4g_ray.mining.groups import plan_groups
@@ -161,7 +161,7 @@ def mine_block(shared: CellMining, row: Row, on_block: OnBlock) -> MinedPart:
         own = np.ascontiguousarray(asking["place"])
         kept = _search_cell(shared, asking, references[is_candidate], own, on_block)
         counts += Counts.from_queries(kept)
-        graphs.append(merge_neighbors(own, kept.neighbors, kept.scores, shared.job.k))
+        graphs.append(shared.job.merge(own, kept))
     return shared.job.write_part(row["number"], join_graphs(graphs), counts)
 
 

@@ -74,14 +74,14 @@ def _mined_with(config: RunConfig, table: EmbeddedTable, dataset_uri: str | None
             "protocol": config.protocol,
             "exclude_radius_m": config.sampling.exclude_radius_m,
         }
-    return made_with | config.mining.model_dump(mode="json", include=GRAPH_SETTINGS)
+    return made_with | config.settled_mining.model_dump(mode="json", include=GRAPH_SETTINGS)
 
 
 def _mine(
     config: RunConfig, table: EmbeddedTable, target: str, found: MinedRows, reporter: Reporter
 ) -> None:
     """Index, unless cells are searched, then mine, and report the figures."""
-    cfg = config.mining
+    cfg = config.settled_mining
     with ExitStack() as stack:
         search: Searcher | CellSearch
         if found.places is not None and cfg.scope == "cells":

@@ -148,6 +148,8 @@ def loop_over_candidates(case: Case, candidates: dict[int, set[int]]) -> dict[in
             (-best[place], place) for place in others[~excluded & (others != own)].tolist()
         )[:K]
         row = graph.setdefault(own, {})
+        if case.cfg.merge_queries is False:
+            row.clear()  # the next query of a place overwrites
         for score, place in kept:
             row[place] = max(row.get(place, -2.0), -score)
     return {own: sorted(row, key=lambda place: -row[place])[:K] for own, row in graph.items()}
@@ -180,8 +182,10 @@ def test_the_graph_is_that_of_all_scores_of_each_cell_s_candidates(
     assert open_published(str(case.folder / "other"), "neighbors").parts != parts
 
 
-def test_one_cell_gives_the_graph_of_all_references(case: Case) -> None:
-    case.cfg = case.cfg.model_copy(update={"cell_places": NUM_PLACES})
+@pytest.mark.parametrize("merges", [None, False])
+def test_one_cell_gives_the_graph_of_all_references(case: Case, merges: bool | None) -> None:
+    changes = {"cell_places": NUM_PLACES, "merge_queries": merges}
+    case.cfg = case.cfg.model_copy(update=changes)
     case.mine("g")
     everything = {place: set(range(len(case.references))) for place in case.query_places.tolist()}
     assert neighbors_by_place(case.folder / "g") == loop_over_candidates(case, everything)
