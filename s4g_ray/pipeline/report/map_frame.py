@@ -99,7 +99,7 @@ class MapFrame:
 
 
 def _shrink(lat: float) -> float:
-    return max(float(np.cos(np.radians(lat))), 0.05)
+    return max(float(np.cos(np.radians(lat))), 1e-6)
 
 
 def round_down(value: float) -> float:

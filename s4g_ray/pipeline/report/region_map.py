@@ -36,6 +36,11 @@ LEAST_COVERED = 0.02  # of a map, by tiles: with fewer they are shown as dots
 NUM_DOTS = 4000  # references that are shown where there is no imagery
 MARBLE_FROM_M = 400_000.0  # width of a map from which a pixel of Blue Marble, 7.4 km, is small
 LOCATOR_BELOW_M = 5_000_000.0  # width of a map that needs one of the world beside it
+KEY_STRIP_IN = 0.75  # below a map: what its marks mean
+LOCATOR_STRIP_IN = 1.25  # the same, and the world
+LOCATOR_IN = 2.1  # width of the world
+STRIP_MARGIN_IN = 0.1
+KEY_MARK = 50.0  # area of a mark in the key, square points
 PAPER = "#e7e9ec"
 INK = "#111827"
 CROSS = "#dc2626"
@@ -94,8 +99,11 @@ def _draw_map(results: QueryResults, rows: Ints, size_m: Floats64) -> MapPicture
     frame = MapFrame.around(queries.lat[rows], queries.lon[rows])
     drawn = rows[spread_rows(len(rows), NUM_LINES, 0)]
     width = _width_in(frame)
-    figure = Figure(figsize=(width, width * frame.aspect))
-    axes = figure.add_axes((0, 0, 1, 1))
+    has_locator = 2 * frame.half_width_m < LOCATOR_BELOW_M and read_marble() is not None
+    strip = LOCATOR_STRIP_IN if has_locator else KEY_STRIP_IN
+    height = width * frame.aspect + strip
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, strip / height, 1, 1 - strip / height))
     axes.set_axis_off()
     axes.set(
         xlim=(-frame.half_width_m, frame.half_width_m),
@@ -105,7 +113,8 @@ def _draw_map(results: QueryResults, rows: Ints, size_m: Floats64) -> MapPicture
     _draw_graticule(axes, frame)
     num_outside = _draw_positions(axes, frame, results, drawn)
     _draw_scale(axes, frame)
-    if 2 * frame.half_width_m < LOCATOR_BELOW_M:
+    _draw_key(figure, axes, strip, beside_locator=has_locator)
+    if has_locator:
         _draw_locator(figure, frame)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpg", dpi=DPI, pil_kwargs={"quality": 85})
@@ -163,8 +172,6 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
         style["edgecolors"] = "white" if is_cross else "black"
         style["linewidths"] = 0.9 if is_cross else 0.6
         axes.scatter(left, up, zorder=5 + order, **style)
-    legend = axes.legend(loc="lower left", framealpha=0.9, fontsize=10, markerscale=7 / size)
-    legend.set_zorder(12)
     return int((~frame.contains(*end)).sum())
 
 
@@ -297,19 +304,35 @@ def _draw_scale(axes: Any, frame: MapFrame) -> None:
     )
 
 
+def _draw_key(figure: Figure, axes: Any, strip: float, *, beside_locator: bool) -> None:
+    """Draw what the marks mean, in the strip below the map, which covers none of them."""
+    width, height = figure.get_size_inches()
+    left = 2 * STRIP_MARGIN_IN + (LOCATOR_IN if beside_locator else 0.0)
+    key = figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="center left",
+        bbox_to_anchor=(left / width, strip / 2 / height),
+        ncols=1 if beside_locator else 2,
+        frameon=False,
+        fontsize=10,
+    )
+    for handle in key.legend_handles:
+        handle.set_sizes([KEY_MARK])
+
+
 def _draw_locator(figure: Figure, frame: MapFrame) -> None:
-    """Draw the world at the upper left with the map's place, where there is a picture of it."""
-    marble = read_marble()
-    if marble is None:
-        return
-    width = 2.0 / _width_in(frame)
-    height = width / 2 / frame.aspect
-    margin = 0.1 / _width_in(frame)
-    inset = figure.add_axes((margin, 1 - height - margin / frame.aspect, width, height))
-    inset.imshow(marble, extent=(-180, 180, -90, 90), aspect="auto")
-    inset.set(xticks=[], yticks=[])
-    for side in inset.spines.values():
-        side.set_color("white")
+    """Draw the world with the map's place, at the left of the strip below the map."""
+    width, height = figure.get_size_inches()
+    inset = figure.add_axes(
+        (
+            STRIP_MARGIN_IN / width,
+            STRIP_MARGIN_IN / height,
+            LOCATOR_IN / width,
+            LOCATOR_IN / 2 / height,
+        )
+    )
+    inset.imshow(read_marble(), extent=(-180, 180, -90, 90), aspect="auto")
+    inset.set_axis_off()
     inset.plot(
         [frame.lon], [frame.lat], "o", markersize=7, markerfacecolor=CROSS, markeredgecolor="white"
     )

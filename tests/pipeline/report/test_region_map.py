@@ -63,6 +63,14 @@ def test_a_frame_holds_its_points_and_measures_metres_across_the_antimeridian(
     np.testing.assert_allclose(meridians / step, np.rint(meridians / step), atol=1e-6)
 
 
+def test_a_frame_beside_a_pole_measures_metres() -> None:
+    lat = np.array([88.9, 88.9])
+    frame = MapFrame.around(np.append(lat, 89.0), np.array([10.0, 10.5, 10.0]))
+    x, _ = frame.to_plane(lat, np.array([10.0, 10.5]))
+    wanted = metres_between(88.95, 10.0, 88.95, 10.5)
+    np.testing.assert_allclose(x[1] - x[0], wanted, rtol=1e-4)
+
+
 def test_the_graticule_of_the_world_is_in_steps_that_people_use() -> None:
     lats = np.array([-60.0, 60.0])
     frame = MapFrame.around(lats, np.array([-170.0, 60.0]))
@@ -163,4 +171,4 @@ def test_a_map_shows_the_tiles_under_its_marks(ground: GeoDataset, tmp_path: Pat
     for place, (row, column) in enumerate(middle_pixels(frame, pixels.shape[:2])):
         gap = np.abs(pixels[row - off, column - off] - tile_color(*divmod(place, GRID))).max()
         near.append(gap < 12)
-    assert np.mean(near) > 0.8  # the legend, the scale bar and lines hide some
+    assert np.mean(near) > 0.8  # the scale bar and lines hide some
