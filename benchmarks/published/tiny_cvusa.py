@@ -18,6 +18,9 @@ from s4g_ray.config.data_schema import Size
 
 PANORAMA: Size = (32, 128)  # height, width
 SATELLITE: Size = (64, 64)
+# images are stored in so many times these sizes. By an odd factor both forms resize to the same
+# pixels; by others they round halves differently, to one level
+STORED = 3
 LatLon = NDArray[np.float64]
 
 
@@ -54,8 +57,9 @@ def write_tree(folder: Path, num_train: int, num_test: int) -> None:
 
 
 def _write_image(path: Path, colours: Ints, size: Size, rng: np.random.Generator) -> None:
-    tall = np.repeat(colours, size[0] // len(colours), axis=0)
-    pixels = np.repeat(tall, size[1] // colours.shape[1], axis=1)
+    height, width = (STORED * side for side in size)
+    tall = np.repeat(colours, height // len(colours), axis=0)
+    pixels = np.repeat(tall, width // colours.shape[1], axis=1)
     noisy = (pixels + rng.normal(0, 40, pixels.shape)).clip(0, 255)
     Image.fromarray(noisy.astype(np.uint8)).save(path, quality=95)
 
