@@ -40,7 +40,7 @@ KEY_STRIP_IN = 0.75  # below a map: what its marks mean
 LOCATOR_STRIP_IN = 1.25  # the same, and the world
 LOCATOR_IN = 2.1  # width of the world
 STRIP_MARGIN_IN = 0.1
-KEY_MARK = 50.0  # area of a mark in the key, square points
+KEY_MARK = 7.0  # size of a mark in the key, points
 PAPER = "#e7e9ec"
 INK = "#111827"
 CROSS = "#dc2626"
@@ -99,8 +99,8 @@ def _draw_map(results: QueryResults, rows: Ints, size_m: Floats64) -> MapPicture
     frame = MapFrame.around(queries.lat[rows], queries.lon[rows])
     drawn = rows[spread_rows(len(rows), NUM_LINES, 0)]
     width = _width_in(frame)
-    has_locator = 2 * frame.half_width_m < LOCATOR_BELOW_M and read_marble() is not None
-    strip = LOCATOR_STRIP_IN if has_locator else KEY_STRIP_IN
+    marble = read_marble() if 2 * frame.half_width_m < LOCATOR_BELOW_M else None
+    strip = KEY_STRIP_IN if marble is None else LOCATOR_STRIP_IN
     height = width * frame.aspect + strip
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, strip / height, 1, 1 - strip / height))
@@ -113,9 +113,10 @@ def _draw_map(results: QueryResults, rows: Ints, size_m: Floats64) -> MapPicture
     _draw_graticule(axes, frame)
     num_outside = _draw_positions(axes, frame, results, drawn)
     _draw_scale(axes, frame)
-    _draw_key(figure, axes, strip, beside_locator=has_locator)
-    if has_locator:
-        _draw_locator(figure, frame)
+    scale = KEY_MARK / _mark_size(len(drawn))
+    _draw_key(figure, axes, strip, scale, beside_locator=marble is not None)
+    if marble is not None:
+        _draw_locator(figure, frame, marble)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpg", dpi=DPI, pil_kwargs={"quality": 85})
     return MapPicture(
@@ -152,7 +153,7 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
     end = (results.gallery.lat[best], results.gallery.lon[best])
     x, y = frame.to_plane(*start)
     end_x, end_y = frame.to_plane(*end)
-    size = float(np.clip(70 / np.sqrt(len(rows)), 4.0, 9.0))  # of a mark, points
+    size = _mark_size(len(rows))
     for i in np.flatnonzero(~right):
         path = great_circle((start[0][i], start[1][i]), (end[0][i], end[1][i]), frame.lon)
         line = frame.to_plane(*path)
@@ -173,6 +174,11 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
         style["linewidths"] = 0.9 if is_cross else 0.6
         axes.scatter(left, up, zorder=5 + order, **style)
     return int((~frame.contains(*end)).sum())
+
+
+def _mark_size(num_queries: int) -> float:
+    """Return the size of a mark on a map, points."""
+    return float(np.clip(70 / np.sqrt(num_queries), 4.0, 9.0))
 
 
 def _draw_background(axes: Any, frame: MapFrame, results: QueryResults, size_m: Floats64) -> None:
@@ -304,23 +310,27 @@ def _draw_scale(axes: Any, frame: MapFrame) -> None:
     )
 
 
-def _draw_key(figure: Figure, axes: Any, strip: float, *, beside_locator: bool) -> None:
-    """Draw what the marks mean, in the strip below the map, which covers none of them."""
+def _draw_key(
+    figure: Figure, axes: Any, strip: float, scale: float, *, beside_locator: bool
+) -> None:
+    """Draw what the marks mean, in the strip below the map, where it covers none of them.
+
+    strip: its height, inches. scale: of the marks in the key by those on the map.
+    """
     width, height = figure.get_size_inches()
     left = 2 * STRIP_MARGIN_IN + (LOCATOR_IN if beside_locator else 0.0)
-    key = figure.legend(
+    figure.legend(
         *axes.get_legend_handles_labels(),
         loc="center left",
         bbox_to_anchor=(left / width, strip / 2 / height),
         ncols=1 if beside_locator else 2,
         frameon=False,
         fontsize=10,
+        markerscale=scale,
     )
-    for handle in key.legend_handles:
-        handle.set_sizes([KEY_MARK])
 
 
-def _draw_locator(figure: Figure, frame: MapFrame) -> None:
+def _draw_locator(figure: Figure, frame: MapFrame, marble: NDArray[np.uint8]) -> None:
     """Draw the world with the map's place, at the left of the strip below the map."""
     width, height = figure.get_size_inches()
     inset = figure.add_axes(
@@ -331,7 +341,7 @@ def _draw_locator(figure: Figure, frame: MapFrame) -> None:
             LOCATOR_IN / 2 / height,
         )
     )
-    inset.imshow(read_marble(), extent=(-180, 180, -90, 90), aspect="auto")
+    inset.imshow(marble, extent=(-180, 180, -90, 90), aspect="auto")
     inset.set_axis_off()
     inset.plot(
         [frame.lon], [frame.lat], "o", markersize=7, markerfacecolor=CROSS, markeredgecolor="white"
