@@ -147,13 +147,13 @@ def write_whole(path: Path, value: Any) -> None:
 
 
 def make_row(kind: str, heading: str, results: list[Result]) -> list[str]:
-    """Return a row of the table: mean R@1 (R@10) by field of view, with the seeds' deviation."""
+    """Return a row of the table: mean R@1, its standard error (R@10) by field of view."""
     row = [kind, HEADINGS[heading]]
     for column in range(len(FOVS)):
         first, tenth = (
             [100 * result[column][name] for result in results] for name in ("recall@1", "recall@10")
         )
-        spread = f" +- {stdev(first):.1f}" if len(first) > 1 else ""
+        spread = f" ± {stdev(first) / len(first) ** 0.5:.1f}" if len(first) > 1 else ""
         row.append(f"{mean(first):.1f}{spread} ({mean(tenth):.1f})")
     return row
 
@@ -171,7 +171,7 @@ def write_record(seeds: list[int], work: Path) -> None:
     one = measure("aligned", seeds[0], "known", work)[0]
     measured = f"of seed {seeds[0]} alone"
     if len(seeds) > 1:
-        measured = f"mean and standard deviation of {len(seeds)} seeds"
+        measured = f"mean and standard error of {len(seeds)} seeds"
     record(
         "field_of_view",
         title="Fields of view and headings: panoramas of Landsat",
