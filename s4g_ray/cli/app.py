@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -89,7 +90,13 @@ QueriesOut = Annotated[
         help="Write what is found for each query: a .parquet or .csv file, or s3://...",
     ),
 ]
-NumTop = Annotated[int, typer.Option(help="With --queries-out: the number of references a query.")]
+NumTop = Annotated[
+    int | None,
+    typer.Option(
+        help="With --queries-out: the number of references a query.  [default: 10]",
+        show_default=False,
+    ),
+]
 
 
 def show_version(wanted: bool) -> None:
@@ -209,7 +216,7 @@ def evaluate(
         str | None, typer.Option(help="Keep embeddings and result.json in this folder.")
     ] = None,
     queries_out: QueriesOut = None,
-    top: NumTop = 10,
+    top: NumTop = None,
     steal: Steal = False,
     as_json: AsJson = False,
 ) -> None:
@@ -222,6 +229,8 @@ def evaluate(
     fovs = parse_numbers("--fov", fov, "360,180,90")
     if not all(0 < degrees <= 360 for degrees in fovs):
         raise InputError(f"--fov {fov} is not within 0..360 degrees: give those that are seen")
+    if top is not None and queries_out is None:
+        raise InputError(f"--top {top} belongs to --queries-out; name a file, or leave it out")
     loaded = load_config(config) if config else None
     if protocol not in ("strict", "paper", "both"):
         raise InputError(f"--protocol {protocol} is none of strict, paper and both")
@@ -242,7 +251,7 @@ def evaluate(
             heading=heading,
             out=out,
             queries_out=queries_out,
-            top=top,
+            top=10 if top is None else top,
             steal=steal,
             reporter=reporter,
         )
@@ -353,8 +362,10 @@ def report(
     else:
         from s4g_ray.pipeline.report.comparison import write_comparison
 
-        page = out or "comparison.html"
+        page = "comparison.html" if out is None else out
         check_kept("--out", page)
+        if Path(page).is_dir():
+            raise InputError(f"--out {page} is a folder; name a file in it")
         values = write_comparison(runs, page).to_json()
     if not as_json:
         typer.echo(page)

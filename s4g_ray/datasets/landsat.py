@@ -82,7 +82,7 @@ def convert(
     groups = [whole]
     for size_m in cfg.train_sizes_m:
         of_size = replace(cfg, size_m=size_m, train_sizes_m=())
-        more = _Places.cut(of_size, path, target, f"train-{size_m:g}", sensors)
+        more = _Places.cut(of_size, path, target, f"train-{size_m:.12g}", sensors)
         is_train = find_train(more.lat, more.lon, border, cfg.reach_m + of_size.reach_m)
         more.split[is_train] = "train"
         groups.append(more)
@@ -93,6 +93,8 @@ def convert(
             f"no place of the scene is seen by both sensors over {cfg.size_m:.0f} m and more; give"
             " a smaller --size-m"
         )
+    if not any((group.split[group.asked] == "train").any() for group in groups):
+        report("no tile is left to train on: the west is too narrow; give a smaller --size-m")
     queries = _cut_queries(groups, target, sensors[0], on_progress)
     is_test = whole.split[whole.asked] == "test"
     _cut_photos(cfg, target, sensors[0], whole.tiles.take(whole.asked[is_test]))

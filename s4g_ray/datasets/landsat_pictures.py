@@ -63,13 +63,13 @@ class LandsatOptions:
             value = getattr(self, name)
             if not least <= value < 1e6:
                 option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} {value} is not within {least}..1e6")
+                raise InputError(f"{option} {value:g} is not from {least} to below 1,000,000")
         sizes = [self.size_m, *self.train_sizes_m]
-        if min(sizes) < 1 or len(set(sizes)) < len(sizes):
-            further = ",".join(f"{size:g}" for size in self.train_sizes_m)
+        if not all(1 <= size < 1e6 for size in sizes) or len(set(sizes)) < len(sizes):
+            further = ",".join(f"{size:.12g}" for size in self.train_sizes_m)
             raise InputError(
-                f"--train-sizes-m {further} must be metres, each once, and other than"
-                f" --size-m {self.size_m:g}"
+                f"--train-sizes-m {further} must be metres from 1 to below 1,000,000, each"
+                f" once, and other than --size-m {self.size_m:g}"
             )
 
     @property

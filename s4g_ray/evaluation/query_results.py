@@ -28,6 +28,7 @@ from s4g_ray.errors import InputError
 from s4g_ray.evaluation.metrics import PROTOCOLS
 from s4g_ray.evaluation.scores import SplitSearch
 from s4g_ray.storage import files
+from s4g_ray.storage.files import MANIFEST
 
 SUFFIXES = (".parquet", ".csv")
 
@@ -105,7 +106,7 @@ class QueryResults:
                 read_source_ids(self.dataset, "queries", self.queries.ids), pa.string()
             ),
             "place_id": self.queries.place_ids,
-            "region": list(self.queries.regions),
+            "region": pa.array([region or None for region in self.queries.regions], pa.string()),
             "lat": _nullable(self.queries.lat),
             "lon": _nullable(self.queries.lon),
         }
@@ -157,20 +158,40 @@ def check_results_uri(uri: str) -> None:
         )
     if not files.is_local(uri):
         return
-    if Path(uri).is_dir():
+    try:
+        is_folder = Path(uri).is_dir()
+    except OSError as error:
+        raise InputError(f"--queries-out {uri} cannot be written: {error.strerror}") from error
+    if is_folder:
         raise InputError(f"--queries-out {uri} is a folder; name a file in it")
+    _check_unpublished(uri)
     folder = next(parent for parent in Path(uri).parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"--queries-out {uri} cannot be written: {folder} takes no files")
 
 
+def _check_unpublished(uri: str) -> None:
+    """Raise InputError for a file in a folder whose files are listed: it would damage that."""
+    folder = uri.rpartition("/")[0]
+    while folder and not folder.endswith("/"):
+        for name in ("dataset.json", MANIFEST):
+            if files.exists(files.join(folder, name)):
+                raise InputError(
+                    f"--queries-out {uri} lies within {folder}, which {name} describes; name a file"
+                    " outside of it"
+                )
+        folder = folder.rpartition("/")[0]
+
+
 def check_store(uri: str) -> None:
     """Write a file beside the per-query results in their store, before the work, and remove it.
 
-    Does nothing for a local path. Raises WriteError, as files.write_bytes does.
+    Does nothing for a local path. Raises WriteError, as files.write_bytes does, and InputError for
+    a file within a data set or another published folder.
     """
     if files.is_local(uri):
         return
+    _check_unpublished(uri)
     trial = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
     files.write_bytes(trial, b"")
     files.remove(trial)

@@ -129,6 +129,19 @@ def test_a_file_of_another_kind_and_a_folder_are_refused(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be written: .*file takes no files"):
         check_results_uri(str(tmp_path / "file" / "deeper" / "b.csv"))
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        check_results_uri(str(tmp_path / f"{'x' * 300}.csv"))
+    check_results_uri(str(tmp_path / "new" / "b.csv"))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "_MANIFEST.json"])
+def test_a_file_within_a_published_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "published"
+    (folder / "queries").mkdir(parents=True)
+    (folder / name).touch()
+    for inside in ("q.csv", "queries/part-00000.parquet", "queries/new/q.csv"):
+        with pytest.raises(InputError, match=f"lies within {folder}, which {name} describes"):
+            check_results_uri(str(folder / inside))
 
 
 @pytest.mark.s3

@@ -27,7 +27,7 @@ from s4g_ray.pipeline.report.reliability import read_calibration
 from s4g_ray.pipeline.report.templates import render_page
 from s4g_ray.pipeline.run_folder import Record, describe_other_name
 from s4g_ray.storage import files
-from s4g_ray.storage.manifest import is_published
+from s4g_ray.storage.manifest import is_published, open_published
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,10 @@ def write_report(
     Raises InputError when the folder holds no evaluated run, or the gallery no calibration.
     """
     run = EvaluatedRun.read(run_dir)
-    calibration = None if gallery is None else read_calibration(gallery)
+    calibration = None
+    if gallery is not None:
+        calibration = read_calibration(gallery)
+        calibration.lines.append(_describe_model_of(gallery, run.uri))
     results = read_results(run, dataset)
     config = run.config
     examples = list(find_retrievals(results, config))
@@ -109,6 +112,22 @@ def write_report(
     target = files.join(run.uri, "report.html")
     files.write_bytes(target, page)
     return target
+
+
+def _describe_model_of(gallery: str, run_uri: str) -> str:
+    """Say of which of the run's checkpoints a gallery's model is."""
+    model = files.read_json(files.join(files.absolute(gallery), "gallery.json"))["model"]
+    folder = files.join(run_uri, "checkpoints")
+    for name in files.list_names(folder):
+        uri = files.join(folder, name)
+        if not is_published(uri):
+            continue
+        if open_published(uri, "checkpoint").info["weights_sha256"] == model["weights_sha256"]:
+            return f"The gallery's model is this run's of {name}."
+    return (
+        f"The gallery's model, {model['architecture']}, is none of this run's checkpoints: it is"
+        " another run's, or of an epoch that was pruned."
+    )
 
 
 def read_results(run: EvaluatedRun, dataset_uri: str | None = None) -> QueryResults:

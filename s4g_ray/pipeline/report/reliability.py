@@ -10,11 +10,13 @@ from typing import Any
 
 from s4g_ray.amounts import count_noun
 from s4g_ray.errors import InputError, RunError
-from s4g_ray.pipeline.report.svg_charts import BLUE, INK, SOFT, add_legend, make_axes, to_svg
+from s4g_ray.pipeline.report.svg_charts import BLUE, SOFT, add_legend, make_axes, to_svg
 from s4g_ray.storage import files
 from s4g_ray.storage.store_errors import reraise_outage
 
 FILE = "calibration.json"
+FOOT = -0.06  # of the diagram
+HIGHEST_BAR = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read_calibration(gallery_uri: str) -> CalibrationPart:
 
 
 def draw_reliability(bins: list[dict[str, Any]]) -> str:
-    """Draw the share of right answers over the probability that was told, with counts below.
+    """Draw the share of right answers over the probability that was told, with counts as bars.
 
     bins: `confidence` and `accuracy`, means of a bin, and `queries` in it.
     """
@@ -59,20 +61,12 @@ def draw_reliability(bins: list[dict[str, Any]]) -> str:
     x = [one["confidence"] for one in bins]
     y = [one["accuracy"] for one in bins]
     axes.plot(x, y, "o-", color=BLUE, markersize=5, linewidth=1.4, label="held-out photos")
-    for one in bins:
-        is_low = one["accuracy"] < 0.5
-        axes.annotate(
-            f"{one['queries']:,}",
-            (one["confidence"], one["accuracy"]),
-            xytext=(0, 7 if is_low else -7),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if is_low else "top",
-            fontsize=8,
-            color=INK,
-        )
+    most = max(one["queries"] for one in bins)
+    heights = [HIGHEST_BAR * one["queries"] / most for one in bins]
+    label = f"photos in a bin, at most {most:,}"
+    axes.bar(x, heights, width=0.025, bottom=FOOT, color=SOFT, alpha=0.3, label=label, zorder=0)
     ticks = [0, 0.25, 0.5, 0.75, 1]
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.06, 1.06), xticks=ticks, yticks=ticks)
+    axes.set(xlim=(-0.03, 1.03), ylim=(FOOT, 1.06), xticks=ticks, yticks=ticks)
     axes.set_xticklabels([f"{tick:.0%}" for tick in ticks])
     axes.set_yticklabels([f"{tick:.0%}" for tick in ticks])
     axes.set_xlabel("probability told for the first candidate")
@@ -86,7 +80,7 @@ def describe(report: dict[str, Any]) -> list[str]:
     photos = count_noun(report["num_inside"], "photo")
     lines = [
         f"{photos} from inside of the gallery and {report['num_outside']:,} from"
-        " outside, none of which it was fitted on. Numbers at the points: photos in a bin.",
+        " outside, none of which it was fitted on.",
         f"Expected calibration error {_percent(report['ece'])}"
         f" (± {_percent(report['ece_error'])}).",
     ]

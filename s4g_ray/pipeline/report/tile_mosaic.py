@@ -24,6 +24,7 @@ MAX_CANDIDATES = 30_000  # tiles whose ground is compared with what is covered
 MAX_TILES = 1500  # that are read for one map
 MAX_SECONDS = 12.0  # of reading for one map
 LARGEST = 4  # times the canvas: larger tiles are left out
+EDGE = 1e-6  # of a pixel: rounding of an edge that lies between two
 LEAST_NEW = (0.9, 0.3, 0.03)  # share of a tile's ground that is not covered yet, in each pass
 
 
@@ -55,12 +56,16 @@ def draw_mosaic(
 
 
 def _to_pixels(frame: MapFrame, boxes: Floats64, shape: tuple[int, int]) -> Ints:
-    """Return boxes in metres as boxes[N, 4] in pixels: left, right, top, bottom; rows go down."""
+    """Return boxes in metres as boxes[N, 4] in pixels: left, right, top, bottom; rows go down.
+
+    They are widened to whole pixels: between tiles whose edges meet no seam stays open.
+    """
     scale = shape[1] / (2 * frame.half_width_m)
     left, right, bottom, top = boxes.T
-    columns = [(left + frame.half_width_m) * scale, (right + frame.half_width_m) * scale]
-    rows = [(frame.half_height_m - top) * scale, (frame.half_height_m - bottom) * scale]
-    return np.asarray(np.rint(np.stack([*columns, *rows], axis=1)), np.int64)
+    low = np.stack([left + frame.half_width_m, frame.half_height_m - top], axis=1)
+    high = np.stack([right + frame.half_width_m, frame.half_height_m - bottom], axis=1)
+    edges = np.stack([np.floor(low * scale + EDGE), np.ceil(high * scale - EDGE)], axis=2)
+    return np.asarray(edges.reshape(-1, 4), np.int64)
 
 
 def _clip(box: Ints, shape: tuple[int, ...]) -> tuple[slice, slice]:

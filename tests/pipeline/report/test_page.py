@@ -142,12 +142,29 @@ def test_the_curve_of_a_calibration_stands_on_the_page(run: str, tmp_path: Path)
         "none_outside": 0.9,
     }
     files.write_json(str(tmp_path / "lake/calibration.json"), {"report": report})
+    model = {"architecture": "net", "weights_sha256": "0" * 64}
+    files.write_json(str(tmp_path / "lake/gallery.json"), {"model": model})
     page = Path(write_report(run, gallery=str(tmp_path / "lake"))).read_text()
     assert page.count("<svg") == 4
+    assert "model, net, is none of this run&#39;s checkpoints" in page
     assert "Calibration of lake" in page
     assert "Expected calibration error 6.1 % (± 1.0 %)" in page
     assert "true position of 52.0 % of the located photos (95 %: 47.0 % to 57.0 %)" in page
     assert "radius of 90 %" not in page
+
+
+def test_an_unfinished_run_says_so(ground: GeoDataset, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", ground, queries=np.eye(NUM), references=np.eye(NUM))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    page = Path(write_report(str(tmp_path / "run"))).read_text()
+    assert "Unfinished" not in page
+    assert page.count("<svg") == 3
+    metrics.write_text("".join(line for line in lines if '"kind": "epoch"' not in line))
+    page = Path(write_report(str(tmp_path / "run"))).read_text()
+    assert "Unfinished: 0 of 2 epochs are trained." in page
+    assert "<h2>Epochs</h2>" not in page
+    assert page.count("<svg") == 2  # no bars of the time
 
 
 def test_long_names_keep_their_start_and_their_end() -> None:

@@ -145,6 +145,9 @@ def test_each_tile_lies_where_its_ground_is(
         np.testing.assert_array_equal(colors[:, :3], wanted)
         assert (colors[:, 3] == 255).all()
         assert canvas[0, 0, 3] == 0  # beyond the tiles
+        rows, columns = np.array(middle_pixels(frame, shape)).T
+        ground = canvas[rows.min() : rows.max(), columns.min() : columns.max(), 3]
+        assert (ground == 255).all()  # no seam between tiles
     else:
         shown = colors[:, 3] == 255
         assert shown.mean() > 0.8

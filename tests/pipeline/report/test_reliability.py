@@ -32,7 +32,7 @@ def test_the_calibration_that_a_gallery_keeps_has_what_the_curve_needs(tmp_path:
     part = read_calibration(str(tmp_path / "lake"))
     assert part.gallery == "lake"
     assert part.chart.startswith("<svg")
-    for point in stored:
-        assert f"<!-- {point['queries']} -->" in part.chart  # matplotlib names its texts
+    most = max(point["queries"] for point in stored)
+    assert f"<!-- photos in a bin, at most {most} -->" in part.chart  # matplotlib names its texts
     assert f"90 photos from inside of the gallery and {60} from outside" in part.lines[0]
     assert f"{100 * assessment.ece:.1f} %" in part.lines[1]
