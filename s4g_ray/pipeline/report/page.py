@@ -123,7 +123,7 @@ def _describe_model_of(gallery: str, run_uri: str) -> str:
         if not is_published(uri):
             continue
         if open_published(uri, "checkpoint").info["weights_sha256"] == model["weights_sha256"]:
-            return f"The gallery's model is this run's of {name}."
+            return f"The gallery's model is this run's, of {name}."
     return (
         f"The gallery's model, {model['architecture']}, is none of this run's checkpoints: it is"
         " another run's, or of an epoch that was pruned."
