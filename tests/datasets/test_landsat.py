@@ -299,6 +299,16 @@ def test_the_command_makes_the_same_data_set_says_what_it_left_out_and_keeps_it(
     assert not headings.any()  # zeros: the centre shows north
 
 
+def test_a_scene_with_no_tile_to_train_on_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    options: dict[str, Any] = {"size_m": 9000, "queries_per_tile": 1, "test_queries_per_tile": 1}
+    dataset = landsat.convert("localtileserver", str(tmp_path / "x"), report=told.append, **options)
+    assert set(dataset.queries.to_table()["split"].to_pylist()) == {"test"}
+    assert told[1:] == [
+        "no tile is left to train on: the west is too narrow; give a smaller --size-m"
+    ]
+
+
 def test_wrong_options_and_sources_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
