@@ -146,8 +146,8 @@ def test_each_tile_lies_where_its_ground_is(
         assert (colors[:, 3] == 255).all()
         assert canvas[0, 0, 3] == 0  # beyond the tiles
         rows, columns = np.array(middle_pixels(frame, shape)).T
-        ground = canvas[rows.min() : rows.max(), columns.min() : columns.max(), 3]
-        assert (ground == 255).all()  # no seam between tiles
+        inner = canvas[rows.min() : rows.max(), columns.min() : columns.max(), 3]
+        assert (inner == 255).all()  # no seam between tiles
     else:
         shown = colors[:, 3] == 255
         assert shown.mean() > 0.8
