@@ -133,8 +133,8 @@ def list_overrides(name: str, arm: str) -> list[str]:
 
 
 def count_steps(name: str, arm: str) -> int:
-    """Return the steps of an arm's runs: all arms see as many pairs."""
-    return DATA[name].num_steps * BATCH_SIZE // ARMS[arm].batch_size
+    """Return the steps of an arm's runs: arms of equal `times` see as many pairs."""
+    return ARMS[arm].times * DATA[name].num_steps * BATCH_SIZE // ARMS[arm].batch_size
 
 
 @cache
@@ -246,7 +246,9 @@ TEXT = (
     " Steps: until R@1 is what the compared arm has at its end, by the mean curves. Train R@1: of"
     " train queries among the train references. Hardness: neighbors that share a batch with an"
     " anchor, mean of the last epoch's plan. Of one seed nothing follows: seeds differ by a point"
-    " and more."
+    " and more. The learning rate ends at 0, so curves end flat; more steps are arms of their own."
+    " Tiles of earth do not overlap, and a place there has one query: no radius, soft labels or hard"
+    " positives. Fields of view and headings: benchmarks.field_of_view."
 )
 COLUMNS = [
     *("arm", "seeds", "R@1", "R@5", "R@10", "median error, m"),

@@ -27,6 +27,7 @@ class Arm:
     against: str | None = "random"
     half: bool = False  # every other train place has no query
     batch_size: int = BATCH_SIZE  # other sizes train fewer or more steps, of as many pairs
+    times: int = 1  # the steps of the others
     data: tuple[str, ...] = ("landsat", "earth")  # where it differs from the others
 
 
@@ -77,7 +78,6 @@ ARMS = {
     "mined": Arm(()),
     # what decides
     "mined, overlap (lag 1)": Arm(("mining.schedule=overlap", "mining.lag_epochs=1"), "mined"),
-    "mined every 2nd epoch": Arm(("mining.every_epochs=2",), "mined"),
     "mined in cells": Arm(
         ("mining.scope=cells", "mining.cell_places=256", "mining.far_references=256"),
         "mined",
@@ -93,11 +93,8 @@ ARMS = {
     "mined, k = 16 of 64": Arm(("sampling.num_hard_negatives=16",), "mined"),
     "mined, k = 32 of 256": Arm(("sampling.neighbor_pool_size=256",), "mined"),
     # tiles that overlap: kept apart, or sharing targets
-    "geographic, radius": Arm((GEOGRAPHIC, RADIUS), "geographic", data=LANDSAT),
     "mined, radius": Arm((RADIUS,), "mined", data=LANDSAT),
     "mined, soft labels 0.5": Arm(("train.soft_labels=0.5",), "mined", data=LANDSAT),
-    "mined, soft labels 1": Arm(("train.soft_labels=1",), "mined", data=LANDSAT),
-    "random, soft labels 0.5": Arm((RANDOM, "train.soft_labels=0.5"), data=LANDSAT),
     # more signals
     "mined, hard positives": Arm(("sampling.hard_positives=0.5",), "mined", data=LANDSAT),
     "mined, queries shifted": Arm(
@@ -105,6 +102,9 @@ ARMS = {
     ),
     "mined, half": Arm((), "mined", half=True),
     "mined, half, gallery negatives": Arm((HALF,), "mined, half", half=True),
+    # twice the steps
+    "random, 1,800 steps": Arm((RANDOM,), None, times=2, data=LANDSAT),
+    "mined, 1,800 steps": Arm((), "random, 1,800 steps", times=2, data=LANDSAT),
     # batch size and temperature
     "random, batch of 16": Arm((RANDOM, *SMALL), None, batch_size=16),
     "mined, batch of 16": Arm(SMALL, "random, batch of 16", batch_size=16),

@@ -163,10 +163,11 @@ def _draw_positions(axes: Any, frame: MapFrame, results: QueryResults, rows: Int
         (x[~right], y[~right], "o", "white", "true position, another tile was found"),
         (x[right], y[right], "o", RIGHT, "true position, the right tile was found"),
         (end_x[wrong], end_y[wrong], "X", CROSS, "the wrong tile"),
+        (end_x[semi], end_y[semi], "X", SEMI, "a semi-positive tile"),
     ]
-    if semi.any():
-        marks.append((end_x[semi], end_y[semi], "X", SEMI, "a semi-positive tile"))
     for order, (left, up, marker, color, label) in enumerate(marks):
+        if not len(left):
+            continue
         style: dict[str, Any] = {"marker": marker, "color": color, "label": label}
         is_cross = marker == "X"
         style["s"] = (1.5 * size if is_cross else size) ** 2
