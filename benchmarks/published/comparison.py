@@ -1,6 +1,6 @@
 """Compare the published form with this project on tiny data in the layout of CVUSA.
 
-    python -m benchmarks.published.comparison [--places 4000] [--pairs 256] [--epochs 10]
+    python -m benchmarks.published.comparison [--places 4000] [--pairs 256] [--epochs 40]
 
 Both forms find neighbors, compose batches, train on the same batches from the same weights without
 augmentation, and evaluate. The published form reads the folder by itself, in plain loops.
@@ -324,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--places", type=int, default=4000)
     parser.add_argument("--pairs", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=40)
     arguments = parser.parse_args()
     lat, lon = draw_positions(arguments.places)
     on_ground = dict(enumerate(nearest(lat, lon, 128).tolist()))
