@@ -247,8 +247,8 @@ TEXT = (
     " train queries among the train references. Hardness: neighbors that share a batch with an"
     " anchor, mean of the last epoch's plan. Of one seed nothing follows: seeds differ by a point"
     " and more. The learning rate ends at 0, so curves end flat; more steps are arms of their own."
-    " Tiles of earth do not overlap, and a place there has one query: no radius, soft labels or hard"
-    " positives. Fields of view and headings: benchmarks.field_of_view."
+    " Tiles of earth do not overlap, and a place there has one query: no radius, soft labels or"
+    " hard positives. Fields of view and headings: benchmarks.field_of_view."
 )
 COLUMNS = [
     *("arm", "seeds", "R@1", "R@5", "R@10", "median error, m"),

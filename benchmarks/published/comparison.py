@@ -1,6 +1,6 @@
 """Compare the published form with this project on tiny data in the layout of CVUSA.
 
-    python -m benchmarks.published.comparison [--places 4000] [--pairs 256] [--epochs 40]
+    python -m benchmarks.published.comparison [--places 4000] [--pairs 512] [--epochs 40]
 
 Both forms find neighbors, compose batches, train on the same batches from the same weights without
 augmentation, and evaluate. The published form reads the folder by itself, in plain loops.
