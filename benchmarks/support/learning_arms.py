@@ -78,8 +78,6 @@ ARMS = {
     "mined": Arm(()),
     # what decides
     "mined, overlap (lag 1)": Arm(("mining.schedule=overlap", "mining.lag_epochs=1"), "mined"),
-    # a round after the 3rd of 6 epochs, and none before
-    "mined from half-way": Arm(("mining.every_epochs=3",), "mined", data=LANDSAT),
     "mined in cells": Arm(
         ("mining.scope=cells", "mining.cell_places=256", "mining.far_references=256"),
         "mined",
