@@ -191,10 +191,10 @@ def check_store(uri: str) -> None:
     """
     if files.is_local(uri):
         return
-    _check_unpublished(uri)
     trial = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
     files.write_bytes(trial, b"")
     files.remove(trial)
+    _check_unpublished(uri)
 
 
 def write_results(uri: str, results: Sequence[tuple[QueryResults, dict[str, Any]]]) -> None:

@@ -148,6 +148,9 @@ def test_a_file_within_a_published_folder_is_refused(tmp_path: Path, name: str) 
 def test_a_store_that_takes_no_results_is_found_at_once(store: Store, tmp_path: Path) -> None:
     check_store("s3://data/results/q.csv")
     assert not files.exists("s3://data/results")
+    files.write_bytes("s3://data/set/dataset.json", b"{}")
+    with pytest.raises(InputError, match=r"lies within s3://data/set, which dataset\.json"):
+        check_store("s3://data/set/queries/q.csv")
     with pytest.raises(WriteError, match="no-such-bucket"):
         check_store("s3://no-such-bucket/q.csv")
     check_store(str(tmp_path / "q.csv"))
