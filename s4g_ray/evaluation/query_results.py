@@ -28,7 +28,6 @@ from s4g_ray.errors import InputError
 from s4g_ray.evaluation.metrics import PROTOCOLS
 from s4g_ray.evaluation.scores import SplitSearch
 from s4g_ray.storage import files
-from s4g_ray.storage.files import MANIFEST
 
 SUFFIXES = (".parquet", ".csv")
 
@@ -174,7 +173,7 @@ def _check_unpublished(uri: str) -> None:
     """Raise InputError for a file in a folder whose files are listed: it would damage that."""
     folder = uri.rpartition("/")[0]
     while folder and not folder.endswith("/"):
-        for name in ("dataset.json", MANIFEST):
+        for name in ("dataset.json", files.MANIFEST):
             if files.exists(files.join(folder, name)):
                 raise InputError(
                     f"--queries-out {uri} lies within {folder}, which {name} describes; name a file"

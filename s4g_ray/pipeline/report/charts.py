@@ -24,11 +24,11 @@ def draw_loss_chart(records: list[Record]) -> str:
     figure, axes = make_axes()
     x, y = _columns(steps, "step", "loss")
     axes.plot(x, y, color=BLUE, alpha=0.6, linewidth=1)
-    x, y = _columns(epochs, "step", "loss")
-    label: str | None = "epoch" if epochs else None
-    axes.plot(x, y, "o-", color=BLUE, markersize=4, label=label)
+    if epochs:
+        x, y = _columns(epochs, "step", "loss")
+        axes.plot(x, y, "o-", color=BLUE, markersize=4, label="epoch")
     mined = {record["epoch"] for record in records if record["kind"] == "mining"}
-    label = "mining"
+    label: str | None = "mining"
     for record in epochs:
         if record["epoch"] in mined:
             axes.axvline(record["step"], color=SOFT, linewidth=0.8, linestyle=":", label=label)
